@@ -1,0 +1,134 @@
+//! Who asks: credentials in, [`Caller`] out.
+//!
+//! The order is Istio's (ISTIO.md 2.2): client certificate, then JWT; TokenReview and node impersonation have
+//! their place behind them. What cannot be proven is nobody.
+
+pub mod client_certificate;
+pub mod jwt;
+
+use std::net::IpAddr;
+
+use crate::identity::SpiffeId;
+
+/// How a caller proved who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// An X.509 leaf of this CA, by mutual TLS.
+    ClientCertificate,
+    /// The daemon itself (its serving certificate, controllers).
+    Internal,
+    /// A JSON Web Token checked with its issuer's published keys.
+    Jwt,
+    /// The operator, by the admin socket or by the command that runs alone.
+    Operator,
+    /// A Kubernetes token, checked by the API server.
+    TokenReview,
+}
+
+impl Method {
+    /// The name in logs and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientCertificate => "client_certificate",
+            Self::Internal => "internal",
+            Self::Jwt => "jwt",
+            Self::Operator => "operator",
+            Self::TokenReview => "token_review",
+        }
+    }
+}
+
+/// Which part of the daemon asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InternalCaller {
+    /// The endpoint's own TLS certificate.
+    ServingCertificate,
+}
+
+/// Who a caller is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// A part of the daemon.
+    Internal(InternalCaller),
+    /// The operator: the user id at the admin socket, or of the command.
+    Operator {
+        /// The Unix user id.
+        uid: u32,
+    },
+    /// A workload.
+    Workload(SpiffeId),
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Internal(InternalCaller::ServingCertificate) => f.write_str("internal:serving-certificate"),
+            Self::Operator { uid } => write!(f, "operator:uid={uid}"),
+            Self::Workload(id) => id.fmt(f),
+        }
+    }
+}
+
+/// The pod that a Kubernetes token is bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundPod {
+    /// The pod's name.
+    pub name: String,
+    /// The pod's UID.
+    pub uid: String,
+}
+
+/// Somebody whose identity is proven. Only this module makes one.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    method: Method,
+    identity: Identity,
+    cluster: Option<String>,
+    pod: Option<BoundPod>,
+    peer: Option<IpAddr>,
+}
+
+impl Caller {
+    /// The operator of this machine; the caller's uid is the kernel's word (SO_PEERCRED or getuid).
+    #[must_use]
+    pub fn operator(uid: u32) -> Self {
+        Self { method: Method::Operator, identity: Identity::Operator { uid }, cluster: None, pod: None, peer: None }
+    }
+
+    /// A part of the daemon.
+    #[must_use]
+    pub fn internal(who: InternalCaller) -> Self {
+        Self { method: Method::Internal, identity: Identity::Internal(who), cluster: None, pod: None, peer: None }
+    }
+
+    /// How the caller proved who it is.
+    #[must_use]
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Who the caller is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The cluster that the caller belongs to, where its method knows one.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&str> {
+        self.cluster.as_deref()
+    }
+
+    /// The pod that the caller's token is bound to, if it is.
+    #[must_use]
+    pub fn pod(&self) -> Option<&BoundPod> {
+        self.pod.as_ref()
+    }
+
+    /// Where the caller's connection comes from.
+    #[must_use]
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+}

@@ -1,0 +1,108 @@
+//! Rate limits: how often one identity, and all together, may ask.
+//!
+//! istiod is one caller for many workloads, so that the identity that a certificate is for counts as well as
+//! the one that asks.
+
+use std::{num::NonZeroU32, sync::Arc};
+
+use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use crate::{
+    auth::{Caller, Identity},
+    identity::Name,
+    pki::Template,
+};
+
+/// How many keyed requests pass between two sweeps of the identities that have their whole quota again.
+const SWEEP_EVERY: u64 = 4096;
+
+/// Configured limits; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Certificates a second for one identity.
+    pub per_identity: Option<Rate>,
+    /// Certificates a second in all.
+    pub total: Option<Rate>,
+}
+
+/// A sustained rate and how far a burst may exceed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Requests a second.
+    pub per_second: NonZeroU32,
+    /// Requests at once.
+    pub burst: NonZeroU32,
+}
+
+impl Rate {
+    fn quota(self) -> Quota {
+        Quota::per_second(self.per_second).allow_burst(self.burst)
+    }
+}
+
+/// A limit that a request met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Limited {
+    /// The identity's own.
+    #[error("this identity asks too often")]
+    Identity,
+    /// The sum over all.
+    #[error("the CA is asked too often")]
+    Total,
+}
+
+/// The limits at work.
+#[derive(Debug)]
+pub struct Limits {
+    total: Option<DefaultDirectRateLimiter>,
+    per_identity: Option<DefaultKeyedRateLimiter<Arc<str>>>,
+    counted: std::sync::atomic::AtomicU64,
+}
+
+impl Limits {
+    /// Sets the limits up.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            total: settings.total.map(|rate| RateLimiter::direct(rate.quota())),
+            per_identity: settings.per_identity.map(|rate| RateLimiter::keyed(rate.quota())),
+            counted: 0.into(),
+        }
+    }
+
+    /// Counts a request before any work is done for it.
+    ///
+    /// # Errors
+    /// When the caller or all together ask too often; the daemon's own requests and the operator's always pass.
+    pub fn admit(&self, caller: &Caller) -> Result<(), Limited> {
+        let Identity::Workload(id) = caller.identity() else { return Ok(()) };
+        self.count(&id.to_string())?;
+        match &self.total {
+            Some(total) if total.check().is_err() => Err(Limited::Total),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts the identities that a certificate is for, where they are not the caller.
+    ///
+    /// # Errors
+    /// When one of them has too many certificates asked for.
+    pub fn admit_names(&self, caller: &Caller, template: &Template) -> Result<(), Limited> {
+        for name in &template.names {
+            match (name, caller.identity()) {
+                (Name::Spiffe(id), Identity::Workload(caller)) if id != caller => self.count(&id.to_string())?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, identity: &str) -> Result<(), Limited> {
+        let Some(limiter) = &self.per_identity else { return Ok(()) };
+        let counted = self.counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if counted % SWEEP_EVERY == SWEEP_EVERY - 1 {
+            limiter.retain_recent();
+        }
+        limiter.check_key(&Arc::from(identity)).map_err(|_| Limited::Identity)
+    }
+}

@@ -1,0 +1,18 @@
+//! Pure PKI: bytes in, checked values out. No I/O, no clock, no token.
+
+pub mod bundle;
+pub mod csr;
+pub mod key;
+pub mod lint;
+pub mod pem;
+pub mod private_key;
+pub mod profile;
+pub mod tbs;
+pub mod verify;
+
+pub use bundle::{Bundle, Issuer};
+pub use csr::VerifiedCsr;
+pub use key::{KeyAlgorithm, PublicKey, SignatureAlgorithm};
+pub use profile::{Profile, Template};
+pub use tbs::Tbs;
+pub use verify::Issued;
