@@ -17,6 +17,7 @@
 
 pub mod auth;
 pub mod clock;
+pub mod config;
 pub mod identity;
 pub mod issue;
 pub mod log;
