@@ -18,9 +18,12 @@
 pub mod auth;
 pub mod clock;
 pub mod config;
+pub mod daemon;
+pub mod hardening;
 pub mod identity;
 pub mod issue;
 pub mod log;
 pub mod pki;
 pub mod policy;
 pub mod signer;
+pub mod telemetry;

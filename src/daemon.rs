@@ -1,0 +1,3 @@
+//! x
+pub mod readiness;
+pub mod status;
