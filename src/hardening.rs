@@ -19,6 +19,7 @@ pub struct HardeningError {
 /// # Errors
 /// When the kernel refuses.
 pub fn no_core_dumps() -> Result<(), HardeningError> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|source| HardeningError { step: "setrlimit(RLIMIT_CORE)", source })?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)
+        .map_err(|source| HardeningError { step: "setrlimit(RLIMIT_CORE)", source })?;
     prctl::set_dumpable(false).map_err(|source| HardeningError { step: "prctl(PR_SET_DUMPABLE)", source })
 }

@@ -125,7 +125,10 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
         refused_hour: sum(&hour.buckets, |bucket| bucket.refused),
         rate_area: plot::area(&rates, rate_top),
         rate_line: plot::line(&rates.iter().copied().map(Some).collect::<Vec<_>>(), rate_top),
-        refused_line: plot::line(&refused.iter().map(|rate| (*rate > 0.0).then_some(*rate)).collect::<Vec<_>>(), rate_top),
+        refused_line: plot::line(
+            &refused.iter().map(|rate| (*rate > 0.0).then_some(*rate)).collect::<Vec<_>>(),
+            rate_top,
+        ),
         rate_top: number(rate_top),
         p50_now: latency(recent.percentile(50)),
         p99_now: latency(recent.percentile(99)),
@@ -144,9 +147,7 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
 
 fn troubles(snapshot: &Snapshot) -> Vec<Trouble> {
     let parts = snapshot.report.parts.iter();
-    parts
-        .filter_map(|part| part.trouble.clone().map(|reason| Trouble { name: part.name.clone(), reason }))
-        .collect()
+    parts.filter_map(|part| part.trouble.clone().map(|reason| Trouble { name: part.name.clone(), reason })).collect()
 }
 
 fn life(entry: &super::ChainEntry, now: SystemTime) -> Life {
