@@ -17,9 +17,11 @@
 
 pub mod auth;
 pub mod clock;
+pub mod grpc;
 pub mod identity;
 pub mod issue;
 pub mod log;
 pub mod pki;
 pub mod policy;
 pub mod signer;
+pub mod telemetry;
