@@ -19,6 +19,7 @@ pub mod auth;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod grpc;
 pub mod hardening;
 pub mod identity;
 pub mod issue;
