@@ -191,8 +191,7 @@ impl ClientCertificates {
         }
         let der = chain.first().ok_or(CertificateError::Empty)?;
         let files = self.files.load();
-        let current =
-            Accepted { subject: issuer.subject(), key: issuer.public_key(), not_after: issuer.not_after() };
+        let current = Accepted { subject: issuer.subject(), key: issuer.public_key(), not_after: issuer.not_after() };
         let accepted: Vec<Accepted<'_>> =
             std::iter::once(current).chain(files.previous.iter().map(PreviousCa::accepted)).collect();
         let (proven, issuer_ends) = self.prove(der, &accepted)?;
@@ -253,20 +252,18 @@ impl Files {
         let mut files = Self { previous: Vec::new(), denylist: Denylist::default() };
         for path in &settings.previous_ca_certificates {
             match super::authenticator::read_file(path).and_then(|bytes| {
-                PreviousCa::parse_all(&bytes)
-                    .map_err(|source| SetupError::PreviousCa { file: path.clone(), source })
+                PreviousCa::parse_all(&bytes).map_err(|source| SetupError::PreviousCa { file: path.clone(), source })
             }) {
                 Ok(cas) => files.previous.extend(cas),
                 Err(error) => errors.push(error),
             }
         }
         if let Some(path) = &settings.denylist {
-            match super::authenticator::read_file(path).map(|bytes| Denylist::parse(&String::from_utf8_lossy(&bytes)))
-            {
+            match super::authenticator::read_file(path).map(|bytes| Denylist::parse(&String::from_utf8_lossy(&bytes))) {
                 Ok(Ok(denylist)) => files.denylist = denylist,
-                Ok(Err(lines)) => errors.extend(
-                    lines.into_iter().map(|source| SetupError::Denylist { file: path.clone(), source }),
-                ),
+                Ok(Err(lines)) => {
+                    errors.extend(lines.into_iter().map(|source| SetupError::Denylist { file: path.clone(), source }))
+                }
                 Err(error) => errors.push(error),
             }
         }

@@ -218,12 +218,7 @@ impl Jwt {
     ///
     /// # Errors
     /// When it proves nobody, or nobody yet ([`JwtError::is_temporary`]).
-    pub async fn check(
-        &self,
-        token: Token<'_>,
-        cluster: ClusterId<'_>,
-        now: SystemTime,
-    ) -> Result<Proven, JwtError> {
+    pub async fn check(&self, token: Token<'_>, cluster: ClusterId<'_>, now: SystemTime) -> Result<Proven, JwtError> {
         let text = token::within_limit(token.expose())?;
         let cluster = cluster.or(&self.default_cluster);
         let hash = sha256(text.as_bytes());
@@ -233,8 +228,7 @@ impl Jwt {
         let compact = Compact::parse(text)?;
         let claims = Claims::parse(&compact.payload)?;
         let (index, issuer) = self.issuer(&claims.iss, cluster)?;
-        let algorithm =
-            issuer.algorithms.iter().copied().find(|known| known.as_str() == compact.header.alg);
+        let algorithm = issuer.algorithms.iter().copied().find(|known| known.as_str() == compact.header.alg);
         let algorithm = algorithm.ok_or(JwtError::Algorithm)?;
         let keys = issuer.keys_for(&compact, algorithm).await?;
         if !keys.of(compact.header.kid.as_deref(), algorithm).take(TRIES).any(|key| key.made(&compact)) {

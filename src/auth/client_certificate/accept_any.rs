@@ -62,8 +62,8 @@ impl ClientCertVerifier for AcceptAny {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let spki = super::leaf::public_key_info(cert)
-            .ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        let spki =
+            super::leaf::public_key_info(cert).ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
         verify_tls13_signature_with_raw_key(message, &SubjectPublicKeyInfoDer::from(spki), dss, &self.algorithms)
     }
 

@@ -133,9 +133,7 @@ fn identity(tbs: &TbsCertificate) -> Result<SpiffeId, CertificateError> {
     let names = tbs.get_extension::<SubjectAltName>().map_err(|_| CertificateError::Malformed)?;
     let Some((_, SubjectAltName(names))) = names else { return Err(CertificateError::Names) };
     match names.as_slice() {
-        [GeneralName::UniformResourceIdentifier(uri)] => {
-            uri.as_str().parse().map_err(|_| CertificateError::Names)
-        }
+        [GeneralName::UniformResourceIdentifier(uri)] => uri.as_str().parse().map_err(|_| CertificateError::Names),
         _ => Err(CertificateError::Names),
     }
 }
@@ -192,7 +190,7 @@ fn fields(certificate: &[u8]) -> der::Result<(&[u8], Vec<&[u8]>)> {
     })?;
     reader.finish()?;
     let fields = SliceReader::new(tbs)?.sequence(|inner| {
-        if inner.peek_tag()?.is_context_specific() {
+        if der::Tag::peek(inner)?.is_context_specific() {
             inner.tlv_bytes()?;
         }
         let fields = (0..FIELDS).map(|_| inner.tlv_bytes()).collect::<der::Result<Vec<_>>>()?;

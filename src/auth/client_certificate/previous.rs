@@ -6,10 +6,7 @@ use std::time::SystemTime;
 
 use der::Decode;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
-use x509_cert::{
-    certificate::{CertificateInner, Raw},
-    ext::pkix::BasicConstraints,
-};
+use x509_cert::{Certificate, ext::pkix::BasicConstraints};
 
 use super::{Accepted, leaf};
 use crate::pki::{PublicKey, key::KeyError};
@@ -66,7 +63,7 @@ impl PreviousCa {
 
     fn parse(number: usize, der: &[u8]) -> Result<Self, PreviousCaError> {
         let malformed = || PreviousCaError::Malformed(number);
-        let parsed = CertificateInner::<Raw>::from_der(der).map_err(|_| malformed())?;
+        let parsed = Certificate::from_der(der).map_err(|_| malformed())?;
         let tbs = parsed.tbs_certificate();
         let basic = tbs.get_extension::<BasicConstraints>().map_err(|_| malformed())?;
         if !basic.is_some_and(|(_, basic)| basic.ca) {

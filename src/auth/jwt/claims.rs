@@ -232,9 +232,7 @@ impl Reference {
                 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
         };
         match &self.uid {
-            Some(uid) if plain(&self.name) && plain(uid) => {
-                Ok(BoundPod { name: self.name.clone(), uid: uid.clone() })
-            }
+            Some(uid) if plain(&self.name) && plain(uid) => Ok(BoundPod { name: self.name.clone(), uid: uid.clone() }),
             Some(_) | None => Err(ClaimsError::Malformed),
         }
     }
