@@ -1,5 +1,7 @@
 //! The command line: clap types and dispatch; one file per command.
 
+pub mod bench;
+pub mod bundle_dir;
 pub mod check;
 pub mod generate;
 pub mod import;

@@ -15,7 +15,9 @@
 //!
 //! Each type has private fields and one place that can make it, so that no step can be skipped.
 
+pub mod agent;
 pub mod auth;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod daemon;
