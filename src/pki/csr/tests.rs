@@ -74,7 +74,8 @@ fn every_kind_of_name_is_read() {
     let wanted = extension_request(&[extension(SAN, None, &names)]);
     let csr = VerifiedCsr::from_der(&signed_request(&P256, EMPTY_SUBJECTS[0], &[wanted])).unwrap();
     let shown: Vec<_> = csr.names().iter().map(ToString::to_string).collect();
-    let expected = ["of kind rfc822Name (e-mail)", "DNS:a.b", "URI:https://x", "IP:10.0.0.1", "IP:::1", "of kind registeredID"];
+    let expected =
+        ["of kind rfc822Name (e-mail)", "DNS:a.b", "URI:https://x", "IP:10.0.0.1", "IP:::1", "of kind registeredID"];
     assert_eq!(shown, expected);
 }
 
@@ -141,7 +142,11 @@ fn each_refusal_says_why() {
         ("empty", vec![], CsrError::Malformed("not a certification request")),
         ("not DER", b"hello".to_vec(), CsrError::Malformed("not a certification request")),
         ("trailing byte", trailing, CsrError::Malformed("not a certification request")),
-        ("version 2", request(&info(1, EMPTY_SUBJECTS[0], &spki, &[]), ecdsa, b""), CsrError::Malformed("the version is not 1")),
+        (
+            "version 2",
+            request(&info(1, EMPTY_SUBJECTS[0], &spki, &[]), ecdsa, b""),
+            CsrError::Malformed("the version is not 1"),
+        ),
         ("P-521", keyed(&p521.subject_public_key_info()), CsrError::Key(KeyError::UnsupportedType)),
         ("RSA-1024", keyed(&rsa_spki(128)), CsrError::Key(KeyError::RsaSize(1024))),
         ("RSA-8192", keyed(&rsa_spki(1024)), CsrError::Key(KeyError::RsaSize(8192))),
@@ -154,11 +159,27 @@ fn each_refusal_says_why() {
         ("CA:TRUE", ca(b"\x30\x03\x01\x01\xff"), CsrError::CaRequested),
         ("CA:TRUE, not DER", ca(b"\x30\x03\x01\x01\x01"), CsrError::CaRequested),
         ("constraints malformed", ca(b"\x05\x00"), CsrError::Malformed("the requested basicConstraints")),
-        ("attribute twice", with(&[extension_request(&[]), extension_request(&[])]), CsrError::Malformed("an attribute that comes twice")),
+        (
+            "attribute twice",
+            with(&[extension_request(&[]), extension_request(&[])]),
+            CsrError::Malformed("an attribute that comes twice"),
+        ),
         ("two values", with(&[two_values]), CsrError::Malformed("the requested extensions")),
-        ("extension twice", wants(&[san(None), san(None)]), CsrError::Malformed("a requested extension that comes twice")),
-        ("many attributes", with(&(0..17).map(|n| attribute(&numbered(n), b"\x05\x00")).collect::<Vec<_>>()), CsrError::Malformed("too many attributes")),
-        ("many extensions", wants(&(0..33).map(|n| extension(&numbered(n), None, b"")).collect::<Vec<_>>()), CsrError::Malformed("too many extensions")),
+        (
+            "extension twice",
+            wants(&[san(None), san(None)]),
+            CsrError::Malformed("a requested extension that comes twice"),
+        ),
+        (
+            "many attributes",
+            with(&(0..17).map(|n| attribute(&numbered(n), b"\x05\x00")).collect::<Vec<_>>()),
+            CsrError::Malformed("too many attributes"),
+        ),
+        (
+            "many extensions",
+            wants(&(0..33).map(|n| extension(&numbered(n), None, b"")).collect::<Vec<_>>()),
+            CsrError::Malformed("too many extensions"),
+        ),
         ("many names", names(&many), CsrError::Malformed("too many subject alternative names")),
         ("no name", names(&[]), CsrError::Malformed("the subject alternative name is there but empty")),
         ("IP of 5 bytes", names(&[(7, &[1, 2, 3, 4, 5])]), CsrError::Malformed("the subject alternative name")),

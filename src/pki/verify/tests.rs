@@ -36,7 +36,9 @@ fn no_other_signature_is_released() {
             key.sign(b"").unwrap(),
             vec![0xff; 5000],
         ];
-        cases.extend(keys().into_iter().filter(|other| public(other) != public(key)).map(|other| other.sign(tbs.der()).unwrap()));
+        cases.extend(
+            keys().into_iter().filter(|other| public(other) != public(key)).map(|other| other.sign(tbs.der()).unwrap()),
+        );
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
