@@ -1,6 +1,9 @@
 //! Client certificates: what proves a workload, every way to prove nothing, and what changes between two requests.
 
-use std::{io::Write, time::SystemTime};
+use std::{
+    io::Write,
+    time::{Duration, SystemTime},
+};
 
 use istio_hsm_ca::auth::client_certificate::{CertificateError, ClientCertificates, Settings, previous::PreviousCa};
 use proptest::prelude::*;
@@ -29,6 +32,15 @@ impl Ca {
         Self::until(name, key, at(NOW + 1_000_000))
     }
 
+    /// One that is valid on the machine's own clock.
+    pub fn living() -> Self {
+        let now = istio_hsm_ca::clock::now();
+        let key = KeyPair::generate().unwrap();
+        let mut params = Self::params("ca", now + Duration::from_secs(3600));
+        params.not_before = (now - Duration::from_secs(3600)).into();
+        Self { pem: params.self_signed(&key).unwrap().pem(), issuer: Issuer::new(params, key) }
+    }
+
     fn until(name: &str, key: KeyPair, not_after: SystemTime) -> Self {
         let params = Self::params(name, not_after);
         let pem = params.self_signed(&key).unwrap().pem();
@@ -52,7 +64,7 @@ impl Ca {
         Self { pem: params.signed_by(&key, &self.issuer).unwrap().pem(), issuer: Issuer::new(params, key) }
     }
 
-    fn leaf_with(&self, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
+    pub fn leaf_with(&self, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri(CART)];
