@@ -16,8 +16,19 @@ use tracing_subscriber::{
 };
 
 /// Libraries whose lines below `INFO` may hold headers or bodies of requests, whatever the operator's filter says.
-const GUARDED: &[&str] =
-    &["h2", "hyper", "hyper_util", "jsonwebtoken", "kube", "kube_client", "reqwest", "rustls", "tonic", "tower", "tower_http"];
+const GUARDED: &[&str] = &[
+    "h2",
+    "hyper",
+    "hyper_util",
+    "jsonwebtoken",
+    "kube",
+    "kube_client",
+    "reqwest",
+    "rustls",
+    "tonic",
+    "tower",
+    "tower_http",
+];
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -190,7 +201,9 @@ mod tests {
 
     #[test]
     fn filters() {
-        for (text, good) in [("info", true), ("warn,istio_hsm_ca=debug", true), ("istio_hsm_ca=loud", false), ("a=b=c", false)] {
+        for (text, good) in
+            [("info", true), ("warn,istio_hsm_ca=debug", true), ("istio_hsm_ca=loud", false), ("a=b=c", false)]
+        {
             assert_eq!(text.parse::<Filter>().is_ok(), good, "{text}");
         }
     }

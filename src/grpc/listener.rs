@@ -189,7 +189,8 @@ impl Gate {
                 None => (Transport::Plain(stream), Peer::new(address, &[])),
                 Some(tls) => match tokio::time::timeout(gate.timeout, tls.accept(stream)).await {
                     Ok(Ok(stream)) => {
-                        let chain: &[CertificateDer<'static>] = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                        let chain: &[CertificateDer<'static>] =
+                            stream.get_ref().1.peer_certificates().unwrap_or_default();
                         let peer = Peer::new(address, chain);
                         (Transport::Tls(Box::new(stream)), peer)
                     }

@@ -57,8 +57,8 @@ pub fn routes(
     ready: watch::Receiver<bool>,
     stop: CancellationToken,
 ) -> Result<Routes, ServeError> {
-    let certificates = IstioCertificateServiceServer::new(certificates)
-        .max_decoding_message_size(settings.limits.message_bytes);
+    let certificates =
+        IstioCertificateServiceServer::new(certificates).max_decoding_message_size(settings.limits.message_bytes);
     let mut routes = Routes::new(certificates).add_service(health::service(ready, stop));
     if settings.reflection {
         let builder = || {
