@@ -9,7 +9,6 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 
 use super::{Intent, timestamp};
-use crate::pki::Profile;
 
 /// The version of the format, in every line.
 pub const VERSION: u8 = 1;
@@ -49,7 +48,7 @@ pub struct IntentLine {
     pub caller: CallerField,
     /// The granted names, each with its kind: `URI:`, `DNS:` or `IP:`.
     pub names: Vec<String>,
-    /// `leaf`, `intermediate` or `self_signed_root`.
+    /// `leaf`, `intermediate` or `self-signed-root`.
     pub profile: String,
     /// The serial number in hexadecimal digits.
     pub serial: String,
@@ -233,7 +232,7 @@ impl IntentLine {
                 peer: intent.caller.peer(),
             },
             names: template.names.iter().map(ToString::to_string).collect(),
-            profile: profile_name(&template.profile).to_owned(),
+            profile: template.profile.as_str().to_owned(),
             serial: intent.tbs.serial().to_hex(),
             not_before: timestamp::format(template.not_before),
             not_after: timestamp::format(template.not_after),
@@ -253,14 +252,6 @@ impl IntentLine {
     #[must_use]
     pub fn tbs_der(&self) -> Option<Vec<u8>> {
         BASE64_STANDARD.decode(&self.tbs).ok()
-    }
-}
-
-fn profile_name(profile: &Profile) -> &'static str {
-    match profile {
-        Profile::Intermediate { .. } => "intermediate",
-        Profile::Leaf => "leaf",
-        Profile::SelfSignedRoot { .. } => "self_signed_root",
     }
 }
 
