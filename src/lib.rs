@@ -23,3 +23,4 @@ pub mod log;
 pub mod pki;
 pub mod policy;
 pub mod signer;
+pub mod token;
