@@ -117,7 +117,7 @@ pub struct Sign<'a> {
 pub enum FaultClass {
     /// The token is there but has no room now (CKR_SESSION_COUNT and the like): later.
     Busy,
-    /// This call with this key cannot work; another session or host would not help.
+    /// This key cannot sign as it stands: it is not there, or its attributes or mechanisms forbid it.
     Key,
     /// The login is lost.
     Login,
@@ -125,6 +125,8 @@ pub enum FaultClass {
     Module,
     /// The PIN is wrong or locked: nobody tries again until the PIN's file changes.
     Pin,
+    /// This one message cannot be signed, whichever session does it; others may.
+    Request,
     /// The session is lost.
     Session,
     /// What the host was configured with does not work; the text says what to change.
@@ -134,12 +136,13 @@ pub enum FaultClass {
 }
 
 impl FaultClass {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Busy,
         Self::Key,
         Self::Login,
         Self::Module,
         Self::Pin,
+        Self::Request,
         Self::Session,
         Self::Settings,
         Self::Token,
@@ -152,9 +155,10 @@ impl FaultClass {
             Self::Login => 3,
             Self::Module => 4,
             Self::Pin => 5,
-            Self::Session => 6,
-            Self::Settings => 7,
-            Self::Token => 8,
+            Self::Request => 6,
+            Self::Session => 7,
+            Self::Settings => 8,
+            Self::Token => 9,
         }
     }
 
