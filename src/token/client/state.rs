@@ -24,6 +24,9 @@ use crate::{
 /// Wrong signatures in a row that take a token out of service; one is enough while it is half-open.
 const WRONG_LIMIT: u32 = 3;
 
+/// Requests in a row that the token cannot do, each for itself, after which it counts as failing.
+const REQUEST_LIMIT: u32 = 4;
+
 /// How long a half-open breaker waits for the verdict on the request that it let through.
 const TRIAL_LIMIT: Duration = Duration::from_secs(2);
 
@@ -236,6 +239,7 @@ impl Shared {
         let delivered = match reply {
             Reply::Signed { session, signature } => {
                 count(&counters.signed);
+                token.refusals = 0;
                 let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
                 counters.busy_nanoseconds.fetch_add(nanoseconds, std::sync::atomic::Ordering::Relaxed);
                 let source = Source { token: Arc::clone(&token.name), host: token.host, session };
@@ -478,7 +482,10 @@ impl Token {
             FaultClass::Key if job.is_real() => {
                 self.opened.remove(&job.key);
             }
-            FaultClass::Busy | FaultClass::Key | FaultClass::Login | FaultClass::Session => {
+            FaultClass::Request if self.phase == Phase::Serving && self.refusals < REQUEST_LIMIT => {
+                self.refusals += 1;
+            }
+            FaultClass::Busy | FaultClass::Key | FaultClass::Login | FaultClass::Request | FaultClass::Session => {
                 self.trip(&fault.text, false);
             }
             FaultClass::Module | FaultClass::Pin | FaultClass::Settings | FaultClass::Token => {

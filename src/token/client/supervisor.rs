@@ -157,6 +157,7 @@ impl Supervisor {
         self.open_missing(host).await;
         let Some(fixed) = self.shared.fixed.get(self.at) else { return End::down("no such token") };
         let mut probing = Probing::new();
+        let mut before = Phase::Starting;
         let mut looked = Instant::now();
         let mut asked = Instant::now();
         let mut ticks = tokio::time::interval(TICK);
@@ -173,14 +174,22 @@ impl Supervisor {
                 let reason = format!("its host has answered nothing for {:?}", progress.elapsed());
                 return End { phase: Phase::Down, reason, hung: true };
             }
-            if phase.is_ready() {
-                probing = Probing::new();
-            } else if Instant::now() >= probing.at {
+            match (before, phase) {
+                (_, Phase::Serving) => probing = Probing::new(),
+                // The canary signed and the real request did not: that is a failed probe too.
+                (Phase::HalfOpen, Phase::Probing) => probing.failed(),
+                _ => {}
+            }
+            before = phase;
+            if probing.failures >= PROBES {
+                return End::down(reason);
+            }
+            if !phase.is_ready() && Instant::now() >= probing.at {
                 match self.probe(host).await {
                     Ok(()) => self.shared.half_open(self.at),
                     Err(end) => {
                         probing.failed();
-                        if end.hung || end.phase == Phase::PinRefused || probing.failures >= PROBES {
+                        if end.hung || end.phase == Phase::PinRefused {
                             return end;
                         }
                     }

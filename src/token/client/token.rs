@@ -50,6 +50,8 @@ pub(super) struct Token {
     pub(super) trial: Option<Trial>,
     /// Wrong signatures in a row.
     pub(super) wrong: u32,
+    /// Requests in a row that it could not do, although it works.
+    pub(super) refusals: u32,
     window: usize,
     correlation: u64,
 }
@@ -72,6 +74,7 @@ impl Token {
             progress: Instant::now(),
             trial: None,
             wrong: 0,
+            refusals: 0,
             window: 0,
             correlation: 0,
         }
@@ -195,6 +198,7 @@ impl Token {
     pub(super) fn serve(&mut self) {
         self.trial = None;
         self.wrong = 0;
+        self.refusals = 0;
         self.set(Phase::Serving, "");
     }
 

@@ -97,7 +97,8 @@ impl Connection {
 
     /// Tells the daemon why there will be no service.
     pub(super) fn refuse(&mut self, correlation: u64, fault: Fault) {
-        let writer = Mutex::new(&self.socket);
+        let Ok(socket) = self.socket.try_clone() else { return };
+        let writer = Mutex::new(socket);
         let mut outbox = Outbox::new(&writer);
         // The daemon may be gone already, and then nobody needs to know.
         let _ = outbox.push(correlation, &Reply::Fault(fault)).and_then(|()| outbox.flush());
@@ -112,10 +113,11 @@ impl Connection {
             self.refuse(hello, fault);
             return if broken { Served::Broken(text) } else { Served::HungUp };
         }
+        let Ok(writer) = self.socket.try_clone() else { return Served::HungUp };
         let service = Service {
             vault,
             inbox: Mutex::new(self.inbox),
-            writer: Mutex::new(&self.socket),
+            writer: Mutex::new(writer),
             socket: &self.socket,
             broken: Mutex::new(None),
         };
@@ -144,7 +146,7 @@ impl Connection {
 struct Service<'a> {
     vault: &'a Vault,
     inbox: Mutex<Inbox>,
-    writer: Mutex<&'a UnixStream>,
+    writer: Mutex<UnixStream>,
     socket: &'a UnixStream,
     broken: Mutex<Option<String>>,
 }

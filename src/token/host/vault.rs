@@ -15,7 +15,7 @@ use std::{
 };
 
 use cryptoki::session::Session;
-pub(super) use worker::{Signature, Worker};
+pub(super) use worker::Worker;
 
 use super::{Settings, chain, policy::Rules, watchdog::Watchdog};
 use crate::{

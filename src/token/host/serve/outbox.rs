@@ -16,14 +16,14 @@ const MOST: usize = 16;
 const LINGER: Duration = Duration::from_millis(3);
 
 pub(super) struct Outbox<'a> {
-    writer: &'a Mutex<&'a UnixStream>,
+    writer: &'a Mutex<UnixStream>,
     buffer: Vec<u8>,
     count: usize,
     since: Instant,
 }
 
 impl<'a> Outbox<'a> {
-    pub(super) fn new(writer: &'a Mutex<&'a UnixStream>) -> Self {
+    pub(super) fn new(writer: &'a Mutex<UnixStream>) -> Self {
         Self { writer, buffer: Vec::new(), count: 0, since: Instant::now() }
     }
 
@@ -46,8 +46,10 @@ impl<'a> Outbox<'a> {
         if self.count == 0 {
             return Ok(());
         }
-        let mut socket: &UnixStream = *self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held over the whole write, so that frames of two threads do not mix.
+        let mut socket = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         socket.write_all(&self.buffer)?;
+        drop(socket);
         self.buffer.clear();
         self.count = 0;
         Ok(())
