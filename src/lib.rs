@@ -27,3 +27,4 @@ pub mod pki;
 pub mod policy;
 pub mod signer;
 pub mod telemetry;
+pub mod token;

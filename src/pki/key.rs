@@ -1,4 +1,20 @@
 //! Public keys: parsed strictly, bounded before any arithmetic on them, verified with aws-lc-rs.
+//!
+//! A [`PublicKey`] has exactly one encoding: bytes that are not the canonical DER of the key that they hold are
+//! refused, so that keys can be compared, hashed and denied by their bytes. It never holds or makes a private key.
+//! Called for CA certificates, requests, private key files and the public objects of tokens.
+
+mod encoding;
+
+use std::sync::Arc;
+
+use aws_lc_rs::{
+    digest,
+    signature::{self, ParsedPublicKey, UnparsedPublicKey, VerificationAlgorithm},
+};
+use const_oid::db::{rfc5912, rfc8410};
+use der::{Any, asn1::Null};
+use spki::AlgorithmIdentifierOwned;
 
 /// The kinds of key that this CA knows (RFC 3279, RFC 5480, RFC 8410).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,6 +30,18 @@ pub enum KeyAlgorithm {
         /// Modulus length in bits, 2048 to 4096.
         bits: u16,
     },
+}
+
+/// As people write it: `RSA-2048`, `P-256`, `P-384`, `Ed25519`.
+impl std::fmt::Display for KeyAlgorithm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ed25519 => f.write_str("Ed25519"),
+            Self::P256 => f.write_str("P-256"),
+            Self::P384 => f.write_str("P-384"),
+            Self::Rsa { bits } => write!(f, "RSA-{bits}"),
+        }
+    }
 }
 
 /// The signature algorithms of certificates and requests (RFC 4055, RFC 5758, RFC 8410).
@@ -35,29 +63,86 @@ pub enum SignatureAlgorithm {
     RsaSha512,
 }
 
+impl SignatureAlgorithm {
+    /// The X.509 AlgorithmIdentifier: NULL parameters with RSA (RFC 4055, section 5), none otherwise
+    /// (RFC 5758, section 3.2; RFC 8410, section 3).
+    #[must_use]
+    pub fn algorithm_identifier(self) -> AlgorithmIdentifierOwned {
+        let (oid, null) = match self {
+            Self::EcdsaSha256 => (rfc5912::ECDSA_WITH_SHA_256, false),
+            Self::EcdsaSha384 => (rfc5912::ECDSA_WITH_SHA_384, false),
+            Self::EcdsaSha512 => (rfc5912::ECDSA_WITH_SHA_512, false),
+            Self::Ed25519 => (rfc8410::ID_ED_25519, false),
+            Self::RsaSha256 => (rfc5912::SHA_256_WITH_RSA_ENCRYPTION, true),
+            Self::RsaSha384 => (rfc5912::SHA_384_WITH_RSA_ENCRYPTION, true),
+            Self::RsaSha512 => (rfc5912::SHA_512_WITH_RSA_ENCRYPTION, true),
+        };
+        AlgorithmIdentifierOwned { oid, parameters: null.then(|| Any::from(Null)) }
+    }
+
+    /// Reads an AlgorithmIdentifier; `None` when it is another algorithm, or has parameters that it must not have.
+    /// RSA may leave its NULL out (RFC 4055, section 5: both MUST be accepted).
+    #[must_use]
+    pub fn from_algorithm_identifier(identifier: &AlgorithmIdentifierOwned) -> Option<Self> {
+        const ALL: [SignatureAlgorithm; 7] = [
+            SignatureAlgorithm::EcdsaSha256,
+            SignatureAlgorithm::EcdsaSha384,
+            SignatureAlgorithm::EcdsaSha512,
+            SignatureAlgorithm::Ed25519,
+            SignatureAlgorithm::RsaSha256,
+            SignatureAlgorithm::RsaSha384,
+            SignatureAlgorithm::RsaSha512,
+        ];
+        ALL.into_iter().find(|algorithm| {
+            let ours = algorithm.algorithm_identifier();
+            let no_null = identifier.parameters.is_none() && ours.parameters.is_some();
+            ours.oid == identifier.oid && (ours.parameters == identifier.parameters || no_null)
+        })
+    }
+}
+
+/// As OpenSSL writes it, such as `ecdsa-with-SHA256`.
+impl std::fmt::Display for SignatureAlgorithm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::EcdsaSha256 => "ecdsa-with-SHA256",
+            Self::EcdsaSha384 => "ecdsa-with-SHA384",
+            Self::EcdsaSha512 => "ecdsa-with-SHA512",
+            Self::Ed25519 => "ED25519",
+            Self::RsaSha256 => "sha256WithRSAEncryption",
+            Self::RsaSha384 => "sha384WithRSAEncryption",
+            Self::RsaSha512 => "sha512WithRSAEncryption",
+        })
+    }
+}
+
 /// Why bytes are not a public key that this CA accepts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Not a DER SubjectPublicKeyInfo, or not the canonical encoding of one.
     #[error("the public key is malformed: {0}")]
     Malformed(&'static str),
-    /// A key type or curve that this CA does not take.
-    #[error("the public key's type is not supported (RSA 2048 to 4096, P-256, P-384 and Ed25519 are)")]
-    UnsupportedType,
-    /// An RSA modulus outside 2048 to 4096 bits.
-    #[error("the RSA key has {0} bits; 2048 to 4096 are accepted")]
-    RsaSize(usize),
     /// An RSA public exponent that is even, below 3 or above 32 bits.
     #[error("the RSA key's public exponent is unusual; 65537 is expected")]
     RsaExponent,
+    /// An RSA modulus outside 2048 to 4096 bits.
+    #[error("the RSA key has {0} bits; 2048 to 4096 are accepted")]
+    RsaSize(usize),
+    /// A key type or curve that this CA does not take.
+    #[error("the public key's type is not supported (RSA 2048 to 4096, P-256, P-384 and Ed25519 are)")]
+    UnsupportedType,
 }
 
-/// A public key whose form and size have been checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PublicKey {
+/// A public key whose form and size have been checked. A clone is cheap: it shares the bytes.
+#[derive(Clone)]
+pub struct PublicKey(Arc<Inner>);
+
+struct Inner {
     algorithm: KeyAlgorithm,
-    /// DER SubjectPublicKeyInfo.
-    spki: std::sync::Arc<[u8]>,
+    /// DER SubjectPublicKeyInfo, canonical.
+    spki: Vec<u8>,
+    /// The subjectPublicKey bits, parsed for [`PublicKey::signature_algorithm`].
+    parsed: ParsedPublicKey,
 }
 
 /// A signature that the key did not make over that message.
@@ -70,51 +155,105 @@ impl PublicKey {
     ///
     /// # Errors
     /// When it is malformed, of another type, or of a size that is not accepted.
-    pub fn from_spki_der(_der: &[u8]) -> Result<Self, KeyError> {
-        todo!()
+    pub fn from_spki_der(der: &[u8]) -> Result<Self, KeyError> {
+        let key = Self::new(encoding::from_spki(der)?)?;
+        if key.spki_der() != der {
+            return Err(KeyError::Malformed("it is not the canonical DER of the key"));
+        }
+        Ok(key)
+    }
+
+    /// Builds an RSA key of the big-endian bytes of a token's CKA_MODULUS and CKA_PUBLIC_EXPONENT; leading zeros are
+    /// taken.
+    ///
+    /// # Errors
+    /// When modulus or exponent is not accepted.
+    pub fn from_rsa(modulus: &[u8], exponent: &[u8]) -> Result<Self, KeyError> {
+        Self::new(encoding::rsa(modulus, exponent)?)
+    }
+
+    /// Builds a key of a token's CKA_EC_PARAMS (DER: a named curve, or for Ed25519 the OID of RFC 8410 or the
+    /// PrintableString of PKCS #11 3.0) and CKA_EC_POINT (DER OCTET STRING as the standard says, or the raw point as
+    /// some tokens have it).
+    ///
+    /// # Errors
+    /// When the curve is not supported, or the point is not an uncompressed point on it.
+    pub fn from_ec_point(parameters_der: &[u8], point: &[u8]) -> Result<Self, KeyError> {
+        Self::new(encoding::ec_point(parameters_der, point)?)
+    }
+
+    fn new((algorithm, bits): (KeyAlgorithm, Vec<u8>)) -> Result<Self, KeyError> {
+        let spki = encoding::to_spki(algorithm, &bits)?;
+        // Parsing checks that a point is on its curve.
+        let parsed = ParsedPublicKey::new(verification(signature_algorithm(algorithm), algorithm), bits)
+            .map_err(|_rejected| KeyError::Malformed("the key is not a valid one of its type"))?;
+        Ok(Self(Arc::new(Inner { algorithm, spki, parsed })))
     }
 
     /// The key's type and size.
     #[must_use]
     pub fn algorithm(&self) -> KeyAlgorithm {
-        self.algorithm
+        self.0.algorithm
     }
 
     /// The DER SubjectPublicKeyInfo.
     #[must_use]
     pub fn spki_der(&self) -> &[u8] {
-        &self.spki
+        &self.0.spki
     }
 
     /// The content of the subjectPublicKey BIT STRING.
     #[must_use]
     pub fn subject_public_key(&self) -> &[u8] {
-        todo!()
+        self.0.parsed.as_ref()
+    }
+
+    /// Modulus and public exponent of an RSA key, big-endian without leading zeros: CKA_MODULUS, CKA_PUBLIC_EXPONENT.
+    #[must_use]
+    pub fn rsa_components(&self) -> Option<(&[u8], &[u8])> {
+        match self.0.algorithm {
+            KeyAlgorithm::Rsa { .. } => encoding::rsa_components(self.subject_public_key()),
+            KeyAlgorithm::Ed25519 | KeyAlgorithm::P256 | KeyAlgorithm::P384 => None,
+        }
+    }
+
+    /// DER of the curve's OID, for CKA_EC_PARAMS; for Ed25519 the OID of RFC 8410, which tokens prefer.
+    #[must_use]
+    pub fn ec_parameters_der(&self) -> Option<&'static [u8]> {
+        encoding::ec_parameters_der(self.0.algorithm)
+    }
+
+    /// The raw point: uncompressed (0x04, x, y), or the 32 bytes of Ed25519. CKA_EC_POINT wants it wrapped in a DER
+    /// OCTET STRING.
+    #[must_use]
+    pub fn ec_point(&self) -> Option<&[u8]> {
+        self.ec_parameters_der().map(|_curve| self.subject_public_key())
+    }
+
+    /// Whether an RSA key's public exponent is 65537; true for every other type. What a CA's key must have.
+    #[must_use]
+    pub fn has_usual_exponent(&self) -> bool {
+        self.rsa_components().is_none_or(|(_, exponent)| exponent == [1, 0, 1])
     }
 
     /// SHA-1 of the subjectPublicKey bits: the CKA_ID of the key's objects in a token, and the
     /// usual subject key identifier (RFC 5280, section 4.2.1.2, method 1).
     #[must_use]
     pub fn key_id(&self) -> [u8; 20] {
-        todo!()
+        sum(&digest::SHA1_FOR_LEGACY_USE_ONLY, self.subject_public_key())
     }
 
     /// SHA-256 of the DER SubjectPublicKeyInfo: how logs, denylists and the token host name a key.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
-        todo!()
+        sum(&digest::SHA256, self.spki_der())
     }
 
     /// The algorithm with which this CA signs with such a key: SHA-256 with RSA (PKCS #1 v1.5) and
     /// P-256, SHA-384 with P-384, Ed25519.
     #[must_use]
     pub fn signature_algorithm(&self) -> SignatureAlgorithm {
-        match self.algorithm {
-            KeyAlgorithm::Ed25519 => SignatureAlgorithm::Ed25519,
-            KeyAlgorithm::P256 => SignatureAlgorithm::EcdsaSha256,
-            KeyAlgorithm::P384 => SignatureAlgorithm::EcdsaSha384,
-            KeyAlgorithm::Rsa { .. } => SignatureAlgorithm::RsaSha256,
-        }
+        signature_algorithm(self.0.algorithm)
     }
 
     /// Checks a signature; ECDSA signatures are DER ECDSA-Sig-Value (RFC 3279, section 2.2.3).
@@ -123,10 +262,116 @@ impl PublicKey {
     /// When it does not verify, or the algorithm is not one of this key's.
     pub fn verify(
         &self,
-        _algorithm: SignatureAlgorithm,
-        _message: &[u8],
-        _signature: &[u8],
+        algorithm: SignatureAlgorithm,
+        message: &[u8],
+        signature: &[u8],
     ) -> Result<(), SignatureInvalid> {
-        todo!()
+        if algorithm == self.signature_algorithm() {
+            return self.0.parsed.verify_sig(message, signature).map_err(|_unspecified| SignatureInvalid);
+        }
+        if !fits(algorithm, self.0.algorithm) {
+            return Err(SignatureInvalid);
+        }
+        self.verify_unparsed(verification(algorithm, self.0.algorithm), message, signature)
+    }
+
+    /// Checks a signature made with SHA-1: an old root's or intermediate's, never anything of ours. P-384 with SHA-1 is
+    /// not supported.
+    ///
+    /// # Errors
+    /// When it does not verify.
+    pub(super) fn verify_legacy_sha1(&self, message: &[u8], signature: &[u8]) -> Result<(), SignatureInvalid> {
+        match self.0.algorithm {
+            KeyAlgorithm::P256 => self.verify_unparsed(&signature::ECDSA_P256_SHA1_ASN1, message, signature),
+            KeyAlgorithm::Rsa { .. } => {
+                let algorithm = &signature::RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY;
+                self.verify_unparsed(algorithm, message, signature)
+            }
+            KeyAlgorithm::Ed25519 | KeyAlgorithm::P384 => Err(SignatureInvalid),
+        }
+    }
+
+    fn verify_unparsed(
+        &self,
+        algorithm: &'static dyn VerificationAlgorithm,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), SignatureInvalid> {
+        UnparsedPublicKey::new(algorithm, self.subject_public_key())
+            .verify(message, signature)
+            .map_err(|_unspecified| SignatureInvalid)
     }
 }
+
+impl PartialEq for PublicKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.spki == other.0.spki
+    }
+}
+
+impl Eq for PublicKey {}
+
+impl std::hash::Hash for PublicKey {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.spki.hash(state);
+    }
+}
+
+/// Type and fingerprint: enough to tell keys apart, short enough for a log line.
+impl std::fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PublicKey({}, SHA-256 ", self.0.algorithm)?;
+        self.fingerprint().iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        f.write_str(")")
+    }
+}
+
+/// A digest into an array of its size.
+fn sum<const N: usize>(algorithm: &'static digest::Algorithm, bytes: &[u8]) -> [u8; N] {
+    let digest = digest::digest(algorithm, bytes);
+    let mut array = [0; N];
+    array.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
+    array
+}
+
+fn signature_algorithm(key: KeyAlgorithm) -> SignatureAlgorithm {
+    match key {
+        KeyAlgorithm::Ed25519 => SignatureAlgorithm::Ed25519,
+        KeyAlgorithm::P256 => SignatureAlgorithm::EcdsaSha256,
+        KeyAlgorithm::P384 => SignatureAlgorithm::EcdsaSha384,
+        KeyAlgorithm::Rsa { .. } => SignatureAlgorithm::RsaSha256,
+    }
+}
+
+/// Whether a key of that type can make that signature.
+fn fits(signature: SignatureAlgorithm, key: KeyAlgorithm) -> bool {
+    match signature {
+        SignatureAlgorithm::EcdsaSha256 | SignatureAlgorithm::EcdsaSha384 | SignatureAlgorithm::EcdsaSha512 => {
+            matches!(key, KeyAlgorithm::P256 | KeyAlgorithm::P384)
+        }
+        SignatureAlgorithm::Ed25519 => key == KeyAlgorithm::Ed25519,
+        SignatureAlgorithm::RsaSha256 | SignatureAlgorithm::RsaSha384 | SignatureAlgorithm::RsaSha512 => {
+            matches!(key, KeyAlgorithm::Rsa { .. })
+        }
+    }
+}
+
+/// aws-lc-rs's verifier for a signature that [`fits`] the key.
+fn verification(signature: SignatureAlgorithm, key: KeyAlgorithm) -> &'static dyn VerificationAlgorithm {
+    let p384 = key == KeyAlgorithm::P384;
+    match signature {
+        SignatureAlgorithm::EcdsaSha256 if p384 => &signature::ECDSA_P384_SHA256_ASN1,
+        SignatureAlgorithm::EcdsaSha256 => &signature::ECDSA_P256_SHA256_ASN1,
+        SignatureAlgorithm::EcdsaSha384 if p384 => &signature::ECDSA_P384_SHA384_ASN1,
+        SignatureAlgorithm::EcdsaSha384 => &signature::ECDSA_P256_SHA384_ASN1,
+        SignatureAlgorithm::EcdsaSha512 if p384 => &signature::ECDSA_P384_SHA512_ASN1,
+        SignatureAlgorithm::EcdsaSha512 => &signature::ECDSA_P256_SHA512_ASN1,
+        SignatureAlgorithm::Ed25519 => &signature::ED25519,
+        SignatureAlgorithm::RsaSha256 => &signature::RSA_PKCS1_2048_8192_SHA256,
+        SignatureAlgorithm::RsaSha384 => &signature::RSA_PKCS1_2048_8192_SHA384,
+        SignatureAlgorithm::RsaSha512 => &signature::RSA_PKCS1_2048_8192_SHA512,
+    }
+}
+
+#[cfg(test)]
+mod tests;

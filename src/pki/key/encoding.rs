@@ -1,0 +1,160 @@
+//! SubjectPublicKeyInfo and the key forms inside it, in both directions (RFC 3279, RFC 5480, RFC 8410).
+//!
+//! Every reader here bounds sizes by looking at lengths only; nothing is computed with a key before that.
+
+use const_oid::{
+    ObjectIdentifier,
+    db::{rfc5912, rfc8410},
+};
+use der::{
+    AnyRef, Decode, Encode, Sequence,
+    asn1::{BitStringRef, Null, OctetStringRef, UintRef},
+};
+use spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
+
+use super::{KeyAlgorithm, KeyError};
+
+const P256_DER: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+const P384_DER: &[u8] = &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
+const ED25519_DER: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
+/// PKCS #11 3.0, section 2.3.5: a PrintableString names an Edwards curve.
+const ED25519_NAME_DER: &[u8] = b"\x13\x0cedwards25519";
+
+/// RFC 8017, appendix A.1.1.
+#[derive(Sequence)]
+struct RsaPublicKey<'a> {
+    modulus: UintRef<'a>,
+    public_exponent: UintRef<'a>,
+}
+
+/// A key's type and its subjectPublicKey bits.
+pub(super) type Key = (KeyAlgorithm, Vec<u8>);
+
+/// Reads a SubjectPublicKeyInfo. That its encoding is canonical is for the caller to check.
+pub(super) fn from_spki(der: &[u8]) -> Result<Key, KeyError> {
+    let spki = SubjectPublicKeyInfoRef::from_der(der)
+        .map_err(|_error| KeyError::Malformed("it is not a DER SubjectPublicKeyInfo"))?;
+    let bits = spki
+        .subject_public_key
+        .as_bytes()
+        .ok_or(KeyError::Malformed("its bit string is not a whole number of bytes"))?;
+    match spki.algorithm.oid {
+        rfc5912::RSA_ENCRYPTION => {
+            let key = RsaPublicKey::from_der(bits)
+                .map_err(|_error| KeyError::Malformed("it does not hold a DER RSAPublicKey"))?;
+            rsa(key.modulus.as_bytes(), key.public_exponent.as_bytes())
+        }
+        rfc5912::ID_EC_PUBLIC_KEY => {
+            let curve = spki.algorithm.parameters.ok_or(KeyError::Malformed("its curve is missing"))?;
+            match curve.decode_as::<ObjectIdentifier>() {
+                Ok(rfc5912::SECP_256_R_1) => point(KeyAlgorithm::P256, bits),
+                Ok(rfc5912::SECP_384_R_1) => point(KeyAlgorithm::P384, bits),
+                _ => Err(KeyError::UnsupportedType),
+            }
+        }
+        rfc8410::ID_ED_25519 => point(KeyAlgorithm::Ed25519, bits),
+        _ => Err(KeyError::UnsupportedType),
+    }
+}
+
+/// An RSA key of big-endian numbers, leading zeros taken.
+pub(super) fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<Key, KeyError> {
+    let modulus = without_leading_zeros(modulus);
+    let exponent = without_leading_zeros(exponent);
+    let bits = bit_length(modulus);
+    if !(2048..=4096).contains(&bits) {
+        return Err(KeyError::RsaSize(bits));
+    }
+    if modulus.last().is_none_or(|byte| byte % 2 == 0) {
+        return Err(KeyError::Malformed("its RSA modulus is even"));
+    }
+    if exponent.last().is_none_or(|byte| byte % 2 == 0) || exponent == [1] || exponent.len() > 4 {
+        return Err(KeyError::RsaExponent);
+    }
+    let unencodable = |_error| KeyError::Malformed("its numbers cannot be encoded");
+    let key = RsaPublicKey {
+        modulus: UintRef::new(modulus).map_err(unencodable)?,
+        public_exponent: UintRef::new(exponent).map_err(unencodable)?,
+    };
+    let bits = u16::try_from(bits).map_err(|_error| KeyError::RsaSize(bits))?;
+    Ok((KeyAlgorithm::Rsa { bits }, key.to_der().map_err(unencodable)?))
+}
+
+/// A token's CKA_EC_PARAMS and CKA_EC_POINT.
+pub(super) fn ec_point(parameters_der: &[u8], raw_or_der: &[u8]) -> Result<Key, KeyError> {
+    let algorithm = match parameters_der {
+        P256_DER => KeyAlgorithm::P256,
+        P384_DER => KeyAlgorithm::P384,
+        ED25519_DER | ED25519_NAME_DER => KeyAlgorithm::Ed25519,
+        _ => return Err(KeyError::UnsupportedType),
+    };
+    // No raw point is as long as a wrapped one of the same curve, so that the length decides.
+    let bits = match <&OctetStringRef>::from_der(raw_or_der) {
+        Ok(wrapped) if wrapped.as_bytes().len() == point_length(algorithm) => wrapped.as_bytes(),
+        _ => raw_or_der,
+    };
+    point(algorithm, bits)
+}
+
+/// Modulus and exponent of the RSAPublicKey in subjectPublicKey bits.
+pub(super) fn rsa_components(bits: &[u8]) -> Option<(&[u8], &[u8])> {
+    let key = RsaPublicKey::from_der(bits).ok()?;
+    Some((key.modulus.as_bytes(), key.public_exponent.as_bytes()))
+}
+
+/// DER of the OID that names the curve.
+pub(super) fn ec_parameters_der(algorithm: KeyAlgorithm) -> Option<&'static [u8]> {
+    match algorithm {
+        KeyAlgorithm::Ed25519 => Some(ED25519_DER),
+        KeyAlgorithm::P256 => Some(P256_DER),
+        KeyAlgorithm::P384 => Some(P384_DER),
+        KeyAlgorithm::Rsa { .. } => None,
+    }
+}
+
+/// The one encoding of a key that we take.
+pub(super) fn to_spki(algorithm: KeyAlgorithm, bits: &[u8]) -> Result<Vec<u8>, KeyError> {
+    let (oid, parameters) = match algorithm {
+        KeyAlgorithm::Ed25519 => (rfc8410::ID_ED_25519, None),
+        KeyAlgorithm::P256 => (rfc5912::ID_EC_PUBLIC_KEY, Some(AnyRef::from(&rfc5912::SECP_256_R_1))),
+        KeyAlgorithm::P384 => (rfc5912::ID_EC_PUBLIC_KEY, Some(AnyRef::from(&rfc5912::SECP_384_R_1))),
+        KeyAlgorithm::Rsa { .. } => (rfc5912::RSA_ENCRYPTION, Some(AnyRef::from(Null))),
+    };
+    BitStringRef::from_bytes(bits)
+        .and_then(|subject_public_key| {
+            SubjectPublicKeyInfoRef { algorithm: AlgorithmIdentifierRef { oid, parameters }, subject_public_key }
+                .to_der()
+        })
+        .map_err(|_error| KeyError::Malformed("it cannot be encoded"))
+}
+
+/// Checks the form of a point; that it is on its curve is checked where it is parsed.
+fn point(algorithm: KeyAlgorithm, bits: &[u8]) -> Result<Key, KeyError> {
+    if bits.len() != point_length(algorithm) {
+        return Err(KeyError::Malformed("its point is compressed, or not of its curve's length"));
+    }
+    if algorithm != KeyAlgorithm::Ed25519 && bits.first() != Some(&0x04) {
+        return Err(KeyError::Malformed("its point is not uncompressed"));
+    }
+    Ok((algorithm, bits.to_vec()))
+}
+
+fn point_length(algorithm: KeyAlgorithm) -> usize {
+    match algorithm {
+        KeyAlgorithm::Ed25519 => 32,
+        KeyAlgorithm::P256 => 65,
+        KeyAlgorithm::P384 => 97,
+        KeyAlgorithm::Rsa { .. } => 0,
+    }
+}
+
+fn without_leading_zeros(number: &[u8]) -> &[u8] {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    number.get(zeros..).unwrap_or_default()
+}
+
+/// Of a number without leading zero bytes.
+fn bit_length(number: &[u8]) -> usize {
+    let used = number.first().and_then(|byte| byte.checked_ilog2()).and_then(|log| usize::try_from(log).ok());
+    used.map_or(0, |log| (number.len() - 1) * 8 + log + 1)
+}

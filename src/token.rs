@@ -1,0 +1,16 @@
+//! All that knows PKCS#11. The token holds keys and signs; everything else is software.
+//!
+//! `serve` uses it from the token host's process alone, admin commands from their own. Nothing in here deletes an
+//! object that it has not made itself or recognised as the leftover of an interrupted import.
+
+pub mod error;
+pub mod key;
+pub mod mechanism;
+pub mod module;
+pub mod pin;
+pub mod speed;
+pub mod uri;
+
+pub use error::{Class, Fault};
+pub use module::{Module, Token};
+pub use uri::TokenUri;
