@@ -101,7 +101,7 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
         tracing::warn!(warning = warning.0, "bundle");
     }
     let issuer = Arc::clone(bundle.issuer());
-    let pool = Arc::new(Pool::start(config.pool_settings(&bundle))?);
+    let pool = Arc::new(Pool::start(config.pool_settings())?);
     let signer: Arc<dyn CheckpointSigner> = Arc::new(LogKey(Arc::clone(&pool)));
     let (log, opened) = Log::open(config.log_settings(), Some(signer))?;
     if let Some(aside) = &opened.set_aside {

@@ -86,3 +86,26 @@ impl Denied {
         }
     }
 }
+
+impl Denied {
+    /// The label in metrics: one of a closed set.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::CertSigner(_) => "cert_signer",
+            Self::ForeignName(_) => "foreign_name",
+            Self::Impersonation => "impersonation",
+            Self::IssuerExpired => "ca_expired",
+            Self::IssuerNotYetValid => "ca_not_yet_valid",
+            Self::NoNames => "no_names",
+            Self::NoServingNames => "no_serving_names",
+            Self::NotServed(_) => "not_served",
+            Self::OperatorNames => "operator_names",
+            Self::SeveralIdentities => "several_identities",
+            Self::Subject => "subject",
+            Self::TooManyNames(_) => "too_many_names",
+            Self::TrustDomain(_) => "trust_domain",
+            Self::TtlTooLong { .. } => "ttl_too_long",
+        }
+    }
+}
