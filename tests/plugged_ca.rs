@@ -1,6 +1,8 @@
 //! Good and bad plug-in CAs: what [`Bundle::check`] says of each, and what openssl and rustls-webpki say of a leaf
 //! under it. The certificates are made by openssl at test time.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
+
 use std::{
     fs,
     process::Command,
@@ -30,7 +32,9 @@ struct Workshop(tempfile::TempDir);
 
 impl Workshop {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        let shop = Self(tempfile::tempdir().unwrap());
+        shop.key("leaf", P256);
+        shop
     }
 
     /// Runs openssl; words are divided by spaces. True when it ends well.
@@ -275,7 +279,6 @@ fn good_plugin_cas_are_taken() {
 
         let signer = case.signer;
         shop.write(&format!("given-{signer}.crt"), pem::encode("CERTIFICATE", issuer.certificate()));
-        shop.key("leaf", P256);
         let more = if signer == "ed25519" { "-sha512" } else { "" };
         shop.certify("given-leaf", ("leaf", "leaf"), Some((&format!("given-{signer}"), signer)), LEAF, more);
         let leaf = ders(shop.read("given-leaf.crt").as_bytes()).remove(0);
@@ -458,7 +461,6 @@ fn bad_plugin_cas_are_refused_with_every_reason() {
         }
         let signer = case.signer;
         shop.write(&format!("given-{signer}.crt"), pem::encode("CERTIFICATE", &ca[0]));
-        shop.key("leaf", P256);
         shop.certify("given-leaf", ("leaf", "leaf"), Some((&format!("given-{signer}"), signer)), LEAF, "");
         let leaf = ders(shop.read("given-leaf.crt").as_bytes()).remove(0);
         let intermediates = [ca, ders(&case.chain)].concat();
