@@ -8,6 +8,7 @@
 mod certificate;
 mod issuer;
 mod path;
+mod root;
 mod rules;
 
 use std::{sync::Arc, time::SystemTime};
