@@ -4,6 +4,9 @@
 //! object that it has not made itself or recognised as the leftover of an interrupted import.
 
 pub mod error;
+pub mod generate;
+pub mod import;
+pub mod inspect;
 pub mod key;
 pub mod mechanism;
 pub mod module;
