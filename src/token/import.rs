@@ -31,7 +31,7 @@ mod plan;
 mod report;
 mod wrap;
 
-use clear::ClearTemplate;
+pub use clear::ClearTemplate;
 pub use plan::{Problem, Ready, plan};
 pub use report::{Control, How, ImportReport, WrapAttempt};
 pub use wrap::{KeyWrap, OaepHash, WrapError};

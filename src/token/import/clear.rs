@@ -7,11 +7,14 @@ use zeroize::Zeroize;
 use crate::pki::private_key::{Components, PrivateKey, PrivateKeyError};
 
 /// A template with the key's numbers, zeroized when dropped.
-pub(super) struct ClearTemplate(Vec<Attribute>);
+pub struct ClearTemplate(Vec<Attribute>);
 
 impl ClearTemplate {
-    /// Adds the numbers to the flags.
-    pub(super) fn new(key: &PrivateKey, flags: Vec<Attribute>) -> Result<Self, PrivateKeyError> {
+    /// Adds the numbers to the flags of [`crate::token::key::template::private`].
+    ///
+    /// # Errors
+    /// Never for a key that was read.
+    pub fn new(key: &PrivateKey, flags: Vec<Attribute>) -> Result<Self, PrivateKeyError> {
         let mut template = Self(flags);
         // Room for all first: a vector that grows would leave its old memory behind, though only of pointers.
         template.0.reserve(8);
@@ -35,7 +38,8 @@ impl ClearTemplate {
     }
 
     /// For C_CreateObject.
-    pub(super) fn attributes(&self) -> &[Attribute] {
+    #[must_use]
+    pub fn attributes(&self) -> &[Attribute] {
         &self.0
     }
 }
