@@ -1,0 +1,371 @@
+//! `bench endpoint`: many Istio agents against one running daemon.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::IsTerminal,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use tonic::transport::Channel;
+
+use super::{
+    Output,
+    load::{self, Ask, Window},
+    process::{ProcessTime, Reading},
+    report::{Latency, Samples, count},
+};
+use crate::agent::{KeyKind, Tls, TokenIssuer, Workload, WorkloadKey, connect, create_certificate};
+
+/// Arguments of `bench endpoint`.
+#[derive(Args, Debug)]
+pub struct EndpointArguments {
+    /// The daemon, as IP:PORT
+    #[arg(long)]
+    address: SocketAddr,
+    /// The name that the daemon's serving certificate carries
+    #[arg(long, default_value = "istiod.istio-system.svc")]
+    server_name: String,
+    /// The roots that it leads to, PEM
+    #[arg(long, value_name = "FILE")]
+    roots: PathBuf,
+    /// Connections; each is kept for the whole run
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    connections: u16,
+    /// Requests in flight on each connection, each of an identity and key of its own
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    streams: u16,
+    /// Open loop: this many requests a second arrive by a Poisson process, answered or not; without it a closed loop
+    #[arg(long, value_name = "PER_SECOND", value_parser = positive)]
+    rate: Option<f64>,
+    /// A new connection with the workload's client certificate (mTLS) for each certificate
+    #[arg(long)]
+    new_connections: bool,
+    /// How long to measure, in seconds
+    #[arg(long, default_value_t = 5.0, value_parser = positive)]
+    seconds: f64,
+    /// How long to warm up before, in seconds
+    #[arg(long, default_value_t = 1.0, value_parser = positive)]
+    warm_up: f64,
+    /// The workloads' keys
+    #[arg(long, value_enum, default_value = "p256")]
+    key: KeyKind,
+    /// The key of a token issuer that the daemon trusts (P-256, PKCS#8): tokens are minted with it
+    #[arg(long, value_name = "FILE", required_unless_present = "token_directory", requires = "issuer")]
+    token_key: Option<PathBuf>,
+    /// The issuer's name
+    #[arg(long, value_name = "URL")]
+    issuer: Option<String>,
+    /// The tokens' audience
+    #[arg(long, default_value = "istio-ca")]
+    audience: String,
+    /// A directory of service-account tokens, one a file, instead of --token-key
+    #[arg(long, value_name = "DIR", conflicts_with = "token_key")]
+    token_directory: Option<PathBuf>,
+    /// The identities' trust domain
+    #[arg(long, default_value = "cluster.local")]
+    trust_domain: String,
+    /// The identities' namespace, for minted tokens
+    #[arg(long, default_value = "bench")]
+    namespace: String,
+    /// The cluster that the agents name
+    #[arg(long, default_value = "Kubernetes")]
+    cluster: String,
+    /// The lifetime that the agents ask for, in seconds
+    #[arg(long, default_value_t = 86_400)]
+    lifetime: i64,
+    /// The daemon's process: its CPU time and its token hosts' is read too
+    #[arg(long)]
+    pid: Option<u32>,
+    /// What the token signs alone on the same cores (`bench token`), for the ratio
+    #[arg(long, value_name = "PER_SECOND", value_parser = positive)]
+    token_rate: Option<f64>,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+/// A positive number of a size that a clock can hold.
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number <= 1e9 => Ok(number),
+        _ => Err("a number above 0 and at most 1e9 is expected".into()),
+    }
+}
+
+/// What a run gave, as JSON prints it.
+#[derive(Clone, Debug, Serialize)]
+struct Report {
+    connections: u16,
+    streams: u16,
+    new_connections: bool,
+    seconds: f64,
+    offered_per_second: Option<f64>,
+    certificates: usize,
+    certificates_per_second: f64,
+    latency: Option<Latency>,
+    errors: BTreeMap<String, u64>,
+    token_signatures_per_second: Option<f64>,
+    ratio_to_token: Option<f64>,
+    daemon_cpu_us_per_certificate: Option<f64>,
+    processes: Vec<ProcessTime>,
+}
+
+/// One simulated workload.
+struct Agent {
+    token: String,
+    request: String,
+    /// Once it has a certificate, TLS that shows it.
+    renewal: Option<Tls>,
+}
+
+/// All workloads, and the connections that they share.
+struct Agents {
+    agents: Vec<Agent>,
+    channels: Vec<Channel>,
+    address: SocketAddr,
+    cluster: String,
+    lifetime: i64,
+}
+
+impl Ask for Agents {
+    async fn ask(&self, worker: usize) -> Result<(), String> {
+        let agent = self.agents.get(worker).ok_or("no such workload")?;
+        let (channel, token) = match &agent.renewal {
+            Some(tls) => (connect(self.address, tls).await.map_err(|_| "no connection".to_owned())?, None),
+            None => {
+                let channel = self.channels.get(worker % self.channels.len().max(1)).ok_or("no connection")?;
+                (channel.clone(), Some(agent.token.as_str()))
+            }
+        };
+        let reply = create_certificate(channel, token, &self.cluster, agent.request.clone(), self.lifetime).await;
+        match reply {
+            Ok(chain) if chain.len() >= 2 => Ok(()),
+            Ok(_) => Err("reply without a root".into()),
+            Err(status) => Err(format!("{:?}", status.code())),
+        }
+    }
+}
+
+/// Drives the daemon and prints what came of it.
+///
+/// # Errors
+/// When a file cannot be read, the daemon does not answer, or no certificate was issued.
+pub(super) fn run(arguments: &EndpointArguments) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(measure(arguments))?;
+    match arguments.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Text => print(&report),
+    }
+    ensure!(report.certificates > 0, "no certificate was issued; the errors above say why");
+    Ok(())
+}
+
+async fn measure(arguments: &EndpointArguments) -> Result<Report> {
+    let agents = Arc::new(prepare(arguments).await?);
+    let workers = agents.agents.len();
+    let warm_up = Duration::from_secs_f64(arguments.warm_up);
+    let start = Instant::now() + warm_up;
+    let window = Window { start, end: start + Duration::from_secs_f64(arguments.seconds) };
+
+    let watch = tokio::spawn(watch(window, arguments.pid));
+    let samples: Samples = match arguments.rate {
+        None => load::closed(Arc::clone(&agents), workers, window).await,
+        Some(rate) => load::open(Arc::clone(&agents), workers, rate, window).await?,
+    };
+    let processes = watch.await??;
+
+    let certificates = samples.latencies.len();
+    let per_second = count(certificates) / arguments.seconds;
+    let cpu: f64 = processes.iter().map(|process| process.cpu_seconds).sum();
+    Ok(Report {
+        connections: arguments.connections,
+        streams: arguments.streams,
+        new_connections: arguments.new_connections,
+        seconds: arguments.seconds,
+        offered_per_second: arguments.rate,
+        certificates,
+        certificates_per_second: per_second,
+        latency: samples.latency(),
+        errors: samples.errors,
+        token_signatures_per_second: arguments.token_rate,
+        ratio_to_token: arguments.token_rate.map(|token| per_second / token),
+        daemon_cpu_us_per_certificate: (arguments.pid.is_some() && certificates > 0)
+            .then(|| cpu * 1e6 / count(certificates)),
+        processes,
+    })
+}
+
+/// Shows the progress, and reads the daemon's CPU time over the measured window alone.
+async fn watch(window: Window, pid: Option<u32>) -> Result<Vec<ProcessTime>> {
+    let read = || pid.map(Reading::take).transpose();
+    tokio::time::sleep_until(window.start.into()).await;
+    let before = read()?;
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(100) } else { ProgressBar::hidden() };
+    bar.set_style(ProgressStyle::with_template("measuring {bar:40} {percent} %")?);
+    let step = (window.end - window.start) / 100;
+    for done in 1..=100 {
+        tokio::time::sleep_until((window.start + step * done).into()).await;
+        bar.inc(1);
+    }
+    let after = read()?;
+    bar.finish_and_clear();
+    Ok(match (before, after) {
+        (Some(before), Some(after)) => after.since(&before),
+        _ => Vec::new(),
+    })
+}
+
+/// Makes every key, request and token, and opens every connection, before anything is measured.
+async fn prepare(arguments: &EndpointArguments) -> Result<Agents> {
+    let roots = read(&arguments.roots)?;
+    let tls = Tls::new(&roots, &arguments.server_name, None)?;
+    let wanted = usize::from(arguments.connections) * usize::from(arguments.streams);
+    let mut channels = Vec::new();
+    for _ in 0..arguments.connections {
+        channels.push(connect(arguments.address, &tls).await?);
+    }
+    let mut agents = Vec::new();
+    for (workload, token) in tokens(arguments, wanted)? {
+        let key = WorkloadKey::generate(arguments.key)?;
+        let Workload { namespace, service_account } = workload;
+        let identity = format!("spiffe://{}/ns/{namespace}/sa/{service_account}", arguments.trust_domain);
+        let request = key.request(&identity)?;
+        let mut agent = Agent { token, request, renewal: None };
+        if arguments.new_connections {
+            let channel = channels.first().context("at least one connection is needed")?.clone();
+            agent.renewal = Some(first_certificate(arguments, channel, &agent, &key, &roots).await?);
+        }
+        agents.push(agent);
+    }
+    let (address, cluster, lifetime) = (arguments.address, arguments.cluster.clone(), arguments.lifetime);
+    Ok(Agents { agents, channels, address, cluster, lifetime })
+}
+
+/// Obtains a workload's first certificate by its token, for the connections that show it.
+async fn first_certificate(
+    arguments: &EndpointArguments,
+    channel: Channel,
+    agent: &Agent,
+    key: &WorkloadKey,
+    roots: &[u8],
+) -> Result<Tls> {
+    let (token, request) = (Some(agent.token.as_str()), agent.request.clone());
+    let reply = create_certificate(channel, token, &arguments.cluster, request, arguments.lifetime).await;
+    let chain =
+        reply.map_err(|status| anyhow::anyhow!("the first certificate: {:?}: {}", status.code(), status.message()))?;
+    let [issued @ .., _roots] = chain.as_slice() else { bail!("the reply is empty") };
+    Ok(Tls::new(roots, &arguments.server_name, Some((issued.concat().as_bytes(), key.pem()?.as_bytes())))?)
+}
+
+/// The workloads and their tokens: minted, or read from files and used in turn.
+fn tokens(arguments: &EndpointArguments, wanted: usize) -> Result<Vec<(Workload, String)>> {
+    let read_tokens = arguments.token_directory.as_deref().map(read_tokens).transpose()?;
+    if let Some(tokens) = read_tokens {
+        return Ok(tokens.iter().cycle().take(wanted).cloned().collect());
+    }
+    let key = arguments.token_key.as_deref().context("give --token-key or --token-directory")?;
+    let issuer = arguments.issuer.clone().context("--token-key needs --issuer")?;
+    let issuer = TokenIssuer::new(&read(key)?, issuer, arguments.audience.clone())?;
+    // A token that outlives the run, whatever its length.
+    let lifetime = Duration::from_secs_f64(arguments.seconds + arguments.warm_up) + Duration::from_secs(3600);
+    let mint = |number: usize| {
+        let workload = Workload { namespace: arguments.namespace.clone(), service_account: format!("w{number}") };
+        let token = issuer.mint(&workload, crate::clock::now(), lifetime)?;
+        Ok((workload, token))
+    };
+    (0..wanted).map(mint).collect()
+}
+
+/// Reads a directory of tokens; the subject is read without a check, since it only names what to ask for.
+fn read_tokens(directory: &Path) -> Result<Vec<(Workload, String)>> {
+    let listing = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    let mut paths: Vec<PathBuf> = listing.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    paths.sort();
+    ensure!(!paths.is_empty(), "{} holds no token", directory.display());
+    let one = |path: &PathBuf| {
+        let token = String::from_utf8(read(path)?).map_err(|_| anyhow::anyhow!("{} is not text", path.display()))?;
+        let token = token.trim().to_owned();
+        let workload = subject(&token).with_context(|| format!("{} is no service-account token", path.display()))?;
+        Ok((workload, token))
+    };
+    paths.iter().map(one).collect()
+}
+
+fn subject(token: &str) -> Option<Workload> {
+    #[derive(Deserialize)]
+    struct Claims {
+        sub: String,
+    }
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: Claims = serde_json::from_slice(&payload).ok()?;
+    let (namespace, service_account) = claims.sub.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+    Some(Workload { namespace: namespace.to_owned(), service_account: service_account.to_owned() })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn print(report: &Report) {
+    let milliseconds = |micros: u64| Duration::from_micros(micros).as_secs_f64() * 1e3;
+    println!(
+        "certificates  {} in {} s, {:.0} a second",
+        report.certificates, report.seconds, report.certificates_per_second
+    );
+    if let Some(latency) = &report.latency {
+        let Latency { p50_us, p99_us, max_us } = *latency;
+        let [p50, p99, max] = [p50_us, p99_us, max_us].map(milliseconds);
+        println!("latency       p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms");
+    }
+    let errors: u64 = report.errors.values().sum();
+    println!("errors        {errors}");
+    for (kind, count) in &report.errors {
+        println!("              {count} {kind}");
+    }
+    if let (Some(token), Some(ratio)) = (report.token_signatures_per_second, report.ratio_to_token) {
+        println!("token alone   {token:.0} signatures a second; ratio {ratio:.2}");
+    }
+    if let Some(cpu) = report.daemon_cpu_us_per_certificate {
+        println!("CPU           {cpu:.0} us a certificate");
+        for process in &report.processes {
+            println!("              {:.2} s in {} ({})", process.cpu_seconds, process.name, process.pid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tokens_subject_is_read() {
+        let key = TokenIssuer::generate_key().unwrap();
+        let issuer = TokenIssuer::new(key.as_bytes(), "https://i".into(), "istio-ca".into()).unwrap();
+        let workload = Workload { namespace: "demo".into(), service_account: "httpbin".into() };
+        let token = issuer.mint(&workload, crate::clock::now(), Duration::from_secs(60)).unwrap();
+        assert_eq!(subject(&token), Some(workload));
+        for bad in ["", "a.b.c", "..", "a.e30.c"] {
+            assert_eq!(subject(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_positive_numbers_are_taken() {
+        for good in ["1", "0.5", "1e9"] {
+            assert!(positive(good).is_ok(), "{good}");
+        }
+        for bad in ["0", "-1", "nan", "inf", "2e9", "x", ""] {
+            assert!(positive(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The two ways to load a server: closed loop (each worker asks again as soon as it is answered) and open loop
+//! (requests arrive when they arrive, answered or not).
+//!
+//! A closed loop finds the highest rate; only an open loop shows the latency that clients see at a given rate, because
+//! there a slow answer does not hold back the next question. In it, latency counts from the planned arrival.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use aws_lc_rs::rand;
+use tokio::{runtime::Handle, task::JoinSet};
+
+use super::report::Samples;
+
+/// More requests than this unanswered at once means that the server is not keeping up at all: further arrivals are
+/// counted as errors instead of filling this process' memory.
+const UNANSWERED_MAX: usize = 20_000;
+
+/// What the load asks for: one request of worker `n`; an error is a short kind.
+pub trait Ask: Send + Sync + 'static {
+    /// Makes one request.
+    fn ask(&self, worker: usize) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+/// When a run measures.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// From here on samples count: connections and caches are warm.
+    pub start: Instant,
+    /// Nothing is asked from here on.
+    pub end: Instant,
+}
+
+/// `workers` workers ask back to back until the window ends.
+pub async fn closed<A: Ask>(ask: Arc<A>, workers: usize, window: Window) -> Samples {
+    let mut tasks = JoinSet::new();
+    for worker in 0..workers {
+        let ask = Arc::clone(&ask);
+        tasks.spawn(async move {
+            let mut samples = Samples::default();
+            loop {
+                let asked = Instant::now();
+                if asked >= window.end {
+                    return samples;
+                }
+                let outcome = ask.ask(worker).await;
+                // What is answered late is left out: the rate is what was done within the window.
+                if Instant::now() >= window.end {
+                    return samples;
+                }
+                let failed = outcome.is_err();
+                sample(&mut samples, outcome, asked, window);
+                if failed {
+                    // A refusing server is not to be hammered: it would be measured by its refusals.
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+    }
+    gather(tasks).await
+}
+
+/// Requests arrive at `rate` a second with exponential gaps, spread over the workers' identities.
+///
+/// # Errors
+/// When the arrivals' thread cannot be started.
+pub async fn open<A: Ask>(ask: Arc<A>, workers: usize, rate: f64, window: Window) -> Result<Samples> {
+    let runtime = Handle::current();
+    let unanswered = Arc::new(AtomicUsize::new(0));
+    // A thread of its own: the runtime's timer has a resolution of a millisecond, arrivals have microseconds between.
+    let arrivals = move || {
+        let mut tasks = JoinSet::new();
+        let mut refused = Samples::default();
+        let mut planned = Instant::now();
+        let mut worker = 0;
+        while planned < window.end {
+            if let Some(wait) = planned.checked_duration_since(Instant::now()) {
+                std::thread::sleep(wait);
+            }
+            if unanswered.fetch_add(1, Ordering::Relaxed) < UNANSWERED_MAX {
+                let (ask, unanswered, at) = (Arc::clone(&ask), Arc::clone(&unanswered), planned);
+                let request = async move {
+                    let mut samples = Samples::default();
+                    let outcome = ask.ask(worker).await;
+                    unanswered.fetch_sub(1, Ordering::Relaxed);
+                    sample(&mut samples, outcome, at, window);
+                    samples
+                };
+                tasks.spawn_on(request, &runtime);
+            } else {
+                unanswered.fetch_sub(1, Ordering::Relaxed);
+                refused.failed("not sent, too many unanswered".into());
+            }
+            worker = (worker + 1) % workers.max(1);
+            planned += gap(rate);
+        }
+        (tasks, refused)
+    };
+    let (tasks, mut samples) = tokio::task::spawn_blocking(arrivals).await.context("the arrivals ended")?;
+    samples.merge(gather(tasks).await);
+    Ok(samples)
+}
+
+/// Keeps an answer to what was due after the warm-up.
+fn sample(samples: &mut Samples, outcome: Result<(), String>, due: Instant, window: Window) {
+    if due < window.start {
+        return;
+    }
+    match outcome {
+        Ok(()) => samples.latencies.push(due.elapsed()),
+        Err(kind) => samples.failed(kind),
+    }
+}
+
+async fn gather(mut tasks: JoinSet<Samples>) -> Samples {
+    let mut all = Samples::default();
+    while let Some(done) = tasks.join_next().await {
+        match done {
+            Ok(samples) => all.merge(samples),
+            Err(error) => all.failed(error.to_string()),
+        }
+    }
+    all
+}
+
+/// An exponentially distributed gap with mean 1 / `rate` seconds.
+fn gap(rate: f64) -> Duration {
+    let mut bytes = [0; 4];
+    // Without randomness, which the crypto library does not run out of, the gaps are all the mean.
+    let uniform = match rand::fill(&mut bytes) {
+        Ok(()) => (f64::from(u32::from_be_bytes(bytes)) + 0.5) / 4_294_967_296.0,
+        Err(_) => std::f64::consts::E.recip(),
+    };
+    Duration::try_from_secs_f64(-uniform.ln() / rate).unwrap_or(Duration::from_secs(3600))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Server {
+        took: Duration,
+        asked: AtomicUsize,
+    }
+
+    impl Ask for Server {
+        async fn ask(&self, worker: usize) -> Result<(), String> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(self.took).await;
+            if worker == 0 { Err("first".into()) } else { Ok(()) }
+        }
+    }
+
+    fn window(milliseconds: u64) -> Window {
+        let start = Instant::now();
+        Window { start, end: start + Duration::from_millis(milliseconds) }
+    }
+
+    #[test]
+    fn gaps_have_the_mean_of_the_rate() {
+        let sum: f64 = (0..20_000).map(|_| gap(1000.0).as_secs_f64()).sum();
+        assert!((18.0..22.0).contains(&sum), "20,000 gaps at 1,000 a second took {sum} s");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_closed_loop_asks_as_fast_as_it_is_answered() {
+        let server = Arc::new(Server { took: Duration::from_millis(20), asked: AtomicUsize::new(0) });
+        let samples = closed(Arc::clone(&server), 2, window(200)).await;
+        let asked = server.asked.load(Ordering::Relaxed);
+        let sampled = samples.latencies.len() + usize::try_from(samples.errors["first"]).unwrap();
+        assert!((1..=22).contains(&asked), "{asked}");
+        assert!((asked.saturating_sub(2)..=asked).contains(&sampled), "{sampled} of {asked}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_open_loop_does_not_wait_for_answers() {
+        let server = Arc::new(Server { took: Duration::from_millis(300), asked: AtomicUsize::new(0) });
+        let samples = open(Arc::clone(&server), 4, 200.0, window(300)).await.unwrap();
+        // A closed loop of 4 would have asked 4 times.
+        assert!(server.asked.load(Ordering::Relaxed) > 20);
+        assert!(samples.latency().unwrap().p50_us >= 300_000);
+        assert!(samples.errors.contains_key("first"));
+    }
+}

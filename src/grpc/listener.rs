@@ -1,0 +1,239 @@
+//! Accepts connections and takes them through TLS, within limits that hold before anybody is known.
+//!
+//! Handshakes run beside each other, each within its time; one that is slow or wrong costs its own connection only.
+//! Called by [`super::server`].
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    connection::{Connection, Connections, Peer, Refused, Transport},
+    settings::Settings,
+};
+
+/// Connections that are ready and wait for HTTP/2 to take them; it does so at once.
+const READY: usize = 64;
+/// How long nothing is accepted after the system refused (out of descriptors or memory), so that others can end.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often a line tells of connections that were turned away: a flood of them must not become one of lines.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// Why the endpoint cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address is taken, not ours, or needs a privilege.
+    #[error("cannot listen on {address}; see whether another process does")]
+    Bind {
+        /// The configured address.
+        address: SocketAddr,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Plaintext on an address that others can reach.
+    #[error("plaintext is served on a loopback address only, and {0} is none; set tls or listen on 127.0.0.1")]
+    PlaintextOffLoopback(SocketAddr),
+    /// TLS is wanted and there is no configuration for it.
+    #[error("BUG: the endpoint on {0} has neither TLS nor leave to do without")]
+    NoTls(SocketAddr),
+}
+
+/// A socket that listens, with what each of its connections goes through.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    gate: Gate,
+}
+
+#[derive(Clone)]
+struct Gate {
+    /// None serves plaintext.
+    tls: Option<TlsAcceptor>,
+    connections: Connections,
+    handshakes: Arc<Semaphore>,
+    timeout: Duration,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").field("tls", &self.tls.is_some()).field("connections", &self.connections).finish()
+    }
+}
+
+impl Listener {
+    /// Binds the configured address. `tls` is needed unless the settings ask for plaintext.
+    ///
+    /// # Errors
+    /// When the address cannot be bound, or plaintext is asked for on an address that is not loopback.
+    pub async fn bind(settings: &Settings, tls: Option<Arc<ServerConfig>>) -> Result<Self, ListenError> {
+        let address = settings.address;
+        let tls = match (settings.plaintext, tls) {
+            (true, _) if !address.ip().to_canonical().is_loopback() => {
+                return Err(ListenError::PlaintextOffLoopback(address));
+            }
+            (true, _) => None,
+            (false, Some(config)) => Some(TlsAcceptor::from(config)),
+            (false, None) => return Err(ListenError::NoTls(address)),
+        };
+        let socket = TcpListener::bind(address).await.map_err(|source| ListenError::Bind { address, source })?;
+        let limits = &settings.limits;
+        let gate = Gate {
+            tls,
+            connections: Connections::new(limits.connections, limits.connections_per_address),
+            handshakes: Arc::new(Semaphore::new(limits.handshakes.min(Semaphore::MAX_PERMITS))),
+            timeout: limits.handshake_timeout,
+        };
+        Ok(Self { socket, gate })
+    }
+
+    /// Where it listens; tells the port when the configured one is 0.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// The count of connections, for metrics.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        self.gate.connections.clone()
+    }
+
+    /// Starts to accept, until `stop` is cancelled: then the socket closes, and handshakes under way end.
+    /// `cut` ends the connections that were handed out.
+    #[must_use]
+    pub fn incoming(
+        self,
+        stop: CancellationToken,
+        cut: CancellationToken,
+    ) -> impl Stream<Item = Result<Connection, Infallible>> + use<> {
+        let (ready, connections) = mpsc::channel(READY);
+        tokio::spawn(self.accept(ready, stop, cut));
+        ReceiverStream::new(connections)
+    }
+
+    async fn accept(
+        self,
+        ready: mpsc::Sender<Result<Connection, Infallible>>,
+        stop: CancellationToken,
+        cut: CancellationToken,
+    ) {
+        let mut handshakes = JoinSet::new();
+        let mut turned_away = TurnedAway::default();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = ready.closed() => break,
+                Some(_) = handshakes.join_next(), if !handshakes.is_empty() => continue,
+                accepted = self.socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, address)) => match self.gate.enter(stream, address, cut.clone()) {
+                    Ok(handshake) => {
+                        let ready = ready.clone();
+                        handshakes.spawn(async move {
+                            if let Some(connection) = handshake.await {
+                                // The server has ended when nobody receives; the connection then ends as well.
+                                let _ = ready.send(Ok(connection)).await;
+                            }
+                        });
+                    }
+                    Err(refused) => turned_away.note(address, refused),
+                },
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "no connection can be accepted; trying again");
+                    tokio::select! { () = stop.cancelled() => break, () = tokio::time::sleep(PAUSE) => {} }
+                }
+            }
+        }
+    }
+}
+
+impl Gate {
+    /// Counts a connection in and returns its handshake.
+    fn enter(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        cut: CancellationToken,
+    ) -> Result<impl Future<Output = Option<Connection>> + use<>, Refused> {
+        let place = self.connections.admit(address.ip())?;
+        let slot = Arc::clone(&self.handshakes).try_acquire_owned().map_err(|_| Refused::Handshakes)?;
+        let gate = self.clone();
+        Ok(async move {
+            let _slot = slot;
+            // Replies are small and complete: to wait for more would only delay them.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(peer = %address, %error, "TCP_NODELAY cannot be set");
+            }
+            let (transport, peer) = match &gate.tls {
+                None => (Transport::Plain(stream), Peer::new(address, &[])),
+                Some(tls) => match tokio::time::timeout(gate.timeout, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => {
+                        let chain: &[CertificateDer<'static>] =
+                            stream.get_ref().1.peer_certificates().unwrap_or_default();
+                        let peer = Peer::new(address, chain);
+                        (Transport::Tls(Box::new(stream)), peer)
+                    }
+                    Ok(Err(error)) => {
+                        tracing::debug!(peer = %address, %error, "the TLS handshake failed");
+                        return None;
+                    }
+                    Err(_) => {
+                        tracing::debug!(peer = %address, "the TLS handshake took too long");
+                        return None;
+                    }
+                },
+            };
+            Some(Connection::new(transport, peer, place, gate.timeout, cut))
+        })
+    }
+}
+
+/// Whether an error of accept(2) belongs to the connection that was about to be accepted, not to the socket.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+/// Connections turned away since the last line about them.
+#[derive(Default)]
+struct TurnedAway {
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl TurnedAway {
+    fn note(&mut self, peer: SocketAddr, reason: Refused) {
+        metrics::counter!("istio_hsm_ca_connections_refused_total").increment(1);
+        self.count += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            tracing::warn!(%peer, %reason, count = self.count, "connections were turned away");
+            *self = Self { count: 0, told: Some(Instant::now()) };
+        }
+    }
+}

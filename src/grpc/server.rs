@@ -1,0 +1,128 @@
+//! The endpoint at work: HTTP/2 with its limits over the listener's connections, and the drain at its end.
+//!
+//! Called by the daemon, once for each endpoint.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::{service::Routes, transport::Server};
+
+use super::{
+    generated::{
+        FILE_DESCRIPTOR_SET,
+        istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
+    },
+    health,
+    listener::Listener,
+    settings::{Limits, Settings},
+};
+
+/// How long connections that are cut at the end of the drain may take to notice.
+const CUT: Duration = Duration::from_secs(1);
+
+/// How much later than the service's own deadline the endpoint's comes.
+const LATER: Duration = Duration::from_secs(1);
+
+/// Why the endpoint ended other than by a drain.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The descriptor for reflection is damaged.
+    #[error("BUG: the service's own description cannot be read")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    /// HTTP/2 ended.
+    #[error("the gRPC endpoint ended")]
+    Transport(#[source] tonic::transport::Error),
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Every request under way was answered.
+    Clean,
+    /// Connections that were still open when the time was over were cut.
+    Cut {
+        /// How many.
+        connections: usize,
+    },
+}
+
+/// The services of the endpoint: certificates, health, and reflection if configured.
+///
+/// # Errors
+/// When our own descriptor is damaged.
+pub fn routes(
+    certificates: impl IstioCertificateService,
+    settings: &Settings,
+    ready: watch::Receiver<bool>,
+    stop: CancellationToken,
+) -> Result<Routes, ServeError> {
+    let certificates =
+        IstioCertificateServiceServer::new(certificates).max_decoding_message_size(settings.limits.message_bytes);
+    let mut routes = Routes::new(certificates).add_service(health::service(ready, stop));
+    if settings.reflection {
+        let builder = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        routes = routes
+            .add_service(builder().build_v1().map_err(ServeError::Reflection)?)
+            .add_service(builder().build_v1alpha().map_err(ServeError::Reflection)?);
+    }
+    Ok(routes)
+}
+
+/// Serves until `stop` is cancelled; then takes no new connection, lets requests under way end within the drain's
+/// time, and cuts what is left.
+///
+/// # Errors
+/// When the endpoint ended by itself.
+pub async fn serve(
+    listener: Listener,
+    routes: Routes,
+    settings: &Settings,
+    stop: CancellationToken,
+) -> Result<Drained, ServeError> {
+    let cut = CancellationToken::new();
+    let connections = listener.connections();
+    let incoming = listener.incoming(stop.clone(), cut.clone());
+    let served = builder(&settings.limits)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    let mut served = std::pin::pin!(served);
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(settings.drain).await;
+    };
+    tokio::select! {
+        ended = &mut served => ended.map(|()| Drained::Clean).map_err(ServeError::Transport),
+        () = overdue => {
+            let left = connections.len();
+            cut.cancel();
+            // Their tasks end by themselves once woken; whether all do so in time changes nothing for us.
+            let _ = tokio::time::timeout(CUT, served).await;
+            Ok(Drained::Cut { connections: left })
+        }
+    }
+}
+
+fn builder(limits: &Limits) -> Server {
+    let message = u32::try_from(limits.message_bytes).unwrap_or(u32::MAX >> 1);
+    let server = Server::builder()
+        .max_concurrent_streams(limits.streams)
+        .http2_max_header_list_size(limits.header_bytes)
+        .http2_max_pending_accept_reset_streams(Some(limits.pending_resets))
+        .http2_keepalive_interval(Some(limits.keepalive_interval))
+        .http2_keepalive_timeout(Some(limits.keepalive_timeout))
+        // A message fits its stream's window, so that no reader waits; a connection holds the messages of 16 at most.
+        .initial_stream_window_size(message.clamp(0xffff, 1 << 20))
+        .initial_connection_window_size(message.clamp(0xffff, 1 << 20) * 16)
+        // Ends a request whose body never comes. A complete one is ended by the service, whose answer says so better.
+        .timeout(limits.request_timeout + LATER);
+    // No grace beside it: with one, tonic cuts the connection where it should ask it to end.
+    match limits.connection_age {
+        Some(age) => server.max_connection_age(age),
+        None => server,
+    }
+}

@@ -1,0 +1,248 @@
+//! The endpoint's own certificate: issued by this CA and renewed at half its life, or taken from files.
+//!
+//! The key of an issued one is made in memory for each renewal. What fails is tried again while the old certificate
+//! serves on; once that has expired the endpoint is not ready. Started by the daemon with [`spawn`].
+
+pub mod files;
+pub mod key;
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use x509_cert::der::Decode;
+
+use self::{
+    files::{Content, Files, FilesError},
+    key::{KeyError, ServingKey},
+};
+use super::{settings::Serving, tls::ServingCertificate};
+use crate::{
+    auth::{Caller, InternalCaller},
+    issue::{CertificateAuthority, IssueError, Request},
+    pki::Issuer,
+    policy::Asked,
+    telemetry::RequestId,
+};
+
+/// How often files, and the issuer, are looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// The wait after a first failure; it doubles up to [`BACKOFF_MOST`].
+const BACKOFF: Duration = Duration::from_secs(1);
+/// The longest wait between two tries: a token that is back is found soon.
+const BACKOFF_MOST: Duration = Duration::from_secs(30);
+
+/// Why there is no serving certificate, or no new one.
+#[derive(Debug, thiserror::Error)]
+pub enum ServingError {
+    /// The files give none.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// Only one of the two files is configured.
+    #[error("grpc.serving: certificate_file and key_file belong together; name both, or none to have the CA issue one")]
+    Half,
+    /// The CA issued none.
+    #[error("the serving certificate was not issued")]
+    Issue(#[from] IssueError),
+    /// No key could be made.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// What was issued or read is not a certificate.
+    #[error("the serving certificate cannot be parsed")]
+    Malformed,
+}
+
+/// Where the certificate comes from.
+#[derive(Debug)]
+enum Source {
+    Files { files: Files, tried: Option<Content> },
+    Issued { ca: Arc<CertificateAuthority>, issuer: Option<Arc<Issuer>> },
+}
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Content")
+    }
+}
+
+/// A certificate with the time that it serves until.
+struct Current {
+    certified: Arc<CertifiedKey>,
+    not_after: SystemTime,
+}
+
+/// The files that the settings name, if they name any.
+///
+/// # Errors
+/// When they name only one of the two.
+pub fn files(settings: &Serving) -> Result<Option<Files>, ServingError> {
+    match (&settings.certificate_file, &settings.key_file) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => {
+            Ok(Some(Files { certificate: PathBuf::clone(certificate), key: PathBuf::clone(key) }))
+        }
+        (Some(_), None) | (None, Some(_)) => Err(ServingError::Half),
+    }
+}
+
+/// Starts to keep the serving certificate, until `stop` is cancelled. The watch tells whether there is one that has
+/// not expired; the first is tried at once.
+///
+/// # Errors
+/// When the settings name only one of the two files. What can mend itself is only logged and tried again.
+pub fn spawn(
+    ca: Arc<CertificateAuthority>,
+    settings: &Serving,
+    stop: CancellationToken,
+) -> Result<(ServingCertificate, watch::Receiver<bool>), ServingError> {
+    let source = match files(settings)? {
+        Some(files) => Source::Files { files, tried: None },
+        None => Source::Issued { ca, issuer: None },
+    };
+    Ok(start(source, stop))
+}
+
+/// As [`spawn`], for an endpoint without a CA of its own: the files alone.
+#[must_use]
+pub fn spawn_files(files: Files, stop: CancellationToken) -> (ServingCertificate, watch::Receiver<bool>) {
+    start(Source::Files { files, tried: None }, stop)
+}
+
+fn start(source: Source, stop: CancellationToken) -> (ServingCertificate, watch::Receiver<bool>) {
+    let certificate = ServingCertificate::absent();
+    let (ready, watched) = watch::channel(false);
+    let keeper = Keeper { source, certificate: certificate.clone(), ready };
+    tokio::spawn(async move {
+        tokio::select! { () = stop.cancelled() => {}, () = keeper.keep() => {} }
+    });
+    (certificate, watched)
+}
+
+struct Keeper {
+    source: Source,
+    certificate: ServingCertificate,
+    ready: watch::Sender<bool>,
+}
+
+impl Keeper {
+    async fn keep(mut self) {
+        let mut backoff = BACKOFF;
+        let mut not_after = None;
+        let mut renew_at = crate::clock::now();
+        loop {
+            let now = crate::clock::now();
+            let wait = if self.source.has_changed() || now >= renew_at {
+                match self.source.obtain().await {
+                    Ok(Some(new)) => {
+                        renew_at = half_life(now, new.not_after);
+                        not_after = Some(new.not_after);
+                        self.take(&new);
+                        backoff = BACKOFF;
+                        until(now, renew_at).min(LOOK)
+                    }
+                    Ok(None) => LOOK,
+                    Err(error) => {
+                        tracing::warn!(error = %chain(&error), retry_s = backoff.as_secs(), "no new serving certificate");
+                        let wait = backoff;
+                        backoff = (backoff * 2).min(BACKOFF_MOST);
+                        wait
+                    }
+                }
+            } else {
+                until(now, renew_at).min(LOOK)
+            };
+            let now = crate::clock::now();
+            let valid = not_after.is_some_and(|end| now < end);
+            if self.ready.send_replace(valid) && !valid {
+                tracing::error!("the serving certificate has expired; clients will refuse it");
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn take(&self, new: &Current) {
+        self.certificate.replace(Arc::clone(&new.certified));
+        let end = new.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        metrics::gauge!("istio_hsm_ca_serving_certificate_expiry_timestamp_seconds").set(end.as_secs_f64());
+        tracing::info!(not_after_unix = end.as_secs(), "the endpoint has a new serving certificate");
+    }
+}
+
+impl Source {
+    /// Whether there is cause to obtain a certificate before half of the old one's life is over.
+    fn has_changed(&self) -> bool {
+        match self {
+            // Files are read and compared when obtained.
+            Self::Files { .. } => true,
+            Self::Issued { ca, issuer } => issuer.as_ref().is_none_or(|issuer| !Arc::ptr_eq(issuer, &ca.issuer())),
+        }
+    }
+
+    /// Obtains a certificate; none when the files are the same as before.
+    async fn obtain(&mut self) -> Result<Option<Current>, ServingError> {
+        match self {
+            Self::Files { files, tried } => {
+                let content = files.read()?;
+                if tried.as_ref() == Some(&content) {
+                    return Ok(None);
+                }
+                // Remembered before it is parsed: the same mistake is told once.
+                let content = tried.insert(content);
+                current(files.parse(content)?).map(Some)
+            }
+            Self::Issued { ca, issuer } => {
+                let of = ca.issuer();
+                let new = current(issued(ca).await?)?;
+                *issuer = Some(of);
+                Ok(Some(new))
+            }
+        }
+    }
+}
+
+/// Has the CA issue a certificate for a new key, on the path that every certificate takes.
+async fn issued(ca: &CertificateAuthority) -> Result<Arc<CertifiedKey>, ServingError> {
+    let key = ServingKey::generate()?;
+    let request = Request {
+        id: RequestId::random().into(),
+        caller: Caller::internal(InternalCaller::ServingCertificate),
+        csr: key.request()?,
+        asked: Asked::default(),
+        deadline: None,
+    };
+    let issued = ca.issue(request).await?;
+    let mut chain = vec![CertificateDer::from(issued.der().to_vec())];
+    for pem in issued.tbs().issuer().path_pem() {
+        chain.push(CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| ServingError::Malformed)?);
+    }
+    Ok(Arc::new(CertifiedKey::new(chain, Arc::new(key))))
+}
+
+fn current(certified: Arc<CertifiedKey>) -> Result<Current, ServingError> {
+    let leaf = certified.cert.first().ok_or(ServingError::Malformed)?;
+    let leaf = x509_cert::Certificate::from_der(leaf).map_err(|_| ServingError::Malformed)?;
+    let not_after = leaf.tbs_certificate().validity().not_after.to_system_time();
+    Ok(Current { certified, not_after })
+}
+
+/// The middle of what is left; never in a hot loop, however short that is.
+fn half_life(now: SystemTime, not_after: SystemTime) -> SystemTime {
+    let left = not_after.duration_since(now).unwrap_or_default();
+    now + (left / 2).max(BACKOFF)
+}
+
+fn until(now: SystemTime, then: SystemTime) -> Duration {
+    then.duration_since(now).unwrap_or_default().max(BACKOFF)
+}
+
+/// An error with its causes, for a log line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,210 @@
+//! What an operator may set about the gRPC endpoint, each default with its reason.
+//!
+//! Read by `config`; the values are only carried here, what they mean for each other is checked where they are used.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+/// The endpoint as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where to listen. The default is istiod's port for certificates, on every address.
+    pub address: SocketAddr,
+    /// Serve without TLS; refused unless `address` is a loopback address. For a sidecar that terminates TLS.
+    pub plaintext: bool,
+    /// Answer reflection, by which `grpcurl` finds the service's description; it tells nothing that is not public.
+    pub reflection: bool,
+    /// How long requests under way may take to end after SIGTERM. Kubernetes kills after 30 s.
+    #[serde(with = "duration")]
+    pub drain: Duration,
+    /// What strangers may use up.
+    pub limits: Limits,
+    /// Versions of TLS.
+    pub tls: Tls,
+    /// Where the endpoint's own certificate comes from.
+    pub serving: Serving,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15012),
+            plaintext: false,
+            reflection: true,
+            drain: Duration::from_secs(20),
+            limits: Limits::default(),
+            tls: Tls::default(),
+            serving: Serving::default(),
+        }
+    }
+}
+
+/// Limits that hold before anybody is known.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Connections in all. A cluster of 5,000 pods with sidecars holds one each, through a roll-out two.
+    pub connections: usize,
+    /// Connections of one address (IPv6: of one /64, which often is a node). A node has some 110 pods.
+    pub connections_per_address: usize,
+    /// Handshakes at once: they cost the most that a stranger can ask for. More are closed at once.
+    pub handshakes: usize,
+    /// How long a handshake may take, and after it the first bytes of HTTP/2. Istio's agents allow 5 s to connect.
+    #[serde(with = "duration")]
+    pub handshake_timeout: Duration,
+    /// Requests under way in all; more are refused at once. At 4,000 certificates a second it is a second's work.
+    pub requests: usize,
+    /// How long a request may take, from its headers to the reply; a caller's own shorter limit counts first.
+    #[serde(with = "duration")]
+    pub request_timeout: Duration,
+    /// Streams at once of one connection. ztunnel uses 8.
+    pub streams: u32,
+    /// The largest request message in bytes. A CSR is at most 16 KiB.
+    pub message_bytes: usize,
+    /// The largest header list in bytes. A service account's token is 1 to 2 KiB.
+    pub header_bytes: u32,
+    /// Streams that a client may have reset before we have looked at them; then the connection ends (CVE-2023-44487).
+    pub pending_resets: usize,
+    /// How often a silent connection is pinged, so that half-open ones end.
+    #[serde(with = "duration")]
+    pub keepalive_interval: Duration,
+    /// How long a ping may stay unanswered.
+    #[serde(with = "duration")]
+    pub keepalive_timeout: Duration,
+    /// The age at which a connection is asked to end, so that clients spread over replicas again; none by default.
+    #[serde(with = "duration::optional")]
+    pub connection_age: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            connections_per_address: 256,
+            handshakes: 512,
+            handshake_timeout: Duration::from_secs(5),
+            requests: 4096,
+            request_timeout: Duration::from_secs(10),
+            streams: 128,
+            message_bytes: 64 * 1024,
+            header_bytes: 16 * 1024,
+            pending_resets: 20,
+            keepalive_interval: Duration::from_secs(60),
+            keepalive_timeout: Duration::from_secs(20),
+            connection_age: None,
+        }
+    }
+}
+
+/// Versions of TLS. ztunnel speaks 1.3; Istio's agents speak both.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Accept TLS 1.2 as well, for clients that have nothing newer.
+    pub allow_tls12: bool,
+}
+
+/// The endpoint's own certificate: from files if both are named, else issued by this CA.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Serving {
+    /// PEM certificate chain, the leaf first.
+    pub certificate_file: Option<PathBuf>,
+    /// PEM private key of the leaf.
+    pub key_file: Option<PathBuf>,
+}
+
+/// Durations in configuration: a whole number and a unit, such as `250ms`, `10s`, `5m`, `24h`, `90d`.
+pub mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, de::Error};
+
+    /// Reads a duration.
+    ///
+    /// # Errors
+    /// When the text is not a whole number followed by `ms`, `s`, `m`, `h` or `d`.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is not a duration; write for example \"10s\"")))
+    }
+
+    /// The same where nothing may be set.
+    pub mod optional {
+        use std::time::Duration;
+
+        use serde::Deserializer;
+
+        /// Reads a duration that is there.
+        ///
+        /// # Errors
+        /// As [`super::deserialize`].
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+            super::deserialize(deserializer).map(Some)
+        }
+    }
+
+    /// Reads `10s` and the like.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Duration> {
+        let digits = text.find(|c: char| !c.is_ascii_digit())?;
+        let (number, unit) = text.split_at_checked(digits)?;
+        let number: u64 = number.parse().ok()?;
+        let seconds = |each: u64| number.checked_mul(each).map(Duration::from_secs);
+        match unit {
+            "ms" => Some(Duration::from_millis(number)),
+            "s" => seconds(1),
+            "m" => seconds(60),
+            "h" => seconds(3600),
+            "d" => seconds(86_400),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let cases: &[(&str, Option<u64>)] = &[
+            ("250ms", Some(250)),
+            ("10s", Some(10_000)),
+            ("5m", Some(300_000)),
+            ("24h", Some(86_400_000)),
+            ("90d", Some(7_776_000_000)),
+            ("0s", Some(0)),
+            ("10", None),
+            ("s", None),
+            ("-1s", None),
+            ("1.5s", None),
+            ("1 s", None),
+            ("1w", None),
+            ("99999999999999999999s", None),
+            ("18446744073709551615d", None),
+            ("", None),
+        ];
+        for (text, millis) in cases {
+            assert_eq!(duration::parse(text), millis.map(Duration::from_millis), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_and_defaults_stand() {
+        let settings: Settings =
+            toml::from_str("[limits]\nhandshake_timeout = \"1s\"\nconnection_age = \"1h\"").unwrap();
+        assert_eq!(settings.limits.handshake_timeout, Duration::from_secs(1));
+        assert_eq!(settings.limits.connection_age, Some(Duration::from_secs(3600)));
+        assert_eq!(settings.limits.streams, 128);
+        for text in ["portt = 1", "[limits]\nstreamz = 1", "[tls]\nallow_tls11 = true", "[serving]\nkey = \"a\""] {
+            assert!(toml::from_str::<Settings>(text).is_err(), "{text}");
+        }
+    }
+}

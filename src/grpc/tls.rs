@@ -1,0 +1,81 @@
+//! TLS for the endpoint: versions, key exchange, and the certificate that may change while we serve.
+//!
+//! Whether a client's certificate proves anything is decided at each request, by `auth`; the handshake only checks
+//! that the client holds its key. Called by the listener.
+
+use std::{fmt, sync::Arc};
+
+use arc_swap::ArcSwapOption;
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache, danger::ClientCertVerifier},
+    sign::CertifiedKey,
+    version::{TLS12, TLS13},
+};
+
+use super::settings::Tls;
+
+/// Sessions kept for resumption: one a connection at the default limit. Each holds its client's chain, about 1 KiB.
+const SESSIONS: usize = 10_000;
+
+/// The endpoint's certificate and key, which a renewal replaces; clones share it.
+#[derive(Clone, Default)]
+pub struct ServingCertificate(Arc<ArcSwapOption<CertifiedKey>>);
+
+impl ServingCertificate {
+    /// One that is not there yet: handshakes fail until [`replace`](Self::replace) is called.
+    #[must_use]
+    pub fn absent() -> Self {
+        Self::default()
+    }
+
+    /// Takes another certificate for the handshakes from now on; connections that stand are not touched.
+    pub fn replace(&self, certificate: Arc<CertifiedKey>) {
+        self.0.store(Some(certificate));
+    }
+
+    /// The certificate of new handshakes, if there is one.
+    #[must_use]
+    pub fn current(&self) -> Option<Arc<CertifiedKey>> {
+        self.0.load_full()
+    }
+}
+
+impl fmt::Debug for ServingCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServingCertificate").field("present", &self.0.load().is_some()).finish()
+    }
+}
+
+impl ResolvesServerCert for ServingCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.current()
+    }
+}
+
+/// The server's side of TLS: 1.3 (1.2 only if configured), HTTP/2, hybrid post-quantum key exchange preferred.
+///
+/// Sessions are resumed from memory and keep the client's chain, so a resumed connection speaks for the same client
+/// as the first; whether that chain is still good is asked at each request. There is no early data: it could be
+/// replayed.
+///
+/// # Errors
+/// When the library refuses its own provider, which would be a fault of the build.
+pub fn server_config(
+    settings: &Tls,
+    certificate: ServingCertificate,
+    client_verifier: Arc<dyn ClientCertVerifier>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let versions: &[_] = if settings.allow_tls12 { &[&TLS13, &TLS12] } else { &[&TLS13] };
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions)?
+        .with_client_cert_verifier(client_verifier)
+        .with_cert_resolver(Arc::new(certificate));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+    // One ticket a connection: agents and ztunnel keep one connection to the CA.
+    config.send_tls13_tickets = 1;
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,240 @@
+//! Tracing to standard error, as text or JSON, and the id that ties a client's error to its log lines.
+//!
+//! Never logs what libraries know of a request below `INFO`: their debug lines may hold headers, and an
+//! authorization header is a secret. Called once, by `main`, before anything else starts.
+
+pub mod recent;
+
+use std::{fmt, sync::Arc};
+
+use aws_lc_rs::rand;
+use serde::Deserialize;
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{FilterExt, LevelFilter, filter_fn},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
+
+/// Libraries whose lines below `INFO` may hold headers or bodies of requests, whatever the operator's filter says.
+const GUARDED: &[&str] = &[
+    "h2",
+    "hyper",
+    "hyper_util",
+    "jsonwebtoken",
+    "kube",
+    "kube_client",
+    "reqwest",
+    "rustls",
+    "tonic",
+    "tower",
+    "tower_http",
+];
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One JSON object a line, for collectors.
+    Json,
+    /// Text, for people.
+    #[default]
+    Text,
+}
+
+/// Which lines are written: a level, or directives such as `info,istio_hsm_ca::grpc=debug`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Filter(String);
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl std::str::FromStr for Filter {
+    type Err = TelemetryError;
+
+    fn from_str(text: &str) -> Result<Self, TelemetryError> {
+        parse(text).map(|_| Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Filter {
+    type Error = TelemetryError;
+
+    fn try_from(text: String) -> Result<Self, TelemetryError> {
+        text.parse()
+    }
+}
+
+/// How the daemon and the commands log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Text or JSON.
+    pub format: Format,
+    /// Which lines.
+    pub filter: Filter,
+}
+
+/// Why logging cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// Logging is set up already in this process.
+    #[error("BUG: logging is set up twice")]
+    AlreadySet(#[source] tracing_subscriber::util::TryInitError),
+    /// The filter is not one.
+    #[error("the log filter {text:?} is not a level or a list of target=level; write for example \"info\"")]
+    Filter {
+        /// The filter as configured.
+        text: String,
+        /// What is wrong with it.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+}
+
+/// Sets up logging for the whole process.
+///
+/// # Errors
+/// When the filter is malformed, or logging was set up before.
+pub fn init(settings: &Settings) -> Result<(), TelemetryError> {
+    let filter = parse(&settings.filter.0)?.and(filter_fn(|line| is_allowed(line)));
+    let registry = tracing_subscriber::registry();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let set = match settings.format {
+        Format::Json => registry.with(lines.json().flatten_event(true).with_filter(filter)).try_init(),
+        Format::Text => registry.with(lines.with_ansi(false).with_filter(filter)).try_init(),
+    };
+    set.map_err(TelemetryError::AlreadySet)
+}
+
+fn parse(text: &str) -> Result<EnvFilter, TelemetryError> {
+    EnvFilter::builder()
+        .with_default_directive(LevelFilter::ERROR.into())
+        .parse(text)
+        .map_err(|source| TelemetryError::Filter { text: text.to_owned(), source })
+}
+
+fn is_allowed(line: &Metadata<'_>) -> bool {
+    let library = line.target().split("::").next().unwrap_or_default();
+    *line.level() <= Level::INFO || !GUARDED.contains(&library)
+}
+
+/// The id of one request: 128 random bits as hexadecimal digits. It stands in every log line of the request, in
+/// the issuance log, and in the error that the client sees.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct RequestId(Arc<str>);
+
+impl RequestId {
+    /// Draws an id. It only has to be unique: should the generator fail, the clock of the process serves.
+    #[must_use]
+    pub fn random() -> Self {
+        let mut bits = [0; 16];
+        if rand::fill(&mut bits).is_err() {
+            bits = unique();
+        }
+        Self(format!("{:032x}", u128::from_be_bytes(bits)).into())
+    }
+
+    /// The hexadecimal digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A number that this process has not used: nanoseconds since its first call, and a count.
+fn unique() -> [u8; 16] {
+    use std::{
+        sync::{
+            LazyLock,
+            atomic::{AtomicU64, Ordering},
+        },
+        time::Instant,
+    };
+
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    ((START.elapsed().as_nanos() << 64) | u128::from(count)).to_be_bytes()
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<RequestId> for Arc<str> {
+    fn from(id: RequestId) -> Self {
+        id.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_distinct_and_of_one_length() {
+        let ids: std::collections::HashSet<_> = (0..1000).map(|_| RequestId::random()).collect();
+        assert_eq!(ids.len(), 1000);
+        assert!(ids.iter().all(|id| id.as_str().len() == 32));
+        assert_ne!(unique(), unique());
+    }
+
+    #[test]
+    fn filters() {
+        for (text, good) in
+            [("info", true), ("warn,istio_hsm_ca=debug", true), ("istio_hsm_ca=loud", false), ("a=b=c", false)]
+        {
+            assert_eq!(text.parse::<Filter>().is_ok(), good, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_library_never_logs_headers() {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let sink = lines.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || sink.clone());
+        let filter = parse("trace,h2::codec=trace").unwrap().and(filter_fn(|line| is_allowed(line)));
+        let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::trace!(target: "h2::codec", "authorization: Bearer secret");
+            tracing::debug!(target: "hyper_util::server", "authorization: Bearer secret");
+            tracing::info!(target: "h2::codec", "harmless");
+            tracing::trace!(target: "istio_hsm_ca::grpc", "ours");
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert!(!text.contains("secret"), "{text}");
+        assert!(text.contains("harmless") && text.contains("ours"), "{text}");
+    }
+}

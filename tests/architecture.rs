@@ -1,0 +1,248 @@
+//! Who may import whom (ARCHITECTURE.md), kept by reading the sources: a new module must be placed in the table first.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What anybody may import: names, the clock, traces and metrics. They import nothing of ours.
+const COMMON: &[&str] = &["clock", "identity", "telemetry"];
+
+/// A module, and what it may import besides [`COMMON`]: a module, or one item of it. `*` is any module but those named
+/// after it with a `!`.
+const TABLE: &[(&str, &[&str])] = &[
+    ("agent", &["grpc::generated"]),
+    ("auth", &[]),
+    ("bundle_files", &["pki"]),
+    ("cli", &["agent", "bundle_files", "config", "daemon", "issue", "log", "pki", "signer", "token"]),
+    ("clock", &[]),
+    ("config", &["*", "!agent", "!cli", "!daemon"]),
+    ("daemon", &["*", "!agent", "!cli"]),
+    ("grpc", &["auth", "issue"]),
+    ("identity", &[]),
+    ("issue", &["auth::Caller", "log", "pki", "policy", "signer"]),
+    ("kubernetes", &["auth", "issue", "pki"]),
+    ("log", &["auth::Caller", "pki", "policy"]),
+    ("pki", &[]),
+    ("policy", &["auth::Caller", "pki"]),
+    ("signer", &["log::Recorded", "pki"]),
+    ("telemetry", &[]),
+    ("token", &["pki", "signer"]),
+];
+
+/// What a caller is made of counts as `auth::Caller`.
+const CALLER: &[&str] = &["BoundPod", "Caller", "Identity", "InternalCaller", "Method"];
+
+/// Modules that compute and do nothing else: no clock, no files, no network, no threads, no traces.
+const PURE: &[&str] = &["identity", "pki", "policy"];
+
+/// What a pure module does not name.
+const IMPURE: &[&str] =
+    &["Instant::now", "SystemTime::now", "std::env", "std::fs", "std::process", "std::thread", "tokio::", "tracing::"];
+
+/// Lines of a file before its tests; beyond, it is split.
+const LINES_MAX: usize = 500;
+
+struct Source {
+    path: PathBuf,
+    /// The module path within the crate: `["pki", "csr"]` for src/pki/csr.rs.
+    module: Vec<String>,
+    /// The code without comments and tests.
+    code: String,
+    lines: usize,
+}
+
+#[test]
+fn modules_import_only_what_the_table_allows() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let [module, ..] = source.module.as_slice() else { continue };
+        let Some((_, allowed)) = TABLE.iter().find(|(name, _)| name == module) else {
+            wrong.push(format!("{}: module {module} is not in the table", source.path.display()));
+            continue;
+        };
+        for path in imports(&source.code, source.module.len()) {
+            if !may_import(module, allowed, &path) {
+                wrong.push(format!("{}: {module} may not import {}", source.path.display(), path.join("::")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "see ARCHITECTURE.md:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_are_short() {
+    let long = sources().filter(|source| source.lines > LINES_MAX);
+    let long: Vec<String> = long.map(|source| format!("{} {}", source.path.display(), source.lines)).collect();
+    assert!(long.is_empty(), "over {LINES_MAX} lines before the tests:\n{}", long.join("\n"));
+}
+
+#[test]
+fn only_the_clock_reads_the_clock() {
+    for source in sources().filter(|source| source.module != ["clock"]) {
+        assert!(!source.code.contains("SystemTime::now"), "{}: use crate::clock::now()", source.path.display());
+    }
+}
+
+#[test]
+fn only_the_token_module_knows_pkcs11() {
+    for source in sources().filter(|source| source.module.first().is_none_or(|module| module != "token")) {
+        assert!(!names(&source.code, "cryptoki::"), "{}: PKCS#11 belongs into src/token", source.path.display());
+    }
+}
+
+#[test]
+fn pure_modules_only_compute() {
+    for source in sources() {
+        let pure = source.module.first().is_some_and(|module| PURE.contains(&module.as_str()));
+        for name in IMPURE.iter().filter(|name| pure && names(&source.code, name)) {
+            panic!("{}: a pure module names {name}", source.path.display());
+        }
+    }
+}
+
+/// Whether `code` names something that begins with `name`, as a word of its own.
+fn names(code: &str, name: &str) -> bool {
+    code.match_indices(name)
+        .any(|(at, _)| !code[..at].ends_with(|before: char| before.is_alphanumeric() || "_:".contains(before)))
+}
+
+fn may_import(module: &str, allowed: &[&str], path: &[String]) -> bool {
+    let Some(target) = path.first().map(String::as_str) else { return true };
+    if target == module || COMMON.contains(&target) {
+        return true;
+    }
+    if allowed.contains(&"*") {
+        return !allowed.contains(&format!("!{target}").as_str());
+    }
+    allowed.iter().any(|entry| match entry.split_once("::") {
+        None => *entry == target,
+        Some((entry_module, item)) => {
+            let named = path.get(1).map(String::as_str);
+            entry_module == target
+                && (named == Some(item) || (item == "Caller" && named.is_some_and(|named| CALLER.contains(&named))))
+        }
+    })
+}
+
+/// Every source of the crate but lib.rs, main.rs (which may use all) and generated code.
+fn sources() -> impl Iterator<Item = Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    let mut directories = vec![root.clone()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("generated") {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    assert!(files.len() > 10, "the sources are not where this test looks: {}", root.display());
+    files.sort();
+    files.into_iter().filter_map(move |path| {
+        let relative = path.strip_prefix(&root).unwrap().with_extension("");
+        let module: Vec<String> = relative.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+        if module == ["lib"] || module == ["main"] {
+            return None;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
+        Some(Source { lines: code.lines().count(), code: without_comments(code), module, path })
+    })
+}
+
+/// Cuts line comments off. A `//` within a string cuts too much, which could only hide the rest of that line; a path
+/// after a URL on one line does not occur.
+fn without_comments(code: &str) -> String {
+    code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// The paths into our crate that code of a module at `depth` names: by `crate::`, or by enough `super::`.
+fn imports(code: &str, depth: usize) -> BTreeSet<Vec<String>> {
+    let mut found = BTreeSet::new();
+    for prefix in ["crate::".to_owned(), "super::".repeat(depth)] {
+        for (at, _) in code.match_indices(&prefix) {
+            let before = code[..at].chars().next_back();
+            if before.is_none_or(|before| !(before.is_alphanumeric() || "_:$".contains(before))) {
+                let mut rest = &code[at + prefix.len()..];
+                tree(&mut rest, &mut Vec::new(), &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// Reads one use tree: `a::b`, `a::{b, c::d}`, `a::*`.
+fn tree(rest: &mut &str, path: &mut Vec<String>, found: &mut BTreeSet<Vec<String>>) {
+    let depth = path.len();
+    loop {
+        *rest = rest.trim_start();
+        if let Some(inner) = rest.strip_prefix('{') {
+            *rest = inner;
+            while !rest.is_empty() && !rest.starts_with('}') {
+                tree(rest, path, found);
+                *rest = rest.trim_start().trim_start_matches(',').trim_start();
+            }
+            *rest = rest.strip_prefix('}').unwrap_or(rest);
+            break;
+        }
+        let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '*')).unwrap_or(rest.len());
+        let (name, after) = rest.split_at(end);
+        if name.is_empty() {
+            // Not a path after all; leave nothing that a caller's loop could stand still at.
+            *rest = rest.get(1..).unwrap_or_default();
+            break;
+        }
+        path.push(name.to_owned());
+        *rest = after;
+        match rest.strip_prefix("::") {
+            Some(after) => *rest = after,
+            None => {
+                // `a as b` within braces: the new name is of no interest.
+                if let Some(renamed) = rest.strip_prefix(" as ") {
+                    *rest = renamed.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
+                }
+                found.insert(path.clone());
+                break;
+            }
+        }
+    }
+    path.truncate(depth);
+}
+
+#[test]
+fn the_reader_of_imports_finds_them() {
+    let found =
+        |code: &str, depth| -> Vec<String> { imports(code, depth).into_iter().map(|path| path.join("::")).collect() };
+    assert_eq!(found("use crate::auth::Caller;", 1), ["auth::Caller"]);
+    assert_eq!(
+        found("use crate::{auth::{self, Caller as C}, log::Log, pki};", 1),
+        ["auth::Caller", "auth::self", "log::Log", "pki"]
+    );
+    assert_eq!(found("let x = crate::clock::now();", 1), ["clock::now"]);
+    assert_eq!(found("use super::token::key;", 1), ["token::key"]);
+    assert_eq!(found("use super::super::grpc;", 2), ["grpc"]);
+    assert_eq!(found("use super::csr;", 2), Vec::<String>::new());
+    assert_eq!(found("use other_crate::auth; use my::crate::x;", 1), Vec::<String>::new());
+    let allowed = |module: &str, path: &str| {
+        let (_, allowed) = TABLE.iter().find(|(name, _)| *name == module).unwrap();
+        may_import(module, allowed, &path.split("::").map(str::to_owned).collect::<Vec<_>>())
+    };
+    for (module, path, expected) in [
+        ("pki", "auth::Caller", false),
+        ("pki", "identity::SpiffeId", true),
+        ("policy", "auth::Caller", true),
+        ("policy", "auth::jwt", false),
+        ("grpc", "token::client", false),
+        ("grpc", "issue::Issuance", true),
+        ("daemon", "token::client", true),
+        ("daemon", "cli::bench", false),
+        ("token", "token::key", true),
+    ] {
+        assert_eq!(allowed(module, path), expected, "{module} -> {path}");
+    }
+}
