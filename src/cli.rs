@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod bundle_dir;
 pub mod check;
+pub mod configured;
 pub mod generate;
 pub mod import;
 pub mod inspect;

@@ -4,10 +4,11 @@
 //! own settings; here they are put together and compared with each other.
 
 pub mod document;
+mod parts;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroU64},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -183,6 +184,59 @@ impl Default for Serving {
 pub struct Log {
     /// Its directory, for this daemon alone.
     pub directory: PathBuf,
+    /// The log's name in its checkpoints, one for each replica: a host name with a path, without a scheme. Left out,
+    /// it is `HOSTNAME/istio-hsm-ca`.
+    #[serde(default)]
+    pub origin: Option<String>,
+    /// The length in bytes at which a segment is closed.
+    #[serde(default)]
+    pub segment_bytes: Option<NonZeroU64>,
+    /// A checkpoint is made after so many lines...
+    #[serde(default)]
+    pub checkpoint_lines: Option<NonZeroU64>,
+    /// ...or after this time, whichever comes first.
+    #[serde(default, with = "humantime_serde")]
+    pub checkpoint_interval: Option<Duration>,
+    /// How long a segment's lines are kept after its newest; left out, for ever.
+    #[serde(default, with = "humantime_serde")]
+    pub keep_for: Option<Duration>,
+    /// How many bytes of closed segments are kept; left out, all.
+    #[serde(default)]
+    pub keep_bytes: Option<u64>,
+    /// A program that takes each checkpoint elsewhere.
+    #[serde(default)]
+    pub ship: Option<Ship>,
+}
+
+impl Log {
+    /// The log's name in its checkpoints.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        let host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        self.origin.clone().unwrap_or_else(|| {
+            format!("{}/istio-hsm-ca", host().filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_owned()))
+        })
+    }
+}
+
+/// `[log.ship]`: a program that gets each checkpoint on its standard input.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ship {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    #[serde(default)]
+    pub arguments: Vec<String>,
+    /// How long it may take.
+    #[serde(default = "Ship::timeout", with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+impl Ship {
+    fn timeout() -> Duration {
+        Duration::from_secs(10)
+    }
 }
 
 /// `[admin]`: probes, metrics, the operator's socket, the status page.

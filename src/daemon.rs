@@ -4,6 +4,7 @@
 //! daemon: it stays up, not ready, and is ready by itself once the token is there.
 
 pub mod admin;
+pub mod background;
 pub mod operator;
 pub mod overview;
 pub mod readiness;
@@ -21,19 +22,24 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{Authenticator, client_certificate::AcceptAny},
     config::Config,
     grpc::{self, listener::Listener, service::CertificateService},
-    telemetry,
+    telemetry::metrics::{self, Metrics},
 };
-use readiness::{Readiness, Report, Voice};
+use background::Background;
+use readiness::{Readiness, Report};
 use setup::{Core, SetupError};
 
 /// How long the tokens may take to end what they have begun, after the drain.
 const TOKENS_END: Duration = Duration::from_secs(5);
+/// How long the background tasks may take to end.
+const TASKS_END: Duration = Duration::from_secs(2);
+/// How often the metrics that are counted elsewhere are set; Prometheus scrapes every 15 s or more by habit.
+const METRICS: Duration = Duration::from_secs(1);
 
 /// Why the daemon did not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -79,45 +85,40 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let stop = CancellationToken::new();
     let bell = Arc::new(Notify::new());
     signals(stop.clone(), Arc::clone(&bell))?;
-    let tasks = TaskTracker::new();
+    let background = Background::default();
     let readiness = Readiness::new();
-    let ended = CancellationToken::new();
-    let metrics = telemetry::metrics::install();
-    serve_admin(&config, &readiness, &metrics, &tasks, &ended).await?;
+    let metrics = metrics::install();
+    serve_admin(&config, &readiness, &metrics, &background).await?;
 
     let own = &config.ca.trust_domains;
     let authenticator = Authenticator::new(&config.auth, own)
         .map_err(|errors| DaemonError::Authentication(errors.iter().map(ToString::to_string).collect()))?;
     let authenticator = Arc::new(authenticator);
     authenticator.start();
-    let core = setup::core(&config, &readiness, &tasks, &ended).await?;
-    let served = serve(&config, &core, authenticator, &readiness, &tasks, &ended, stop, bell).await;
+    let core = setup::core(&config, &readiness, &background).await?;
+    let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
     tracing::info!("draining");
-    ended.cancel();
+    background.end(TASKS_END).await;
     core.close(Instant::now() + TOKENS_END).await;
-    tasks.close();
-    let _ = tokio::time::timeout(TOKENS_END, tasks.wait()).await;
     tracing::info!("ended");
     served
 }
 
-#[expect(clippy::too_many_arguments, reason = "the composition root hands every part on, once")]
 async fn serve(
     config: &Config,
     core: &Core,
     authenticator: Arc<Authenticator>,
+    metrics: &Metrics,
     readiness: &Readiness,
-    tasks: &TaskTracker,
-    ended: &CancellationToken,
-    stop: CancellationToken,
-    bell: Arc<Notify>,
+    background: &Background,
+    (stop, bell): (CancellationToken, Arc<Notify>),
 ) -> Result<(), DaemonError> {
     let listen = config.grpc_settings();
     let tls = if listen.plaintext {
         None
     } else {
-        let (certificate, ready) = grpc::serving::spawn(Arc::clone(&core.ca), &listen.serving, ended.clone())?;
-        follow(tasks, ready, readiness.part("serving certificate"), |ready| {
+        let (certificate, ready) = grpc::serving::spawn(Arc::clone(&core.ca), &listen.serving, background.ended())?;
+        background.follow(ready, readiness.part("serving certificate"), |ready| {
             (!ready).then(|| "there is none yet, or it has expired".to_owned())
         });
         Some(grpc::tls::server_config(&listen.tls, certificate, Arc::new(AcceptAny::new()))?)
@@ -134,19 +135,21 @@ async fn serve(
             at: path.display().to_string(),
             source,
         })?;
-        tasks.spawn(operator::serve(socket, Arc::clone(&core.ca), ended.clone()));
+        background.spawn(operator::serve(socket, Arc::clone(&core.ca), background.ended()));
     }
     if let Some(address) = config.admin.status_address {
         let socket = bind("the status page", address).await?;
         tracing::info!(address = %address, "status page");
         let take = overview::taker(core, readiness.watch());
-        tasks.spawn(status::serve(socket, take, ended.clone()));
+        background.spawn(status::serve(socket, take, background.ended()));
     }
     let reloader = core.reloader(config, Arc::clone(&authenticator), bell, readiness.part("CA certificate"));
-    tasks.spawn(reloader.run(ended.clone()));
-    tasks.spawn(setup::watch_issuers(Arc::clone(&authenticator), ended.clone()));
+    background.spawn(reloader.run(background.ended()));
+    background.spawn_until_end(setup::watch_issuers(Arc::clone(&authenticator)));
+    let (gather, metrics) = (overview::gatherer(core, readiness.watch(), listener.connections()), metrics.clone());
+    background.every(METRICS, move || gather(&metrics));
 
-    let ready = ready_flag(readiness.watch(), tasks);
+    let ready = ready_flag(readiness.watch(), background);
     let service = CertificateService::new(Arc::clone(&core.ca), authenticator, &listen);
     let routes = grpc::server::routes(service, &listen, ready, stop.clone())?;
     tracing::info!(address = %at, tls = !listen.plaintext, "listening");
@@ -177,15 +180,14 @@ fn signals(stop: CancellationToken, bell: Arc<Notify>) -> Result<(), DaemonError
 async fn serve_admin(
     config: &Config,
     readiness: &Readiness,
-    metrics: &telemetry::metrics::Metrics,
-    tasks: &TaskTracker,
-    ended: &CancellationToken,
+    metrics: &Metrics,
+    background: &Background,
 ) -> Result<(), DaemonError> {
     let Some(address) = config.admin.address else { return Ok(()) };
     let socket = bind("the admin address", address).await?;
     let render = metrics.render();
     tracing::info!(address = %socket.local_addr().unwrap_or(address), "admin");
-    tasks.spawn(admin::serve(socket, readiness.watch(), render, ended.clone()));
+    background.spawn(admin::serve(socket, readiness.watch(), render, background.ended()));
     Ok(())
 }
 
@@ -194,28 +196,10 @@ async fn bind(what: &'static str, address: std::net::SocketAddr) -> Result<TcpLi
     TcpListener::bind(address).await.map_err(failed)
 }
 
-/// Has a voice say what a watched value means, now and at each change.
-fn follow<T: Clone + Send + Sync + 'static>(
-    tasks: &TaskTracker,
-    mut watched: watch::Receiver<T>,
-    voice: Voice,
-    trouble: impl Fn(&T) -> Option<String> + Send + 'static,
-) {
-    tasks.spawn(async move {
-        loop {
-            let value = watched.borrow_and_update().clone();
-            voice.say(trouble(&value));
-            if watched.changed().await.is_err() {
-                return;
-            }
-        }
-    });
-}
-
 /// Readiness as one flag, for the health service.
-fn ready_flag(mut report: watch::Receiver<Report>, tasks: &TaskTracker) -> watch::Receiver<bool> {
+fn ready_flag(mut report: watch::Receiver<Report>, background: &Background) -> watch::Receiver<bool> {
     let (flag, watched) = watch::channel(report.borrow().ready());
-    tasks.spawn(async move {
+    background.spawn_until_end(async move {
         while report.changed().await.is_ok() {
             let ready = report.borrow_and_update().ready();
             flag.send_if_modified(|flag| std::mem::replace(flag, ready) != ready);

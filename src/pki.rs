@@ -10,6 +10,8 @@ pub mod private_key;
 pub mod profile;
 pub mod tbs;
 pub mod verify;
+#[cfg(test)]
+pub(crate) mod testing;
 mod walk;
 
 pub use bundle::{Bundle, Issuer};

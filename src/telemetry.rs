@@ -108,7 +108,7 @@ pub enum TelemetryError {
 /// # Errors
 /// When the filter is malformed, or logging was set up before.
 pub fn init(settings: &Settings) -> Result<(), TelemetryError> {
-    let filter = parse(&settings.filter.0)?.and(filter_fn(|line| is_allowed(line)));
+    let filter = parse(&settings.filter.0)?.and(filter_fn(is_allowed));
     let registry = tracing_subscriber::registry();
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let set = match settings.format {
@@ -225,7 +225,7 @@ mod tests {
         let lines = Lines::default();
         let sink = lines.clone();
         let layer = tracing_subscriber::fmt::layer().with_writer(move || sink.clone());
-        let filter = parse("trace,h2::codec=trace").unwrap().and(filter_fn(|line| is_allowed(line)));
+        let filter = parse("trace,h2::codec=trace").unwrap().and(filter_fn(is_allowed));
         let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter));
         tracing::subscriber::with_default(subscriber, || {
             tracing::trace!(target: "h2::codec", "authorization: Bearer secret");

@@ -12,6 +12,7 @@ pub mod module;
 pub mod pin;
 pub mod pin_marker;
 pub mod protocol;
+pub mod speed;
 pub mod uri;
 
 pub use error::{Class, Fault};

@@ -4,6 +4,8 @@
 mod certificates;
 #[path = "auth/fetching.rs"]
 mod fetching;
+#[path = "auth/handshake.rs"]
+mod handshake;
 #[path = "auth/keys.rs"]
 mod keys;
 #[path = "auth/tokens.rs"]

@@ -220,7 +220,7 @@ impl Authenticator {
     ) -> Result<Caller, AuthError> {
         let mut refusals = Refusals::default();
         if let Some(chain) = credentials.client_chain {
-            match self.client_certificates.check(chain, issuer, now) {
+            match self.client_certificates.check(chain, issuer.into(), now) {
                 Ok(id) => {
                     return Ok(Caller {
                         method: Method::ClientCertificate,

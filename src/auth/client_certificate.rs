@@ -143,10 +143,20 @@ struct Proven {
 }
 
 /// A CA whose direct leaves are accepted.
-struct Accepted<'a> {
-    subject: &'a [u8],
-    key: &'a PublicKey,
-    not_after: SystemTime,
+#[derive(Clone, Copy, Debug)]
+pub struct Accepted<'a> {
+    /// DER Name of its subject, byte for byte.
+    pub subject: &'a [u8],
+    /// Its key.
+    pub key: &'a PublicKey,
+    /// When it ends, and every leaf of it too.
+    pub not_after: SystemTime,
+}
+
+impl<'a> From<&'a Issuer> for Accepted<'a> {
+    fn from(issuer: &'a Issuer) -> Self {
+        Self { subject: issuer.subject(), key: issuer.public_key(), not_after: issuer.not_after() }
+    }
 }
 
 impl ClientCertificates {
@@ -176,14 +186,14 @@ impl ClientCertificates {
         Ok(())
     }
 
-    /// Decides who a chain proves at a time.
+    /// Decides who a chain proves at a time; `current` is the CA that issues now.
     ///
     /// # Errors
     /// When it proves nobody.
     pub fn check(
         &self,
         chain: &[CertificateDer<'_>],
-        issuer: &Issuer,
+        current: Accepted<'_>,
         now: SystemTime,
     ) -> Result<SpiffeId, CertificateError> {
         if self.settings.disabled {
@@ -191,7 +201,6 @@ impl ClientCertificates {
         }
         let der = chain.first().ok_or(CertificateError::Empty)?;
         let files = self.files.load();
-        let current = Accepted { subject: issuer.subject(), key: issuer.public_key(), not_after: issuer.not_after() };
         let accepted: Vec<Accepted<'_>> =
             std::iter::once(current).chain(files.previous.iter().map(PreviousCa::accepted)).collect();
         let (proven, issuer_ends) = self.prove(der, &accepted)?;

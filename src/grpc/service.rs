@@ -66,13 +66,8 @@ impl CertificateService {
             impersonated_identity: metadata::text(message.metadata.as_ref(), metadata::IMPERSONATED_IDENTITY)?,
             operator_names: Vec::new(),
         };
-        let request = issue::Request {
-            id: line.id().clone().into(),
-            caller,
-            csr: message.csr,
-            asked,
-            deadline: Some(deadline),
-        };
+        let request =
+            issue::Request { id: line.id().clone().into(), caller, csr: message.csr, asked, deadline: Some(deadline) };
         Ok(self.ca.issue(request).await?)
     }
 }

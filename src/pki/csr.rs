@@ -296,10 +296,13 @@ fn ia5(content: &[u8]) -> Option<String> {
 }
 
 /// An iPAddress: 4 or 16 bytes in network order.
-pub(super) fn ip(content: &[u8]) -> Option<IpAddr> {
+fn ip(content: &[u8]) -> Option<IpAddr> {
     match content.len() {
         4 => <[u8; 4]>::try_from(content).ok().map(IpAddr::from),
         16 => <[u8; 16]>::try_from(content).ok().map(IpAddr::from),
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

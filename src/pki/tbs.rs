@@ -5,8 +5,10 @@
 //! the ceremonies that make a root or an intermediate.
 
 mod encode;
+#[cfg(test)]
+mod tests;
 
-pub(super) use encode::join;
+pub(super) use encode::{join, name};
 
 use std::sync::Arc;
 

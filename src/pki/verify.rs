@@ -180,3 +180,6 @@ fn well_formed(algorithm: KeyAlgorithm, signature: &[u8]) -> Result<(), Malforme
     }
     walk.finish()
 }
+
+#[cfg(test)]
+mod tests;

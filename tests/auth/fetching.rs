@@ -18,7 +18,10 @@ use axum::{
 use istio_hsm_ca::auth::jwt::Jwt;
 use serde_json::json;
 
-use super::keys::{ISSUER, Key, check, checker, claims, jwks, reason, with};
+use super::{
+    certificates::Ca,
+    keys::{ISSUER, Key, check, checker, claims, jwks, reason, with},
+};
 
 const GOOD: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 
@@ -232,4 +235,67 @@ async fn discovery_speaks_only_for_its_issuer_and_keeps_the_token_to_itself() {
     assert!(shown.iter().all(|token| token.as_deref() == Some("Bearer let-me-in")), "{shown:?}");
     let shown = elsewhere.shared.tokens.lock().unwrap().clone();
     assert!(!shown.is_empty() && shown.iter().all(Option::is_none), "{shown:?}");
+}
+
+/// Answers every connection with one key set over TLS, by a certificate of `ca`.
+async fn https(ca: &Ca, key: &Key) -> SocketAddr {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server_key = rcgen::KeyPair::generate().unwrap();
+    let name = rcgen::SanType::IpAddress([127, 0, 0, 1].into());
+    let certificate = ca.leaf_with(&server_key, |params| {
+        params.subject_alt_names = vec![name];
+        let now = istio_hsm_ca::clock::now();
+        params.not_before = (now - Duration::from_secs(3600)).into();
+        params.not_after = (now + Duration::from_secs(3600)).into();
+    });
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate],
+            rustls_pki_types::PrivatePkcs8KeyDer::from(server_key.serialize_der()).into(),
+        )
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let body = jwks(&[key]);
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let Ok(mut tls) = acceptor.accept(socket).await else { continue };
+            let _ = tls.read(&mut [0; 4096]).await;
+            let _ = tls.write_all(answer.as_bytes()).await;
+            let _ = tls.shutdown().await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn https_with_the_configured_roots_only() {
+    let (ca, other, key) = (Ca::living(), Ca::living(), Key::p256("k"));
+    let url = format!("https://{}/jwks", https(&ca, &key).await);
+    let directory = tempfile::tempdir().unwrap();
+    let roots = |ca: &Ca, name: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, &ca.pem).unwrap();
+        format!("keys.url.ca_file = '{}'", path.display())
+    };
+    let jwt = url_checker(&url, &roots(&ca, "right"));
+    until_ready(&jwt).await;
+    assert_eq!(reason(&check(&jwt, &key.token(&claims())).await), GOOD);
+    for more in [roots(&other, "wrong"), String::new()] {
+        let jwt = url_checker(&url, &more);
+        let said = async {
+            while !jwt.not_ready()[0].reason.contains("certificate") {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), said).await.unwrap_or_else(|_| panic!("{:?}", jwt.not_ready()));
+        assert_eq!(reason(&check(&jwt, &key.token(&claims())).await), "jwt_keys_not_ready");
+    }
 }

@@ -3,23 +3,20 @@
 use std::time::{Duration, Instant};
 
 use istio_hsm_ca::grpc::{
-    Settings,
-    generated::istio_certificate_service_server::SERVICE_NAME,
-    server::Drained,
-    settings::Limits,
+    Settings, generated::istio_certificate_service_server::SERVICE_NAME, server::Drained, settings::Limits,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 use tonic::Code;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::{
     frames::{self, Raw, call, frame},
-    harness::{Client, Pki, Running, SOON, ask, channel, channel_with, default_client_config, settings, start, start_with, tls},
+    harness::{
+        Client, Pki, Running, SOON, ask, channel, channel_with, default_client_config, settings, start, start_with, tls,
+    },
 };
 
 fn limited(limits: Limits) -> Settings {
@@ -201,7 +198,8 @@ async fn an_old_connection_is_asked_to_end() {
 #[tokio::test]
 async fn health_follows_the_daemon_and_does_not_hold_up_the_drain() {
     let mut running = start(settings()).await;
-    let mut health = HealthClient::new(channel_with(running.address, default_client_config(&running.pki)).await.unwrap());
+    let mut health =
+        HealthClient::new(channel_with(running.address, default_client_config(&running.pki)).await.unwrap());
     let ask = |service: &str| HealthCheckRequest { service: service.to_owned() };
     let status = |reply: tonic::Response<tonic_health::pb::HealthCheckResponse>| reply.into_inner().status();
     for ready in [false, true, false, true] {

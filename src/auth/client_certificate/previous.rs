@@ -77,7 +77,9 @@ impl PreviousCa {
         })
     }
 
-    pub(super) fn accepted(&self) -> Accepted<'_> {
+    /// What a leaf of this CA is checked with.
+    #[must_use]
+    pub fn accepted(&self) -> Accepted<'_> {
         Accepted { subject: &self.subject, key: &self.key, not_after: self.not_after }
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::IsTerminal,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,17 +12,22 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 
 use super::{
     Output,
     load::{self, Ask, Window},
+    positive,
     process::{ProcessTime, Reading},
+    progress_bar,
     report::{Latency, Samples, count},
+    token::{self, Plan, TokenChoice},
 };
-use crate::agent::{KeyKind, Tls, TokenIssuer, Workload, WorkloadKey, connect, create_certificate};
+use crate::{
+    agent::{KeyKind, Tls, TokenIssuer, Workload, WorkloadKey, connect, create_certificate},
+    token::TokenUri,
+};
 
 /// Arguments of `bench endpoint`.
 #[derive(Args, Debug)]
@@ -85,20 +89,14 @@ pub struct EndpointArguments {
     /// The daemon's process: its CPU time and its token hosts' is read too
     #[arg(long)]
     pid: Option<u32>,
-    /// What the token signs alone on the same cores (`bench token`), for the ratio
-    #[arg(long, value_name = "PER_SECOND", value_parser = positive)]
-    token_rate: Option<f64>,
+    /// The daemon's token, to measure right after what it signs alone, for the ratio
+    #[arg(long, value_name = "PKCS11_URI", requires = "ca_cert")]
+    token: Option<TokenUri>,
+    #[command(flatten)]
+    choice: TokenChoice,
     /// How the result is printed
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
-}
-
-/// A positive number of a size that a clock can hold.
-fn positive(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if number > 0.0 && number <= 1e9 => Ok(number),
-        _ => Err("a number above 0 and at most 1e9 is expected".into()),
-    }
 }
 
 /// What a run gave, as JSON prints it.
@@ -161,13 +159,26 @@ impl Ask for Agents {
 /// When a file cannot be read, the daemon does not answer, or no certificate was issued.
 pub(super) fn run(arguments: &EndpointArguments) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(measure(arguments))?;
+    let mut report = runtime.block_on(measure(arguments))?;
+    if let Some(token) = &arguments.token {
+        let rate = token_alone(token, &arguments.choice)?;
+        report.token_signatures_per_second = Some(rate);
+        report.ratio_to_token = Some(report.certificates_per_second / rate);
+    }
     match arguments.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         Output::Text => print(&report),
     }
     ensure!(report.certificates > 0, "no certificate was issued; the errors above say why");
     Ok(())
+}
+
+/// The best of one session and one a core: what a host could get out of the token on this machine.
+fn token_alone(token: &TokenUri, choice: &TokenChoice) -> Result<f64> {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(256));
+    let plan = Plan { token, choice, sessions: &[1, cores.min(256)], rounds: 3, round: Duration::from_secs(1) };
+    let rates = token::measure(&plan)?.into_iter().map(|row| row.signatures_per_second);
+    rates.max_by(f64::total_cmp).context("the token was not measured")
 }
 
 async fn measure(arguments: &EndpointArguments) -> Result<Report> {
@@ -197,8 +208,8 @@ async fn measure(arguments: &EndpointArguments) -> Result<Report> {
         certificates_per_second: per_second,
         latency: samples.latency(),
         errors: samples.errors,
-        token_signatures_per_second: arguments.token_rate,
-        ratio_to_token: arguments.token_rate.map(|token| per_second / token),
+        token_signatures_per_second: None,
+        ratio_to_token: None,
         daemon_cpu_us_per_certificate: (arguments.pid.is_some() && certificates > 0)
             .then(|| cpu * 1e6 / count(certificates)),
         processes,
@@ -210,8 +221,7 @@ async fn watch(window: Window, pid: Option<u32>) -> Result<Vec<ProcessTime>> {
     let read = || pid.map(Reading::take).transpose();
     tokio::time::sleep_until(window.start.into()).await;
     let before = read()?;
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(100) } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::with_template("measuring {bar:40} {percent} %")?);
+    let bar = progress_bar(100)?;
     let step = (window.end - window.start) / 100;
     for done in 1..=100 {
         tokio::time::sleep_until((window.start + step * done).into()).await;
@@ -356,16 +366,6 @@ mod tests {
         assert_eq!(subject(&token), Some(workload));
         for bad in ["", "a.b.c", "..", "a.e30.c"] {
             assert_eq!(subject(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn only_positive_numbers_are_taken() {
-        for good in ["1", "0.5", "1e9"] {
-            assert!(positive(good).is_ok(), "{good}");
-        }
-        for bad in ["0", "-1", "nan", "inf", "2e9", "x", ""] {
-            assert!(positive(bad).is_err(), "{bad}");
         }
     }
 }

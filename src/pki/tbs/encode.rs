@@ -76,7 +76,7 @@ pub(super) fn tbs(template: &Template, issuer: &Issuer, serial: Serial) -> Resul
 
 /// A Name of one organization: the RDN that Istio's self-signed root has (PrintableString where the text is
 /// printable, else UTF8String, as Go does).
-pub(super) fn name(organization: &str) -> Result<Vec<u8>, TbsError> {
+pub(in crate::pki) fn name(organization: &str) -> Result<Vec<u8>, TbsError> {
     let what = TbsError::Encoding("the subject's organization (1 to 64 characters)");
     if organization.is_empty() || organization.chars().count() > ORGANIZATION_MAX {
         return Err(what);
@@ -145,7 +145,7 @@ fn alternative_names(names: &[Name]) -> Result<Vec<u8>, TbsError> {
 }
 
 /// UTCTime up to 2049, GeneralizedTime from 2050 on (RFC 5280, section 4.1.2.5).
-fn time(time: SystemTime) -> Result<Vec<u8>, TbsError> {
+pub(super) fn time(time: SystemTime) -> Result<Vec<u8>, TbsError> {
     let what = TbsError::Encoding("a time before 1970 or after 9999");
     let whole = match time.duration_since(UNIX_EPOCH) {
         Ok(since) if since == Duration::from_secs(since.as_secs()) => time,
