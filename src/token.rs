@@ -6,6 +6,9 @@
 pub mod client;
 pub mod error;
 pub mod host;
+pub mod generate;
+pub mod import;
+pub mod inspect;
 pub mod key;
 pub mod mechanism;
 pub mod module;

@@ -198,6 +198,12 @@ impl Module {
         &self.path
     }
 
+    /// The binding's own handle of the library, for what is not wrapped here: tests set up tokens with it.
+    #[must_use]
+    pub fn pkcs11(&self) -> &Pkcs11 {
+        &self.pkcs11
+    }
+
     /// All initialised tokens, in the library's order. A slot whose token cannot be read is told and left out.
     ///
     /// # Errors

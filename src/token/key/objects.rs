@@ -18,13 +18,14 @@ pub struct Made<'a> {
     session: &'a Session,
     scratch: Vec<ObjectHandle>,
     token: Vec<ObjectHandle>,
+    guard: Option<ObjectHandle>,
 }
 
 impl<'a> Made<'a> {
     /// Nothing made yet.
     #[must_use]
     pub fn new(session: &'a Session) -> Self {
-        Self { session, scratch: Vec::new(), token: Vec::new() }
+        Self { session, scratch: Vec::new(), token: Vec::new(), guard: None }
     }
 
     /// Notes a session object.
@@ -36,6 +37,12 @@ impl<'a> Made<'a> {
     /// Notes a token object.
     pub fn token(&mut self, object: ObjectHandle) -> ObjectHandle {
         self.token.push(object);
+        object
+    }
+
+    /// Notes the token object that tells of the others: it goes last, and only if all others went.
+    pub fn guard(&mut self, object: ObjectHandle) -> ObjectHandle {
+        self.guard = Some(object);
         object
     }
 
@@ -53,6 +60,12 @@ impl<'a> Made<'a> {
                 tracing::error!(error = %Fault::from(error), "an object that was made could not be removed again");
                 left += 1;
             }
+        }
+        if let (Some(guard), 0) = (self.guard.take(), left)
+            && let Err(error) = self.session.destroy_object(guard)
+        {
+            tracing::error!(error = %Fault::from(error), "the mark of an import could not be removed again");
+            left += 1;
         }
         left
     }
