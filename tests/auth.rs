@@ -1,7 +1,17 @@
 //! Who calls: every way to be refused, and the ways to be known.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "what a test relies on may fail it"
+)]
+
 #[path = "auth/certificates.rs"]
 mod certificates;
+#[path = "auth/composed.rs"]
+mod composed;
 #[path = "auth/fetching.rs"]
 mod fetching;
 #[path = "auth/handshake.rs"]

@@ -38,7 +38,7 @@ pub struct Finding(pub &'static str);
 /// The first rule that it breaks.
 pub fn leaf(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
     rule(facts.profile == Profile::Leaf, "it is not an end entity's certificate")?;
-    any(facts, ca, max_lifetime)?;
+    common(facts, ca, max_lifetime)?;
     issued_by(facts, ca)?;
     names(&facts.names)
 }
@@ -49,7 +49,7 @@ pub fn leaf(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<()
 /// The first rule that it breaks.
 pub fn intermediate(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
     rule(matches!(facts.profile, Profile::Intermediate { .. }), "it is not an intermediate CA's certificate")?;
-    any(facts, ca, max_lifetime)?;
+    common(facts, ca, max_lifetime)?;
     issued_by(facts, ca)?;
     rule(ca.path_len != Some(0), "the CA's path length forbids an intermediate below it")?;
     rule(facts.subject != ca.subject, "the intermediate has the CA's own name")?;
@@ -63,14 +63,14 @@ pub fn intermediate(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> R
 /// The first rule that it breaks.
 pub fn self_signed_root(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
     rule(matches!(facts.profile, Profile::SelfSignedRoot { .. }), "it is not a self-signed root's certificate")?;
-    any(facts, ca, max_lifetime)?;
+    common(facts, ca, max_lifetime)?;
     rule(facts.issuer == facts.subject, "issuer and subject of the root differ")?;
     rule(facts.spki == ca.spki, "the root's key is not the one that signs it")?;
     subject_key_id(facts)
 }
 
 /// What all profiles keep.
-fn any(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
+fn common(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
     rule(SERIAL_BYTES.contains(&facts.serial.len()), "the serial number is too small or too long")?;
     rule(facts.signature_algorithm == ca.signature_algorithm, "the signature algorithm is not that of the CA's key")?;
     rule(facts.issuer == ca.subject, "the issuer is not the subject of the CA's certificate")?;

@@ -8,7 +8,12 @@ use std::{
 use der::Tag;
 use rcgen::{KeyPair, PublicKeyData, RsaKeySize, SigningKey};
 
-use super::{Issuer, Profile, PublicKey, Template, VerifiedCsr, algorithm, tbs::join, walk::context};
+use super::{
+    Bundle, Issuer, Profile, PublicKey, Template, VerifiedCsr, algorithm,
+    bundle::{BundleFiles, Input},
+    tbs::join,
+    walk::context,
+};
 use crate::identity::Name;
 
 /// 2026-01-01, the time at which the tests take place.
@@ -62,8 +67,19 @@ impl SoftCa {
         params.not_before = rcgen::date_time_ymd(from.0, from.1, from.2);
         params.not_after = rcgen::date_time_ymd(to.0, to.1, to.2);
         let certificate = params.self_signed(key).unwrap();
-        Self { key, issuer: Issuer::for_tests(certificate.der(), Vec::new(), certificate.pem()) }
+        Self { key, issuer: plug_in(&certificate.pem(), &certificate.pem()) }
     }
+}
+
+/// The issuer of a plug-in CA's files, without a cert-chain.pem.
+pub(crate) fn plug_in(ca_cert: &str, root_cert: &str) -> Arc<Issuer> {
+    let input = |name: &str, text: &str| Input { name: name.to_owned(), bytes: text.as_bytes().to_vec() };
+    let files = BundleFiles {
+        ca_cert: input("ca-cert.pem", ca_cert),
+        cert_chain: input("cert-chain.pem", ""),
+        root_cert: input("root-cert.pem", root_cert),
+    };
+    Arc::clone(Bundle::check(files, now()).unwrap().issuer())
 }
 
 /// An element of elements.

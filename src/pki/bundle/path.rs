@@ -76,18 +76,27 @@ pub(super) fn find<'a>(
         others: others.iter().filter(|other| roots.iter().all(|root| root.der != other.der)).collect(),
         roots,
         verifications: 0,
+        was_limited: false,
         found: Vec::new(),
         dead_end: DeadEnd { at: ca, reason: String::new() },
         deepest: 0,
     };
     search.climb(&mut vec![ca]);
-    if search.found.is_empty() { Err(search.dead_end) } else { Ok(search.found) }
+    if !search.found.is_empty() {
+        return Ok(search.found);
+    }
+    if search.was_limited {
+        let reason = "has too many possible issuers; leave only the certificates of its own path".to_owned();
+        return Err(DeadEnd { at: ca, reason });
+    }
+    Err(search.dead_end)
 }
 
 struct Search<'a> {
     others: Vec<&'a Certificate>,
     roots: &'a [Certificate],
     verifications: usize,
+    was_limited: bool,
     found: Vec<Path<'a>>,
     dead_end: DeadEnd<'a>,
     deepest: usize,
@@ -114,7 +123,9 @@ impl<'a> Search<'a> {
                 continue;
             }
             same_name = Some(other);
-            if path.len() + 1 < DEPTH_MAX && self.verifies(child, other) {
+            if path.len() + 1 >= DEPTH_MAX {
+                self.was_limited = true;
+            } else if self.verifies(child, other) {
                 signed = true;
                 path.push(other);
                 self.climb(path);
@@ -129,14 +140,12 @@ impl<'a> Search<'a> {
 
     fn verifies(&mut self, child: &Certificate, issuer: &Certificate) -> bool {
         self.verifications += 1;
+        self.was_limited |= self.verifications > VERIFICATIONS_MAX;
         self.verifications <= VERIFICATIONS_MAX && is_signed_by(child, issuer)
     }
 
     fn why(&self, child: &Certificate, same_name: Option<&Certificate>) -> String {
         let (root_file, issuer) = (self.roots.first().map_or("", |root| root.file.as_str()), shown(&child.issuer));
-        if self.verifications > VERIFICATIONS_MAX {
-            return "has too many possible issuers; leave only the certificates of its own path".to_owned();
-        }
         match same_name {
             Some(other) => format!(
                 "does not verify with the key of {} in {}, which has its issuer's name; put the issuer's own \

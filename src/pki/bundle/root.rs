@@ -32,22 +32,4 @@ impl Issuer {
             roots: Vec::new(),
         }))
     }
-
-    /// An issuer of parts, until `Bundle::check` makes them.
-    #[cfg(test)]
-    pub(crate) fn for_tests(certificate: &[u8], path_pem: Vec<String>, roots_pem: String) -> Arc<Self> {
-        let ca = crate::pki::lint::Ca::from_certificate(certificate).unwrap();
-        Arc::new(Self {
-            certificate: certificate.to_vec(),
-            subject: ca.subject.to_vec(),
-            public_key: crate::pki::PublicKey::from_spki_der(ca.spki).unwrap(),
-            subject_key_id: ca.subject_key_id.map(<[u8]>::to_vec),
-            path_len: ca.path_len,
-            not_before: ca.not_before,
-            not_after: ca.not_after,
-            path_pem,
-            roots_pem,
-            roots: Vec::new(),
-        })
-    }
 }

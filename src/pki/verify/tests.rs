@@ -1,7 +1,7 @@
 use rcgen::SigningKey;
 
 use super::*;
-use crate::pki::{Issuer, testing::*};
+use crate::pki::{Issuer, Profile, Template, testing::*};
 
 fn tbs(ca: &SoftCa) -> Arc<Tbs> {
     Arc::new(Tbs::build(leaf(&[ID]), Arc::clone(&ca.issuer), Serial::random()).unwrap())
@@ -79,24 +79,35 @@ fn an_ecdsa_signature_value_is_strict_der() {
 #[test]
 fn the_chain_has_one_certificate_an_element_and_the_roots_last() {
     let ca = SoftCa::new(&P256);
-    let pem = ca.issuer.roots_pem().to_owned();
-    let two_roots = format!("# ours\n{pem}{pem}");
-    let cases: &[(Vec<String>, String, usize)] = &[
-        (vec![], pem.clone(), 2),
-        (vec![pem.clone()], two_roots.clone(), 3),
-        (vec![pem.trim_end().to_owned(), pem.clone()], two_roots.trim_end().to_owned(), 4),
+    let sign = |template: Template, issuer: &Arc<Issuer>, key: &rcgen::KeyPair| {
+        let tbs = Arc::new(Tbs::build(template, Arc::clone(issuer), Serial::random()).unwrap());
+        let signature = key.sign(tbs.der()).unwrap();
+        Issued::assemble(tbs, &signature).unwrap()
+    };
+    let profile = Profile::Intermediate { organization: "o".to_owned() };
+    let below =
+        Template { profile, public_key: public(&P384), names: vec![], not_after: now() + 30 * DAY, ..leaf(&[ID]) };
+    let intermediate = sign(below, &ca.issuer, ca.key).to_pem();
+    let root = ca.issuer.roots_pem();
+    let two_roots = format!("# ours\n{root}# the next one\n{}", SoftCa::new(&RSA).issuer.roots_pem().trim_end());
+    let cases: &[(Arc<Issuer>, &rcgen::KeyPair, &str, usize)] = &[
+        (Arc::clone(&ca.issuer), &P256, root, 2),
+        (plug_in(root, &two_roots), &P256, &two_roots, 2),
+        (plug_in(&intermediate, root), &P384, root, 3),
+        (plug_in(&intermediate, &two_roots), &P384, &two_roots, 3),
     ];
-    for (path, roots, length) in cases {
-        let issuer = Issuer::for_tests(ca.issuer.certificate(), path.clone(), roots.clone());
-        let tbs = Arc::new(Tbs::build(leaf(&[ID]), issuer, Serial::random()).unwrap());
-        let issued = Issued::assemble(Arc::clone(&tbs), &ca.key.sign(tbs.der()).unwrap()).unwrap();
+    for (issuer, key, roots, length) in cases {
+        let issued = sign(leaf(&[ID]), issuer, key);
         let chain = issued.chain();
         assert_eq!(chain.len(), *length);
-        assert_eq!(chain.last(), Some(roots), "byte for byte");
+        assert_eq!(chain.last().map(String::as_str), Some(*roots), "byte for byte");
         for element in chain.iter().rev().skip(1) {
             assert!(element.ends_with("-----END CERTIFICATE-----\n"), "{element}");
             assert_eq!(element.matches("-----BEGIN CERTIFICATE-----").count(), 1);
         }
         assert_eq!(crate::pki::pem::blocks(chain[0].as_bytes()).unwrap()[0].der.as_slice(), issued.der());
+        if *length == 3 {
+            assert_eq!(chain[1], intermediate);
+        }
     }
 }
