@@ -200,17 +200,8 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Signer::sign`]; [`SignError::Refused`] where the token has no log key.
-    pub async fn sign_checkpoint(
-        &self,
-        message: &[u8],
-        deadline: Instant,
-    ) -> Result<CheckpointSignature, SignError> {
-        let context = Context {
-            request_id: Arc::from("checkpoint"),
-            deadline,
-            class: Class::First,
-            avoid: Vec::new(),
-        };
+    pub async fn sign_checkpoint(&self, message: &[u8], deadline: Instant) -> Result<CheckpointSignature, SignError> {
+        let context = Context { request_id: Arc::from("checkpoint"), deadline, class: Class::First, avoid: Vec::new() };
         let signed = self.submit(Kind::Checkpoint, OWN_KEY, Message::Bytes(Arc::from(message)), &context).await?;
         let log_key = self.shared.log_key(&signed.source.token);
         Ok(CheckpointSignature { signed, log_key })

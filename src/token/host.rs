@@ -187,7 +187,8 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
     let mut vault = None;
     loop {
         let (socket, _) = listener.accept().map_err(system("accept a connection"))?;
-        let peer = getsockopt(&socket, PeerCredentials).map_err(|error| system("see who connects")(error.into()))?.uid();
+        let peer =
+            getsockopt(&socket, PeerCredentials).map_err(|error| system("see who connects")(error.into()))?.uid();
         if peer != nix::unistd::geteuid().as_raw() && !supervised.uids.contains(&peer) {
             tracing::warn!(uid = peer, "somebody who may not use the token host connected");
             continue;

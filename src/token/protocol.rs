@@ -483,7 +483,8 @@ mod tests {
     #[test]
     fn too_large_a_message_leaves_the_buffer_as_it_was() {
         let message = vec![0; MAX_FRAME];
-        let sign = Request::Sign(Sign { kind: Kind::Leaf, key: [0; 32], request_id: "", deadline_ms: 1, message: &message });
+        let sign =
+            Request::Sign(Sign { kind: Kind::Leaf, key: [0; 32], request_id: "", deadline_ms: 1, message: &message });
         let mut buffer = b"before".to_vec();
         assert!(matches!(sign.encode(1, &mut buffer), Err(ProtocolError::Size(_))));
         assert_eq!(buffer, b"before");

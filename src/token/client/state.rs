@@ -272,7 +272,9 @@ impl Shared {
                 self.pump_all(inner);
                 false
             }
-            Reply::Opened | Reply::Status(_) => return Err(ProtocolError::Malformed("answer to a message to be signed")),
+            Reply::Opened | Reply::Status(_) => {
+                return Err(ProtocolError::Malformed("answer to a message to be signed"));
+            }
         };
         if let Some(token) = inner.tokens.get_mut(at) {
             token.trial.take_if(|trial| trial.correlation == correlation && !delivered);
@@ -451,8 +453,7 @@ impl Inner {
     fn may_in(tokens: &[Token], at: usize, job: &Job) -> bool {
         let Some(token) = tokens.get(at) else { return false };
         token.may(job)
-            && !(job.failed_at(&token.name)
-                && tokens.iter().any(|other| other.name != token.name && other.serves(job)))
+            && !(job.failed_at(&token.name) && tokens.iter().any(|other| other.name != token.name && other.serves(job)))
     }
 
     fn health(&self) -> PoolHealth {
@@ -475,7 +476,10 @@ impl Token {
     /// What a failed signature means for its token.
     fn fault(&mut self, fault: &Fault, job: &Job) {
         tracing::warn!(
-            token = &*self.name, code = fault.code, function = fault.function, reason = fault.text,
+            token = &*self.name,
+            code = fault.code,
+            function = fault.function,
+            reason = fault.text,
             "the token did not sign"
         );
         match fault.class {

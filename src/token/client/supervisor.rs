@@ -281,7 +281,8 @@ impl Supervisor {
         });
         match self.ask(host, &sign, limit).await? {
             Reply::Signed { signature, .. } => {
-                let key = PublicKey::from_spki_der(key).map_err(|error| End::down(format!("its canary key: {error}")))?;
+                let key =
+                    PublicKey::from_spki_der(key).map_err(|error| End::down(format!("its canary key: {error}")))?;
                 let verified = key.verify(key.signature_algorithm(), &message, &signature);
                 verified.map_err(|_| End::down("its canary key makes signatures that do not verify"))
             }
@@ -335,13 +336,7 @@ fn unwilling(reply: Reply) -> End {
     }
 }
 
-async fn open_key(
-    shared: &Shared,
-    at: usize,
-    host: u64,
-    key: Fingerprint,
-    limit: Duration,
-) -> Result<(), ProveError> {
+async fn open_key(shared: &Shared, at: usize, host: u64, key: Fingerprint, limit: Duration) -> Result<(), ProveError> {
     let gone = || ProveError::Unreachable("its host is gone".to_owned());
     let answer = shared.call(at, host, &Request::Open { key }).ok_or_else(gone)?;
     let reply = match tokio::time::timeout(limit, answer).await {
@@ -429,8 +424,7 @@ async fn each<F>(shared: &Arc<Shared>, ask: impl Fn(Arc<Shared>, usize) -> F) ->
 where
     F: Future<Output = Result<(), ProveError>> + Send + 'static,
 {
-    let asked: Vec<_> =
-        (0..shared.fixed.len()).map(|at| tokio::spawn(ask(Arc::clone(shared), at))).collect();
+    let asked: Vec<_> = (0..shared.fixed.len()).map(|at| tokio::spawn(ask(Arc::clone(shared), at))).collect();
     let mut proofs = Vec::with_capacity(asked.len());
     for (asked, fixed) in asked.into_iter().zip(&shared.fixed) {
         let result = asked.await.unwrap_or_else(|_| Err(ProveError::Unreachable("the daemon is ending".to_owned())));

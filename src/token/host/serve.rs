@@ -8,14 +8,8 @@ mod outbox;
 
 use std::{
     io,
-    os::{
-        fd::OwnedFd,
-        unix::net::UnixStream,
-    },
-    sync::{
-        Arc, Mutex, PoisonError, TryLockError,
-        atomic::Ordering,
-    },
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::{Arc, Mutex, PoisonError, TryLockError, atomic::Ordering},
     time::{Duration, Instant},
 };
 

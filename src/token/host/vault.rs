@@ -82,7 +82,8 @@ impl Vault {
         let uri: TokenUri = settings.uri.parse().map_err(|error: token::uri::UriError| setting(&error))?;
         let pin_file = settings.pin_file.clone().or_else(|| uri.pin_source().map(Path::to_owned));
         let pin_file = pin_file.ok_or_else(|| fault("the token URI names no PIN file; add pin-source=file:/path"))?;
-        let module_path = uri.module_path().ok_or_else(|| fault("the token URI names no module; add module-path=/path"))?;
+        let module_path =
+            uri.module_path().ok_or_else(|| fault("the token URI names no module; add module-path=/path"))?;
         let certificates = read_certificates(&settings)?;
         // Before the library is even loaded: what is known to be wrong costs the token nothing.
         let marker = PinMarker::new(settings.pin_marker.clone());
@@ -240,7 +241,10 @@ impl Vault {
             ca_keys: self.certificates().iter().map(|ca| hex(&ca.fingerprint)).collect(),
             log_key: spki(self.log_key()),
             canary_key: spki(self.canary_key()),
-            signed: signed.iter().map(|((key, kind), count)| KeyCount { key: hex(key), kind: *kind, count: *count }).collect(),
+            signed: signed
+                .iter()
+                .map(|((key, kind), count)| KeyCount { key: hex(key), kind: *kind, count: *count })
+                .collect(),
             refused: load(&self.counters.refused),
             expired: load(&self.counters.expired),
             failed: load(&self.counters.failed),

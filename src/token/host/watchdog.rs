@@ -113,9 +113,9 @@ fn is_hung_up(socket: &OwnedFd) -> bool {
     let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
     match poll(&mut polled, timeout) {
         Ok(0) => false,
-        Ok(_) => polled.iter().any(|fd| {
-            fd.revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
-        }),
+        Ok(_) => polled
+            .iter()
+            .any(|fd| fd.revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))),
         Err(_) => {
             std::thread::sleep(TICK);
             false

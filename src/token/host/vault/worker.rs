@@ -66,7 +66,10 @@ impl<'a> Worker<'a> {
             Err(fault) => fault,
         };
         tracing::warn!(
-            thread = self.thread, code = first.code, function = first.function, reason = first.text,
+            thread = self.thread,
+            code = first.code,
+            function = first.function,
+            reason = first.text,
             "a signature failed; its session is dropped"
         );
         self.drop_session();
