@@ -16,6 +16,7 @@
 //! Each type has private fields and one place that can make it, so that no step can be skipped.
 
 pub mod auth;
+pub mod bundle_files;
 pub mod clock;
 pub mod identity;
 pub mod issue;
