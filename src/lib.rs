@@ -24,3 +24,9 @@ pub mod log;
 pub mod pki;
 pub mod policy;
 pub mod signer;
+
+/// The command line.
+pub mod cli {
+    pub mod log;
+    pub mod output;
+}
