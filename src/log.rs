@@ -320,3 +320,6 @@ impl Log {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,6 +42,7 @@ pub struct Location {
 pub enum LogCommand {
     /// Whether a certificate is in the books: whether exactly its content was recorded before it was signed.
     CheckCertificate {
+        /// The log.
         #[command(flatten)]
         log: Location,
         /// The certificate, PEM (its first certificate) or DER.
@@ -50,6 +51,7 @@ pub enum LogCommand {
     },
     /// A proof that the certificate with a serial number is in the log, which others can check (c2sp.org/tlog-proof).
     Prove {
+        /// The log.
         #[command(flatten)]
         log: Location,
         /// The serial number in hexadecimal digits.

@@ -161,7 +161,8 @@ impl<'a> Walk<'a> {
             self.push(Some(hash), kept_hash.copied(), &file);
         }
         self.after(first, next, &file, &mut scan, kept_hashes.as_slice())?;
-        if let Some(seal) = seal.filter(|_| !scan.told && self.differs.is_none()) {
+        // After a bad line every seal differs; it is the line that is to be named.
+        if let Some(seal) = seal.filter(|_| self.report.findings.is_empty() && self.differs.is_none()) {
             self.compare(seal, first, reader.offset, &scan);
         }
         self.leftover(first, next, path, reader.offset, &mut scan)
