@@ -32,3 +32,9 @@ pub mod policy;
 pub mod signer;
 pub mod telemetry;
 pub mod token;
+
+/// The command line.
+pub mod cli {
+    pub mod log;
+    pub mod output;
+}

@@ -8,6 +8,7 @@ pub mod checkpoint;
 mod checkpointer;
 pub mod prove;
 mod queue;
+mod reader;
 pub mod record;
 mod recover;
 mod retention;
@@ -217,10 +218,7 @@ impl Log {
     ///
     /// # Errors
     /// When another process has it open, the disk refuses, or the log is not as it was written.
-    pub fn open(
-        settings: Settings,
-        signer: Option<Arc<dyn CheckpointSigner>>,
-    ) -> Result<(Self, Opened), OpenError> {
+    pub fn open(settings: Settings, signer: Option<Arc<dyn CheckpointSigner>>) -> Result<(Self, Opened), OpenError> {
         Checkpoint::check_origin(&settings.origin).map_err(|error| OpenError::Settings(error.to_string()))?;
         let runtime = Handle::try_current()
             .map_err(|error| OpenError::Settings(format!("BUG: the log is opened outside of a runtime: {error}")))?;
@@ -290,7 +288,10 @@ impl Log {
         let line = OutcomeLine { v: VERSION, line: 0, index, time, outcome, token, reason };
         if !self.shared.queue.outcome(line) {
             self.shared.counts.outcomes_lost(1);
-            tracing::warn!(index, "an outcome is not in the issuance log: it is closed, or its disk has refused for long");
+            tracing::warn!(
+                index,
+                "an outcome is not in the issuance log: it is closed, or its disk has refused for long"
+            );
         }
     }
 
@@ -319,3 +320,6 @@ impl Log {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

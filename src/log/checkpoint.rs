@@ -102,8 +102,7 @@ impl Checkpoint {
     /// When it is not one.
     pub fn parse_text(text: &[u8]) -> Result<Self, CheckpointError> {
         let parsed = tlog_tiles::Checkpoint::from_bytes(text).map_err(|_| CheckpointError::Text)?;
-        let checkpoint =
-            Self { origin: parsed.origin().to_owned(), size: parsed.size(), root: parsed.hash().0 };
+        let checkpoint = Self { origin: parsed.origin().to_owned(), size: parsed.size(), root: parsed.hash().0 };
         Self::check_origin(&checkpoint.origin)?;
         if checkpoint.text().as_bytes() == text { Ok(checkpoint) } else { Err(CheckpointError::Text) }
     }
@@ -136,7 +135,8 @@ impl Checkpoint {
             .verify(text.as_bytes(), &by.signature)
             .map_err(|_| CheckpointError::WrongSignature)?;
         let id = signed_note::key_id(&self.origin, &typed(&by.public_key));
-        let signature = Signature::new(self.origin.clone(), id, by.signature.to_vec()).map_err(CheckpointError::Note)?;
+        let signature =
+            Signature::new(self.origin.clone(), id, by.signature.to_vec()).map_err(CheckpointError::Note)?;
         Ok(Note::new(text.as_bytes(), &[signature]).map_err(CheckpointError::Note)?.to_bytes())
     }
 }

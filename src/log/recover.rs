@@ -193,11 +193,7 @@ fn lock(path: &Path) -> Result<File, OpenError> {
 type Heads = BTreeMap<u64, Vec<(Hash, PathBuf)>>;
 
 /// Reads the newest checkpoint and those of the segments.
-fn heads(
-    directory: &Directory,
-    segments: &[u64],
-    origin: &str,
-) -> Result<(Option<Checkpoint>, Heads), OpenError> {
+fn heads(directory: &Directory, segments: &[u64], origin: &str) -> Result<(Option<Checkpoint>, Heads), OpenError> {
     let mut heads = Heads::new();
     let mut read = |path: PathBuf| -> Result<Option<Checkpoint>, OpenError> {
         let Some(note) = read_optional(&path).map_err(io_error(&path))? else { return Ok(None) };

@@ -3,10 +3,7 @@
 //! A line of the log says so before a file goes, so that `verify` can tell retention from theft. Leaf hashes,
 //! counters and checkpoints stay: 32 bytes a line, so that the tree can be verified for ever.
 
-use std::{
-    io,
-    time::SystemTime,
-};
+use std::{io, time::SystemTime};
 
 use super::{
     Settings,

@@ -40,7 +40,11 @@ const BUFFER_KEPT: usize = 1 << 20;
 #[derive(Debug)]
 enum Target {
     /// The disk refused; the next attempt is at a time, after a pause.
-    Broken { sealed: Option<Ended>, at: Instant, pause: Duration },
+    Broken {
+        sealed: Option<Ended>,
+        at: Instant,
+        pause: Duration,
+    },
     Open(Segment),
 }
 

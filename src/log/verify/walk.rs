@@ -89,7 +89,11 @@ impl<'a> Walk<'a> {
         let held = first + u64::try_from(kept.len()).unwrap_or(u64::MAX - first);
         let Some(seal) = seal.filter(|seal| seal.first + seal.lines == held && next.is_none_or(|next| next == held))
         else {
-            self.tell(file, Some(first), "the segment is missing, and its hashes and counters are not whole".to_owned());
+            self.tell(
+                file,
+                Some(first),
+                "the segment is missing, and its hashes and counters are not whole".to_owned(),
+            );
             (self.lines, self.kept, self.size) = (None, None, next.unwrap_or(held));
             return;
         };
@@ -157,7 +161,8 @@ impl<'a> Walk<'a> {
             self.push(Some(hash), kept_hash.copied(), &file);
         }
         self.after(first, next, &file, &mut scan, kept_hashes.as_slice())?;
-        if let Some(seal) = seal.filter(|_| !scan.told && self.differs.is_none()) {
+        // After a bad line every seal differs; it is the line that is to be named.
+        if let Some(seal) = seal.filter(|_| self.report.findings.is_empty() && self.differs.is_none()) {
             self.compare(seal, first, reader.offset, &scan);
         }
         self.leftover(first, next, path, reader.offset, &mut scan)
@@ -255,12 +260,15 @@ impl<'a> Walk<'a> {
                     let what = "its kept leaf hash was changed; the line itself is the one that was signed for";
                     findings.push(Finding { file, line: Some(line), what: what.to_owned() });
                 }
-            } else if kept == root && let Some((line, file)) = self.differs.take() {
+            } else if kept == root
+                && let Some((line, file)) = self.differs.take()
+            {
                 let what = format!("the line was changed: {} was signed for another", head.file);
                 findings.push(Finding { file, line: Some(line), what });
             } else if kept != root && !self.report.findings.iter().any(|f| f.line.is_some_and(|l| l < self.size)) {
                 let from = self.report.checkpointed;
-                let what = format!("the lines {from} to {} are not those that {} was signed for", self.size - 1, head.file);
+                let what =
+                    format!("the lines {from} to {} are not those that {} was signed for", self.size - 1, head.file);
                 findings.push(Finding { file: file.to_owned(), line: Some(from), what });
             }
         }
@@ -281,7 +289,8 @@ impl<'a> Walk<'a> {
         }
         for (signed, heads) in heads.range(size + 1..) {
             for head in heads {
-                let what = format!("the log ends here, but {} was signed for {signed} lines: its end was cut off", head.file);
+                let what =
+                    format!("the log ends here, but {} was signed for {signed} lines: its end was cut off", head.file);
                 report.findings.push(Finding { file: head.file.clone(), line: Some(size), what });
             }
         }
