@@ -6,6 +6,7 @@
 pub mod connection;
 pub mod health;
 pub mod listener;
+pub mod places;
 pub mod server;
 pub mod service;
 pub mod serving;

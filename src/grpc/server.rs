@@ -15,6 +15,7 @@ use super::{
     },
     health,
     listener::Listener,
+    places::Places,
     settings::{Limits, Settings},
 };
 
@@ -59,6 +60,7 @@ pub fn routes(
 ) -> Result<Routes, ServeError> {
     let certificates =
         IstioCertificateServiceServer::new(certificates).max_decoding_message_size(settings.limits.message_bytes);
+    let certificates = Places::new(certificates, settings.limits.requests);
     let mut routes = Routes::new(certificates).add_service(health::service(ready, stop));
     if settings.reflection {
         let builder = || {

@@ -2,7 +2,7 @@
 //!
 //! Knows the protocol's field names and nothing about certificates. Called by tonic for each request.
 
-mod line;
+pub(super) mod line;
 mod metadata;
 
 use std::{
@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use self::line::Line;
@@ -35,8 +34,6 @@ use crate::{
 pub struct CertificateService {
     ca: Arc<CertificateAuthority>,
     authenticator: Arc<Authenticator>,
-    /// A place for each request that may be under way.
-    places: Arc<Semaphore>,
     timeout: Duration,
 }
 
@@ -44,8 +41,7 @@ impl CertificateService {
     /// Puts the service before the path.
     #[must_use]
     pub fn new(ca: Arc<CertificateAuthority>, authenticator: Arc<Authenticator>, limits: &Limits) -> Self {
-        let places = Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS)));
-        Self { ca, authenticator, places, timeout: limits.request_timeout }
+        Self { ca, authenticator, timeout: limits.request_timeout }
     }
 
     async fn issue(
@@ -56,7 +52,6 @@ impl CertificateService {
         deadline: Instant,
         line: &mut Line,
     ) -> Result<Issued, Refusal> {
-        let _place = self.places.try_acquire().map_err(|_| Refusal::Overload)?;
         let now = self.ca.now().map_err(IssueError::from)?;
         let caller = self.authenticator.authenticate(&credentials(headers, peer), &self.ca.issuer(), now).await?;
         line.caller(&caller);

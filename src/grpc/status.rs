@@ -11,8 +11,8 @@ use crate::{
     auth::AuthError,
     issue::{IssueError, limits::Limited},
     log::LogError,
-    pki::{tbs::TbsError, verify::VerifyError},
-    policy::Denied,
+    pki::{csr::CsrError, tbs::TbsError, verify::VerifyError},
+    policy::{Denied, Kind},
     signer::SignError,
     telemetry::RequestId,
 };
@@ -74,7 +74,7 @@ fn auth(error: &AuthError) -> Answer {
 fn issue(error: &IssueError) -> Answer {
     match error {
         IssueError::Clock(_) => (Code::Unavailable, "the CA's clock cannot be believed now"),
-        IssueError::Csr(_) => (Code::InvalidArgument, "the certificate request is not accepted"),
+        IssueError::Csr(error) => (Code::InvalidArgument, csr(error)),
         IssueError::Denied(error) => denied(error),
         IssueError::Limited(Limited::Identity) => (Code::ResourceExhausted, "this identity asks too often"),
         IssueError::Limited(Limited::Total) => (Code::ResourceExhausted, "the CA is asked too often"),
@@ -86,10 +86,41 @@ fn issue(error: &IssueError) -> Answer {
     }
 }
 
-fn denied(error: &Denied) -> Answer {
+/// What is wrong with the request itself, whoever sends it.
+fn csr(error: &CsrError) -> &'static str {
     match error {
-        Denied::ForeignName(_) => (Code::PermissionDenied, "the request asks for a name that is not the caller's"),
+        CsrError::CaRequested => "the certificate request asks for a CA certificate",
+        CsrError::Key(_) => "the certificate request's key is not accepted",
+        CsrError::Malformed(_) => "the certificate request is malformed",
+        CsrError::NoPem | CsrError::Pem(_) => "the certificate request is not PEM",
+        CsrError::Signature => "the certificate request is not signed by its own key",
+        CsrError::TooLarge(_) => "the certificate request is too large",
+        CsrError::UnsupportedSignatureAlgorithm(_) => "the certificate request's signature algorithm is not accepted",
     }
+}
+
+fn denied(error: &Denied) -> Answer {
+    let code = match error.kind() {
+        Kind::FailedPrecondition => Code::FailedPrecondition,
+        Kind::InvalidArgument => Code::InvalidArgument,
+        Kind::PermissionDenied => Code::PermissionDenied,
+    };
+    let text = match error {
+        Denied::CertSigner(_) => "the certificate signer is not served here",
+        Denied::ForeignName(_) => "the certificate request names somebody else",
+        Denied::Impersonation => "impersonation is not enabled",
+        Denied::IssuerExpired | Denied::IssuerNotYetValid => "the CA's certificate is not valid now",
+        Denied::NoNames => "no name is asked for",
+        Denied::NoServingNames => "no serving name is configured",
+        Denied::NotServed(_) => "a name is asked for that is not configured",
+        Denied::OperatorNames => "only the operator may ask for names",
+        Denied::SeveralIdentities => "more than one identity is asked for",
+        Denied::Subject => "the certificate request has a subject",
+        Denied::TooManyNames(_) => "too many names are asked for",
+        Denied::TrustDomain(_) => "the trust domain is not one of this CA's",
+        Denied::TtlTooLong { .. } => "the lifetime asked for is too long",
+    };
+    (code, text)
 }
 
 fn sign(error: &SignError) -> Answer {
@@ -104,7 +135,7 @@ fn sign(error: &SignError) -> Answer {
 
 fn verify(error: &VerifyError) -> Answer {
     match error {
-        VerifyError::Field(_) => (Code::Internal, "the CA has a fault"),
+        VerifyError::Field(_) | VerifyError::Lint(_) => (Code::Internal, "the CA has a fault"),
         // A token that signs wrongly is taken out; another, or the same one mended, may serve the next try.
         VerifyError::Signature => (Code::Unavailable, "the token cannot sign now"),
     }
@@ -115,7 +146,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{auth::Refusals, clock::ClockError, pki::csr::CsrError, pki::lint::Finding};
+    use crate::{
+        auth::Refusals,
+        clock::ClockError,
+        identity::Name,
+        pki::{key::KeyError, lint::Finding, pem::PemError},
+    };
 
     /// What Istio's agent tries again (`pkg/security/retry.go`).
     const RETRIED: &[Code] = &[
@@ -138,8 +174,28 @@ mod tests {
             (Refusal::Overload, Code::ResourceExhausted, true),
             (issue(ClockError::BehindLog(Duration::ZERO).into()), Code::Unavailable, true),
             (issue(ClockError::Jumped(Duration::ZERO).into()), Code::Unavailable, true),
+            (issue(CsrError::CaRequested.into()), Code::InvalidArgument, false),
+            (issue(CsrError::Key(KeyError::UnsupportedType).into()), Code::InvalidArgument, false),
+            (issue(CsrError::Malformed("detail").into()), Code::InvalidArgument, false),
+            (issue(CsrError::NoPem.into()), Code::InvalidArgument, false),
+            (issue(CsrError::Pem(PemError { line: 1, reason: "detail" }).into()), Code::InvalidArgument, false),
             (issue(CsrError::Signature.into()), Code::InvalidArgument, false),
+            (issue(CsrError::TooLarge(1).into()), Code::InvalidArgument, false),
+            (issue(CsrError::UnsupportedSignatureAlgorithm("detail").into()), Code::InvalidArgument, false),
+            (issue(Denied::CertSigner(text()).into()), Code::InvalidArgument, false),
             (issue(Denied::ForeignName(text()).into()), Code::PermissionDenied, false),
+            (issue(Denied::Impersonation.into()), Code::PermissionDenied, false),
+            (issue(Denied::IssuerExpired.into()), Code::FailedPrecondition, false),
+            (issue(Denied::IssuerNotYetValid.into()), Code::FailedPrecondition, false),
+            (issue(Denied::NoNames.into()), Code::InvalidArgument, false),
+            (issue(Denied::NoServingNames.into()), Code::FailedPrecondition, false),
+            (issue(Denied::NotServed(Name::Dns("detail".parse().unwrap())).into()), Code::PermissionDenied, false),
+            (issue(Denied::OperatorNames.into()), Code::PermissionDenied, false),
+            (issue(Denied::SeveralIdentities.into()), Code::InvalidArgument, false),
+            (issue(Denied::Subject.into()), Code::InvalidArgument, false),
+            (issue(Denied::TooManyNames(65).into()), Code::InvalidArgument, false),
+            (issue(Denied::TrustDomain("detail".parse().unwrap()).into()), Code::PermissionDenied, false),
+            (issue(Denied::TtlTooLong { asked: 2, longest: 1 }.into()), Code::InvalidArgument, false),
             (issue(Limited::Identity.into()), Code::ResourceExhausted, true),
             (issue(Limited::Total.into()), Code::ResourceExhausted, true),
             (issue(LogError::Closed.into()), Code::Unavailable, true),
@@ -151,6 +207,7 @@ mod tests {
             (issue(TbsError::Encoding("detail").into()), Code::Internal, true),
             (issue(TbsError::Lint(Finding("detail")).into()), Code::Internal, true),
             (issue(VerifyError::Field("detail").into()), Code::Internal, true),
+            (issue(VerifyError::Lint(Finding("detail")).into()), Code::Internal, true),
             (issue(VerifyError::Signature.into()), Code::Unavailable, true),
         ]
     }

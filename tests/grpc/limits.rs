@@ -188,11 +188,52 @@ async fn a_drain_has_an_end() {
 }
 
 #[tokio::test]
+async fn requests_beyond_the_places_are_refused_and_health_is_not() {
+    let running = start(limited(Limits { requests: 1, ..Limits::default() })).await;
+    let channel = channel(&running).await.unwrap();
+    let (mut client, mut second) = (Client::new(channel.clone()), Client::new(channel.clone()));
+    let under_way = tokio::spawn(async move { client.create_certificate(ask("sleep:500")).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let status = second.create_certificate(ask("x")).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.message().contains("(request "), "{status:?}");
+    HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
+    under_way.await.unwrap().unwrap();
+    second.create_certificate(ask("x")).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_old_connection_is_asked_to_end() {
     let running = plain(Limits { connection_age: Some(Duration::from_millis(200)), ..Limits::default() }).await;
     let mut raw = Raw::connect(running.address).await;
     let goaway = raw.next_of(frames::GOAWAY).await.expect("GOAWAY");
     assert_eq!(goaway.code_at(4), 0, "without an error");
+}
+
+/// Both versions of reflection describe the service, as grpcurl asks for it.
+#[tokio::test]
+async fn reflection_describes_the_service_if_configured() {
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    for reflection in [true, false] {
+        let running = start(Settings { reflection, ..settings() }).await;
+        let mut client = ServerReflectionClient::new(channel(&running).await.unwrap());
+        let question = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::FileContainingSymbol(SERVICE_NAME.to_owned())),
+        };
+        let answers = client.server_reflection_info(tokio_stream::once(question)).await;
+        assert_eq!(answers.is_ok(), reflection);
+        if let Ok(answers) = answers {
+            let answer = answers.into_inner().message().await.unwrap().unwrap();
+            let Some(MessageResponse::FileDescriptorResponse(files)) = answer.message_response else {
+                panic!("{answer:?}");
+            };
+            assert!(!files.file_descriptor_proto.is_empty());
+        }
+    }
 }
 
 #[tokio::test]

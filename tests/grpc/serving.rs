@@ -62,7 +62,8 @@ fn bad_files_are_named() {
     let ((certificate, key), (_, other)) = (pki.leaf("a"), pki.leaf("b"));
     let parse = || files.read().and_then(|content| files.parse(&content)).map(|_| ());
     assert!(matches!(parse(), Err(FilesError::Read { .. })));
-    let cases: [(&str, &str, fn(&FilesError) -> bool); 5] = [
+    type Expected = fn(&FilesError) -> bool;
+    let cases: [(&str, &str, Expected); 5] = [
         ("", &key, |error| matches!(error, FilesError::Certificate(_))),
         ("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n", &key, |error| {
             matches!(error, FilesError::Certificate(_))
