@@ -1,5 +1,6 @@
 //! The gRPC front end at its boundary: real sockets on the loopback, real TLS, real HTTP/2.
 
+mod agent;
 mod generated;
 mod harness;
 mod limits;
