@@ -1,12 +1,23 @@
 //! Who asks: credentials in, [`Caller`] out.
 //!
-//! The order is Istio's (ISTIO.md 2.2): client certificate, then JWT; TokenReview and node impersonation have
-//! their place behind them. What cannot be proven is nobody.
+//! The order is Istio's (`pilot/pkg/bootstrap/server.go`): client certificate, then JWT; TokenReview and node
+//! impersonation have their place behind them. What cannot be proven is nobody.
+//!
+//! It never decides what a caller may have (that is `policy`), and never reads a clock. Called by `grpc` for each
+//! request; the admin socket and the daemon itself make their callers by [`Caller::operator`] and
+//! [`Caller::internal`].
 
+pub mod answers;
+pub mod authenticator;
 pub mod client_certificate;
+pub mod credentials;
 pub mod jwt;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
+
+pub use authenticator::{AuthError, Authenticator, NotReady, Refusals, Settings, SetupError};
+pub use client_certificate::accept_any::AcceptAny;
+pub use credentials::{ClusterId, ClusterName, Credentials, bearer};
 
 use crate::identity::SpiffeId;
 
@@ -84,8 +95,8 @@ pub struct BoundPod {
 pub struct Caller {
     method: Method,
     identity: Identity,
-    cluster: Option<String>,
-    pod: Option<BoundPod>,
+    cluster: Option<ClusterName>,
+    pod: Option<Arc<BoundPod>>,
     peer: Option<IpAddr>,
 }
 
@@ -100,6 +111,12 @@ impl Caller {
     #[must_use]
     pub fn internal(who: InternalCaller) -> Self {
         Self { method: Method::Internal, identity: Identity::Internal(who), cluster: None, pod: None, peer: None }
+    }
+
+    /// A workload, for the unit tests of the modules that take callers.
+    #[cfg(test)]
+    pub(crate) fn workload(id: SpiffeId, method: Method) -> Self {
+        Self { method, identity: Identity::Workload(id), cluster: None, pod: None, peer: None }
     }
 
     /// How the caller proved who it is.
@@ -117,13 +134,13 @@ impl Caller {
     /// The cluster that the caller belongs to, where its method knows one.
     #[must_use]
     pub fn cluster(&self) -> Option<&str> {
-        self.cluster.as_deref()
+        self.cluster.as_ref().map(ClusterName::as_str)
     }
 
     /// The pod that the caller's token is bound to, if it is.
     #[must_use]
     pub fn pod(&self) -> Option<&BoundPod> {
-        self.pod.as_ref()
+        self.pod.as_deref()
     }
 
     /// Where the caller's connection comes from.

@@ -1,3 +1,82 @@
-//! The command line: clap's types and dispatch, one file a command.
+//! The command line: clap types and dispatch; one file per command.
 
 pub mod bench;
+pub mod bundle_dir;
+pub mod check;
+pub mod configured;
+pub mod generate;
+pub mod import;
+pub mod inspect;
+pub mod install;
+pub mod issue;
+pub mod output;
+pub mod serve;
+pub mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use output::Output;
+
+/// A certificate authority for Istio whose signing key lives in a PKCS#11 token.
+#[derive(Debug, Parser)]
+#[command(name = "istio-hsm-ca", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure a token, or a running daemon.
+    Bench(bench::BenchArguments),
+    /// Everything that would stop `serve`, all at once, each with its remedy.
+    Check(check::Args),
+    /// Make the CA's key in the token: a self-signed root, or a request for the root's owner to sign.
+    Generate(generate::Args),
+    /// Bring a plug-in CA (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem) into a token.
+    Import(import::Args),
+    /// What a token holds.
+    Inspect(inspect::Args),
+    /// Take the signed certificate for a generated key.
+    Install(install::Args),
+    /// One certificate for a request file, by the operator.
+    Issue(issue::Args),
+    /// Run the daemon.
+    Serve(serve::Args),
+}
+
+/// Parses the command line, runs the command, and gives the process's exit status: 0 done, 1 refused or failed,
+/// 2 usage.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli { command, output } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap's own text and status: 0 for help and version, 2 for wrong usage.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    if let Err(error) = crate::hardening::no_core_dumps() {
+        return output.fail(&error.into());
+    }
+    let done = match command {
+        Command::Bench(args) => bench::run(args, output),
+        Command::Check(args) => check::run(args, output),
+        Command::Generate(args) => generate::run(args, output),
+        Command::Import(args) => import::run(args, output),
+        Command::Inspect(args) => inspect::run(args, output),
+        Command::Install(args) => install::run(args, output),
+        Command::Issue(args) => issue::run(args, output),
+        Command::Serve(args) => serve::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output.fail(&error),
+    }
+}

@@ -7,8 +7,10 @@ pub mod connection;
 pub mod health;
 pub mod listener;
 pub mod server;
+pub mod service;
 pub mod serving;
 pub mod settings;
+pub mod status;
 pub mod tls;
 
 /// Istio's certificate service, generated from proto/ca.proto.

@@ -3,6 +3,7 @@
 //! Called by `grpc`, `kubernetes`, the admin socket and the daemon itself. What is refused here says why in one
 //! closed enum, which each front end turns into its own words in one exhaustive match.
 
+mod label;
 pub mod limits;
 
 use std::{
@@ -14,11 +15,15 @@ use arc_swap::ArcSwap;
 
 use crate::{
     auth::Caller,
-    clock::{Clock, ClockError},
+    clock::{self, Clock, ClockError},
     log::{Intent, Log, LogError, Outcome, Recorded},
     pki::{Issued, Issuer, Tbs, VerifiedCsr, csr::CsrError, tbs::Serial, tbs::TbsError, verify::VerifyError},
     policy::{Asked, Denied, Rules},
     signer::{Class, Context, SignError, Signer},
+    telemetry::{
+        metrics::{self, Step},
+        recent::{self, Recent},
+    },
 };
 use limits::{Limited, Limits};
 
@@ -36,6 +41,10 @@ pub struct Request {
     pub csr: String,
     /// What is asked for besides.
     pub asked: Asked,
+    /// The issuer with which the request started; `None` takes the one in use.
+    pub issuer: Option<Arc<Issuer>>,
+    /// When the request arrived.
+    pub arrived: Instant,
     /// When the caller stops waiting; `None` takes the daemon's default.
     pub deadline: Option<Instant>,
 }
@@ -80,6 +89,7 @@ pub struct CertificateAuthority {
     clock: Clock,
     log: Log,
     signer: Arc<dyn Signer>,
+    recent: Arc<Recent>,
 }
 
 /// What [`CertificateAuthority`] is made of.
@@ -101,14 +111,17 @@ pub struct Parts {
     pub log: Log,
     /// The tokens.
     pub signer: Arc<dyn Signer>,
+    /// The last hour, for the status page.
+    pub recent: Arc<Recent>,
 }
 
 impl CertificateAuthority {
     /// Puts the path together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { issuer, rules, limits, first_class, default_deadline, clock, log, signer } = parts;
-        Self { issuer: ArcSwap::new(issuer), rules, limits, first_class, default_deadline, clock, log, signer }
+        let Parts { issuer, rules, limits, first_class, default_deadline, clock, log, signer, recent } = parts;
+        let issuer = ArcSwap::new(issuer);
+        Self { issuer, rules, limits, first_class, default_deadline, clock, log, signer, recent }
     }
 
     /// The issuer with which new requests start.
@@ -130,48 +143,94 @@ impl CertificateAuthority {
         self.clock.now()
     }
 
-    /// Issues one certificate.
+    /// The last hour.
+    #[must_use]
+    pub fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
+    /// Issues one certificate, and tells telemetry.
     ///
     /// # Errors
     /// The first step that refuses or fails; nothing is released then.
     pub async fn issue(&self, request: Request) -> Result<Issued, IssueError> {
-        let Request { id, caller, csr, asked, deadline } = request;
+        let (id, arrived) = (Arc::clone(&request.id), request.arrived);
+        let (method, caller) = (request.caller.method().as_str(), request.caller.identity().to_string());
+        let result = self.perform(request).await;
+        match &result {
+            Ok((issued, token)) => {
+                metrics::answered("issued", method, arrived.elapsed());
+                self.recent.issued(recent::Certificate {
+                    time: clock::now(),
+                    caller,
+                    method,
+                    names: issued.names().iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                    serial: issued.serial().to_hex(),
+                    not_after: issued.not_after(),
+                    token: token.to_string(),
+                    latency: arrived.elapsed(),
+                });
+            }
+            Err(error) => {
+                let reason = error.label();
+                metrics::answered(reason, method, arrived.elapsed());
+                metrics::sign_error(error.istio_kind());
+                let (time, request_id, detail) = (clock::now(), id.to_string(), error.to_string());
+                self.recent.refused(recent::Refusal { time, request_id, reason, caller, detail });
+            }
+        }
+        result.map(|(issued, _)| issued)
+    }
+
+    async fn perform(&self, request: Request) -> Result<(Issued, Arc<str>), IssueError> {
+        let Request { id, caller, csr, asked, issuer, arrived: _, deadline } = request;
         let deadline = deadline.unwrap_or_else(|| Instant::now() + self.default_deadline);
-        let issuer = self.issuer();
+        let issuer = issuer.unwrap_or_else(|| self.issuer());
         let now = self.clock.now()?;
         self.limits.admit(&caller)?;
+        let mut lap = Lap::start();
         let csr = VerifiedCsr::from_pem(&csr)?;
+        lap.end(Step::Csr);
         let grant = self.rules.decide(&caller, &csr, &asked, &issuer, now)?;
         self.limits.admit_names(&caller, grant.template())?;
         let tbs = Arc::new(Tbs::build(grant.template().clone(), issuer, Serial::random())?);
+        lap.end(Step::Build);
         let class = self.class(&caller);
         let intent = Intent { request_id: id.to_string(), time: now, caller, grant: Some(grant), tbs };
         let recorded = self.log.record(intent).await?;
+        lap.end(Step::Log);
         let context = Context { request_id: id, deadline, class, avoid: Vec::new() };
-        self.sign(recorded, context).await
+        self.sign(recorded, context, lap).await
     }
 
     /// Has a recorded certificate signed and verifies it; another token is asked when one signs wrongly.
-    async fn sign(&self, recorded: Recorded<Arc<Tbs>>, mut context: Context) -> Result<Issued, IssueError> {
+    async fn sign(
+        &self,
+        recorded: Recorded<Arc<Tbs>>,
+        mut context: Context,
+        mut lap: Lap,
+    ) -> Result<(Issued, Arc<str>), IssueError> {
         let mut fate = Fate { log: &self.log, index: recorded.index(), outcome: None };
         loop {
             let signed = match self.signer.sign(&recorded, &context).await {
                 Ok(signed) => signed,
                 Err(error) => return Err(fate.failed(error.into())),
             };
+            lap.end(Step::Sign);
             let issued = Issued::assemble(Arc::clone(recorded.value()), &signed.signature);
+            lap.end(Step::Verify);
             self.signer.verdict(&signed.source, issued.is_ok());
+            let token = signed.source.token;
             match issued {
                 Ok(issued) => {
-                    fate.outcome = Some(Outcome::Issued { token: signed.source.token.to_string() });
-                    return Ok(issued);
+                    fate.outcome = Some(Outcome::Issued { token: token.to_string() });
+                    return Ok((issued, token));
                 }
                 Err(error) => {
-                    tracing::error!(
-                        request_id = &*context.request_id, token = &*signed.source.token, %error,
-                        "ALARM: what the token signed is not released"
-                    );
-                    context.avoid.push(signed.source.token);
+                    let request_id = &*context.request_id;
+                    tracing::error!(request_id, token = &*token, %error, "ALARM: what the token signed is not released");
+                    metrics::wrong_signature(&token);
+                    context.avoid.push(token);
                     if context.avoid.len() >= WRONG_SIGNATURES {
                         return Err(fate.failed(error.into()));
                     }
@@ -185,6 +244,21 @@ impl CertificateAuthority {
             crate::auth::Identity::Workload(id) if !self.first_class.contains(id) => Class::Bulk,
             _ => Class::First,
         }
+    }
+}
+
+/// Times one step after the other.
+struct Lap(Instant);
+
+impl Lap {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    fn end(&mut self, step: Step) {
+        let now = Instant::now();
+        metrics::step(step, now.saturating_duration_since(self.0));
+        self.0 = now;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Pure PKI: bytes in, checked values out. No I/O, no clock, no token.
 
+mod algorithm;
 pub mod bundle;
 pub mod csr;
 pub mod key;
@@ -9,6 +10,9 @@ pub mod private_key;
 pub mod profile;
 pub mod tbs;
 pub mod verify;
+#[cfg(test)]
+pub(crate) mod testing;
+mod walk;
 
 pub use bundle::{Bundle, Issuer};
 pub use csr::VerifiedCsr;

@@ -1,11 +1,25 @@
 //! What a caller may have: a [`Grant`], or a reason why not. Pure.
+//!
+//! Names come from who the caller is proven to be, or from the configuration; what a request asks for can only
+//! narrow or be refused, never add. No clock, no network, no state: the same question has the same answer.
+//! Called by `issue`.
 
-use std::time::{Duration, SystemTime};
+mod denied;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use denied::{Denied, Kind};
 
 use crate::{
-    auth::Caller,
-    identity::{DnsName, TrustDomain},
-    pki::{Issuer, Template, VerifiedCsr},
+    auth::{Caller, Identity, InternalCaller},
+    identity::{DnsName, Name, TrustDomain},
+    pki::{
+        Issuer, Profile, Template, VerifiedCsr,
+        csr::RequestedName,
+        profile::{CLOCK_SKEW, NAMES_MAX},
+    },
 };
 
 /// What a request asks for besides its CSR (ISTIO.md 1.1).
@@ -18,7 +32,7 @@ pub struct Asked {
     /// `ImpersonatedIdentity` of the metadata; the empty text counts as absent.
     pub impersonated_identity: Option<String>,
     /// The names that the operator's own command asks for; refused from anybody else.
-    pub operator_names: Vec<crate::identity::Name>,
+    pub operator_names: Vec<Name>,
 }
 
 /// The configured rules.
@@ -46,15 +60,6 @@ pub struct Grant {
     template: Template,
 }
 
-/// Why a caller may not have what it asks for.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
-    /// The CSR names somebody else.
-    #[error("the request asks for the name {0}, which is not the caller's")]
-    ForeignName(String),
-    // the builder of this module adds: Subject, CertSigner, Impersonation, TtlTooLong, TrustDomain, Expired issuer, ...
-}
-
 impl Grant {
     /// The content of the certificate that may be issued.
     #[must_use]
@@ -70,12 +75,157 @@ impl Rules {
     /// The first rule that the request breaks.
     pub fn decide(
         &self,
-        _caller: &Caller,
-        _csr: &VerifiedCsr,
-        _asked: &Asked,
-        _issuer: &Issuer,
-        _now: SystemTime,
+        caller: &Caller,
+        csr: &VerifiedCsr,
+        asked: &Asked,
+        issuer: &Issuer,
+        now: SystemTime,
     ) -> Result<Grant, Denied> {
-        todo!()
+        self.grant(caller.identity(), csr, asked, issuer, now)
     }
+
+    /// [`Rules::decide`] for an identity that is taken as proven.
+    fn grant(
+        &self,
+        identity: &Identity,
+        csr: &VerifiedCsr,
+        asked: &Asked,
+        issuer: &Issuer,
+        now: SystemTime,
+    ) -> Result<Grant, Denied> {
+        if named(asked.impersonated_identity.as_deref()).is_some() {
+            return Err(Denied::Impersonation);
+        }
+        if let Some(signer) = named(asked.cert_signer.as_deref())
+            && !self.cert_signers.iter().any(|served| served == signer)
+        {
+            return Err(Denied::CertSigner(shortened(signer)));
+        }
+        if !matches!(identity, Identity::Operator { .. }) && !asked.operator_names.is_empty() {
+            return Err(Denied::OperatorNames);
+        }
+        let (names, ttl) = match identity {
+            Identity::Internal(InternalCaller::ServingCertificate) => (self.serving_names()?, self.serving_ttl),
+            Identity::Operator { .. } => (self.operator_names(&asked.operator_names)?, self.ttl(asked)?),
+            Identity::Workload(id) => {
+                let name = Name::Spiffe(id.clone());
+                self.in_trust_domain(&name)?;
+                (vec![name], self.ttl(asked)?)
+            }
+        };
+        if !csr.subject_is_empty() {
+            return Err(Denied::Subject);
+        }
+        if let Some(foreign) = csr.names().iter().find(|asked| !names.iter().any(|name| is(name, asked))) {
+            return Err(Denied::ForeignName(foreign.to_string()));
+        }
+        let (not_before, not_after) = validity(ttl, issuer, now)?;
+        let public_key = csr.public_key().clone();
+        Ok(Grant { template: Template { profile: Profile::Leaf, public_key, names, not_before, not_after } })
+    }
+
+    /// The names of the daemon's own endpoint: a server's, never a workload's.
+    fn serving_names(&self) -> Result<Vec<Name>, Denied> {
+        let dns = self.serving_dns_names.iter().cloned().map(Name::Dns);
+        let names = dns.chain(self.serving_ip_addresses.iter().copied().map(Name::Ip));
+        some_names(names, Denied::NoServingNames)
+    }
+
+    /// The names that the operator asks for: workloads of our trust domains, and the configured serving names.
+    fn operator_names(&self, asked: &[Name]) -> Result<Vec<Name>, Denied> {
+        for name in asked {
+            let served = match name {
+                Name::Dns(name) => self.serving_dns_names.contains(name),
+                Name::Ip(address) => self.serving_ip_addresses.contains(address),
+                Name::Spiffe(_) => {
+                    self.in_trust_domain(name)?;
+                    true
+                }
+            };
+            if !served {
+                return Err(Denied::NotServed(name.clone()));
+            }
+        }
+        some_names(asked.iter().cloned(), Denied::NoNames)
+    }
+
+    fn in_trust_domain(&self, name: &Name) -> Result<(), Denied> {
+        match name {
+            Name::Spiffe(id) if !self.trust_domains.contains(id.trust_domain()) => {
+                Err(Denied::TrustDomain(id.trust_domain().clone()))
+            }
+            Name::Dns(_) | Name::Ip(_) | Name::Spiffe(_) => Ok(()),
+        }
+    }
+
+    /// The lifetime that a request may have (ISTIO.md 2.4).
+    fn ttl(&self, asked: &Asked) -> Result<Duration, Denied> {
+        let longest = self.max_ttl.min(Profile::Leaf.max_lifetime());
+        let seconds = match u64::try_from(asked.validity_seconds) {
+            Ok(0) | Err(_) => return Ok(self.default_ttl.min(longest)),
+            Ok(seconds) => seconds,
+        };
+        let ttl = Duration::from_secs(seconds);
+        if ttl > longest { Err(Denied::TtlTooLong { asked: seconds, longest: longest.as_secs() }) } else { Ok(ttl) }
+    }
+}
+
+/// A text of the metadata; pilot-agent sends the empty one for none (ISTIO: security/pkg/nodeagent/caclient).
+fn named(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty())
+}
+
+/// Cuts an outsider's text to what a message repeats.
+fn shortened(text: &str) -> String {
+    const SHOWN_MAX: usize = 64;
+    text.chars().take(SHOWN_MAX).collect()
+}
+
+/// A certificate's names: each once, one at least, one SPIFFE ID at most (SPIFFE X.509-SVID, section 2).
+fn some_names(names: impl Iterator<Item = Name>, none: Denied) -> Result<Vec<Name>, Denied> {
+    let mut once = Vec::new();
+    for name in names {
+        if !once.contains(&name) {
+            once.push(name);
+        }
+    }
+    let identities = once.iter().filter(|name| matches!(name, Name::Spiffe(_))).count();
+    match once.len() {
+        0 => Err(none),
+        _ if identities > 1 => Err(Denied::SeveralIdentities),
+        count if count > NAMES_MAX => Err(Denied::TooManyNames(count)),
+        _ => Ok(once),
+    }
+}
+
+/// Whether a granted name is the one asked for; DNS names know no case (RFC 5280, section 7.2).
+fn is(granted: &Name, asked: &RequestedName) -> bool {
+    match (granted, asked) {
+        (Name::Dns(granted), RequestedName::Dns(asked)) => granted.as_str().eq_ignore_ascii_case(asked),
+        (Name::Ip(granted), RequestedName::Ip(asked)) => granted == asked,
+        (Name::Spiffe(granted), RequestedName::Uri(asked)) => granted.to_string() == *asked,
+        (Name::Dns(_) | Name::Ip(_) | Name::Spiffe(_), _) => false,
+    }
+}
+
+/// From two minutes ago (never before the CA's certificate) until the lifetime is over (never after the shortest
+/// life in the CA's chain), in whole seconds. A certificate is valid through the second that its notAfter names
+/// (RFC 5280, section 4.1.2.5), and so is the CA's.
+fn validity(ttl: Duration, issuer: &Issuer, now: SystemTime) -> Result<(SystemTime, SystemTime), Denied> {
+    let since = now.duration_since(UNIX_EPOCH).map_err(|_| Denied::IssuerNotYetValid)?;
+    let now = UNIX_EPOCH + Duration::from_secs(since.as_secs());
+    if now < issuer.not_before() {
+        return Err(Denied::IssuerNotYetValid);
+    }
+    if now > issuer.not_after() {
+        return Err(Denied::IssuerExpired);
+    }
+    let not_before = now.checked_sub(CLOCK_SKEW).map_or(issuer.not_before(), |early| early.max(issuer.not_before()));
+    let whole = Duration::from_secs(ttl.as_secs());
+    let not_after = now.checked_add(whole).map_or(issuer.not_after(), |late| late.min(issuer.not_after()));
+    // Only when the CA's certificate began and ends within this very second.
+    if not_after <= not_before {
+        return Err(Denied::IssuerExpired);
+    }
+    Ok((not_before, not_after))
 }

@@ -3,6 +3,8 @@
 //! Never logs what libraries know of a request below `INFO`: their debug lines may hold headers, and an
 //! authorization header is a secret. Called once, by `main`, before anything else starts.
 
+pub mod recent;
+
 use std::{fmt, sync::Arc};
 
 use aws_lc_rs::rand;
@@ -16,8 +18,19 @@ use tracing_subscriber::{
 };
 
 /// Libraries whose lines below `INFO` may hold headers or bodies of requests, whatever the operator's filter says.
-const GUARDED: &[&str] =
-    &["h2", "hyper", "hyper_util", "jsonwebtoken", "kube", "kube_client", "reqwest", "rustls", "tonic", "tower", "tower_http"];
+const GUARDED: &[&str] = &[
+    "h2",
+    "hyper",
+    "hyper_util",
+    "jsonwebtoken",
+    "kube",
+    "kube_client",
+    "reqwest",
+    "rustls",
+    "tonic",
+    "tower",
+    "tower_http",
+];
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -95,7 +108,7 @@ pub enum TelemetryError {
 /// # Errors
 /// When the filter is malformed, or logging was set up before.
 pub fn init(settings: &Settings) -> Result<(), TelemetryError> {
-    let filter = parse(&settings.filter.0)?.and(filter_fn(|line| is_allowed(line)));
+    let filter = parse(&settings.filter.0)?.and(filter_fn(is_allowed));
     let registry = tracing_subscriber::registry();
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let set = match settings.format {
@@ -190,7 +203,9 @@ mod tests {
 
     #[test]
     fn filters() {
-        for (text, good) in [("info", true), ("warn,istio_hsm_ca=debug", true), ("istio_hsm_ca=loud", false), ("a=b=c", false)] {
+        for (text, good) in
+            [("info", true), ("warn,istio_hsm_ca=debug", true), ("istio_hsm_ca=loud", false), ("a=b=c", false)]
+        {
             assert_eq!(text.parse::<Filter>().is_ok(), good, "{text}");
         }
     }
@@ -210,7 +225,7 @@ mod tests {
         let lines = Lines::default();
         let sink = lines.clone();
         let layer = tracing_subscriber::fmt::layer().with_writer(move || sink.clone());
-        let filter = parse("trace,h2::codec=trace").unwrap().and(filter_fn(|line| is_allowed(line)));
+        let filter = parse("trace,h2::codec=trace").unwrap().and(filter_fn(is_allowed));
         let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter));
         tracing::subscriber::with_default(subscriber, || {
             tracing::trace!(target: "h2::codec", "authorization: Bearer secret");

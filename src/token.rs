@@ -3,11 +3,15 @@
 //! `serve` uses it from the token host's process alone, admin commands from their own. Nothing in here deletes an
 //! object that it has not made itself or recognised as the leftover of an interrupted import.
 
+pub mod client;
 pub mod error;
+pub mod host;
 pub mod key;
 pub mod mechanism;
 pub mod module;
 pub mod pin;
+pub mod pin_marker;
+pub mod protocol;
 pub mod speed;
 pub mod uri;
 

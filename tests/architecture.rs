@@ -13,9 +13,9 @@ const COMMON: &[&str] = &["clock", "identity", "telemetry"];
 /// after it with a `!`; `*Error` any item whose name ends so.
 const TABLE: &[(&str, &[&str])] = &[
     ("agent", &["grpc::generated"]),
-    ("auth", &[]),
+    ("auth", &["pki::*Error", "pki::Issuer", "pki::PublicKey", "pki::SignatureAlgorithm"]),
     ("bundle_files", &["pki"]),
-    ("cli", &["agent", "bundle_files", "config", "daemon", "issue", "log", "pki", "signer", "token"]),
+    ("cli", &["agent", "bundle_files", "config", "daemon", "issue", "hardening", "log", "pki", "signer", "token"]),
     ("clock", &[]),
     ("config", &["*", "!agent", "!cli", "!daemon"]),
     ("daemon", &["*", "!agent", "!cli"]),
@@ -27,12 +27,15 @@ const TABLE: &[(&str, &[&str])] = &[
             "issue",
             "log::*Error",
             "pki::*Error",
+            "pki::Issued",
             "pki::Issuer",
             "policy::Asked",
             "policy::Denied",
+            "policy::Kind",
             "signer::*Error",
         ],
     ),
+    ("hardening", &[]),
     ("identity", &[]),
     ("issue", &["auth::Caller", "log", "pki", "policy", "signer"]),
     ("kubernetes", &["auth", "issue", "pki"]),
@@ -41,7 +44,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("policy", &["auth::Caller", "pki"]),
     ("signer", &["log::Recorded", "pki"]),
     ("telemetry", &[]),
-    ("token", &["pki", "signer"]),
+    ("token", &["hardening", "log::Recorded", "pki", "signer"]),
 ];
 
 /// What a caller is made of counts as `auth::Caller`.

@@ -1,1 +1,281 @@
-//! client certificate
+//! Who calls, by a client certificate that this CA issued itself.
+//!
+//! The handshake proves possession of the key and nothing else ([`accept_any`]); everything about the certificate
+//! is decided here, at every request: its issuer, its time, its age, the denylist. Only the outcome of the
+//! signature check is remembered. A certificate that proves nothing is no reason to refuse the caller: its token
+//! is looked at next. Called by [`super::Authenticator`].
+
+pub mod accept_any;
+pub mod denylist;
+pub mod leaf;
+pub mod previous;
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use rustls_pki_types::CertificateDer;
+
+use self::{denylist::Denylist, leaf::Leaf, previous::PreviousCa};
+use super::{
+    SetupError,
+    answers::{Answers, sha256},
+};
+use crate::{
+    identity::{SpiffeId, TrustDomain},
+    pki::{Issuer, PublicKey},
+};
+
+/// How many signature checks are remembered: some hundred bytes each.
+const REMEMBERED: usize = 16_384;
+
+/// The part `[auth.client_certificate]` of the configuration.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Client certificates prove nothing; every request needs a token.
+    pub disabled: bool,
+    /// PEM files with certificates of CAs that issued before this one, and whose leaves still renew.
+    pub previous_ca_certificates: Vec<PathBuf>,
+    /// Trust domains besides our own whose certificates are accepted.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// The file that names identities and keys that are not accepted ([`Denylist`]).
+    pub denylist: Option<PathBuf>,
+    /// The greatest age of a certificate, from its notBefore on, in seconds; an older one needs a token again.
+    pub max_age_seconds: Option<std::num::NonZeroU32>,
+}
+
+/// Why a client certificate proves nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// A CA's certificate, not a leaf.
+    #[error("the certificate is a CA's")]
+    Ca,
+    /// An identity or a key of the denylist.
+    #[error("the certificate's identity or key is on the denylist")]
+    Denied,
+    /// The configuration has client certificates switched off.
+    #[error("client certificates are switched off")]
+    Disabled,
+    /// The handshake gave an empty chain.
+    #[error("the client sent no certificate")]
+    Empty,
+    /// notAfter has passed, or that of its issuer.
+    #[error("the certificate, or its issuer's, has expired")]
+    Expired,
+    /// extendedKeyUsage does not say clientAuth, or keyUsage not digitalSignature.
+    #[error("the certificate is not for client authentication")]
+    KeyUsage,
+    /// Not a certificate, or one with an extension that is critical and unknown.
+    #[error("the certificate is malformed")]
+    Malformed,
+    /// The subject alternative names are not one URI with a workload's SPIFFE ID.
+    #[error("the certificate's names are not exactly one SPIFFE ID of a workload")]
+    Names,
+    /// notBefore has not come yet.
+    #[error("the certificate is not valid yet")]
+    NotYetValid,
+    /// The issuer's name is right, its signature is not.
+    #[error("the certificate's signature does not verify with its issuer's key")]
+    Signature,
+    /// Older than the configured age.
+    #[error("the certificate is older than the configured age; a token is needed")]
+    TooOld,
+    /// A SPIFFE ID of a foreign trust domain.
+    #[error("the certificate's trust domain is not ours")]
+    TrustDomain,
+    /// Not issued directly by this CA nor by a configured previous one.
+    #[error("the certificate was not issued by this CA")]
+    UnknownIssuer,
+    /// Not X.509 version 3.
+    #[error("the certificate is not of version 3")]
+    Version,
+}
+
+impl CertificateError {
+    /// The label in metrics.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Ca => "certificate_ca",
+            Self::Denied => "certificate_denied",
+            Self::Disabled => "certificate_disabled",
+            Self::Empty => "certificate_none",
+            Self::Expired => "certificate_expired",
+            Self::KeyUsage => "certificate_key_usage",
+            Self::Malformed => "certificate_malformed",
+            Self::Names => "certificate_names",
+            Self::NotYetValid => "certificate_not_yet_valid",
+            Self::Signature => "certificate_signature",
+            Self::TooOld => "certificate_too_old",
+            Self::TrustDomain => "certificate_trust_domain",
+            Self::UnknownIssuer => "certificate_unknown_issuer",
+            Self::Version => "certificate_version",
+        }
+    }
+}
+
+/// Checks client certificates.
+#[derive(Debug)]
+pub struct ClientCertificates {
+    settings: Settings,
+    trust_domains: Vec<TrustDomain>,
+    max_age: Option<Duration>,
+    files: ArcSwap<Files>,
+    proven: Answers<Proven>,
+}
+
+/// What is read from files, and read again by a reload, as one.
+#[derive(Debug)]
+struct Files {
+    previous: Vec<PreviousCa>,
+    denylist: Denylist,
+}
+
+/// A leaf whose signature verified with that key.
+#[derive(Debug)]
+struct Proven {
+    key: PublicKey,
+    leaf: Leaf,
+}
+
+/// A CA whose direct leaves are accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct Accepted<'a> {
+    /// DER Name of its subject, byte for byte.
+    pub subject: &'a [u8],
+    /// Its key.
+    pub key: &'a PublicKey,
+    /// When it ends, and every leaf of it too.
+    pub not_after: SystemTime,
+}
+
+impl<'a> From<&'a Issuer> for Accepted<'a> {
+    fn from(issuer: &'a Issuer) -> Self {
+        Self { subject: issuer.subject(), key: issuer.public_key(), not_after: issuer.not_after() }
+    }
+}
+
+impl ClientCertificates {
+    /// Reads the files that the settings name.
+    ///
+    /// # Errors
+    /// Every file that cannot be read or is malformed.
+    pub fn load(settings: Settings, own: &[TrustDomain]) -> Result<Self, Vec<SetupError>> {
+        let files = Files::read(&settings)?;
+        let trust_domains = own.iter().chain(&settings.trust_domain_aliases).cloned().collect();
+        let max_age = settings.max_age_seconds.map(|seconds| Duration::from_secs(u64::from(seconds.get())));
+        Ok(Self {
+            settings,
+            trust_domains,
+            max_age,
+            files: ArcSwap::from_pointee(files),
+            proven: Answers::new(REMEMBERED),
+        })
+    }
+
+    /// Reads the files again: all are taken, or none.
+    ///
+    /// # Errors
+    /// Every file that cannot be read or is malformed; what was read before stays.
+    pub fn reload(&self) -> Result<(), Vec<SetupError>> {
+        self.files.store(Arc::new(Files::read(&self.settings)?));
+        Ok(())
+    }
+
+    /// Decides who a chain proves at a time; `current` is the CA that issues now.
+    ///
+    /// # Errors
+    /// When it proves nobody.
+    pub fn check(
+        &self,
+        chain: &[CertificateDer<'_>],
+        current: Accepted<'_>,
+        now: SystemTime,
+    ) -> Result<SpiffeId, CertificateError> {
+        if self.settings.disabled {
+            return Err(CertificateError::Disabled);
+        }
+        let der = chain.first().ok_or(CertificateError::Empty)?;
+        let files = self.files.load();
+        let accepted: Vec<Accepted<'_>> =
+            std::iter::once(current).chain(files.previous.iter().map(PreviousCa::accepted)).collect();
+        let (proven, issuer_ends) = self.prove(der, &accepted)?;
+        self.judge(&proven.leaf, issuer_ends, &files.denylist, now)?;
+        Ok(proven.leaf.identity.clone())
+    }
+
+    /// The leaf, its signature verified with the key of an accepted CA, and when that CA ends.
+    fn prove(&self, der: &[u8], accepted: &[Accepted<'_>]) -> Result<(Arc<Proven>, SystemTime), CertificateError> {
+        let hash = sha256(der);
+        if let Some(proven) = self.proven.find(&hash)
+            && let Some(ca) = accepted.iter().find(|ca| *ca.key == proven.key && ca.subject == proven.leaf.issuer)
+        {
+            return Ok((proven, ca.not_after));
+        }
+        let unsigned = leaf::Unproven::parse(der)?;
+        let mut named = accepted.iter().filter(|ca| ca.subject == unsigned.issuer()).peekable();
+        if named.peek().is_none() {
+            return Err(CertificateError::UnknownIssuer);
+        }
+        let ca = named.find(|ca| unsigned.signed_by(ca.key)).ok_or(CertificateError::Signature)?;
+        let proven = Arc::new(Proven { key: ca.key.clone(), leaf: unsigned.lint()? });
+        self.proven.keep(hash, Arc::clone(&proven));
+        Ok((proven, ca.not_after))
+    }
+
+    /// What may change between two requests of one connection.
+    fn judge(
+        &self,
+        leaf: &Leaf,
+        issuer_ends: SystemTime,
+        denylist: &Denylist,
+        now: SystemTime,
+    ) -> Result<(), CertificateError> {
+        if now < leaf.not_before {
+            return Err(CertificateError::NotYetValid);
+        }
+        if now > leaf.not_after || now > issuer_ends {
+            return Err(CertificateError::Expired);
+        }
+        if !self.trust_domains.contains(leaf.identity.trust_domain()) {
+            return Err(CertificateError::TrustDomain);
+        }
+        if denylist.names(&leaf.identity, &leaf.key) {
+            return Err(CertificateError::Denied);
+        }
+        let age = now.duration_since(leaf.not_before).unwrap_or_default();
+        match self.max_age {
+            Some(most) if age > most => Err(CertificateError::TooOld),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+impl Files {
+    fn read(settings: &Settings) -> Result<Self, Vec<SetupError>> {
+        let mut errors = Vec::new();
+        let mut files = Self { previous: Vec::new(), denylist: Denylist::default() };
+        for path in &settings.previous_ca_certificates {
+            match super::authenticator::read_file(path).and_then(|bytes| {
+                PreviousCa::parse_all(&bytes).map_err(|source| SetupError::PreviousCa { file: path.clone(), source })
+            }) {
+                Ok(cas) => files.previous.extend(cas),
+                Err(error) => errors.push(error),
+            }
+        }
+        if let Some(path) = &settings.denylist {
+            match super::authenticator::read_file(path).map(|bytes| Denylist::parse(&String::from_utf8_lossy(&bytes))) {
+                Ok(Ok(denylist)) => files.denylist = denylist,
+                Ok(Err(lines)) => {
+                    errors.extend(lines.into_iter().map(|source| SetupError::Denylist { file: path.clone(), source }))
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        if errors.is_empty() { Ok(files) } else { Err(errors) }
+    }
+}

@@ -1,1 +1,309 @@
-//! JWT
+//! Who calls, by a JSON Web Token (RFC 7519) checked with its issuer's published keys.
+//!
+//! A token is only ever checked with the keys of the issuer that it names, in the cluster that its bearer names
+//! (an issuer's name alone may stand for several clusters). Nothing in a token says which key or algorithm is
+//! trusted: `jwk`, `jku`, `x5c` and `x5u` are not read. Called by [`super::Authenticator`].
+
+pub mod claims;
+pub mod jwks;
+pub mod keys;
+pub mod settings;
+pub mod source;
+pub mod token;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use self::{
+    claims::{Claims, ClaimsError, Rules, Subject},
+    jwks::Jwk,
+    keys::{KeySet, Keys},
+    source::Source,
+    token::{Compact, TokenError},
+};
+pub use self::{
+    settings::{Algorithm, Settings},
+    source::FetchError,
+};
+use super::{
+    BoundPod, NotReady, SetupError,
+    answers::{Answers, sha256},
+    credentials::{ClusterId, ClusterName, Token},
+};
+use crate::identity::{SpiffeId, TrustDomain};
+
+/// How many answers are kept: some hundred bytes each.
+const REMEMBERED: usize = 16_384;
+/// How many keys a token without a key ID is tried with: a signature check costs up to 100 microseconds.
+const TRIES: usize = 4;
+/// How long a request waits for its issuer's keys to be fetched again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a token proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JwtError {
+    /// An algorithm that its issuer is not configured for, `none` and the HMACs among them.
+    #[error("the token's algorithm is not one of its issuer's")]
+    Algorithm,
+    /// What the token says is refused.
+    #[error(transparent)]
+    Claims(#[from] ClaimsError),
+    /// The issuer's keys could not be fetched lately, and the token's is not among those known.
+    #[error("the token's key is not known, and its issuer's keys cannot be fetched now")]
+    KeysStale,
+    /// The issuer's keys have not been fetched yet.
+    #[error("the keys of the token's issuer are not available yet")]
+    NotReady,
+    /// No key of the issuer made the signature.
+    #[error("the token's signature does not verify with its issuer's key")]
+    Signature,
+    /// Not a token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The issuer is not configured.
+    #[error("the token's issuer is not configured")]
+    UnknownIssuer,
+    /// The issuer has no such key.
+    #[error("the token's issuer has no key of its key ID and algorithm")]
+    UnknownKey,
+    /// The issuer is another cluster's.
+    #[error("the token's issuer does not belong to the cluster that the caller names")]
+    WrongCluster,
+}
+
+impl JwtError {
+    /// The label in metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Algorithm => "jwt_algorithm",
+            Self::Claims(error) => error.reason(),
+            Self::KeysStale => "jwt_keys_stale",
+            Self::NotReady => "jwt_keys_not_ready",
+            Self::Signature => "jwt_signature",
+            Self::Token(error) => error.reason(),
+            Self::UnknownIssuer => "jwt_unknown_issuer",
+            Self::UnknownKey => "jwt_unknown_key",
+            Self::WrongCluster => "jwt_wrong_cluster",
+        }
+    }
+
+    /// Whether the same token may be good later, without a change to it or to the configuration.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::KeysStale | Self::NotReady => true,
+            Self::Algorithm
+            | Self::Claims(_)
+            | Self::Signature
+            | Self::Token(_)
+            | Self::UnknownIssuer
+            | Self::UnknownKey
+            | Self::WrongCluster => false,
+        }
+    }
+}
+
+/// What a token proves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proven {
+    /// The workload.
+    pub identity: SpiffeId,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// The pod that the token is bound to, if it is.
+    pub pod: Option<Arc<BoundPod>>,
+}
+
+/// Checks tokens.
+#[derive(Debug)]
+pub struct Jwt {
+    issuers: Vec<Issuer>,
+    default_cluster: ClusterName,
+    answers: Answers<Answer>,
+}
+
+/// An issuer of tokens.
+#[derive(Debug)]
+struct Issuer {
+    name: Box<str>,
+    algorithms: Vec<Algorithm>,
+    rules: Rules,
+    cluster: ClusterName,
+    trust_domain: TrustDomain,
+    keys: Keys,
+}
+
+/// What is remembered of a token that was good: with which generation of which issuer's keys, and until when.
+#[derive(Debug)]
+struct Answer {
+    issuer: usize,
+    generation: u64,
+    not_before: SystemTime,
+    expires: SystemTime,
+    proven: Proven,
+}
+
+impl Jwt {
+    /// Sets the issuers up and reads the keys that come from files. Keys that come from the network are fetched
+    /// once [`Jwt::start`] is called.
+    ///
+    /// # Errors
+    /// Every setting that contradicts another or names a file that cannot be used.
+    pub fn new(
+        settings: &[Settings],
+        default_cluster: ClusterName,
+        own: &[TrustDomain],
+    ) -> Result<Self, Vec<SetupError>> {
+        let mut errors = Vec::new();
+        let mut issuers: Vec<Issuer> = Vec::new();
+        for one in settings {
+            let cluster = one.cluster.clone().unwrap_or_else(|| default_cluster.clone());
+            if issuers.iter().any(|other| *other.name == *one.issuer.as_str() && other.cluster == cluster) {
+                errors.push(SetupError::SameIssuer { issuer: one.issuer.to_string(), cluster: cluster.to_string() });
+            }
+            let Some(trust_domain) = one.trust_domain.clone().or_else(|| own.first().cloned()) else {
+                errors.push(SetupError::NoTrustDomain { issuer: one.issuer.to_string() });
+                continue;
+            };
+            match Source::new(&one.issuer, &one.keys) {
+                Ok(source) => issuers.push(Issuer {
+                    name: one.issuer.as_str().into(),
+                    algorithms: one.algorithms.clone(),
+                    rules: Rules {
+                        audiences: one.audiences.clone(),
+                        namespaces: one.namespaces.clone(),
+                        leeway: one.leeway_seconds.into(),
+                    },
+                    cluster,
+                    trust_domain,
+                    keys: Keys::new(source, one.pace()),
+                }),
+                Err(source) => errors.push(SetupError::KeySource { issuer: one.issuer.to_string(), source }),
+            }
+        }
+        if errors.is_empty() {
+            Ok(Self { issuers, default_cluster, answers: Answers::new(REMEMBERED) })
+        } else {
+            Err(errors)
+        }
+    }
+
+    /// Starts to fetch keys in the background; ends when this value is dropped. Needs a Tokio runtime.
+    pub fn start(&self) {
+        for issuer in &self.issuers {
+            issuer.keys.start();
+        }
+    }
+
+    /// Has every issuer's keys fetched again soon.
+    pub fn refresh(&self) {
+        for issuer in &self.issuers {
+            issuer.keys.refresh();
+        }
+    }
+
+    /// The issuers whose keys are not available, with the reason.
+    #[must_use]
+    pub fn not_ready(&self) -> Vec<NotReady> {
+        let one = |issuer: &Issuer| {
+            issuer.keys.not_ready().map(|reason| NotReady { issuer: issuer.name.to_string(), reason })
+        };
+        self.issuers.iter().filter_map(one).collect()
+    }
+
+    /// Decides who a token proves at a time.
+    ///
+    /// # Errors
+    /// When it proves nobody, or nobody yet ([`JwtError::is_temporary`]).
+    pub async fn check(&self, token: Token<'_>, cluster: ClusterId<'_>, now: SystemTime) -> Result<Proven, JwtError> {
+        let text = token::within_limit(token.expose())?;
+        let cluster = cluster.or(&self.default_cluster);
+        let hash = sha256(text.as_bytes());
+        if let Some(answer) = self.answers.find(&hash).filter(|answer| self.holds(answer, cluster, now)) {
+            return Ok(answer.proven.clone());
+        }
+        let compact = Compact::parse(text)?;
+        let claims = Claims::parse(&compact.payload)?;
+        let (index, issuer) = self.issuer(&claims.iss, cluster)?;
+        let algorithm = issuer.algorithms.iter().copied().find(|known| known.as_str() == compact.header.alg);
+        let algorithm = algorithm.ok_or(JwtError::Algorithm)?;
+        let keys = issuer.keys_for(&compact, algorithm).await?;
+        if !keys.of(compact.header.kid.as_deref(), algorithm).take(TRIES).any(|key| key.made(&compact)) {
+            return Err(JwtError::Signature);
+        }
+        let times = claims.times(&issuer.rules, now)?;
+        let Subject { namespace, service_account, pod } = claims.subject(&issuer.rules)?;
+        let proven = Proven {
+            identity: SpiffeId::new(issuer.trust_domain.clone(), namespace, service_account),
+            cluster: issuer.cluster.clone(),
+            pod: pod.map(Arc::new),
+        };
+        let answer = Answer {
+            issuer: index,
+            generation: keys.generation(),
+            not_before: times.not_before,
+            expires: times.expires,
+            proven: proven.clone(),
+        };
+        self.answers.keep(hash, Arc::new(answer));
+        Ok(proven)
+    }
+
+    /// Whether a remembered answer still holds: never past the token's own end, whatever the leeway; not after the
+    /// issuer's keys changed; and only for the issuer's cluster.
+    fn holds(&self, answer: &Answer, cluster: &str, now: SystemTime) -> bool {
+        now < answer.expires
+            && now >= answer.not_before
+            && answer.proven.cluster.as_str() == cluster
+            && self
+                .issuers
+                .get(answer.issuer)
+                .and_then(|issuer| issuer.keys.current())
+                .is_some_and(|keys| keys.generation() == answer.generation)
+    }
+
+    fn issuer(&self, name: &str, cluster: &str) -> Result<(usize, &Issuer), JwtError> {
+        let mut known = false;
+        for (index, issuer) in self.issuers.iter().enumerate().filter(|(_, issuer)| *issuer.name == *name) {
+            if issuer.cluster.as_str() == cluster {
+                return Ok((index, issuer));
+            }
+            known = true;
+        }
+        Err(if known { JwtError::WrongCluster } else { JwtError::UnknownIssuer })
+    }
+}
+
+impl Issuer {
+    /// A set that holds a key for the token: the current one, or the one that a fetch brings. A stranger's unknown
+    /// key IDs cause no more fetches than [`keys::Pace`] allows.
+    async fn keys_for(&self, compact: &Compact<'_>, algorithm: Algorithm) -> Result<Arc<KeySet>, JwtError> {
+        let has = |keys: &KeySet| keys.of(compact.header.kid.as_deref(), algorithm).next().is_some();
+        let current = self.keys.current().ok_or(JwtError::NotReady)?;
+        if has(&current) {
+            return Ok(current);
+        }
+        let fetched = self.keys.fetched_again(PATIENCE).await;
+        match self.keys.current() {
+            Some(keys) if has(&keys) => Ok(keys),
+            Some(_) if fetched => Err(JwtError::UnknownKey),
+            Some(_) | None => Err(JwtError::KeysStale),
+        }
+    }
+}
+
+impl Jwk {
+    /// Whether this key made the token's signature.
+    fn made(&self, compact: &Compact<'_>) -> bool {
+        jsonwebtoken::crypto::verify(
+            compact.signature,
+            compact.signed.as_bytes(),
+            self.decoding_key(),
+            self.algorithm().into(),
+        )
+        .unwrap_or(false)
+    }
+}

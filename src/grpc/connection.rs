@@ -103,6 +103,7 @@ impl Connections {
         }
         *of_address += 1;
         open.total += 1;
+        metrics::gauge!("istio_hsm_ca_connections").increment(1);
         Ok(Place { open: Arc::clone(&self.open), key })
     }
 
@@ -128,6 +129,7 @@ pub struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        metrics::gauge!("istio_hsm_ca_connections").decrement(1);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.total = open.total.saturating_sub(1);
         if let Some(count) = open.by_address.get_mut(&self.key) {

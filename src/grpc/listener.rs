@@ -118,7 +118,6 @@ impl Listener {
 
     /// Starts to accept, until `stop` is cancelled: then the socket closes, and handshakes under way end.
     /// `cut` ends the connections that were handed out.
-    #[must_use]
     pub fn incoming(
         self,
         stop: CancellationToken,
@@ -189,15 +188,18 @@ impl Gate {
                 None => (Transport::Plain(stream), Peer::new(address, &[])),
                 Some(tls) => match tokio::time::timeout(gate.timeout, tls.accept(stream)).await {
                     Ok(Ok(stream)) => {
-                        let chain: &[CertificateDer<'static>] = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                        let chain: &[CertificateDer<'static>] =
+                            stream.get_ref().1.peer_certificates().unwrap_or_default();
                         let peer = Peer::new(address, chain);
                         (Transport::Tls(Box::new(stream)), peer)
                     }
                     Ok(Err(error)) => {
+                        handshake_failed("error");
                         tracing::debug!(peer = %address, %error, "the TLS handshake failed");
                         return None;
                     }
                     Err(_) => {
+                        handshake_failed("timeout");
                         tracing::debug!(peer = %address, "the TLS handshake took too long");
                         return None;
                     }
@@ -206,6 +208,10 @@ impl Gate {
             Some(Connection::new(transport, peer, place, gate.timeout, cut))
         })
     }
+}
+
+fn handshake_failed(reason: &'static str) {
+    metrics::counter!("istio_hsm_ca_handshakes_failed_total", "reason" => reason).increment(1);
 }
 
 /// Whether an error of accept(2) belongs to the connection that was about to be accepted, not to the socket.

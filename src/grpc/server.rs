@@ -21,6 +21,9 @@ use super::{
 /// How long connections that are cut at the end of the drain may take to notice.
 const CUT: Duration = Duration::from_secs(1);
 
+/// How much later than the service's own deadline the endpoint's comes.
+const LATER: Duration = Duration::from_secs(1);
+
 /// Why the endpoint ended other than by a drain.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -54,8 +57,8 @@ pub fn routes(
     ready: watch::Receiver<bool>,
     stop: CancellationToken,
 ) -> Result<Routes, ServeError> {
-    let certificates = IstioCertificateServiceServer::new(certificates)
-        .max_decoding_message_size(settings.limits.message_bytes);
+    let certificates =
+        IstioCertificateServiceServer::new(certificates).max_decoding_message_size(settings.limits.message_bytes);
     let mut routes = Routes::new(certificates).add_service(health::service(ready, stop));
     if settings.reflection {
         let builder = || {
@@ -115,8 +118,8 @@ fn builder(limits: &Limits) -> Server {
         // A message fits its stream's window, so that no reader waits; a connection holds the messages of 16 at most.
         .initial_stream_window_size(message.clamp(0xffff, 1 << 20))
         .initial_connection_window_size(message.clamp(0xffff, 1 << 20) * 16)
-        // Also ends a request whose body never comes. The service's own deadline is the same and answers first.
-        .timeout(limits.request_timeout);
+        // Ends a request whose body never comes. A complete one is ended by the service, whose answer says so better.
+        .timeout(limits.request_timeout + LATER);
     // No grace beside it: with one, tonic cuts the connection where it should ask it to end.
     match limits.connection_age {
         Some(age) => server.max_connection_age(age),

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How often files, and the issuer, are looked at.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(2);
 /// The wait after a first failure; it doubles up to [`BACKOFF_MOST`].
 const BACKOFF: Duration = Duration::from_secs(1);
 /// The longest wait between two tries: a token that is back is found soon.

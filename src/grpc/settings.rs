@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_and_defaults_stand() {
-        let settings: Settings = toml::from_str("[limits]\nhandshake_timeout = \"1s\"\nconnection_age = \"1h\"").unwrap();
+        let settings: Settings =
+            toml::from_str("[limits]\nhandshake_timeout = \"1s\"\nconnection_age = \"1h\"").unwrap();
         assert_eq!(settings.limits.handshake_timeout, Duration::from_secs(1));
         assert_eq!(settings.limits.connection_age, Some(Duration::from_secs(3600)));
         assert_eq!(settings.limits.streams, 128);

@@ -44,3 +44,133 @@ pub enum Refusal {
 
 /// A code and what the client may read.
 pub type Answer = (Code, &'static str);
+
+/// The status that a client gets: a short fixed text, and the id under which the log has the reason.
+#[must_use]
+pub fn status(refusal: &Refusal, id: &RequestId) -> Status {
+    let (code, text) = answer(refusal);
+    Status::new(code, format!("{text} (request {id})"))
+}
+
+/// Decides on code and text.
+#[must_use]
+pub fn answer(refusal: &Refusal) -> Answer {
+    match refusal {
+        Refusal::Auth(error) => auth(error),
+        Refusal::Deadline => (Code::DeadlineExceeded, "the deadline has passed"),
+        Refusal::Issue(error) => issue(error),
+        Refusal::Metadata { .. } => (Code::InvalidArgument, "the metadata is malformed"),
+        Refusal::Overload => (Code::ResourceExhausted, "the CA is overloaded"),
+    }
+}
+
+fn auth(error: &AuthError) -> Answer {
+    match error {
+        AuthError::Refused(_) => (Code::Unauthenticated, "the caller is not authenticated"),
+        AuthError::Unavailable(_) => (Code::Unavailable, "the caller cannot be authenticated now"),
+    }
+}
+
+fn issue(error: &IssueError) -> Answer {
+    match error {
+        IssueError::Clock(_) => (Code::Unavailable, "the CA's clock cannot be believed now"),
+        IssueError::Csr(_) => (Code::InvalidArgument, "the certificate request is not accepted"),
+        IssueError::Denied(error) => denied(error),
+        IssueError::Limited(Limited::Identity) => (Code::ResourceExhausted, "this identity asks too often"),
+        IssueError::Limited(Limited::Total) => (Code::ResourceExhausted, "the CA is asked too often"),
+        IssueError::Log(LogError::Closed) => (Code::Unavailable, "the CA is ending"),
+        IssueError::Log(LogError::Unavailable(_)) => (Code::Unavailable, "the issuance log cannot be written now"),
+        IssueError::Sign(error) => sign(error),
+        IssueError::Tbs(TbsError::Encoding(_) | TbsError::Lint(_)) => (Code::Internal, "the CA has a fault"),
+        IssueError::Verify(error) => verify(error),
+    }
+}
+
+fn denied(error: &Denied) -> Answer {
+    match error {
+        Denied::ForeignName(_) => (Code::PermissionDenied, "the request asks for a name that is not the caller's"),
+    }
+}
+
+fn sign(error: &SignError) -> Answer {
+    match error {
+        SignError::Deadline => (Code::DeadlineExceeded, "the deadline has passed"),
+        SignError::QueueFull => (Code::ResourceExhausted, "the CA is overloaded"),
+        // The host's own configuration forbids it: only its operator can change that.
+        SignError::Refused(_) => (Code::PermissionDenied, "the token does not sign this"),
+        SignError::Unavailable(_) => (Code::Unavailable, "the token cannot sign now"),
+    }
+}
+
+fn verify(error: &VerifyError) -> Answer {
+    match error {
+        VerifyError::Field(_) => (Code::Internal, "the CA has a fault"),
+        // A token that signs wrongly is taken out; another, or the same one mended, may serve the next try.
+        VerifyError::Signature => (Code::Unavailable, "the token cannot sign now"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{auth::Refusals, clock::ClockError, pki::csr::CsrError, pki::lint::Finding};
+
+    /// What Istio's agent tries again (`pkg/security/retry.go`).
+    const RETRIED: &[Code] = &[
+        Code::Cancelled,
+        Code::DeadlineExceeded,
+        Code::ResourceExhausted,
+        Code::Aborted,
+        Code::Internal,
+        Code::Unavailable,
+    ];
+
+    fn cases() -> Vec<(Refusal, Code, bool)> {
+        let issue = |error: IssueError| Refusal::Issue(error);
+        let text = || "detail".to_owned();
+        vec![
+            (AuthError::Refused(Refusals::default()).into(), Code::Unauthenticated, false),
+            (AuthError::Unavailable(Refusals::default()).into(), Code::Unavailable, true),
+            (Refusal::Deadline, Code::DeadlineExceeded, true),
+            (Refusal::Metadata { field: "CertSigner", reason: "detail" }, Code::InvalidArgument, false),
+            (Refusal::Overload, Code::ResourceExhausted, true),
+            (issue(ClockError::BehindLog(Duration::ZERO).into()), Code::Unavailable, true),
+            (issue(ClockError::Jumped(Duration::ZERO).into()), Code::Unavailable, true),
+            (issue(CsrError::Signature.into()), Code::InvalidArgument, false),
+            (issue(Denied::ForeignName(text()).into()), Code::PermissionDenied, false),
+            (issue(Limited::Identity.into()), Code::ResourceExhausted, true),
+            (issue(Limited::Total.into()), Code::ResourceExhausted, true),
+            (issue(LogError::Closed.into()), Code::Unavailable, true),
+            (issue(LogError::Unavailable(text()).into()), Code::Unavailable, true),
+            (issue(SignError::Deadline.into()), Code::DeadlineExceeded, true),
+            (issue(SignError::QueueFull.into()), Code::ResourceExhausted, true),
+            (issue(SignError::Refused(text()).into()), Code::PermissionDenied, false),
+            (issue(SignError::Unavailable(text()).into()), Code::Unavailable, true),
+            (issue(TbsError::Encoding("detail").into()), Code::Internal, true),
+            (issue(TbsError::Lint(Finding("detail")).into()), Code::Internal, true),
+            (issue(VerifyError::Field("detail").into()), Code::Internal, true),
+            (issue(VerifyError::Signature.into()), Code::Unavailable, true),
+        ]
+    }
+
+    #[test]
+    fn what_time_can_mend_is_tried_again_and_nothing_else() {
+        let id = RequestId::random();
+        for (refusal, code, retried) in cases() {
+            let status = status(&refusal, &id);
+            assert_eq!(status.code(), code, "{refusal:?}");
+            assert_eq!(RETRIED.contains(&status.code()), retried, "{refusal:?}");
+            assert!(status.message().ends_with(&format!("(request {id})")), "{refusal:?}");
+            assert!(!status.message().contains("detail"), "{refusal:?}: the client reads {}", status.message());
+        }
+    }
+
+    #[test]
+    fn only_our_own_faults_are_internal() {
+        for (refusal, code, _) in cases() {
+            assert_eq!(code == Code::Internal, refusal.to_string().contains("BUG"), "{refusal:?}");
+        }
+    }
+}

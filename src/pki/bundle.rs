@@ -1,5 +1,7 @@
 //! The plugged-in CA's public files: ca-cert.pem, cert-chain.pem, root-cert.pem, checked as a whole.
 
+mod root;
+
 use std::time::{Duration, SystemTime};
 
 use super::{KeyAlgorithm, PublicKey};

@@ -32,6 +32,14 @@ pub enum KeyAlgorithm {
     },
 }
 
+impl KeyAlgorithm {
+    /// DER of the curve's OID, for CKA_EC_PARAMS; for Ed25519 the OID of RFC 8410, which tokens prefer. None with RSA.
+    #[must_use]
+    pub fn ec_parameters_der(self) -> Option<&'static [u8]> {
+        encoding::ec_parameters_der(self)
+    }
+}
+
 /// As people write it: `RSA-2048`, `P-256`, `P-384`, `Ed25519`.
 impl std::fmt::Display for KeyAlgorithm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -217,10 +225,10 @@ impl PublicKey {
         }
     }
 
-    /// DER of the curve's OID, for CKA_EC_PARAMS; for Ed25519 the OID of RFC 8410, which tokens prefer.
+    /// [`KeyAlgorithm::ec_parameters_der`] of this key.
     #[must_use]
     pub fn ec_parameters_der(&self) -> Option<&'static [u8]> {
-        encoding::ec_parameters_der(self.0.algorithm)
+        self.0.algorithm.ec_parameters_der()
     }
 
     /// The raw point: uncompressed (0x04, x, y), or the 32 bytes of Ed25519. CKA_EC_POINT wants it wrapped in a DER

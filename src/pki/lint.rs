@@ -1,6 +1,109 @@
 //! Rules that every certificate must keep, checked on the encoded bytes before they are signed.
+//!
+//! The rules know nothing of the builder: they read the bytes afresh ([`Facts`]) and hold them to what this CA may
+//! sign at all. `tbs` runs them on each certificate; the token's host runs them again on what it is asked to sign,
+//! with only the CA's certificate at hand ([`Ca::from_certificate`]).
+
+mod ca;
+mod extensions;
+mod facts;
+mod key;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+pub use ca::Ca;
+pub use facts::Facts;
+
+use super::{
+    Profile,
+    profile::{CLOCK_SKEW, NAMES_MAX},
+};
+use crate::identity::Name;
+
+/// The fewest and the most bytes of a serial number: 64 random bits at least (CA/Browser Forum BR 7.1), 20 bytes at
+/// most (RFC 5280, section 4.1.2.2).
+const SERIAL_BYTES: std::ops::RangeInclusive<usize> = 9..=20;
 
 /// A rule that a certificate breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Finding(pub &'static str);
+
+/// Holds a leaf to the rules; `max_lifetime` is counted from the request, so that the two minutes before it
+/// ([`CLOCK_SKEW`]) come on top.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn leaf(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
+    rule(facts.profile == Profile::Leaf, "it is not an end entity's certificate")?;
+    any(facts, ca, max_lifetime)?;
+    issued_by(facts, ca)?;
+    names(&facts.names)
+}
+
+/// Holds an intermediate CA to the rules.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn intermediate(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
+    rule(matches!(facts.profile, Profile::Intermediate { .. }), "it is not an intermediate CA's certificate")?;
+    any(facts, ca, max_lifetime)?;
+    issued_by(facts, ca)?;
+    rule(ca.path_len != Some(0), "the CA's path length forbids an intermediate below it")?;
+    rule(facts.subject != ca.subject, "the intermediate has the CA's own name")?;
+    rule(facts.spki != ca.spki, "the intermediate has the CA's own key")?;
+    subject_key_id(facts)
+}
+
+/// Holds a self-signed root to the rules; `ca` is the root itself, as it is to be.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn self_signed_root(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
+    rule(matches!(facts.profile, Profile::SelfSignedRoot { .. }), "it is not a self-signed root's certificate")?;
+    any(facts, ca, max_lifetime)?;
+    rule(facts.issuer == facts.subject, "issuer and subject of the root differ")?;
+    rule(facts.spki == ca.spki, "the root's key is not the one that signs it")?;
+    subject_key_id(facts)
+}
+
+/// What all profiles keep.
+fn any(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
+    rule(SERIAL_BYTES.contains(&facts.serial.len()), "the serial number is too small or too long")?;
+    rule(facts.signature_algorithm == ca.signature_algorithm, "the signature algorithm is not that of the CA's key")?;
+    rule(facts.issuer == ca.subject, "the issuer is not the subject of the CA's certificate")?;
+    let lifetime = facts.not_after.duration_since(facts.not_before).unwrap_or_default();
+    rule(!lifetime.is_zero(), "the validity ends before it begins")?;
+    rule(lifetime <= max_lifetime.saturating_add(CLOCK_SKEW), "the validity is longer than allowed")?;
+    key::strength(facts.spki)
+}
+
+fn issued_by(facts: &Facts<'_>, ca: &Ca<'_>) -> Result<(), Finding> {
+    rule(facts.not_before >= ca.not_before, "the validity begins before the CA's")?;
+    rule(facts.not_after <= ca.not_after, "the validity ends after the CA's")?;
+    rule(
+        facts.authority_key_id == ca.subject_key_id,
+        "the authority key identifier is not the CA's subject key identifier",
+    )
+}
+
+fn subject_key_id(facts: &Facts<'_>) -> Result<(), Finding> {
+    let expected = key::id(facts.spki)?;
+    rule(facts.subject_key_id == Some(&expected), "the subject key identifier is not the key's")
+}
+
+/// A workload has its SPIFFE ID and nothing else that could be taken for one (SPIFFE X.509-SVID, section 2: exactly
+/// one URI); a server's certificate has none.
+fn names(names: &[Name]) -> Result<(), Finding> {
+    rule(!names.is_empty(), "it names nobody")?;
+    rule(names.len() <= NAMES_MAX, "it has too many names")?;
+    rule(names.iter().filter(|name| matches!(name, Name::Spiffe(_))).count() <= 1, "it has more than one SPIFFE ID")?;
+    let twice = names.iter().enumerate().any(|(at, name)| names.iter().take(at).any(|other| other == name));
+    rule(!twice, "it has the same name twice")
+}
+
+fn rule(kept: bool, finding: &'static str) -> Result<(), Finding> {
+    if kept { Ok(()) } else { Err(Finding(finding)) }
+}

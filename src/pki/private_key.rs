@@ -1,8 +1,28 @@
 //! The private key file of a plug-in CA, in every form in which operators have it, as PKCS#8.
+//!
+//! The file's numbers are read into strict DER again, the public half is computed from the private half, and a
+//! signature is made and verified, so that a damaged key is found here and not after it went into a token. It never
+//! writes a key anywhere, and no error carries a byte of one. Called by `import` alone: the daemon has no key.
 
+mod encrypted;
+mod form;
+
+use aws_lc_rs::{
+    encoding::{AsDer, PublicKeyX509Der},
+    rand::SystemRandom,
+    signature::{
+        ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
+        RSA_PKCS1_SHA256, RsaKeyPair,
+    },
+};
+use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use super::PublicKey;
+use super::{
+    KeyAlgorithm, PublicKey,
+    key::KeyError,
+    pem::{self, Block, PemError},
+};
 
 /// A software private key, on its way into a token. Zeroized when dropped; no Debug, no Clone.
 pub struct PrivateKey {
@@ -11,14 +31,105 @@ pub struct PrivateKey {
     public_key: PublicKey,
 }
 
+/// What a private key consists of, borrowed from it: the values for C_CreateObject, for tokens that cannot unwrap.
+pub enum Components<'a> {
+    /// A point on P-256 or P-384.
+    Ec {
+        /// DER of the curve's OID: CKA_EC_PARAMS.
+        parameters: &'static [u8],
+        /// The private scalar, big-endian, of the field's length: CKA_VALUE.
+        scalar: &'a [u8],
+    },
+    /// Ed25519.
+    Ed25519 {
+        /// DER of the OID of RFC 8410: CKA_EC_PARAMS.
+        parameters: &'static [u8],
+        /// The 32 bytes of the seed (RFC 8032): CKA_VALUE.
+        seed: &'a [u8],
+    },
+    /// RSA with two primes (RFC 8017, appendix A.1.2).
+    Rsa(RsaComponents<'a>),
+}
+
+/// The numbers of an RSA private key, big-endian without leading zeros.
+pub struct RsaComponents<'a> {
+    /// CKA_MODULUS.
+    pub modulus: &'a [u8],
+    /// CKA_PUBLIC_EXPONENT.
+    pub public_exponent: &'a [u8],
+    /// CKA_PRIVATE_EXPONENT.
+    pub private_exponent: &'a [u8],
+    /// CKA_PRIME_1.
+    pub prime1: &'a [u8],
+    /// CKA_PRIME_2.
+    pub prime2: &'a [u8],
+    /// CKA_EXPONENT_1.
+    pub exponent1: &'a [u8],
+    /// CKA_EXPONENT_2.
+    pub exponent2: &'a [u8],
+    /// CKA_COEFFICIENT.
+    pub coefficient: &'a [u8],
+}
+
 /// Why a file is not a private key that can be imported. Never carries key material.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrivateKeyError {
+    /// RFC 1421 encryption, as `openssl rsa -aes256` once wrote it: its key derivation is one round of MD5.
+    #[error(
+        "the key on line {line} is encrypted in the old way (Proc-Type: 4,ENCRYPTED), which is not supported; \
+         convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
+    )]
+    EncryptedLegacy {
+        /// Where the key's block begins.
+        line: usize,
+    },
+    /// An elliptic curve spelled out as numbers.
+    #[error(
+        "the key spells its curve out instead of naming it; convert it: \
+         openssl ec -in OLD -param_enc named_curve -out NEW"
+    )]
+    ExplicitCurve,
+    /// The parts of the key do not belong together.
+    #[error("the private key contradicts itself: {0}; the file is damaged, take it from a backup")]
+    Inconsistent(&'static str),
+    /// A type or size that this CA does not take.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Not DER of the form that the PEM label says.
+    #[error("the private key is malformed: {0}")]
+    Malformed(&'static str),
+    /// No block with a private key.
+    #[error("there is no private key in PEM form in it (RSA, EC or PKCS#8 PRIVATE KEY)")]
+    NoKey,
+    /// Encrypted, and no passphrase was given.
+    #[error("the private key is encrypted; give its passphrase")]
+    PassphraseNeeded,
+    /// Decryption failed.
+    #[error("the passphrase is wrong, or the encrypted key is damaged")]
+    PassphraseWrong,
     /// Not PEM.
     #[error(transparent)]
-    Pem(#[from] super::pem::PemError),
-    // the builder of this module adds: no key block, two keys, malformed, encrypted without passphrase, wrong
-    // passphrase, unsupported type/size (KeyError), unusual exponent, key inconsistent with itself ...
+    Pem(#[from] PemError),
+    /// More than one key.
+    #[error("there are two private keys in it, on lines {first} and {second}; leave the CA's only")]
+    SeveralKeys {
+        /// Where the first key's block begins.
+        first: usize,
+        /// Where the second key's block begins.
+        second: usize,
+    },
+    /// An encryption other than PBES2 with PBKDF2 or scrypt and AES, or one at an absurd cost.
+    #[error(
+        "the private key's encryption is not supported: {0}; \
+         convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
+    )]
+    UnsupportedEncryption(&'static str),
+    /// A private key in a form of another world, such as `OPENSSH PRIVATE KEY`.
+    #[error("a `{0}` is not supported; RSA, EC and PKCS#8 private keys are")]
+    UnsupportedForm(String),
+    /// An RSA exponent other than 65537: legal, but what tokens and peers make of it is not known.
+    #[error("the RSA key's public exponent is not 65537, which a CA's key must have")]
+    UnusualExponent,
 }
 
 impl PrivateKey {
@@ -27,8 +138,35 @@ impl PrivateKey {
     ///
     /// # Errors
     /// When the text holds no key, more than one, a damaged one, or one of a type or size that is not supported.
-    pub fn from_pem(_text: &[u8], _passphrase: Option<&secrecy::SecretString>) -> Result<Self, PrivateKeyError> {
-        todo!()
+    pub fn from_pem(text: &[u8], passphrase: Option<&SecretString>) -> Result<Self, PrivateKeyError> {
+        let blocks = pem::blocks(text)?;
+        let block = the_key(&blocks)?;
+        match block.label.as_str() {
+            "RSA PRIVATE KEY" => Self::checked(&form::rsa(&block.der)?, None),
+            "EC PRIVATE KEY" => {
+                let curve = blocks.iter().find(|block| block.label == "EC PARAMETERS");
+                let (pkcs8, public) = form::ec(&block.der, curve.map(|block| block.der.as_slice()))?;
+                Self::checked(&pkcs8, public)
+            }
+            "PRIVATE KEY" => Self::from_pkcs8(&block.der),
+            "ENCRYPTED PRIVATE KEY" => {
+                let plain = encrypted::decrypt(&block.der, passphrase.ok_or(PrivateKeyError::PassphraseNeeded)?)?;
+                Self::from_pkcs8(&plain).map_err(|error| match error {
+                    // One wrong passphrase in 256 leaves padding that looks right.
+                    PrivateKeyError::Malformed(_) => PrivateKeyError::PassphraseWrong,
+                    other => other,
+                })
+            }
+            other => Err(PrivateKeyError::UnsupportedForm(other.to_owned())),
+        }
+    }
+
+    /// Whether [`PrivateKey::from_pem`] will need a passphrase, so that nobody is asked for one in vain.
+    ///
+    /// # Errors
+    /// When the text holds no key or more than one.
+    pub fn needs_passphrase(text: &[u8]) -> Result<bool, PrivateKeyError> {
+        Ok(the_key(&pem::blocks(text)?)?.label == "ENCRYPTED PRIVATE KEY")
     }
 
     /// The key's public half, computed from the private half.
@@ -37,9 +175,93 @@ impl PrivateKey {
         &self.public_key
     }
 
-    /// DER PrivateKeyInfo.
+    /// DER PrivateKeyInfo, version 1, without attributes and without a byte after it: what is wrapped for a token.
     #[must_use]
     pub fn pkcs8(&self) -> &[u8] {
         &self.pkcs8
     }
+
+    /// The key's numbers, borrowed.
+    ///
+    /// # Errors
+    /// Never for a key that was read: [`PrivateKey::pkcs8`] is our own encoding.
+    pub fn components(&self) -> Result<Components<'_>, PrivateKeyError> {
+        form::components(&self.pkcs8)
+    }
+
+    fn from_pkcs8(der: &[u8]) -> Result<Self, PrivateKeyError> {
+        let (pkcs8, public) = form::pkcs8(der)?;
+        Self::checked(&pkcs8, public)
+    }
+
+    /// Computes the public half, compares it with the one that the file claims, if any, and makes a test signature.
+    fn checked(pkcs8: &Zeroizing<Vec<u8>>, claimed: Option<&[u8]>) -> Result<Self, PrivateKeyError> {
+        const MESSAGE: &[u8] = b"istio-hsm-ca: test signature of a key that is to be imported";
+        let damaged = |_rejected| PrivateKeyError::Inconsistent("its numbers do not belong together");
+        let (public_key, signature) = match form::components(pkcs8)? {
+            Components::Ec { parameters, .. } => {
+                let p384 = KeyAlgorithm::P384.ec_parameters_der() == Some(parameters);
+                let algorithm = if p384 { &ECDSA_P384_SHA384_ASN1_SIGNING } else { &ECDSA_P256_SHA256_ASN1_SIGNING };
+                let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8).map_err(damaged)?;
+                let signature = pair.sign(&SystemRandom::new(), MESSAGE).map_err(|_error| failed())?;
+                (public_half(pair.public_key())?, signature.as_ref().to_vec())
+            }
+            Components::Ed25519 { .. } => {
+                let pair = Ed25519KeyPair::from_pkcs8(pkcs8).map_err(damaged)?;
+                (public_half(pair.public_key())?, pair.sign(MESSAGE).as_ref().to_vec())
+            }
+            Components::Rsa(rsa) => {
+                // Size and exponent first: what follows computes with the numbers.
+                let public_key = PublicKey::from_rsa(rsa.modulus, rsa.public_exponent)?;
+                if !public_key.has_usual_exponent() {
+                    return Err(PrivateKeyError::UnusualExponent);
+                }
+                let pair = RsaKeyPair::from_pkcs8(pkcs8).map_err(damaged)?;
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), MESSAGE, &mut signature)
+                    .map_err(|_error| failed())?;
+                (public_key, signature)
+            }
+        };
+        if claimed.is_some_and(|claimed| !is_same_point(claimed, public_key.subject_public_key())) {
+            return Err(PrivateKeyError::Inconsistent("its public half is another key's"));
+        }
+        public_key.verify(public_key.signature_algorithm(), MESSAGE, &signature).map_err(|_invalid| failed())?;
+        Ok(Self { pkcs8: form::with_public_half(pkcs8, &public_key)?, public_key })
+    }
 }
+
+fn failed() -> PrivateKeyError {
+    PrivateKeyError::Inconsistent("a signature that it made does not verify")
+}
+
+fn public_half(key: &impl AsDer<PublicKeyX509Der<'static>>) -> Result<PublicKey, PrivateKeyError> {
+    let der = key.as_der().map_err(|_error| PrivateKeyError::Inconsistent("it has no public half"))?;
+    Ok(PublicKey::from_spki_der(der.as_ref())?)
+}
+
+/// Whether a claimed public half, which may be compressed (SEC 1, section 2.3.3), is this one.
+fn is_same_point(claimed: &[u8], uncompressed: &[u8]) -> bool {
+    let (Some((4, coordinates)), Some((sign @ (2 | 3), x))) = (uncompressed.split_first(), claimed.split_first())
+    else {
+        return claimed == uncompressed;
+    };
+    let is_odd = coordinates.last().is_some_and(|byte| byte % 2 == 1);
+    coordinates.get(..coordinates.len() / 2) == Some(x) && (*sign == 3) == is_odd
+}
+
+/// The one block that holds a private key.
+fn the_key(blocks: &[Block]) -> Result<&Block, PrivateKeyError> {
+    let mut keys = blocks.iter().filter(|block| block.label.ends_with("PRIVATE KEY"));
+    let key = keys.next().ok_or(PrivateKeyError::NoKey)?;
+    if let Some(second) = keys.next() {
+        return Err(PrivateKeyError::SeveralKeys { first: key.line, second: second.line });
+    }
+    if key.headers.iter().any(|header| header.contains("ENCRYPTED")) {
+        return Err(PrivateKeyError::EncryptedLegacy { line: key.line });
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,24 +1,55 @@
 //! Builds the bytes to be signed (RFC 5280, section 4.1) and lints them.
+//!
+//! Field by field what Istio's own CA issues (ISTIO: security/pkg/pki/util/generate_cert.go, and Go's
+//! x509.CreateCertificate), so that a mesh sees no difference. Never signs, never decides. Called by `issue` and by
+//! the ceremonies that make a root or an intermediate.
+
+mod encode;
+#[cfg(test)]
+mod tests;
+
+pub(super) use encode::{join, name};
 
 use std::sync::Arc;
 
-use super::{Issuer, Template};
+use super::{
+    Issuer, Profile, Template,
+    lint::{self, Ca, Facts},
+};
 
 /// A serial number: a positive INTEGER of at most 20 bytes with 127 random bits (RFC 5280, section 4.1.2.2).
+///
+/// The highest of its 128 bits is set, so that every serial number has the same length and none is small; the
+/// INTEGER then has 17 bytes, the first of them zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Serial([u8; 16]);
 
 impl Serial {
     /// Draws a serial number from the operating system's generator, by way of aws-lc-rs.
     #[must_use]
+    #[expect(clippy::expect_used, reason = "AWS-LC ends the process itself when the system has no randomness")]
     pub fn random() -> Self {
-        todo!()
+        let mut bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut bytes).expect("BUG: AWS-LC's generator never fails");
+        bytes[0] |= 0x80;
+        Self(bytes)
+    }
+
+    /// The 16 bytes, most significant first.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
     }
 
     /// The serial number as lower-case hexadecimal digits.
     #[must_use]
     pub fn to_hex(self) -> String {
-        todo!()
+        use std::fmt::Write;
+        self.0.iter().fold(String::with_capacity(32), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
     }
 }
 
@@ -34,12 +65,12 @@ pub struct Tbs {
 /// Why no TBSCertificate was built: each is a fault of ours or of the CA's own certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TbsError {
-    /// The lint found what must never be signed.
-    #[error("BUG: the certificate to be signed breaks a rule: {0}")]
-    Lint(#[from] super::lint::Finding),
     /// A value could not be encoded.
     #[error("BUG: {0} cannot be encoded")]
     Encoding(&'static str),
+    /// The lint found what must never be signed.
+    #[error("BUG: the certificate to be signed breaks a rule: {0}")]
+    Lint(#[from] lint::Finding),
 }
 
 impl Tbs {
@@ -47,8 +78,16 @@ impl Tbs {
     ///
     /// # Errors
     /// When a value cannot be encoded, or the result breaks one of our own rules.
-    pub fn build(_template: Template, _issuer: Arc<Issuer>, _serial: Serial) -> Result<Self, TbsError> {
-        todo!()
+    pub fn build(template: Template, issuer: Arc<Issuer>, serial: Serial) -> Result<Self, TbsError> {
+        let der = encode::tbs(&template, &issuer, serial)?;
+        let (facts, ca) = (Facts::parse(&der)?, Ca::from(&*issuer));
+        let longest = template.profile.max_lifetime();
+        match &template.profile {
+            Profile::Intermediate { .. } => lint::intermediate(&facts, &ca, longest)?,
+            Profile::Leaf => lint::leaf(&facts, &ca, longest)?,
+            Profile::SelfSignedRoot { .. } => lint::self_signed_root(&facts, &ca, longest)?,
+        }
+        Ok(Self { der, template, issuer, serial })
     }
 
     /// The DER TBSCertificate.

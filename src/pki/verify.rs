@@ -1,23 +1,40 @@
 //! Never trust the token's output: the certificate is parsed again and checked against what was meant.
+//!
+//! The only maker of an [`Issued`], and so the only way out for a certificate. Called by `issue` and by the
+//! ceremonies; judges signatures with the key in the CA's certificate, never with what a token says of itself.
 
-use super::Tbs;
+use std::{borrow::Cow, sync::Arc, time::SystemTime};
+
+use der::Tag;
+
+use super::{
+    KeyAlgorithm, Tbs, algorithm,
+    lint::{Facts, Finding},
+    pem,
+    tbs::{Serial, join},
+    walk::{Malformed, Walk},
+};
+use crate::identity::Name;
 
 /// A certificate that may be released.
 #[derive(Clone, Debug)]
 pub struct Issued {
     der: Vec<u8>,
-    tbs: std::sync::Arc<Tbs>,
+    tbs: Arc<Tbs>,
 }
 
 /// Why a signed certificate is not released. Each is an alarm.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyError {
-    /// The token's signature does not verify with the key in ca-cert.pem.
-    #[error("the token's signature does not verify with the CA certificate's key")]
-    Signature,
     /// A field of the certificate differs from what was granted.
     #[error("BUG: the certificate's {0} differs from what was granted")]
     Field(&'static str),
+    /// The certificate that came out breaks a rule that the bytes to be signed kept.
+    #[error("BUG: the signed certificate breaks a rule: {0}")]
+    Lint(#[from] Finding),
+    /// The token's signature does not verify with the key in ca-cert.pem.
+    #[error("the token's signature does not verify with the CA certificate's key")]
+    Signature,
 }
 
 impl Issued {
@@ -26,8 +43,26 @@ impl Issued {
     ///
     /// # Errors
     /// When the signature does not verify, or a field differs.
-    pub fn assemble(_tbs: std::sync::Arc<Tbs>, _signature: &[u8]) -> Result<Self, VerifyError> {
-        todo!()
+    pub fn assemble(tbs: Arc<Tbs>, signature: &[u8]) -> Result<Self, VerifyError> {
+        let issuer_key = tbs.issuer().public_key();
+        let algorithm = issuer_key.signature_algorithm();
+        let identifier = algorithm::identifier(algorithm);
+        let encoding = |_| VerifyError::Field("encoding");
+        let value = join(Tag::BitString, &[b"\0", signature]).map_err(encoding)?;
+        let der = join(Tag::Sequence, &[tbs.der(), identifier, &value]).map_err(encoding)?;
+
+        // From here on only what stands in the encoded certificate counts.
+        let parts = Parts::read(&der).map_err(|Malformed| VerifyError::Field("form"))?;
+        if parts.tbs != tbs.der() {
+            return Err(VerifyError::Field("signed part"));
+        }
+        if parts.algorithm != identifier {
+            return Err(VerifyError::Field("signature algorithm"));
+        }
+        compare(&Facts::parse(parts.tbs)?, &tbs)?;
+        well_formed(issuer_key.algorithm(), parts.signature).map_err(|Malformed| VerifyError::Signature)?;
+        issuer_key.verify(algorithm, parts.tbs, parts.signature).map_err(|_| VerifyError::Signature)?;
+        Ok(Self { der, tbs })
     }
 
     /// The DER certificate.
@@ -42,10 +77,109 @@ impl Issued {
         &self.tbs
     }
 
+    /// The serial number.
+    #[must_use]
+    pub fn serial(&self) -> Serial {
+        self.tbs.serial()
+    }
+
+    /// Start of the validity.
+    #[must_use]
+    pub fn not_before(&self) -> SystemTime {
+        self.tbs.template().not_before
+    }
+
+    /// End of the validity, inclusive.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        self.tbs.template().not_after
+    }
+
+    /// The subject alternative names.
+    #[must_use]
+    pub fn names(&self) -> &[Name] {
+        &self.tbs.template().names
+    }
+
+    /// The certificate in PEM, with a newline at the end.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        pem::encode("CERTIFICATE", &self.der)
+    }
+
     /// The reply of ISTIO.md 1.2: the leaf, the path from the CA's certificate up to (not including) a root, one
-    /// certificate an element, and last the roots, byte for byte.
+    /// certificate an element, and last the roots, byte for byte. Never fewer than two elements, since Istio's
+    /// agents take one alone for no answer; every element but the roots ends in a newline.
     #[must_use]
     pub fn chain(&self) -> Vec<String> {
-        todo!()
+        let issuer = self.tbs.issuer();
+        let own = self.to_pem();
+        // A root that has just been made is its own root file.
+        let roots = if issuer.roots_pem().is_empty() { Cow::Owned(own.clone()) } else { issuer.roots_pem().into() };
+        let mut chain = Vec::with_capacity(issuer.path_pem().len() + 2);
+        chain.push(own);
+        chain.extend(issuer.path_pem().iter().map(|pem| match pem.ends_with('\n') {
+            true => pem.clone(),
+            false => format!("{pem}\n"),
+        }));
+        chain.push(roots.into_owned());
+        chain
     }
 }
+
+/// A certificate's three parts.
+struct Parts<'a> {
+    tbs: &'a [u8],
+    algorithm: &'a [u8],
+    signature: &'a [u8],
+}
+
+impl<'a> Parts<'a> {
+    fn read(der: &'a [u8]) -> Result<Self, Malformed> {
+        let mut walk = Walk::inside(der, Tag::Sequence)?;
+        let (tbs, algorithm) = (walk.whole(Tag::Sequence)?, walk.whole(Tag::Sequence)?);
+        let signature = walk.bytes_in_bits()?;
+        walk.finish()?;
+        Ok(Self { tbs, algorithm, signature })
+    }
+}
+
+/// Every field against the template, the issuer and the serial number that were meant. Usages, constraints and
+/// criticality are the profile's, which [`Facts`] finds only when they are all there.
+fn compare(facts: &Facts<'_>, tbs: &Tbs) -> Result<(), VerifyError> {
+    let (template, issuer) = (tbs.template(), tbs.issuer());
+    let same = |same: bool, field| if same { Ok(()) } else { Err(VerifyError::Field(field)) };
+    same(facts.serial.strip_prefix(&[0]) == Some(tbs.serial().as_bytes()), "serial number")?;
+    same(facts.signature_algorithm == issuer.public_key().signature_algorithm(), "signature algorithm")?;
+    same(facts.issuer == issuer.subject(), "issuer")?;
+    same(facts.not_before == template.not_before, "notBefore")?;
+    same(facts.not_after == template.not_after, "notAfter")?;
+    same(facts.spki == template.public_key.spki_der(), "public key")?;
+    same(facts.profile == template.profile, "profile")?;
+    same(facts.names == template.names, "subject alternative name")?;
+    same(
+        facts.authority_key_id.is_none() || facts.authority_key_id == issuer.subject_key_id(),
+        "authority key identifier",
+    )
+}
+
+/// The form of a signature value, besides its arithmetic: an ECDSA-Sig-Value is strict DER and no longer than its
+/// curve's order (RFC 3279, section 2.2.3); verifiers differ in what else they would let pass.
+fn well_formed(algorithm: KeyAlgorithm, signature: &[u8]) -> Result<(), Malformed> {
+    let field_bytes = match algorithm {
+        KeyAlgorithm::P256 => 32,
+        KeyAlgorithm::P384 => 48,
+        KeyAlgorithm::Ed25519 | KeyAlgorithm::Rsa { .. } => return Ok(()),
+    };
+    let mut walk = Walk::inside(signature, Tag::Sequence)?;
+    for _ in ["r", "s"] {
+        let integer = walk.positive_integer()?;
+        if integer.strip_prefix(&[0]).unwrap_or(integer).len() > field_bytes {
+            return Err(Malformed);
+        }
+    }
+    walk.finish()
+}
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,10 @@ use serde::Serialize;
 use super::Fault;
 use crate::pki::{KeyAlgorithm, PublicKey};
 
+pub mod objects;
+pub mod proof;
 pub mod public;
+pub mod template;
 
 /// The label of the key that signs the log's checkpoints (Ed25519).
 pub const LOG_KEY_LABEL: &str = "istio-hsm-ca log key";

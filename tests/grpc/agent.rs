@@ -3,7 +3,10 @@
 use clap::Parser;
 use istio_hsm_ca::{
     agent::{AgentError, KeyKind, Tls, TokenIssuer, WorkloadKey, connect, create_certificate},
-    cli::bench::{self, BenchArguments},
+    cli::{
+        bench::{self, BenchArguments},
+        output::Output,
+    },
 };
 
 use super::harness::{Pki, settings, start};
@@ -12,6 +15,12 @@ use super::harness::{Pki, settings, start};
 struct Cli {
     #[command(flatten)]
     bench: BenchArguments,
+}
+
+/// Runs a bench to its end, from a thread that may block.
+async fn measure(arguments: &[&str]) -> anyhow::Result<()> {
+    let cli = Cli::try_parse_from(arguments).unwrap();
+    tokio::task::spawn_blocking(move || bench::run(cli.bench, Output::Json)).await.unwrap()
 }
 
 fn request() -> String {
@@ -71,17 +80,14 @@ async fn the_endpoint_is_measured_in_closed_and_open_loop() {
         ["--seconds", "0.3"],
         ["--warm-up", "0.1"],
         ["--pid", &pid],
-        ["--output", "json"],
     ];
     for rate in [None, Some(["--rate", "100"])] {
         let arguments: Vec<&str> = common.iter().chain(&rate).flatten().copied().collect();
-        let cli = Cli::try_parse_from(arguments).unwrap();
-        tokio::task::spawn_blocking(move || bench::run(cli.bench)).await.unwrap().unwrap();
+        measure(&arguments).await.unwrap();
     }
     // Nobody answers: the bench fails instead of printing zeros.
     drop(running);
     let mut arguments: Vec<&str> = common.iter().flatten().copied().collect();
     arguments[3] = "127.0.0.1:1";
-    let cli = Cli::try_parse_from(arguments).unwrap();
-    assert!(tokio::task::spawn_blocking(move || bench::run(cli.bench)).await.unwrap().is_err());
+    assert!(measure(&arguments).await.is_err());
 }

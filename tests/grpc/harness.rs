@@ -169,10 +169,7 @@ pub async fn channel(running: &Running) -> Result<Channel, tonic::transport::Err
     channel_with(running.address, default_client_config(&running.pki)).await
 }
 
-pub async fn channel_with(
-    address: SocketAddr,
-    config: Arc<ClientConfig>,
-) -> Result<Channel, tonic::transport::Error> {
+pub async fn channel_with(address: SocketAddr, config: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {
     Endpoint::from_static("http://localhost")
         .timeout(SOON)
         .connect_with_connector(tower::service_fn(move |_: Uri| {

@@ -1,0 +1,222 @@
+//! What strangers may use up, and no more.
+
+use std::time::{Duration, Instant};
+
+use istio_hsm_ca::grpc::{
+    Settings, generated::istio_certificate_service_server::SERVICE_NAME, server::Drained, settings::Limits,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use crate::{
+    frames::{self, Raw, call, frame},
+    harness::{
+        Client, Pki, Running, SOON, ask, channel, channel_with, default_client_config, settings, start, start_with, tls,
+    },
+};
+
+fn limited(limits: Limits) -> Settings {
+    Settings { limits, ..settings() }
+}
+
+async fn plain(limits: Limits) -> Running {
+    start_with(Settings { plaintext: true, ..limited(limits) }, Pki::new(), None).await
+}
+
+/// Reads to the end; how long the endpoint let a silent client wait.
+async fn closed_after(mut stream: TcpStream) -> Duration {
+    let started = Instant::now();
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut rest)).await.expect("the connection stays open");
+    started.elapsed()
+}
+
+#[tokio::test]
+async fn a_slow_handshake_ends_and_holds_up_nobody() {
+    let handshake_timeout = Duration::from_millis(500);
+    let running = start(limited(Limits { handshake_timeout, ..Limits::default() })).await;
+    let silent = TcpStream::connect(running.address).await.unwrap();
+    let mut dripping = TcpStream::connect(running.address).await.unwrap();
+    dripping.write_all(&[0x16, 0x03, 0x01, 0x02]).await.unwrap();
+    let mut client = Client::new(channel(&running).await.unwrap());
+    client.create_certificate(ask("x")).await.unwrap();
+    for stream in [silent, dripping] {
+        assert!(closed_after(stream).await < Duration::from_secs(5));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_silent_after_its_handshake_is_cut() {
+    let handshake_timeout = Duration::from_millis(300);
+    let running = start(limited(Limits { handshake_timeout, ..Limits::default() })).await;
+    let mut stream = tls(running.address, default_client_config(&running.pki)).await.unwrap();
+    stream.write_all(b"PRI * HTTP").await.unwrap();
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut rest)).await.expect("the connection stays open");
+}
+
+#[tokio::test]
+async fn one_address_has_so_many_connections_and_gets_them_back() {
+    let running = start(limited(Limits { connections_per_address: 2, ..Limits::default() })).await;
+    let config = default_client_config(&running.pki);
+    let first = tls(running.address, config.clone()).await.unwrap();
+    let _second = tls(running.address, config.clone()).await.unwrap();
+    assert!(tls(running.address, config.clone()).await.is_err(), "the third is closed");
+    drop(first);
+    let deadline = Instant::now() + SOON;
+    while tls(running.address, config.clone()).await.is_err() {
+        assert!(Instant::now() < deadline, "the place never came back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn handshakes_at_once_are_limited() {
+    let running = start(limited(Limits { handshakes: 1, ..Limits::default() })).await;
+    let _silent = TcpStream::connect(running.address).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(tls(running.address, default_client_config(&running.pki)).await.is_err());
+}
+
+#[tokio::test]
+async fn an_oversized_message_is_refused_for_good() {
+    let running = start(limited(Limits { message_bytes: 1024, ..Limits::default() })).await;
+    let mut client = Client::new(channel(&running).await.unwrap());
+    assert!(client.create_certificate(ask(&"x".repeat(1000))).await.is_ok());
+    let status = client.create_certificate(ask(&"x".repeat(1025))).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "not one that Istio's agent tries again: {status:?}");
+}
+
+#[tokio::test]
+async fn an_oversized_header_list_is_refused() {
+    let running = start(limited(Limits { header_bytes: 4096, ..Limits::default() })).await;
+    let mut client = Client::new(channel(&running).await.unwrap());
+    for (length, good) in [(2000, true), (8000, false)] {
+        let mut request = tonic::Request::new(ask("x"));
+        request.metadata_mut().insert("authorization", format!("Bearer {}", "x".repeat(length)).parse().unwrap());
+        assert_eq!(client.create_certificate(request).await.is_ok(), good, "{length}");
+    }
+}
+
+#[tokio::test]
+async fn streams_beyond_the_limit_are_refused() {
+    let running = plain(Limits { streams: 2, ..Limits::default() }).await;
+    let mut raw = Raw::connect(running.address).await;
+    let settings = raw.next_of(frames::SETTINGS).await.unwrap();
+    assert_eq!(settings.setting(0x3), Some(2), "MAX_CONCURRENT_STREAMS");
+    assert_eq!(settings.setting(0x6), Some(16 * 1024), "MAX_HEADER_LIST_SIZE");
+    raw.send(&frame(frames::SETTINGS, frames::ACK, 0, &[])).await;
+    raw.send(&[call(1), call(3), call(5)].concat()).await;
+    let reset = raw.next_of(frames::RST_STREAM).await.unwrap();
+    assert_eq!((reset.stream, reset.code_at(0)), (5, frames::REFUSED_STREAM));
+}
+
+/// CVE-2023-44487: streams that are reset as soon as they are opened.
+#[tokio::test]
+async fn rapid_resets_end_the_connection() {
+    let running = plain(Limits::default()).await;
+    let mut raw = Raw::connect(running.address).await;
+    let reset = |stream| frame(frames::RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+    let burst: Vec<u8> = (0..5000).flat_map(|n| [call(2 * n + 1), reset(2 * n + 1)].concat()).collect();
+    raw.send(&burst).await;
+    let goaway = raw.next_of(frames::GOAWAY).await.expect("GOAWAY before the end");
+    assert_eq!(goaway.code_at(4), frames::ENHANCE_YOUR_CALM);
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_pinged_and_a_dead_one_ends() {
+    let beat = Duration::from_millis(200);
+    let limits = Limits { keepalive_interval: beat, keepalive_timeout: beat, ..Limits::default() };
+    let running = plain(limits).await;
+    let mut raw = Raw::connect(running.address).await;
+    assert!(raw.next_of(frames::PING).await.is_some());
+    while raw.next_within(Duration::from_secs(5)).await.is_some() {}
+}
+
+/// ztunnel pings each 30 s, more often than gRPC servers in Go allow by default: here a client may.
+#[tokio::test]
+async fn a_client_may_ping_as_often_as_it_likes() {
+    let running = plain(Limits::default()).await;
+    let mut raw = Raw::connect(running.address).await;
+    for round in 0..20_u64 {
+        raw.send(&frame(frames::PING, 0, 0, &round.to_be_bytes())).await;
+        let pong = raw.next_of(frames::PING).await.expect("the connection stands");
+        assert_eq!((pong.flags & frames::ACK, pong.payload), (frames::ACK, round.to_be_bytes().to_vec()));
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_body_never_comes_is_ended() {
+    let running = plain(Limits { request_timeout: Duration::from_millis(100), ..Limits::default() }).await;
+    let mut raw = Raw::connect(running.address).await;
+    raw.send(&call(1)).await;
+    raw.send(&frame(frames::DATA, 0, 1, &[0, 0, 0, 0, 9])).await;
+    let started = Instant::now();
+    assert_eq!(raw.next_of(frames::HEADERS).await.expect("an answer").stream, 1);
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_drain_answers_what_is_under_way_and_takes_nothing_new() {
+    let mut running = start(settings()).await;
+    let mut client = Client::new(channel(&running).await.unwrap());
+    let under_way = tokio::spawn(async move { client.create_certificate(ask("sleep:500")).await });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    running.stop.cancel();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(TcpStream::connect(running.address).await.is_err(), "the socket is closed");
+    assert!(under_way.await.unwrap().is_ok());
+    let drained = tokio::time::timeout(SOON, running.task.take().unwrap()).await.unwrap().unwrap().unwrap();
+    assert_eq!(drained, Drained::Clean);
+}
+
+#[tokio::test]
+async fn a_drain_has_an_end() {
+    let drain = Duration::from_millis(200);
+    let mut running = start(Settings { drain, ..settings() }).await;
+    let mut client = Client::new(channel(&running).await.unwrap());
+    let under_way = tokio::spawn(async move { client.create_certificate(ask("sleep:9000")).await });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    running.stop.cancel();
+    let drained = tokio::time::timeout(Duration::from_secs(5), running.task.take().unwrap()).await.unwrap();
+    assert_eq!(drained.unwrap().unwrap(), Drained::Cut { connections: 1 });
+    assert!(under_way.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn an_old_connection_is_asked_to_end() {
+    let running = plain(Limits { connection_age: Some(Duration::from_millis(200)), ..Limits::default() }).await;
+    let mut raw = Raw::connect(running.address).await;
+    let goaway = raw.next_of(frames::GOAWAY).await.expect("GOAWAY");
+    assert_eq!(goaway.code_at(4), 0, "without an error");
+}
+
+#[tokio::test]
+async fn health_follows_the_daemon_and_does_not_hold_up_the_drain() {
+    let mut running = start(settings()).await;
+    let mut health =
+        HealthClient::new(channel_with(running.address, default_client_config(&running.pki)).await.unwrap());
+    let ask = |service: &str| HealthCheckRequest { service: service.to_owned() };
+    let status = |reply: tonic::Response<tonic_health::pb::HealthCheckResponse>| reply.into_inner().status();
+    for ready in [false, true, false, true] {
+        running.ready.send_replace(ready);
+        let expected = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", SERVICE_NAME] {
+            assert_eq!(status(health.check(ask(service)).await.unwrap()), expected, "{service:?}");
+        }
+    }
+    assert_eq!(health.check(ask("other")).await.unwrap_err().code(), Code::NotFound);
+    let mut watch = health.watch(ask("")).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let mut unknown = health.watch(ask("other")).await.unwrap().into_inner();
+    assert_eq!(unknown.message().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
+    running.ready.send_replace(false);
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    running.stop.cancel();
+    let drained = tokio::time::timeout(SOON, running.task.take().unwrap()).await.unwrap().unwrap().unwrap();
+    assert_eq!(drained, Drained::Clean);
+}

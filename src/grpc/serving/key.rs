@@ -88,8 +88,8 @@ impl ServingKey {
 
 impl SigningKey for ServingKey {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
-        let ours = self.scheme();
-        offered.contains(&ours).then(|| Box::new(self.clone()) as Box<dyn Signer>)
+        let signer: Box<dyn Signer> = Box::new(self.clone());
+        offered.contains(&signer.scheme()).then_some(signer)
     }
 
     fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {

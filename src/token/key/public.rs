@@ -1,4 +1,4 @@
-//! Public keys as the token tells them, turned into SubjectPublicKeyInfo.
+//! Public keys as the token tells them.
 //!
 //! A public key object proves nothing by itself; whoever needs proof verifies a signature with it.
 
@@ -6,19 +6,9 @@ use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use der::{
-    Encode, Sequence,
-    asn1::{AnyRef, BitStringRef, ObjectIdentifier, OctetStringRef, UintRef},
-};
-use spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
 
 use super::Fault;
 use crate::pki::PublicKey;
-
-/// rsaEncryption (RFC 3279), id-ecPublicKey and the curves (RFC 5480), Ed25519 (RFC 8410).
-const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
-const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 
 /// Why a public key object cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,13 +31,6 @@ impl Unreadable {
     }
 }
 
-/// RFC 8017's RSAPublicKey.
-#[derive(Sequence)]
-struct RsaPublicKey<'a> {
-    modulus: UintRef<'a>,
-    public_exponent: UintRef<'a>,
-}
-
 /// An object's CKA_ID.
 ///
 /// # Errors
@@ -56,6 +39,18 @@ pub fn id_of(session: &Session, object: ObjectHandle) -> Result<Option<Vec<u8>>,
     let attributes = session.get_attributes(object, &[AttributeType::Id])?;
     Ok(attributes.into_iter().find_map(|attribute| match attribute {
         Attribute::Id(id) => Some(id),
+        _ => None,
+    }))
+}
+
+/// An object's CKA_LABEL.
+///
+/// # Errors
+/// When the call fails.
+pub fn label_of(session: &Session, object: ObjectHandle) -> Result<Option<String>, Fault> {
+    let attributes = session.get_attributes(object, &[AttributeType::Label])?;
+    Ok(attributes.into_iter().find_map(|attribute| match attribute {
+        Attribute::Label(label) => Some(String::from_utf8_lossy(&label).into_owned()),
         _ => None,
     }))
 }
@@ -77,18 +72,6 @@ pub fn by_id(session: &Session, id: &[u8]) -> Result<Vec<ObjectHandle>, Fault> {
 /// # Errors
 /// The outer error is a failed call, the inner one a key that cannot be used.
 pub fn read(session: &Session, object: ObjectHandle) -> Result<Result<PublicKey, Unreadable>, Fault> {
-    let spki = match spki_der(session, object)? {
-        Ok(spki) => spki,
-        Err(error) => return Ok(Err(error)),
-    };
-    Ok(PublicKey::from_spki_der(&spki).map_err(|_| Unreadable::Unsupported))
-}
-
-/// Reads a public key object as DER SubjectPublicKeyInfo, without asking whether this CA would take the key.
-///
-/// # Errors
-/// As [`read`].
-pub fn spki_der(session: &Session, object: ObjectHandle) -> Result<Result<Vec<u8>, Unreadable>, Fault> {
     let kind = session.get_attributes(object, &[AttributeType::KeyType])?;
     let attributes = match kind.as_slice() {
         [Attribute::KeyType(kind)] if *kind == KeyType::RSA => {
@@ -109,43 +92,10 @@ pub fn spki_der(session: &Session, object: ObjectHandle) -> Result<Result<Vec<u8
             _ => {}
         }
     }
-    Ok(match (modulus, exponent, params, point) {
-        (Some(modulus), Some(exponent), _, _) => rsa(&modulus, &exponent).ok_or(Unreadable::Unsupported),
-        (_, _, Some(params), Some(point)) if kind.contains(&Attribute::KeyType(KeyType::EC_EDWARDS)) => {
-            edwards(&params, &point).ok_or(Unreadable::Unsupported)
-        }
-        (_, _, Some(params), Some(point)) => weierstrass(&params, &point).ok_or(Unreadable::Unsupported),
-        _ => Err(Unreadable::Incomplete),
-    })
-}
-
-/// DER SubjectPublicKeyInfo of an RSA key, from big-endian numbers with or without leading zeros.
-#[must_use]
-pub fn rsa(modulus: &[u8], exponent: &[u8]) -> Option<Vec<u8>> {
-    let key = RsaPublicKey { modulus: UintRef::new(modulus).ok()?, public_exponent: UintRef::new(exponent).ok()? };
-    encode(RSA, Some(AnyRef::NULL), &key.to_der().ok()?)
-}
-
-/// CKA_EC_POINT is a DER OCTET STRING by the standard, and the bare point with some tokens.
-fn weierstrass(params: &[u8], point: &[u8]) -> Option<Vec<u8>> {
-    let bare = <&OctetStringRef as der::Decode>::from_der(point).map_or(point, OctetStringRef::as_bytes);
-    encode(EC, Some(<AnyRef<'_> as der::Decode>::from_der(params).ok()?), bare)
-}
-
-/// CKA_EC_PARAMS names the curve by its OID, or by the PrintableString `edwards25519` (PKCS#11 v3.0, section 2.3.5).
-fn edwards(params: &[u8], point: &[u8]) -> Option<Vec<u8>> {
-    let by_name = b"\x13\x0cedwards25519";
-    if params != by_name && params != ED25519.to_der().ok()? {
-        return None;
-    }
-    let bare = match <[u8; 32]>::try_from(point) {
-        Ok(_) => point,
-        Err(_) => <&OctetStringRef as der::Decode>::from_der(point).ok()?.as_bytes(),
+    let key = match (modulus, exponent, params, point) {
+        (Some(modulus), Some(exponent), _, _) => PublicKey::from_rsa(&modulus, &exponent),
+        (_, _, Some(params), Some(point)) => PublicKey::from_ec_point(&params, &point),
+        _ => return Ok(Err(Unreadable::Incomplete)),
     };
-    encode(ED25519, None, bare)
-}
-
-fn encode(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>, bits: &[u8]) -> Option<Vec<u8>> {
-    let algorithm = AlgorithmIdentifierRef { oid, parameters };
-    SubjectPublicKeyInfoRef { algorithm, subject_public_key: BitStringRef::from_bytes(bits).ok()? }.to_der().ok()
+    Ok(key.map_err(|_| Unreadable::Unsupported))
 }

@@ -1,0 +1,121 @@
+//! Identities and keys whose certificates are not accepted any more.
+//!
+//! One entry a line: a SPIFFE ID, or `sha256:` and the SHA-256 of the key's DER SubjectPublicKeyInfo in
+//! hexadecimal; `#` starts a comment. Pure; read by [`super::ClientCertificates`] at start and by each reload.
+
+use std::collections::HashSet;
+
+use crate::{
+    auth::answers::Hash,
+    identity::{NameError, SpiffeId},
+};
+
+/// What leads the hash of a key.
+const KEY: &str = "sha256:";
+
+/// The entries of a denylist.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Denylist {
+    identities: HashSet<SpiffeId>,
+    keys: HashSet<Hash>,
+}
+
+/// A line that is no entry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {source}")]
+pub struct DenylistError {
+    /// The line, counted from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub source: EntryError,
+}
+
+/// Why a line is no entry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// Neither a SPIFFE ID nor a key.
+    #[error(transparent)]
+    Identity(#[from] NameError),
+    /// Not 64 hexadecimal digits after `sha256:`.
+    #[error("a key is sha256: and 64 hexadecimal digits, the SHA-256 of its DER SubjectPublicKeyInfo")]
+    Key,
+}
+
+impl Denylist {
+    /// Reads the text of a denylist.
+    ///
+    /// # Errors
+    /// Every line that is no entry: a denylist of which a part is not understood is not taken at all.
+    pub fn parse(text: &str) -> Result<Self, Vec<DenylistError>> {
+        let mut denylist = Self::default();
+        let mut errors = Vec::new();
+        for (line, content) in (1..).zip(text.lines()) {
+            let entry = content.split('#').next().unwrap_or_default().trim();
+            if entry.is_empty() {
+                continue;
+            }
+            if let Err(source) = denylist.add(entry) {
+                errors.push(DenylistError { line, source });
+            }
+        }
+        if errors.is_empty() { Ok(denylist) } else { Err(errors) }
+    }
+
+    /// Whether an identity or a key (SHA-256 of its DER SubjectPublicKeyInfo) is on the list.
+    #[must_use]
+    pub fn names(&self, identity: &SpiffeId, key: &Hash) -> bool {
+        self.keys.contains(key) || self.identities.contains(identity)
+    }
+
+    fn add(&mut self, entry: &str) -> Result<(), EntryError> {
+        match entry.strip_prefix(KEY) {
+            Some(hex) => {
+                self.keys.insert(hash_from_hex(hex).ok_or(EntryError::Key)?);
+            }
+            None => {
+                self.identities.insert(entry.parse()?);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hash_from_hex(text: &str) -> Option<Hash> {
+    let mut hash = Hash::default();
+    if text.len() != 2 * hash.len() || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (to, at) in hash.iter_mut().zip((0..).step_by(2)) {
+        *to = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_comments_and_blank_lines() {
+        let text = format!(
+            "# stolen\n\nspiffe://td/ns/n/sa/a # with a comment\r\n  sha256:{}  \nsha256:{}\n",
+            "0a".repeat(32),
+            "FF".repeat(32)
+        );
+        let denylist = Denylist::parse(&text).unwrap();
+        let (on, off) = ("spiffe://td/ns/n/sa/a".parse().unwrap(), "spiffe://td/ns/n/sa/b".parse().unwrap());
+        assert!(denylist.names(&on, &[0; 32]));
+        assert!(denylist.names(&off, &[0x0a; 32]));
+        assert!(denylist.names(&off, &[0xff; 32]));
+        assert!(!denylist.names(&off, &[0; 32]));
+    }
+
+    #[test]
+    fn every_bad_line_is_told() {
+        let bad = ["spiffe://td/ns/n", "sha256:00", "sha256:é", "0a0a", &format!("sha256:+{}", "0".repeat(63))];
+        let text = format!("spiffe://td/ns/n/sa/a\n{}\n", bad.join("\n"));
+        let errors = Denylist::parse(&text).unwrap_err();
+        assert_eq!(errors.iter().map(|e| e.line).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
+        assert!(errors.first().unwrap().to_string().starts_with("line 2: "));
+    }
+}

@@ -1,0 +1,239 @@
+//! What a token says (RFC 7519, section 4.1, and Kubernetes' own claims), and whether that holds for us.
+//!
+//! Pure. The signature has been checked by [`super::Jwt`] before anything but `iss` is used.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+
+use crate::{
+    auth::BoundPod,
+    identity::{Namespace, ServiceAccount},
+};
+
+/// What leads the subject of a ServiceAccount's token.
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+/// Names of audiences that are looked at; Kubernetes' tokens have one or two.
+const MOST_AUDIENCES: usize = 64;
+/// The longest pod name and UID in bytes: an RFC 1123 subdomain.
+const MOST_NAME: usize = 253;
+/// The last second of the year 9999, behind which no time is believed.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+/// Why what a token says is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimsError {
+    /// Not for us.
+    #[error("the token's audience is not ours")]
+    Audience,
+    /// `sub` and `kubernetes.io` name different workloads.
+    #[error("the token's subject and its kubernetes.io claim disagree")]
+    Disagree,
+    /// `exp` has passed.
+    #[error("the token has expired")]
+    Expired,
+    /// Issued later than now.
+    #[error("the token was issued in the future")]
+    IssuedInFuture,
+    /// Not a JSON object with the claims in their types, or without `iss`, `sub` or `exp`.
+    #[error("the token's claims are malformed, or iss, sub or exp is missing")]
+    Malformed,
+    /// A namespace that its issuer does not speak for.
+    #[error("the token's namespace is not one of its issuer's")]
+    Namespace,
+    /// `nbf` has not come yet.
+    #[error("the token is not valid yet")]
+    NotYetValid,
+    /// Not the subject of a ServiceAccount.
+    #[error("the token's subject is not a Kubernetes service account")]
+    Subject,
+}
+
+impl ClaimsError {
+    /// The label in metrics.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Audience => "jwt_audience",
+            Self::Disagree => "jwt_disagree",
+            Self::Expired => "jwt_expired",
+            Self::IssuedInFuture => "jwt_issued_in_future",
+            Self::Malformed => "jwt_claims",
+            Self::Namespace => "jwt_namespace",
+            Self::NotYetValid => "jwt_not_yet_valid",
+            Self::Subject => "jwt_subject",
+        }
+    }
+}
+
+/// What an issuer's tokens must say.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// One of these must be in `aud`.
+    pub audiences: Vec<String>,
+    /// The namespaces that the issuer speaks for; empty means all.
+    pub namespaces: Vec<Namespace>,
+    /// How far the issuer's clock may be from ours.
+    pub leeway: Duration,
+}
+
+/// A token's claims, unchecked.
+#[derive(Debug, Deserialize)]
+pub struct Claims {
+    /// The issuer.
+    pub iss: String,
+    sub: String,
+    exp: NumericDate,
+    #[serde(default)]
+    nbf: Option<NumericDate>,
+    #[serde(default)]
+    iat: Option<NumericDate>,
+    #[serde(default)]
+    aud: Option<Audience>,
+    #[serde(default, rename = "kubernetes.io")]
+    kubernetes: Option<Kubernetes>,
+}
+
+/// When a token holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// Not before this, leeway included.
+    pub not_before: SystemTime,
+    /// Until this, without the leeway.
+    pub expires: SystemTime,
+}
+
+/// Whom a token speaks of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The ServiceAccount.
+    pub service_account: ServiceAccount,
+    /// The pod that the token is bound to, if it is.
+    pub pod: Option<BoundPod>,
+}
+
+/// RFC 7519, section 4.1.3: one text or a list.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// The private claim of bound ServiceAccount tokens (`kubernetes/pkg/serviceaccount/claims.go`).
+#[derive(Debug, Deserialize)]
+struct Kubernetes {
+    namespace: String,
+    serviceaccount: Reference,
+    #[serde(default)]
+    pod: Option<Reference>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Reference {
+    name: String,
+    #[serde(default)]
+    uid: Option<String>,
+}
+
+/// Seconds since 1970 (RFC 7519, section 2), fractions cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct NumericDate(Duration);
+
+impl NumericDate {
+    fn time(self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for NumericDate {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = serde_json::Number::deserialize(deserializer)?;
+        let seconds = match number.as_u64() {
+            Some(seconds) => Some(Duration::from_secs(seconds)),
+            None => number.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds.floor()).ok()),
+        };
+        seconds
+            .filter(|seconds| seconds.as_secs() <= LAST_SECOND)
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("not a date"))
+    }
+}
+
+impl Claims {
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// When it is not a JSON object with the claims that are needed.
+    pub fn parse(payload: &[u8]) -> Result<Self, ClaimsError> {
+        serde_json::from_slice(payload).map_err(|_| ClaimsError::Malformed)
+    }
+
+    /// Checks `exp`, `nbf`, `iat` and `aud`.
+    ///
+    /// # Errors
+    /// When the token does not hold now, or not for us.
+    pub fn times(&self, rules: &Rules, now: SystemTime) -> Result<Times, ClaimsError> {
+        let latest = now + rules.leeway;
+        if now >= self.exp.time() + rules.leeway {
+            return Err(ClaimsError::Expired);
+        }
+        if self.nbf.is_some_and(|nbf| nbf.time() > latest) {
+            return Err(ClaimsError::NotYetValid);
+        }
+        if self.iat.is_some_and(|iat| iat.time() > latest) {
+            return Err(ClaimsError::IssuedInFuture);
+        }
+        let for_us = match &self.aud {
+            None => false,
+            Some(Audience::One(audience)) => rules.audiences.contains(audience),
+            Some(Audience::Many(audiences)) => {
+                audiences.len() <= MOST_AUDIENCES && audiences.iter().any(|one| rules.audiences.contains(one))
+            }
+        };
+        if !for_us {
+            return Err(ClaimsError::Audience);
+        }
+        let starts = self.nbf.max(self.iat).map_or(SystemTime::UNIX_EPOCH, NumericDate::time);
+        let not_before = starts.checked_sub(rules.leeway).unwrap_or(SystemTime::UNIX_EPOCH);
+        Ok(Times { not_before, expires: self.exp.time() })
+    }
+
+    /// Reads the workload out of `sub` and `kubernetes.io`, which must agree.
+    ///
+    /// # Errors
+    /// When they name no ServiceAccount, different ones, or one that the issuer does not speak for.
+    pub fn subject(&self, rules: &Rules) -> Result<Subject, ClaimsError> {
+        let names = self.sub.strip_prefix(SERVICE_ACCOUNT).ok_or(ClaimsError::Subject)?;
+        let (namespace, service_account) = names.split_once(':').ok_or(ClaimsError::Subject)?;
+        if let Some(claim) = &self.kubernetes
+            && (claim.namespace != namespace || claim.serviceaccount.name != service_account)
+        {
+            return Err(ClaimsError::Disagree);
+        }
+        let namespace: Namespace = namespace.parse().map_err(|_| ClaimsError::Subject)?;
+        let service_account = service_account.parse().map_err(|_| ClaimsError::Subject)?;
+        if !rules.namespaces.is_empty() && !rules.namespaces.contains(&namespace) {
+            return Err(ClaimsError::Namespace);
+        }
+        let pod = self.kubernetes.as_ref().and_then(|claim| claim.pod.as_ref()).map(Reference::pod).transpose()?;
+        Ok(Subject { namespace, service_account, pod })
+    }
+}
+
+impl Reference {
+    /// A pod's name and UID: plain text that later stands in log lines and is compared with the API server's word.
+    fn pod(&self) -> Result<BoundPod, ClaimsError> {
+        let plain = |text: &str| {
+            !text.is_empty()
+                && text.len() <= MOST_NAME
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+        };
+        match &self.uid {
+            Some(uid) if plain(&self.name) && plain(uid) => Ok(BoundPod { name: self.name.clone(), uid: uid.clone() }),
+            Some(_) | None => Err(ClaimsError::Malformed),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! JSON Web Key Sets (RFC 7517): the public keys in them that tokens may be checked with.
+//!
+//! Pure. Keys of other kinds, for other uses or algorithms are passed over, since an issuer may publish more than we
+//! can use; a key that claims to be of ours and is malformed refuses the set. Called by [`super::source`].
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::DecodingKey;
+use serde::Deserialize;
+
+use super::Algorithm;
+
+/// The most keys in a set; Kubernetes publishes one to three.
+const MOST: usize = 64;
+/// The longest key ID in bytes.
+const MOST_KID: usize = 1024;
+/// The sizes of RSA moduli in bytes: 2048 to 8192 bits, what aws-lc-rs checks signatures with.
+const RSA_SIZES: std::ops::RangeInclusive<usize> = 256..=1024;
+
+/// Why a key set is refused as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JwksError {
+    /// No key that can be used.
+    #[error("the key set holds no public key for RS256, ES256 or ES384")]
+    Empty,
+    /// A key of a kind that is used, but malformed.
+    #[error("key {0} of the set is malformed")]
+    Key(usize),
+    /// Not a key set.
+    #[error("the document is not a JSON Web Key Set")]
+    Malformed,
+    /// More keys than any issuer publishes.
+    #[error("the key set holds more than {MOST} keys")]
+    TooMany,
+}
+
+/// A public key for tokens.
+#[derive(Clone)]
+pub struct Jwk {
+    kid: Option<String>,
+    algorithm: Algorithm,
+    material: Material,
+    decoding_key: DecodingKey,
+}
+
+/// What makes two keys the same.
+#[derive(Clone, PartialEq, Eq)]
+enum Material {
+    Ec { x: Vec<u8>, y: Vec<u8> },
+    Rsa { n: Vec<u8>, e: Vec<u8> },
+}
+
+#[derive(Deserialize)]
+struct Document {
+    keys: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    kty: String,
+    #[serde(default)]
+    kid: Option<String>,
+    #[serde(default)]
+    alg: Option<String>,
+    #[serde(default, rename = "use")]
+    usage: Option<String>,
+    #[serde(default)]
+    key_ops: Option<Vec<String>>,
+    #[serde(default)]
+    crv: Option<String>,
+    #[serde(default)]
+    x: Option<String>,
+    #[serde(default)]
+    y: Option<String>,
+    #[serde(default)]
+    n: Option<String>,
+    #[serde(default)]
+    e: Option<String>,
+}
+
+/// Reads a key set.
+///
+/// # Errors
+/// When it is malformed or holds nothing that can be used.
+pub fn parse(json: &[u8]) -> Result<Vec<Jwk>, JwksError> {
+    let document: Document = serde_json::from_slice(json).map_err(|_| JwksError::Malformed)?;
+    if document.keys.len() > MOST {
+        return Err(JwksError::TooMany);
+    }
+    let mut keys = Vec::new();
+    for (number, entry) in (1..).zip(&document.keys) {
+        if let Some(algorithm) = entry.algorithm() {
+            keys.push(Jwk::new(entry, algorithm).ok_or(JwksError::Key(number))?);
+        }
+    }
+    if keys.is_empty() { Err(JwksError::Empty) } else { Ok(keys) }
+}
+
+impl Entry {
+    /// The algorithm that the key is for, if it is one of ours: a key has exactly one (RFC 8725, section 3.1).
+    fn algorithm(&self) -> Option<Algorithm> {
+        let algorithm = match (self.kty.as_str(), self.crv.as_deref()) {
+            ("RSA", _) => Algorithm::Rs256,
+            ("EC", Some("P-256")) => Algorithm::Es256,
+            ("EC", Some("P-384")) => Algorithm::Es384,
+            _ => return None,
+        };
+        let same = self.alg.as_deref().is_none_or(|name| name == algorithm.as_str());
+        let signs = self.usage.as_deref().is_none_or(|usage| usage == "sig");
+        let verifies = self.key_ops.as_ref().is_none_or(|operations| operations.iter().any(|one| one == "verify"));
+        (same && signs && verifies).then_some(algorithm)
+    }
+}
+
+impl Jwk {
+    fn new(entry: &Entry, algorithm: Algorithm) -> Option<Self> {
+        let decode = |text: &Option<String>| URL_SAFE_NO_PAD.decode(text.as_deref()?).ok();
+        if entry.kid.as_ref().is_some_and(|kid| kid.len() > MOST_KID) {
+            return None;
+        }
+        let material = match algorithm {
+            Algorithm::Rs256 => rsa(decode(&entry.n)?, decode(&entry.e)?)?,
+            Algorithm::Es256 => ec(decode(&entry.x)?, decode(&entry.y)?, 32)?,
+            Algorithm::Es384 => ec(decode(&entry.x)?, decode(&entry.y)?, 48)?,
+        };
+        let decoding_key = match &material {
+            Material::Ec { x, y } => {
+                // An uncompressed point (SEC 1, section 2.3.3); aws-lc-rs checks that it is on the curve.
+                let point: Vec<u8> = std::iter::once(4).chain(x.iter().copied()).chain(y.iter().copied()).collect();
+                DecodingKey::from_ec_der(&point)
+            }
+            Material::Rsa { n, e } => DecodingKey::from_rsa_raw_components(n, e),
+        };
+        Some(Self { kid: entry.kid.clone(), algorithm, material, decoding_key })
+    }
+
+    /// The key's ID.
+    #[must_use]
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    /// The one algorithm that the key is used with.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The key for the library that checks signatures.
+    #[must_use]
+    pub fn decoding_key(&self) -> &DecodingKey {
+        &self.decoding_key
+    }
+}
+
+impl PartialEq for Jwk {
+    fn eq(&self, other: &Self) -> bool {
+        self.kid == other.kid && self.algorithm == other.algorithm && self.material == other.material
+    }
+}
+
+impl std::fmt::Debug for Jwk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jwk").field("kid", &self.kid).field("algorithm", &self.algorithm).finish_non_exhaustive()
+    }
+}
+
+/// RFC 7518, section 6.3.1. A small or even exponent is nobody's honest key.
+fn rsa(n: Vec<u8>, e: Vec<u8>) -> Option<Material> {
+    let exponent = e.iter().try_fold(0u32, |value, byte| value.checked_mul(256)?.checked_add(u32::from(*byte)))?;
+    let leads = n.first().is_some_and(|first| *first != 0);
+    (RSA_SIZES.contains(&n.len()) && leads && exponent >= 3 && exponent % 2 == 1).then_some(Material::Rsa { n, e })
+}
+
+/// RFC 7518, section 6.2.1: both coordinates have the field's full length.
+fn ec(x: Vec<u8>, y: Vec<u8>, size: usize) -> Option<Material> {
+    (x.len() == size && y.len() == size).then_some(Material::Ec { x, y })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(keys: &[&str]) -> String {
+        format!(r#"{{"keys":[{}]}}"#, keys.join(","))
+    }
+
+    fn b64(size: usize) -> String {
+        URL_SAFE_NO_PAD.encode(vec![0xab; size])
+    }
+
+    #[test]
+    fn key_sets() {
+        let rsa = format!(r#"{{"kty":"RSA","kid":"r","alg":"RS256","use":"sig","n":"{}","e":"AQAB"}}"#, b64(256));
+        let ec = format!(r#"{{"kty":"EC","crv":"P-256","x":"{0}","y":"{0}"}}"#, b64(32));
+        let ec384 = format!(r#"{{"kty":"EC","crv":"P-384","key_ops":["verify"],"x":"{0}","y":"{0}"}}"#, b64(48));
+        let other = [
+            r#"{"kty":"oct","k":"c2VjcmV0","alg":"HS256"}"#.to_owned(),
+            r#"{"kty":"OKP","crv":"Ed25519","x":"AA"}"#.to_owned(),
+            format!(r#"{{"kty":"RSA","use":"enc","n":"{}","e":"AQAB"}}"#, b64(256)),
+            format!(r#"{{"kty":"RSA","alg":"PS256","n":"{}","e":"AQAB"}}"#, b64(256)),
+            format!(r#"{{"kty":"RSA","key_ops":["encrypt"],"n":"{}","e":"AQAB"}}"#, b64(256)),
+            format!(r#"{{"kty":"EC","crv":"P-521","x":"{0}","y":"{0}"}}"#, b64(66)),
+        ];
+        assert_eq!(parse(set(&[&rsa, &ec, &ec384]).as_bytes()).unwrap().len(), 3);
+        for key in &other {
+            assert_eq!(parse(set(&[key]).as_bytes()).unwrap_err(), JwksError::Empty, "{key}");
+            assert_eq!(parse(set(&[key, &rsa]).as_bytes()).unwrap().len(), 1, "{key}");
+        }
+        let bad = [
+            format!(r#"{{"kty":"RSA","n":"{}","e":"AQAB"}}"#, b64(128)),
+            format!(r#"{{"kty":"RSA","n":"{}","e":"AQAB"}}"#, b64(2048)),
+            format!(r#"{{"kty":"RSA","n":"{}","e":"AQ"}}"#, b64(256)),
+            format!(r#"{{"kty":"RSA","n":"{}","e":"AQAA"}}"#, b64(256)),
+            format!(r#"{{"kty":"RSA","n":"{}","e":"AQABAQABAQAB"}}"#, b64(256)),
+            format!(r#"{{"kty":"RSA","n":"{}"}}"#, b64(256)),
+            format!(r#"{{"kty":"RSA","n":"=","e":"AQAB"}}"#),
+            format!(r#"{{"kty":"EC","crv":"P-256","x":"{0}","y":"{0}"}}"#, b64(31)),
+            format!(r#"{{"kty":"EC","crv":"P-384","x":"{0}","y":"{0}"}}"#, b64(32)),
+        ];
+        for key in &bad {
+            assert_eq!(parse(set(&[key]).as_bytes()).unwrap_err(), JwksError::Key(1), "{key}");
+            assert_eq!(parse(set(&[&rsa, key]).as_bytes()).unwrap_err(), JwksError::Key(2), "{key}");
+        }
+        for text in ["", "{}", "[]", "null", r#"{"keys":{}}"#, r#"{"keys":[1]}"#, r#"{"keys":[{}]}"#] {
+            assert_eq!(parse(text.as_bytes()).unwrap_err(), JwksError::Malformed, "{text}");
+        }
+        assert_eq!(parse(br#"{"keys":[]}"#).unwrap_err(), JwksError::Empty);
+        assert_eq!(parse(set(&vec![ec.as_str(); 65]).as_bytes()).unwrap_err(), JwksError::TooMany);
+    }
+}

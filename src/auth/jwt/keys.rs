@@ -1,0 +1,213 @@
+//! An issuer's keys as they are now, and the task that keeps them so.
+//!
+//! Fetches happen in the background only: at an interval, after failures with a growing pause, and soon after a
+//! token names a key ID that is not known. Whatever strangers send, two fetches are never closer than the
+//! configured pause. Keys that were good stay when a fetch fails. Called by [`super::Jwt`].
+
+use std::{
+    error::Error,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::{
+    sync::{Notify, watch},
+    task::AbortHandle,
+    time::Instant,
+};
+
+use super::{Algorithm, jwks::Jwk, source::Source};
+
+/// The first pause after a failed fetch; it doubles up to the interval.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often keys are fetched.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two fetches when nothing asks for one.
+    pub interval: Duration,
+    /// The least time between two fetches that a request asks for.
+    pub pause: Duration,
+}
+
+/// A set of keys with the number of its generation: another one whenever the content changed.
+#[derive(Debug)]
+pub struct KeySet {
+    generation: u64,
+    keys: Vec<Jwk>,
+}
+
+impl KeySet {
+    /// The generation.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The keys that a token may have been signed with: those of its key ID, or all where it names none.
+    pub fn of(&self, kid: Option<&str>, algorithm: Algorithm) -> impl Iterator<Item = &Jwk> {
+        self.keys.iter().filter(move |key| key.algorithm() == algorithm && kid.is_none_or(|kid| key.kid() == Some(kid)))
+    }
+}
+
+/// An issuer's keys.
+#[derive(Debug)]
+pub struct Keys {
+    shared: Arc<Shared>,
+    task: Mutex<Option<AbortHandle>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    source: Source,
+    pace: Pace,
+    set: ArcSwapOption<KeySet>,
+    wanted: Notify,
+    state: watch::Sender<State>,
+}
+
+/// What became of the fetches so far.
+#[derive(Clone, Debug)]
+struct State {
+    attempts: u64,
+    last: Option<Instant>,
+    error: Option<Arc<str>>,
+}
+
+impl Keys {
+    /// Keys of a source; those of a file are read at once.
+    #[must_use]
+    pub fn new(source: Source, pace: Pace) -> Self {
+        let state = State { attempts: 0, last: None, error: Some("they have not been fetched yet".into()) };
+        let shared = Shared {
+            source,
+            pace,
+            set: ArcSwapOption::empty(),
+            wanted: Notify::new(),
+            state: watch::Sender::new(state),
+        };
+        if let Some(read) = shared.source.read_now() {
+            shared.take(read.map_err(|error| describe(&error)));
+        }
+        Self { shared: Arc::new(shared), task: Mutex::new(None) }
+    }
+
+    /// The keys, if they were ever fetched.
+    #[must_use]
+    pub fn current(&self) -> Option<Arc<KeySet>> {
+        self.shared.set.load_full()
+    }
+
+    /// Why there are no keys.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        match self.current() {
+            Some(_) => None,
+            None => Some(self.shared.state.borrow().error.as_deref().unwrap_or_default().to_owned()),
+        }
+    }
+
+    /// Starts to keep the keys fresh, until this value is dropped. Needs a Tokio runtime.
+    pub fn start(&self) {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        if task.is_none() {
+            *task = Some(tokio::spawn(Arc::clone(&self.shared).keep_fresh()).abort_handle());
+        }
+    }
+
+    /// Asks for a fetch, as soon as the pause since the last one is over.
+    pub fn refresh(&self) {
+        self.shared.wanted.notify_one();
+    }
+
+    /// Asks for a fetch and waits for its end, unless the pause forbids one now. Tells whether the newest fetch
+    /// succeeded: if so, what is not in the set does not exist at the issuer.
+    pub async fn fetched_again(&self, patience: Duration) -> bool {
+        let mut state = self.shared.state.subscribe();
+        let seen = state.borrow_and_update().clone();
+        self.refresh();
+        if seen.last.is_some_and(|last| last.elapsed() < self.shared.pace.pause) {
+            return seen.error.is_none();
+        }
+        let newer = state.wait_for(|state| state.attempts > seen.attempts);
+        match tokio::time::timeout(patience, newer).await {
+            Ok(Ok(state)) => state.error.is_none(),
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            task.abort();
+        }
+    }
+}
+
+impl Shared {
+    async fn keep_fresh(self: Arc<Self>) {
+        let mut retry = RETRY;
+        let mut next = match self.state.borrow().last {
+            Some(last) => last + self.pace.interval,
+            None => Instant::now(),
+        };
+        loop {
+            let asked = tokio::select! {
+                () = tokio::time::sleep_until(next) => false,
+                () = self.wanted.notified() => true,
+            };
+            let last = self.state.borrow().last;
+            if let Some(last) = last.filter(|_| asked) {
+                tokio::time::sleep_until(last + self.pace.pause).await;
+            }
+            let fetched = self.source.fetch().await;
+            let wait = match &fetched {
+                Ok(_) => {
+                    retry = RETRY;
+                    self.pace.interval
+                }
+                Err(error) => {
+                    tracing::warn!(reason = describe(error), "an issuer's keys could not be fetched; older ones stay");
+                    let wait = retry.min(self.pace.interval);
+                    retry = retry.saturating_mul(2);
+                    wait
+                }
+            };
+            self.take(fetched.map_err(|error| describe(&error)));
+            next = Instant::now() + wait;
+        }
+    }
+
+    fn take(&self, fetched: Result<Vec<Jwk>, String>) {
+        let error = match fetched {
+            Ok(keys) => {
+                let old = self.set.load_full();
+                if old.as_ref().is_none_or(|old| old.keys != keys) {
+                    let generation = old.map_or(0, |old| old.generation.saturating_add(1));
+                    self.set.store(Some(Arc::new(KeySet { generation, keys })));
+                }
+                None
+            }
+            Err(error) => Some(error.into()),
+        };
+        self.state.send_modify(|state| {
+            state.attempts = state.attempts.saturating_add(1);
+            state.last = Some(Instant::now());
+            state.error = error;
+        });
+    }
+}
+
+/// An error with its causes, in one line.
+fn describe(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,303 @@
+//! The part `[[auth.jwt]]` of the configuration: an issuer of tokens and how its keys are found.
+
+use std::{fmt, num::NonZeroU32, path::PathBuf, time::Duration};
+
+use super::keys::Pace;
+use crate::{
+    auth::ClusterName,
+    identity::{Namespace, TrustDomain},
+};
+
+/// The longest issuer and URL in bytes.
+const MOST: usize = 2048;
+
+/// An issuer of tokens.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// `iss` of its tokens, compared byte for byte.
+    pub issuer: IssuerName,
+    /// Where its keys are published.
+    pub keys: KeySource,
+    /// One of these must be in `aud`. Istio's agents ask for `istio-ca`.
+    #[serde(default = "istio_ca")]
+    pub audiences: Vec<String>,
+    /// The trust domain of its workloads; without one, the first of our own.
+    #[serde(default)]
+    pub trust_domain: Option<TrustDomain>,
+    /// The cluster whose tokens it issues; without one, the default cluster.
+    #[serde(default)]
+    pub cluster: Option<ClusterName>,
+    /// The namespaces that it speaks for; empty means all.
+    #[serde(default)]
+    pub namespaces: Vec<Namespace>,
+    /// The algorithms of its tokens.
+    #[serde(default = "Algorithm::all")]
+    pub algorithms: Vec<Algorithm>,
+    /// How far its clock may be from ours, in seconds.
+    #[serde(default)]
+    pub leeway_seconds: Leeway,
+    /// How often its keys are fetched again, in seconds; without one, 5 minutes from the network and 10 seconds
+    /// from a file.
+    #[serde(default)]
+    pub refresh_seconds: Option<NonZeroU32>,
+    /// The least pause between two fetches, in seconds, whatever key IDs strangers invent.
+    #[serde(default)]
+    pub pause_seconds: Option<NonZeroU32>,
+}
+
+impl Settings {
+    /// How often keys are fetched.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        let (interval, pause) = match self.keys {
+            KeySource::File { .. } => (10, 1),
+            KeySource::Discovery { .. } | KeySource::Url { .. } => (300, 10),
+        };
+        let seconds = |set: Option<NonZeroU32>, default| {
+            Duration::from_secs(set.map_or(default, |seconds| u64::from(seconds.get())))
+        };
+        let pause = seconds(self.pause_seconds, pause);
+        Pace { interval: seconds(self.refresh_seconds, interval).max(pause), pause }
+    }
+}
+
+fn istio_ca() -> Vec<String> {
+    vec!["istio-ca".to_owned()]
+}
+
+/// Where an issuer's keys are published.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum KeySource {
+    /// The issuer's own discovery document (OpenID Connect Discovery 1.0, section 4).
+    Discovery {
+        /// PEM roots for the server's certificate; without them, the system's.
+        #[serde(default)]
+        ca_file: Option<PathBuf>,
+        /// A bearer token to show to the issuer itself: Kubernetes' API server asks for one.
+        #[serde(default)]
+        token_file: Option<PathBuf>,
+    },
+    /// A file with a JSON Web Key Set.
+    File {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A URL that answers with a JSON Web Key Set.
+    Url {
+        /// The URL.
+        url: FetchUrl,
+        /// PEM roots for the server's certificate; without them, the system's.
+        #[serde(default)]
+        ca_file: Option<PathBuf>,
+        /// A bearer token to show to the server.
+        #[serde(default)]
+        token_file: Option<PathBuf>,
+    },
+}
+
+/// The signature algorithms of tokens (RFC 7518, section 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+pub enum Algorithm {
+    /// ECDSA on P-256 with SHA-256.
+    #[serde(rename = "ES256")]
+    Es256,
+    /// ECDSA on P-384 with SHA-384.
+    #[serde(rename = "ES384")]
+    Es384,
+    /// RSA PKCS #1 v1.5 with SHA-256.
+    #[serde(rename = "RS256")]
+    Rs256,
+}
+
+impl Algorithm {
+    /// Every algorithm.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        vec![Self::Es256, Self::Es384, Self::Rs256]
+    }
+
+    /// The name in headers and keys.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Es256 => "ES256",
+            Self::Es384 => "ES384",
+            Self::Rs256 => "RS256",
+        }
+    }
+}
+
+impl From<Algorithm> for jsonwebtoken::Algorithm {
+    fn from(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Es256 => Self::ES256,
+            Algorithm::Es384 => Self::ES384,
+            Algorithm::Rs256 => Self::RS256,
+        }
+    }
+}
+
+/// Why a text is not what the configuration asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingError {
+    /// Empty, too long, or with white space or control characters.
+    #[error("an issuer is the exact text of iss: 1 to 2048 bytes without white space")]
+    Issuer,
+    /// More than five minutes.
+    #[error("a leeway has 0 to 300 seconds")]
+    Leeway,
+    /// Not an https URL, nor an http one of this machine.
+    #[error("a key URL starts with https:// (http:// only on loopback) and carries no user name")]
+    Url,
+}
+
+/// An issuer's name as it stands in its tokens.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "String")]
+pub struct IssuerName(String);
+
+impl IssuerName {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for IssuerName {
+    type Error = SettingError;
+
+    fn try_from(text: String) -> Result<Self, SettingError> {
+        let plain = !text.is_empty() && text.len() <= MOST;
+        if plain && !text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            Ok(Self(text))
+        } else {
+            Err(SettingError::Issuer)
+        }
+    }
+}
+
+impl fmt::Display for IssuerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How far two clocks may be apart: 60 seconds unless configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "u64")]
+pub struct Leeway(Duration);
+
+impl Default for Leeway {
+    fn default() -> Self {
+        Self(Duration::from_secs(60))
+    }
+}
+
+impl TryFrom<u64> for Leeway {
+    type Error = SettingError;
+
+    fn try_from(seconds: u64) -> Result<Self, SettingError> {
+        if seconds <= 300 { Ok(Self(Duration::from_secs(seconds))) } else { Err(SettingError::Leeway) }
+    }
+}
+
+impl From<Leeway> for Duration {
+    fn from(leeway: Leeway) -> Self {
+        leeway.0
+    }
+}
+
+/// A URL from which keys may be fetched.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "String")]
+pub struct FetchUrl(reqwest::Url);
+
+impl FetchUrl {
+    /// The URL.
+    #[must_use]
+    pub fn url(&self) -> &reqwest::Url {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for FetchUrl {
+    type Error = SettingError;
+
+    fn try_from(text: String) -> Result<Self, SettingError> {
+        let url = if text.len() <= MOST { reqwest::Url::parse(&text).ok() } else { None };
+        let url = url.ok_or(SettingError::Url)?;
+        let host = url.host_str().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+        let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+        let safe = match url.scheme() {
+            "https" => !host.is_empty(),
+            "http" => loopback,
+            _ => false,
+        };
+        if safe && url.username().is_empty() && url.password().is_none() {
+            Ok(Self(url))
+        } else {
+            Err(SettingError::Url)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        let cases: &[(&str, bool)] = &[
+            ("https://a.example/jwks", true),
+            ("https://[2001:db8::1]:6443/openid/v1/jwks", true),
+            ("http://127.0.0.1:8080/jwks", true),
+            ("http://127.9.9.9/jwks", true),
+            ("http://[::1]:8080/jwks", true),
+            ("http://localhost/jwks", true),
+            ("http://a.example/jwks", false),
+            ("http://localhost.a.example/jwks", false),
+            ("http://127.0.0.1.a.example/jwks", false),
+            ("http://10.0.0.1/jwks", false),
+            ("http://127.0.0.1@a.example/jwks", false),
+            ("https://user:secret@a.example/jwks", false),
+            ("file:///etc/passwd", false),
+            ("ftp://127.0.0.1/", false),
+            ("a.example/jwks", false),
+            ("", false),
+        ];
+        for (text, good) in cases {
+            assert_eq!(FetchUrl::try_from((*text).to_owned()).is_ok(), *good, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_issuer_in_toml() {
+        let settings: Settings = toml::from_str(
+            "issuer = 'https://a.example'\nkeys = { url = { url = 'https://a.example/jwks' } }\nnamespaces = ['a']\n",
+        )
+        .unwrap();
+        assert_eq!(settings.audiences, ["istio-ca"]);
+        assert_eq!(settings.algorithms, Algorithm::all());
+        assert_eq!(Duration::from(settings.leeway_seconds), Duration::from_secs(60));
+        let discovery: Settings = toml::from_str("issuer = 'i'\nkeys.discovery = {}\n").unwrap();
+        assert!(matches!(discovery.keys, KeySource::Discovery { .. }));
+        for bad in [
+            "issuer = 'i'",
+            "issuer = ''\nkeys.file.path = 'x'",
+            "issuer = 'i'\nkeys.file.path = 'x'\nkeyz = 1",
+            "issuer = 'i'\nkeys.file.path = 'x'\nkeys.file.url = 'x'",
+            "issuer = 'i'\nkeys.url.url = 'http://a.example'",
+            "issuer = 'i'\nkeys.file.path = 'x'\nalgorithms = ['HS256']",
+            "issuer = 'i'\nkeys.file.path = 'x'\nalgorithms = ['none']",
+            "issuer = 'i'\nkeys.file.path = 'x'\nleeway_seconds = 301",
+            "issuer = 'i'\nkeys.file.path = 'x'\nnamespaces = ['A']",
+            "issuer = 'i'\nkeys.file.path = 'x'\ncluster = ''",
+        ] {
+            assert!(toml::from_str::<Settings>(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Where an issuer's keys come from: a file, a URL, or the issuer's own discovery document.
+//!
+//! It only fetches, once, within limits of time and size; when to fetch is [`super::keys`]' matter. Redirects are
+//! not followed and no proxy is used: keys come from where the operator said.
+
+use std::{
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use reqwest::{Client, header::AUTHORIZATION};
+
+use super::{
+    jwks::{self, Jwk, JwksError},
+    settings::{FetchUrl, IssuerName, KeySource, SettingError},
+};
+
+/// The longest document in bytes: 64 keys of RSA-8192 with certificates stay below it.
+const MOST: usize = 512 * 1024;
+/// The longest bearer token file in bytes.
+const MOST_TOKEN: usize = 16 * 1024;
+/// How long a fetch may take in all.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where a discovery document stands below its issuer (OpenID Connect Discovery 1.0, section 4).
+const WELL_KNOWN: &str = "/.well-known/openid-configuration";
+
+/// Why keys were not fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The roots for https cannot be used.
+    #[error("{0}: the PEM roots cannot be used; give a file with CERTIFICATE blocks")]
+    CaFile(PathBuf, #[source] reqwest::Error),
+    /// The discovery document is not one.
+    #[error("the discovery document is not JSON with issuer and jwks_uri")]
+    Discovery,
+    /// A file cannot be read.
+    #[error("{0} cannot be read")]
+    File(PathBuf, #[source] io::Error),
+    /// The request failed.
+    #[error("the request failed")]
+    Http(#[source] reqwest::Error),
+    /// The discovery document speaks for somebody else.
+    #[error("the discovery document names another issuer")]
+    Issuer,
+    /// The document is no usable key set.
+    #[error(transparent)]
+    Jwks(#[from] JwksError),
+    /// The server answered with something else than 200.
+    #[error("the server answered with status {0}")]
+    Status(u16),
+    /// The bearer token is not one line of visible characters.
+    #[error("{0} holds no token")]
+    Token(PathBuf),
+    /// More than any issuer publishes.
+    #[error("the document is longer than {MOST} bytes")]
+    TooLong,
+    /// A URL that keys are not fetched from.
+    #[error(transparent)]
+    Url(#[from] SettingError),
+}
+
+/// A source of keys.
+#[derive(Debug)]
+pub enum Source {
+    /// A discovery document, then the key set that it points to.
+    Discovery {
+        /// How to ask.
+        web: Web,
+        /// Where the document stands.
+        url: FetchUrl,
+        /// Whom it must speak for.
+        issuer: IssuerName,
+    },
+    /// A file.
+    File(PathBuf),
+    /// A key set.
+    Url {
+        /// How to ask.
+        web: Web,
+        /// Where it stands.
+        url: FetchUrl,
+    },
+}
+
+/// An HTTP client with what it needs to be let in.
+#[derive(Debug)]
+pub struct Web {
+    client: Client,
+    token_file: Option<PathBuf>,
+}
+
+#[derive(serde::Deserialize)]
+struct Document {
+    issuer: String,
+    jwks_uri: String,
+}
+
+impl Source {
+    /// Sets a source up; nothing is fetched yet.
+    ///
+    /// # Errors
+    /// When a file of roots cannot be used, or the issuer's name is not a URL to find a document at.
+    pub fn new(issuer: &IssuerName, settings: &KeySource) -> Result<Self, FetchError> {
+        Ok(match settings {
+            KeySource::Discovery { ca_file, token_file } => Self::Discovery {
+                web: Web::new(ca_file.as_deref(), token_file.clone())?,
+                url: FetchUrl::try_from(format!("{}{WELL_KNOWN}", issuer.as_str().trim_end_matches('/')))?,
+                issuer: issuer.clone(),
+            },
+            KeySource::File { path } => Self::File(path.clone()),
+            KeySource::Url { url, ca_file, token_file } => {
+                Self::Url { web: Web::new(ca_file.as_deref(), token_file.clone())?, url: url.clone() }
+            }
+        })
+    }
+
+    /// Reads the keys where that needs no network.
+    #[must_use]
+    pub fn read_now(&self) -> Option<Result<Vec<Jwk>, FetchError>> {
+        match self {
+            Self::Discovery { .. } | Self::Url { .. } => None,
+            Self::File(path) => Some(read(path, MOST).and_then(|bytes| Ok(jwks::parse(&bytes)?))),
+        }
+    }
+
+    /// Fetches the keys.
+    ///
+    /// # Errors
+    /// When they cannot be had, or cannot be used.
+    pub async fn fetch(&self) -> Result<Vec<Jwk>, FetchError> {
+        let bytes = match self {
+            Self::Discovery { web, url, issuer } => {
+                let document = web.get(url, true).await?;
+                let document: Document = serde_json::from_slice(&document).map_err(|_| FetchError::Discovery)?;
+                if document.issuer != issuer.as_str() {
+                    return Err(FetchError::Issuer);
+                }
+                let keys = FetchUrl::try_from(document.jwks_uri)?;
+                // The token is for the issuer; who else it points to does not get it.
+                let same_origin = keys.url().origin() == url.url().origin();
+                web.get(&keys, same_origin).await?
+            }
+            Self::File(path) => {
+                let path = path.clone();
+                let name = path.clone();
+                tokio::task::spawn_blocking(move || read(&path, MOST))
+                    .await
+                    .map_err(|_| FetchError::File(name, io::ErrorKind::Interrupted.into()))??
+            }
+            Self::Url { web, url } => web.get(url, true).await?,
+        };
+        Ok(jwks::parse(&bytes)?)
+    }
+}
+
+impl Web {
+    fn new(ca_file: Option<&Path>, token_file: Option<PathBuf>) -> Result<Self, FetchError> {
+        let mut builder = Client::builder()
+            .timeout(TIMEOUT)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
+        if let Some(path) = ca_file {
+            let unusable = |source| FetchError::CaFile(path.to_owned(), source);
+            let pem = read(path, MOST)?;
+            builder = builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable)?);
+        }
+        Ok(Self { client: builder.build().map_err(FetchError::Http)?, token_file })
+    }
+
+    async fn get(&self, url: &FetchUrl, with_token: bool) -> Result<Vec<u8>, FetchError> {
+        let mut request = self.client.get(url.url().clone());
+        if let Some(path) = self.token_file.as_ref().filter(|_| with_token) {
+            request = request.header(AUTHORIZATION, bearer(path)?);
+        }
+        let mut response = request.send().await.map_err(without_url)?;
+        if response.status() != reqwest::StatusCode::OK {
+            return Err(FetchError::Status(response.status().as_u16()));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(without_url)? {
+            if body.len() + chunk.len() > MOST {
+                return Err(FetchError::TooLong);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+}
+
+/// The issuer's name stands beside every message already; a URL may be long.
+fn without_url(error: reqwest::Error) -> FetchError {
+    FetchError::Http(error.without_url())
+}
+
+/// Reads the token afresh: Kubernetes replaces the file every hour.
+fn bearer(path: &Path) -> Result<reqwest::header::HeaderValue, FetchError> {
+    let wrong = || FetchError::Token(path.to_owned());
+    let bytes = zeroize::Zeroizing::new(read(path, MOST_TOKEN)?);
+    let token = std::str::from_utf8(&bytes).map_err(|_| wrong())?.trim();
+    if token.is_empty() {
+        return Err(wrong());
+    }
+    let text = zeroize::Zeroizing::new(format!("Bearer {token}"));
+    let mut value = reqwest::header::HeaderValue::from_str(&text).map_err(|_| wrong())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Reads a file of at most so many bytes.
+fn read(path: &Path, most: usize) -> Result<Vec<u8>, FetchError> {
+    let wrong = |source| FetchError::File(path.to_owned(), source);
+    let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).map_err(wrong)?.take(limit).read_to_end(&mut bytes).map_err(wrong)?;
+    if bytes.len() > most { Err(FetchError::TooLong) } else { Ok(bytes) }
+}

@@ -1,0 +1,175 @@
+//! The compact serialization of a JWS (RFC 7515, section 7.1), taken apart within limits.
+//!
+//! Pure; nothing here is believed yet. Called by [`super::Jwt`].
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::de::IgnoredAny;
+
+/// The longest token in bytes. Kubernetes' have 1 to 2 KiB; tonic's default for all headers is 16 KiB.
+const MOST: usize = 16 * 1024;
+/// The longest header in bytes, decoded.
+const MOST_HEADER: usize = 4 * 1024;
+/// The longest signature in base64url: RSA-8192's.
+const MOST_SIGNATURE: usize = 1366;
+
+/// Why a text is not a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// The header demands something (RFC 7515, section 4.1.11); nothing of the kind is understood.
+    #[error("the token's header names critical parameters")]
+    Critical,
+    /// The header is no JSON object with `alg`.
+    #[error("the token's header is malformed")]
+    Header,
+    /// Not three parts in base64url.
+    #[error("the token is not a compact JWS")]
+    Malformed,
+    /// More than 16 KiB.
+    #[error("the token is longer than 16 KiB")]
+    TooLong,
+}
+
+impl TokenError {
+    /// The label in metrics.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Critical => "jwt_critical",
+            Self::Header => "jwt_header",
+            Self::Malformed => "jwt_malformed",
+            Self::TooLong => "jwt_too_long",
+        }
+    }
+}
+
+/// The header's parameters that are looked at (RFC 7515, section 4.1).
+#[derive(Debug, serde::Deserialize)]
+pub struct Header {
+    /// The algorithm's name.
+    pub alg: String,
+    /// The key's ID.
+    #[serde(default)]
+    pub kid: Option<String>,
+    #[serde(default)]
+    crit: Option<IgnoredAny>,
+}
+
+/// A token in its parts.
+#[derive(Debug)]
+pub struct Compact<'a> {
+    /// The header.
+    pub header: Header,
+    /// The payload, decoded.
+    pub payload: Vec<u8>,
+    /// What the signature covers.
+    pub signed: &'a str,
+    /// The signature in base64url.
+    pub signature: &'a str,
+}
+
+/// Refuses a token before anything is done with it.
+///
+/// # Errors
+/// When it is longer than 16 KiB.
+pub fn within_limit(text: &str) -> Result<&str, TokenError> {
+    if text.len() > MOST { Err(TokenError::TooLong) } else { Ok(text) }
+}
+
+impl<'a> Compact<'a> {
+    /// Takes a token apart.
+    ///
+    /// # Errors
+    /// When its form is wrong, or its header demands what is not understood.
+    pub fn parse(text: &'a str) -> Result<Self, TokenError> {
+        let text = within_limit(text)?;
+        let (signed, signature) = text.rsplit_once('.').ok_or(TokenError::Malformed)?;
+        let (header, payload) = signed.split_once('.').ok_or(TokenError::Malformed)?;
+        if payload.contains('.') || signature.is_empty() || signature.len() > MOST_SIGNATURE {
+            return Err(TokenError::Malformed);
+        }
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed);
+        let header = decode(header)?;
+        if header.len() > MOST_HEADER {
+            return Err(TokenError::Header);
+        }
+        let header: Header = serde_json::from_slice(&header).map_err(|_| TokenError::Header)?;
+        // `null` reads as absent; RFC 7515 has no such `crit`, and nothing can follow from it.
+        if header.crit.is_some() {
+            return Err(TokenError::Critical);
+        }
+        Ok(Self { header, payload: decode(payload)?, signed, signature })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn token(header: &str, payload: &str) -> String {
+        format!("{}.{}.c2ln", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload))
+    }
+
+    #[test]
+    fn forms() {
+        let deep = token(&format!(r#"{{"alg":"RS256","x":{}}}"#, "[".repeat(2000)), "{}");
+        let long_header = token(&format!(r#"{{"alg":"RS256","x":"{}"}}"#, "a".repeat(5000)), "{}");
+        let long_signature = format!("{}.e30.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"RS256"}"#), "a".repeat(1400));
+        let cases: &[(&str, Result<(), TokenError>)] = &[
+            (&token(r#"{"alg":"RS256"}"#, "{}"), Ok(())),
+            (&token(r#"{"alg":"RS256","kid":"a","typ":"JWT"}"#, "{}"), Ok(())),
+            ("", Err(TokenError::Malformed)),
+            (".", Err(TokenError::Malformed)),
+            ("..", Err(TokenError::Malformed)),
+            ("a.b", Err(TokenError::Malformed)),
+            ("e30.e30.", Err(TokenError::Malformed)),
+            ("e30.e30.c2ln", Err(TokenError::Header)),
+            ("e30.e30.e30.c2ln", Err(TokenError::Malformed)),
+            ("e30.e30.e30.e30.e30", Err(TokenError::Malformed)),
+            ("é.e30.c2ln", Err(TokenError::Malformed)),
+            ("e30=.e30.c2ln", Err(TokenError::Malformed)),
+            (&token("[]", "{}"), Err(TokenError::Header)),
+            (&token("null", "{}"), Err(TokenError::Header)),
+            (&token(r#"{"alg":null}"#, "{}"), Err(TokenError::Header)),
+            (&token(r#"{"alg":["RS256"]}"#, "{}"), Err(TokenError::Header)),
+            (&token(r#"{"alg":"RS256","alg":"none"}"#, "{}"), Err(TokenError::Header)),
+            (&token(r#"{"alg":"RS256","kid":1}"#, "{}"), Err(TokenError::Header)),
+            (&token(r#"{"alg":"RS256"} x"#, "{}"), Err(TokenError::Header)),
+            (&token(r#"{"alg":"RS256","crit":["b64"],"b64":false}"#, "{}"), Err(TokenError::Critical)),
+            (&token(r#"{"alg":"RS256","crit":[]}"#, "{}"), Err(TokenError::Critical)),
+            (&token(r#"{"alg":"RS256","crit":7}"#, "{}"), Err(TokenError::Critical)),
+            (&deep, Err(TokenError::Header)),
+            (&long_header, Err(TokenError::Header)),
+            (&long_signature, Err(TokenError::Malformed)),
+            (&"a".repeat(MOST + 1), Err(TokenError::TooLong)),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(Compact::parse(text).map(drop), *expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in ".{0,400}") {
+            let _ = Compact::parse(&text);
+        }
+
+        #[test]
+        fn no_header_or_payload_panics(header in ".{0,200}", payload in ".{0,200}") {
+            if let Ok(compact) = Compact::parse(&token(&header, &payload)) {
+                let _ = super::super::claims::Claims::parse(&compact.payload);
+            }
+        }
+
+        #[test]
+        fn mutated_tokens_do_not_panic(at in 0usize..80, byte in any::<u8>()) {
+            let good = token(r#"{"alg":"RS256","kid":"a"}"#, r#"{"iss":"i","sub":"s","exp":1}"#);
+            let mut bytes = good.into_bytes();
+            if let Some(place) = bytes.get_mut(at) {
+                *place = byte;
+            }
+            let _ = Compact::parse(&String::from_utf8_lossy(&bytes));
+        }
+    }
+}

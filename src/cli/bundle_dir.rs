@@ -1,0 +1,164 @@
+//! Writes the public bundle as a whole: a reader sees the old files or the new ones, never a mixture.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+/// The largest other file of the directory that is carried over: receipts are a few KiB.
+const CARRY_MAX: u64 = 1024 * 1024;
+
+/// A bundle directory could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {what}", path.display())]
+pub struct WriteError {
+    path: PathBuf,
+    what: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+fn failed(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> WriteError {
+    let path = path.to_owned();
+    move |source| WriteError { path, what, source }
+}
+
+/// Writes `files` (name and content) into `directory`, replacing those of the same name and keeping the others.
+///
+/// The files are made in a directory beside it, flushed, and then exchanged with it in one step
+/// (`renameat2(RENAME_EXCHANGE)`). Where that is impossible (a mount point, a file system that cannot), each file
+/// is renamed into place by itself, in the order given.
+///
+/// # Errors
+/// When something cannot be written; the directory then is as it was.
+pub fn write(directory: &Path, files: &[(&str, &[u8])]) -> Result<(), WriteError> {
+    let parent = match directory.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(parent).map_err(failed(parent, "cannot be created"))?;
+    let staging = tempfile::Builder::new().prefix(".bundle-").tempdir_in(parent);
+    let staging = staging.map_err(failed(parent, "cannot be written; the bundle's parent directory must be writable"))?;
+    for (name, content) in files {
+        let path = staging.path().join(name);
+        put(&path, content).map_err(failed(&path, "cannot be written"))?;
+    }
+    if !directory.exists() {
+        fs::set_permissions(staging.path(), fs::Permissions::from_mode(0o755))
+            .and_then(|()| sync_dir(staging.path()))
+            .and_then(|()| fs::rename(staging.path(), directory))
+            .and_then(|()| sync_dir(parent))
+            .map_err(failed(directory, "cannot be put in place"))?;
+        let _gone = staging.keep();
+        return Ok(());
+    }
+    let carried = carry_over(directory, staging.path(), files);
+    if carried.is_ok() && exchange(staging.path(), directory).is_ok() {
+        return sync_dir(parent).map_err(failed(parent, "cannot be flushed"));
+    }
+    for (name, _) in files {
+        let path = directory.join(name);
+        let beside = directory.join(format!(".{name}.new"));
+        fs::copy(staging.path().join(name), &beside)
+            .and_then(|_| File::open(&beside)?.sync_all())
+            .and_then(|()| fs::rename(&beside, &path))
+            .map_err(failed(&path, "cannot be put in place"))?;
+    }
+    sync_dir(directory).map_err(failed(directory, "cannot be flushed"))
+}
+
+fn put(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).mode(0o644).open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Carries the directory's other files over (receipts); anything but a small regular file forbids the exchange.
+fn carry_over(from: &Path, to: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if files.iter().any(|(name, _)| entry.file_name() == *name) {
+            continue;
+        }
+        let metadata = entry.metadata()?;
+        if !metadata.is_file() || metadata.len() > CARRY_MAX {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let path = to.join(entry.file_name());
+        fs::copy(entry.path(), &path)?;
+        File::open(&path)?.sync_all()?;
+    }
+    let metadata = fs::metadata(from)?;
+    fs::set_permissions(to, metadata.permissions())?;
+    let (uid, gid) = (std::os::unix::fs::MetadataExt::uid(&metadata), std::os::unix::fs::MetadataExt::gid(&metadata));
+    std::os::unix::fs::chown(to, Some(uid), Some(gid))?;
+    sync_dir(to)
+}
+
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).map_err(io::Error::from)
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Writes one private file (a key's receipt has none; a request has none either) so that it exists whole or not at all.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), WriteError> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(parent)
+        .and_then(|()| {
+            let mut file = tempfile::Builder::new().permissions(fs::Permissions::from_mode(mode)).tempfile_in(parent)?;
+            file.write_all(content)?;
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|error| error.error)?;
+            sync_dir(parent)
+        })
+        .map_err(failed(path, "cannot be written"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_its_own_files_and_keeps_the_others() {
+        let temp = tempfile::tempdir().unwrap();
+        let bundle = temp.path().join("a/bundle");
+        write(&bundle, &[("ca-cert.pem", b"one"), ("root-cert.pem", b"root")]).unwrap();
+        fs::write(bundle.join("receipt.json"), "{}").unwrap();
+        write(&bundle, &[("ca-cert.pem", b"two"), ("root-cert.pem", b"root")]).unwrap();
+        assert_eq!(fs::read(bundle.join("ca-cert.pem")).unwrap(), b"two");
+        assert_eq!(fs::read(bundle.join("receipt.json")).unwrap(), b"{}");
+        assert_eq!(fs::read_dir(temp.path().join("a")).unwrap().count(), 1, "no leftovers beside it");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_exchanged_is_written_in_place() {
+        let temp = tempfile::tempdir().unwrap();
+        let bundle = temp.path().join("bundle");
+        fs::create_dir_all(bundle.join("subdirectory")).unwrap();
+        write(&bundle, &[("ca-cert.pem", b"one")]).unwrap();
+        assert_eq!(fs::read(bundle.join("ca-cert.pem")).unwrap(), b"one");
+        assert!(bundle.join("subdirectory").is_dir());
+    }
+
+    #[test]
+    fn an_unwritable_place_is_named() {
+        let error = write(Path::new("/proc/nothing/bundle"), &[("a", b"")]).unwrap_err();
+        assert!(error.to_string().contains("/proc"), "{error}");
+    }
+}

@@ -1,0 +1,136 @@
+//! `issue`: one certificate for a request file, by the operator, on the same path as everybody's.
+//!
+//! Through the daemon's admin socket where a daemon runs; else alone, under the log's exclusive lock.
+
+use std::{
+    io::Read,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+
+use super::{bundle_dir, configured::ConfigArgs, output::Output};
+use crate::{
+    config::Config,
+    daemon::{
+        background::Background,
+        operator::{self, IssueFailure, IssueReply, IssueRequest},
+        readiness::{Readiness, Report},
+        setup,
+    },
+    pki::csr::CSR_MAX,
+    telemetry::{self, RequestId},
+};
+
+/// How long `issue` waits for the token when it runs alone.
+const ALONE: Duration = Duration::from_secs(30);
+
+/// Arguments of `issue`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The PEM certificate request; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    csr: PathBuf,
+    /// The SPIFFE ID that the certificate is for: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT
+    #[arg(long, value_name = "URI", required_unless_present_any = ["dns_name", "ip_address"])]
+    spiffe_id: Option<String>,
+    /// A DNS name of those configured for serving certificates; may be given again
+    #[arg(long, value_name = "NAME")]
+    dns_name: Vec<String>,
+    /// An address of those configured for serving certificates; may be given again
+    #[arg(long, value_name = "ADDRESS")]
+    ip_address: Vec<IpAddr>,
+    /// The lifetime, such as 24h [default: the configured one]
+    #[arg(long, value_name = "DURATION", value_parser = humantime_serde::re::humantime::parse_duration)]
+    ttl: Option<Duration>,
+    /// Where the chain is written [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Run alone, even if the configuration names an admin socket; no daemon may have the log open
+    #[arg(long)]
+    alone: bool,
+}
+
+/// Issues one certificate.
+///
+/// # Errors
+/// When the request is refused, or neither daemon nor token can be reached.
+pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
+    let config = args.config.read()?;
+    let request = IssueRequest {
+        csr: read_csr(&args.csr)?,
+        spiffe_id: args.spiffe_id.clone(),
+        dns_names: args.dns_name.clone(),
+        ip_addresses: args.ip_address.clone(),
+        validity_seconds: args.ttl.map_or(0, |ttl| i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX)),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let socket = config.admin.socket.clone().filter(|_| !args.alone);
+    let reply = runtime.block_on(async {
+        match &socket {
+            Some(socket) if socket.exists() => ask(socket, &request).await,
+            _ => alone(&config, request).await,
+        }
+    })?;
+    match &args.out {
+        None => output.print(&reply, |reply| reply.chain.concat()),
+        Some(path) => {
+            bundle_dir::write_file(path, reply.chain.concat().as_bytes(), 0o644)?;
+            output.print(&reply, |reply| format!("issued {} to {}\n", reply.serial, path.display()))
+        }
+    }
+}
+
+fn read_csr(path: &Path) -> anyhow::Result<String> {
+    let most = u64::try_from(CSR_MAX)? + 1;
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().take(most).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(most).read_to_string(&mut text))
+    };
+    read.with_context(|| format!("{}: the request cannot be read", path.display()))?;
+    if text.len() > CSR_MAX {
+        bail!("{}: larger than {CSR_MAX} bytes; this is no certificate request", path.display());
+    }
+    Ok(text)
+}
+
+async fn ask(socket: &Path, request: &IssueRequest) -> anyhow::Result<IssueReply> {
+    let unreachable = || {
+        format!(
+            "the daemon does not answer at {}; start it, or give --alone while no daemon runs",
+            socket.display()
+        )
+    };
+    let client = reqwest::Client::builder().unix_socket(socket).no_proxy().build()?;
+    let reply = client.post("http://localhost/issue").json(request).send().await.with_context(unreachable)?;
+    if reply.status().is_success() {
+        return reply.json().await.with_context(unreachable);
+    }
+    let failure: IssueFailure = reply.json().await.with_context(unreachable)?;
+    bail!("{} (request {})", failure.error, failure.request_id)
+}
+
+async fn alone(config: &Config, request: IssueRequest) -> anyhow::Result<IssueReply> {
+    telemetry::init(&config.logging)?;
+    let (readiness, background) = (Readiness::new(), Background::default());
+    let core = setup::core(config, &readiness, &background).await?;
+    let mut report = readiness.watch();
+    let deadline = Instant::now() + ALONE;
+    let ready = tokio::time::timeout_at(deadline.into(), report.wait_for(Report::ready));
+    let result = match ready.await {
+        Ok(Ok(_)) => {
+            let uid = nix::unistd::getuid().as_raw();
+            operator::perform(&core.ca, uid, &RequestId::random(), request).await.map_err(anyhow::Error::msg)
+        }
+        Ok(Err(_)) | Err(_) => Err(anyhow::anyhow!("{}", readiness.watch().borrow().to_string().trim_end())),
+    };
+    background.end(Duration::from_secs(1)).await;
+    core.close(Instant::now() + Duration::from_secs(5)).await;
+    result
+}

@@ -1,0 +1,98 @@
+//! How commands speak: results on standard output, for people or as JSON; errors on standard error.
+
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// One JSON document on standard output; errors as a JSON document on standard error.
+    Json,
+    /// Lines for people.
+    Text,
+}
+
+/// Several reasons to refuse, told together.
+#[derive(Debug, thiserror::Error)]
+pub struct Refused {
+    /// What was refused.
+    pub what: String,
+    /// Each reason, one sentence, and what to do.
+    pub reasons: Vec<String>,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.what)?;
+        for reason in &self.reasons {
+            write!(f, "\n  - {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Output {
+    /// Prints a result: the value as JSON, or the lines.
+    ///
+    /// # Errors
+    /// When standard output is closed.
+    pub fn print<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        match self {
+            Self::Json => {
+                serde_json::to_writer_pretty(&mut out, value)?;
+                writeln!(out)?;
+            }
+            Self::Text => write!(out, "{}", text(value))?,
+        }
+        out.flush()?;
+        Ok(())
+    }
+
+    /// Tells a step on standard error, where it is no part of the result.
+    pub fn note(self, text: &str) {
+        if self == Self::Text {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+
+    /// Tells a warning on standard error.
+    pub fn warn(self, text: &str) {
+        let _ = writeln!(std::io::stderr(), "warning: {text}");
+    }
+
+    /// Tells an error with its causes, and gives the exit status.
+    #[must_use]
+    pub fn fail(self, error: &anyhow::Error) -> ExitCode {
+        let mut err = std::io::stderr().lock();
+        let _ = match self {
+            Self::Text => writeln!(err, "error: {error:#}"),
+            Self::Json => {
+                let reasons = error.downcast_ref::<Refused>().map(|refused| refused.reasons.clone());
+                writeln!(err, "{}", serde_json::json!({ "error": format!("{error:#}"), "reasons": reasons }))
+            }
+        };
+        ExitCode::FAILURE
+    }
+}
+
+/// Whether a person sits at the terminal and can be asked.
+#[must_use]
+pub fn interactive() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_reasons_are_told() {
+        let refused = Refused { what: "not imported".into(), reasons: vec!["one".into(), "two".into()] };
+        assert_eq!(refused.to_string(), "not imported\n  - one\n  - two");
+    }
+}

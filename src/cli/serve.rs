@@ -1,0 +1,22 @@
+//! `serve`: the daemon.
+
+use super::configured::ConfigArgs;
+use crate::{daemon, telemetry};
+
+/// Arguments of `serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the configuration is refused, or the daemon cannot start.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let config = args.config.read()?;
+    telemetry::init(&config.logging)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("daemon").build()?;
+    Ok(runtime.block_on(daemon::run(config))?)
+}

@@ -1,0 +1,133 @@
+//! The arguments by which commands name tokens, and the PIN's way in: a file, a descriptor or a prompt, never the
+//! command line or the environment.
+
+use std::{fs::File, path::PathBuf};
+
+use anyhow::{Context, bail};
+use cryptoki::session::Session;
+use secrecy::SecretString;
+
+use super::output;
+use crate::token::{Module, Token, TokenUri, pin};
+
+/// One token and its PIN.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TokenArgs {
+    /// The token: pkcs11:token=LABEL?module-path=/path/to/module.so (RFC 7512); pin-source=file:... may name the PIN's file
+    #[arg(long, value_name = "URI")]
+    pub token: TokenUri,
+    #[command(flatten)]
+    pin: PinArgs,
+}
+
+/// Several tokens and their PINs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TokensArgs {
+    /// A token: pkcs11:token=LABEL?module-path=/path/to/module.so (RFC 7512); give it again for each further token
+    #[arg(long = "token", value_name = "URI", required = true)]
+    pub tokens: Vec<TokenUri>,
+    /// A file that holds the user PIN: one for all tokens, or one for each in their order [default: the URI's pin-source, else a prompt]
+    #[arg(long, value_name = "FILE")]
+    pin_file: Vec<PathBuf>,
+    /// An open descriptor from which the user PIN of the only token is read
+    #[arg(long, value_name = "NUMBER", conflicts_with = "pin_file")]
+    pin_fd: Option<u32>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct PinArgs {
+    /// A file that holds the user PIN [default: the URI's pin-source, else a prompt]
+    #[arg(long, value_name = "FILE")]
+    pin_file: Option<PathBuf>,
+    /// An open descriptor from which the user PIN is read
+    #[arg(long, value_name = "NUMBER", conflicts_with = "pin_file")]
+    pin_fd: Option<u32>,
+}
+
+/// A token that was found, and the PIN that was given for it, not yet tried.
+#[derive(Debug)]
+pub struct Opened {
+    /// The token.
+    pub token: Token,
+    /// The library; it lives as long as the token.
+    pub module: Module,
+    /// The PIN.
+    pub pin: SecretString,
+}
+
+impl TokenArgs {
+    /// Finds the token and takes the PIN.
+    ///
+    /// # Errors
+    /// When the module cannot be loaded, none or several tokens match, or there is no PIN.
+    pub fn open(&self) -> anyhow::Result<Opened> {
+        open(&self.token, self.pin.pin_file.as_ref(), self.pin.pin_fd)
+    }
+}
+
+impl TokensArgs {
+    /// Finds every token and takes its PIN; each one's failure stands by itself.
+    ///
+    /// # Errors
+    /// When the number of PIN files fits neither one nor the tokens.
+    pub fn open(&self) -> anyhow::Result<Vec<anyhow::Result<Opened>>> {
+        let (tokens, files) = (self.tokens.len(), self.pin_file.len());
+        if files > 1 && files != tokens {
+            bail!("--pin-file is given {files} times for {tokens} tokens; give it once, or once for each token");
+        }
+        if self.pin_fd.is_some() && tokens > 1 {
+            bail!("--pin-fd goes with one token only; use --pin-file");
+        }
+        let mut duplicates = self.tokens.iter().enumerate();
+        if let Some((_, twice)) = duplicates.find(|(i, uri)| self.tokens.iter().skip(i + 1).any(|other| other == *uri)) {
+            bail!("--token {twice} is given twice");
+        }
+        let file = |index: usize| self.pin_file.get(index).or_else(|| self.pin_file.first().filter(|_| files == 1));
+        Ok(self.tokens.iter().enumerate().map(|(index, uri)| open(uri, file(index), self.pin_fd)).collect())
+    }
+}
+
+impl Opened {
+    /// Opens a session and logs in: the PIN is tried once.
+    ///
+    /// # Errors
+    /// When no session can be had, or the PIN is refused.
+    pub fn login(&self, rw: bool) -> anyhow::Result<Session> {
+        let session = self.token.open_session(rw)?;
+        self.token.login(&session, &self.pin)?;
+        Ok(session)
+    }
+}
+
+fn open(uri: &TokenUri, pin_file: Option<&PathBuf>, pin_fd: Option<u32>) -> anyhow::Result<Opened> {
+    let module = Module::load(module_path(uri)?)?;
+    let token = module.find_token(uri)?;
+    let pin = match (pin_file.map(PathBuf::as_path).or(uri.pin_source()), pin_fd) {
+        (_, Some(number)) => {
+            let path = PathBuf::from(format!("/dev/fd/{number}"));
+            let file = File::open(&path).with_context(|| format!("--pin-fd {number} cannot be read"))?;
+            pin::read_open(file, &path)?
+        }
+        (Some(path), None) => pin::read(path)?,
+        (None, None) if output::interactive() => {
+            let prompt = format!("User PIN of token {}: ", token.info().label);
+            let typed = zeroize::Zeroizing::new(rpassword::prompt_password(prompt)?);
+            SecretString::from(Box::<str>::from(typed.as_str()))
+        }
+        (None, None) => bail!(
+            "no PIN for token {}; give --pin-file, or pin-source=file:... in the token URI, or run it at a terminal",
+            token.info().label
+        ),
+    };
+    Ok(Opened { token, module, pin })
+}
+
+/// The module's path, which every URI of ours must name.
+///
+/// # Errors
+/// When the URI names none.
+pub fn module_path(uri: &TokenUri) -> anyhow::Result<&std::path::Path> {
+    uri.module_path().with_context(|| {
+        format!("the token URI {uri} names no module; add ?module-path=/path/to/the/vendor's/module.so")
+    })
+}

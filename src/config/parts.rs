@@ -1,0 +1,90 @@
+//! What the configuration means for each part of the daemon.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::{Config, Token};
+use crate::{
+    grpc, log,
+    token::{client, host},
+};
+
+impl Config {
+    /// What the gRPC endpoint takes.
+    #[must_use]
+    pub fn grpc_settings(&self) -> grpc::settings::Settings {
+        let mut settings = self.listen.clone();
+        settings.serving.certificate_file.clone_from(&self.serving.certificate_file);
+        settings.serving.key_file.clone_from(&self.serving.key_file);
+        settings
+    }
+
+    /// What the issuance log takes.
+    #[must_use]
+    pub fn log_settings(&self) -> log::Settings {
+        let mut settings = log::Settings::new(&self.log.directory, self.log.origin());
+        if let Some(bytes) = self.log.segment_bytes {
+            settings.segment_bytes = bytes.get();
+        }
+        if let Some(lines) = self.log.checkpoint_lines {
+            settings.checkpoint_lines = lines.get();
+        }
+        if let Some(interval) = self.log.checkpoint_interval {
+            settings.checkpoint_interval = interval;
+        }
+        settings.keep_for = self.log.keep_for;
+        settings.keep_bytes = self.log.keep_bytes;
+        settings.ship = self.log.ship.as_ref().map(|ship| log::Ship {
+            program: ship.program.clone(),
+            arguments: ship.arguments.clone(),
+            timeout: ship.timeout,
+        });
+        settings
+    }
+
+    /// What the tokens' client takes.
+    #[must_use]
+    pub fn pool_settings(&self) -> client::Settings {
+        client::Settings::new(self.tokens.iter().map(|token| self.token_settings(token)).collect())
+    }
+
+    fn token_settings(&self, token: &Token) -> client::TokenSettings {
+        let link = match (&token.uri, &token.socket) {
+            (Some(uri), _) => client::Link::Child {
+                settings: Box::new(self.host_settings(token, uri.to_string())),
+                program: None,
+                environment: token.environment.clone(),
+            },
+            (None, socket) => {
+                client::Link::Socket { path: socket.clone().unwrap_or_default(), uid: token.socket_uid }
+            }
+        };
+        client::TokenSettings {
+            name: Arc::from(token.name.as_str()),
+            link,
+            call_timeout: token.call_timeout,
+            keep_alive: token.keep_alive,
+        }
+    }
+
+    /// What a host that the daemon starts is told.
+    fn host_settings(&self, token: &Token, uri: String) -> host::Settings {
+        let limits = &self.token_host;
+        let longest = limits.max_validity.unwrap_or_else(|| self.ca.max_ttl.max(self.serving.ttl));
+        let mut settings = host::Settings::new(uri, self.pin_marker(token), self.ca.bundle.clone(), longest);
+        settings.sessions = token.sessions.get();
+        settings.call_timeout = token.call_timeout;
+        settings.trust_domains = limits.trust_domains.clone().unwrap_or_else(|| self.ca.trust_domains.clone());
+        settings.dns_names = limits.dns_names.clone().unwrap_or_else(|| self.serving.dns_names.clone());
+        settings.ip_addresses = limits.ip_addresses.clone().unwrap_or_else(|| self.serving.ip_addresses.clone());
+        settings.allow_intermediate = limits.allow_intermediate;
+        settings
+    }
+
+    /// Where it is remembered that a token's PIN was refused: beside the log, which outlives restarts.
+    #[must_use]
+    pub fn pin_marker(&self, token: &Token) -> PathBuf {
+        let name: String =
+            token.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        self.log.directory.join(format!("pin-refused.{name}"))
+    }
+}

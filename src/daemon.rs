@@ -1,0 +1,209 @@
+//! The composition root: builds the parts, listens, tells readiness, reloads, drains.
+//!
+//! Knows every part and decides nothing about certificates. A token that is away at the start does not end the
+//! daemon: it stays up, not ready, and is ready by itself once the token is there.
+
+pub mod admin;
+pub mod background;
+pub mod operator;
+pub mod overview;
+pub mod readiness;
+pub mod reload;
+pub mod setup;
+pub mod status;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, watch},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    auth::{Authenticator, client_certificate::AcceptAny},
+    config::Config,
+    grpc::{self, listener::Listener, service::CertificateService},
+    telemetry::metrics::{self, Metrics},
+};
+use background::Background;
+use readiness::{Readiness, Report};
+use setup::{Core, SetupError};
+
+/// How long the tokens may take to end what they have begun, after the drain.
+const TOKENS_END: Duration = Duration::from_secs(5);
+/// How long the background tasks may take to end.
+const TASKS_END: Duration = Duration::from_secs(2);
+/// How often the metrics that are counted elsewhere are set; Prometheus scrapes every 15 s or more by habit.
+const METRICS: Duration = Duration::from_secs(1);
+
+/// Why the daemon did not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// An address cannot be listened on.
+    #[error("{what} cannot be opened at {at}: {source}")]
+    Address {
+        /// What listens there.
+        what: &'static str,
+        /// The address or path.
+        at: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Authentication cannot be set up.
+    #[error("authentication cannot be set up: {}", .0.join("; "))]
+    Authentication(Vec<String>),
+    /// The endpoint cannot listen.
+    #[error(transparent)]
+    Listen(#[from] grpc::listener::ListenError),
+    /// The endpoint ended by itself.
+    #[error(transparent)]
+    Serve(#[from] grpc::server::ServeError),
+    /// The serving certificate cannot be had.
+    #[error(transparent)]
+    Serving(#[from] grpc::serving::ServingError),
+    /// The CA, its log or its tokens cannot be set up.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The system refuses signals.
+    #[error("signals cannot be received: {0}")]
+    Signal(#[source] std::io::Error),
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or its endpoint ended by itself.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let stop = CancellationToken::new();
+    let bell = Arc::new(Notify::new());
+    signals(stop.clone(), Arc::clone(&bell))?;
+    let background = Background::default();
+    let readiness = Readiness::new();
+    let metrics = metrics::install();
+    serve_admin(&config, &readiness, &metrics, &background).await?;
+
+    let own = &config.ca.trust_domains;
+    let authenticator = Authenticator::new(&config.auth, own)
+        .map_err(|errors| DaemonError::Authentication(errors.iter().map(ToString::to_string).collect()))?;
+    let authenticator = Arc::new(authenticator);
+    authenticator.start();
+    let core = setup::core(&config, &readiness, &background).await?;
+    let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
+    tracing::info!("draining");
+    background.end(TASKS_END).await;
+    core.close(Instant::now() + TOKENS_END).await;
+    tracing::info!("ended");
+    served
+}
+
+async fn serve(
+    config: &Config,
+    core: &Core,
+    authenticator: Arc<Authenticator>,
+    metrics: &Metrics,
+    readiness: &Readiness,
+    background: &Background,
+    (stop, bell): (CancellationToken, Arc<Notify>),
+) -> Result<(), DaemonError> {
+    let listen = config.grpc_settings();
+    let tls = if listen.plaintext {
+        None
+    } else {
+        let (certificate, ready) = grpc::serving::spawn(Arc::clone(&core.ca), &listen.serving, background.ended())?;
+        background.follow(ready, readiness.part("serving certificate"), |ready| {
+            (!ready).then(|| "there is none yet, or it has expired".to_owned())
+        });
+        Some(grpc::tls::server_config(&listen.tls, certificate, Arc::new(AcceptAny::new()))?)
+    };
+    let listener = Listener::bind(&listen, tls).await?;
+    let at = listener.local_addr().map_err(|source| DaemonError::Address {
+        what: "the gRPC endpoint",
+        at: listen.address.to_string(),
+        source,
+    })?;
+    if let Some(path) = &config.admin.socket {
+        let socket = operator::bind(path).map_err(|source| DaemonError::Address {
+            what: "the operator's socket",
+            at: path.display().to_string(),
+            source,
+        })?;
+        background.spawn(operator::serve(socket, Arc::clone(&core.ca), background.ended()));
+    }
+    if let Some(address) = config.admin.status_address {
+        let socket = bind("the status page", address).await?;
+        tracing::info!(address = %address, "status page");
+        let take = overview::taker(core, readiness.watch());
+        background.spawn(status::serve(socket, take, background.ended()));
+    }
+    let reloader = core.reloader(config, Arc::clone(&authenticator), bell, readiness.part("CA certificate"));
+    background.spawn(reloader.run(background.ended()));
+    background.spawn_until_end(setup::watch_issuers(Arc::clone(&authenticator)));
+    let (gather, metrics) = (overview::gatherer(core, readiness.watch(), listener.connections()), metrics.clone());
+    background.every(METRICS, move || gather(&metrics));
+
+    let ready = ready_flag(readiness.watch(), background);
+    let service = CertificateService::new(Arc::clone(&core.ca), authenticator, &listen);
+    let routes = grpc::server::routes(service, &listen, ready, stop.clone())?;
+    tracing::info!(address = %at, tls = !listen.plaintext, "listening");
+    match grpc::server::serve(listener, routes, &listen, stop).await? {
+        grpc::server::Drained::Clean => tracing::info!("every request under way was answered"),
+        grpc::server::Drained::Cut { connections } => tracing::warn!(connections, "connections were cut"),
+    }
+    Ok(())
+}
+
+/// SIGTERM and SIGINT stop, SIGHUP rings the bell.
+fn signals(stop: CancellationToken, bell: Arc<Notify>) -> Result<(), DaemonError> {
+    let on = |kind| signal(kind).map_err(DaemonError::Signal);
+    let (mut term, mut int, mut hup) =
+        (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = term.recv() => stop.cancel(),
+                _ = int.recv() => stop.cancel(),
+                _ = hup.recv() => bell.notify_one(),
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn serve_admin(
+    config: &Config,
+    readiness: &Readiness,
+    metrics: &Metrics,
+    background: &Background,
+) -> Result<(), DaemonError> {
+    let Some(address) = config.admin.address else { return Ok(()) };
+    let socket = bind("the admin address", address).await?;
+    let render = metrics.render();
+    tracing::info!(address = %socket.local_addr().unwrap_or(address), "admin");
+    background.spawn(admin::serve(socket, readiness.watch(), render, background.ended()));
+    Ok(())
+}
+
+async fn bind(what: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, DaemonError> {
+    let failed = |source| DaemonError::Address { what, at: address.to_string(), source };
+    TcpListener::bind(address).await.map_err(failed)
+}
+
+/// Readiness as one flag, for the health service.
+fn ready_flag(mut report: watch::Receiver<Report>, background: &Background) -> watch::Receiver<bool> {
+    let (flag, watched) = watch::channel(report.borrow().ready());
+    background.spawn_until_end(async move {
+        while report.changed().await.is_ok() {
+            let ready = report.borrow_and_update().ready();
+            flag.send_if_modified(|flag| std::mem::replace(flag, ready) != ready);
+        }
+    });
+    watched
+}

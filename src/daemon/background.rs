@@ -1,0 +1,78 @@
+//! The daemon's background tasks: started together, ended together.
+
+use std::{future::Future, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::readiness::Voice;
+
+/// Tasks that live until the daemon ends.
+#[derive(Clone, Debug, Default)]
+pub struct Background {
+    tasks: TaskTracker,
+    ended: CancellationToken,
+}
+
+impl Background {
+    /// Told when the tasks are to end.
+    #[must_use]
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
+    }
+
+    /// Starts a task that ends by itself once [`Background::ended`] is told.
+    pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Starts a task that is dropped at the end.
+    pub fn spawn_until_end<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) {
+        let ended = self.ended.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = ended.cancelled() => {}
+                _ = task => {}
+            }
+        });
+    }
+
+    /// Has a voice say what a watched value means, now and at each change.
+    pub fn follow<T: Clone + Send + Sync + 'static>(
+        &self,
+        mut watched: watch::Receiver<T>,
+        voice: Voice,
+        trouble: impl Fn(&T) -> Option<String> + Send + 'static,
+    ) {
+        self.spawn_until_end(async move {
+            loop {
+                let value = watched.borrow_and_update().clone();
+                voice.say(trouble(&value));
+                if watched.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Calls something at once and then again and again.
+    pub fn every(&self, interval: Duration, mut call: impl FnMut() + Send + 'static) {
+        self.spawn_until_end(async move {
+            let mut ticks = tokio::time::interval(interval);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                call();
+            }
+        });
+    }
+
+    /// Ends the tasks and waits for them, this long at most.
+    pub async fn end(self, within: Duration) {
+        self.ended.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(within, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "background tasks do not end; left behind");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The admin socket: the operator's `issue` through the running daemon.
+//!
+//! A Unix socket that only its owner can open; the caller's user id is the kernel's word (SO_PEERCRED), and only
+//! root and the daemon's own user are answered. One JSON request, one JSON answer, over HTTP/1.1.
+
+use std::{
+    io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
+
+use axum::{
+    Json, Router,
+    extract::{
+        ConnectInfo, State,
+        connect_info::Connected,
+    },
+    http::StatusCode,
+    routing::post,
+    serve::IncomingStream,
+};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    auth::Caller,
+    identity::{DnsName, Name, SpiffeId},
+    issue::{CertificateAuthority, Request},
+    policy::Asked,
+    telemetry::RequestId,
+};
+
+/// The operator's request.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssueRequest {
+    /// The PEM certificate request.
+    pub csr: String,
+    /// The SPIFFE ID that the certificate is for.
+    #[serde(default)]
+    pub spiffe_id: Option<String>,
+    /// DNS names, of those configured for serving certificates.
+    #[serde(default)]
+    pub dns_names: Vec<String>,
+    /// Addresses, of those configured for serving certificates.
+    #[serde(default)]
+    pub ip_addresses: Vec<std::net::IpAddr>,
+    /// The lifetime in seconds; 0 is the configured default.
+    #[serde(default)]
+    pub validity_seconds: i64,
+}
+
+/// A certificate for the operator.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct IssueReply {
+    /// The request's id, as in the logs.
+    pub request_id: String,
+    /// The serial number in hexadecimal digits.
+    pub serial: String,
+    /// PEM: the leaf, the path up to a root, the roots.
+    pub chain: Vec<String>,
+}
+
+/// Why there is none.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct IssueFailure {
+    /// The request's id, as in the logs.
+    pub request_id: String,
+    /// One sentence.
+    pub error: String,
+}
+
+/// The user id of whoever opened the connection; none when the kernel does not say.
+#[derive(Clone, Copy, Debug)]
+struct Peer(Option<u32>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(stream.io().peer_cred().ok().map(|credentials| credentials.uid()))
+    }
+}
+
+/// Binds the socket, readable and writable by its owner only; a socket that a dead daemon left is replaced.
+///
+/// # Errors
+/// When something else stands at the path, another daemon answers there, or the directory cannot be written.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Ok(metadata) = std::fs::symlink_metadata(path) {
+        if !metadata.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket stands there"));
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the socket until `shutdown`.
+///
+/// # Errors
+/// When the socket cannot be served any more.
+pub async fn serve(
+    listener: UnixListener,
+    ca: Arc<CertificateAuthority>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let app = Router::new().route("/issue", post(issue)).with_state(ca);
+    axum::serve(listener, app.into_make_service_with_connect_info::<Peer>())
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+}
+
+async fn issue(
+    State(ca): State<Arc<CertificateAuthority>>,
+    ConnectInfo(Peer(uid)): ConnectInfo<Peer>,
+    Json(request): Json<IssueRequest>,
+) -> Result<Json<IssueReply>, (StatusCode, Json<IssueFailure>)> {
+    let id = RequestId::random();
+    let failure = |status, error: String| (status, Json(IssueFailure { request_id: id.to_string(), error }));
+    let own = nix::unistd::geteuid().as_raw();
+    let Some(uid) = uid.filter(|uid| *uid == 0 || *uid == own) else {
+        return Err(failure(StatusCode::FORBIDDEN, "only root and the daemon's own user may ask here".to_owned()));
+    };
+    match perform(&ca, uid, &id, request).await {
+        Ok(reply) => Ok(Json(reply)),
+        Err(error) => {
+            tracing::warn!(request_id = %id, uid, error, "operator's request refused");
+            Err(failure(StatusCode::UNPROCESSABLE_ENTITY, error))
+        }
+    }
+}
+
+/// Issues for the operator, on the same path as everybody; also called by `issue` when it runs alone.
+///
+/// # Errors
+/// One sentence that says why not.
+pub async fn perform(
+    ca: &CertificateAuthority,
+    uid: u32,
+    id: &RequestId,
+    request: IssueRequest,
+) -> Result<IssueReply, String> {
+    let names = names(&request).map_err(|error| error.to_string())?;
+    let asked = Asked { validity_seconds: request.validity_seconds, operator_names: names, ..Asked::default() };
+    let caller = Caller::operator(uid);
+    let request = Request { id: id.to_string().into(), caller, csr: request.csr, asked, deadline: None };
+    let issued = ca.issue(request).await.map_err(|error| error.to_string())?;
+    Ok(IssueReply { request_id: id.to_string(), serial: issued.tbs().serial().to_hex(), chain: issued.chain() })
+}
+
+fn names(request: &IssueRequest) -> Result<Vec<Name>, crate::identity::NameError> {
+    let spiffe = request.spiffe_id.iter().map(|text| text.parse::<SpiffeId>().map(Name::Spiffe));
+    let dns = request.dns_names.iter().map(|text| text.parse::<DnsName>().map(Name::Dns));
+    let ip = request.ip_addresses.iter().map(|address| Ok(Name::Ip(*address)));
+    spiffe.chain(dns).chain(ip).collect()
+}

@@ -1,0 +1,210 @@
+//! What the daemon shows of itself: the status page's snapshot and the metrics that are counted elsewhere.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::watch;
+use x509_cert::{
+    Certificate,
+    der::{Decode, DecodePem},
+};
+
+use super::{
+    readiness::Report,
+    setup::Core,
+    status::{ChainEntry, LogEntry, Snapshot, Take, TokenEntry},
+};
+use crate::{
+    clock,
+    grpc::connection::Connections,
+    issue::CertificateAuthority,
+    log::{CheckpointHealth, Log},
+    pki::{Issuer, KeyAlgorithm, PublicKey},
+    telemetry::metrics::{self, Metrics},
+    token::client::Pool,
+};
+
+/// What takes the status page's snapshot.
+#[must_use]
+pub fn taker(core: &Core, report: watch::Receiver<Report>) -> Take {
+    let started = clock::now();
+    let (ca, pool, log, recent) =
+        (Arc::clone(&core.ca), Arc::clone(&core.pool), core.log.clone(), Arc::clone(&core.recent));
+    Arc::new(move || {
+        let now = clock::now();
+        Snapshot {
+            now,
+            started,
+            report: report.borrow().clone(),
+            chain: chain(&ca.issuer()),
+            tokens: tokens(&pool),
+            log: log_entry(&log, now),
+            hour: recent.hour(now),
+        }
+    })
+}
+
+/// What sets the metrics that are counted elsewhere: by the tokens' client, by the log, by the listener.
+pub fn gatherer(
+    core: &Core,
+    report: watch::Receiver<Report>,
+    connections: Connections,
+) -> impl Fn(&Metrics) + Send + use<> {
+    let (ca, pool, log) = (Arc::clone(&core.ca), Arc::clone(&core.pool), core.log.clone());
+    move |metrics| {
+        gather_readiness(&report.borrow());
+        gather_tokens(&pool);
+        gather_log(&log);
+        gather_expiry(&ca);
+        metrics::level("istio_hsm_ca_connections", None, count(connections.len()));
+        metrics.upkeep();
+    }
+}
+
+fn gather_readiness(report: &Report) {
+    metrics::level("istio_hsm_ca_ready", None, flag(report.ready()));
+    for part in &report.parts {
+        metrics::level("istio_hsm_ca_part_ready", Some(("part", part.name.clone())), flag(part.trouble.is_none()));
+    }
+}
+
+fn gather_tokens(pool: &Pool) {
+    for token in pool.snapshot() {
+        let name = Some(&*token.token);
+        metrics::absolute("istio_hsm_ca_token_signatures_total", name, token.signed);
+        metrics::absolute("istio_hsm_ca_token_refusals_total", name, token.refused);
+        metrics::absolute("istio_hsm_ca_token_faults_total", name, token.faults);
+        metrics::absolute("istio_hsm_ca_token_expired_total", name, token.expired);
+        metrics::absolute("istio_hsm_ca_token_retries_total", name, token.retried);
+        metrics::absolute("istio_hsm_ca_token_hosts_total", name, token.hosts);
+        metrics::absolute("istio_hsm_ca_token_hung_total", name, token.hung);
+        metrics::absolute("istio_hsm_ca_token_outages_total", name, token.outages);
+        metrics::absolute("istio_hsm_ca_token_canary_failures_total", name, token.canaries_failed);
+        let label = Some(("token", token.token.to_string()));
+        metrics::level("istio_hsm_ca_token_in_flight", label, count(token.in_flight));
+    }
+    for token in &pool.health().borrow().tokens {
+        let label = Some(("token", token.token.to_string()));
+        metrics::level("istio_hsm_ca_token_up", label, flag(token.phase.is_ready() && token.keys > 0));
+    }
+    let (bulk, first) = pool.queued();
+    metrics::level("istio_hsm_ca_queue_length", Some(("class", "bulk".to_owned())), count(bulk));
+    metrics::level("istio_hsm_ca_queue_length", Some(("class", "first".to_owned())), count(first));
+}
+
+fn gather_log(log: &Log) {
+    let stats = log.stats();
+    metrics::absolute("istio_hsm_ca_log_lines_total", None, stats.lines);
+    metrics::absolute("istio_hsm_ca_log_bytes_total", None, stats.bytes);
+    metrics::absolute("istio_hsm_ca_log_flushes_total", None, stats.flushes);
+    metrics::absolute("istio_hsm_ca_log_flush_failures_total", None, stats.flush_failures);
+    metrics::absolute("istio_hsm_ca_log_outcomes_lost_total", None, stats.outcomes_lost);
+    metrics::absolute("istio_hsm_ca_log_checkpoints_total", None, stats.checkpoints);
+    metrics::level("istio_hsm_ca_log_writable", None, flag(log.health().borrow().writable.is_ok()));
+    metrics::level("istio_hsm_ca_log_queue_length", None, count(stats.queued));
+    metrics::level("istio_hsm_ca_log_segments", None, large(stats.segments));
+    let unsigned = stats.lines.saturating_sub(stats.checkpointed);
+    metrics::level("istio_hsm_ca_log_unsigned_lines", None, large(unsigned));
+}
+
+fn gather_expiry(ca: &CertificateAuthority) {
+    let (issuer, now) = (ca.issuer(), clock::now());
+    let ends = |at: SystemTime| {
+        let timestamp = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let left = match at.duration_since(now) {
+            Ok(left) => left.as_secs_f64(),
+            Err(past) => -past.duration().as_secs_f64(),
+        };
+        (timestamp, left)
+    };
+    let root = issuer.roots().first().and_then(|root| entry("root", root)).map(|root| root.not_after);
+    metrics::expiry(ends(root.unwrap_or_else(|| issuer.not_after())), ends(issuer.not_after()));
+}
+
+fn chain(issuer: &Issuer) -> Vec<ChainEntry> {
+    let mut entries: Vec<ChainEntry> = Vec::new();
+    for pem in issuer.path_pem() {
+        let role = if entries.is_empty() { "CA" } else { "intermediate" };
+        let der = Certificate::from_pem(pem).ok().and_then(|certificate| der::Encode::to_der(&certificate).ok());
+        entries.extend(der.and_then(|der| entry(role, &der)));
+    }
+    let root = if entries.is_empty() { "CA and root" } else { "root" };
+    entries.extend(issuer.roots().iter().filter_map(|der| entry(root, der)));
+    entries
+}
+
+fn entry(role: &'static str, der: &[u8]) -> Option<ChainEntry> {
+    let certificate = Certificate::from_der(der).ok()?;
+    let tbs = certificate.tbs_certificate();
+    let spki = der::Encode::to_der(tbs.subject_public_key_info()).ok()?;
+    let key = match PublicKey::from_spki_der(&spki).map(|key| key.algorithm()) {
+        Ok(KeyAlgorithm::Ed25519) => "Ed25519".to_owned(),
+        Ok(KeyAlgorithm::P256) => "P-256".to_owned(),
+        Ok(KeyAlgorithm::P384) => "P-384".to_owned(),
+        Ok(KeyAlgorithm::Rsa { bits }) => format!("RSA {bits}"),
+        Err(_) => "another kind of key".to_owned(),
+    };
+    Some(ChainEntry {
+        role,
+        subject: tbs.subject().to_string(),
+        key,
+        not_before: tbs.validity().not_before.to_system_time(),
+        not_after: tbs.validity().not_after.to_system_time(),
+    })
+}
+
+fn tokens(pool: &Pool) -> Vec<TokenEntry> {
+    let health = pool.health().borrow().clone();
+    let counters = pool.snapshot();
+    let tokens = health.tokens.into_iter();
+    tokens
+        .map(|token| {
+            let counted = counters.iter().find(|counted| counted.token == token.token);
+            let signs = token.phase.is_ready() && token.keys > 0;
+            let reason = if token.reason.is_empty() { token.phase.as_str().to_owned() } else { token.reason };
+            TokenEntry {
+                name: token.token.to_string(),
+                what: token.phase.as_str().replace('_', " "),
+                trouble: (!signs).then_some(reason),
+                signed: counted.map_or(0, |counted| counted.signed),
+                outstanding: counted.map_or(0, |counted| u64::try_from(counted.in_flight).unwrap_or(u64::MAX)),
+                faults: counted.map_or(0, |counted| counted.faults),
+                restarts: counted.map_or(0, |counted| counted.hosts.saturating_sub(1)),
+            }
+        })
+        .collect()
+}
+
+fn log_entry(log: &Log, now: SystemTime) -> LogEntry {
+    let (stats, health) = (log.stats(), log.health().borrow().clone());
+    let checkpoint = match health.checkpoints {
+        CheckpointHealth::Current if stats.checkpointed > 0 => Ok((stats.checkpointed, now)),
+        CheckpointHealth::Current => Err("none yet".to_owned()),
+        CheckpointHealth::Failing(reason) => Err(reason),
+        CheckpointHealth::Off => Err("off: no token has a log key".to_owned()),
+    };
+    LogEntry {
+        trouble: health.writable.err(),
+        lines: stats.lines,
+        bytes: stats.bytes,
+        flushes: stats.flushes,
+        written: stats.written,
+        checkpoint,
+    }
+}
+
+fn flag(set: bool) -> f64 {
+    if set { 1.0 } else { 0.0 }
+}
+
+/// A count as Prometheus holds it; beyond 2^32 its precision ends before ours does.
+fn large(count: u64) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+fn count(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+

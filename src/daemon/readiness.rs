@@ -1,0 +1,122 @@
+//! Readiness: what keeps the daemon from issuing certificates, in words.
+//!
+//! Each part of the daemon says whether it can do its share; the daemon is ready when all can. Liveness does not
+//! follow: a dead HSM is no reason to restart the daemon.
+
+use tokio::sync::watch;
+
+/// The share of one part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What the part is, such as `token softhsm`.
+    pub name: String,
+    /// Why it cannot do its share; `None` when it can.
+    pub trouble: Option<String>,
+}
+
+/// What every part says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The parts, in the order in which they were added.
+    pub parts: Vec<Part>,
+}
+
+impl Report {
+    /// Whether certificates can be issued.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.parts.iter().all(|part| part.trouble.is_none())
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{}", if self.ready() { "ready" } else { "not ready" })?;
+        for part in &self.parts {
+            writeln!(f, "{}: {}", part.name, part.trouble.as_deref().unwrap_or("ok"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Collects what the parts say.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    report: watch::Sender<Report>,
+}
+
+/// One part's voice.
+#[derive(Debug)]
+pub struct Voice {
+    report: watch::Sender<Report>,
+    index: usize,
+}
+
+impl Readiness {
+    /// Nothing is heard yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { report: watch::Sender::new(Report::default()) }
+    }
+
+    /// Adds a part that cannot do its share until it says so.
+    #[must_use]
+    pub fn part(&self, name: impl Into<String>) -> Voice {
+        let mut index = 0;
+        self.report.send_modify(|report| {
+            index = report.parts.len();
+            report.parts.push(Part { name: name.into(), trouble: Some("starting".to_owned()) });
+        });
+        Voice { report: self.report.clone(), index }
+    }
+
+    /// What the parts say, now and later.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Report> {
+        self.report.subscribe()
+    }
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Voice {
+    /// Says whether the part can do its share; a change is logged.
+    pub fn say(&self, trouble: Option<String>) {
+        self.report.send_if_modified(|report| {
+            let Some(part) = report.parts.get_mut(self.index) else { return false };
+            if part.trouble == trouble {
+                return false;
+            }
+            match &trouble {
+                None => tracing::info!(part = part.name, "ready"),
+                Some(reason) => tracing::warn!(part = part.name, reason, "not ready"),
+            }
+            part.trouble = trouble;
+            true
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_when_every_part_is() {
+        let readiness = Readiness::new();
+        let (token, log) = (readiness.part("token"), readiness.part("log"));
+        let report = || readiness.watch().borrow().clone();
+        assert!(!report().ready());
+        token.say(None);
+        assert!(!report().ready());
+        log.say(None);
+        assert!(report().ready());
+        token.say(Some("the token is gone".to_owned()));
+        assert!(!report().ready());
+        assert_eq!(report().to_string(), "not ready\ntoken: the token is gone\nlog: ok\n");
+    }
+}

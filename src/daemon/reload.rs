@@ -1,0 +1,186 @@
+//! Takes a new bundle while the daemon runs, without a dropped request.
+//!
+//! A new bundle must be stable as a set, complete, valid, keep every root that workloads trust, and its key must be
+//! proven on every token, before it is taken. What is refused says why, and the old one stays. A key that a token
+//! lacks is looked for again, since an import raises no file event.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use notify::{RecursiveMode, Watcher};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::readiness::Voice;
+use crate::{
+    auth::Authenticator,
+    bundle_files,
+    issue::CertificateAuthority,
+    pki::{Bundle, Issuer, bundle::BundleFiles},
+    token::client::Pool,
+};
+
+/// Istio's own debounce for the same files is 100 ms; the set must stay the same for this long.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Events can be lost (network file systems, a directory that is replaced), so that the files are also read now and then.
+const POLL: Duration = Duration::from_secs(10);
+/// How long the tokens may take to find a new key.
+const PROOF: Duration = Duration::from_secs(10);
+
+/// Why a bundle is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The files changed while they were read.
+    #[error("the files are still changing")]
+    Changing,
+    /// The files are refused.
+    #[error("{}", .0.join("; "))]
+    Invalid(Vec<String>),
+    /// A token does not hold the key.
+    #[error("the key of the new ca-cert.pem is not in every token: {}; import it there", .0.join("; "))]
+    KeyMissing(Vec<String>),
+    /// A root would be dropped.
+    #[error("root-cert.pem lacks a root of the bundle in use, and workloads that trust only that one would fail; add it again, or set allow_root_removal")]
+    RootDropped,
+}
+
+/// Watches the bundle's directory.
+#[derive(Debug)]
+pub struct Reloader {
+    /// The bundle's directory.
+    pub directory: PathBuf,
+    /// The files in use.
+    pub in_use: BundleFiles,
+    /// Whether a root may be dropped.
+    pub allow_root_removal: bool,
+    /// The CA that takes the new bundle.
+    pub ca: Arc<CertificateAuthority>,
+    /// The tokens that must hold its key.
+    pub pool: Arc<Pool>,
+    /// Reloaded along: denylist, previous CAs, keys of issuers.
+    pub authenticator: Arc<Authenticator>,
+    /// Rung by SIGHUP.
+    pub bell: Arc<Notify>,
+    /// Says when the CA's certificate has expired.
+    pub voice: Voice,
+}
+
+impl Reloader {
+    /// Reloads until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let (events, mut changed) = mpsc::channel(1);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|event| !event.kind.is_access()) {
+                // Full means that one is waiting already.
+                let _ = events.try_send(());
+            }
+        });
+        let mut watcher = watcher.inspect_err(|error| tracing::warn!(%error, "the bundle is polled, not watched")).ok();
+        let mut refused: Option<String> = None;
+        loop {
+            if let Some(watcher) = &mut watcher {
+                // Watched anew each time: a directory that was exchanged for another keeps no watch.
+                let _ = watcher.unwatch(&self.directory);
+                let _ = watcher.watch(&self.directory, RecursiveMode::NonRecursive);
+            }
+            let rung = tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.bell.notified() => true,
+                _ = changed.recv() => false,
+                () = tokio::time::sleep(POLL) => false,
+            };
+            if rung {
+                self.reload_authentication();
+            }
+            self.say_expiry();
+            match self.attempt().await {
+                Ok(true) => {
+                    refused = None;
+                    tracing::info!(directory = %self.directory.display(), "the new bundle is in use");
+                    self.say_expiry();
+                }
+                Ok(false) => refused = None,
+                Err(ReloadError::Changing) => {}
+                Err(error) => {
+                    let text = error.to_string();
+                    if rung || refused.as_ref() != Some(&text) {
+                        tracing::error!(error = text, "the new bundle is refused; the old one stays in use");
+                    }
+                    refused = Some(text);
+                }
+            }
+        }
+    }
+
+    /// Takes the files if they differ from what is in use; tells whether they did.
+    async fn attempt(&mut self) -> Result<bool, ReloadError> {
+        let Some(files) = self.stable_files().await? else { return Ok(false) };
+        let bundle = Bundle::check(files.clone(), crate::clock::now())
+            .map_err(|problems| ReloadError::Invalid(problems.iter().map(ToString::to_string).collect()))?;
+        for warning in bundle.warnings() {
+            tracing::warn!(warning = warning.0, "bundle");
+        }
+        let old = self.ca.issuer();
+        let new = bundle.issuer();
+        if !self.allow_root_removal && drops_a_root(&old, new) {
+            return Err(ReloadError::RootDropped);
+        }
+        let proofs = self.pool.prove(new.public_key(), Instant::now() + PROOF).await;
+        let missing: Vec<String> = proofs
+            .into_iter()
+            .filter_map(|proof| proof.result.err().map(|error| format!("{}: {error}", proof.token)))
+            .collect();
+        if !missing.is_empty() {
+            return Err(ReloadError::KeyMissing(missing));
+        }
+        self.ca.replace_issuer(Arc::clone(new));
+        self.in_use = files;
+        Ok(true)
+    }
+
+    /// The files, once they stay the same; none if they are those in use.
+    async fn stable_files(&self) -> Result<Option<BundleFiles>, ReloadError> {
+        let read = || {
+            bundle_files::read(&self.directory)
+                .map_err(|problems| ReloadError::Invalid(problems.iter().map(ToString::to_string).collect()))
+        };
+        let first = read();
+        if first.as_ref().is_ok_and(|files| same_content(files, &self.in_use)) {
+            return Ok(None);
+        }
+        tokio::time::sleep(SETTLE).await;
+        let (first, second) = (first?, read()?);
+        if same_content(&first, &second) { Ok(Some(second)) } else { Err(ReloadError::Changing) }
+    }
+
+    fn reload_authentication(&self) {
+        match self.authenticator.reload() {
+            Ok(()) => tracing::info!("denylist, previous CAs and issuers' keys are read again"),
+            Err(errors) => {
+                for error in errors {
+                    tracing::error!(%error, "not reloaded; what was read before stays in use");
+                }
+            }
+        }
+    }
+
+    fn say_expiry(&self) {
+        let left = self.ca.issuer().remaining(crate::clock::now());
+        let expired = left.is_zero();
+        self.voice.say(expired.then(|| "the CA's certificate path has expired; import a renewed certificate".to_owned()));
+    }
+}
+
+fn same_content(one: &BundleFiles, other: &BundleFiles) -> bool {
+    one.ca_cert.bytes == other.ca_cert.bytes
+        && one.cert_chain.bytes == other.cert_chain.bytes
+        && one.root_cert.bytes == other.root_cert.bytes
+}
+
+/// Whether a root of the old bundle is not in the new one, compared by DER as Istio does.
+fn drops_a_root(old: &Issuer, new: &Issuer) -> bool {
+    old.roots().iter().any(|root| !new.roots().contains(root))
+}

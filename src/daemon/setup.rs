@@ -1,0 +1,246 @@
+//! Builds the path: bundle, tokens, log, rules. Also for `issue`, where it runs alone.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+use super::{
+    background::Background,
+    readiness::{Readiness, Voice},
+    reload::Reloader,
+};
+use crate::{
+    auth::Authenticator,
+    bundle_files,
+    clock::{self, Clock},
+    config::Config,
+    issue::{CertificateAuthority, Parts, limits::Limits},
+    log::{CheckpointHealth, CheckpointSignError, CheckpointSignature, CheckpointSigner, Log, OpenError, Opened},
+    pki::{Bundle, PublicKey, bundle::BundleFiles},
+    policy::Rules,
+    telemetry::recent::Recent,
+    token::client::{Pool, PoolError},
+};
+
+/// How long a checkpoint's signature may take.
+const CHECKPOINT: Duration = Duration::from_secs(5);
+/// How long the tokens are asked for the CA's key before the daemon says that it is missing, and asks again.
+const PROOF: Duration = Duration::from_secs(5);
+
+/// Why the path cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The bundle is refused.
+    #[error("the bundle is refused:{}", list(.0))]
+    Bundle(Vec<String>),
+    /// The issuance log cannot be opened.
+    #[error("the issuance log: {0}")]
+    Log(#[from] OpenError),
+    /// The tokens' hosts cannot be started.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+}
+
+fn list(reasons: &[String]) -> String {
+    reasons.iter().map(|reason| format!("\n  - {reason}")).collect()
+}
+
+/// The path and its parts.
+#[derive(Debug)]
+pub struct Core {
+    /// THE path.
+    pub ca: Arc<CertificateAuthority>,
+    /// The tokens.
+    pub pool: Arc<Pool>,
+    /// The log.
+    pub log: Log,
+    /// What the log held when it was opened.
+    pub opened: Opened,
+    /// The last hour.
+    pub recent: Arc<Recent>,
+    /// The files in use.
+    files: BundleFiles,
+}
+
+/// Reads and checks the bundle; warnings go to the log.
+///
+/// # Errors
+/// Every reason to refuse it.
+pub fn bundle(config: &Config) -> Result<Bundle, SetupError> {
+    let texts = |problems: Vec<crate::pki::bundle::Problem>| {
+        SetupError::Bundle(problems.iter().map(ToString::to_string).collect())
+    };
+    let files = bundle_files::read(&config.ca.bundle).map_err(texts)?;
+    Bundle::check(files, clock::now()).map_err(texts)
+}
+
+/// The rules of policy that a configuration means.
+#[must_use]
+pub fn rules(config: &Config) -> Rules {
+    Rules {
+        default_ttl: config.ca.default_ttl,
+        max_ttl: config.ca.max_ttl,
+        trust_domains: config.ca.trust_domains.clone(),
+        cert_signers: config.ca.cert_signers.clone(),
+        serving_dns_names: config.serving.dns_names.clone(),
+        serving_ip_addresses: config.serving.ip_addresses.clone(),
+        serving_ttl: config.serving.ttl,
+    }
+}
+
+/// Builds the path. A token that is away does not fail it; a broken bundle or log does.
+///
+/// # Errors
+/// When the bundle is refused, the log is not as it was written, or no host can be started.
+pub async fn core(config: &Config, readiness: &Readiness, background: &Background) -> Result<Core, SetupError> {
+    let bundle = bundle(config)?;
+    for warning in bundle.warnings() {
+        tracing::warn!(warning = warning.0, "bundle");
+    }
+    let issuer = Arc::clone(bundle.issuer());
+    let pool = Arc::new(Pool::start(config.pool_settings())?);
+    let signer: Arc<dyn CheckpointSigner> = Arc::new(LogKey(Arc::clone(&pool)));
+    let (log, opened) = Log::open(config.log_settings(), Some(signer))?;
+    if let Some(aside) = &opened.set_aside {
+        tracing::warn!(?aside, "the issuance log ended in the middle of a line, after a crash; it was set aside");
+    }
+    let recent = Arc::new(Recent::new());
+    let ca = Arc::new(CertificateAuthority::new(Parts {
+        issuer: Arc::clone(&issuer),
+        rules: rules(config),
+        limits: Limits::new(config.rate_limits.settings()),
+        first_class: config.ca.first_class.clone(),
+        default_deadline: config.listen.limits.request_timeout,
+        clock: Clock::start(opened.newest_record),
+        log: log.clone(),
+        signer: Arc::clone(&pool) as Arc<dyn crate::signer::Signer>,
+        recent: Arc::clone(&recent),
+    }));
+    background.follow(pool.health(), readiness.part("tokens"), |health| {
+        (!health.is_ready()).then(|| format!("no token signs: {}", health.reason()))
+    });
+    background.follow(log.health(), readiness.part("issuance log"), |health| health.writable.clone().err());
+    let (watched, clock) = (Arc::clone(&ca), readiness.part("clock"));
+    background.every(Duration::from_secs(1), move || clock.say(watched.now().err().map(|error| error.to_string())));
+    background.spawn_until_end(prove(Arc::clone(&pool), Arc::clone(&ca)));
+    background.spawn_until_end(tell_checkpoints(log.clone()));
+    Ok(Core { ca, pool, log, opened, recent, files: bundle.files().clone() })
+}
+
+impl Core {
+    /// What keeps the bundle up to date.
+    #[must_use]
+    pub fn reloader(
+        &self,
+        config: &Config,
+        authenticator: Arc<Authenticator>,
+        bell: Arc<Notify>,
+        voice: Voice,
+    ) -> Reloader {
+        Reloader {
+            directory: config.ca.bundle.clone(),
+            in_use: self.files.clone(),
+            allow_root_removal: config.ca.allow_root_removal,
+            ca: Arc::clone(&self.ca),
+            pool: Arc::clone(&self.pool),
+            authenticator,
+            bell,
+            voice,
+        }
+    }
+
+    /// Ends log and tokens: the last checkpoint first, since a token signs it.
+    pub async fn close(self, deadline: Instant) {
+        let Self { ca, pool, log, .. } = self;
+        log.close().await;
+        drop(ca);
+        pool.shutdown(deadline).await;
+    }
+}
+
+/// Asks every token for the CA's key until each that can be reached has answered; the pool asks again by itself
+/// after each recovery.
+async fn prove(pool: Arc<Pool>, ca: Arc<CertificateAuthority>) {
+    let mut told = Vec::new();
+    loop {
+        let proofs = pool.prove(ca.issuer().public_key(), Instant::now() + PROOF).await;
+        let missing: Vec<String> = proofs
+            .iter()
+            .filter_map(|proof| proof.result.as_ref().err().map(|error| format!("{}: {error}", proof.token)))
+            .collect();
+        if missing.is_empty() {
+            return;
+        }
+        if missing != told {
+            tracing::error!(tokens = ?missing, "the CA's key is not found; run `istio-hsm-ca check`");
+            told = missing;
+        }
+        tokio::time::sleep(PROOF).await;
+    }
+}
+
+/// Tells in the log when checkpoints fail, and when they go on; issuance goes on without them.
+async fn tell_checkpoints(log: Log) {
+    let mut health = log.health();
+    let mut last = CheckpointHealth::Current;
+    loop {
+        let now = health.borrow_and_update().checkpoints.clone();
+        if now != last {
+            match &now {
+                CheckpointHealth::Current => tracing::info!("checkpoints of the issuance log are signed again"),
+                CheckpointHealth::Failing(reason) => {
+                    tracing::warn!(reason, "the issuance log's checkpoint was not signed; tried again with the next");
+                }
+                CheckpointHealth::Off => {
+                    tracing::warn!("no token has a log key (Ed25519): the issuance log has no checkpoints");
+                }
+            }
+            last = now;
+        }
+        if health.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells in the log which issuers' keys are not there yet.
+pub async fn watch_issuers(authenticator: Arc<Authenticator>) {
+    let mut told = String::new();
+    loop {
+        let missing = authenticator.not_ready().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        if missing != told {
+            if missing.is_empty() {
+                tracing::info!("the keys of every token issuer are there");
+            } else {
+                tracing::warn!(issuers = missing, "tokens of these issuers cannot be checked yet");
+            }
+            told = missing;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// The log key in the tokens, as the log sees it.
+#[derive(Debug)]
+struct LogKey(Arc<Pool>);
+
+impl CheckpointSigner for LogKey {
+    fn sign_checkpoint<'a>(
+        &'a self,
+        text: &'a [u8],
+    ) -> crate::signer::BoxFuture<'a, Result<CheckpointSignature, CheckpointSignError>> {
+        Box::pin(async move {
+            let signed = self.0.sign_checkpoint(text, Instant::now() + CHECKPOINT).await;
+            let signed = signed.map_err(|error| CheckpointSignError(error.to_string()))?;
+            let wrong = |what: &str| CheckpointSignError(format!("token {} gave {what}", signed.signed.source.token));
+            let key = PublicKey::from_spki_der(&signed.log_key).map_err(|_| wrong("a log key that is none"))?;
+            let public_key = key.subject_public_key().try_into().map_err(|_| wrong("a log key that is not Ed25519"))?;
+            let signature = signed.signed.signature.as_slice();
+            let signature = signature.try_into().map_err(|_| wrong("a signature that is not Ed25519"))?;
+            Ok(CheckpointSignature { public_key, signature })
+        })
+    }
+}

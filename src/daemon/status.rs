@@ -1,0 +1,127 @@
+//! The status page: one self-contained, read-only page on an address of its own, loopback by default since it
+//! shows identities.
+//!
+//! Everything that came from outside passes through the template's escaping; the page loads nothing and, by its
+//! Content-Security-Policy, may not.
+
+mod page;
+mod plot;
+
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+
+use axum::{
+    Router,
+    http::{HeaderName, StatusCode},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::readiness::Report;
+use crate::telemetry::recent::Hour;
+
+/// A certificate of the CA's path.
+#[derive(Clone, Debug)]
+pub struct ChainEntry {
+    /// What it is: `CA`, `intermediate`, `root`.
+    pub role: &'static str,
+    /// Its subject in RFC 4514 form.
+    pub subject: String,
+    /// Its key's type and size.
+    pub key: String,
+    /// Start of its validity.
+    pub not_before: SystemTime,
+    /// End of its validity.
+    pub not_after: SystemTime,
+}
+
+/// A token as it stands.
+#[derive(Clone, Debug)]
+pub struct TokenEntry {
+    /// Its configured name.
+    pub name: String,
+    /// Its label, model and serial number, as the module says.
+    pub what: String,
+    /// Why it does not sign; `None` when it does.
+    pub trouble: Option<String>,
+    /// Signatures since the daemon started.
+    pub signed: u64,
+    /// Requests that wait for it.
+    pub outstanding: u64,
+    /// Faults since the daemon started.
+    pub faults: u64,
+    /// How often its host was started anew.
+    pub restarts: u64,
+}
+
+/// The issuance log as it stands.
+#[derive(Clone, Debug)]
+pub struct LogEntry {
+    /// Why it takes no lines; `None` when it does.
+    pub trouble: Option<String>,
+    /// Its lines.
+    pub lines: u64,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Flushes since the daemon started, and the lines that they made durable.
+    pub flushes: u64,
+    /// Lines since the daemon started.
+    pub written: u64,
+    /// Size and time of the last checkpoint; the reason in words where there is none.
+    pub checkpoint: Result<(u64, SystemTime), String>,
+}
+
+/// All that the page shows.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// When it was taken.
+    pub now: SystemTime,
+    /// When the daemon started.
+    pub started: SystemTime,
+    /// What the parts of the daemon say.
+    pub report: Report,
+    /// The CA's path, the CA first.
+    pub chain: Vec<ChainEntry>,
+    /// The tokens.
+    pub tokens: Vec<TokenEntry>,
+    /// The log.
+    pub log: LogEntry,
+    /// The last hour.
+    pub hour: Hour,
+}
+
+/// Takes a snapshot.
+pub type Take = Arc<dyn Fn() -> Snapshot + Send + Sync>;
+
+/// The page may run its own inline style and script, may ask its own address again, and nothing else.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Serves the page until `shutdown`.
+///
+/// # Errors
+/// When the address cannot be served any more.
+pub async fn serve(listener: TcpListener, take: Take, shutdown: CancellationToken) -> std::io::Result<()> {
+    let app = Router::new().route("/", get(move || async move { respond(&take()) }));
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+}
+
+fn respond(snapshot: &Snapshot) -> Response {
+    let headers = [
+        (HeaderName::from_static("content-type"), "text/html; charset=utf-8"),
+        (HeaderName::from_static("content-security-policy"), POLICY),
+        (HeaderName::from_static("cache-control"), "no-store"),
+        (HeaderName::from_static("referrer-policy"), "no-referrer"),
+        (HeaderName::from_static("x-content-type-options"), "nosniff"),
+    ];
+    match page::render(snapshot) {
+        Ok(html) => (headers, html).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the status page cannot be rendered");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}

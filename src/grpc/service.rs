@@ -1,0 +1,115 @@
+//! `istio.v1.auth.IstioCertificateService`: from a message to the one path and back, and one log line.
+//!
+//! Knows the protocol's field names and nothing about certificates. Called by tonic for each request.
+
+mod line;
+mod metadata;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use self::line::Line;
+use super::{
+    connection::Peer,
+    generated::{
+        IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService,
+    },
+    settings::Limits,
+    status::{Refusal, status},
+};
+use crate::{
+    auth::{Authenticator, ClusterId, Credentials, bearer},
+    issue::{self, CertificateAuthority, IssueError},
+    pki::Issued,
+    policy::Asked,
+    telemetry::RequestId,
+};
+
+/// The certificate service. Clones share their parts.
+#[derive(Clone, Debug)]
+pub struct CertificateService {
+    ca: Arc<CertificateAuthority>,
+    authenticator: Arc<Authenticator>,
+    /// A place for each request that may be under way.
+    places: Arc<Semaphore>,
+    timeout: Duration,
+}
+
+impl CertificateService {
+    /// Puts the service before the path.
+    #[must_use]
+    pub fn new(ca: Arc<CertificateAuthority>, authenticator: Arc<Authenticator>, limits: &Limits) -> Self {
+        let places = Arc::new(Semaphore::new(limits.requests.min(Semaphore::MAX_PERMITS)));
+        Self { ca, authenticator, places, timeout: limits.request_timeout }
+    }
+
+    async fn issue(
+        &self,
+        headers: &MetadataMap,
+        peer: Option<&Peer>,
+        message: IstioCertificateRequest,
+        deadline: Instant,
+        line: &mut Line,
+    ) -> Result<Issued, Refusal> {
+        let _place = self.places.try_acquire().map_err(|_| Refusal::Overload)?;
+        let now = self.ca.now().map_err(IssueError::from)?;
+        let caller = self.authenticator.authenticate(&credentials(headers, peer), &self.ca.issuer(), now).await?;
+        line.caller(&caller);
+        let asked = Asked {
+            validity_seconds: message.validity_duration,
+            cert_signer: metadata::text(message.metadata.as_ref(), metadata::CERT_SIGNER)?,
+            impersonated_identity: metadata::text(message.metadata.as_ref(), metadata::IMPERSONATED_IDENTITY)?,
+            operator_names: Vec::new(),
+        };
+        let request =
+            issue::Request { id: line.id().clone().into(), caller, csr: message.csr, asked, deadline: Some(deadline) };
+        Ok(self.ca.issue(request).await?)
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for CertificateService {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let (headers, extensions, message) = request.into_parts();
+        let peer = extensions.get::<Peer>();
+        let started = Instant::now();
+        let mut line = Line::start(RequestId::random(), peer.map(|peer| peer.address), started);
+        let limit = metadata::timeout(&headers).map_or(self.timeout, |asked| asked.min(self.timeout));
+        let deadline = started + limit;
+        let issuing = self.issue(&headers, peer, message, deadline, &mut line);
+        let result = match tokio::time::timeout_at(deadline.into(), issuing).await {
+            Ok(result) => result,
+            Err(_) => Err(Refusal::Deadline),
+        };
+        match result {
+            Ok(issued) => {
+                line.issued(&issued);
+                Ok(Response::new(IstioCertificateResponse { cert_chain: issued.chain() }))
+            }
+            Err(refusal) => {
+                let status = status(&refusal, line.id());
+                line.refused(&refusal, status.code());
+                Err(status)
+            }
+        }
+    }
+}
+
+/// What a request says about its caller. Values that are not text count as absent, as for Istio's server.
+fn credentials<'a>(headers: &'a MetadataMap, peer: Option<&'a Peer>) -> Credentials<'a> {
+    let values = |name: &'static str| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    Credentials {
+        bearer: bearer(values("authorization")),
+        cluster_id: ClusterId::from_values(values("clusterid")),
+        client_chain: peer.map(|peer| &*peer.certificates).filter(|chain| !chain.is_empty()),
+        peer: peer.map(|peer| peer.address.ip()),
+    }
+}

@@ -1,0 +1,126 @@
+//! The one log line of a request, and its count; written also when the caller goes away in between.
+//!
+//! Holds names and numbers, never a token or a key.
+
+use std::{net::SocketAddr, time::Instant};
+
+use tonic::Code;
+
+use crate::{auth::Caller, grpc::status::Refusal, pki::Issued, telemetry::RequestId};
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub struct Line {
+    id: RequestId,
+    peer: Option<SocketAddr>,
+    started: Instant,
+    /// Who asks, once known.
+    identity: Option<String>,
+    method: &'static str,
+    ended: bool,
+}
+
+impl Line {
+    /// Begins.
+    #[must_use]
+    pub fn start(id: RequestId, peer: Option<SocketAddr>, started: Instant) -> Self {
+        Self { id, peer, started, identity: None, method: "none", ended: false }
+    }
+
+    /// The request's id.
+    #[must_use]
+    pub fn id(&self) -> &RequestId {
+        &self.id
+    }
+
+    /// Notes who asks.
+    pub fn caller(&mut self, caller: &Caller) {
+        self.identity = Some(caller.identity().to_string());
+        self.method = caller.method().as_str();
+    }
+
+    /// Ends with a certificate.
+    pub fn issued(mut self, issued: &Issued) {
+        let tbs = issued.tbs();
+        let names: Vec<_> = tbs.template().names.iter().map(ToString::to_string).collect();
+        tracing::info!(
+            request_id = %self.id,
+            peer = self.peer.map(tracing::field::display),
+            identity = self.identity.as_deref(),
+            method = self.method,
+            names = names.join(","),
+            serial = tbs.serial().to_hex(),
+            ms = self.milliseconds(),
+            "issued"
+        );
+        self.count("OK");
+    }
+
+    /// Ends with an error.
+    pub fn refused(mut self, refusal: &Refusal, code: Code) {
+        let code = name(code);
+        let causes = std::iter::successors(std::error::Error::source(refusal), |cause| cause.source());
+        let reason = causes.fold(refusal.to_string(), |text, cause| format!("{text}: {cause}"));
+        tracing::warn!(
+            request_id = %self.id,
+            peer = self.peer.map(tracing::field::display),
+            identity = self.identity.as_deref(),
+            method = self.method,
+            code,
+            reason,
+            ms = self.milliseconds(),
+            "refused"
+        );
+        self.count(code);
+    }
+
+    fn milliseconds(&self) -> f64 {
+        (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3
+    }
+
+    fn count(&mut self, code: &'static str) {
+        self.ended = true;
+        let labels = [("code", code), ("method", self.method)];
+        metrics::counter!("istio_hsm_ca_requests_total", &labels).increment(1);
+        metrics::histogram!("istio_hsm_ca_request_duration_seconds").record(self.started.elapsed());
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if !self.ended {
+            tracing::info!(
+                request_id = %self.id,
+                peer = self.peer.map(tracing::field::display),
+                identity = self.identity.as_deref(),
+                method = self.method,
+                ms = self.milliseconds(),
+                "the caller went away"
+            );
+            self.count("CANCELLED");
+        }
+    }
+}
+
+/// The code's name in the gRPC specification.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

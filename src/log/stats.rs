@@ -1,0 +1,111 @@
+//! Numbers about the log for metrics and the status page: plain atomics, read without stopping the writer.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use super::segment::Counters;
+
+/// What the log has done; counts since it was opened unless said otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Lines in the whole log.
+    pub lines: u64,
+    /// Intents in the whole log.
+    pub intents: u64,
+    /// Outcomes in the whole log.
+    pub outcomes: u64,
+    /// Outcomes that could not be kept.
+    pub outcomes_lost: u64,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Segments, with those of which retention has removed the lines.
+    pub segments: u64,
+    /// Flushes that succeeded.
+    pub flushes: u64,
+    /// Writes or flushes that failed.
+    pub flush_failures: u64,
+    /// The time that flushes have taken together, writing included.
+    pub flush_time: Duration,
+    /// How long the present flush has been running; a disk that hangs shows here.
+    pub flushing_for: Option<Duration>,
+    /// Entries that wait for the writer.
+    pub queued: usize,
+    /// Lines under the newest signed checkpoint.
+    pub checkpointed: u64,
+    /// Checkpoints that were signed.
+    pub checkpoints: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    lines: AtomicU64,
+    intents: AtomicU64,
+    outcomes: AtomicU64,
+    outcomes_lost: AtomicU64,
+    bytes: AtomicU64,
+    segments: AtomicU64,
+    flushes: AtomicU64,
+    flush_failures: AtomicU64,
+    flush_nanos: AtomicU64,
+    flushing: Mutex<Option<Instant>>,
+    pub(super) signed: AtomicU64,
+    pub(super) checkpoints: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn new(lines: u64, counters: &Counters, segments: u64, signed: u64) -> Self {
+        let counts = Self { segments: segments.into(), signed: signed.into(), ..Self::default() };
+        counts.lines(lines, counters, 0);
+        counts
+    }
+
+    pub(super) fn lines(&self, lines: u64, counters: &Counters, bytes: usize) {
+        self.lines.store(lines, Relaxed);
+        self.intents.store(counters.intents, Relaxed);
+        self.outcomes.store(counters.outcomes, Relaxed);
+        self.bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    pub(super) fn outcomes_lost(&self, lost: usize) {
+        self.outcomes_lost.fetch_add(u64::try_from(lost).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    pub(super) fn segment(&self) {
+        self.segments.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn flush_began(&self) {
+        *self.flushing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub(super) fn flush_ended(&self, well: bool) {
+        let began = self.flushing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let took = began.map(|began| began.elapsed()).unwrap_or_default();
+        self.flush_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        let counter = if well { &self.flushes } else { &self.flush_failures };
+        counter.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn read(&self, queued: usize) -> Stats {
+        Stats {
+            lines: self.lines.load(Relaxed),
+            intents: self.intents.load(Relaxed),
+            outcomes: self.outcomes.load(Relaxed),
+            outcomes_lost: self.outcomes_lost.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            segments: self.segments.load(Relaxed),
+            flushes: self.flushes.load(Relaxed),
+            flush_failures: self.flush_failures.load(Relaxed),
+            flush_time: Duration::from_nanos(self.flush_nanos.load(Relaxed)),
+            flushing_for: self.flushing.lock().unwrap_or_else(PoisonError::into_inner).map(|began| began.elapsed()),
+            queued,
+            checkpointed: self.signed.load(Relaxed),
+            checkpoints: self.checkpoints.load(Relaxed),
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! The log's only writer: a thread of its own that serialises, writes, flushes, and then wakes whoever waited.
+//!
+//! Group commit without a wait: what has come while one flush ran shares the next. Nothing is acknowledged that is not
+//! durable, and no flush that failed is tried again on its file, since the kernel may by then have dropped what it
+//! could not write: the segment ends at its last durable byte and the log goes on in another file.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{
+    LogError, LogHealth, Settings,
+    checkpoint::Checkpoint,
+    checkpointer::Head,
+    queue::{Entry, Queue},
+    record::{Line, OutcomeLine, SealedLine, VERSION},
+    recover::{Open, Recovered},
+    retention,
+    segment::{Counters, Directory, Part, Seal},
+    stats::Counts,
+    timestamp,
+    tree::{Frontier, Hash, leaf_hash},
+};
+
+/// How long the writer sleeps when nobody waits: outcomes are this late at most, plus a flush.
+const TICK: Duration = Duration::from_millis(250);
+/// The pauses between attempts to write on a disk that refuses.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How often retention looks for segments that are too old.
+const RETENTION_EVERY: Duration = Duration::from_secs(600);
+/// What the buffer of a group may keep for the next.
+const BUFFER_KEPT: usize = 1 << 20;
+
+/// Where lines go.
+#[derive(Debug)]
+enum Target {
+    /// The disk refused; the next attempt is at a time, after a pause.
+    Broken { sealed: Option<Ended>, at: Instant, pause: Duration },
+    Open(Segment),
+}
+
+/// A segment that a failed write ended.
+#[derive(Debug)]
+struct Ended {
+    first: u64,
+    bytes: u64,
+    reason: String,
+    /// What is sealed of it once the disk is well; nothing when it held no line.
+    seal: Option<(Seal, Vec<Hash>)>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    file: File,
+    open: Open,
+    /// The file of leaf hashes and how many it holds; none until it has been written as a whole.
+    hashes: Option<(File, usize)>,
+}
+
+/// A line with its hash, and who waits for it.
+struct Staged {
+    line: Line,
+    hash: Hash,
+    waiter: Option<oneshot::Sender<Result<u64, LogError>>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    settings: Settings,
+    directory: Directory,
+    queue: Arc<Queue>,
+    counts: Arc<Counts>,
+    health: watch::Sender<LogHealth>,
+    heads: mpsc::UnboundedSender<Head>,
+    tree: Frontier,
+    counters: Counters,
+    target: Target,
+    buffer: Vec<u8>,
+    /// Outcomes that came while the disk refused.
+    backlog: Vec<OutcomeLine>,
+    head: (u64, Instant),
+    retention: Instant,
+    /// Held as long as this writer lives.
+    _lock: File,
+}
+
+/// What the writer shares with the log's handle and the checkpointer.
+pub(super) struct Links {
+    pub(super) queue: Arc<Queue>,
+    pub(super) counts: Arc<Counts>,
+    pub(super) health: watch::Sender<LogHealth>,
+    pub(super) heads: mpsc::UnboundedSender<Head>,
+}
+
+impl Writer {
+    /// Takes up a recovered log, with a segment ready to be written.
+    pub(super) fn new(settings: Settings, recovered: Recovered, links: Links) -> io::Result<Self> {
+        let Links { queue, counts, health, heads } = links;
+        let directory = Directory::new(&settings.directory);
+        let open = match recovered.open {
+            Some(open) => {
+                let file = Directory::append(&directory.part(open.first, Part::Lines))?;
+                reserve(&file, settings.segment_bytes);
+                Segment { file, open, hashes: None }
+            }
+            None => create(&directory, recovered.tree.size(), settings.segment_bytes)?,
+        };
+        let now = Instant::now();
+        Ok(Self {
+            directory,
+            queue,
+            counts,
+            health,
+            heads,
+            tree: recovered.tree,
+            counters: recovered.counters,
+            target: Target::Open(open),
+            buffer: Vec::new(),
+            backlog: Vec::new(),
+            head: (recovered.checkpoint.map_or(0, |c| c.size), now),
+            retention: now,
+            settings,
+            _lock: recovered.lock,
+        })
+    }
+
+    /// Writes until the queue is closed and empty.
+    pub(super) fn run(mut self) {
+        loop {
+            let batch = self.queue.take(TICK);
+            if !self.backlog.is_empty() || !batch.entries.is_empty() {
+                self.entries(batch.entries);
+            } else if let Target::Broken { .. } = self.target {
+                // The reason is in the health already.
+                let _ = self.usable();
+            }
+            self.rotate();
+            self.head(batch.closed);
+            self.retire();
+            if batch.closed {
+                self.end();
+                return;
+            }
+        }
+    }
+
+    /// Makes a batch durable, or tells who waits that it is not.
+    fn entries(&mut self, entries: Vec<Entry>) {
+        let backlog = std::mem::take(&mut self.backlog);
+        let usable = self.usable();
+        let mut lines = Vec::with_capacity(backlog.len() + entries.len());
+        lines.extend(backlog.into_iter().map(|outcome| (Line::Outcome(outcome), None)));
+        let mut index = self.counters.intents;
+        for entry in entries {
+            match entry {
+                // Whoever asked has gone: nothing will be signed, so that nothing need be recorded.
+                Entry::Intent { waiter, .. } if waiter.is_closed() => {}
+                Entry::Intent { mut line, waiter } => {
+                    line.index = index;
+                    index += 1;
+                    lines.push((Line::Intent(line), Some(waiter)));
+                }
+                Entry::Outcome(outcome) => lines.push((Line::Outcome(outcome), None)),
+            }
+        }
+        match usable {
+            Ok(()) => {
+                self.commit(lines);
+            }
+            Err(reason) => self.refuse(lines, &reason),
+        }
+    }
+
+    /// Writes lines and flushes them once; `true` when they are durable.
+    fn commit(&mut self, lines: Vec<(Line, Option<oneshot::Sender<Result<u64, LogError>>>)>) -> bool {
+        let Target::Open(segment) = &mut self.target else { return false };
+        if lines.is_empty() {
+            return true;
+        }
+        let staged = stage(self.tree.size(), lines, &mut self.buffer);
+        self.counts.flush_began();
+        let written = segment.file.write_all(&self.buffer).and_then(|()| segment.file.sync_data());
+        self.counts.flush_ended(written.is_ok());
+        match written {
+            Ok(()) => {
+                self.durable(staged);
+                true
+            }
+            Err(error) => {
+                let lines = staged.into_iter().map(|staged| (staged.line, staged.waiter)).collect();
+                self.fail(&error);
+                self.refuse(lines, &error.to_string());
+                // The waiters are answered; the log itself may go on at once.
+                let _ = self.usable();
+                false
+            }
+        }
+    }
+
+    /// Counts lines that are durable and wakes who waited for them, all at once.
+    fn durable(&mut self, staged: Vec<Staged>) {
+        let Target::Open(segment) = &mut self.target else { return };
+        segment.open.bytes += u64::try_from(self.buffer.len()).unwrap_or(u64::MAX);
+        let mut waiters = Vec::with_capacity(staged.len());
+        for Staged { line, hash, waiter } in staged {
+            self.tree.push(hash);
+            segment.open.hashes.push(hash);
+            segment.open.counters.count(&line);
+            self.counters.count(&line);
+            if let (Line::Intent(intent), Some(waiter)) = (line, waiter) {
+                waiters.push((waiter, intent.index));
+            }
+        }
+        self.counts.lines(self.tree.size(), &self.counters, self.buffer.len());
+        for (waiter, index) in waiters {
+            // A waiter that has gone meanwhile leaves an intent without a signature, which is allowed.
+            let _ = waiter.send(Ok(index));
+        }
+        self.buffer.clear();
+        self.buffer.shrink_to(BUFFER_KEPT);
+    }
+
+    /// Tells who waits that nothing was recorded; outcomes are kept for later.
+    fn refuse(&mut self, lines: Vec<(Line, Option<oneshot::Sender<Result<u64, LogError>>>)>, reason: &str) {
+        for (line, waiter) in lines {
+            if let Some(waiter) = waiter {
+                let _ = waiter.send(Err(LogError::Unavailable(reason.to_owned())));
+            }
+            if let Line::Outcome(outcome) = line {
+                self.backlog.push(outcome);
+            }
+        }
+        let most = self.settings.queue.saturating_mul(4);
+        if self.backlog.len() > most {
+            let lost = self.backlog.len() - most;
+            self.backlog.drain(..lost);
+            self.counts.outcomes_lost(lost);
+        }
+    }
+
+    /// Ends the segment at its last durable byte.
+    fn fail(&mut self, error: &io::Error) {
+        tracing::error!(%error, directory = %self.settings.directory.display(), "the issuance log cannot be written");
+        let broken = Target::Broken { sealed: None, at: Instant::now(), pause: BACKOFF.0 };
+        let Target::Open(segment) = std::mem::replace(&mut self.target, broken) else { return };
+        // May fail as well: the next segment says where this one ended.
+        let _ = segment.file.set_len(segment.open.bytes);
+        let Open { first, bytes, hashes, counters } = segment.open;
+        let seal = (!hashes.is_empty()).then(|| (Seal::new(first, bytes, &counters, &self.tree), hashes));
+        let reason = error.to_string();
+        self.unavailable(&reason);
+        let ended = Ended { first, bytes, reason, seal };
+        self.target = Target::Broken { sealed: Some(ended), at: Instant::now(), pause: BACKOFF.0 };
+    }
+
+    fn unavailable(&self, reason: &str) {
+        let writable = Err(reason.to_owned());
+        self.health.send_if_modified(|health| {
+            let changed = health.writable != writable;
+            health.writable.clone_from(&writable);
+            changed
+        });
+    }
+
+    /// Sees to it that there is a segment to write on, if it is time to try.
+    fn usable(&mut self) -> Result<(), String> {
+        let Target::Broken { sealed, at, pause } = &mut self.target else { return Ok(()) };
+        if Instant::now() < *at {
+            let reason = self.health.borrow().writable.clone().err();
+            return Err(reason.unwrap_or_else(|| "its disk refuses".to_owned()));
+        }
+        let first = self.tree.size();
+        let begun = create(&self.directory, first, self.settings.segment_bytes)
+            .and_then(|segment| begin(segment, first, sealed.as_ref(), &mut self.buffer));
+        match begun {
+            Ok((mut segment, line)) => {
+                if let Some((line, hash)) = line {
+                    self.tree.push(hash);
+                    segment.open.hashes.push(hash);
+                    segment.open.counters.count(&line);
+                    self.counters.count(&line);
+                }
+                if let Some(Ended { first, seal: Some((seal, hashes)), .. }) = sealed
+                    && let Err(error) = seal.write(&self.directory, hashes)
+                {
+                    tracing::warn!(%error, segment = *first, "a segment's seal could not be written; the next start will");
+                }
+                tracing::info!(segment = first, "the issuance log goes on in a new segment");
+                self.target = Target::Open(segment);
+                self.counts.segment();
+                self.counts.lines(self.tree.size(), &self.counters, 0);
+                self.health.send_modify(|health| health.writable = Ok(()));
+                Ok(())
+            }
+            Err(error) => {
+                // What is left of the attempt holds nothing that was acknowledged.
+                let _ = std::fs::remove_file(self.directory.part(first, Part::Lines));
+                *pause = (*pause * 2).min(BACKOFF.1);
+                *at = Instant::now() + *pause;
+                let reason = error.to_string();
+                self.unavailable(&reason);
+                Err(reason)
+            }
+        }
+    }
+
+    /// Seals a segment that is long enough and begins the next.
+    fn rotate(&mut self) {
+        let Target::Open(segment) = &mut self.target else { return };
+        if segment.open.bytes < self.settings.segment_bytes {
+            return;
+        }
+        self.head(true);
+        let Target::Open(segment) = &mut self.target else { return };
+        let open = std::mem::take(&mut segment.open);
+        // What was reserved beyond the last line goes back to the file system.
+        let _ = segment.file.set_len(open.bytes);
+        let seal = Seal::new(open.first, open.bytes, &open.counters, &self.tree);
+        if let Err(error) = seal.write(&self.directory, &open.hashes) {
+            tracing::warn!(%error, segment = open.first, "a segment's seal could not be written; the next start will");
+        }
+        self.target = Target::Broken { sealed: None, at: Instant::now(), pause: BACKOFF.0 };
+        if self.usable().is_ok() {
+            self.retention = Instant::now();
+            self.retire_now();
+        }
+    }
+
+    /// Has the tree's head signed when it is time, or in any case; the leaf hashes below it are durable before.
+    fn head(&mut self, now: bool) {
+        let (size, at) = self.head;
+        let more = self.tree.size() - size;
+        let due = more >= self.settings.checkpoint_lines || at.elapsed() >= self.settings.checkpoint_interval;
+        let Target::Open(segment) = &mut self.target else { return };
+        if more == 0 || !(due || now) {
+            return;
+        }
+        if let Err(error) = save_hashes(&self.directory, segment) {
+            tracing::warn!(%error, segment = segment.open.first, "the leaf hashes could not be written");
+            segment.hashes = None;
+        }
+        self.head = (self.tree.size(), Instant::now());
+        let checkpoint =
+            Checkpoint { origin: self.settings.origin.clone(), size: self.tree.size(), root: self.tree.root() };
+        // Without a signer nobody listens.
+        let full = segment.open.bytes >= self.settings.segment_bytes;
+        let _ = self.heads.send(Head { checkpoint, segment: segment.open.first, closing: full });
+    }
+
+    fn retire(&mut self) {
+        if self.retention.elapsed() >= RETENTION_EVERY {
+            self.retention = Instant::now();
+            self.retire_now();
+        }
+    }
+
+    /// Removes the lines of segments that are too old, after the log itself says so.
+    fn retire_now(&mut self) {
+        let Target::Open(segment) = &self.target else { return };
+        let signed = self.counts.signed.load(Ordering::Relaxed);
+        let now = crate::clock::now();
+        let line = match retention::due(&self.directory, &self.settings, segment.open.first, signed, now) {
+            Ok(Some(before)) if before > self.counters.retired_before => retention::line(before, now),
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%error, "retention could not read the log's segments");
+                return;
+            }
+        };
+        if self.commit(vec![(line, None)])
+            && let Err(error) = retention::remove(&self.directory, self.counters.retired_before)
+        {
+            tracing::warn!(%error, "a retired segment could not be removed");
+        }
+    }
+
+    /// Gives back what was reserved; all lines are durable already.
+    fn end(&mut self) {
+        if let Target::Open(segment) = &mut self.target {
+            let _ = segment.file.set_len(segment.open.bytes);
+        }
+        let lost = self.backlog.len();
+        if lost > 0 {
+            self.counts.outcomes_lost(lost);
+            tracing::warn!(lost, "outcomes could not be written before the end, since the disk refused");
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Also when a panic ends this thread: who waits, or comes, is told that the log is closed.
+        self.queue.close();
+        self.queue.take(Duration::ZERO);
+    }
+}
+
+/// Numbers and serialises lines into the buffer.
+fn stage(
+    first: u64,
+    lines: Vec<(Line, Option<oneshot::Sender<Result<u64, LogError>>>)>,
+    buffer: &mut Vec<u8>,
+) -> Vec<Staged> {
+    buffer.clear();
+    let mut staged = Vec::with_capacity(lines.len());
+    for ((mut line, waiter), number) in lines.into_iter().zip(first..) {
+        line.set_number(number);
+        let start = buffer.len();
+        line.write(buffer);
+        let hash = leaf_hash(buffer.get(start..).unwrap_or_default());
+        buffer.push(b'\n');
+        staged.push(Staged { line, hash, waiter });
+    }
+    staged
+}
+
+/// Creates a segment's file; one of that name can only be what a failed attempt left, without an acknowledged line.
+fn create(directory: &Directory, first: u64, reserved: u64) -> io::Result<Segment> {
+    let path = directory.part(first, Part::Lines);
+    let file = match Directory::create(&path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            std::fs::remove_file(&path)?;
+            Directory::create(&path)?
+        }
+        other => other?,
+    };
+    reserve(&file, reserved);
+    file.sync_all()?;
+    directory.sync()?;
+    Ok(Segment { file, open: Open { first, ..Open::default() }, hashes: None })
+}
+
+/// Begins a segment after a failure with the line that says where the last one ended.
+fn begin(
+    mut segment: Segment,
+    first: u64,
+    ended: Option<&Ended>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<(Segment, Option<(Line, Hash)>)> {
+    let Some(Ended { first: ended, bytes, reason, .. }) = ended else { return Ok((segment, None)) };
+    let time = timestamp::format(crate::clock::now());
+    let line = SealedLine { v: VERSION, line: 0, time, segment: *ended, bytes: *bytes, reason: reason.clone() };
+    let mut staged = stage(first, vec![(Line::Sealed(line), None)], buffer);
+    segment.file.write_all(buffer)?;
+    segment.file.sync_data()?;
+    segment.open.bytes = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
+    Ok((segment, staged.pop().map(|staged| (staged.line, staged.hash))))
+}
+
+/// Appends the leaf hashes that the segment's file of hashes lacks, durably.
+fn save_hashes(directory: &Directory, segment: &mut Segment) -> io::Result<()> {
+    let path = directory.part(segment.open.first, Part::Hashes);
+    let all = &segment.open.hashes;
+    match &mut segment.hashes {
+        Some((file, held)) => {
+            file.write_all(all.get(*held..).unwrap_or_default().as_flattened())?;
+            file.sync_data()?;
+            *held = all.len();
+        }
+        None => {
+            directory.replace(&path, all.as_flattened())?;
+            segment.hashes = Some((Directory::append(&path)?, all.len()));
+        }
+    }
+    Ok(())
+}
+
+/// Reserves a segment's space without changing its length, so that a flush need not allocate. Only a help.
+fn reserve(file: &File, bytes: u64) {
+    if let Ok(bytes) = i64::try_from(bytes) {
+        let _ = nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, bytes);
+    }
+}

@@ -1,0 +1,118 @@
+//! Signature algorithms as AlgorithmIdentifiers (RFC 5280, section 4.1.1.2).
+
+use const_oid::{
+    ObjectIdentifier,
+    db::{rfc5912, rfc8410},
+};
+use der::Tag;
+
+use super::{SignatureAlgorithm, walk::Walk};
+
+/// Every algorithm that certificates and requests may be signed with.
+const ALL: [SignatureAlgorithm; 7] = [
+    SignatureAlgorithm::EcdsaSha256,
+    SignatureAlgorithm::EcdsaSha384,
+    SignatureAlgorithm::EcdsaSha512,
+    SignatureAlgorithm::Ed25519,
+    SignatureAlgorithm::RsaSha256,
+    SignatureAlgorithm::RsaSha384,
+    SignatureAlgorithm::RsaSha512,
+];
+
+/// What outsiders still sign with and is refused, by the name that they know it by.
+const REFUSED: [(ObjectIdentifier, &str); 8] = [
+    (rfc5912::DSA_WITH_SHA_1, "DSA with SHA-1"),
+    (ObjectIdentifier::new_unwrap("1.2.840.10045.4.1"), "ECDSA with SHA-1"),
+    (rfc5912::ECDSA_WITH_SHA_224, "ECDSA with SHA-224"),
+    (rfc5912::ID_RSASSA_PSS, "RSASSA-PSS"),
+    (rfc5912::MD_5_WITH_RSA_ENCRYPTION, "RSA with MD5"),
+    (rfc5912::SHA_1_WITH_RSA_ENCRYPTION, "RSA with SHA-1"),
+    (rfc5912::SHA_224_WITH_RSA_ENCRYPTION, "RSA with SHA-224"),
+    (rfc8410::ID_ED_448, "Ed448"),
+];
+
+/// The whole DER AlgorithmIdentifier: for RSA with NULL as parameters (RFC 4055, section 5), else without any
+/// (RFC 5758, section 3.2; RFC 8410, section 3).
+pub(super) fn identifier(algorithm: SignatureAlgorithm) -> &'static [u8] {
+    match algorithm {
+        SignatureAlgorithm::EcdsaSha256 => b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02",
+        SignatureAlgorithm::EcdsaSha384 => b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x03",
+        SignatureAlgorithm::EcdsaSha512 => b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x04",
+        SignatureAlgorithm::Ed25519 => b"\x30\x05\x06\x03\x2b\x65\x70",
+        SignatureAlgorithm::RsaSha256 => b"\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0b\x05\x00",
+        SignatureAlgorithm::RsaSha384 => b"\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0c\x05\x00",
+        SignatureAlgorithm::RsaSha512 => b"\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0d\x05\x00",
+    }
+}
+
+/// The algorithm that exactly this DER AlgorithmIdentifier names.
+pub(super) fn from_identifier(der: &[u8]) -> Option<SignatureAlgorithm> {
+    ALL.into_iter().find(|algorithm| identifier(*algorithm) == der)
+}
+
+/// As [`from_identifier`], but an RSA algorithm may lack its parameters, which readers have to accept (RFC 4055,
+/// section 5); the error is the refused algorithm's name.
+pub(super) fn from_outside(der: &[u8]) -> Result<SignatureAlgorithm, &'static str> {
+    if let Some(algorithm) = from_identifier(der) {
+        return Ok(algorithm);
+    }
+    let unknown = "an unknown one";
+    let mut walk = Walk::inside(der, Tag::Sequence).map_err(|_| unknown)?;
+    let oid = walk.content(Tag::ObjectIdentifier).map_err(|_| unknown)?;
+    if walk.at_end() {
+        let without_parameters = [
+            (rfc5912::SHA_256_WITH_RSA_ENCRYPTION, SignatureAlgorithm::RsaSha256),
+            (rfc5912::SHA_384_WITH_RSA_ENCRYPTION, SignatureAlgorithm::RsaSha384),
+            (rfc5912::SHA_512_WITH_RSA_ENCRYPTION, SignatureAlgorithm::RsaSha512),
+        ];
+        if let Some((_, algorithm)) = without_parameters.into_iter().find(|(known, _)| known.as_bytes() == oid) {
+            return Ok(algorithm);
+        }
+    }
+    Err(REFUSED.iter().find(|(known, _)| known.as_bytes() == oid).map_or(unknown, |(_, name)| name))
+}
+
+#[cfg(test)]
+mod tests {
+    use der::Encode;
+    use spki::AlgorithmIdentifierOwned;
+
+    use super::*;
+
+    #[test]
+    fn the_identifiers_are_those_of_the_registry() {
+        let oids = [
+            rfc5912::ECDSA_WITH_SHA_256,
+            rfc5912::ECDSA_WITH_SHA_384,
+            rfc5912::ECDSA_WITH_SHA_512,
+            rfc8410::ID_ED_25519,
+            rfc5912::SHA_256_WITH_RSA_ENCRYPTION,
+            rfc5912::SHA_384_WITH_RSA_ENCRYPTION,
+            rfc5912::SHA_512_WITH_RSA_ENCRYPTION,
+        ];
+        for (algorithm, oid) in ALL.into_iter().zip(oids) {
+            let rsa = oid.to_string().starts_with("1.2.840.113549");
+            let parameters = rsa.then(der::asn1::Any::null);
+            let whole = AlgorithmIdentifierOwned { oid, parameters }.to_der().unwrap();
+            assert_eq!(identifier(algorithm), whole, "{algorithm:?}");
+            assert_eq!(from_identifier(&whole), Some(algorithm));
+            assert_eq!(from_outside(&whole), Ok(algorithm));
+            let bare = AlgorithmIdentifierOwned { oid, parameters: None }.to_der().unwrap();
+            assert_eq!(from_identifier(&bare).is_some(), !rsa, "{algorithm:?} without parameters");
+            assert_eq!(from_outside(&bare), Ok(algorithm));
+            let null = AlgorithmIdentifierOwned { oid, parameters: Some(der::asn1::Any::null()) }.to_der().unwrap();
+            assert_eq!(from_outside(&null).is_ok(), rsa, "{algorithm:?} with NULL parameters");
+        }
+    }
+
+    #[test]
+    fn the_old_ones_are_refused_by_name() {
+        for (oid, name) in REFUSED {
+            for parameters in [None, Some(der::asn1::Any::null())] {
+                let der = AlgorithmIdentifierOwned { oid, parameters }.to_der().unwrap();
+                assert_eq!(from_outside(&der), Err(name));
+            }
+        }
+        assert_eq!(from_outside(b""), Err("an unknown one"));
+    }
+}

@@ -1,0 +1,111 @@
+//! Why a caller may not have what it asks for.
+
+use crate::identity::{Name, TrustDomain};
+
+/// Why a caller may not have what it asks for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// A `CertSigner` that is not configured.
+    #[error("the certificate signer {0:?} is not served here; leave CertSigner empty or have it configured")]
+    CertSigner(String),
+    /// The CSR names somebody else.
+    #[error("the request asks for the name {0}, which is not the caller's")]
+    ForeignName(String),
+    /// Somebody asks for another identity.
+    #[error("a certificate for another identity is not issued: node impersonation is not enabled")]
+    Impersonation,
+    /// The CA's certificate, or one above it, has expired.
+    #[error("the CA's certificate or one above it has expired; install a renewed one")]
+    IssuerExpired,
+    /// The CA's certificate is not valid yet.
+    #[error("the CA's certificate is not valid yet; check the clock and the certificate")]
+    IssuerNotYetValid,
+    /// The operator names nobody.
+    #[error("no name is asked for; give at least one")]
+    NoNames,
+    /// The daemon has no name of its own.
+    #[error("no serving name is configured; configure at least one DNS name or IP address")]
+    NoServingNames,
+    /// A server's name that is not configured.
+    #[error("the name {0} is not among the configured serving names; add it there, or leave it out")]
+    NotServed(Name),
+    /// Names beside the CSR, from somebody other than the operator.
+    #[error("only the operator may ask for names; a workload's name follows from its identity")]
+    OperatorNames,
+    /// More than one SPIFFE ID.
+    #[error("more than one SPIFFE ID is asked for; a certificate carries one (SPIFFE X.509-SVID, section 2)")]
+    SeveralIdentities,
+    /// A subject that is neither empty nor `O=""`.
+    #[error("the request has a subject; leave it empty (a lone empty O is taken too)")]
+    Subject,
+    /// More names than one certificate carries.
+    #[error("{0} names are asked for; a certificate carries 64 at most")]
+    TooManyNames(usize),
+    /// A trust domain in which this CA does not issue.
+    #[error("the trust domain {0} is not one of this CA's; have it configured if it should be")]
+    TrustDomain(TrustDomain),
+    /// A lifetime above the configured maximum; refused and not cut, as Istio does.
+    #[error("a lifetime of {asked} seconds is asked for; {longest} seconds are allowed at most")]
+    TtlTooLong {
+        /// The lifetime asked for, in seconds.
+        asked: u64,
+        /// The longest lifetime, in seconds.
+        longest: u64,
+    },
+}
+
+/// Whose matter a refusal is; each front end turns it into a code of its own. None of them is worth a retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The CA is not in a state to issue: the operator has to act. gRPC: FAILED_PRECONDITION.
+    FailedPrecondition,
+    /// The request is wrong whoever sends it. gRPC: INVALID_ARGUMENT.
+    InvalidArgument,
+    /// This caller may not have this. gRPC: PERMISSION_DENIED.
+    PermissionDenied,
+}
+
+impl Denied {
+    /// Whose matter it is. istiod answers INVALID_ARGUMENT for a lifetime or a request that it does not take
+    /// (ISTIO: security/pkg/pki/error/error.go), which agents do not retry.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::IssuerExpired | Self::IssuerNotYetValid | Self::NoServingNames => Kind::FailedPrecondition,
+            Self::CertSigner(_)
+            | Self::NoNames
+            | Self::SeveralIdentities
+            | Self::Subject
+            | Self::TooManyNames(_)
+            | Self::TtlTooLong { .. } => Kind::InvalidArgument,
+            Self::ForeignName(_)
+            | Self::Impersonation
+            | Self::NotServed(_)
+            | Self::OperatorNames
+            | Self::TrustDomain(_) => Kind::PermissionDenied,
+        }
+    }
+}
+
+impl Denied {
+    /// The label in metrics: one of a closed set.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::CertSigner(_) => "cert_signer",
+            Self::ForeignName(_) => "foreign_name",
+            Self::Impersonation => "impersonation",
+            Self::IssuerExpired => "ca_expired",
+            Self::IssuerNotYetValid => "ca_not_yet_valid",
+            Self::NoNames => "no_names",
+            Self::NoServingNames => "no_serving_names",
+            Self::NotServed(_) => "not_served",
+            Self::OperatorNames => "operator_names",
+            Self::SeveralIdentities => "several_identities",
+            Self::Subject => "subject",
+            Self::TooManyNames(_) => "too_many_names",
+            Self::TrustDomain(_) => "trust_domain",
+            Self::TtlTooLong { .. } => "ttl_too_long",
+        }
+    }
+}

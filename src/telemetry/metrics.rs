@@ -1,0 +1,237 @@
+//! Metrics for Prometheus: every name, unit and help text in one place.
+//!
+//! Istio's own names stand where Istio's dashboards expect them (security/pkg/server/ca/monitoring.go; its exporter
+//! adds `_total` to sums). Labels come from closed sets and from the configuration, never from a caller.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use metrics::{
+    counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Bounds in seconds: from one PKCS#11 call in software to the longest request.
+const SECONDS: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// How often what the exporter buffers is folded together when nobody scrapes.
+pub const UPKEEP: Duration = Duration::from_secs(5);
+
+static INSTALLED: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// The process's metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    handle: PrometheusHandle,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+/// A step of the path, as its latency is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Who asks.
+    Authenticate,
+    /// The request's parsing and self-signature.
+    Csr,
+    /// Policy, the bytes to sign, the lint.
+    Build,
+    /// The line's durability.
+    Log,
+    /// Queue, host and token.
+    Sign,
+    /// The check of the result.
+    Verify,
+}
+
+impl Step {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Authenticate => "authenticate",
+            Self::Csr => "csr",
+            Self::Build => "build",
+            Self::Log => "log",
+            Self::Sign => "sign",
+            Self::Verify => "verify",
+        }
+    }
+}
+
+/// Sets the process's metrics up, once; later calls give the same.
+#[must_use]
+pub fn install() -> Metrics {
+    let handle = INSTALLED.get_or_init(|| {
+        let recorder = builder().map_or_else(
+            |_| PrometheusBuilder::new().build_recorder(),
+            PrometheusBuilder::build_recorder,
+        );
+        let handle = recorder.handle();
+        if metrics::set_global_recorder(recorder).is_err() {
+            tracing::warn!("another recorder of metrics is installed; ours stays empty");
+        }
+        describe();
+        handle
+    });
+    Metrics { handle: handle.clone() }
+}
+
+fn builder() -> Result<PrometheusBuilder, BuildError> {
+    PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+}
+
+impl Metrics {
+    /// What renders the metrics in Prometheus' text format.
+    #[must_use]
+    pub fn render(&self) -> Arc<dyn Fn() -> String + Send + Sync> {
+        let handle = self.handle.clone();
+        Arc::new(move || handle.render())
+    }
+
+    /// Folds together what the exporter buffers.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+/// A request arrived.
+pub fn request() {
+    counter!("citadel_server_csr_count_total").increment(1);
+}
+
+/// Nobody could be authenticated.
+pub fn unauthenticated() {
+    counter!("citadel_server_authentication_failure_count_total").increment(1);
+}
+
+/// A request was answered: `outcome` is `issued` or the label of the refusal.
+pub fn answered(outcome: &'static str, method: &'static str, latency: Duration) {
+    counter!("istio_hsm_ca_requests_total", "outcome" => outcome, "method" => method).increment(1);
+    histogram!("istio_hsm_ca_request_duration_seconds", "issued" => if outcome == "issued" { "true" } else { "false" })
+        .record(latency.as_secs_f64());
+    if outcome == "issued" {
+        counter!("citadel_server_success_cert_issuance_count_total").increment(1);
+    }
+}
+
+/// A request failed in one of the ways that Istio's own CA counts: `CA_NOT_READY`, `CSR_ERROR`, `TTL_ERROR`,
+/// `CERT_GEN_ERROR` (security/pkg/pki/error/error.go).
+pub fn sign_error(istio: &'static str) {
+    counter!("citadel_server_csr_sign_err_count_total", "error" => istio).increment(1);
+    if istio == "CSR_ERROR" {
+        counter!("citadel_server_csr_parsing_err_count_total").increment(1);
+    }
+}
+
+/// A caller's or an impersonated identity could not be made out.
+pub fn identity_error() {
+    counter!("citadel_server_id_extraction_err_count_total").increment(1);
+}
+
+/// A step of the path took this long.
+pub fn step(step: Step, took: Duration) {
+    histogram!("istio_hsm_ca_step_duration_seconds", "step" => step.as_str()).record(took.as_secs_f64());
+}
+
+/// A token signed what does not verify.
+pub fn wrong_signature(token: &str) {
+    counter!("istio_hsm_ca_wrong_signatures_total", "token" => token.to_owned()).increment(1);
+}
+
+/// The ends of the root's and the CA's certificates, seconds since the epoch, and seconds left.
+pub fn expiry(root: (f64, f64), chain: (f64, f64)) {
+    gauge!("citadel_server_root_cert_expiry_timestamp").set(root.0);
+    gauge!("citadel_server_root_cert_expiry_seconds").set(root.1);
+    gauge!("citadel_server_cert_chain_expiry_timestamp").set(chain.0);
+    gauge!("citadel_server_cert_chain_expiry_seconds").set(chain.1);
+}
+
+/// Sets a counter that is counted elsewhere; `labels` are of the configuration.
+pub fn absolute(name: &'static str, token: Option<&str>, value: u64) {
+    match token {
+        Some(token) => counter!(name, "token" => token.to_owned()).absolute(value),
+        None => counter!(name).absolute(value),
+    }
+}
+
+/// Sets a gauge.
+pub fn level(name: &'static str, label: Option<(&'static str, String)>, value: f64) {
+    match label {
+        Some((key, label)) => gauge!(name, key => label).set(value),
+        None => gauge!(name).set(value),
+    }
+}
+
+/// One call of a PKCS#11 function by a token's host.
+pub fn pkcs11_call(token: &str, function: &'static str, took: Duration) {
+    histogram!("istio_hsm_ca_pkcs11_call_duration_seconds", "token" => token.to_owned(), "function" => function)
+        .record(took.as_secs_f64());
+}
+
+/// Help texts. Counters and histograms that have not moved yet are made visible at zero where they have no labels.
+fn describe() {
+    let counters = [
+        ("citadel_server_csr_count_total", "Certificate requests received."),
+        ("citadel_server_authentication_failure_count_total", "Requests whose caller could not be authenticated."),
+        ("citadel_server_csr_parsing_err_count_total", "Requests whose CSR was refused."),
+        ("citadel_server_id_extraction_err_count_total", "Requests whose identity could not be made out."),
+        ("citadel_server_success_cert_issuance_count_total", "Certificates issued."),
+        ("istio_hsm_ca_log_lines_total", "Lines written to the issuance log, intents and outcomes."),
+        ("istio_hsm_ca_log_bytes_total", "Bytes written to the issuance log."),
+        ("istio_hsm_ca_log_flushes_total", "Flushes of the issuance log; one makes many lines durable."),
+        ("istio_hsm_ca_log_flush_failures_total", "Writes or flushes of the issuance log that failed."),
+        ("istio_hsm_ca_log_outcomes_lost_total", "Outcome lines that could not be kept; their intents are."),
+        ("istio_hsm_ca_log_checkpoints_total", "Checkpoints of the issuance log that were signed."),
+    ];
+    for (name, help) in counters {
+        describe_counter!(name, help);
+        counter!(name).absolute(0);
+    }
+    let labelled = [
+        ("citadel_server_csr_sign_err_count_total", "Certificates that could not be issued, by Istio's kind of error."),
+        ("istio_hsm_ca_requests_total", "Requests answered, by outcome and by how the caller was authenticated."),
+        ("istio_hsm_ca_wrong_signatures_total", "ALARM: signatures of a token that do not verify with the CA's key."),
+        ("istio_hsm_ca_token_signatures_total", "Signatures that came back from a token's host."),
+        ("istio_hsm_ca_token_refusals_total", "Requests that a token host's own rules refused."),
+        ("istio_hsm_ca_token_faults_total", "Requests that a PKCS#11 error failed."),
+        ("istio_hsm_ca_token_expired_total", "Requests whose deadline passed at a token."),
+        ("istio_hsm_ca_token_retries_total", "Requests taken back from a token's host and tried again."),
+        ("istio_hsm_ca_token_hosts_total", "Token hosts started or connected to."),
+        ("istio_hsm_ca_token_hung_total", "Token hosts that were replaced because they did not answer."),
+        ("istio_hsm_ca_token_outages_total", "Times a token was taken out of service."),
+        ("istio_hsm_ca_token_canary_failures_total", "Canary signatures that failed or were wrong."),
+    ];
+    for (name, help) in labelled {
+        describe_counter!(name, help);
+    }
+    let gauges = [
+        ("citadel_server_root_cert_expiry_timestamp", "The end of the first root, Unix time in seconds."),
+        ("citadel_server_root_cert_expiry_seconds", "Seconds until the first root expires."),
+        ("citadel_server_cert_chain_expiry_timestamp", "The end of the CA's certificate path, Unix time in seconds."),
+        ("citadel_server_cert_chain_expiry_seconds", "Seconds until the CA's certificate path expires."),
+        ("istio_hsm_ca_ready", "1 when certificates can be issued."),
+        ("istio_hsm_ca_part_ready", "1 when a part of the daemon can do its share, by part."),
+        ("istio_hsm_ca_token_up", "1 when a token signs."),
+        ("istio_hsm_ca_token_in_flight", "Requests under way at a token's host."),
+        ("istio_hsm_ca_queue_length", "Requests that wait for a token, by class."),
+        ("istio_hsm_ca_log_writable", "1 when the issuance log can be written."),
+        ("istio_hsm_ca_log_queue_length", "Lines that wait for the issuance log's writer."),
+        ("istio_hsm_ca_log_unsigned_lines", "Lines of the issuance log beyond its last signed checkpoint."),
+        ("istio_hsm_ca_log_segments", "Segments of the issuance log."),
+        ("istio_hsm_ca_excess_signatures", "ALARM above 0: signatures of the hosts beyond the log's intents."),
+        ("istio_hsm_ca_connections", "Open connections of the gRPC endpoint."),
+    ];
+    for (name, help) in gauges {
+        describe_gauge!(name, help);
+    }
+    describe_histogram!("istio_hsm_ca_request_duration_seconds", "From a request's headers to its answer.");
+    describe_histogram!("istio_hsm_ca_step_duration_seconds", "The steps of the path from request to certificate.");
+    describe_histogram!("istio_hsm_ca_pkcs11_call_duration_seconds", "Calls of PKCS#11 functions, by token.");
+}

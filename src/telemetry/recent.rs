@@ -1,0 +1,264 @@
+//! What the CA did in the last hour, in bounded memory: for the status page.
+//!
+//! Counts and latencies in buckets of ten seconds, the last fifty certificates, the last fifty refusals. Nothing
+//! here decides anything; it is told by `grpc` and `issue`, and read by the status page.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// The length of one bucket in seconds.
+pub const BUCKET_SECONDS: u64 = 10;
+/// One hour of buckets.
+pub const BUCKETS: usize = 360;
+/// How many certificates and refusals are kept.
+const KEPT: usize = 50;
+/// Latency bins: bin `n` holds latencies below `2^n` times 62.5 microseconds; the last holds the rest (over 2 s).
+const BINS: usize = 16;
+/// The upper bound of the first bin in nanoseconds.
+const FIRST_BIN_NANOS: u128 = 62_500;
+
+/// A certificate that was released.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// When.
+    pub time: SystemTime,
+    /// Who asked.
+    pub caller: String,
+    /// By which method the caller was known.
+    pub method: &'static str,
+    /// The granted names.
+    pub names: String,
+    /// The serial number in hexadecimal digits.
+    pub serial: String,
+    /// The end of its validity.
+    pub not_after: SystemTime,
+    /// The token that signed.
+    pub token: String,
+    /// From the request's arrival to its answer.
+    pub latency: Duration,
+}
+
+/// A request that got no certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// When.
+    pub time: SystemTime,
+    /// The request's id, as in the logs.
+    pub request_id: String,
+    /// The reason's label, one of a bounded set.
+    pub reason: &'static str,
+    /// Who asked, as far as it is known.
+    pub caller: String,
+    /// One sentence.
+    pub detail: String,
+}
+
+/// Ten seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bucket {
+    /// Certificates released.
+    pub issued: u32,
+    /// Requests that got none.
+    pub refused: u32,
+    bins: [u32; BINS],
+}
+
+impl Bucket {
+    /// The latency below which `percent` of the certificates were released; none without certificates.
+    #[must_use]
+    pub fn percentile(&self, percent: u32) -> Option<Duration> {
+        let wanted = (u64::from(self.issued) * u64::from(percent)).div_ceil(100).max(1);
+        let mut seen = 0;
+        let mut bound = FIRST_BIN_NANOS;
+        for bin in self.bins {
+            seen += u64::from(bin);
+            if seen >= wanted {
+                return Some(Duration::from_nanos(u64::try_from(bound).unwrap_or(u64::MAX)));
+            }
+            bound *= 2;
+        }
+        None
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    buckets: VecDeque<Bucket>,
+    /// The number of the newest bucket since the epoch.
+    newest: u64,
+    certificates: VecDeque<Certificate>,
+    refusals: VecDeque<Refusal>,
+}
+
+/// The last hour.
+#[derive(Debug)]
+pub struct Recent {
+    state: Mutex<State>,
+}
+
+/// A copy of the last hour.
+#[derive(Clone, Debug)]
+pub struct Hour {
+    /// Oldest first; the last one is under way.
+    pub buckets: Vec<Bucket>,
+    /// Newest first.
+    pub certificates: Vec<Certificate>,
+    /// Newest first.
+    pub refusals: Vec<Refusal>,
+}
+
+fn bucket_number(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / BUCKET_SECONDS)
+}
+
+fn bin(latency: Duration) -> usize {
+    let mut bound = FIRST_BIN_NANOS;
+    for index in 0..BINS - 1 {
+        if latency.as_nanos() < bound {
+            return index;
+        }
+        bound *= 2;
+    }
+    BINS - 1
+}
+
+impl Recent {
+    /// Starts with an empty hour.
+    #[must_use]
+    pub fn new() -> Self {
+        let state = State {
+            buckets: VecDeque::from(vec![Bucket::default(); BUCKETS]),
+            newest: 0,
+            certificates: VecDeque::with_capacity(KEPT),
+            refusals: VecDeque::with_capacity(KEPT),
+        };
+        Self { state: Mutex::new(state) }
+    }
+
+    /// Notes a certificate.
+    pub fn issued(&self, certificate: Certificate) {
+        let mut state = self.lock();
+        if let Some(bucket) = state.bucket(certificate.time) {
+            bucket.issued = bucket.issued.saturating_add(1);
+            if let Some(count) = bucket.bins.get_mut(bin(certificate.latency)) {
+                *count = count.saturating_add(1);
+            }
+        }
+        push(&mut state.certificates, certificate);
+    }
+
+    /// Notes a refusal.
+    pub fn refused(&self, refusal: Refusal) {
+        let mut state = self.lock();
+        if let Some(bucket) = state.bucket(refusal.time) {
+            bucket.refused = bucket.refused.saturating_add(1);
+        }
+        push(&mut state.refusals, refusal);
+    }
+
+    /// The last hour as seen at `now`.
+    #[must_use]
+    pub fn hour(&self, now: SystemTime) -> Hour {
+        let mut state = self.lock();
+        let _ = state.bucket(now);
+        Hour {
+            buckets: state.buckets.iter().copied().collect(),
+            certificates: state.certificates.iter().rev().cloned().collect(),
+            refusals: state.refusals.iter().rev().cloned().collect(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl State {
+    /// The bucket of a time, after moving the window forward to it; none for what is older than the window.
+    fn bucket(&mut self, time: SystemTime) -> Option<&mut Bucket> {
+        let number = bucket_number(time);
+        let ahead = number.saturating_sub(self.newest).min(u64::try_from(BUCKETS).unwrap_or(u64::MAX));
+        for _ in 0..ahead {
+            self.buckets.pop_front();
+            self.buckets.push_back(Bucket::default());
+        }
+        self.newest = self.newest.max(number);
+        let behind = usize::try_from(self.newest - number).ok()?;
+        let index = (BUCKETS - 1).checked_sub(behind)?;
+        self.buckets.get_mut(index)
+    }
+}
+
+fn push<T>(kept: &mut VecDeque<T>, item: T) {
+    if kept.len() == KEPT {
+        kept.pop_front();
+    }
+    kept.push_back(item);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certificate(second: u64, latency: Duration) -> Certificate {
+        Certificate {
+            time: UNIX_EPOCH + Duration::from_secs(second),
+            caller: String::new(),
+            method: "jwt",
+            names: String::new(),
+            serial: second.to_string(),
+            not_after: UNIX_EPOCH,
+            token: String::new(),
+            latency,
+        }
+    }
+
+    #[test]
+    fn the_window_moves_and_forgets() {
+        let recent = Recent::new();
+        let start = 1_000_000;
+        recent.issued(certificate(start, Duration::from_millis(1)));
+        recent.issued(certificate(start + 10, Duration::from_millis(1)));
+        let hour = recent.hour(UNIX_EPOCH + Duration::from_secs(start + 20));
+        let counts: Vec<u32> = hour.buckets.iter().map(|bucket| bucket.issued).collect();
+        assert_eq!(counts.len(), BUCKETS);
+        assert_eq!(counts[BUCKETS - 3..], [1, 1, 0]);
+        let later = recent.hour(UNIX_EPOCH + Duration::from_secs(start + 7200));
+        assert_eq!(later.buckets.iter().map(|bucket| bucket.issued).sum::<u32>(), 0);
+        assert_eq!(later.certificates.len(), 2);
+    }
+
+    #[test]
+    fn fifty_are_kept_newest_first() {
+        let recent = Recent::new();
+        for second in 0..120 {
+            recent.issued(certificate(second, Duration::ZERO));
+        }
+        let hour = recent.hour(UNIX_EPOCH);
+        assert_eq!(hour.certificates.len(), 50);
+        assert_eq!(hour.certificates[0].serial, "119");
+    }
+
+    #[test]
+    fn percentiles_come_from_the_bins() {
+        let recent = Recent::new();
+        for _ in 0..99 {
+            recent.issued(certificate(5, Duration::from_micros(900)));
+        }
+        recent.issued(certificate(5, Duration::from_secs(60)));
+        let bucket = recent.hour(UNIX_EPOCH + Duration::from_secs(5)).buckets[BUCKETS - 1];
+        assert_eq!(bucket.percentile(50), Some(Duration::from_millis(1)));
+        assert_eq!(bucket.percentile(99), Some(Duration::from_millis(1)));
+        assert!(bucket.percentile(100).unwrap() > Duration::from_secs(2));
+        assert_eq!(Bucket::default().percentile(50), None);
+    }
+}

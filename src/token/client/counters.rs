@@ -1,0 +1,64 @@
+//! What each token has done since the start, for the metrics.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters of one token; only ever rising.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: AtomicU64,)*
+        }
+
+        /// The counters at one moment.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Snapshot {
+            /// The token.
+            pub token: Arc<str>,
+            /// Requests in flight at its host.
+            pub in_flight: usize,
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            pub(super) fn snapshot(&self, token: Arc<str>, in_flight: usize) -> Snapshot {
+                Snapshot { token, in_flight, $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Signatures that came back.
+    signed,
+    /// Signatures that did not verify.
+    wrong,
+    /// Requests that the host's own rules refused.
+    refused,
+    /// Requests that a PKCS#11 error failed.
+    faults,
+    /// Requests whose deadline passed at the token.
+    expired,
+    /// Requests that were taken back from a host that died or failed, to be tried again.
+    retried,
+    /// Hosts that were started or connected to.
+    hosts,
+    /// Hosts that were killed because they answered nothing.
+    hung,
+    /// Canary signatures asked for.
+    canaries,
+    /// Canary signatures that failed or were wrong.
+    canaries_failed,
+    /// Times the token was taken out of service.
+    outages,
+    /// Nanoseconds between a request's frame and its signature, summed over all signatures.
+    busy_nanoseconds,
+}
+
+/// Counts one.
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

@@ -1,0 +1,93 @@
+//! What readiness sees of the tokens.
+
+use std::{sync::Arc, time::Instant};
+
+/// Where a token stands; the breaker's state included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Its host cannot be reached, or fails; tried again by itself.
+    Down,
+    /// Its host is up and its canary signs; one real request at a time until one verifies.
+    HalfOpen,
+    /// Its PIN is wrong or locked; nobody tries until the PIN's file changes.
+    PinRefused,
+    /// It failed a request or signed wrongly and is probed with the canary key.
+    Probing,
+    /// It signs.
+    Serving,
+    /// Its host is being started or connected to.
+    Starting,
+}
+
+impl Phase {
+    /// The name in logs and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::HalfOpen => "half_open",
+            Self::PinRefused => "pin_refused",
+            Self::Probing => "probing",
+            Self::Serving => "serving",
+            Self::Starting => "starting",
+        }
+    }
+
+    /// Whether real requests reach the token: all of them, or the one that a half-open breaker lets through.
+    #[must_use]
+    pub fn is_ready(self) -> bool {
+        match self {
+            Self::HalfOpen | Self::Serving => true,
+            Self::Down | Self::PinRefused | Self::Probing | Self::Starting => false,
+        }
+    }
+}
+
+/// One token's health.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenHealth {
+    /// The token.
+    pub token: Arc<str>,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Why, in words; empty while it serves.
+    pub reason: String,
+    /// Since when.
+    pub since: Instant,
+    /// How many CA keys were found in it.
+    pub keys: usize,
+}
+
+/// The tokens' health.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolHealth {
+    /// Each token's, in the order of the configuration.
+    pub tokens: Vec<TokenHealth>,
+}
+
+impl PoolHealth {
+    /// Whether at least one token signs. Half-open counts: without a request there is none that could close the
+    /// breaker, and a daemon that is not ready gets no requests.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.tokens.iter().any(|token| token.phase.is_ready() && token.keys > 0)
+    }
+
+    /// Why no token signs, in words.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        let mut text = String::new();
+        for token in self.tokens.iter().filter(|token| token.phase != Phase::Serving || token.keys == 0) {
+            if !text.is_empty() {
+                text.push_str("; ");
+            }
+            text.push_str(&token.token);
+            text.push_str(": ");
+            text.push_str(match (token.reason.as_str(), token.phase) {
+                ("", phase) => phase.as_str(),
+                (reason, _) => reason,
+            });
+        }
+        text
+    }
+}

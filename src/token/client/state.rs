@@ -1,0 +1,496 @@
+//! What the pool's callers, writers, readers and supervisors share: one mutex, held for moments and never across I/O.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Settings, Snapshot,
+    counters::{Counters, count},
+    health::{Phase, PoolHealth, TokenHealth},
+    job::Job,
+    queue::Queues,
+    token::{Pending, Token},
+};
+use crate::{
+    signer::{SignError, Signed, Source},
+    token::protocol::{Fault, FaultClass, Fingerprint, ProtocolError, Reply, Request, Status},
+};
+
+/// Wrong signatures in a row that take a token out of service; one is enough while it is half-open.
+const WRONG_LIMIT: u32 = 3;
+
+/// Requests in a row that the token cannot do, each for itself, after which it counts as failing.
+const REQUEST_LIMIT: u32 = 4;
+
+/// How long a half-open breaker waits for the verdict on the request that it let through.
+const TRIAL_LIMIT: Duration = Duration::from_secs(2);
+
+/// What of a token needs no lock.
+#[derive(Debug)]
+pub(super) struct Fixed {
+    pub(super) name: Arc<str>,
+    pub(super) counters: Counters,
+    /// Wakes the writer: there is something in the outbox.
+    pub(super) writer: Notify,
+    /// Wakes the supervisor: the token's state has changed.
+    pub(super) supervisor: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tokens: Vec<Token>,
+    queues: Queues,
+    keys: Vec<Fingerprint>,
+    closing: bool,
+}
+
+/// The pool's state.
+#[derive(Debug)]
+pub(super) struct Shared {
+    inner: Mutex<Inner>,
+    pub(super) fixed: Vec<Fixed>,
+    pub(super) ending: CancellationToken,
+    health: watch::Sender<PoolHealth>,
+    recovery_wait: Duration,
+}
+
+impl Shared {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let inner = Inner {
+            tokens: settings.tokens.iter().map(|token| Token::new(Arc::clone(&token.name))).collect(),
+            queues: Queues::new(settings.queue),
+            keys: Vec::new(),
+            closing: false,
+        };
+        let fixed = settings.tokens.iter().map(|token| Fixed {
+            name: Arc::clone(&token.name),
+            counters: Counters::default(),
+            writer: Notify::new(),
+            supervisor: Notify::new(),
+        });
+        Self {
+            fixed: fixed.collect(),
+            ending: CancellationToken::new(),
+            health: watch::Sender::new(inner.health()),
+            recovery_wait: settings.recovery_wait,
+            inner: Mutex::new(inner),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, inner: &Inner) {
+        let health = inner.health();
+        self.health.send_if_modified(|old| {
+            let changed = *old != health;
+            if changed {
+                *old = health;
+            }
+            changed
+        });
+    }
+
+    pub(super) fn health(&self) -> watch::Receiver<PoolHealth> {
+        self.health.subscribe()
+    }
+
+    pub(super) fn snapshot(&self) -> Vec<Snapshot> {
+        let inner = self.lock();
+        let pairs = self.fixed.iter().zip(&inner.tokens);
+        pairs.map(|(fixed, token)| fixed.counters.snapshot(Arc::clone(&fixed.name), token.in_flight())).collect()
+    }
+
+    pub(super) fn queued(&self) -> (usize, usize) {
+        self.lock().queues.len()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        let inner = self.lock();
+        let (bulk, first) = inner.queues.len();
+        inner.tokens.iter().map(Token::in_flight).sum::<usize>() + bulk + first
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closing = true;
+    }
+
+    pub(super) fn end_hosts(&self) {
+        self.lock().queues.sweep(|_| Some(SignError::Unavailable("the daemon is ending".to_owned())));
+        self.ending.cancel();
+    }
+
+    pub(super) fn log_key(&self, name: &Arc<str>) -> Vec<u8> {
+        let inner = self.lock();
+        let token = inner.tokens.iter().find(|token| token.name == *name);
+        token.map(|token| token.status.log_key.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn log_keys(&self) -> Vec<(Arc<str>, Vec<u8>)> {
+        let inner = self.lock();
+        let having = inner.tokens.iter().filter(|token| !token.status.log_key.is_empty());
+        having.map(|token| (Arc::clone(&token.name), token.status.log_key.clone())).collect()
+    }
+
+    /// Sends a request on to the token with the least work, or lets it wait.
+    pub(super) fn submit(&self, job: Job) -> Result<(), SignError> {
+        let now = Instant::now();
+        if job.is_expired(now) {
+            return Err(SignError::Deadline);
+        }
+        let mut inner = self.lock();
+        if inner.closing {
+            return Err(SignError::Unavailable("the daemon is ending".to_owned()));
+        }
+        let able = (0..inner.tokens.len()).filter(|&at| inner.may(at, &job));
+        match able.min_by_key(|&at| inner.tokens.get(at).map_or(usize::MAX, Token::in_flight)) {
+            Some(at) => self.dispatch(&mut inner, at, job, now),
+            None if inner.tokens.iter().all(|token| token.phase == Phase::PinRefused) => {
+                return Err(SignError::Unavailable(inner.health().reason()));
+            }
+            None => inner.queues.push(job)?,
+        }
+        Ok(())
+    }
+
+    fn dispatch(&self, inner: &mut Inner, at: usize, job: Job, now: Instant) {
+        let (Some(token), Some(fixed)) = (inner.tokens.get_mut(at), self.fixed.get(at)) else { return };
+        match token.send_job(job, now) {
+            Ok(()) => fixed.writer.notify_one(),
+            Err((job, error)) => {
+                job.answer(Err(SignError::Refused(error.to_string())));
+            }
+        }
+    }
+
+    /// Gives a token as much of what waits as its window holds.
+    fn pump(&self, inner: &mut Inner, at: usize, now: Instant) {
+        while inner.tokens.get(at).is_some_and(Token::has_room) {
+            let Inner { tokens, queues, .. } = &mut *inner;
+            let Some(job) = queues.take(|job| Inner::may_in(tokens, at, job)) else { return };
+            if job.is_expired(now) {
+                job.answer(Err(SignError::Deadline));
+            } else {
+                self.dispatch(inner, at, job, now);
+            }
+        }
+    }
+
+    fn pump_all(&self, inner: &mut Inner) {
+        let now = Instant::now();
+        for at in 0..inner.tokens.len() {
+            self.pump(inner, at, now);
+        }
+    }
+
+    /// What the writer is to write; empty when there is nothing.
+    pub(super) fn take_outbox(&self, at: usize, host: u64, into: &mut Vec<u8>) {
+        into.clear();
+        if let Some(token) = self.lock().tokens.get_mut(at).filter(|token| token.host == host) {
+            std::mem::swap(&mut token.outbox, into);
+        }
+    }
+
+    /// Takes the answers of one read from a host.
+    pub(super) fn answered(
+        &self,
+        at: usize,
+        host: u64,
+        replies: impl Iterator<Item = (u64, Reply)>,
+    ) -> Result<(), ProtocolError> {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        for (correlation, reply) in replies {
+            let Some(token) = inner.tokens.get_mut(at).filter(|token| token.host == host) else { return Ok(()) };
+            token.progress = now;
+            match token.outstanding.remove(&correlation) {
+                None => tracing::warn!(token = &*token.name, correlation, "the token host answers what nobody asked"),
+                Some(Pending::Control(answer)) => {
+                    // Whoever asked may have given up waiting.
+                    let _ = answer.send(reply);
+                }
+                Some(Pending::Job { job, sent }) => {
+                    self.finish(&mut inner, at, correlation, *job, reply, now.saturating_duration_since(sent))?;
+                }
+            }
+        }
+        self.pump(&mut inner, at, now);
+        Ok(())
+    }
+
+    fn finish(
+        &self,
+        inner: &mut Inner,
+        at: usize,
+        correlation: u64,
+        mut job: Job,
+        reply: Reply,
+        took: Duration,
+    ) -> Result<(), ProtocolError> {
+        let (Some(token), Some(fixed)) = (inner.tokens.get_mut(at), self.fixed.get(at)) else { return Ok(()) };
+        let counters = &fixed.counters;
+        token.jobs = token.jobs.saturating_sub(1);
+        let delivered = match reply {
+            Reply::Signed { session, signature } => {
+                count(&counters.signed);
+                token.refusals = 0;
+                let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+                counters.busy_nanoseconds.fetch_add(nanoseconds, std::sync::atomic::Ordering::Relaxed);
+                let source = Source { token: Arc::clone(&token.name), host: token.host, session };
+                job.answer(Ok(Signed { signature, source }))
+            }
+            Reply::Refused { reason } => {
+                count(&counters.refused);
+                job.answer(Err(SignError::Refused(reason)));
+                false
+            }
+            Reply::Expired => {
+                count(&counters.expired);
+                job.answer(Err(SignError::Deadline));
+                false
+            }
+            Reply::Fault(fault) => {
+                count(&counters.faults);
+                token.fault(&fault, &job);
+                if token.phase == Phase::Probing {
+                    count(&counters.outages);
+                }
+                fixed.supervisor.notify_one();
+                if job.may_try_again(&fixed.name) {
+                    count(&counters.retried);
+                    inner.queues.put_back(job);
+                } else {
+                    job.answer(Err(SignError::Unavailable(fault.text)));
+                }
+                self.publish(inner);
+                self.pump_all(inner);
+                false
+            }
+            Reply::Opened | Reply::Status(_) => return Err(ProtocolError::Malformed("answer to a message to be signed")),
+        };
+        if let Some(token) = inner.tokens.get_mut(at) {
+            token.trial.take_if(|trial| trial.correlation == correlation && !delivered);
+        }
+        Ok(())
+    }
+
+    /// Asks something of a host besides signatures for callers. `None` when that host is gone.
+    pub(super) fn call(&self, at: usize, host: u64, request: &Request<'_>) -> Option<oneshot::Receiver<Reply>> {
+        let (answer, answered) = oneshot::channel();
+        let mut inner = self.lock();
+        let token = inner.tokens.get_mut(at).filter(|token| token.host == host && token.linked)?;
+        token.send_control(request, answer, Instant::now()).ok()?;
+        self.fixed.get(at)?.writer.notify_one();
+        Some(answered)
+    }
+
+    /// As [`Signer::verdict`](crate::signer::Signer::verdict).
+    pub(super) fn verdict(&self, source: &Source, verified: bool) {
+        let mut inner = self.lock();
+        let Some(at) = inner.tokens.iter().position(|token| token.name == source.token) else { return };
+        let (Some(token), Some(fixed)) = (inner.tokens.get_mut(at), self.fixed.get(at)) else { return };
+        if !verified {
+            count(&fixed.counters.wrong);
+        }
+        if token.host != source.host {
+            return;
+        }
+        match (verified, token.phase) {
+            (true, Phase::HalfOpen) => {
+                token.serve();
+                tracing::info!(token = &*token.name, "the token signs, and its signature verifies");
+                self.publish(&inner);
+                self.pump_all(&mut inner);
+            }
+            (true, _) => token.wrong = 0,
+            (false, phase) => {
+                token.wrong += 1;
+                token.discard(source.session);
+                fixed.writer.notify_one();
+                if phase == Phase::HalfOpen || token.wrong >= WRONG_LIMIT {
+                    token.trip("it makes signatures that do not verify", true);
+                    count(&fixed.counters.outages);
+                    fixed.supervisor.notify_one();
+                    self.publish(&inner);
+                }
+            }
+        }
+    }
+
+    /// Makes room in the queues, and gives up on a half-open breaker's request whose verdict never comes.
+    pub(super) fn sweep(&self, now: Instant) {
+        let mut inner = self.lock();
+        for token in &mut inner.tokens {
+            token.trial.take_if(|trial| now.saturating_duration_since(trial.since) > TRIAL_LIMIT);
+        }
+        let Inner { tokens, queues, .. } = &mut *inner;
+        if queues.len() == (0, 0) {
+            return;
+        }
+        let hopeless = tokens.iter().all(|token| token.phase == Phase::PinRefused);
+        let mut reason = None;
+        queues.sweep(|job| {
+            if job.is_expired(now) {
+                return Some(SignError::Deadline);
+            }
+            if tokens.iter().any(|token| token.serves(job)) {
+                job.stranded = None;
+                return None;
+            }
+            let since = *job.stranded.get_or_insert(now);
+            if !hopeless && now.saturating_duration_since(since) < self.recovery_wait {
+                return None;
+            }
+            let reason = reason.get_or_insert_with(|| Inner::health_of(tokens).reason());
+            Some(SignError::Unavailable(reason.clone()))
+        });
+        self.pump_all(&mut inner);
+    }
+
+    // === what the supervisors do ===
+
+    /// A connection to a host begins; answers its number.
+    pub(super) fn link_up(&self, at: usize) -> u64 {
+        let mut inner = self.lock();
+        let host = inner.tokens.get_mut(at).map(Token::link_up).unwrap_or_default();
+        self.publish(&inner);
+        host
+    }
+
+    /// A host has told that it is ready.
+    pub(super) fn ready(&self, at: usize, status: Status) {
+        let mut inner = self.lock();
+        if let Some(token) = inner.tokens.get_mut(at) {
+            token.ready(status);
+        }
+        self.publish(&inner);
+    }
+
+    /// A host is gone: what it had in flight goes elsewhere or waits.
+    pub(super) fn link_down(&self, at: usize, phase: Phase, reason: &str) {
+        let mut inner = self.lock();
+        let (Some(token), Some(fixed)) = (inner.tokens.get_mut(at), self.fixed.get(at)) else { return };
+        if token.phase.is_ready() {
+            count(&fixed.counters.outages);
+        }
+        for mut job in token.link_down(phase, reason) {
+            if job.may_try_again(&fixed.name) {
+                count(&fixed.counters.retried);
+                inner.queues.put_back(job);
+            } else {
+                job.answer(Err(SignError::Unavailable(reason.to_owned())));
+            }
+        }
+        self.publish(&inner);
+        self.pump_all(&mut inner);
+    }
+
+    /// A probe has passed: one real request may go through.
+    pub(super) fn half_open(&self, at: usize) {
+        let mut inner = self.lock();
+        if let Some(token) = inner.tokens.get_mut(at) {
+            token.half_open();
+        }
+        self.publish(&inner);
+        self.pump_all(&mut inner);
+    }
+
+    /// A key was found in a token, or no longer is.
+    pub(super) fn opened(&self, at: usize, host: u64, key: Fingerprint, found: bool) {
+        let mut inner = self.lock();
+        if let Some(token) = inner.tokens.get_mut(at).filter(|token| token.host == host) {
+            if found {
+                token.opened.insert(key);
+            } else {
+                token.opened.remove(&key);
+            }
+        }
+        self.publish(&inner);
+        self.pump_all(&mut inner);
+    }
+
+    /// Remembers a key that each token is to hold.
+    pub(super) fn want(&self, key: Fingerprint) {
+        let mut inner = self.lock();
+        if !inner.keys.contains(&key) {
+            inner.keys.push(key);
+        }
+    }
+
+    /// Forgets a key.
+    pub(super) fn forget(&self, key: &Fingerprint) {
+        let mut inner = self.lock();
+        inner.keys.retain(|wanted| wanted != key);
+    }
+
+    /// The keys that a token is to hold and does not.
+    pub(super) fn missing_keys(&self, at: usize) -> Vec<Fingerprint> {
+        let inner = self.lock();
+        let Some(token) = inner.tokens.get(at) else { return Vec::new() };
+        inner.keys.iter().filter(|key| !token.opened.contains(*key)).copied().collect()
+    }
+
+    /// A look at a token.
+    pub(super) fn view<T>(&self, at: usize, look: impl FnOnce(&Token) -> T) -> Option<T> {
+        self.lock().tokens.get(at).map(look)
+    }
+}
+
+impl Inner {
+    fn may(&self, at: usize, job: &Job) -> bool {
+        Self::may_in(&self.tokens, at, job)
+    }
+
+    /// Whether a token may have a request now. The token where it failed last is asked again only when no other serves.
+    fn may_in(tokens: &[Token], at: usize, job: &Job) -> bool {
+        let Some(token) = tokens.get(at) else { return false };
+        token.may(job)
+            && !(job.failed_at(&token.name)
+                && tokens.iter().any(|other| other.name != token.name && other.serves(job)))
+    }
+
+    fn health(&self) -> PoolHealth {
+        Self::health_of(&self.tokens)
+    }
+
+    fn health_of(tokens: &[Token]) -> PoolHealth {
+        let tokens = tokens.iter().map(|token| TokenHealth {
+            token: Arc::clone(&token.name),
+            phase: token.phase,
+            reason: token.reason.clone(),
+            since: token.since,
+            keys: token.opened.len(),
+        });
+        PoolHealth { tokens: tokens.collect() }
+    }
+}
+
+impl Token {
+    /// What a failed signature means for its token.
+    fn fault(&mut self, fault: &Fault, job: &Job) {
+        tracing::warn!(
+            token = &*self.name, code = fault.code, function = fault.function, reason = fault.text,
+            "the token did not sign"
+        );
+        match fault.class {
+            FaultClass::Key if job.is_real() => {
+                self.opened.remove(&job.key);
+            }
+            FaultClass::Request if self.phase == Phase::Serving && self.refusals < REQUEST_LIMIT => {
+                self.refusals += 1;
+            }
+            FaultClass::Busy | FaultClass::Key | FaultClass::Login | FaultClass::Request | FaultClass::Session => {
+                self.trip(&fault.text, false);
+            }
+            FaultClass::Module | FaultClass::Pin | FaultClass::Settings | FaultClass::Token => {
+                self.trip(&fault.text, true);
+            }
+        }
+    }
+}

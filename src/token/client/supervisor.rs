@@ -1,0 +1,440 @@
+//! Keeps one token's host alive: starts it, has it prove itself, watches it, replaces it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::net::UnixStream;
+
+use super::{
+    Link as Way, Proof, ProveError, TokenSettings,
+    child::{Running, Spawner},
+    counters::count,
+    health::Phase,
+    link::Link,
+    state::Shared,
+};
+use crate::{
+    pki::PublicKey,
+    token::{
+        host::canary_message,
+        protocol::{FaultClass, Fingerprint, Kind, Reply, Request, Sign, VERSION},
+    },
+};
+
+/// How long after the first failure a probe is tried again; doubled each time.
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+/// The longest time between two probes.
+const BACKOFF_MOST: Duration = Duration::from_secs(1);
+/// What a host is granted beyond the limit of one call, before it counts as hung: its own watchdog comes first.
+const GRACE: Duration = Duration::from_millis(500);
+/// How many calls a host makes before it is ready: load, initialise, list, open, log in, look up; each has its limit.
+const STARTING_CALLS: u32 = 3;
+/// How often a supervisor looks after its host.
+const TICK: Duration = Duration::from_millis(100);
+/// How often keys that a token lacks are looked for again: an import raises no event.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Failed probes in a row after which a host is replaced.
+const PROBES: u32 = 3;
+
+/// Why a host's time is over.
+struct End {
+    phase: Phase,
+    reason: String,
+    hung: bool,
+}
+
+impl End {
+    fn down(reason: impl Into<String>) -> Self {
+        Self { phase: Phase::Down, reason: reason.into(), hung: false }
+    }
+}
+
+struct Supervisor {
+    shared: Arc<Shared>,
+    at: usize,
+    settings: TokenSettings,
+    spawner: Spawner,
+}
+
+/// Looks after a token until the pool ends.
+pub(super) async fn run(shared: Arc<Shared>, at: usize, settings: TokenSettings, spawner: Spawner) {
+    let ending = shared.ending.clone();
+    let supervisor = Supervisor { shared, at, settings, spawner };
+    let mut backoff = Duration::ZERO;
+    while !ending.is_cancelled() {
+        let before = supervisor.served();
+        let end = supervisor.one_host().await;
+        if ending.is_cancelled() {
+            return;
+        }
+        tracing::warn!(token = &*supervisor.settings.name, reason = end.reason, "the token's host has ended");
+        // One that signed is replaced at once; one that did not is given time.
+        backoff = if supervisor.served() > before { Duration::ZERO } else { next(backoff) };
+        tokio::select! {
+            () = tokio::time::sleep(backoff) => {}
+            () = ending.cancelled() => return,
+        }
+    }
+}
+
+fn next(backoff: Duration) -> Duration {
+    (backoff * 2).clamp(BACKOFF_FIRST, BACKOFF_MOST)
+}
+
+impl Supervisor {
+    fn served(&self) -> u64 {
+        let fixed = self.shared.fixed.get(self.at);
+        fixed.map_or(0, |fixed| fixed.counters.signed.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    /// A host from its start to its end.
+    async fn one_host(&self) -> End {
+        let opened = tokio::select! {
+            opened = self.open() => opened,
+            () = self.shared.ending.cancelled() => return End::down("the daemon is ending"),
+        };
+        let (child, stream) = match opened {
+            Ok(opened) => opened,
+            Err(reason) => {
+                let end = End::down(reason);
+                self.shared.link_down(self.at, end.phase, &end.reason);
+                return end;
+            }
+        };
+        let host = self.shared.link_up(self.at);
+        if let Some(fixed) = self.shared.fixed.get(self.at) {
+            count(&fixed.counters.hosts);
+        }
+        let mut link = Link::start(&self.shared, self.at, host, stream);
+        let mut end = tokio::select! {
+            error = link.ended() => End::down(error.to_string()),
+            end = self.watch(host) => end,
+            () = self.shared.ending.cancelled() => End::down("the daemon is ending"),
+        };
+        drop(link);
+        // First of all the requests are freed, before the process is waited for.
+        self.shared.link_down(self.at, end.phase, &end.reason);
+        if end.hung
+            && let Some(fixed) = self.shared.fixed.get(self.at)
+        {
+            count(&fixed.counters.hung);
+        }
+        if let Some(child) = child {
+            let status = child.end(end.hung).await;
+            end.reason = format!("{} ({status})", end.reason);
+        }
+        end
+    }
+
+    async fn open(&self) -> Result<(Option<Running>, UnixStream), String> {
+        match &self.settings.link {
+            Way::Child { program, environment, .. } => {
+                let spawned = self.spawner.spawn(&self.settings.name, program.clone(), environment).await;
+                let (child, stream) = spawned.map_err(|error| format!("its host cannot be started: {error}"))?;
+                Ok((Some(child), stream))
+            }
+            Way::Socket { path, uid } => {
+                let failed = |error| format!("nobody answers at {}: {error}", path.display());
+                let stream = UnixStream::connect(path).await.map_err(failed)?;
+                let peer = stream.peer_cred().map_err(failed)?.uid();
+                match uid {
+                    Some(uid) if *uid != peer => {
+                        Err(format!("{} is served by user {peer}, not by user {uid}", path.display()))
+                    }
+                    _ => Ok((None, stream)),
+                }
+            }
+        }
+    }
+
+    /// Has a host prove itself, and then watches it for as long as it answers.
+    async fn watch(&self, host: u64) -> End {
+        if let Err(end) = self.hello(host).await {
+            return end;
+        }
+        self.open_missing(host).await;
+        let Some(fixed) = self.shared.fixed.get(self.at) else { return End::down("no such token") };
+        let mut probing = Probing::new();
+        let mut before = Phase::Starting;
+        let mut looked = Instant::now();
+        let mut asked = Instant::now();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let view = self.shared.view(self.at, |token| {
+                (token.phase, token.replace, token.reason.clone(), token.progress, token.outstanding.is_empty())
+            });
+            let Some((phase, replace, reason, progress, idle)) = view else { return End::down("no such token") };
+            if replace {
+                return End::down(reason);
+            }
+            if !idle && progress.elapsed() > self.settings.call_timeout + GRACE {
+                let reason = format!("its host has answered nothing for {:?}", progress.elapsed());
+                return End { phase: Phase::Down, reason, hung: true };
+            }
+            match (before, phase) {
+                (_, Phase::Serving) => probing = Probing::new(),
+                // The canary signed and the real request did not: that is a failed probe too.
+                (Phase::HalfOpen, Phase::Probing) => probing.failed(),
+                _ => {}
+            }
+            before = phase;
+            if probing.failures >= PROBES {
+                return End::down(reason);
+            }
+            if !phase.is_ready() && Instant::now() >= probing.at {
+                match self.probe(host).await {
+                    Ok(()) => self.shared.half_open(self.at),
+                    Err(end) => {
+                        probing.failed();
+                        if end.hung || end.phase == Phase::PinRefused {
+                            return end;
+                        }
+                    }
+                }
+                continue;
+            }
+            if looked.elapsed() >= LOOK_AGAIN {
+                self.open_missing(host).await;
+                looked = Instant::now();
+            }
+            if idle && asked.elapsed() >= self.settings.keep_alive && progress.elapsed() >= self.settings.keep_alive {
+                // The answer counts as progress, its absence as a hang.
+                if let Err(end) = self.ping(host).await {
+                    return end;
+                }
+                asked = Instant::now();
+            }
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = fixed.supervisor.notified() => {}
+            }
+        }
+    }
+
+    async fn hello(&self, host: u64) -> Result<(), End> {
+        let settings = match &self.settings.link {
+            Way::Child { settings, .. } => {
+                serde_json::to_vec(settings).map_err(|error| End::down(format!("BUG: its settings: {error}")))?
+            }
+            Way::Socket { .. } => Vec::new(),
+        };
+        let limit = self.settings.call_timeout * STARTING_CALLS + GRACE;
+        let hello = Request::Hello { version: VERSION, settings: &settings };
+        match self.ask(host, &hello, limit).await? {
+            Reply::Status(status) if status.version == VERSION => {
+                self.shared.ready(self.at, *status);
+                Ok(())
+            }
+            Reply::Status(status) => Err(End::down(format!(
+                "its host speaks version {} of the protocol, not {VERSION}; run the same release on both sides",
+                status.version
+            ))),
+            other => Err(unwilling(other)),
+        }
+    }
+
+    async fn ping(&self, host: u64) -> Result<(), End> {
+        match self.ask(host, &Request::Ping, self.settings.call_timeout + GRACE).await? {
+            Reply::Status(status) => {
+                self.shared.ready(self.at, *status);
+                Ok(())
+            }
+            other => Err(unwilling(other)),
+        }
+    }
+
+    async fn open_missing(&self, host: u64) {
+        for key in self.shared.missing_keys(self.at) {
+            if let Err(error) = open_key(&self.shared, self.at, host, key, self.settings.call_timeout + GRACE).await {
+                tracing::warn!(token = &*self.settings.name, %error, "the token lacks a CA key");
+            }
+        }
+    }
+
+    /// Has the canary key sign, and verifies it; where a token has none, its session must answer.
+    async fn probe(&self, host: u64) -> Result<(), End> {
+        let key = self.shared.view(self.at, |token| token.status.canary_key.clone()).unwrap_or_default();
+        if key.is_empty() {
+            return self.ping(host).await;
+        }
+        let Some(fixed) = self.shared.fixed.get(self.at) else { return Err(End::down("no such token")) };
+        count(&fixed.counters.canaries);
+        let result = self.canary(host, &key).await;
+        if result.is_err() {
+            count(&fixed.counters.canaries_failed);
+        }
+        result
+    }
+
+    async fn canary(&self, host: u64, key: &[u8]) -> Result<(), End> {
+        let limit = self.settings.call_timeout + GRACE;
+        let message = canary_message();
+        let sign = Request::Sign(Sign {
+            kind: Kind::Canary,
+            key: super::OWN_KEY,
+            request_id: "canary",
+            deadline_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
+            message: &message,
+        });
+        match self.ask(host, &sign, limit).await? {
+            Reply::Signed { signature, .. } => {
+                let key = PublicKey::from_spki_der(key).map_err(|error| End::down(format!("its canary key: {error}")))?;
+                let verified = key.verify(key.signature_algorithm(), &message, &signature);
+                verified.map_err(|_| End::down("its canary key makes signatures that do not verify"))
+            }
+            other => Err(unwilling(other)),
+        }
+    }
+
+    async fn ask(&self, host: u64, request: &Request<'_>, limit: Duration) -> Result<Reply, End> {
+        let gone = || End::down("its host is gone");
+        let answer = self.shared.call(self.at, host, request).ok_or_else(gone)?;
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(gone()),
+            Err(_) => {
+                Err(End { phase: Phase::Down, reason: format!("its host has not answered for {limit:?}"), hung: true })
+            }
+        }
+    }
+}
+
+/// The rhythm of the probes while the breaker is open.
+struct Probing {
+    at: Instant,
+    backoff: Duration,
+    failures: u32,
+}
+
+impl Probing {
+    fn new() -> Self {
+        Self { at: Instant::now(), backoff: Duration::ZERO, failures: 0 }
+    }
+
+    fn failed(&mut self) {
+        self.failures += 1;
+        self.backoff = next(self.backoff);
+        self.at = Instant::now() + self.backoff;
+    }
+}
+
+fn unwilling(reply: Reply) -> End {
+    match reply {
+        Reply::Fault(fault) => End {
+            phase: if fault.class == FaultClass::Pin { Phase::PinRefused } else { Phase::Down },
+            reason: fault.text,
+            hung: false,
+        },
+        Reply::Refused { reason } => End::down(reason),
+        Reply::Expired | Reply::Opened | Reply::Signed { .. } | Reply::Status(_) => {
+            End::down("its host answers something else than was asked")
+        }
+    }
+}
+
+async fn open_key(
+    shared: &Shared,
+    at: usize,
+    host: u64,
+    key: Fingerprint,
+    limit: Duration,
+) -> Result<(), ProveError> {
+    let gone = || ProveError::Unreachable("its host is gone".to_owned());
+    let answer = shared.call(at, host, &Request::Open { key }).ok_or_else(gone)?;
+    let reply = match tokio::time::timeout(limit, answer).await {
+        Ok(reply) => reply.map_err(|_| gone())?,
+        Err(_) => return Err(ProveError::Unreachable(format!("its host has not answered for {limit:?}"))),
+    };
+    match reply {
+        Reply::Opened => {
+            shared.opened(at, host, key, true);
+            Ok(())
+        }
+        Reply::Fault(fault) => {
+            shared.opened(at, host, key, false);
+            Err(ProveError::Refused(fault.text))
+        }
+        Reply::Refused { reason } => {
+            shared.opened(at, host, key, false);
+            Err(ProveError::Refused(reason))
+        }
+        Reply::Expired | Reply::Signed { .. } | Reply::Status(_) => {
+            Err(ProveError::Unreachable("its host answers something else than was asked".to_owned()))
+        }
+    }
+}
+
+/// As [`Pool::prove`](super::Pool::prove).
+pub(super) async fn prove(shared: &Arc<Shared>, key: Fingerprint, deadline: Instant) -> Vec<Proof> {
+    shared.want(key);
+    each(shared, move |shared, at| async move {
+        loop {
+            let view = shared.view(at, |token| (token.host, token.status.version, token.linked, token.reason.clone()));
+            let Some((host, version, linked, reason)) = view else {
+                return Err(ProveError::Unreachable("no such token".to_owned()));
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ProveError::Unreachable(reason));
+            }
+            if linked && version == VERSION {
+                match open_key(&shared, at, host, key, left).await {
+                    Err(ProveError::Unreachable(_)) => {}
+                    result => return result,
+                }
+            }
+            tokio::time::sleep(TICK / 5).await;
+        }
+    })
+    .await
+}
+
+/// As [`Pool::canary`](super::Pool::canary): the health of each token, after a probe where it is not known to sign.
+pub(super) async fn canaries(shared: &Arc<Shared>) -> Vec<Proof> {
+    each(shared, |shared, at| async move {
+        let view = shared.view(at, |token| (token.host, token.status.canary_key.clone(), token.reason.clone()));
+        let Some((host, key, reason)) = view else {
+            return Err(ProveError::Unreachable("no such token".to_owned()));
+        };
+        let message = canary_message();
+        let request = Request::Sign(Sign {
+            kind: Kind::Canary,
+            key: super::OWN_KEY,
+            request_id: "canary",
+            deadline_ms: u32::MAX,
+            message: &message,
+        });
+        let answer = shared.call(at, host, &request).ok_or_else(|| ProveError::Unreachable(reason.clone()))?;
+        let verified = |signature: &[u8]| {
+            let key = PublicKey::from_spki_der(&key).ok();
+            key.is_some_and(|key| key.verify(key.signature_algorithm(), &message, signature).is_ok())
+        };
+        match answer.await {
+            Ok(Reply::Signed { signature, .. }) if verified(&signature) => Ok(()),
+            Ok(Reply::Signed { .. }) => {
+                Err(ProveError::Refused("its canary key makes signatures that do not verify".to_owned()))
+            }
+            Ok(other) => Err(ProveError::Refused(unwilling(other).reason)),
+            Err(_) => Err(ProveError::Unreachable(reason)),
+        }
+    })
+    .await
+}
+
+/// Asks all tokens at once, and answers in the order of the configuration.
+async fn each<F>(shared: &Arc<Shared>, ask: impl Fn(Arc<Shared>, usize) -> F) -> Vec<Proof>
+where
+    F: Future<Output = Result<(), ProveError>> + Send + 'static,
+{
+    let asked: Vec<_> =
+        (0..shared.fixed.len()).map(|at| tokio::spawn(ask(Arc::clone(shared), at))).collect();
+    let mut proofs = Vec::with_capacity(asked.len());
+    for (asked, fixed) in asked.into_iter().zip(&shared.fixed) {
+        let result = asked.await.unwrap_or_else(|_| Err(ProveError::Unreachable("the daemon is ending".to_owned())));
+        proofs.push(Proof { token: Arc::clone(&fixed.name), result });
+    }
+    proofs
+}

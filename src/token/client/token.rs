@@ -1,0 +1,215 @@
+//! One token as the pool's state sees it: its breaker, its window and what is in flight.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use tokio::sync::oneshot;
+
+use super::{health::Phase, job::Job};
+use crate::token::protocol::{Fingerprint, Kind, ProtocolError, Reply, Request, Status};
+
+/// Frames in flight to a host for each of its sessions: enough for batches, few enough that what waits behind them
+/// waits here, where deadlines drop it.
+const WINDOW: usize = 32;
+
+/// Something that a host is to answer.
+#[derive(Debug)]
+pub(super) enum Pending {
+    Control(oneshot::Sender<Reply>),
+    Job { job: Box<Job>, sent: Instant },
+}
+
+/// The one real request that a half-open breaker has let through.
+#[derive(Debug)]
+pub(super) struct Trial {
+    pub(super) correlation: u64,
+    pub(super) since: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Token {
+    pub(super) name: Arc<str>,
+    pub(super) phase: Phase,
+    pub(super) reason: String,
+    pub(super) since: Instant,
+    /// Counts the hosts that this token has had: an answer to an earlier one is not mistaken for this one's.
+    pub(super) host: u64,
+    pub(super) linked: bool,
+    pub(super) status: Status,
+    /// The host is to be replaced.
+    pub(super) replace: bool,
+    pub(super) opened: HashSet<Fingerprint>,
+    pub(super) outstanding: HashMap<u64, Pending>,
+    pub(super) jobs: usize,
+    pub(super) outbox: Vec<u8>,
+    /// When the host last answered, or was first asked after it had answered everything.
+    pub(super) progress: Instant,
+    pub(super) trial: Option<Trial>,
+    /// Wrong signatures in a row.
+    pub(super) wrong: u32,
+    /// Requests in a row that it could not do, although it works.
+    pub(super) refusals: u32,
+    window: usize,
+    correlation: u64,
+}
+
+impl Token {
+    pub(super) fn new(name: Arc<str>) -> Self {
+        Self {
+            name,
+            phase: Phase::Starting,
+            reason: "its host is being started".to_owned(),
+            since: Instant::now(),
+            host: 0,
+            linked: false,
+            status: Status::default(),
+            replace: false,
+            opened: HashSet::new(),
+            outstanding: HashMap::new(),
+            jobs: 0,
+            outbox: Vec::new(),
+            progress: Instant::now(),
+            trial: None,
+            wrong: 0,
+            refusals: 0,
+            window: 0,
+            correlation: 0,
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.jobs
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.phase.is_ready() && self.jobs < self.window
+    }
+
+    /// Whether it serves requests such as this one.
+    pub(super) fn serves(&self, job: &Job) -> bool {
+        self.phase == Phase::Serving && self.holds(job)
+    }
+
+    /// Whether it may have this request now.
+    pub(super) fn may(&self, job: &Job) -> bool {
+        self.has_room() && self.holds(job) && (self.phase == Phase::Serving || !job.is_real() || self.trial.is_none())
+    }
+
+    fn holds(&self, job: &Job) -> bool {
+        !job.avoids(&self.name)
+            && match job.kind {
+                Kind::Canary => !self.status.canary_key.is_empty(),
+                Kind::Checkpoint => !self.status.log_key.is_empty(),
+                Kind::Intermediate | Kind::Leaf => self.opened.contains(&job.key),
+            }
+    }
+
+    fn next_correlation(&mut self, now: Instant) -> u64 {
+        if self.outstanding.is_empty() {
+            self.progress = now;
+        }
+        self.correlation += 1;
+        self.correlation
+    }
+
+    pub(super) fn send_job(&mut self, job: Job, now: Instant) -> Result<(), (Job, ProtocolError)> {
+        let correlation = self.next_correlation(now);
+        if let Err(error) = Request::Sign(job.sign(now)).encode(correlation, &mut self.outbox) {
+            return Err((job, error));
+        }
+        if self.phase == Phase::HalfOpen && job.is_real() {
+            self.trial = Some(Trial { correlation, since: now });
+        }
+        self.jobs += 1;
+        self.outstanding.insert(correlation, Pending::Job { job: Box::new(job), sent: now });
+        Ok(())
+    }
+
+    pub(super) fn send_control(
+        &mut self,
+        request: &Request<'_>,
+        answer: oneshot::Sender<Reply>,
+        now: Instant,
+    ) -> Result<(), ProtocolError> {
+        let correlation = self.next_correlation(now);
+        request.encode(correlation, &mut self.outbox)?;
+        self.outstanding.insert(correlation, Pending::Control(answer));
+        Ok(())
+    }
+
+    /// Has the host drop a session.
+    pub(super) fn discard(&mut self, session: u32) {
+        // Of fixed size, far below the limit; and nothing answers it.
+        let _ = Request::Discard { session }.encode(0, &mut self.outbox);
+    }
+
+    pub(super) fn link_up(&mut self) -> u64 {
+        self.host += 1;
+        self.linked = true;
+        self.replace = false;
+        self.window = 0;
+        self.progress = Instant::now();
+        self.host
+    }
+
+    pub(super) fn ready(&mut self, status: Status) {
+        self.window = WINDOW * usize::try_from(status.sessions.max(1)).unwrap_or(1);
+        self.status = status;
+    }
+
+    /// Takes everything back from a host that is gone, the youngest first.
+    pub(super) fn link_down(&mut self, phase: Phase, reason: &str) -> Vec<Job> {
+        self.linked = false;
+        self.host += 1;
+        self.outbox.clear();
+        self.opened.clear();
+        self.trial = None;
+        self.wrong = 0;
+        self.jobs = 0;
+        self.set(phase, reason);
+        let mut pending: Vec<_> = self.outstanding.drain().collect();
+        pending.sort_unstable_by_key(|(correlation, _)| std::cmp::Reverse(*correlation));
+        let jobs = pending.into_iter().filter_map(|(_, pending)| match pending {
+            Pending::Control(_) => None,
+            Pending::Job { job, .. } => Some(*job),
+        });
+        jobs.collect()
+    }
+
+    /// Opens the breaker: no real request until a probe has passed.
+    pub(super) fn trip(&mut self, reason: &str, replace: bool) {
+        self.trial = None;
+        self.wrong = 0;
+        self.replace |= replace;
+        self.set(Phase::Probing, reason);
+    }
+
+    pub(super) fn half_open(&mut self) {
+        if self.linked && !self.replace {
+            self.trial = None;
+            self.set(Phase::HalfOpen, "its canary signs; waits for a real request to sign");
+        }
+    }
+
+    /// Closes the breaker.
+    pub(super) fn serve(&mut self) {
+        self.trial = None;
+        self.wrong = 0;
+        self.refusals = 0;
+        self.set(Phase::Serving, "");
+    }
+
+    fn set(&mut self, phase: Phase, reason: &str) {
+        if self.phase != phase {
+            tracing::info!(token = &*self.name, from = self.phase.as_str(), to = phase.as_str(), reason, "token");
+            self.phase = phase;
+            self.since = Instant::now();
+        }
+        if self.reason != reason {
+            self.reason = reason.to_owned();
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What the host's process does to itself before it reads a secret.
+
+use std::{
+    fs::OpenOptions,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+        signal::{SigSet, Signal},
+    },
+    unistd,
+};
+
+/// No core dump, no debugger, no `/proc/PID/mem` for others of the same user.
+pub(super) fn harden() -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    prctl::set_dumpable(false)?;
+    Ok(())
+}
+
+/// Closes every descriptor but the standard ones, and puts standard output where a vendor's library may write what it
+/// likes. To be called before anything else is opened.
+pub(super) fn close_inherited() -> io::Result<()> {
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in open {
+        match unistd::close(fd) {
+            // The directory that was just read is among them.
+            Ok(()) | Err(Errno::EBADF) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    unistd::dup2_stdout(io::stderr().as_fd())?;
+    Ok(())
+}
+
+/// Takes the socket that stands in the place of standard input, and puts nothing in its place.
+pub(super) fn take_stdin() -> io::Result<OwnedFd> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    let null = OpenOptions::new().read(true).open("/dev/null")?;
+    unistd::dup2_stdin(null.as_fd())?;
+    Ok(socket)
+}
+
+/// Ends this process when its parent does, even when it is stopped; and leaves it to the daemon to end it, when
+/// somebody signals the whole group.
+pub(super) fn follow_parent() -> io::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    Ok(())
+}

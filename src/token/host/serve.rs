@@ -1,0 +1,334 @@
+//! One connection: threads that read a frame, check it, have it signed and write the answer, without a hop.
+//!
+//! All threads share the socket. Whoever has nothing to do holds the reading end; a thread that holds answers back in
+//! order to write several at once never waits for that end with them: it tries, and writes them first when it fails.
+
+mod inbox;
+mod outbox;
+
+use std::{
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::net::UnixStream,
+    },
+    sync::{
+        Arc, Mutex, PoisonError, TryLockError,
+        atomic::Ordering,
+    },
+    time::{Duration, Instant},
+};
+
+use inbox::Inbox;
+use outbox::Outbox;
+
+use super::{
+    HostError, policy, share,
+    vault::{Vault, Worker},
+};
+use crate::{
+    pki::PublicKey,
+    token::protocol::{Fault, FaultClass, Fingerprint, Frame, Kind, ProtocolError, Reply, Request, Sign},
+};
+
+/// How long a thread without a session leaves the work to the others before it tries to open one again.
+const NO_SESSION: Duration = Duration::from_millis(200);
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub(super) struct Connection {
+    inbox: Inbox,
+    socket: UnixStream,
+}
+
+/// The daemon's first frame.
+#[derive(Debug)]
+pub(super) struct Hello {
+    pub(super) correlation: u64,
+    pub(super) settings: Vec<u8>,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(super) enum Served {
+    /// The token or its module is broken.
+    Broken(String),
+    /// The daemon hung up.
+    HungUp,
+}
+
+impl Connection {
+    pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
+        Ok(Self { inbox: Inbox::new(socket.try_clone()?), socket })
+    }
+
+    /// The socket, for the watchdog.
+    pub(super) fn socket(&self) -> io::Result<Arc<OwnedFd>> {
+        share(&self.socket)
+    }
+
+    /// Waits for the first frame. `None` when nobody says anything.
+    pub(super) fn hello(&mut self, patience: Duration) -> Result<Option<Hello>, HostError> {
+        let system = |source| HostError::System { what: "read from its socket", source };
+        self.socket.set_read_timeout(Some(patience)).map_err(system)?;
+        while !self.inbox.has_frame()? {
+            match self.inbox.fill() {
+                Ok(0) => return Ok(None),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    return Ok(None);
+                }
+                result => result.map_err(system)?,
+            };
+        }
+        self.socket.set_read_timeout(None).map_err(system)?;
+        let mut bytes = Vec::new();
+        self.inbox.take(&mut bytes)?;
+        let Some((frame, _)) = Frame::split(&bytes)? else { return Ok(None) };
+        match Request::decode(&frame)? {
+            // An older or newer daemon learns this host's version from the answer, and decides.
+            Request::Hello { settings, .. } => {
+                Ok(Some(Hello { correlation: frame.correlation, settings: settings.to_vec() }))
+            }
+            Request::Discard { .. } | Request::Open { .. } | Request::Ping | Request::Sign(_) => {
+                Err(ProtocolError::Malformed("first frame").into())
+            }
+        }
+    }
+
+    /// Tells the daemon why there will be no service.
+    pub(super) fn refuse(&mut self, correlation: u64, fault: Fault) {
+        let Ok(socket) = self.socket.try_clone() else { return };
+        let writer = Mutex::new(socket);
+        let mut outbox = Outbox::new(&writer);
+        // The daemon may be gone already, and then nobody needs to know.
+        let _ = outbox.push(correlation, &Reply::Fault(fault)).and_then(|()| outbox.flush());
+    }
+
+    /// Answers the hello, and serves until one side ends it.
+    pub(super) fn serve(mut self, hello: u64, vault: &Vault) -> Served {
+        let mut first = Worker::new(vault, 1);
+        if let Err(fault) = first.touch() {
+            let text = fault.text.clone();
+            let broken = is_broken(&fault);
+            self.refuse(hello, fault);
+            return if broken { Served::Broken(text) } else { Served::HungUp };
+        }
+        let Ok(writer) = self.socket.try_clone() else { return Served::HungUp };
+        let service = Service {
+            vault,
+            inbox: Mutex::new(self.inbox),
+            writer: Mutex::new(writer),
+            socket: &self.socket,
+            broken: Mutex::new(None),
+        };
+        let mut outbox = Outbox::new(&service.writer);
+        let greeted = outbox.push(hello, &Reply::Status(Box::new(vault.status()))).and_then(|()| outbox.flush());
+        if greeted.is_err() {
+            return Served::HungUp;
+        }
+        std::thread::scope(|scope| {
+            for thread in 2..=vault.session_count() {
+                let service = &service;
+                let work = move || service.work(Worker::new(service.vault, thread));
+                let started = std::thread::Builder::new().name(format!("session-{thread}")).spawn_scoped(scope, work);
+                if let Err(error) = started {
+                    tracing::error!(%error, thread, "a session's thread cannot be started");
+                }
+            }
+            service.work(first);
+        });
+        let broken = service.broken.into_inner().unwrap_or_else(PoisonError::into_inner);
+        broken.map_or(Served::HungUp, Served::Broken)
+    }
+}
+
+/// What the threads of a connection share.
+struct Service<'a> {
+    vault: &'a Vault,
+    inbox: Mutex<Inbox>,
+    writer: Mutex<UnixStream>,
+    socket: &'a UnixStream,
+    broken: Mutex<Option<String>>,
+}
+
+impl Service<'_> {
+    /// A thread's work, until the connection ends.
+    fn work(&self, mut worker: Worker<'_>) {
+        if let Err(error) = self.frames(&mut worker) {
+            tracing::info!(error = %error, "a connection to the daemon has ended");
+        }
+        // The other threads then see the end too.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
+    fn frames(&self, worker: &mut Worker<'_>) -> Result<(), EndOfService> {
+        let mut outbox = Outbox::new(&self.writer);
+        let mut bytes = Vec::new();
+        loop {
+            // Others may have sessions where the token has no room for one more.
+            while !worker.has_session() && self.vault.live.load(Ordering::Relaxed) > 0 {
+                outbox.flush()?;
+                if self.is_over() {
+                    return Ok(());
+                }
+                std::thread::sleep(NO_SESSION);
+            }
+            let Some(read_at) = self.next_frame(&mut outbox, &mut bytes)? else { return Ok(()) };
+            let Some((frame, _)) = Frame::split(&bytes)? else { continue };
+            let request = Request::decode(&frame)?;
+            let began = Instant::now();
+            let broken = match self.answer(worker, &request, read_at, began) {
+                None => None,
+                Some(reply) => {
+                    outbox.push(frame.correlation, &reply)?;
+                    match reply {
+                        Reply::Fault(fault) if is_broken(&fault) => Some(fault.text),
+                        _ => None,
+                    }
+                }
+            };
+            if let Some(reason) = broken {
+                outbox.flush()?;
+                *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                return Ok(());
+            }
+            if outbox.is_due(began.elapsed()) {
+                outbox.flush()?;
+            }
+        }
+    }
+
+    /// Takes the next frame. `None` when the daemon has hung up.
+    fn next_frame(&self, outbox: &mut Outbox<'_>, bytes: &mut Vec<u8>) -> Result<Option<Instant>, EndOfService> {
+        let mut inbox = match self.inbox.try_lock() {
+            Ok(inbox) => inbox,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                outbox.flush()?;
+                self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+            }
+        };
+        while !inbox.has_frame()? {
+            outbox.flush()?;
+            if inbox.fill()? == 0 {
+                return Ok(None);
+            }
+        }
+        inbox.take(bytes)?;
+        Ok(Some(inbox.read_at()))
+    }
+
+    fn is_over(&self) -> bool {
+        self.inbox.try_lock().is_ok_and(|inbox| inbox.is_over())
+    }
+
+    fn answer(&self, worker: &mut Worker<'_>, request: &Request<'_>, read_at: Instant, now: Instant) -> Option<Reply> {
+        Some(match request {
+            Request::Discard { session } => {
+                self.vault.discard(*session);
+                return None;
+            }
+            Request::Hello { .. } => Reply::Refused { reason: "the hello was said already".to_owned() },
+            Request::Open { key } => self.open(worker, key),
+            Request::Ping => match worker.touch() {
+                Ok(()) => Reply::Status(Box::new(self.vault.status())),
+                Err(fault) => Reply::Fault(fault),
+            },
+            Request::Sign(sign) => self.sign(worker, sign, read_at, now),
+        })
+    }
+
+    fn open(&self, worker: &mut Worker<'_>, key: &Fingerprint) -> Reply {
+        if let Err(fault) = self.vault.reread() {
+            return Reply::Fault(fault);
+        }
+        let certificates = self.vault.certificates();
+        match certificates.iter().find(|ca| ca.fingerprint == *key) {
+            None => Reply::Refused { reason: "the host's own bundle holds no CA certificate with this key".to_owned() },
+            Some(ca) => match worker.look_up(&ca.key) {
+                Ok(()) => Reply::Opened,
+                Err(fault) => Reply::Fault(fault),
+            },
+        }
+    }
+
+    fn sign(&self, worker: &mut Worker<'_>, sign: &Sign<'_>, read_at: Instant, now: Instant) -> Reply {
+        let counters = &self.vault.counters;
+        let deadline = read_at + Duration::from_millis(sign.deadline_ms.into());
+        if now >= deadline {
+            counters.expired.fetch_add(1, Ordering::Relaxed);
+            return Reply::Expired;
+        }
+        let key = match self.permit(sign) {
+            Ok(key) => key,
+            Err(reason) => {
+                counters.refused.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(request_id = sign.request_id, kind = ?sign.kind, reason, "not signed");
+                return Reply::Refused { reason };
+            }
+        };
+        let fingerprint = match sign.kind {
+            Kind::Intermediate | Kind::Leaf => sign.key,
+            Kind::Canary | Kind::Checkpoint => key.fingerprint(),
+        };
+        match worker.sign(sign.kind, &key, fingerprint, sign.message, deadline) {
+            Ok(signature) => {
+                self.vault.count_signed(fingerprint, sign.kind);
+                tracing::debug!(request_id = sign.request_id, kind = ?sign.kind, "signed");
+                Reply::Signed { session: signature.session, signature: signature.bytes }
+            }
+            Err(fault) => {
+                counters.failed.fetch_add(1, Ordering::Relaxed);
+                Reply::Fault(fault)
+            }
+        }
+    }
+
+    /// The key that may sign this, by the host's own configuration.
+    fn permit(&self, sign: &Sign<'_>) -> Result<PublicKey, String> {
+        match sign.kind {
+            Kind::Canary => {
+                policy::canary(sign.message).map_err(|error| error.to_string())?;
+                self.vault.canary_key().cloned().ok_or_else(|| "the token holds no canary key".to_owned())
+            }
+            Kind::Checkpoint => {
+                policy::checkpoint(sign.message).map_err(|error| error.to_string())?;
+                self.vault.log_key().cloned().ok_or_else(|| "the token holds no log key".to_owned())
+            }
+            Kind::Intermediate | Kind::Leaf => {
+                let mut reason = "the host's own bundle holds no CA certificate with this key".to_owned();
+                let now = crate::clock::now();
+                // A renewed CA certificate has the key of the old one.
+                for ca in self.vault.certificates().iter().filter(|ca| ca.fingerprint == sign.key) {
+                    match self.vault.rules.certificate(sign.kind, sign.message, &ca.der, now) {
+                        Ok(()) => return Ok(ca.key.clone()),
+                        Err(refusal) => reason = refusal.to_string(),
+                    }
+                }
+                Err(reason)
+            }
+        }
+    }
+}
+
+fn is_broken(fault: &Fault) -> bool {
+    match fault.class {
+        FaultClass::Module | FaultClass::Token => true,
+        FaultClass::Busy
+        | FaultClass::Key
+        | FaultClass::Login
+        | FaultClass::Pin
+        | FaultClass::Request
+        | FaultClass::Session
+        | FaultClass::Settings => false,
+    }
+}
+
+/// Why a thread's work ended before the daemon hung up.
+#[derive(Debug, thiserror::Error)]
+enum EndOfService {
+    #[error("the socket broke: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+}

@@ -1,0 +1,370 @@
+//! The token as the host's threads share it: the login, the CA certificates, what was counted.
+//!
+//! Each thread has a [`Worker`] of its own with a session of its own, since a session is not shared; the login is the
+//! process's, made once and kept by a session that does nothing else.
+
+mod worker;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use cryptoki::session::Session;
+pub(super) use worker::Worker;
+
+use super::{Settings, chain, policy::Rules, watchdog::Watchdog};
+use crate::{
+    pki::{PublicKey, lint::Ca, pem},
+    token::{
+        self, Class, Module, Token, TokenUri,
+        key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, hex},
+        module::{LoginError, TokenError},
+        pin,
+        pin_marker::{PinMarker, state_of},
+        protocol::{Fault, FaultClass, Fingerprint, KeyCount, Kind, Status, VERSION},
+    },
+};
+
+/// A CA certificate of the host's own configuration.
+#[derive(Debug)]
+pub(super) struct CaCertificate {
+    pub(super) der: Vec<u8>,
+    pub(super) key: PublicKey,
+    pub(super) fingerprint: Fingerprint,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    signed: Mutex<BTreeMap<(Fingerprint, Kind), u64>>,
+    pub(super) refused: AtomicU64,
+    pub(super) expired: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) reopened: AtomicU64,
+    logins: AtomicU64,
+}
+
+/// A token that is open and logged in.
+#[derive(Debug)]
+pub(super) struct Vault {
+    pub(super) rules: Rules,
+    pub(super) watchdog: Arc<Watchdog>,
+    pub(super) counters: Counters,
+    /// Sessions that are open in workers.
+    pub(super) live: AtomicUsize,
+    settings: Settings,
+    pin_file: PathBuf,
+    module: Module,
+    token: Token,
+    certificates: RwLock<Arc<Vec<CaCertificate>>>,
+    /// Keeps the process logged in; and whoever logs in holds it.
+    anchor: Mutex<Option<Session>>,
+    logins: AtomicU64,
+    sessions: AtomicU32,
+    discarded: Mutex<Vec<u32>>,
+    log_key: Option<PublicKey>,
+    canary_key: Option<PublicKey>,
+}
+
+/// The watchdog's place of the thread that opens the vault.
+const MAIN_THREAD: usize = 0;
+
+/// Most sessions that are remembered as to be dropped: more than a host ever has.
+const DISCARDED_MOST: usize = 256;
+
+impl Vault {
+    /// Loads the module, finds the token, logs in and looks around.
+    pub(super) fn open(name: &str, settings: Settings, watchdog: &Arc<Watchdog>) -> Result<Self, Fault> {
+        let uri: TokenUri = settings.uri.parse().map_err(|error: token::uri::UriError| setting(&error))?;
+        let pin_file = settings.pin_file.clone().or_else(|| uri.pin_source().map(Path::to_owned));
+        let pin_file = pin_file.ok_or_else(|| fault("the token URI names no PIN file; add pin-source=file:/path"))?;
+        let module_path = uri.module_path().ok_or_else(|| fault("the token URI names no module; add module-path=/path"))?;
+        let certificates = read_certificates(&settings)?;
+        // Before the library is even loaded: what is known to be wrong costs the token nothing.
+        let marker = PinMarker::new(settings.pin_marker.clone());
+        marker.check(&pin_file).map_err(|error| pin_fault(&chain(&error)))?;
+
+        let call = watchdog.call(MAIN_THREAD);
+        let module = Module::load(module_path).map_err(|error| token_fault(&error))?;
+        drop(call);
+        let call = watchdog.call(MAIN_THREAD);
+        let token = module.find_token(&uri).map_err(|error| token_fault(&error))?;
+        drop(call);
+        let rules = Rules {
+            max_validity: settings.max_validity,
+            trust_domains: settings.trust_domains.clone(),
+            dns_names: settings.dns_names.clone(),
+            ip_addresses: settings.ip_addresses.clone(),
+            allow_intermediate: settings.allow_intermediate,
+        };
+        let mut vault = Self {
+            rules,
+            watchdog: Arc::clone(watchdog),
+            counters: Counters::default(),
+            live: AtomicUsize::new(0),
+            settings,
+            pin_file,
+            module,
+            token,
+            certificates: RwLock::new(Arc::new(certificates)),
+            anchor: Mutex::new(None),
+            logins: AtomicU64::new(0),
+            sessions: AtomicU32::new(0),
+            discarded: Mutex::new(Vec::new()),
+            log_key: None,
+            canary_key: None,
+        };
+        vault.login(MAIN_THREAD, 0)?;
+        vault.log_key = vault.own_key(LOG_KEY_LABEL)?;
+        vault.canary_key = vault.own_key(CANARY_KEY_LABEL)?;
+        tracing::info!(name, token = vault.token.info().label, "the token host is logged in");
+        Ok(vault)
+    }
+
+    /// Closes the library; all workers must be gone.
+    pub(super) fn close(self) {
+        let Self { module, token, anchor, watchdog, .. } = self;
+        let _call = watchdog.call(MAIN_THREAD);
+        drop(anchor);
+        drop(token);
+        if let Err(error) = module.finalize() {
+            tracing::warn!(%error, "the module does not end well");
+        }
+    }
+
+    pub(super) fn session_count(&self) -> usize {
+        self.settings.session_count()
+    }
+
+    /// The CA certificates.
+    pub(super) fn certificates(&self) -> Arc<Vec<CaCertificate>> {
+        Arc::clone(&self.certificates.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the CA certificates afresh; they are left as they were when they cannot be read.
+    pub(super) fn reread(&self) -> Result<(), Fault> {
+        let certificates = Arc::new(read_certificates(&self.settings)?);
+        *self.certificates.write().unwrap_or_else(PoisonError::into_inner) = certificates;
+        Ok(())
+    }
+
+    pub(super) fn log_key(&self) -> Option<&PublicKey> {
+        self.log_key.as_ref()
+    }
+
+    pub(super) fn canary_key(&self) -> Option<&PublicKey> {
+        self.canary_key.as_ref()
+    }
+
+    /// How many logins there were: a thread that finds its login lost tells with it which one.
+    pub(super) fn login_number(&self) -> u64 {
+        self.logins.load(Ordering::Acquire)
+    }
+
+    /// Logs the process in, unless another thread has since the login of that number. The PIN is read afresh, tried
+    /// once, and not again before its file has changed.
+    pub(super) fn login(&self, thread: usize, lost: u64) -> Result<(), Fault> {
+        let mut anchor = lock(&self.anchor);
+        if self.login_number() != lost {
+            return Ok(());
+        }
+        let marker = PinMarker::new(self.settings.pin_marker.clone());
+        marker.check(&self.pin_file).map_err(|error| pin_fault(&chain(&error)))?;
+        let state = state_of(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
+        let pin = pin::read(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
+        *anchor = None;
+        let call = self.watchdog.call(thread);
+        let session = self.token.open_session(false).map_err(|error| call_fault(&error, ""))?;
+        let result = self.token.login(&session, &pin);
+        drop(call);
+        drop(pin);
+        self.counters.logins.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = result {
+            if let LoginError::WrongPin { .. } | LoginError::Locked(_) | LoginError::FinalTry(_) = &error
+                && let Err(error) = marker.mark(&state, &chain(&error))
+            {
+                tracing::error!(error = chain(&error), "ALARM: a restart may try the refused PIN again");
+            }
+            return Err(login_fault(&error));
+        }
+        if let Err(error) = marker.clear() {
+            tracing::warn!(error = chain(&error), "the mark of an earlier refused PIN stays");
+        }
+        *anchor = Some(session);
+        self.logins.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Opens a session for a worker, with a number of its own.
+    pub(super) fn session(&self, thread: usize) -> Result<(Session, u32), Fault> {
+        let _call = self.watchdog.call(thread);
+        let session = self.token.open_session(false).map_err(|error| call_fault(&error, "C_OpenSession"))?;
+        Ok((session, self.sessions.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Notes that a session makes wrong signatures.
+    pub(super) fn discard(&self, session: u32) {
+        let mut discarded = lock(&self.discarded);
+        if discarded.len() < DISCARDED_MOST {
+            discarded.push(session);
+        }
+    }
+
+    /// Whether a session is to be dropped; asked once.
+    pub(super) fn is_discarded(&self, session: u32) -> bool {
+        let mut discarded = lock(&self.discarded);
+        let at = discarded.iter().position(|other| *other == session);
+        at.map(|at| discarded.swap_remove(at)).is_some()
+    }
+
+    pub(super) fn count_signed(&self, key: Fingerprint, kind: Kind) {
+        *lock(&self.counters.signed).entry((key, kind)).or_default() += 1;
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let spki = |key: Option<&PublicKey>| key.map(|key| key.spki_der().to_vec()).unwrap_or_default();
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let info = self.token.info();
+        let signed = lock(&self.counters.signed);
+        Status {
+            version: VERSION,
+            token: info.label.clone(),
+            serial: info.serial.clone(),
+            model: info.model.clone(),
+            pid: std::process::id(),
+            sessions: self.settings.sessions.max(1),
+            ca_keys: self.certificates().iter().map(|ca| hex(&ca.fingerprint)).collect(),
+            log_key: spki(self.log_key()),
+            canary_key: spki(self.canary_key()),
+            signed: signed.iter().map(|((key, kind), count)| KeyCount { key: hex(key), kind: *kind, count: *count }).collect(),
+            refused: load(&self.counters.refused),
+            expired: load(&self.counters.expired),
+            failed: load(&self.counters.failed),
+            sessions_reopened: load(&self.counters.reopened),
+            logins: load(&self.counters.logins),
+        }
+    }
+
+    /// The public half of a key that we made in the token ourselves; none where the token has none.
+    fn own_key(&self, label: &str) -> Result<Option<PublicKey>, Fault> {
+        let anchor = lock(&self.anchor);
+        let Some(session) = anchor.as_ref() else { return Ok(None) };
+        let _call = self.watchdog.call(MAIN_THREAD);
+        match key::find_by_label(session, label) {
+            Ok(found) => Ok(Some(found.public_key)),
+            Err(KeyError::NotFound(_)) => Ok(None),
+            Err(error @ KeyError::Call { .. }) => Err(key_fault(&error)),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), label, "one of our own keys cannot be used");
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read_certificates(settings: &Settings) -> Result<Vec<CaCertificate>, Fault> {
+    let names = ["ca-cert.pem", "tls.crt"].map(|name| settings.bundle.join(name));
+    let bundle = names.iter().find(|path| path.exists()).unwrap_or(&names[0]);
+    std::iter::once(bundle).chain(&settings.ca_certificates).map(|path| read_certificate(path)).collect()
+}
+
+fn read_certificate(path: &Path) -> Result<CaCertificate, Fault> {
+    let wrong = |reason: &dyn std::fmt::Display| fault(&format!("{}: {reason}", path.display()));
+    let text = std::fs::read(path).map_err(|error| wrong(&error))?;
+    let blocks = pem::blocks(&text).map_err(|error| wrong(&error))?;
+    let certificate = blocks.into_iter().find(|block| block.label == "CERTIFICATE");
+    let der = certificate.ok_or_else(|| wrong(&"it holds no certificate"))?.der.to_vec();
+    let ca = Ca::from_certificate(&der).map_err(|error| wrong(&error))?;
+    let key = PublicKey::from_spki_der(ca.spki).map_err(|error| wrong(&error))?;
+    let fingerprint = key.fingerprint();
+    Ok(CaCertificate { der, key, fingerprint })
+}
+
+// === from the token's errors to the wire's ===
+
+fn fault_of(class: FaultClass, text: &str) -> Fault {
+    Fault { class, code: 0, function: String::new(), text: text.to_owned() }
+}
+
+pub(super) fn fault(text: &str) -> Fault {
+    fault_of(FaultClass::Settings, text)
+}
+
+fn setting(error: &dyn std::error::Error) -> Fault {
+    fault(&chain(error))
+}
+
+fn pin_fault(text: &str) -> Fault {
+    fault_of(FaultClass::Pin, text)
+}
+
+/// A PIN file that vanished may come back at any moment: that is no verdict on the PIN.
+fn pin_file_fault(text: &str) -> Fault {
+    fault_of(FaultClass::Settings, text)
+}
+
+fn class(class: Class) -> FaultClass {
+    match class {
+        Class::Busy => FaultClass::Busy,
+        Class::Configuration => FaultClass::Key,
+        Class::Login => FaultClass::Login,
+        Class::Pin => FaultClass::Pin,
+        Class::Request => FaultClass::Request,
+        Class::Session | Class::Success => FaultClass::Session,
+        Class::Token => FaultClass::Module,
+    }
+}
+
+pub(super) fn call_fault(error: &token::Fault, function: &str) -> Fault {
+    Fault {
+        class: class(error.class()),
+        code: error.code().unwrap_or_default(),
+        function: function.to_owned(),
+        text: error.to_string(),
+    }
+}
+
+fn token_fault(error: &TokenError) -> Fault {
+    let class = match error.class() {
+        Class::Configuration => FaultClass::Settings,
+        other => class(other),
+    };
+    fault_of(class, &chain(error))
+}
+
+fn login_fault(error: &LoginError) -> Fault {
+    let (code, function) = match error {
+        LoginError::Call { source, .. } | LoginError::WrongPin { source, .. } => (source.code(), "C_Login"),
+        LoginError::FinalTry(_) | LoginError::Locked(_) | LoginError::Unset(_) => (None, ""),
+    };
+    Fault {
+        class: class(error.class()),
+        code: code.unwrap_or_default(),
+        function: function.to_owned(),
+        text: chain(error),
+    }
+}
+
+pub(super) fn key_fault(error: &KeyError) -> Fault {
+    match error {
+        KeyError::Call { source, .. } => Fault { text: chain(error), ..call_fault(source, "C_FindObjects") },
+        KeyError::Ambiguous { .. } | KeyError::NotFound(_) | KeyError::Public { .. } | KeyError::Unfit { .. } => {
+            fault_of(FaultClass::Key, &chain(error))
+        }
+    }
+}
+
+pub(super) fn sign_fault(error: &token::mechanism::SignFault) -> Fault {
+    match error {
+        token::mechanism::SignFault::Call(source) => Fault { text: chain(error), ..call_fault(source, "C_Sign") },
+        token::mechanism::SignFault::Length { .. } => fault_of(FaultClass::Session, &chain(error)),
+    }
+}

@@ -1,0 +1,130 @@
+//! Ends the process when a PKCS#11 call outlives its limit, or when the daemon has hung up and a signing thread hangs.
+//!
+//! A thread that hangs in a vendor's library cannot be ended by itself; its process can. This thread calls nothing of
+//! the vendor's, takes no lock that a signing thread holds, and so cannot hang with it.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// How often the calls are looked at.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long signing threads have to end by themselves once the daemon has hung up.
+const HANG_UP_GRACE: Duration = Duration::from_secs(1);
+
+/// When each thread's call began, and whose socket is watched.
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    start: Instant,
+    limit: Duration,
+    /// Milliseconds from `start`, plus one; 0 while no call is under way.
+    calls: Vec<AtomicU64>,
+    socket: Mutex<Option<Arc<OwnedFd>>>,
+}
+
+/// A call under way; it ends with this value.
+#[derive(Debug)]
+pub(super) struct Call<'a>(&'a AtomicU64);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+impl Watchdog {
+    /// Starts the thread, for calls of so many threads.
+    pub(super) fn start(threads: usize, limit: Duration) -> io::Result<Arc<Self>> {
+        let watchdog = Arc::new(Self {
+            start: Instant::now(),
+            limit,
+            calls: (0..threads).map(|_| AtomicU64::new(0)).collect(),
+            socket: Mutex::new(None),
+        });
+        let watching = Arc::clone(&watchdog);
+        std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watching.watch())?;
+        Ok(watchdog)
+    }
+
+    /// Watches a connection from now on: when it is hung up the process must end soon.
+    pub(super) fn watch_socket(&self, socket: Option<Arc<OwnedFd>>) {
+        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = socket;
+    }
+
+    /// Notes that a thread begins a call. `None` for a thread that was not counted at the start.
+    pub(super) fn call(&self, thread: usize) -> Option<Call<'_>> {
+        let call = self.calls.get(thread)?;
+        call.store(self.now() + 1, Ordering::Release);
+        Some(Call(call))
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+
+    fn watch(&self) {
+        let limit = u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX);
+        let mut hung_up = None;
+        loop {
+            let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            match socket {
+                Some(socket) if hung_up.is_none() => {
+                    if is_hung_up(&socket) {
+                        hung_up = Some(Instant::now());
+                    }
+                }
+                _ => {
+                    if socket.is_none() {
+                        hung_up = None;
+                    }
+                    std::thread::sleep(TICK);
+                }
+            }
+            if hung_up.is_some_and(|since| since.elapsed() > HANG_UP_GRACE) {
+                end("the daemon is gone and a thread does not end");
+            }
+            let now = self.now();
+            for call in &self.calls {
+                let began = call.load(Ordering::Acquire);
+                if began != 0 && now.saturating_sub(began - 1) > limit {
+                    end("a call of the PKCS#11 module has outlived its limit");
+                }
+            }
+        }
+    }
+}
+
+fn is_hung_up(socket: &OwnedFd) -> bool {
+    // No event asked for: POLLHUP and POLLERR come unasked.
+    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
+    match poll(&mut polled, timeout) {
+        Ok(0) => false,
+        Ok(_) => polled.iter().any(|fd| {
+            fd.revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+        }),
+        Err(_) => {
+            std::thread::sleep(TICK);
+            false
+        }
+    }
+}
+
+/// Ends the process at once. SIGKILL, since neither a handler nor an exit hook of the vendor's can hold it up.
+fn end(reason: &str) {
+    tracing::error!(reason, "the token host ends itself");
+    let _ = kill(Pid::this(), Signal::SIGKILL);
+}

@@ -1,0 +1,192 @@
+//! Remembers that a PIN was refused, so that nobody tries it again: not another session, not another host, not the
+//! next start of the daemon. Without it a crash loop or a few replicas lock a token within a minute.
+//!
+//! The marker is a small file (beside the issuance log) that says which state of the PIN's file was refused: its
+//! device, inode, size and time of change, never anything of the PIN. Once the PIN's file differs, the marker has no
+//! effect. Used by the token host before each login.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+/// Longest marker that is read.
+const MOST: u64 = 4096;
+
+/// Where it is remembered that a PIN was refused.
+#[derive(Clone, Debug)]
+pub struct PinMarker {
+    path: PathBuf,
+}
+
+/// Why a PIN is not tried, or why it cannot be known whether it may be.
+#[derive(Debug, thiserror::Error)]
+pub enum MarkerError {
+    /// The marker or the PIN's file cannot be read or written.
+    #[error("{path} cannot be used, which keeps a refused PIN from being tried again; check its directory")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// This PIN was refused before.
+    #[error(
+        "the token refused the PIN in {pin_file}, and it is not tried again; write the right PIN into that file, \
+         or delete {marker} if it is right by now ({reason})"
+    )]
+    Refused {
+        /// The PIN's file.
+        pin_file: PathBuf,
+        /// The marker.
+        marker: PathBuf,
+        /// What the token said.
+        reason: String,
+    },
+}
+
+impl PinMarker {
+    /// A marker at a path; its directory must exist.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Whether the PIN in a file may be tried.
+    ///
+    /// # Errors
+    /// When it was refused in this very state of the file, or when that cannot be known.
+    pub fn check(&self, pin_file: &Path) -> Result<(), MarkerError> {
+        let marked = match self.read() {
+            Ok(marked) => marked,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(MarkerError::Io { path: self.path.clone(), source }),
+        };
+        let (state, reason) = marked.split_once('\n').unwrap_or((&marked, ""));
+        if state != state_of(pin_file)? {
+            return Ok(());
+        }
+        Err(MarkerError::Refused {
+            pin_file: pin_file.to_owned(),
+            marker: self.path.clone(),
+            reason: reason.trim_end().to_owned(),
+        })
+    }
+
+    /// Remembers that the PIN of a file was refused, durably; `state` was taken with [`state_of`] before the file was
+    /// read, so that a PIN written in between is not held to be refused.
+    ///
+    /// # Errors
+    /// When the marker cannot be written.
+    pub fn mark(&self, state: &str, reason: &str) -> Result<(), MarkerError> {
+        let io = |source| MarkerError::Io { path: self.path.clone(), source };
+        let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(512).collect();
+        let new = self.path.with_extension("new");
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            writeln!(file, "{state}\n{reason}")?;
+            file.sync_all()?;
+            fs::rename(&new, &self.path)?;
+            let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+        };
+        write().map_err(io)
+    }
+
+    /// Forgets: the PIN was right.
+    ///
+    /// # Errors
+    /// When the marker is there and cannot be removed.
+    pub fn clear(&self) -> Result<(), MarkerError> {
+        match fs::remove_file(&self.path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(MarkerError::Io { path: self.path.clone(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn read(&self) -> io::Result<String> {
+        let mut text = String::new();
+        io::Read::read_to_string(&mut io::Read::take(File::open(&self.path)?, MOST), &mut text)?;
+        Ok(text)
+    }
+}
+
+/// What tells one state of a file from another: no content, since that is a secret.
+///
+/// # Errors
+/// When the file is not there.
+pub fn state_of(pin_file: &Path) -> Result<String, MarkerError> {
+    let metadata = fs::metadata(pin_file).map_err(|source| MarkerError::Io { path: pin_file.to_owned(), source })?;
+    Ok(format!(
+        "dev={} ino={} size={} mtime={}.{:09} ctime={}.{:09}",
+        metadata.dev(),
+        metadata.ino(),
+        metadata.size(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime(),
+        metadata.ctime_nsec(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files() -> (tempfile::TempDir, PathBuf, PinMarker) {
+        let directory = tempfile::tempdir().unwrap();
+        let pin = directory.path().join("pin");
+        fs::write(&pin, "1234").unwrap();
+        let marker = PinMarker::new(directory.path().join("token.pin-refused"));
+        (directory, pin, marker)
+    }
+
+    #[test]
+    fn a_refused_pin_is_refused_until_its_file_changes() {
+        let (_directory, pin, marker) = files();
+        marker.check(&pin).unwrap();
+        marker.mark(&state_of(&pin).unwrap(), "CKR_PIN_INCORRECT\nand more").unwrap();
+        let error = marker.check(&pin).unwrap_err();
+        assert!(matches!(&error, MarkerError::Refused { reason, .. } if reason == "CKR_PIN_INCORRECT and more"));
+        assert!(!error.to_string().contains("1234"));
+        // Another process, another start: only the file counts.
+        assert!(PinMarker::new(marker.path.clone()).check(&pin).is_err());
+        fs::write(&pin, "4321").unwrap();
+        marker.check(&pin).unwrap();
+    }
+
+    #[test]
+    fn a_replaced_file_counts_as_changed() {
+        let (directory, pin, marker) = files();
+        marker.mark(&state_of(&pin).unwrap(), "").unwrap();
+        let other = directory.path().join("other");
+        fs::write(&other, "1234").unwrap();
+        fs::rename(other, &pin).unwrap();
+        marker.check(&pin).unwrap();
+    }
+
+    #[test]
+    fn a_right_pin_clears_the_marker() {
+        let (_directory, pin, marker) = files();
+        marker.clear().unwrap();
+        marker.mark(&state_of(&pin).unwrap(), "").unwrap();
+        marker.clear().unwrap();
+        marker.check(&pin).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_known_is_not_tried() {
+        let (_directory, pin, marker) = files();
+        marker.mark(&state_of(&pin).unwrap(), "").unwrap();
+        fs::remove_file(&pin).unwrap();
+        assert!(matches!(marker.check(&pin), Err(MarkerError::Io { .. })));
+        fs::create_dir(marker.path.with_extension("d")).unwrap();
+        let directory = PinMarker::new(marker.path.with_extension("d"));
+        assert!(matches!(directory.check(&pin), Err(MarkerError::Io { .. })));
+    }
+}

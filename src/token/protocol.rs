@@ -1,0 +1,529 @@
+//! What the daemon and a token host say to each other: length-prefixed frames over a Unix stream socket.
+//!
+//! Pure: bytes to values and back. No I/O, no clock; whatever bytes come in, it answers with a value or an error,
+//! never with a panic, and never allocates more than a frame holds. Used by `host` and `client`.
+//!
+//! ```text
+//! frame   := length:u32 kind:u8 correlation:u64 body     length counts what follows it; all numbers big-endian
+//! request := Hello | Open | Sign | Ping | Discard
+//! reply   := Status | Opened | Signed | Refused | Fault
+//! ```
+//!
+//! Every request gets exactly one reply with its correlation number, in any order; a [`Request::Discard`] gets none.
+
+mod status;
+mod wire;
+
+pub use status::{KeyCount, Status};
+use wire::{Reader, Writer};
+
+/// The version that both sides must speak; told in [`Request::Hello`].
+pub const VERSION: u16 = 1;
+
+/// The largest frame in bytes, its length field not counted. The largest TBSCertificate of this CA (a hundred names)
+/// stays below 32 KiB, and a whole frame must fit into the host's read buffer of 64 KiB.
+pub const MAX_FRAME: usize = 60 * 1024;
+
+/// Bytes before the body that the length counts: kind and correlation.
+const HEADER: usize = 1 + 8;
+
+/// The longest text in a reply, in bytes; longer ones are cut.
+const MAX_TEXT: usize = 1024;
+
+/// The longest request id in bytes.
+const MAX_REQUEST_ID: usize = 128;
+
+/// How the protocol names a key: SHA-256 of its DER SubjectPublicKeyInfo.
+pub type Fingerprint = [u8; 32];
+
+/// What a token host signs. A closed list: there is no kind for bytes of any other meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A probe, by the canary key alone.
+    Canary,
+    /// The log's tree head, by the log key alone.
+    Checkpoint,
+    /// A subordinate CA's TBSCertificate, where the host's own configuration allows that.
+    Intermediate,
+    /// A leaf's TBSCertificate.
+    Leaf,
+}
+
+impl Kind {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Canary => 1,
+            Self::Checkpoint => 2,
+            Self::Intermediate => 3,
+            Self::Leaf => 4,
+        }
+    }
+
+    const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Canary,
+            2 => Self::Checkpoint,
+            3 => Self::Intermediate,
+            4 => Self::Leaf,
+            _ => return None,
+        })
+    }
+}
+
+/// What the daemon asks of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// A session of the host made a wrong signature and is not to be used again. Not answered.
+    Discard {
+        /// The session, as in [`Reply::Signed`].
+        session: u32,
+    },
+    /// The first frame of a connection.
+    Hello {
+        /// The daemon's [`VERSION`].
+        version: u16,
+        /// The host's settings in JSON from a daemon to its child; a supervised host has its own and ignores these.
+        settings: &'a [u8],
+    },
+    /// Look a CA key up: the host reads its CA certificates afresh and finds the key in the token.
+    Open {
+        /// The key.
+        key: Fingerprint,
+    },
+    /// Say that the token is still there, and what was signed.
+    Ping,
+    /// Sign a message.
+    Sign(Sign<'a>),
+}
+
+/// A message to be signed: always whole, the host hashes it itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sign<'a> {
+    /// What the message is.
+    pub kind: Kind,
+    /// The key that is to sign it.
+    pub key: Fingerprint,
+    /// The request's id, for the host's log.
+    pub request_id: &'a str,
+    /// Milliseconds from now after which nobody waits for the signature any more.
+    pub deadline_ms: u32,
+    /// The message.
+    pub message: &'a [u8],
+}
+
+/// What a PKCS#11 error means for the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultClass {
+    /// The token is there but has no room now (CKR_SESSION_COUNT and the like): later.
+    Busy,
+    /// This key cannot sign as it stands: it is not there, or its attributes or mechanisms forbid it.
+    Key,
+    /// The login is lost.
+    Login,
+    /// The module is broken: only another host helps.
+    Module,
+    /// The PIN is wrong or locked: nobody tries again until the PIN's file changes.
+    Pin,
+    /// This one message cannot be signed, whichever session does it; others may.
+    Request,
+    /// The session is lost.
+    Session,
+    /// What the host was configured with does not work; the text says what to change.
+    Settings,
+    /// The token is gone.
+    Token,
+}
+
+impl FaultClass {
+    const ALL: [Self; 9] = [
+        Self::Busy,
+        Self::Key,
+        Self::Login,
+        Self::Module,
+        Self::Pin,
+        Self::Request,
+        Self::Session,
+        Self::Settings,
+        Self::Token,
+    ];
+
+    const fn code(self) -> u8 {
+        match self {
+            Self::Busy => 1,
+            Self::Key => 2,
+            Self::Login => 3,
+            Self::Module => 4,
+            Self::Pin => 5,
+            Self::Request => 6,
+            Self::Session => 7,
+            Self::Settings => 8,
+            Self::Token => 9,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.code() == code)
+    }
+}
+
+/// Why the host did not sign although it was willing to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What it means.
+    pub class: FaultClass,
+    /// The CKR value (PKCS#11, section 4.11 "Return values"), 0 where none is behind it.
+    pub code: u64,
+    /// The PKCS#11 function that failed; empty where none is behind it.
+    pub function: String,
+    /// One sentence that names the object, then what to do.
+    pub text: String,
+}
+
+/// What the host answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The deadline passed before the token was asked.
+    Expired,
+    /// The token, or something before it, failed.
+    Fault(Fault),
+    /// The key is in the token, and the host's own CA certificate names it.
+    Opened,
+    /// The host's own rules forbid it.
+    Refused {
+        /// The rule.
+        reason: String,
+    },
+    /// The signature: RSA as it is, ECDSA as DER ECDSA-Sig-Value.
+    Signed {
+        /// The session that made it, for [`Request::Discard`].
+        session: u32,
+        /// The content of signatureValue.
+        signature: Vec<u8>,
+    },
+    /// The host is ready; the answer to [`Request::Hello`] and [`Request::Ping`].
+    Status(Box<Status>),
+}
+
+/// Why bytes are not a frame of this protocol. The connection is of no use any more then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// The body ends too early, goes on too long or holds a value out of range.
+    #[error("a frame's {0} is malformed")]
+    Malformed(&'static str),
+    /// Longer than [`MAX_FRAME`], or shorter than its header.
+    #[error("a frame of {0} bytes is out of bounds")]
+    Size(usize),
+    /// A kind of frame that this version does not know.
+    #[error("a frame of unknown kind {0}")]
+    UnknownKind(u8),
+}
+
+/// A frame as it stands in a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// The number that pairs request and reply.
+    pub correlation: u64,
+    kind: u8,
+    body: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// The first whole frame of a buffer and how many bytes it takes there; `None` when it is not whole yet.
+    ///
+    /// # Errors
+    /// When its length is out of bounds: known from four bytes on, so that nobody waits for a gigabyte.
+    pub fn split(buffer: &'a [u8]) -> Result<Option<(Self, usize)>, ProtocolError> {
+        let Some((length, rest)) = buffer.split_first_chunk::<4>() else { return Ok(None) };
+        let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        if !(HEADER..=MAX_FRAME).contains(&length) {
+            return Err(ProtocolError::Size(length));
+        }
+        let Some(payload) = rest.get(..length) else { return Ok(None) };
+        let mut reader = Reader::new(payload);
+        let kind = reader.u8("kind")?;
+        let correlation = reader.u64("correlation")?;
+        Ok(Some((Self { correlation, kind, body: reader.rest() }, 4 + length)))
+    }
+}
+
+mod kind {
+    pub(super) const DISCARD: u8 = 0x01;
+    pub(super) const HELLO: u8 = 0x02;
+    pub(super) const OPEN: u8 = 0x03;
+    pub(super) const PING: u8 = 0x04;
+    pub(super) const SIGN: u8 = 0x05;
+    pub(super) const EXPIRED: u8 = 0x81;
+    pub(super) const FAULT: u8 = 0x82;
+    pub(super) const OPENED: u8 = 0x83;
+    pub(super) const REFUSED: u8 = 0x84;
+    pub(super) const SIGNED: u8 = 0x85;
+    pub(super) const STATUS: u8 = 0x86;
+}
+
+impl<'a> Request<'a> {
+    /// Appends the request's frame to a buffer.
+    ///
+    /// # Errors
+    /// When it is larger than [`MAX_FRAME`]; the buffer then is as it was.
+    pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
+        let code = match self {
+            Self::Discard { .. } => kind::DISCARD,
+            Self::Hello { .. } => kind::HELLO,
+            Self::Open { .. } => kind::OPEN,
+            Self::Ping => kind::PING,
+            Self::Sign(_) => kind::SIGN,
+        };
+        let mut writer = Writer::begin(out, code, correlation);
+        match self {
+            Self::Discard { session } => writer.u32(*session),
+            Self::Hello { version, settings } => {
+                writer.u16(*version);
+                writer.all(settings);
+            }
+            Self::Open { key } => writer.all(key),
+            Self::Ping => {}
+            Self::Sign(sign) => {
+                writer.u8(sign.kind.code());
+                writer.all(&sign.key);
+                writer.u32(sign.deadline_ms);
+                writer.text(sign.request_id, MAX_REQUEST_ID);
+                writer.all(sign.message);
+            }
+        }
+        writer.finish()
+    }
+
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// When the frame is none.
+    pub fn decode(frame: &Frame<'a>) -> Result<Self, ProtocolError> {
+        let mut reader = Reader::new(frame.body);
+        Ok(match frame.kind {
+            kind::DISCARD => {
+                let session = reader.u32("session")?;
+                reader.end("Discard")?;
+                Self::Discard { session }
+            }
+            kind::HELLO => Self::Hello { version: reader.u16("version")?, settings: reader.rest() },
+            kind::OPEN => {
+                let key = reader.array("key")?;
+                reader.end("Open")?;
+                Self::Open { key }
+            }
+            kind::PING => {
+                reader.end("Ping")?;
+                Self::Ping
+            }
+            kind::SIGN => Self::Sign(Sign {
+                kind: Kind::from_code(reader.u8("kind of message")?)
+                    .ok_or(ProtocolError::Malformed("kind of message"))?,
+                key: reader.array("key")?,
+                deadline_ms: reader.u32("deadline")?,
+                request_id: reader.text("request id", MAX_REQUEST_ID)?,
+                message: reader.rest(),
+            }),
+            other => return Err(ProtocolError::UnknownKind(other)),
+        })
+    }
+}
+
+impl Reply {
+    /// Appends the reply's frame to a buffer.
+    ///
+    /// # Errors
+    /// When it is larger than [`MAX_FRAME`]; the buffer then is as it was.
+    pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
+        let code = match self {
+            Self::Expired => kind::EXPIRED,
+            Self::Fault(_) => kind::FAULT,
+            Self::Opened => kind::OPENED,
+            Self::Refused { .. } => kind::REFUSED,
+            Self::Signed { .. } => kind::SIGNED,
+            Self::Status(_) => kind::STATUS,
+        };
+        let mut writer = Writer::begin(out, code, correlation);
+        match self {
+            Self::Expired | Self::Opened => {}
+            Self::Fault(fault) => {
+                writer.u8(fault.class.code());
+                writer.u64(fault.code);
+                writer.text(&fault.function, MAX_TEXT);
+                writer.text(&fault.text, MAX_TEXT);
+            }
+            Self::Refused { reason } => writer.text(reason, MAX_TEXT),
+            Self::Signed { session, signature } => {
+                writer.u32(*session);
+                writer.all(signature);
+            }
+            Self::Status(status) => writer.all(&status.to_json()),
+        }
+        writer.finish()
+    }
+
+    /// Reads a reply.
+    ///
+    /// # Errors
+    /// When the frame is none.
+    pub fn decode(frame: &Frame<'_>) -> Result<Self, ProtocolError> {
+        let mut reader = Reader::new(frame.body);
+        Ok(match frame.kind {
+            kind::EXPIRED => {
+                reader.end("Expired")?;
+                Self::Expired
+            }
+            kind::FAULT => {
+                let fault = Fault {
+                    class: FaultClass::from_code(reader.u8("class")?).ok_or(ProtocolError::Malformed("class"))?,
+                    code: reader.u64("code")?,
+                    function: reader.text("function", MAX_TEXT)?.to_owned(),
+                    text: reader.text("text", MAX_TEXT)?.to_owned(),
+                };
+                reader.end("Fault")?;
+                Self::Fault(fault)
+            }
+            kind::OPENED => {
+                reader.end("Opened")?;
+                Self::Opened
+            }
+            kind::REFUSED => {
+                let reason = reader.text("reason", MAX_TEXT)?.to_owned();
+                reader.end("Refused")?;
+                Self::Refused { reason }
+            }
+            kind::SIGNED => Self::Signed { session: reader.u32("session")?, signature: reader.rest().to_vec() },
+            kind::STATUS => Self::Status(Box::new(Status::from_json(reader.rest())?)),
+            other => return Err(ProtocolError::UnknownKind(other)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn requests() -> Vec<Request<'static>> {
+        let sign = |kind| {
+            Request::Sign(Sign { kind, key: [7; 32], request_id: "req-1", deadline_ms: 250, message: b"to be signed" })
+        };
+        vec![
+            Request::Discard { session: 9 },
+            Request::Hello { version: VERSION, settings: b"{}" },
+            Request::Open { key: [3; 32] },
+            Request::Ping,
+            sign(Kind::Canary),
+            sign(Kind::Checkpoint),
+            sign(Kind::Intermediate),
+            sign(Kind::Leaf),
+        ]
+    }
+
+    fn replies() -> Vec<Reply> {
+        let mut replies = vec![
+            Reply::Expired,
+            Reply::Opened,
+            Reply::Refused { reason: "CA:TRUE".into() },
+            Reply::Signed { session: 4, signature: vec![1, 2, 3] },
+            Reply::Status(Box::new(Status { token: "istio-ca".into(), sessions: 2, ..Status::default() })),
+        ];
+        replies.extend(FaultClass::ALL.map(|class| {
+            Reply::Fault(Fault { class, code: 0xA0, function: "C_Login".into(), text: "the PIN is wrong".into() })
+        }));
+        replies
+    }
+
+    #[test]
+    fn requests_survive_the_wire_back_to_back() {
+        let mut buffer = Vec::new();
+        for (i, request) in (0..).zip(requests()) {
+            request.encode(i, &mut buffer).unwrap();
+        }
+        let mut rest = &buffer[..];
+        for (i, request) in (0..).zip(requests()) {
+            let (frame, used) = Frame::split(rest).unwrap().unwrap();
+            assert_eq!(frame.correlation, i);
+            assert_eq!(Request::decode(&frame).unwrap(), request);
+            rest = &rest[used..];
+        }
+        assert!(rest.is_empty());
+    }
+
+    #[test]
+    fn replies_survive_the_wire() {
+        for reply in replies() {
+            let mut buffer = Vec::new();
+            reply.encode(u64::MAX, &mut buffer).unwrap();
+            let (frame, used) = Frame::split(&buffer).unwrap().unwrap();
+            assert_eq!(used, buffer.len());
+            assert_eq!(Reply::decode(&frame).unwrap(), reply);
+        }
+    }
+
+    #[test]
+    fn every_cut_of_a_frame_is_incomplete_or_an_error() {
+        for request in requests() {
+            let mut buffer = Vec::new();
+            request.encode(1, &mut buffer).unwrap();
+            for cut in 0..buffer.len() {
+                assert_eq!(Frame::split(&buffer[..cut]), Ok(None), "{request:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_out_of_bounds_are_known_from_the_length() {
+        for length in [0u32, 8, 60 * 1024 + 1, u32::MAX] {
+            assert!(matches!(Frame::split(&length.to_be_bytes()), Err(ProtocolError::Size(_))), "{length}");
+        }
+    }
+
+    #[test]
+    fn too_large_a_message_leaves_the_buffer_as_it_was() {
+        let message = vec![0; MAX_FRAME];
+        let sign = Request::Sign(Sign { kind: Kind::Leaf, key: [0; 32], request_id: "", deadline_ms: 1, message: &message });
+        let mut buffer = b"before".to_vec();
+        assert!(matches!(sign.encode(1, &mut buffer), Err(ProtocolError::Size(_))));
+        assert_eq!(buffer, b"before");
+    }
+
+    #[test]
+    fn long_texts_are_cut_at_a_character() {
+        let mut buffer = Vec::new();
+        Reply::Refused { reason: "é".repeat(MAX_TEXT) }.encode(1, &mut buffer).unwrap();
+        let (frame, _) = Frame::split(&buffer).unwrap().unwrap();
+        assert!(matches!(Reply::decode(&frame), Ok(Reply::Refused { reason }) if reason.len() == MAX_TEXT));
+    }
+
+    #[test]
+    fn what_follows_the_last_field_is_refused() {
+        for (code, body) in [(kind::PING, &b"x"[..]), (kind::OPEN, &[0; 33]), (kind::DISCARD, &[0; 5])] {
+            let frame = Frame { correlation: 0, kind: code, body };
+            assert!(Request::decode(&frame).is_err(), "{code}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in any::<u8>()) {
+            let _ = Frame::split(&bytes);
+            let frame = Frame { correlation: 0, kind, body: &bytes };
+            let _ = Request::decode(&frame);
+            let _ = Reply::decode(&frame);
+        }
+
+        #[test]
+        fn a_damaged_frame_does_not_panic(at in 0usize..200, to in any::<u8>(), which in 0usize..8) {
+            let mut buffer = Vec::new();
+            requests()[which].encode(1, &mut buffer).unwrap();
+            let at = at % buffer.len();
+            buffer[at] = to;
+            if let Ok(Some((frame, used))) = Frame::split(&buffer) {
+                prop_assert!(used <= buffer.len());
+                let _ = Request::decode(&frame);
+            }
+        }
+    }
+}
