@@ -17,6 +17,7 @@
 
 pub mod agent;
 pub mod auth;
+pub mod bundle_files;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -35,7 +35,7 @@ impl Config {
         settings.keep_bytes = self.log.keep_bytes;
         settings.ship = self.log.ship.as_ref().map(|ship| log::Ship {
             program: ship.program.clone(),
-            arguments: ship.arguments.clone(),
+            args: ship.arguments.clone(),
             timeout: ship.timeout,
         });
         settings

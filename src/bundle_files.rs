@@ -1,0 +1,150 @@
+//! Reads the files of a plug-in CA from a directory. Not pure: this is the file access that [`crate::pki`] never does.
+//!
+//! Two layouts, as Istio has them (security/pkg/pki/ca, `istio_ca.go`): tls.crt, tls.key and ca.crt when there is a
+//! tls.crt, else ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem. It reads public files only and gives the
+//! key's path to `import`, which reads it into memory of its own. Called by the commands, and by the daemon's watcher.
+
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use crate::pki::{
+    bundle::{BundleFiles, Input, Problem},
+    pem::TEXT_MAX,
+};
+
+/// Where the files of a plug-in CA are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundlePaths {
+    /// The CA's certificate.
+    pub ca_cert: PathBuf,
+    /// The CA's private key; a bundle that `serve` uses has none.
+    pub ca_key: PathBuf,
+    /// The certificates between the CA's and a root; `None` where the layout has them in [`BundlePaths::ca_cert`].
+    pub cert_chain: Option<PathBuf>,
+    /// The roots.
+    pub root_cert: PathBuf,
+}
+
+impl BundlePaths {
+    /// The paths in a directory, by the layout that is found there.
+    #[must_use]
+    pub fn in_directory(directory: &Path) -> Self {
+        if directory.join("tls.crt").exists() {
+            return Self {
+                ca_cert: directory.join("tls.crt"),
+                ca_key: directory.join("tls.key"),
+                cert_chain: None,
+                root_cert: directory.join("ca.crt"),
+            };
+        }
+        Self {
+            ca_cert: directory.join("ca-cert.pem"),
+            ca_key: directory.join("ca-key.pem"),
+            cert_chain: Some(directory.join("cert-chain.pem")),
+            root_cert: directory.join("root-cert.pem"),
+        }
+    }
+
+    /// Reads the public files.
+    ///
+    /// # Errors
+    /// One problem for each file that is missing, unreadable, or larger than 1 MiB.
+    pub fn read(&self) -> Result<BundleFiles, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut input = |path: &Path| {
+            let name = path.display().to_string();
+            match read(path) {
+                Ok(bytes) => Input { name, bytes },
+                Err(reason) => {
+                    problems.push(Problem::new(&name, reason));
+                    Input { name, bytes: Vec::new() }
+                }
+            }
+        };
+        let ca_cert = input(&self.ca_cert);
+        let cert_chain = match &self.cert_chain {
+            Some(path) => input(path),
+            None => Input { name: ca_cert.name.clone(), bytes: Vec::new() },
+        };
+        let files = BundleFiles { root_cert: input(&self.root_cert), ca_cert, cert_chain };
+        if problems.is_empty() { Ok(files) } else { Err(problems) }
+    }
+}
+
+impl BundleFiles {
+    /// Reads the public files in a directory, in whichever of the two layouts it has.
+    ///
+    /// # Errors
+    /// One problem for each file that is missing, unreadable, or larger than 1 MiB.
+    pub fn read(directory: &Path) -> Result<Self, Vec<Problem>> {
+        BundlePaths::in_directory(directory).read()
+    }
+}
+
+/// At most one byte more than is accepted, so that a device or an endless pipe ends too.
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let limit = u64::try_from(TEXT_MAX).unwrap_or(u64::MAX).saturating_add(1);
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)) {
+        Ok(_) if bytes.len() > TEXT_MAX => Err("is larger than 1 MiB; give the PEM file itself".to_owned()),
+        Ok(_) => Ok(bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err("is missing; a plug-in CA has ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, \
+                 tls.key and ca.crt"
+                .to_owned())
+        }
+        Err(error) => Err(format!("cannot be read ({error}); make it readable for this user")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(files: &[&str]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for file in files {
+            std::fs::write(directory.path().join(file), file).unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn both_layouts_are_read_byte_for_byte() {
+        let istio = directory(&["ca-cert.pem", "root-cert.pem", "cert-chain.pem"]);
+        let files = BundleFiles::read(istio.path()).unwrap();
+        assert_eq!(files.ca_cert.bytes, b"ca-cert.pem");
+        assert_eq!(files.cert_chain.bytes, b"cert-chain.pem");
+        assert_eq!(files.root_cert.bytes, b"root-cert.pem");
+        assert!(files.root_cert.name.ends_with("/root-cert.pem"));
+        let tls = directory(&["tls.crt", "ca.crt", "ca-cert.pem"]);
+        let files = BundleFiles::read(tls.path()).unwrap();
+        assert_eq!((&*files.ca_cert.bytes, &*files.root_cert.bytes), (&b"tls.crt"[..], &b"ca.crt"[..]));
+        assert!(files.cert_chain.bytes.is_empty());
+        assert!(BundlePaths::in_directory(tls.path()).ca_key.ends_with("tls.key"));
+    }
+
+    #[test]
+    fn each_missing_file_is_named() {
+        let problems = BundleFiles::read(directory(&["root-cert.pem"]).path()).unwrap_err();
+        let names: Vec<_> = problems.iter().map(|problem| problem.file.rsplit('/').next().unwrap()).collect();
+        assert_eq!(names, ["ca-cert.pem", "cert-chain.pem"]);
+        assert!(problems[0].reason.contains("is missing"));
+        let empty = BundleFiles::read(directory(&[]).path()).unwrap_err();
+        assert_eq!(empty.len(), 3);
+    }
+
+    #[test]
+    fn what_is_no_file_or_too_large_is_told() {
+        let directory = directory(&["ca-cert.pem", "root-cert.pem"]);
+        std::fs::create_dir(directory.path().join("cert-chain.pem")).unwrap();
+        std::fs::write(directory.path().join("root-cert.pem"), vec![b' '; TEXT_MAX + 1]).unwrap();
+        let problems = BundleFiles::read(directory.path()).unwrap_err();
+        let reasons: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert!(reasons[0].contains("cert-chain.pem: cannot be read"), "{reasons:?}");
+        assert!(reasons[1].contains("root-cert.pem: is larger than 1 MiB"), "{reasons:?}");
+    }
+}
