@@ -32,6 +32,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure a token, or a running daemon.
+    Bench(bench::BenchArguments),
     /// Everything that would stop `serve`, all at once, each with its remedy.
     Check(check::Args),
     /// Make the CA's key in the token: a self-signed root, or a request for the root's owner to sign.
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
         return output.fail(&error.into());
     }
     let done = match command {
+        Command::Bench(args) => bench::run(args, output),
         Command::Check(args) => check::run(args, output),
         Command::Generate(args) => generate::run(args, output),
         Command::Import(args) => import::run(args, output),

@@ -12,21 +12,13 @@ mod token;
 
 use std::io::IsTerminal;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use endpoint::EndpointArguments;
 pub use token::{TokenArguments, TokenChoice};
 
-/// How a result is printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// JSON, one object.
-    Json,
-    /// Text for people.
-    #[default]
-    Text,
-}
+use super::output::Output;
 
 /// Arguments of `istio-hsm-ca bench`.
 #[derive(Args, Debug)]
@@ -47,10 +39,10 @@ enum What {
 ///
 /// # Errors
 /// When token or daemon cannot be reached, or nothing could be measured.
-pub fn run(arguments: BenchArguments) -> anyhow::Result<()> {
+pub fn run(arguments: BenchArguments, output: Output) -> anyhow::Result<()> {
     match arguments.what {
-        What::Endpoint(arguments) => endpoint::run(&arguments),
-        What::Token(arguments) => token::run(&arguments),
+        What::Endpoint(arguments) => endpoint::run(&arguments, output),
+        What::Token(arguments) => token::run(&arguments, output),
     }
 }
 

@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 
 use super::{
-    Output,
     load::{self, Ask, Window},
     positive,
     process::{ProcessTime, Reading},
@@ -26,6 +25,7 @@ use super::{
 };
 use crate::{
     agent::{KeyKind, Tls, TokenIssuer, Workload, WorkloadKey, connect, create_certificate},
+    cli::output::Output,
     token::TokenUri,
 };
 
@@ -94,9 +94,6 @@ pub struct EndpointArguments {
     token: Option<TokenUri>,
     #[command(flatten)]
     choice: TokenChoice,
-    /// How the result is printed
-    #[arg(long, value_enum, default_value = "text")]
-    output: Output,
 }
 
 /// What a run gave, as JSON prints it.
@@ -157,7 +154,7 @@ impl Ask for Agents {
 ///
 /// # Errors
 /// When a file cannot be read, the daemon does not answer, or no certificate was issued.
-pub(super) fn run(arguments: &EndpointArguments) -> Result<()> {
+pub(super) fn run(arguments: &EndpointArguments, output: Output) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut report = runtime.block_on(measure(arguments))?;
     if let Some(token) = &arguments.token {
@@ -165,10 +162,7 @@ pub(super) fn run(arguments: &EndpointArguments) -> Result<()> {
         report.token_signatures_per_second = Some(rate);
         report.ratio_to_token = Some(report.certificates_per_second / rate);
     }
-    match arguments.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Text => print(&report),
-    }
+    output.print(&report, text)?;
     ensure!(report.certificates > 0, "no certificate was issued; the errors above say why");
     Ok(())
 }
@@ -326,31 +320,29 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn print(report: &Report) {
+fn text(report: &Report) -> String {
     let milliseconds = |micros: u64| Duration::from_micros(micros).as_secs_f64() * 1e3;
-    println!(
+    let mut lines = vec![format!(
         "certificates  {} in {} s, {:.0} a second",
         report.certificates, report.seconds, report.certificates_per_second
-    );
-    if let Some(latency) = &report.latency {
-        let Latency { p50_us, p99_us, max_us } = *latency;
+    )];
+    if let Some(Latency { p50_us, p99_us, max_us }) = report.latency {
         let [p50, p99, max] = [p50_us, p99_us, max_us].map(milliseconds);
-        println!("latency       p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms");
+        lines.push(format!("latency       p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms"));
     }
-    let errors: u64 = report.errors.values().sum();
-    println!("errors        {errors}");
-    for (kind, count) in &report.errors {
-        println!("              {count} {kind}");
-    }
+    lines.push(format!("errors        {}", report.errors.values().sum::<u64>()));
+    lines.extend(report.errors.iter().map(|(kind, count)| format!("              {count} {kind}")));
     if let (Some(token), Some(ratio)) = (report.token_signatures_per_second, report.ratio_to_token) {
-        println!("token alone   {token:.0} signatures a second; ratio {ratio:.2}");
+        lines.push(format!("token alone   {token:.0} signatures a second; ratio {ratio:.2}"));
     }
     if let Some(cpu) = report.daemon_cpu_us_per_certificate {
-        println!("CPU           {cpu:.0} us a certificate");
-        for process in &report.processes {
-            println!("              {:.2} s in {} ({})", process.cpu_seconds, process.name, process.pid);
-        }
+        lines.push(format!("CPU           {cpu:.0} us a certificate"));
+        let process = |process: &ProcessTime| {
+            format!("              {:.2} s in {} ({})", process.cpu_seconds, process.name, process.pid)
+        };
+        lines.extend(report.processes.iter().map(process));
     }
+    lines.join("\n") + "\n"
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use x509_cert::Certificate;
 
-use super::{Output, positive, progress_bar, report::median};
+use super::{positive, progress_bar, report::median};
 use crate::{
+    cli::output::Output,
     pki::{KeyAlgorithm, PublicKey},
     token::{
         Module, Token, TokenUri,
@@ -39,9 +40,6 @@ pub struct TokenArguments {
     /// How long each round is, in seconds
     #[arg(long, default_value_t = 1.0, value_parser = positive)]
     seconds: f64,
-    /// How the result is printed
-    #[arg(long, value_enum, default_value = "text")]
-    output: Output,
 }
 
 /// How to log in, and which keys sign.
@@ -86,7 +84,7 @@ pub(super) struct Row {
 ///
 /// # Errors
 /// When the token cannot be opened, a key is not there, or a signature fails.
-pub(super) fn run(arguments: &TokenArguments) -> Result<()> {
+pub(super) fn run(arguments: &TokenArguments, output: Output) -> Result<()> {
     let rows = measure(&Plan {
         token: &arguments.token,
         choice: &arguments.choice,
@@ -94,16 +92,15 @@ pub(super) fn run(arguments: &TokenArguments) -> Result<()> {
         rounds: arguments.rounds,
         round: Duration::from_secs_f64(arguments.seconds),
     })?;
-    match arguments.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
-        Output::Text => {
-            println!("algorithm  sessions  signatures/s  CPU us each  key");
-            for Row { algorithm, key, sessions, signatures_per_second: rate, cpu_us_per_signature: cpu } in &rows {
-                println!("{algorithm:<9}  {sessions:>8}  {rate:>12.0}  {cpu:>11.1}  {key}");
-            }
-        }
-    }
-    Ok(())
+    output.print(&rows, |rows| text(rows))
+}
+
+fn text(rows: &[Row]) -> String {
+    let line = |row: &Row| {
+        let Row { algorithm, key, sessions, signatures_per_second: rate, cpu_us_per_signature: cpu } = row;
+        format!("{algorithm:<9}  {sessions:>8}  {rate:>12.0}  {cpu:>11.1}  {key}\n")
+    };
+    "algorithm  sessions  signatures/s  CPU us each  key\n".to_owned() + &rows.iter().map(line).collect::<String>()
 }
 
 /// Measures each key with each number of sessions.
