@@ -5,8 +5,8 @@
 
 pub mod client;
 pub mod error;
-pub mod host;
 pub mod generate;
+pub mod host;
 pub mod import;
 pub mod inspect;
 pub mod key;
