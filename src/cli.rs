@@ -9,6 +9,7 @@ pub mod import;
 pub mod inspect;
 pub mod install;
 pub mod issue;
+pub mod log;
 pub mod output;
 pub mod serve;
 pub mod token;

@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::{Authenticator, client_certificate::AcceptAny},
+    auth::{Authenticator, AcceptAny},
     config::Config,
     grpc::{self, listener::Listener, service::CertificateService},
     telemetry::metrics::{self, Metrics},

@@ -38,7 +38,7 @@ pub use recover::{OpenError, SetAside};
 pub use stats::Stats;
 
 use crate::{auth::Caller, pki::Tbs, policy::Grant};
-use checkpoint::{Checkpoint, CheckpointSigner};
+pub use checkpoint::{Checkpoint, CheckpointSignError, CheckpointSignature, CheckpointSigner};
 use checkpointer::Checkpointer;
 use queue::Queue;
 use record::{IntentLine, OutcomeKind, OutcomeLine, VERSION};

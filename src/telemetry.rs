@@ -3,6 +3,7 @@
 //! Never logs what libraries know of a request below `INFO`: their debug lines may hold headers, and an
 //! authorization header is a secret. Called once, by `main`, before anything else starts.
 
+pub mod metrics;
 pub mod recent;
 
 use std::{fmt, sync::Arc};

@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::Path,
     sync::Arc,
+    time::Instant,
 };
 
 use axum::{
@@ -149,7 +150,9 @@ pub async fn perform(
     let names = names(&request).map_err(|error| error.to_string())?;
     let asked = Asked { validity_seconds: request.validity_seconds, operator_names: names, ..Asked::default() };
     let caller = Caller::operator(uid);
-    let request = Request { id: id.to_string().into(), caller, csr: request.csr, asked, deadline: None };
+    let (id_text, arrived) = (id.to_string().into(), Instant::now());
+    let request =
+        Request { id: id_text, caller, csr: request.csr, asked, issuer: None, arrived, deadline: None };
     let issued = ca.issue(request).await.map_err(|error| error.to_string())?;
     Ok(IssueReply { request_id: id.to_string(), serial: issued.tbs().serial().to_hex(), chain: issued.chain() })
 }

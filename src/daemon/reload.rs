@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use super::readiness::Voice;
 use crate::{
     auth::Authenticator,
-    bundle_files,
     issue::CertificateAuthority,
     pki::{Bundle, Issuer, bundle::BundleFiles},
     token::client::Pool,
@@ -144,7 +143,7 @@ impl Reloader {
     /// The files, once they stay the same; none if they are those in use.
     async fn stable_files(&self) -> Result<Option<BundleFiles>, ReloadError> {
         let read = || {
-            bundle_files::read(&self.directory)
+            BundleFiles::read(&self.directory)
                 .map_err(|problems| ReloadError::Invalid(problems.iter().map(ToString::to_string).collect()))
         };
         let first = read();

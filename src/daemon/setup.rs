@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     auth::Authenticator,
-    bundle_files,
     clock::{self, Clock},
     config::Config,
     issue::{CertificateAuthority, Parts, limits::Limits},
@@ -73,7 +72,7 @@ pub fn bundle(config: &Config) -> Result<Bundle, SetupError> {
     let texts = |problems: Vec<crate::pki::bundle::Problem>| {
         SetupError::Bundle(problems.iter().map(ToString::to_string).collect())
     };
-    let files = bundle_files::read(&config.ca.bundle).map_err(texts)?;
+    let files = BundleFiles::read(&config.ca.bundle).map_err(texts)?;
     Bundle::check(files, clock::now()).map_err(texts)
 }
 

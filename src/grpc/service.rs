@@ -62,7 +62,7 @@ impl CertificateService {
             operator_names: Vec::new(),
         };
         let request =
-            issue::Request { id: line.id().clone().into(), caller, csr: message.csr, asked, deadline: Some(deadline) };
+            issue::Request { id: line.id().clone().into(), caller, csr: message.csr, asked, issuer: Some(issuer), arrived: line.started(), deadline: Some(deadline) };
         Ok(self.ca.issue(request).await?)
     }
 }
