@@ -121,7 +121,7 @@ async fn serve(
         background.follow(ready, readiness.part("serving certificate"), |ready| {
             (!ready).then(|| "there is none yet, or it has expired".to_owned())
         });
-        Some(grpc::tls::server_config(&listen.tls, certificate, Arc::new(AcceptAny::new()))?)
+        Some(grpc::tls::server_config(&listen.tls, certificate, Arc::new(AcceptAny::new(&rustls::crypto::aws_lc_rs::default_provider())))?)
     };
     let listener = Listener::bind(&listen, tls).await?;
     let at = listener.local_addr().map_err(|source| DaemonError::Address {
@@ -150,7 +150,7 @@ async fn serve(
     background.every(METRICS, move || gather(&metrics));
 
     let ready = ready_flag(readiness.watch(), background);
-    let service = CertificateService::new(Arc::clone(&core.ca), authenticator, &listen);
+    let service = CertificateService::new(Arc::clone(&core.ca), authenticator, &listen.limits);
     let routes = grpc::server::routes(service, &listen, ready, stop.clone())?;
     tracing::info!(address = %at, tls = !listen.plaintext, "listening");
     match grpc::server::serve(listener, routes, &listen, stop).await? {

@@ -141,7 +141,8 @@ text_newtype!(
 
 /// A workload's SPIFFE ID as Istio forms it: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT`
 /// (`istio/pkg/spiffe/spiffe.go`). Unlike Istio's own parser this one refuses empty segments.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize)]
+#[serde(try_from = "String")]
 pub struct SpiffeId {
     trust_domain: TrustDomain,
     namespace: Namespace,

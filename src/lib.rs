@@ -33,8 +33,3 @@ pub mod signer;
 pub mod telemetry;
 pub mod token;
 
-/// The command line.
-pub mod cli {
-    pub mod log;
-    pub mod output;
-}

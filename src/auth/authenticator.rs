@@ -100,6 +100,12 @@ pub struct NotReady {
     pub reason: String,
 }
 
+impl std::fmt::Display for NotReady {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.issuer, self.reason)
+    }
+}
+
 /// What each method said; `None` where the caller brought nothing for it. For logs, never for the client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refusals {

@@ -190,7 +190,7 @@ fn log_entry(log: &Log, now: SystemTime) -> LogEntry {
         lines: stats.lines,
         bytes: stats.bytes,
         flushes: stats.flushes,
-        written: stats.written,
+        written: stats.lines,
         checkpoint,
     }
 }

@@ -26,7 +26,10 @@ use crate::{
     issue::{self, CertificateAuthority, IssueError},
     pki::Issued,
     policy::Asked,
-    telemetry::RequestId,
+    telemetry::{
+        RequestId,
+        metrics::{self, Step},
+    },
 };
 
 /// The certificate service. Clones share their parts.
@@ -53,7 +56,9 @@ impl CertificateService {
         line: &mut Line,
     ) -> Result<Issued, Refusal> {
         let now = self.ca.now().map_err(IssueError::from)?;
-        let caller = self.authenticator.authenticate(&credentials(headers, peer), &self.ca.issuer(), now).await?;
+        let issuer = self.ca.issuer();
+        let caller = self.authenticator.authenticate(&credentials(headers, peer), &issuer, now).await?;
+        metrics::step(Step::Authenticate, line.started().elapsed());
         line.caller(&caller);
         let asked = Asked {
             validity_seconds: message.validity_duration,
@@ -61,8 +66,15 @@ impl CertificateService {
             impersonated_identity: metadata::text(message.metadata.as_ref(), metadata::IMPERSONATED_IDENTITY)?,
             operator_names: Vec::new(),
         };
-        let request =
-            issue::Request { id: line.id().clone().into(), caller, csr: message.csr, asked, issuer: Some(issuer), arrived: line.started(), deadline: Some(deadline) };
+        let request = issue::Request {
+            id: line.id().clone().into(),
+            caller,
+            csr: message.csr,
+            asked,
+            issuer: Some(issuer),
+            arrived: line.started(),
+            deadline: Some(deadline),
+        };
         Ok(self.ca.issue(request).await?)
     }
 }
@@ -91,7 +103,7 @@ impl IstioCertificateService for CertificateService {
             }
             Err(refusal) => {
                 let status = status(&refusal, line.id());
-                line.refused(&refusal, status.code());
+                line.refused(&refusal, status.code(), self.ca.recent());
                 Err(status)
             }
         }

@@ -214,6 +214,8 @@ async fn issued(ca: &CertificateAuthority) -> Result<Arc<CertifiedKey>, ServingE
         caller: Caller::internal(InternalCaller::ServingCertificate),
         csr: key.request()?,
         asked: Asked::default(),
+        issuer: None,
+        arrived: std::time::Instant::now(),
         deadline: None,
     };
     let issued = ca.issue(request).await?;

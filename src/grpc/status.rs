@@ -42,6 +42,20 @@ pub enum Refusal {
     Overload,
 }
 
+impl Refusal {
+    /// The label in metrics of what never reached the path; one of a closed set.
+    #[must_use]
+    pub fn label_before_the_path(&self) -> Option<&'static str> {
+        match self {
+            Self::Auth(error) => Some(error.reason()),
+            Self::Deadline => Some("deadline"),
+            Self::Issue(_) => None,
+            Self::Metadata { .. } => Some("metadata"),
+            Self::Overload => Some("overload"),
+        }
+    }
+}
+
 /// A code and what the client may read.
 pub type Answer = (Code, &'static str);
 

@@ -143,7 +143,7 @@ pub struct CheckpointSignature {
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
-    supervisors: Vec<tokio::task::JoinHandle<()>>,
+    supervisors: std::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
 impl Pool {
@@ -168,7 +168,7 @@ impl Pool {
             .map(|(at, token)| tokio::spawn(supervisor::run(Arc::clone(&shared), at, token, spawner.clone())))
             .collect();
         supervisors.push(tokio::spawn(queue::sweep(Arc::clone(&shared))));
-        Ok(Self { shared, supervisors })
+        Ok(Self { shared, supervisors: supervisors.into() })
     }
 
     /// The state of each token, as it changes; for readiness and health.
@@ -219,13 +219,14 @@ impl Pool {
     }
 
     /// Refuses what comes from now on, lets what is in flight end until `deadline`, and ends the hosts.
-    pub async fn shutdown(mut self, deadline: Instant) {
+    pub async fn shutdown(&self, deadline: Instant) {
         self.shared.close();
         while self.shared.in_flight() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.shared.end_hosts();
-        for task in std::mem::take(&mut self.supervisors) {
+        let supervisors = self.supervisors.lock().map(|mut tasks| std::mem::take(&mut *tasks)).unwrap_or_default();
+        for task in supervisors {
             // A supervisor ends once its child is reaped; one that does not is cut off with the runtime.
             let _ = tokio::time::timeout(Duration::from_secs(2), task).await;
         }

@@ -26,7 +26,8 @@ const MAX_PATH: usize = 4096;
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// A token's URI, checked. Holds no secret: the PIN is named by the path of its file.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(try_from = "String")]
 pub struct TokenUri {
     label: Option<String>,
     serial: Option<String>,
@@ -130,6 +131,14 @@ impl TokenUri {
     #[must_use]
     pub fn pin_source(&self) -> Option<&Path> {
         self.pin_source.as_deref()
+    }
+}
+
+impl TryFrom<String> for TokenUri {
+    type Error = UriError;
+
+    fn try_from(text: String) -> Result<Self, UriError> {
+        text.parse()
     }
 }
 

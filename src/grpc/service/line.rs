@@ -6,7 +6,15 @@ use std::{net::SocketAddr, time::Instant};
 
 use tonic::Code;
 
-use crate::{auth::Caller, grpc::status::Refusal, pki::Issued, telemetry::RequestId};
+use crate::{
+    auth::Caller,
+    grpc::status::Refusal,
+    pki::Issued,
+    telemetry::{
+        RequestId, metrics,
+        recent::{self, Recent},
+    },
+};
 
 /// A request that is being answered.
 #[derive(Debug)]
@@ -24,6 +32,7 @@ impl Line {
     /// Begins.
     #[must_use]
     pub fn start(id: RequestId, peer: Option<SocketAddr>, started: Instant) -> Self {
+        metrics::request();
         Self { id, peer, started, identity: None, method: "none", ended: false }
     }
 
@@ -31,6 +40,12 @@ impl Line {
     #[must_use]
     pub fn id(&self) -> &RequestId {
         &self.id
+    }
+
+    /// When the request arrived.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// Notes who asks.
@@ -53,11 +68,11 @@ impl Line {
             ms = self.milliseconds(),
             "issued"
         );
-        self.count("OK");
+        self.ended = true;
     }
 
     /// Ends with an error.
-    pub fn refused(mut self, refusal: &Refusal, code: Code) {
+    pub fn refused(mut self, refusal: &Refusal, code: Code, recent: &Recent) {
         let code = name(code);
         let causes = std::iter::successors(std::error::Error::source(refusal), |cause| cause.source());
         let reason = causes.fold(refusal.to_string(), |text, cause| format!("{text}: {cause}"));
@@ -71,19 +86,23 @@ impl Line {
             ms = self.milliseconds(),
             "refused"
         );
-        self.count(code);
+        self.ended = true;
+        // What reached the path was counted there.
+        if let Some(label) = refusal.label_before_the_path() {
+            metrics::answered(label, self.method, self.started.elapsed());
+            let (time, request_id) = (crate::clock::now(), self.id.to_string());
+            let caller = self.identity.take().unwrap_or_default();
+            recent.refused(recent::Refusal { time, request_id, reason: label, caller, detail: reason });
+        }
+        if matches!(refusal, Refusal::Auth(_)) {
+            metrics::unauthenticated();
+        }
     }
 
     fn milliseconds(&self) -> f64 {
         (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3
     }
 
-    fn count(&mut self, code: &'static str) {
-        self.ended = true;
-        let labels = [("code", code), ("method", self.method)];
-        metrics::counter!("istio_hsm_ca_requests_total", &labels).increment(1);
-        metrics::histogram!("istio_hsm_ca_request_duration_seconds").record(self.started.elapsed());
-    }
 }
 
 impl Drop for Line {
@@ -97,7 +116,7 @@ impl Drop for Line {
                 ms = self.milliseconds(),
                 "the caller went away"
             );
-            self.count("CANCELLED");
+            metrics::answered("caller_gone", self.method, self.started.elapsed());
         }
     }
 }
