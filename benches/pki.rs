@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench pki`; the key types are those of the CA and, for requests, of the workload.
 
-#![expect(clippy::expect_used, missing_docs, reason = "a bench fails by panicking; criterion's macros have no docs")]
+#![expect(missing_docs, reason = "criterion's macros have no docs")]
 
 use std::{
     hint::black_box,
