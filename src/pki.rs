@@ -9,9 +9,9 @@ pub mod pem;
 pub mod private_key;
 pub mod profile;
 pub mod tbs;
-pub mod verify;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod verify;
 mod walk;
 
 pub use bundle::{Bundle, Issuer};

@@ -3,6 +3,8 @@
 //! The CA here is one of software, made in the test; the certificates pass through the same code as the ones that
 //! a token signs. Each certificate is also left in `target/tmp/leaf`, for `tests/pkilint.sh`.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -182,7 +184,6 @@ fn openssl_verifies_for_both_purposes() {
 
 #[test]
 fn webpki_verifies_for_both_purposes() {
-    let now = UnixTime::since_unix_epoch(clock::now().duration_since(SystemTime::UNIX_EPOCH).unwrap());
     for key in [
         KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap(),
         KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap(),
@@ -194,6 +195,8 @@ fn webpki_verifies_for_both_purposes() {
             let (leaf, path) = rest.split_first().unwrap();
             let anchors = [anchor_from_trusted_cert(root).unwrap()];
             let certificate = EndEntityCert::try_from(leaf).unwrap();
+            // Read after the CA was made: OpenSSL dates its certificate by its own clock.
+            let now = UnixTime::since_unix_epoch(clock::now().duration_since(SystemTime::UNIX_EPOCH).unwrap());
             for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
                 let verified =
                     certificate.verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, path, now, usage, None, None);
@@ -221,7 +224,8 @@ fn openssl_reads_the_fields_that_istio_writes() {
     for ca in authorities() {
         let issued = ca.issue(&[SPIFFE], &key);
         let [leaf, ..] = files(&ca, "fields", &issued);
-        let text = openssl(&["x509", "-noout", "-text", "-certopt", "no_pubkey,no_sigdump", "-in", leaf.to_str().unwrap()]);
+        let text =
+            openssl(&["x509", "-noout", "-text", "-certopt", "no_pubkey,no_sigdump", "-in", leaf.to_str().unwrap()]);
         let lines: Vec<_> = text.lines().map(str::trim).collect();
         let after = |title: &str| {
             let at = lines.iter().position(|line| *line == title).unwrap_or_else(|| panic!("{title} in {text}"));

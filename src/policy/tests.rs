@@ -1,3 +1,5 @@
+#![expect(clippy::type_complexity, reason = "tables of cases are read where they stand")]
+
 use std::sync::Arc;
 
 use super::*;
@@ -124,13 +126,13 @@ fn each_refusal_with_its_kind() {
         (workload(), vec![], signer("foo"), Denied::CertSigner("foo".to_owned()), InvalidArgument),
         (workload(), vec![], signer(&"x".repeat(500)), Denied::CertSigner("x".repeat(64)), InvalidArgument),
         (workload(), vec![], impersonated(&ID[4..]), Denied::Impersonation, PermissionDenied),
-        (workload(), vec![], seconds(longest as i64 + 1), too_long(longest + 1), InvalidArgument),
-        (workload(), vec![], seconds(i64::MAX), too_long(i64::MAX as u64), InvalidArgument),
+        (workload(), vec![], seconds(90 * 86_400 + 1), too_long(longest + 1), InvalidArgument),
+        (workload(), vec![], seconds(i64::MAX), too_long(i64::MAX.unsigned_abs()), InvalidArgument),
         (
             OPERATOR,
             vec![],
             Asked { validity_seconds: i64::MAX, ..wants(&[ID]) },
-            too_long(i64::MAX as u64),
+            too_long(i64::MAX.unsigned_abs()),
             InvalidArgument,
         ),
     ];

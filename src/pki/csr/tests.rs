@@ -1,3 +1,5 @@
+#![expect(clippy::type_complexity, reason = "tables of cases are read where they stand")]
+
 use proptest::prelude::*;
 
 use super::*;

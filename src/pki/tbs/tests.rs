@@ -20,6 +20,7 @@ use crate::pki::{
 
 const SERIAL: Serial = Serial([0x80, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
 
+#[expect(clippy::unwrap_in_result, reason = "only the last step is under test")]
 fn issue(ca: &SoftCa, template: Template) -> Result<Issued, VerifyError> {
     let tbs = Tbs::build(template, Arc::clone(&ca.issuer), SERIAL).unwrap();
     let signature = ca.key.sign(tbs.der()).unwrap();
@@ -59,7 +60,7 @@ fn a_leaf_is_istios_field_by_field() {
         b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02",
         b"\x30\x0c\x06\x03\x55\x1d\x13\x01\x01\xff\x04\x02\x30\x00",
         b"\x30\x1f\x06\x03\x55\x1d\x23\x04\x18\x30\x16\x80\x14",
-        &ca.issuer.subject_key_id().unwrap(),
+        ca.issuer.subject_key_id().unwrap(),
         b"\x30\x32\x06\x03\x55\x1d\x11\x01\x01\xff\x04\x28\x30\x26\x86\x24spiffe://cluster.local/ns/foo/sa/bar",
     ]
     .concat();

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Has pkilint judge the leaves that `cargo test --test leaf` left behind (RFC 5280 rules, errors and worse).
+# Usage: tests/pkilint.sh [DIRECTORY]; PKILINT names the program where it is not in PATH.
+set -eu
+directory=${1:-target/tmp/leaf}
+linter=${PKILINT:-lint_pkix_cert}
+command -v "$linter" >/dev/null || { echo "$linter is missing: pip install pkilint" >&2; exit 1; }
+
+# What pkilint finds in Istio's own leaves too, each with its reason; it must be found, and nothing else.
+expected_for() {
+    # keyEncipherment on EC keys: Istio sets it whatever the key.
+    echo pkix.key_usage_value_prohibited_for_ec
+    # No key identifier in the CA's certificate, so none of the authority in the leaf's.
+    case $1 in */no-key-id-*) echo pkix.authority_key_identifier_extension_absent ;; esac
+    # pkilint takes no SPIFFE ID for a URI.
+    case $1 in *-server.leaf.pem) ;; *) echo pkix.invalid_uri_syntax ;; esac
+}
+
+count=0
+failed=0
+for leaf in "$directory"/*.leaf.pem; do
+    [ -e "$leaf" ] || break
+    count=$((count + 1))
+    # The exit status is the number of findings; a linter that does not run finds less than what is expected.
+    report=$("$linter" lint -s ERROR "$leaf" || true)
+    found=$(printf '%s\n' "$report" | sed -nE 's/^ *([a-z0-9_.]+) \((ERROR|FATAL)\).*/\1/p' | sort)
+    expected=$(expected_for "$leaf" | sort)
+    if [ "$found" != "$expected" ]; then
+        printf '%s: pkilint finds\n%s\nand not\n%s\n' "$leaf" "$report" "$expected" >&2
+        failed=1
+    fi
+done
+[ "$count" -gt 0 ] || { echo "no *.leaf.pem in $directory: run cargo test --test leaf first" >&2; exit 1; }
+[ "$failed" -eq 0 ] || exit 1
+echo "pkilint: $count leaves, nothing unexpected"
