@@ -69,7 +69,7 @@ where
                 let peer = request.extensions().get::<Peer>().map(|peer| peer.address);
                 let line = Line::start(RequestId::random(), peer, Instant::now());
                 let status = status(&Refusal::Overload, line.id());
-                line.refused(&Refusal::Overload, status.code());
+                line.refused(&Refusal::Overload, status.code(), None);
                 Box::pin(std::future::ready(Ok(status.into_http())))
             }
         }
