@@ -13,6 +13,7 @@ pub mod log;
 pub mod output;
 pub mod serve;
 pub mod token;
+pub mod token_host;
 
 use std::process::ExitCode;
 
@@ -47,8 +48,12 @@ enum Command {
     Install(install::Args),
     /// One certificate for a request file, by the operator.
     Issue(issue::Args),
+    /// The issuance log: verify it, show it, prove what is in it.
+    Log(log::LogCommand),
     /// Run the daemon.
     Serve(serve::Args),
+    /// The process that holds a token: started by `serve`, by systemd, or as a container.
+    TokenHost(token_host::Args),
 }
 
 /// Parses the command line, runs the command, and gives the process's exit status: 0 done, 1 refused or failed,
@@ -63,6 +68,11 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
+    // The host hardens itself, after it has taken its socket.
+    let command = match command {
+        Command::TokenHost(args) => return token_host::run(args),
+        command => command,
+    };
     if let Err(error) = crate::hardening::no_core_dumps() {
         return output.fail(&error.into());
     }
@@ -74,7 +84,9 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args, output),
         Command::Install(args) => install::run(args, output),
         Command::Issue(args) => issue::run(args, output),
+        Command::Log(args) => log::run(args, output),
         Command::Serve(args) => serve::run(args),
+        Command::TokenHost(_) => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

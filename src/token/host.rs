@@ -53,9 +53,6 @@ pub fn canary_message() -> Vec<u8> {
 /// Why a host ends with a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// The arguments are not those of a host.
-    #[error("the token host takes --child NAME, or --config FILE --socket PATH [--uid UID]...; {0}")]
-    Arguments(String),
     /// The operating system refuses something before the token is touched.
     #[error("the token host cannot {what}")]
     System {
@@ -95,19 +92,36 @@ pub struct Supervised {
     pub uids: Vec<u32>,
 }
 
-/// Runs `token-host` with its arguments (those after the subcommand); for `main`.
+/// How a host is started.
+#[derive(Clone, Debug)]
+pub enum Form {
+    /// As the daemon's child, which calls the token by this name.
+    Child(String),
+    /// By somebody else, to listen on a socket.
+    Supervised {
+        /// Its configuration.
+        config: PathBuf,
+        /// The Unix socket to listen on.
+        socket: PathBuf,
+        /// The users whose daemons are served, besides this process's own.
+        uids: Vec<u32>,
+    },
+}
+
+/// Runs `token-host` and gives the process's exit status.
 #[must_use]
-pub fn main(arguments: &[String]) -> ExitCode {
-    let result = match arguments {
-        [flag, name] if flag == "--child" => run_child(name),
-        other => supervised_arguments(other).and_then(|supervised| run_supervised(&supervised)),
+pub fn main(form: Form) -> ExitCode {
+    let result = match form {
+        Form::Child(name) => run_child(&name),
+        Form::Supervised { config, socket, uids } => {
+            Settings::read(&config).and_then(|settings| run_supervised(&Supervised { settings, socket, uids }))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = %chain(&error), "the token host ends");
             match error {
-                HostError::Arguments(_) => ExitCode::from(2),
                 HostError::Token(_) => ExitCode::from(EXIT_TOKEN),
                 HostError::Protocol(_)
                 | HostError::Settings { .. }
@@ -115,26 +129,6 @@ pub fn main(arguments: &[String]) -> ExitCode {
                 | HostError::Unable(_) => ExitCode::FAILURE,
             }
         }
-    }
-}
-
-fn supervised_arguments(arguments: &[String]) -> Result<Supervised, HostError> {
-    let (mut config, mut socket, mut uids) = (None, None, Vec::new());
-    let mut rest = arguments.iter();
-    while let Some(flag) = rest.next() {
-        let value = rest.next().ok_or_else(|| HostError::Arguments(format!("{flag} has no value")))?;
-        match flag.as_str() {
-            "--config" => config = Some(PathBuf::from(value)),
-            "--socket" => socket = Some(PathBuf::from(value)),
-            "--uid" => {
-                uids.push(value.parse().map_err(|_| HostError::Arguments(format!("{value} is no user id")))?);
-            }
-            _ => return Err(HostError::Arguments(format!("{flag} is not known"))),
-        }
-    }
-    match (config, socket) {
-        (Some(config), Some(socket)) => Ok(Supervised { settings: Settings::read(&config)?, socket, uids }),
-        _ => Err(HostError::Arguments("--config and --socket are needed".to_owned())),
     }
 }
 

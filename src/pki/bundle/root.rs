@@ -19,17 +19,7 @@ impl Issuer {
         let Profile::SelfSignedRoot { organization } = &template.profile else {
             return Err(TbsError::Encoding("a root of a template for another kind of certificate"));
         };
-        Ok(Arc::new(Self {
-            certificate: Vec::new(),
-            subject: name(organization)?,
-            public_key: template.public_key.clone(),
-            subject_key_id: Some(template.public_key.key_id().to_vec()),
-            path_len: None,
-            not_before: template.not_before,
-            not_after: template.not_after,
-            path_pem: Vec::new(),
-            roots_pem: String::new(),
-            roots: Vec::new(),
-        }))
+        let key = template.public_key.clone();
+        Ok(Arc::new(Self::self_signed(name(organization)?, key, template.not_before, template.not_after)))
     }
 }

@@ -1,0 +1,34 @@
+//! `token-host`: the process that alone loads a vendor's library, reads the PIN and holds the sessions.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use crate::token::host::{self, Form};
+
+/// Arguments of `token-host`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run as the daemon's child, with its socket as standard input; only `serve` does so
+    #[arg(long, value_name = "TOKEN", hide = true, conflicts_with_all = ["config", "socket", "uid"])]
+    child: Option<String>,
+    /// The host's configuration file
+    #[arg(long, value_name = "FILE", required_unless_present = "child")]
+    config: Option<PathBuf>,
+    /// The Unix socket to listen on
+    #[arg(long, value_name = "PATH", required_unless_present = "child")]
+    socket: Option<PathBuf>,
+    /// A user whose daemon may connect, besides this process's own; may be given again
+    #[arg(long, value_name = "NUMBER")]
+    uid: Vec<u32>,
+}
+
+/// Runs the host; logs to standard error.
+#[must_use]
+pub fn run(args: Args) -> ExitCode {
+    // A host that cannot log still signs.
+    let _ = crate::telemetry::init(&crate::telemetry::Settings::default());
+    match (args.child, args.config, args.socket) {
+        (Some(name), _, _) => host::main(Form::Child(name)),
+        (None, Some(config), Some(socket)) => host::main(Form::Supervised { config, socket, uids: args.uid }),
+        (None, _, _) => ExitCode::from(2),
+    }
+}
