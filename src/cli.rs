@@ -49,6 +49,7 @@ enum Command {
     /// One certificate for a request file, by the operator.
     Issue(issue::Args),
     /// The issuance log: verify it, show it, prove what is in it.
+    #[command(subcommand)]
     Log(log::LogCommand),
     /// Run the daemon.
     Serve(serve::Args),

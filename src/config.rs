@@ -430,7 +430,8 @@ fn check_tokens(tokens: &[Token], document: &mut Document<'_>) {
             (None, None) => document.refuse(&place, "has neither uri nor socket; name the token"),
         }
         if token.call_timeout < Duration::from_millis(100) {
-            document.refuse(&format!("{place} call_timeout"), "is shorter than 100 ms; a token under load would be killed");
+            document
+                .refuse(&format!("{place} call_timeout"), "is shorter than 100 ms; a token under load would be killed");
         }
     }
 }

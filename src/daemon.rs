@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::{Authenticator, AcceptAny},
+    auth::{AcceptAny, Authenticator},
     config::Config,
     grpc::{self, listener::Listener, service::CertificateService},
     telemetry::metrics::{self, Metrics},
@@ -121,7 +121,11 @@ async fn serve(
         background.follow(ready, readiness.part("serving certificate"), |ready| {
             (!ready).then(|| "there is none yet, or it has expired".to_owned())
         });
-        Some(grpc::tls::server_config(&listen.tls, certificate, Arc::new(AcceptAny::new(&rustls::crypto::aws_lc_rs::default_provider())))?)
+        Some(grpc::tls::server_config(
+            &listen.tls,
+            certificate,
+            Arc::new(AcceptAny::new(&rustls::crypto::aws_lc_rs::default_provider())),
+        )?)
     };
     let listener = Listener::bind(&listen, tls).await?;
     let at = listener.local_addr().map_err(|source| DaemonError::Address {

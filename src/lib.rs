@@ -32,4 +32,3 @@ pub mod policy;
 pub mod signer;
 pub mod telemetry;
 pub mod token;
-

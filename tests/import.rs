@@ -41,8 +41,13 @@ fn signs(session: &Session, key: &PublicKey) {
 /// Everything in the token that a login shows: to see that nothing was changed.
 fn snapshot(session: &Session) -> Vec<String> {
     let mut objects = Vec::new();
-    let classes =
-        [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY, ObjectClass::SECRET_KEY, ObjectClass::CERTIFICATE, ObjectClass::DATA];
+    let classes = [
+        ObjectClass::PRIVATE_KEY,
+        ObjectClass::PUBLIC_KEY,
+        ObjectClass::SECRET_KEY,
+        ObjectClass::CERTIFICATE,
+        ObjectClass::DATA,
+    ];
     for class in classes {
         for object in session.find_objects(&[Attribute::Class(class)]).unwrap() {
             let id = key::public::id_of(session, object).unwrap();
@@ -55,7 +60,9 @@ fn snapshot(session: &Session) -> Vec<String> {
 }
 
 fn of_class(session: &Session, class: ObjectClass, key: &PublicKey) -> Vec<ObjectHandle> {
-    session.find_objects(&[Attribute::Class(class), Attribute::Token(true), Attribute::Id(key.key_id().to_vec())]).unwrap()
+    session
+        .find_objects(&[Attribute::Class(class), Attribute::Token(true), Attribute::Id(key.key_id().to_vec())])
+        .unwrap()
 }
 
 /// A private object with the key's ID that is another key's.
@@ -268,8 +275,8 @@ fn another_keys_certificate_is_refused() {
     let token = TestToken::new("mismatch");
     let session = token.session();
     let before = snapshot(&session);
-    let error =
-        import::run(&token.token, &session, &TestCa::p256().key, &TestCa::p256().certificate, &options(false)).unwrap_err();
+    let error = import::run(&token.token, &session, &TestCa::p256().key, &TestCa::p256().certificate, &options(false))
+        .unwrap_err();
     assert!(matches!(error, ImportError::Certificate(_)), "{error:?}");
     let error = import::run(&token.token, &session, &TestCa::p256().key, b"no DER", &options(false)).unwrap_err();
     assert!(matches!(error, ImportError::Certificate(_)), "{error:?}");

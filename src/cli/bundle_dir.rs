@@ -42,7 +42,8 @@ pub fn write(directory: &Path, files: &[(&str, &[u8])]) -> Result<(), WriteError
     };
     fs::create_dir_all(parent).map_err(failed(parent, "cannot be created"))?;
     let staging = tempfile::Builder::new().prefix(".bundle-").tempdir_in(parent);
-    let staging = staging.map_err(failed(parent, "cannot be written; the bundle's parent directory must be writable"))?;
+    let staging =
+        staging.map_err(failed(parent, "cannot be written; the bundle's parent directory must be writable"))?;
     for (name, content) in files {
         let path = staging.path().join(name);
         put(&path, content).map_err(failed(&path, "cannot be written"))?;
@@ -121,7 +122,8 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), WriteErr
         .mode(0o755)
         .create(parent)
         .and_then(|()| {
-            let mut file = tempfile::Builder::new().permissions(fs::Permissions::from_mode(mode)).tempfile_in(parent)?;
+            let mut file =
+                tempfile::Builder::new().permissions(fs::Permissions::from_mode(mode)).tempfile_in(parent)?;
             file.write_all(content)?;
             file.as_file().sync_all()?;
             file.persist(path).map_err(|error| error.error)?;

@@ -5,4 +5,6 @@ pub struct Args {}
 /// x
 /// # Errors
 /// x
-pub fn run(_args: Args, _output: super::output::Output) -> anyhow::Result<()> { Ok(()) }
+pub fn run(_args: Args, _output: super::output::Output) -> anyhow::Result<()> {
+    Ok(())
+}

@@ -102,10 +102,7 @@ fn read_csr(path: &Path) -> anyhow::Result<String> {
 
 async fn ask(socket: &Path, request: &IssueRequest) -> anyhow::Result<IssueReply> {
     let unreachable = || {
-        format!(
-            "the daemon does not answer at {}; start it, or give --alone while no daemon runs",
-            socket.display()
-        )
+        format!("the daemon does not answer at {}; start it, or give --alone while no daemon runs", socket.display())
     };
     let client = reqwest::Client::builder().unix_socket(socket).no_proxy().build()?;
     let reply = client.post("http://localhost/issue").json(request).send().await.with_context(unreachable)?;

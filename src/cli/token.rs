@@ -79,7 +79,8 @@ impl TokensArgs {
             bail!("--pin-fd goes with one token only; use --pin-file");
         }
         let mut duplicates = self.tokens.iter().enumerate();
-        if let Some((_, twice)) = duplicates.find(|(i, uri)| self.tokens.iter().skip(i + 1).any(|other| other == *uri)) {
+        if let Some((_, twice)) = duplicates.find(|(i, uri)| self.tokens.iter().skip(i + 1).any(|other| other == *uri))
+        {
             bail!("--token {twice} is given twice");
         }
         let file = |index: usize| self.pin_file.get(index).or_else(|| self.pin_file.first().filter(|_| files == 1));

@@ -54,9 +54,7 @@ impl Config {
                 program: None,
                 environment: token.environment.clone(),
             },
-            (None, socket) => {
-                client::Link::Socket { path: socket.clone().unwrap_or_default(), uid: token.socket_uid }
-            }
+            (None, socket) => client::Link::Socket { path: socket.clone().unwrap_or_default(), uid: token.socket_uid },
         };
         client::TokenSettings {
             name: Arc::from(token.name.as_str()),

@@ -13,10 +13,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{
-        ConnectInfo, State,
-        connect_info::Connected,
-    },
+    extract::{ConnectInfo, State, connect_info::Connected},
     http::StatusCode,
     routing::post,
     serve::IncomingStream,
@@ -151,8 +148,7 @@ pub async fn perform(
     let asked = Asked { validity_seconds: request.validity_seconds, operator_names: names, ..Asked::default() };
     let caller = Caller::operator(uid);
     let (id_text, arrived) = (id.to_string().into(), Instant::now());
-    let request =
-        Request { id: id_text, caller, csr: request.csr, asked, issuer: None, arrived, deadline: None };
+    let request = Request { id: id_text, caller, csr: request.csr, asked, issuer: None, arrived, deadline: None };
     let issued = ca.issue(request).await.map_err(|error| error.to_string())?;
     Ok(IssueReply { request_id: id.to_string(), serial: issued.tbs().serial().to_hex(), chain: issued.chain() })
 }

@@ -207,4 +207,3 @@ fn large(count: u64) -> f64 {
 fn count(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
-

@@ -42,7 +42,9 @@ pub enum ReloadError {
     #[error("the key of the new ca-cert.pem is not in every token: {}; import it there", .0.join("; "))]
     KeyMissing(Vec<String>),
     /// A root would be dropped.
-    #[error("root-cert.pem lacks a root of the bundle in use, and workloads that trust only that one would fail; add it again, or set allow_root_removal")]
+    #[error(
+        "root-cert.pem lacks a root of the bundle in use, and workloads that trust only that one would fail; add it again, or set allow_root_removal"
+    )]
     RootDropped,
 }
 
@@ -169,7 +171,8 @@ impl Reloader {
     fn say_expiry(&self) {
         let left = self.ca.issuer().remaining(crate::clock::now());
         let expired = left.is_zero();
-        self.voice.say(expired.then(|| "the CA's certificate path has expired; import a renewed certificate".to_owned()));
+        self.voice
+            .say(expired.then(|| "the CA's certificate path has expired; import a renewed certificate".to_owned()));
     }
 }
 

@@ -8,9 +8,7 @@ use std::{
     time::Duration,
 };
 
-use metrics::{
-    counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
-};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Bounds in seconds: from one PKCS#11 call in software to the longest request.
@@ -69,10 +67,8 @@ impl Step {
 #[must_use]
 pub fn install() -> Metrics {
     let handle = INSTALLED.get_or_init(|| {
-        let recorder = builder().map_or_else(
-            |_| PrometheusBuilder::new().build_recorder(),
-            PrometheusBuilder::build_recorder,
-        );
+        let recorder =
+            builder().map_or_else(|_| PrometheusBuilder::new().build_recorder(), PrometheusBuilder::build_recorder);
         let handle = recorder.handle();
         if metrics::set_global_recorder(recorder).is_err() {
             tracing::warn!("another recorder of metrics is installed; ours stays empty");

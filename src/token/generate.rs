@@ -99,7 +99,9 @@ pub enum GenerateError {
         mechanism: &'static str,
     },
     /// What was made could not all be taken back.
-    #[error("{source}; besides, {left} of the objects made could not be removed again: remove them by the vendor's tool")]
+    #[error(
+        "{source}; besides, {left} of the objects made could not be removed again: remove them by the vendor's tool"
+    )]
     NotUndone {
         /// How many are left.
         left: usize,
@@ -120,12 +122,7 @@ pub enum GenerateError {
 /// # Errors
 /// When the label is taken, the token lacks the mechanism or fails, or the key does not prove itself; then everything
 /// that was made is removed again.
-pub fn run(
-    token: &Token,
-    session: &Session,
-    algorithm: KeyAlgorithm,
-    label: &str,
-) -> Result<Generated, GenerateError> {
+pub fn run(token: &Token, session: &Session, algorithm: KeyAlgorithm, label: &str) -> Result<Generated, GenerateError> {
     let mechanisms = token.mechanisms().map_err(|source| call("list its mechanisms", source))?;
     check_mechanisms(algorithm, &mechanisms)?;
     if !labelled(session, ObjectClass::PRIVATE_KEY, label)?.is_empty() {
@@ -299,7 +296,9 @@ impl GenerateError {
                     Class::Busy | Class::Login | Class::Pin | Class::Success => false,
                 }
             }
-            Self::Certificate(_) | Self::Key(_) | Self::LabelTaken(_) | Self::NotUndone { .. } | Self::Proof(_) => false,
+            Self::Certificate(_) | Self::Key(_) | Self::LabelTaken(_) | Self::NotUndone { .. } | Self::Proof(_) => {
+                false
+            }
         }
     }
 }

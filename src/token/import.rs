@@ -34,8 +34,8 @@ mod wrap;
 pub use clear::ClearTemplate;
 pub use plan::{Problem, Ready, plan};
 pub use report::{Control, How, ImportReport, WrapAttempt};
-pub use wrap::{KeyWrap, OaepHash, WrapError};
 use wrap::Wrapping;
+pub use wrap::{KeyWrap, OaepHash, WrapError};
 
 /// What the operator may choose.
 #[derive(Clone, Debug)]
@@ -94,7 +94,9 @@ pub enum ImportError {
     #[error("the log's and the probes' keys could not be made ready")]
     ServiceKeys(#[from] GenerateError),
     /// An object with the key's ID does not work and is not ours.
-    #[error("the token holds a private key with {what} that does not work as the CA's key; delete it by the vendor's tool")]
+    #[error(
+        "the token holds a private key with {what} that does not work as the CA's key; delete it by the vendor's tool"
+    )]
     Unproven {
         /// How the key was looked for.
         what: String,
@@ -188,8 +190,8 @@ impl Import<'_> {
             }
         }
         let public_key = place_public(session, public, &name, made).map_err(|e| call("store the public key", e))?;
-        let (placed, old) = place_certificate(session, certificate, &name, made)
-            .map_err(|e| call("store the certificate", e))?;
+        let (placed, old) =
+            place_certificate(session, certificate, &name, made).map_err(|e| call("store the certificate", e))?;
         obsolete.extend(old);
         let flags = match (&staged, found.whole.as_ref()) {
             (Some(staged), _) => self.keep(staged, made)?,
@@ -252,11 +254,8 @@ impl Import<'_> {
         wrapping: Result<&Wrapping<'_>, &WrapError>,
     ) -> Result<(ObjectHandle, How, bool), WrapError> {
         let wrapping = wrapping.map_err(WrapError::clone)?;
-        let how = How::Wrapped {
-            oaep_hash: wrapping.oaep(),
-            key_wrap: wrapping.key_wrap(),
-            pair_bits: wrapping.pair_bits(),
-        };
+        let how =
+            How::Wrapped { oaep_hash: wrapping.oaep(), key_wrap: wrapping.key_wrap(), pair_bits: wrapping.pair_bits() };
         let unwrap = |allowed| wrapping.unwrap(self.key.pkcs8(), &self.template(allowed, false));
         match unwrap(Some(self.signing)) {
             Ok(handle) => Ok((handle, how, true)),

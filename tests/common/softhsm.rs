@@ -179,10 +179,13 @@ fn set_variable(name: &str, value: &Path) {
 fn configure(root: &Path) {
     let tokens = root.join("tokens");
     fs::create_dir_all(&tokens).unwrap();
-    let softhsm = format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
+    let softhsm =
+        format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
     fs::write(root.join("softhsm2.conf"), softhsm).unwrap();
     let kryoptic: String = (0..64)
-        .map(|slot| format!("[[slots]]\nslot = {slot}\ndbtype = \"sqlite\"\ndbargs = \"{}/{slot}.sql\"\n", tokens.display()))
+        .map(|slot| {
+            format!("[[slots]]\nslot = {slot}\ndbtype = \"sqlite\"\ndbargs = \"{}/{slot}.sql\"\n", tokens.display())
+        })
         .collect();
     fs::write(root.join("kryoptic.conf"), kryoptic).unwrap();
 }

@@ -104,7 +104,6 @@ impl Line {
     fn milliseconds(&self) -> f64 {
         (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3
     }
-
 }
 
 impl Drop for Line {

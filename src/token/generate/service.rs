@@ -112,8 +112,8 @@ fn one(
         Err(KeyError::NotFound(_)) => clear_orphans(session, label, cleared)?,
         Err(error) => return Err(error.into()),
     }
-    let outcome = check_mechanisms(algorithm, mechanisms)
-        .and_then(|()| pair(session, mechanisms, algorithm, label, made));
+    let outcome =
+        check_mechanisms(algorithm, mechanisms).and_then(|()| pair(session, mechanisms, algorithm, label, made));
     match outcome {
         Ok((key, _flags)) => {
             // Two imports at once may both have made one; then nobody could tell which it is.

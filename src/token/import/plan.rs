@@ -4,10 +4,7 @@ use aws_lc_rs::signature::Ed25519KeyPair;
 use cryptoki::{mechanism::MechanismType, session::Session};
 use secrecy::SecretString;
 
-use super::{
-    ImportError, Options, WrapError, cannot, existing,
-    wrap::Wrapping,
-};
+use super::{ImportError, Options, WrapError, cannot, existing, wrap::Wrapping};
 use crate::{
     pki::{KeyAlgorithm, PublicKey},
     token::{
@@ -53,7 +50,9 @@ pub enum Problem {
     #[error(transparent)]
     Login(#[from] LoginError),
     /// The token lacks the mechanism to sign.
-    #[error("the token `{label}` cannot sign with a {algorithm} key; use a token that can, or a CA key of another type")]
+    #[error(
+        "the token `{label}` cannot sign with a {algorithm} key; use a token that can, or a CA key of another type"
+    )]
     Mechanism {
         /// The token's label.
         label: String,
@@ -61,7 +60,9 @@ pub enum Problem {
         algorithm: KeyAlgorithm,
     },
     /// The token cannot take the key wrapped.
-    #[error("the token `{label}` cannot take a {algorithm} key wrapped; --allow-plaintext-import hands it over in the clear")]
+    #[error(
+        "the token `{label}` cannot take a {algorithm} key wrapped; --allow-plaintext-import hands it over in the clear"
+    )]
     NotWrapped {
         /// The token's label.
         label: String,

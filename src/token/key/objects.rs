@@ -143,10 +143,7 @@ pub fn place_certificate(
 ///
 /// # Errors
 /// When a call fails.
-pub fn certificates(
-    session: &Session,
-    id: Option<&[u8]>,
-) -> Result<Vec<(ObjectHandle, String, Vec<u8>)>, Fault> {
+pub fn certificates(session: &Session, id: Option<&[u8]>) -> Result<Vec<(ObjectHandle, String, Vec<u8>)>, Fault> {
     let mut template = vec![Attribute::Class(ObjectClass::CERTIFICATE), Attribute::Token(true)];
     template.extend(id.map(|id| Attribute::Id(id.to_vec())));
     let mut found = Vec::new();

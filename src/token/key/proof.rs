@@ -25,7 +25,9 @@ pub enum ProofError {
     #[error("the token did not keep the attribute {0} as it was written; this token is not fit for the key")]
     Attribute(&'static str),
     /// The private value can be read.
-    #[error("the private value could be read ({0} did not answer CKR_ATTRIBUTE_SENSITIVE); this token is not fit for the key")]
+    #[error(
+        "the private value could be read ({0} did not answer CKR_ATTRIBUTE_SENSITIVE); this token is not fit for the key"
+    )]
     Readable(&'static str),
     /// No signature.
     #[error("the private key does not sign")]
@@ -34,7 +36,9 @@ pub enum ProofError {
     #[error("the private key is refused: {0}")]
     Unfit(#[from] Unfit),
     /// The key could be wrapped out.
-    #[error("the private key could be wrapped out of the token although it is not extractable; this token is not fit for the key")]
+    #[error(
+        "the private key could be wrapped out of the token although it is not extractable; this token is not fit for the key"
+    )]
     Wrappable,
     /// The signature is another key's.
     #[error("the private key's signature does not verify with the public key: the object is damaged or another key")]

@@ -63,8 +63,7 @@ pub fn keep() -> [Attribute; 2] {
 /// A public key as a token object, readable by everybody.
 #[must_use]
 pub fn public(key: &PublicKey, name: &Name<'_>) -> Vec<Attribute> {
-    let mut template =
-        vec![Attribute::Class(ObjectClass::PUBLIC_KEY), Attribute::KeyType(key_type(key.algorithm()))];
+    let mut template = vec![Attribute::Class(ObjectClass::PUBLIC_KEY), Attribute::KeyType(key_type(key.algorithm()))];
     template.extend(public_flags(true));
     template.push(Attribute::Id(name.id.to_vec()));
     template.push(Attribute::Label(name.label.as_bytes().to_vec()));
@@ -126,7 +125,9 @@ pub enum CertificateError {
     #[error("the CA certificate is not a DER certificate")]
     Malformed,
     /// Of another key.
-    #[error("the CA certificate is not this key's: its public key is another; give the certificate that belongs to the key")]
+    #[error(
+        "the CA certificate is not this key's: its public key is another; give the certificate that belongs to the key"
+    )]
     OtherKey,
 }
 
