@@ -119,9 +119,9 @@ address = "127.0.0.1:$port"
 dns_names = ["$server_name"]
 ip_addresses = ["127.0.0.1"]
 
-[[jwt]]
+[[auth.jwt]]
 issuer = "$issuer"
-jwks_file = "$work/issuer/jwks.json"
+keys = { file = "$work/issuer/jwks.json" }
 audiences = ["istio-ca"]
 trust_domain = "$trust_domain"
 

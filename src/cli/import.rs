@@ -1,10 +1,276 @@
-//! stub
-/// x
+//! `import`: a plug-in CA's key goes into one or several tokens, its public files into a bundle.
+//!
+//! Every reason to refuse is found before a token is changed, and all are told at once. A token that fails after
+//! that is told by itself; the others are done.
+
+mod removal;
+mod source;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{
+    bundle_dir,
+    output::{Output, Refused},
+    token::{Opened, TokensArgs},
+};
+use crate::{
+    clock,
+    log::checkpoint,
+    pki::Bundle,
+    token::{
+        TokenUri,
+        import::{self, ImportReport, Options, Ready},
+    },
+};
+use source::Source;
+
+/// Arguments of `import`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
-/// x
+pub struct Args {
+    #[command(flatten)]
+    tokens: TokensArgs,
+    #[command(flatten)]
+    source: source::SourceArgs,
+    /// Where the public files and the receipts go; `serve` reads them there
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// CKA_LABEL of the key's objects
+    #[arg(long, default_value = "istio-ca")]
+    label: String,
+    /// Check everything and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Hand the key over in the clear where the token cannot take it wrapped (Ed25519 on SoftHSM)
+    #[arg(long)]
+    allow_plaintext_import: bool,
+    /// Remove the key file after every proof; asks for a second token that holds the key, or --i-have-a-backup
+    #[arg(long)]
+    remove_key_file: bool,
+    /// The key is kept elsewhere, so that losing the only token does not lose it
+    #[arg(long, requires = "remove_key_file")]
+    i_have_a_backup: bool,
+    /// The origin under which the log's checkpoints will be signed: makes the receipt list the verifier keys in full
+    #[arg(long, value_name = "NAME")]
+    log_origin: Option<String>,
+}
+
+/// What an import did.
+#[derive(Debug, Serialize)]
+struct Summary {
+    dry_run: bool,
+    algorithm: String,
+    key_sha256: String,
+    bundle: PathBuf,
+    warnings: Vec<String>,
+    tokens: Vec<TokenSummary>,
+    key_file_removed: Option<PathBuf>,
+}
+
+/// What an import did in one token.
+#[derive(Debug, Serialize)]
+struct TokenSummary {
+    token: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<PathBuf>,
+    #[serde(flatten)]
+    report: Option<Receipt>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// The receipt: the report, and the keys with which the log's checkpoints are verified.
+#[derive(Clone, Debug, Serialize)]
+struct Receipt {
+    #[serde(flatten)]
+    report: ImportReport,
+    /// The log key as a verifier key of a signed note, where the origin was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_verifier_key: Option<String>,
+}
+
+/// Imports.
+///
 /// # Errors
-/// x
-pub fn run(_args: Args, _output: super::output::Output) -> anyhow::Result<()> {
+/// Every reason to refuse; or what failed, token by token.
+pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
+    let options = Options { label: args.label.clone(), allow_plaintext: args.allow_plaintext_import };
+    if args.remove_key_file && args.tokens.tokens.len() < 2 && !args.i_have_a_backup {
+        anyhow::bail!(
+            "--remove-key-file with one token would leave the key there alone, and it would be lost with it; \
+             give a second --token, or --i-have-a-backup"
+        );
+    }
+    let mut reasons = Vec::new();
+    let (source, public_key) = match args.source.read() {
+        Ok(source) => (Some(source), None),
+        Err((problems, public_key)) => {
+            reasons.extend(problems);
+            (None, public_key)
+        }
+    };
+    let tokens = args.tokens.open()?;
+    let mut opened = Vec::new();
+    for (uri, token) in args.tokens.tokens.iter().zip(tokens) {
+        match token {
+            Ok(token) => opened.push((uri, token)),
+            Err(error) => reasons.push(format!("{error:#}")),
+        }
+    }
+    let mut ready = Vec::new();
+    // A refusal for the files' sake does not hide one for the token's.
+    if let Some(key) = source.as_ref().map(|source| source.key.public_key()).or(public_key.as_ref()) {
+        for (uri, opened) in &opened {
+            match import::plan(&opened.module, uri, &opened.pin, key, &options) {
+                Ok(plan) => ready.push((uri.to_string(), plan)),
+                Err(problems) => reasons.extend(problems.iter().map(|problem| chain(problem))),
+            }
+        }
+    }
+    let Some(source) = source.filter(|_| reasons.is_empty()) else {
+        return Err(Refused { what: "nothing was imported:".to_owned(), reasons }.into());
+    };
+    let mut summary = Summary {
+        dry_run: args.dry_run,
+        algorithm: source.key.public_key().algorithm().to_string(),
+        key_sha256: crate::token::key::hex(&source.key.public_key().fingerprint()),
+        bundle: args.bundle.clone(),
+        warnings: source.warnings(),
+        tokens: Vec::new(),
+        key_file_removed: None,
+    };
+    for warning in &summary.warnings {
+        output.warn(warning);
+    }
+    if args.dry_run {
+        summary.tokens = ready.into_iter().map(|(token, _)| untouched(token)).collect();
+        return output.print(&summary, text);
+    }
+    import_all(&args, &source, &options, ready, &mut summary)?;
+    let failed = summary.tokens.iter().any(|token| token.error.is_some());
+    if args.remove_key_file && !failed {
+        summary.key_file_removed = Some(removal::remove(&source, &opened)?);
+    }
+    output.print(&summary, text)?;
+    if failed {
+        anyhow::bail!("not every token took the key; see above, mend it and import again: what is done stays done");
+    }
     Ok(())
+}
+
+fn import_all(
+    args: &Args,
+    source: &Source,
+    options: &Options,
+    ready: Vec<(String, Ready)>,
+    summary: &mut Summary,
+) -> anyhow::Result<()> {
+    let mut receipts = Vec::new();
+    for (token, plan) in ready {
+        let certificate = source.bundle.issuer().certificate();
+        let done = import::run(&plan.token, &plan.session, &source.key, certificate, options);
+        let (report, error) = match done {
+            Ok(report) => (Some(receipt(report, args.log_origin.as_deref())), None),
+            Err(error) => (None, Some(chain(&error))),
+        };
+        let name = report.as_ref().map(|receipt| receipt_name(&receipt.report));
+        if let (Some(name), Some(report)) = (&name, &report) {
+            let mut content = serde_json::to_vec_pretty(report)?;
+            content.push(b'\n');
+            receipts.push((name.clone(), content));
+        }
+        let receipt = name.map(|name| args.bundle.join(name));
+        summary.tokens.push(TokenSummary { token, receipt, report, error });
+    }
+    if receipts.is_empty() {
+        return Ok(());
+    }
+    let files = source.bundle.files();
+    let mut written: Vec<(&str, &[u8])> = vec![
+        ("cert-chain.pem", &files.cert_chain.bytes),
+        ("root-cert.pem", &files.root_cert.bytes),
+        ("ca-cert.pem", &files.ca_cert.bytes),
+    ];
+    written.extend(receipts.iter().map(|(name, content)| (name.as_str(), content.as_slice())));
+    Ok(bundle_dir::write(&args.bundle, &written)?)
+}
+
+fn receipt(report: ImportReport, origin: Option<&str>) -> Receipt {
+    let key = report.service_keys.log_public_key();
+    let log_verifier_key = origin.zip(key).and_then(|(origin, key)| checkpoint::verifier_key(origin, &key).ok());
+    Receipt { report, log_verifier_key }
+}
+
+/// One receipt a token, named by its serial number, which comes from the token and is no path.
+fn receipt_name(report: &ImportReport) -> String {
+    let serial: String = report.token.serial.chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("import-receipt-{}.json", if serial.is_empty() { "token" } else { &serial })
+}
+
+fn untouched(token: String) -> TokenSummary {
+    TokenSummary { token, receipt: None, report: None, error: None }
+}
+
+fn text(summary: &Summary) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for token in &summary.tokens {
+        let _ = match (&token.report, &token.error) {
+            (Some(receipt), _) => writeln!(
+                text,
+                "{}: {} key {} is in the token ({}); it cannot be read or wrapped out",
+                token.token,
+                summary.algorithm,
+                receipt.report.label,
+                source::how(&receipt.report),
+            ),
+            (None, Some(error)) => writeln!(text, "{}: FAILED: {error}", token.token),
+            (None, None) => writeln!(text, "{}: would take the key; nothing was changed", token.token),
+        };
+        for note in token.report.iter().flat_map(|receipt| receipt.report.notes.iter().chain(&receipt.report.cleared)) {
+            let _ = writeln!(text, "  note: {note}");
+        }
+        if let Some(receipt) = &token.receipt {
+            let _ = writeln!(text, "  receipt: {}", receipt.display());
+        }
+    }
+    if !summary.dry_run {
+        let _ = writeln!(text, "bundle: {}", summary.bundle.display());
+    }
+    match &summary.key_file_removed {
+        Some(path) => {
+            let _ = writeln!(text, "removed {}; a copy may live on in backups and in the file system's past", path.display());
+        }
+        None if !summary.dry_run => text.push_str("the key file is still there; keep it offline or remove it\n"),
+        None => {}
+    }
+    text
+}
+
+/// An error with its causes, in one sentence.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let more = next.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
+/// A token that was opened for an import, under its URI.
+type Under<'a> = (&'a TokenUri, Opened);
+
+/// The path of a file for messages.
+fn shown(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+/// The bundle's warnings at the present time, for a bundle that was accepted.
+fn accepted(files: crate::pki::bundle::BundleFiles) -> Result<Bundle, Vec<String>> {
+    Bundle::check(files, clock::now()).map_err(|problems| problems.iter().map(ToString::to_string).collect())
 }

@@ -28,6 +28,18 @@ pub struct ServiceKeys {
     pub cleared: Vec<String>,
 }
 
+impl ServiceKeys {
+    /// The raw public half of the log key, where the token has one.
+    #[must_use]
+    pub fn log_public_key(&self) -> Option<[u8; 32]> {
+        use base64::{Engine, prelude::BASE64_STANDARD};
+        match &self.log {
+            ServiceKey::Made(key) | ServiceKey::Present(key) => BASE64_STANDARD.decode(&key.raw).ok()?.try_into().ok(),
+            ServiceKey::Unavailable { .. } => None,
+        }
+    }
+}
+
 /// One of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]

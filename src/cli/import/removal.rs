@@ -1,0 +1,33 @@
+//! Removes the key file, once every proof has passed.
+
+use std::{
+    fs::File,
+    io::{Seek, SeekFrom, Write},
+    path::PathBuf,
+};
+
+use anyhow::{Context, bail};
+
+use super::{Source, Under};
+use crate::token::key;
+
+/// Overwrites and removes the key's file. Each token is asked once more whether it holds the key.
+pub(super) fn remove(source: &Source, tokens: &[Under<'_>]) -> anyhow::Result<PathBuf> {
+    let Some(path) = &source.key_file else {
+        bail!("the key came by standard input; there is no file to remove");
+    };
+    for (uri, opened) in tokens {
+        let session = opened.login(false)?;
+        key::find_private_key(&session, source.key.public_key())
+            .with_context(|| format!("{} is kept: {uri} does not show the key", path.display()))?;
+    }
+    let kept = || format!("{} could not be removed; remove it by hand", path.display());
+    // Overwriting helps on plain disks and does no harm on others; it is no promise.
+    let mut file = File::options().write(true).open(path).with_context(kept)?;
+    let length = file.metadata().with_context(kept)?.len();
+    file.seek(SeekFrom::Start(0)).with_context(kept)?;
+    std::io::copy(&mut std::io::Read::take(std::io::repeat(0), length), &mut file).with_context(kept)?;
+    file.flush().and_then(|()| file.sync_all()).with_context(kept)?;
+    std::fs::remove_file(path).with_context(kept)?;
+    Ok(path.clone())
+}

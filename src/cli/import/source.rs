@@ -1,0 +1,181 @@
+//! The four files of a plug-in CA, read and checked as a whole.
+
+use std::{
+    fs::File,
+    io::Read,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use secrecy::SecretString;
+use zeroize::Zeroizing;
+
+use super::{accepted, shown};
+use crate::{
+    bundle_files::BundlePaths,
+    cli::output,
+    pki::{Bundle, PublicKey, bundle::BundleFiles, private_key::PrivateKey},
+    token::{
+        import::{How, ImportReport},
+        pin,
+    },
+};
+
+/// The largest key file in bytes; an RSA-4096 key in PEM has 3.3 KiB.
+const KEY_MAX: usize = 64 * 1024;
+
+/// Where the files come from.
+#[derive(Debug, clap::Args)]
+pub(super) struct SourceArgs {
+    /// A directory with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, tls.key and ca.crt
+    #[arg(long, value_name = "DIR", required_unless_present_all = ["ca_cert", "ca_key", "root_cert"])]
+    from: Option<PathBuf>,
+    /// The CA's certificate; instead of the directory's
+    #[arg(long, value_name = "FILE")]
+    ca_cert: Option<PathBuf>,
+    /// The CA's private key: PKCS#1, SEC 1 or PKCS#8, also encrypted; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    ca_key: Option<PathBuf>,
+    /// The roots
+    #[arg(long, value_name = "FILE")]
+    root_cert: Option<PathBuf>,
+    /// The certificates between the CA's and a root; may be empty
+    #[arg(long, value_name = "FILE")]
+    cert_chain: Option<PathBuf>,
+    /// A file that holds the passphrase of an encrypted key [default: a prompt]
+    #[arg(long, value_name = "FILE")]
+    key_passphrase_file: Option<PathBuf>,
+}
+
+/// A plug-in CA whose key is its certificate's.
+pub(super) struct Source {
+    pub(super) bundle: Bundle,
+    pub(super) key: PrivateKey,
+    /// The key's file; none for standard input.
+    pub(super) key_file: Option<PathBuf>,
+    key_warning: Option<String>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("key_file", &self.key_file).finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    /// What deserves attention and is no reason to refuse.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.bundle.warnings().iter().map(ToString::to_string).chain(self.key_warning.clone()).collect()
+    }
+}
+
+impl SourceArgs {
+    /// Reads and checks everything. Every reason to refuse is told, and the key's public half, if there is one, so
+    /// that the token can be looked at all the same.
+    pub(super) fn read(&self) -> Result<Source, (Vec<String>, Option<PublicKey>)> {
+        let paths = self.paths();
+        let mut problems = Vec::new();
+        let files = paths.read().map_err(|found| found.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let bundle = files.and_then(|files: BundleFiles| accepted(files));
+        let bundle = bundle.map_err(|found| problems.extend(found)).ok();
+        let key = self.key(&paths.ca_key).map_err(|reason| problems.push(reason)).ok();
+        if let (Some(bundle), Some((key, _))) = (&bundle, &key) {
+            let name = shown(&paths.ca_key);
+            problems.extend(bundle.check_key(&name, key.public_key()).err().map(|problem| problem.to_string()));
+            if !key.public_key().has_usual_exponent() {
+                problems.push(format!(
+                    "{name}: the RSA public exponent is unusual; tokens and clients expect 65537: make another key"
+                ));
+            }
+        }
+        match (bundle, key) {
+            (Some(bundle), Some((key, key_warning))) if problems.is_empty() => {
+                let key_file = (paths.ca_key != Path::new("-")).then_some(paths.ca_key);
+                Ok(Source { bundle, key, key_file, key_warning })
+            }
+            (_, key) => Err((problems, key.map(|(key, _)| key.public_key().clone()))),
+        }
+    }
+
+    fn paths(&self) -> BundlePaths {
+        let found = self.from.as_deref().map(BundlePaths::in_directory);
+        let take = |given: &Option<PathBuf>, found: Option<PathBuf>| given.clone().or(found).unwrap_or_default();
+        BundlePaths {
+            ca_cert: take(&self.ca_cert, found.as_ref().map(|paths| paths.ca_cert.clone())),
+            ca_key: take(&self.ca_key, found.as_ref().map(|paths| paths.ca_key.clone())),
+            root_cert: take(&self.root_cert, found.as_ref().map(|paths| paths.root_cert.clone())),
+            cert_chain: self.cert_chain.clone().or(found.and_then(|paths| paths.cert_chain)),
+        }
+    }
+
+    /// The key, and a warning about its file.
+    fn key(&self, path: &Path) -> Result<(PrivateKey, Option<String>), String> {
+        let name = shown(path);
+        let (text, warning) = read_key(path)?;
+        let failed = |error: crate::pki::private_key::PrivateKeyError| format!("{name}: {error}");
+        let passphrase = match PrivateKey::needs_passphrase(&text).map_err(failed)? {
+            true => Some(self.passphrase(&name)?),
+            false => None,
+        };
+        Ok((PrivateKey::from_pem(&text, passphrase.as_ref()).map_err(failed)?, warning))
+    }
+
+    fn passphrase(&self, name: &str) -> Result<SecretString, String> {
+        match &self.key_passphrase_file {
+            Some(path) => pin::read(path).map_err(|error| error.to_string()),
+            None if output::interactive() => {
+                let typed = rpassword::prompt_password(format!("Passphrase of {name}: "));
+                let typed = Zeroizing::new(typed.map_err(|error| format!("no passphrase could be read: {error}"))?);
+                Ok(SecretString::from(Box::<str>::from(typed.as_str())))
+            }
+            None => Err(format!("{name}: the key is encrypted; give --key-passphrase-file, or run it at a terminal")),
+        }
+    }
+}
+
+/// The key file's text, in one buffer that is zeroized and never grows.
+fn read_key(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), String> {
+    let name = shown(path);
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => format!(
+            "{name}: is missing; a plug-in CA has ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, \
+             tls.key and ca.crt"
+        ),
+        _ => format!("{name}: cannot be read ({error}); make it readable for this user"),
+    };
+    let mut buffer = Zeroizing::new(vec![0; KEY_MAX + 1]);
+    let mut warning = None;
+    let mut file = if path == Path::new("-") {
+        File::open("/dev/stdin").map_err(failed)?
+    } else {
+        let file = File::open(path).map_err(failed)?;
+        let mode = file.metadata().map_err(failed)?.mode() & 0o777;
+        if mode & 0o044 != 0 {
+            warning = Some(format!("{name}: the private key can be read by others (mode {mode:03o}); chmod 600 it"));
+        }
+        file
+    };
+    let mut filled = 0;
+    while let Some(space) = buffer.get_mut(filled..).filter(|space| !space.is_empty()) {
+        match file.read(space) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    if filled > KEY_MAX {
+        return Err(format!("{name}: larger than 64 KiB; this is no private key"));
+    }
+    buffer.truncate(filled);
+    Ok((buffer, warning))
+}
+
+/// How a key came in, in words.
+pub(super) fn how(report: &ImportReport) -> &'static str {
+    match report.private_key {
+        How::AlreadyThere => "it was there already and was not touched",
+        How::Clear => "handed over in the clear",
+        How::Wrapped { .. } => "it crossed the boundary wrapped",
+    }
+}
