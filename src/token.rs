@@ -18,6 +18,7 @@ pub mod protocol;
 pub mod speed;
 pub mod uri;
 
+pub use cryptoki::session::Session;
 pub use error::{Class, Fault};
 pub use module::{Module, Token};
 pub use uri::TokenUri;

@@ -4,11 +4,10 @@
 use std::{fs::File, path::PathBuf};
 
 use anyhow::{Context, bail};
-use cryptoki::session::Session;
 use secrecy::SecretString;
 
 use super::output;
-use crate::token::{Module, Token, TokenUri, pin};
+use crate::token::{Module, Session, Token, TokenUri, pin};
 
 /// One token and its PIN.
 #[derive(Clone, Debug, clap::Args)]
