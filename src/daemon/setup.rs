@@ -146,6 +146,7 @@ impl Core {
             ca: Arc::clone(&self.ca),
             pool: Arc::clone(&self.pool),
             authenticator,
+            watched: config.auth.client_certificate.files(),
             bell,
             voice,
         }
