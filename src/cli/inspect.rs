@@ -132,10 +132,9 @@ fn view(token: Info, session: Option<&Session>, contents: Contents, bundle: Opti
     let ca = bundle.as_ref().map(|(_, key)| key);
     let proven = session.zip(ca).map(|(session, ca)| proven(session, ca));
     let id = ca.map(|ca| hex(&ca.key_id()));
-    let keys = keys.into_iter().map(|view| Key {
-        pairs_with_bundle: id.as_ref().map(|id| *id == view.id && proven == Some(true)),
-        view,
-    });
+    let keys = keys
+        .into_iter()
+        .map(|view| Key { pairs_with_bundle: id.as_ref().map(|id| *id == view.id && proven == Some(true)), view });
     View {
         token,
         logged_in: session.is_some(),

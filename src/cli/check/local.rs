@@ -1,10 +1,6 @@
 //! The bundle, the issuance log and the clock.
 
-use std::{
-    os::unix::fs::MetadataExt,
-    path::Path,
-    time::SystemTime,
-};
+use std::{os::unix::fs::MetadataExt, path::Path, time::SystemTime};
 
 use nix::unistd::{AccessFlags, eaccess, geteuid};
 
@@ -26,7 +22,11 @@ pub(super) fn bundle(config: &Config) -> Vec<Finding> {
             }
             let issuer = bundle.issuer();
             let until = crate::log::timestamp::format(issuer.not_after());
-            found.ok(format!("{}: a CA with a {} key, until {until}", config.ca.bundle.display(), issuer.key_algorithm()));
+            found.ok(format!(
+                "{}: a CA with a {} key, until {until}",
+                config.ca.bundle.display(),
+                issuer.key_algorithm()
+            ));
         }
         Err(SetupError::Bundle(reasons)) => {
             for reason in reasons {
@@ -53,7 +53,11 @@ pub(super) fn log(config: &Config) -> (Vec<Finding>, Option<SystemTime>) {
             newest = examined.newest_record;
             if examined.torn_bytes > 0 {
                 found.warning(
-                    format!("{}: ends in {} bytes of a line that a crash cut off", directory.display(), examined.torn_bytes),
+                    format!(
+                        "{}: ends in {} bytes of a line that a crash cut off",
+                        directory.display(),
+                        examined.torn_bytes
+                    ),
                     "nothing; `serve` sets them aside in a file of their own",
                 );
             }

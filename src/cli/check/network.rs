@@ -57,7 +57,9 @@ pub(super) fn addresses(config: &Config) -> Vec<Finding> {
 
 fn remedy(address: SocketAddr, kind: std::io::ErrorKind) -> String {
     match kind {
-        std::io::ErrorKind::AddrInUse => "stop what listens there (a daemon that runs already?), or choose another port".to_owned(),
+        std::io::ErrorKind::AddrInUse => {
+            "stop what listens there (a daemon that runs already?), or choose another port".to_owned()
+        }
         std::io::ErrorKind::PermissionDenied => {
             format!("choose a port above 1023, or grant CAP_NET_BIND_SERVICE for {}", address.port())
         }
@@ -73,7 +75,9 @@ pub(super) fn serving(config: &Config) -> Vec<Finding> {
         Ok(None) => found.ok("the CA issues the serving certificate itself"),
         Ok(Some(files)) => match files.read().and_then(|content| files.parse(&content)) {
             Ok(_) => found.ok(format!("{} and its key belong together", files.certificate.display())),
-            Err(error) => found.failed(&error, "put a PEM certificate chain and its key there, readable for the daemon"),
+            Err(error) => {
+                found.failed(&error, "put a PEM certificate chain and its key there, readable for the daemon")
+            }
         },
         Err(error) => found.failed(&error, "set both files or neither"),
     }

@@ -36,10 +36,8 @@ pub(super) fn token(token: &Token) -> anyhow::Result<Vec<Finding>> {
                         format!("{}: the host runs as user {}, not {uid}", path.display(), peer.uid()),
                         "run the host as that user, or set socket_uid right",
                     ),
-                    (Ok(_) | Err(_), _) => found.ok(format!(
-                        "{}: a host listens; what it holds is for its own user to check",
-                        path.display()
-                    )),
+                    (Ok(_) | Err(_), _) => found
+                        .ok(format!("{}: a host listens; what it holds is for its own user to check", path.display())),
                 }
             }
             Err(error) => found.error(

@@ -114,13 +114,7 @@ pub(super) fn run(key: &Key<'_>, root: Root, output: Output) -> anyhow::Result<(
 }
 
 /// Records, signs, verifies, installs, writes; in this order.
-fn ceremony(
-    runtime: &Runtime,
-    log: &Log,
-    session: &Session,
-    made: Generated,
-    root: &Root,
-) -> anyhow::Result<Receipt> {
+fn ceremony(runtime: &Runtime, log: &Log, session: &Session, made: Generated, root: &Root) -> anyhow::Result<Receipt> {
     let (issued, index) = sign(runtime, log, session, &made, root).with_context(|| left_behind(&made))?;
     let unfinished = || {
         format!(
@@ -180,9 +174,9 @@ fn sign(
         tbs,
     };
     let recorded = runtime.block_on(log.record(intent))?;
-    let issued = ceremony::sign_root(session, &recorded).map_err(anyhow::Error::from).and_then(|signature| {
-        Ok(Issued::assemble(Arc::clone(recorded.value()), &signature)?)
-    });
+    let issued = ceremony::sign_root(session, &recorded)
+        .map_err(anyhow::Error::from)
+        .and_then(|signature| Ok(Issued::assemble(Arc::clone(recorded.value()), &signature)?));
     log.outcome(
         recorded.index(),
         match &issued {

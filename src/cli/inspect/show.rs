@@ -53,7 +53,8 @@ pub(super) fn view(view: &View, now: SystemTime) -> String {
         }
     }
     if view.unreadable > 0 {
-        let _ = writeln!(text, "  {} private objects cannot be read; look at them with the vendor's tool", view.unreadable);
+        let _ =
+            writeln!(text, "  {} private objects cannot be read; look at them with the vendor's tool", view.unreadable);
     }
     let _ = writeln!(text, "certificates: {}", view.certificates.len());
     for certificate in &view.certificates {
