@@ -6,6 +6,8 @@
 mod commands;
 #[path = "issuance_log/disk.rs"]
 mod disk;
+#[path = "issuance_log/foreign.rs"]
+mod foreign;
 #[path = "issuance_log/killed.rs"]
 mod killed;
 #[path = "issuance_log/order.rs"]

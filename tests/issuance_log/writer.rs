@@ -70,7 +70,7 @@ impl Intents {
             let pair = rcgen::KeyPair::generate().unwrap();
             PublicKey::from_spki_der(&rcgen::PublicKeyData::subject_public_key_info(&pair)).unwrap()
         };
-        let (now, day) = (istio_hsm_ca::clock::now(), Duration::from_secs(86_400));
+        let (now, day) = (whole_second(), Duration::from_secs(86_400));
         let subject = b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x0a\x0c\x01\x61".to_vec();
         Self {
             issuer: Arc::new(Issuer::self_signed(subject, public(), now - day, now + 900 * day)),
@@ -79,17 +79,23 @@ impl Intents {
     }
 
     pub fn next(&self, account: &str) -> Intent {
-        let time = istio_hsm_ca::clock::now();
+        let (time, second) = (istio_hsm_ca::clock::now(), whole_second());
         let template = Template {
             profile: Profile::Leaf,
             public_key: self.workload.clone(),
             names: vec![Name::Spiffe(format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap())],
-            not_before: time,
-            not_after: time + Duration::from_secs(86_400),
+            not_before: second,
+            not_after: second + Duration::from_secs(86_400),
         };
         let tbs = Tbs::build(template, Arc::clone(&self.issuer), Serial::random()).unwrap();
         Intent { request_id: "6f1c".to_owned(), time, caller: Caller::operator(7), grant: None, tbs: Arc::new(tbs) }
     }
+}
+
+/// The present time as certificates say it.
+fn whole_second() -> std::time::SystemTime {
+    let since = istio_hsm_ca::clock::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    std::time::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
 /// Writes some records with their outcomes and closes the log.
