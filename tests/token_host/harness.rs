@@ -87,14 +87,9 @@ impl Ca {
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         );
-        let input = |name: &str| Input { name: name.to_owned(), bytes: fs::read(bundle.join(name)).unwrap() };
-        let files = BundleFiles {
-            ca_cert: input("ca-cert.pem"),
-            cert_chain: input("cert-chain.pem"),
-            root_cert: input("root-cert.pem"),
-        };
-        let issuer = Arc::clone(Bundle::check(files, clock::now()).unwrap().issuer());
-        Self { directory, issuer }
+        let written = fs::read_to_string(bundle.join("ca-cert.pem")).unwrap();
+        assert_eq!(written, certificate);
+        Self { directory, issuer: issuer(&certificate) }
     }
 
     pub fn bundle(&self) -> PathBuf {
@@ -107,6 +102,21 @@ impl Ca {
         directory.pin_file();
         Site { uri: directory.uri(TOKEN), directory, bundle: self.bundle(), issuer: Arc::clone(&self.issuer) }
     }
+}
+
+/// A CA whose key is in no token.
+pub fn soft_issuer() -> Arc<Issuer> {
+    issuer(&root(&KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()))
+}
+
+fn issuer(certificate: &str) -> Arc<Issuer> {
+    let input = |name: &str, text: &str| Input { name: name.to_owned(), bytes: text.as_bytes().to_vec() };
+    let files = BundleFiles {
+        ca_cert: input("ca-cert.pem", certificate),
+        cert_chain: input("cert-chain.pem", ""),
+        root_cert: input("root-cert.pem", certificate),
+    };
+    Arc::clone(Bundle::check(files, clock::now()).unwrap().issuer())
 }
 
 fn root(pair: &KeyPair) -> String {
@@ -186,7 +196,7 @@ pub fn pool(tokens: Vec<TokenSettings>) -> Settings {
 impl Mill {
     /// Starts the hosts; does not wait for them.
     pub fn start(settings: Settings, issuer: &Arc<Issuer>) -> Self {
-        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let log = istio_hsm_ca::log::Settings::new(directory.path().join("log"), "token-host.test/log");
         let (log, _) = Log::open(log, None).unwrap();
         let pool = Pool::start(settings).unwrap();

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// A CA certificate of the host's own configuration.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct CaCertificate {
     pub(super) der: Vec<u8>,
     pub(super) key: PublicKey,
@@ -72,6 +72,9 @@ pub(super) struct Vault {
 
 /// The watchdog's place of the thread that opens the vault.
 const MAIN_THREAD: usize = 0;
+
+/// Most CA certificates that are known at once, earlier ones included, unless more are configured.
+const CERTIFICATES_MOST: usize = 8;
 
 /// Most sessions that are remembered as to be dropped: more than a host ever has.
 const DISCARDED_MOST: usize = 256;
@@ -146,10 +149,17 @@ impl Vault {
         Arc::clone(&self.certificates.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the CA certificates afresh; they are left as they were when they cannot be read.
+    /// Reads the CA certificates afresh; they are left as they were when they cannot be read. The earlier ones stay
+    /// known: requests that began with the old bundle end with it, and a daemon that refuses the new one goes on.
     pub(super) fn reread(&self) -> Result<(), Fault> {
-        let certificates = Arc::new(read_certificates(&self.settings)?);
-        *self.certificates.write().unwrap_or_else(PoisonError::into_inner) = certificates;
+        let mut certificates = read_certificates(&self.settings)?;
+        let mut held = self.certificates.write().unwrap_or_else(PoisonError::into_inner);
+        for earlier in held.iter() {
+            if certificates.len() < CERTIFICATES_MOST && certificates.iter().all(|new| new.der != earlier.der) {
+                certificates.push(earlier.clone());
+            }
+        }
+        *held = Arc::new(certificates);
         Ok(())
     }
 
@@ -177,8 +187,8 @@ impl Vault {
         marker.check(&self.pin_file).map_err(|error| pin_fault(&chain(&error)))?;
         let state = state_of(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
         let pin = pin::read(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
-        *anchor = None;
         let call = self.watchdog.call(thread);
+        *anchor = None;
         let session = self.token.open_session(false).map_err(|error| call_fault(&error, ""))?;
         let result = self.token.login(&session, &pin);
         drop(call);
