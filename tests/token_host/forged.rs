@@ -127,7 +127,8 @@ pub fn forgeries(issuer: &Arc<Issuer>) -> Vec<(&'static str, Kind, Vec<u8>, &'st
         template.names = vec![Name::Spiffe("spiffe://evil.example/ns/default/sa/httpbin".parse().unwrap())];
     });
     let both = leaf(issuer, |template| template.names.push(Name::Dns("evil.example".parse().unwrap())));
-    let unlisted = leaf(issuer, |template| template.names = vec![Name::Dns("istiod.istio-system.svc".parse().unwrap())]);
+    let unlisted =
+        leaf(issuer, |template| template.names = vec![Name::Dns("istiod.istio-system.svc".parse().unwrap())]);
     let address = leaf(issuer, |template| template.names = vec![Name::Ip("10.0.0.1".parse().unwrap())]);
     let long = leaf(issuer, |template| template.not_after += MAX_VALIDITY);
     let later = leaf(issuer, |template| {

@@ -20,7 +20,8 @@ use super::{
 
 /// OpenSC's module that notes every call and passes it on.
 fn spy() -> PathBuf {
-    let places = ["/usr/lib/x86_64-linux-gnu/pkcs11-spy.so", "/usr/lib/pkcs11/pkcs11-spy.so", "/usr/lib64/pkcs11-spy.so"];
+    let places =
+        ["/usr/lib/x86_64-linux-gnu/pkcs11-spy.so", "/usr/lib/pkcs11/pkcs11-spy.so", "/usr/lib64/pkcs11-spy.so"];
     let found = places.into_iter().map(PathBuf::from).find(|path| path.exists());
     found.unwrap_or_else(|| panic!("pkcs11-spy.so is missing: install the package opensc-pkcs11"))
 }

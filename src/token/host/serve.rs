@@ -100,7 +100,8 @@ impl Connection {
 
     /// Answers the hello, and serves until one side ends it.
     pub(super) fn serve(mut self, hello: u64, vault: &Vault) -> Served {
-        let workers: Vec<_> = (1..=vault.session_count()).map(|thread| Mutex::new(Worker::new(vault, thread))).collect();
+        let workers: Vec<_> =
+            (1..=vault.session_count()).map(|thread| Mutex::new(Worker::new(vault, thread))).collect();
         if let Some(Err(fault)) = workers.first().map(|first| lock(first).touch()) {
             let text = fault.text.clone();
             let broken = is_broken(&fault);
@@ -249,17 +250,17 @@ impl Service<'_> {
     /// idle sessions one by one.
     fn exercise(&self, own: &Mutex<Worker<'_>>) -> Result<(), Fault> {
         lock(own).exercise()?;
-        for other in self.workers.iter().filter(|other| !std::ptr::eq(*other, own)) {
-            // One that is held is at work.
-            let Ok(mut other) = other.try_lock() else { continue };
-            if other.take_used() {
+        for worker in &self.workers {
+            // One that is held is at work; this thread's own has just been used.
+            let Ok(mut worker) = worker.try_lock() else { continue };
+            if worker.take_used() {
                 continue;
             }
             // A session that fails was dropped, and its thread opens another; a module that fails concerns all.
-            match other.exercise() {
+            match worker.exercise() {
                 Err(fault) if is_broken(&fault) => return Err(fault),
-                _ => {}
-            }
+                _ => worker.take_used(),
+            };
         }
         Ok(())
     }

@@ -116,8 +116,9 @@ impl<'a> Worker<'a> {
         let _call = vault.watchdog.call(thread);
         match mechanism::sign(&open.session, handle, key, message) {
             Ok(bytes) => {
+                let session = open.number;
                 self.used = true;
-                Ok(Signature { session: open.number, bytes })
+                Ok(Signature { session, bytes })
             }
             Err(error) => Err(sign_fault(&error)),
         }
@@ -171,7 +172,6 @@ impl<'a> Worker<'a> {
         let Some(key) = self.vault.canary_key().cloned() else { return Ok(()) };
         let fingerprint = key.fingerprint();
         self.sign(Kind::Canary, &key, fingerprint, &canary_message(), Instant::now() + BUSY_PAUSE * 2)?;
-        self.used = false;
         self.vault.count_signed(fingerprint, Kind::Canary);
         Ok(())
     }
