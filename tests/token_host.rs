@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "token_host/faulty.rs"]
+mod faulty;
 #[path = "token_host/forged.rs"]
 mod forged;
 #[path = "token_host/harness.rs"]
