@@ -121,7 +121,7 @@ ip_addresses = ["127.0.0.1"]
 
 [[auth.jwt]]
 issuer = "$issuer"
-keys = { file = "$work/issuer/jwks.json" }
+keys = { file = { path = "$work/issuer/jwks.json" } }
 audiences = ["istio-ca"]
 trust_domain = "$trust_domain"
 
