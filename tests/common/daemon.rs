@@ -14,9 +14,7 @@ use std::{
 
 use istio_hsm_ca::{
     agent::{self, KeyKind, TokenIssuer, Workload, WorkloadKey},
-    grpc::generated::{
-        IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
-    },
+    grpc::generated::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
 };
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
@@ -77,7 +75,8 @@ impl Site {
         plug_in.write(from.path());
         let token = self.softhsm.uri(LABEL);
         let (from, bundle) = (from.path().to_str().unwrap(), bundle.to_str().unwrap());
-        let output = self.run(&["import", "--from", from, "--token", &token, "--bundle", bundle, "--log-origin", ORIGIN]);
+        let output =
+            self.run(&["import", "--from", from, "--token", &token, "--bundle", bundle, "--log-origin", ORIGIN]);
         assert!(output.status.success(), "import: {}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -198,7 +197,8 @@ format = "json"
             .unwrap();
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let roots = self.roots();
-        let mut daemon = Daemon { child, log, address: nowhere, admin: nowhere, roots, token: self.token("demo", "httpbin") };
+        let mut daemon =
+            Daemon { child, log, address: nowhere, admin: nowhere, roots, token: self.token("demo", "httpbin") };
         daemon.admin = daemon.address_of("admin");
         daemon.address = daemon.address_of("listening");
         daemon

@@ -58,7 +58,9 @@ fn corpus(good: &str) -> Vec<String> {
     corpus.push(good.replace("-----END", "-----BEGIN"));
     corpus.push("-----BEGIN ".repeat(1400));
     // DER that claims lengths it has not, and nests without end.
-    for head in [&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff][..], &[0x30, 0x80], &[0x30, 0x88, 1, 1, 1, 1, 1, 1, 1, 1], &[0xff; 40]] {
+    for head in
+        [&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff][..], &[0x30, 0x80], &[0x30, 0x88, 1, 1, 1, 1, 1, 1, 1, 1], &[0xff; 40]]
+    {
         corpus.push(pem(head));
     }
     corpus.push(pem(&[0x30, 0x7f].repeat(5000)));
@@ -138,7 +140,12 @@ async fn broken_headers_and_bytes_harm_nobody() {
 }
 
 /// One request with a header of any bytes that HTTP/2 can carry (RFC 9113, section 8.2.1: opaque from 0x80 on).
-async fn raw(channel: tonic::transport::Channel, name: &'static str, value: &[u8], daemon: &Daemon) -> Result<(), tonic::Status> {
+async fn raw(
+    channel: tonic::transport::Channel,
+    name: &'static str,
+    value: &[u8],
+    daemon: &Daemon,
+) -> Result<(), tonic::Status> {
     use istio_hsm_ca::grpc::generated::{
         IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
     };
