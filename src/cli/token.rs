@@ -4,11 +4,10 @@
 use std::{fs::File, path::PathBuf};
 
 use anyhow::{Context, bail};
-use cryptoki::session::Session;
 use secrecy::SecretString;
 
 use super::output;
-use crate::token::{Module, Token, TokenUri, pin};
+use crate::token::{Module, Session, Token, TokenUri, pin};
 
 /// One token and its PIN.
 #[derive(Clone, Debug, clap::Args)]
@@ -62,6 +61,12 @@ impl TokenArgs {
     /// When the module cannot be loaded, none or several tokens match, or there is no PIN.
     pub fn open(&self) -> anyhow::Result<Opened> {
         open(&self.token, self.pin.pin_file.as_ref(), self.pin.pin_fd)
+    }
+
+    /// Whether a PIN is named anywhere; without one, only what is public can be seen.
+    #[must_use]
+    pub fn names_pin(&self) -> bool {
+        self.pin.pin_file.is_some() || self.pin.pin_fd.is_some() || self.token.pin_source().is_some()
     }
 }
 
