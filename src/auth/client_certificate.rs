@@ -48,6 +48,14 @@ pub struct Settings {
     pub max_age_seconds: Option<std::num::NonZeroU32>,
 }
 
+impl Settings {
+    /// The files that are read, and read again when they change.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.previous_ca_certificates.iter().chain(&self.denylist).cloned().collect()
+    }
+}
+
 /// Why a client certificate proves nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {

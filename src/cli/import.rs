@@ -240,7 +240,11 @@ fn text(summary: &Summary) -> String {
     }
     match &summary.key_file_removed {
         Some(path) => {
-            let _ = writeln!(text, "removed {}; a copy may live on in backups and in the file system's past", path.display());
+            let _ = writeln!(
+                text,
+                "removed {}; a copy may live on in backups and in the file system's past",
+                path.display()
+            );
         }
         None if !summary.dry_run => text.push_str("the key file is still there; keep it offline or remove it\n"),
         None => {}

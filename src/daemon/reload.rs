@@ -63,6 +63,8 @@ pub struct Reloader {
     pub pool: Arc<Pool>,
     /// Reloaded along: denylist, previous CAs, keys of issuers.
     pub authenticator: Arc<Authenticator>,
+    /// The files of authentication that are watched too: the denylist, previous CAs.
+    pub watched: Vec<PathBuf>,
     /// Rung by SIGHUP.
     pub bell: Arc<Notify>,
     /// Says when the CA's certificate has expired.
@@ -81,11 +83,16 @@ impl Reloader {
         });
         let mut watcher = watcher.inspect_err(|error| tracing::warn!(%error, "the bundle is polled, not watched")).ok();
         let mut refused: Option<String> = None;
+        let mut stamps = stamps(&self.watched);
         loop {
             if let Some(watcher) = &mut watcher {
                 // Watched anew each time: a directory that was exchanged for another keeps no watch.
                 let _ = watcher.unwatch(&self.directory);
                 let _ = watcher.watch(&self.directory, RecursiveMode::NonRecursive);
+                for directory in self.watched.iter().filter_map(|file| file.parent()) {
+                    let _ = watcher.unwatch(directory);
+                    let _ = watcher.watch(directory, RecursiveMode::NonRecursive);
+                }
             }
             let rung = tokio::select! {
                 () = stop.cancelled() => return,
@@ -93,7 +100,9 @@ impl Reloader {
                 _ = changed.recv() => false,
                 () = tokio::time::sleep(POLL) => false,
             };
-            if rung {
+            let now = self::stamps(&self.watched);
+            if rung || now != stamps {
+                stamps = now;
                 self.reload_authentication();
             }
             self.say_expiry();
@@ -174,6 +183,15 @@ impl Reloader {
         self.voice
             .say(expired.then(|| "the CA's certificate path has expired; import a renewed certificate".to_owned()));
     }
+}
+
+/// What tells a changed file from the one that was read.
+fn stamps(files: &[PathBuf]) -> Vec<Option<(u64, i64, i64, u64)>> {
+    use std::os::unix::fs::MetadataExt;
+    let stamp = |file: &PathBuf| {
+        std::fs::metadata(file).ok().map(|data| (data.ino(), data.mtime(), data.mtime_nsec(), data.len()))
+    };
+    files.iter().map(stamp).collect()
 }
 
 fn same_content(one: &BundleFiles, other: &BundleFiles) -> bool {

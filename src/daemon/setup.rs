@@ -115,7 +115,7 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
         default_deadline: config.listen.limits.request_timeout,
         clock: Clock::start(opened.newest_record),
         log: log.clone(),
-        signer: Arc::clone(&pool) as Arc<dyn crate::signer::Signer>,
+        signer: pool.clone(),
         recent: Arc::clone(&recent),
     }));
     background.follow(pool.health(), readiness.part("tokens"), |health| {
@@ -146,6 +146,7 @@ impl Core {
             ca: Arc::clone(&self.ca),
             pool: Arc::clone(&self.pool),
             authenticator,
+            watched: config.auth.client_certificate.files(),
             bell,
             voice,
         }

@@ -106,3 +106,37 @@ impl Limits {
         limiter.check_key(&Arc::from(identity)).map_err(|_| Limited::Identity)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::{InternalCaller, Method};
+
+    fn rate(count: u32) -> Option<Rate> {
+        let count = NonZeroU32::new(count).unwrap();
+        Some(Rate { per_second: NonZeroU32::MIN, burst: count })
+    }
+
+    fn workload(name: &str) -> Caller {
+        Caller::workload(format!("spiffe://td/ns/n/sa/{name}").parse().unwrap(), Method::Jwt)
+    }
+
+    #[test]
+    fn one_identity_does_not_use_up_another_ones() {
+        let limits = Limits::new(Settings { per_identity: rate(2), total: None });
+        assert_eq!(limits.admit(&workload("a")), Ok(()));
+        assert_eq!(limits.admit(&workload("a")), Ok(()));
+        assert_eq!(limits.admit(&workload("a")), Err(Limited::Identity));
+        assert_eq!(limits.admit(&workload("b")), Ok(()));
+    }
+
+    #[test]
+    fn the_total_holds_for_strangers_to_each_other_but_not_for_the_daemon() {
+        let limits = Limits::new(Settings { per_identity: None, total: rate(2) });
+        assert_eq!(limits.admit(&workload("a")), Ok(()));
+        assert_eq!(limits.admit(&workload("b")), Ok(()));
+        assert_eq!(limits.admit(&workload("c")), Err(Limited::Total));
+        assert_eq!(limits.admit(&Caller::internal(InternalCaller::ServingCertificate)), Ok(()));
+        assert_eq!(limits.admit(&Caller::operator(0)), Ok(()));
+    }
+}

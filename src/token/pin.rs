@@ -148,6 +148,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::type_complexity, reason = "a table")]
     fn refuses() {
         let long = [b'1'; MAX_PIN + 1];
         let endless = [b'1'; 4 * MAX_PIN];

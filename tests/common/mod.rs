@@ -7,4 +7,6 @@
 )]
 
 pub mod ca;
+pub mod daemon;
+pub mod plug_in;
 pub mod softhsm;

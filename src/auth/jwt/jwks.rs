@@ -213,7 +213,7 @@ mod tests {
             format!(r#"{{"kty":"RSA","n":"{}","e":"AQAA"}}"#, b64(256)),
             format!(r#"{{"kty":"RSA","n":"{}","e":"AQABAQABAQAB"}}"#, b64(256)),
             format!(r#"{{"kty":"RSA","n":"{}"}}"#, b64(256)),
-            format!(r#"{{"kty":"RSA","n":"=","e":"AQAB"}}"#),
+            r#"{"kty":"RSA","n":"=","e":"AQAB"}"#.to_owned(),
             format!(r#"{{"kty":"EC","crv":"P-256","x":"{0}","y":"{0}"}}"#, b64(31)),
             format!(r#"{{"kty":"EC","crv":"P-384","x":"{0}","y":"{0}"}}"#, b64(32)),
         ];

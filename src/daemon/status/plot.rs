@@ -2,8 +2,6 @@
 
 use std::fmt::Write;
 
-/// The width of a plot in its own units: one unit is one bucket.
-pub const WIDTH: usize = 360;
 /// The height of a plot in its own units.
 pub const HEIGHT: f64 = 80.0;
 

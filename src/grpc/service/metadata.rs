@@ -64,6 +64,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::type_complexity, reason = "a table")]
     fn texts() {
         let string = |length| Some(Kind::StringValue("x".repeat(length)));
         let cases: Vec<(Option<Kind>, Result<Option<usize>, ()>)> = vec![

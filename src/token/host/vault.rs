@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// A CA certificate of the host's own configuration.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct CaCertificate {
     pub(super) der: Vec<u8>,
     pub(super) key: PublicKey,
@@ -75,6 +75,9 @@ const MAIN_THREAD: usize = 0;
 
 /// Most sessions that are remembered as to be dropped: more than a host ever has.
 const DISCARDED_MOST: usize = 256;
+
+/// Most CA certificates of before that are kept: more than any rotation has.
+const KEPT_MOST: usize = 16;
 
 impl Vault {
     /// Loads the module, finds the token, logs in and looks around.
@@ -146,10 +149,19 @@ impl Vault {
         Arc::clone(&self.certificates.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the CA certificates afresh; they are left as they were when they cannot be read.
+    /// Reads the CA certificates afresh; they are left as they were when they cannot be read. Those of before stay
+    /// behind the new ones: for requests under way, and for a daemon that does not take the new bundle.
     pub(super) fn reread(&self) -> Result<(), Fault> {
-        let certificates = Arc::new(read_certificates(&self.settings)?);
-        *self.certificates.write().unwrap_or_else(PoisonError::into_inner) = certificates;
+        let mut certificates = read_certificates(&self.settings)?;
+        let configured = certificates.len();
+        let mut held = self.certificates.write().unwrap_or_else(PoisonError::into_inner);
+        for before in held.iter() {
+            if certificates.iter().all(|ca| ca.der != before.der) {
+                certificates.push(before.clone());
+            }
+        }
+        certificates.truncate(configured + KEPT_MOST);
+        *held = Arc::new(certificates);
         Ok(())
     }
 
