@@ -20,7 +20,7 @@ mod refusals;
 mod replies;
 #[path = "signing_path/swap.rs"]
 mod swap;
-#[path = "signing_path/tls.rs"]
-mod tls;
 #[path = "signing_path/telemetry.rs"]
 mod telemetry;
+#[path = "signing_path/tls.rs"]
+mod tls;

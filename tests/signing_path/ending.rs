@@ -39,9 +39,10 @@ fn succeeded(output: &Output) -> String {
 
 /// `log verify` with the key of the receipt, and the number of its intents.
 fn verified_intents(site: &Site) -> u64 {
-    let receipts = fs::read_dir(site.bundle()).unwrap().flatten().filter_map(|entry| {
-        serde_json::from_str::<serde_json::Value>(&fs::read_to_string(entry.path()).ok()?).ok()
-    });
+    let receipts = fs::read_dir(site.bundle())
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| serde_json::from_str::<serde_json::Value>(&fs::read_to_string(entry.path()).ok()?).ok());
     let keys: Vec<String> =
         receipts.filter_map(|receipt| receipt["log_verifier_key"].as_str().map(str::to_owned)).collect();
     let [key] = keys.as_slice() else { panic!("the receipts name the log's keys {keys:?}") };
@@ -97,7 +98,9 @@ async fn requests_under_way_are_answered_and_the_log_goes_on_after_a_restart() {
     }
     let status = daemon.ended();
     assert_eq!(status.code(), Some(0), "{}", daemon.stderr());
-    daemon.wait_line(|line| line["message"].as_str().is_some_and(|text| text.contains("every request under way was answered")));
+    daemon.wait_line(|line| {
+        line["message"].as_str().is_some_and(|text| text.contains("every request under way was answered"))
+    });
     daemon.wait_line(|line| line["message"] == "ended");
 
     // 101 agents' and the serving certificate.
@@ -133,7 +136,8 @@ async fn the_operator_issues_through_the_daemon_and_alone() {
     };
     let judged = |output: Output| {
         let text = succeeded(&output);
-        let mut elements: Vec<String> = text.split_inclusive("-----END CERTIFICATE-----\n").map(str::to_owned).collect();
+        let mut elements: Vec<String> =
+            text.split_inclusive("-----END CERTIFICATE-----\n").map(str::to_owned).collect();
         assert_eq!(elements.len(), 3, "{text}");
         elements[2] = plug_in.root_cert.clone();
         judge("operator", &elements, istio_hsm_ca::clock::now());

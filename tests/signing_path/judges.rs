@@ -88,7 +88,11 @@ pub fn is_istios(name: &str, leaf: &str, ca: &str, csr: &str, identity: &str, (a
 
     let mut wanted: Vec<(&str, bool, Vec<u8>)> = vec![
         ("2.5.29.15", true, vec![0x03, 0x02, 0x05, 0xa0]),
-        ("2.5.29.37", false, b"\x30\x14\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02".to_vec()),
+        (
+            "2.5.29.37",
+            false,
+            b"\x30\x14\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02".to_vec(),
+        ),
         ("2.5.29.19", true, vec![0x30, 0x00]),
     ];
     if let Some(key_id) = key_id(ca) {

@@ -108,7 +108,8 @@ async fn several_roots_byte_for_byte() {
     let mut plug_in = PlugIn::intermediate();
     let other = new_root("Another root").pem();
     // Comments, empty lines and CRLF are the operator's.
-    plug_in.root_cert = format!("# mesh roots\n{}\n\n# next year's\n{}", plug_in.root_cert, other.replace('\n', "\r\n"));
+    plug_in.root_cert =
+        format!("# mesh roots\n{}\n\n# next year's\n{}", plug_in.root_cert, other.replace('\n', "\r\n"));
     plug_in.cert_chain = String::new();
     obtain("several roots", &plug_in, std::slice::from_ref(&plug_in.ca_cert)).await;
 }

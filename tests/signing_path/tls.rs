@@ -64,11 +64,8 @@ async fn tls_1_3_with_http_2_and_a_post_quantum_exchange() {
     let daemon = site.serve("");
     let h2: &[&[u8]] = &[b"h2"];
     let spoken = handshake(&daemon, &TLS13, h2, None).unwrap();
-    let best = Spoken {
-        version: ProtocolVersion::TLSv1_3,
-        protocol: Some(b"h2".to_vec()),
-        group: NamedGroup::X25519MLKEM768,
-    };
+    let best =
+        Spoken { version: ProtocolVersion::TLSv1_3, protocol: Some(b"h2".to_vec()), group: NamedGroup::X25519MLKEM768 };
     assert_eq!(spoken, best);
     // ztunnel with COMPLIANCE_POLICY=pqc offers nothing else; older clients offer it not at all.
     assert_eq!(handshake(&daemon, &TLS13, h2, Some(aws_lc_rs::kx_group::X25519MLKEM768)).unwrap(), best);
