@@ -7,7 +7,7 @@ export RUSTDOCFLAGS := -D warnings
 IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions cast_possible_truncation \
 	cast_possible_wrap cast_sign_loss unwrap_in_result)
 
-.PHONY: help demo run test test-long check bench format packages dependencies
+.PHONY: help demo run test test-foreign test-long check bench format packages dependencies
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,6 +21,10 @@ run: ## the same, and the daemon stays up
 test: packages ## every test, with SoftHSM
 	$(CARGO) test --locked --all-targets
 	$(CARGO) test --locked --doc
+
+test-foreign: packages ## checkpoints and proofs, judged by another implementation; needs Go (package golang-go)
+	$(CARGO) test --locked --test issuance_log -- --ignored --exact \
+		foreign::another_implementation_verifies_checkpoints_roots_and_proofs
 
 test-long: packages ## what takes too long for every change
 	$(CARGO) test --locked --release --all-targets -- --include-ignored

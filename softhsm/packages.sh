@@ -15,6 +15,7 @@ needs=(
   "gcc:cc"                     # aws-lc
   "cmake:cmake"                # aws-lc
   "make:make"
+  "strace:strace"               # failing flushes and the order of system calls in tests/issuance_log.rs
 )
 
 missing=()

@@ -212,10 +212,14 @@ impl Log {
     /// The log's name in its checkpoints.
     #[must_use]
     pub fn origin(&self) -> String {
-        let host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-        self.origin.clone().unwrap_or_else(|| {
-            format!("{}/istio-hsm-ca", host().filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_owned()))
-        })
+        self.origin.clone().unwrap_or_else(Self::default_origin)
+    }
+
+    /// The name of a log for which none is configured: `HOSTNAME/istio-hsm-ca`.
+    #[must_use]
+    pub fn default_origin() -> String {
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        format!("{}/istio-hsm-ca", host.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_owned()))
     }
 }
 

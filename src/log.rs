@@ -34,7 +34,7 @@ use tokio::{
 };
 
 pub use checkpointer::Ship;
-pub use recover::{OpenError, SetAside};
+pub use recover::{Examined, OpenError, SetAside};
 pub use stats::Stats;
 
 use crate::{auth::Caller, pki::Tbs, policy::Grant};
@@ -260,6 +260,22 @@ impl Log {
         });
         let shared = Shared { queue, counts, health: health_seen, ended, checkpointer: Mutex::new(checkpointer) };
         Ok((Self { shared: Arc::new(shared) }, opened))
+    }
+
+    /// Looks at a log as [`Log::open`] would, and changes nothing: for `check`. `None` when there is no log yet.
+    ///
+    /// # Errors
+    /// What [`Log::open`] would answer.
+    pub fn examine(settings: &Settings) -> Result<Option<Examined>, OpenError> {
+        Checkpoint::check_origin(&settings.origin).map_err(|error| OpenError::Settings(error.to_string()))?;
+        match std::fs::metadata(&settings.directory) {
+            Ok(_) => {
+                let directory = Directory::new(&settings.directory);
+                recover::examine(&directory, &settings.directory, &settings.origin).map(Some)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(OpenError::Io { path: settings.directory.clone(), source }),
+        }
     }
 
     /// Makes an intent durable; concurrent callers share a flush.

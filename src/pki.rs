@@ -8,6 +8,7 @@ pub mod lint;
 pub mod pem;
 pub mod private_key;
 pub mod profile;
+pub mod request;
 pub mod tbs;
 #[cfg(test)]
 pub(crate) mod testing;

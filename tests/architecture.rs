@@ -17,7 +17,10 @@ const TABLE: &[(&str, &[&str])] = &[
     ("agent", &["grpc::generated"]),
     ("auth", &["pki::*Error", "pki::Issuer", "pki::PublicKey", "pki::SignatureAlgorithm"]),
     ("bundle_files", &["pki"]),
-    ("cli", &["agent", "bundle_files", "config", "daemon", "issue", "hardening", "log", "pki", "signer", "token"]),
+    (
+        "cli",
+        &["agent", "auth", "bundle_files", "config", "daemon", "grpc", "issue", "hardening", "log", "pki", "signer", "token"],
+    ),
     ("clock", &[]),
     ("config", &["*", "!agent", "!cli", "!daemon"]),
     ("daemon", &["*", "!agent", "!cli"]),

@@ -132,6 +132,13 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), WriteErr
         .map_err(failed(path, "cannot be written"))
 }
 
+/// The name of a command's receipt, one a token: by its serial number, which comes from the token and is no path.
+#[must_use]
+pub fn receipt_name(command: &str, serial: &str) -> String {
+    let serial: String = serial.chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("{command}-receipt-{}.json", if serial.is_empty() { "token" } else { &serial })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

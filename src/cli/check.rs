@@ -1,10 +1,105 @@
-//! stub
-/// x
+//! `check`: everything that would stop `serve`, all at once, each with its remedy.
+//!
+//! Changes nothing but this: a PIN that a token refuses is remembered as `serve` remembers it, so that neither tries it
+//! again. Each token's library is loaded in a process of its own, as `serve` does it, since it may crash, hang, or need
+//! an environment of its own.
+
+mod finding;
+mod local;
+mod network;
+mod process;
+mod token;
+
+use super::{configured::ConfigArgs, output::Output};
+use crate::config::{Config, ConfigError};
+use finding::{Finding, Findings, Level};
+
+/// Arguments of `check`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
-/// x
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Look at one token in this very process and print what was found; only `check` itself does so
+    #[arg(long, value_name = "TOKEN", hide = true)]
+    probe: Option<String>,
+}
+
+/// Checks.
+///
 /// # Errors
-/// x
-pub fn run(_args: Args, _output: super::output::Output) -> anyhow::Result<()> {
-    Ok(())
+/// When something would stop `serve`; what was found has been printed then.
+pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
+    if let Some(name) = &args.probe {
+        return process::answer(&args.config.read()?, name);
+    }
+    let findings = match args.config.configuration() {
+        Ok(config) => all(&config, args.config.path().display().to_string())?,
+        Err(error) => configuration(&error),
+    };
+    output.print(&findings, |findings| text(findings))?;
+    let errors = findings.iter().filter(|finding| finding.level == Level::Error).count();
+    match errors {
+        0 => Ok(()),
+        1 => anyhow::bail!("`serve` would not work for 1 reason; mend it and check again"),
+        more => anyhow::bail!("`serve` would not work for {more} reasons; mend them and check again"),
+    }
+}
+
+/// What is wrong with the configuration itself; nothing else can be looked at then.
+fn configuration(error: &ConfigError) -> Vec<Finding> {
+    let mut found = Findings::about("configuration");
+    match error {
+        ConfigError::File { .. } => found.failed(error, "name the configuration by --config and make it readable"),
+        ConfigError::Problems { path, problems } => {
+            for problem in problems {
+                let problem = problem.to_string();
+                found.error(problem, format!("mend it in {}", path.display()));
+            }
+        }
+        ConfigError::TooLarge(_) => found.failed(error, "name the configuration by --config"),
+    }
+    found.into_vec()
+}
+
+fn all(config: &Config, path: String) -> anyhow::Result<Vec<Finding>> {
+    let mut found = Findings::about("configuration");
+    found.ok(path);
+    let mut findings = found.into_vec();
+    findings.extend(local::bundle(config));
+    for token in &config.tokens {
+        findings.extend(process::token(token)?);
+    }
+    let (log, newest) = local::log(config);
+    findings.extend(log);
+    findings.extend(local::clock(newest));
+    findings.extend(network::addresses(config));
+    findings.extend(network::serving(config));
+    findings.extend(network::callers(config)?);
+    Ok(findings)
+}
+
+fn text(findings: &[Finding]) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let widest = findings.iter().map(|finding| finding.part.chars().count()).max().unwrap_or_default();
+    for Finding { part, level, text: what, remedy } in findings {
+        let _ = writeln!(text, "{:7}  {part:widest$}  {what}", level.as_str());
+        if let Some(remedy) = remedy {
+            let _ = writeln!(text, "{:7}  {:widest$}  -> {remedy}", "", "");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remedy_stands_under_its_finding() {
+        let mut found = Findings::about("log");
+        found.ok("fine");
+        found.error("bad", "mend it");
+        assert_eq!(text(&found.into_vec()), "ok       log  fine\nerror    log  bad\n              -> mend it\n");
+    }
 }

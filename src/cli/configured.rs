@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use crate::{config::Config, token::TokenUri};
+use crate::{
+    config::{Config, ConfigError},
+    token::TokenUri,
+};
 
 /// The configuration and the flags over it.
 #[derive(Clone, Debug, clap::Args)]
@@ -51,7 +54,15 @@ impl ConfigArgs {
     /// # Errors
     /// Every mistake in it.
     pub fn read(&self) -> anyhow::Result<Config> {
-        Ok(Config::read(&self.config, &self.overlay())?)
+        Ok(self.configuration()?)
+    }
+
+    /// The same, with the error as it is.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn configuration(&self) -> Result<Config, ConfigError> {
+        Config::read(&self.config, &self.overlay())
     }
 
     /// The configuration file.

@@ -1,10 +1,141 @@
-//! stub
-/// x
+//! `generate`: makes the CA's key in the token; a self-signed root, or a request for the root's owner to sign.
+//!
+//! All that can be refused is refused before the key is made. Nothing that exists is overwritten, neither a key nor a
+//! file; what fails after the key was made says what exists and what to do.
+
+mod request;
+mod root;
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::ValueEnum;
+
+use super::{
+    output::Output,
+    token::{Opened, TokenArgs},
+};
+use crate::{
+    pki::{KeyAlgorithm, profile::ORGANIZATION_MAX, request::Subject},
+    token::{
+        Session,
+        generate::{self, Generated},
+    },
+};
+
+/// The life of Istio's own self-signed root in days (CITADEL_SELF_SIGNED_CA_CERT_TTL).
+const DAYS: u16 = 3650;
+/// The longest life of a root in days: thirty years.
+const DAYS_MAX: i64 = 10_950;
+
+/// Arguments of `generate`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
-/// x
+#[command(group(clap::ArgGroup::new("form").required(true).args(["self_signed", "csr"])))]
+pub struct Args {
+    #[command(flatten)]
+    token: TokenArgs,
+    /// The key's type
+    #[arg(long, value_enum)]
+    algorithm: Algorithm,
+    /// CKA_LABEL of the key's objects
+    #[arg(long, default_value = "istio-ca")]
+    label: String,
+    /// Sign the key's own certificate: a root, as Istio's own CA has it
+    #[arg(long, requires_all = ["organization", "bundle", "log"])]
+    self_signed: bool,
+    /// The organization (O) in the root's subject
+    #[arg(long, value_name = "NAME", requires = "self_signed")]
+    organization: Option<String>,
+    /// The root's life in days [default: 3650]
+    #[arg(long, value_name = "NUMBER", requires = "self_signed", value_parser = clap::value_parser!(u16).range(1..=DAYS_MAX))]
+    days: Option<u16>,
+    /// Where the root's public files and the receipt go; `serve` reads them there
+    #[arg(long, value_name = "DIR", requires = "self_signed")]
+    bundle: Option<PathBuf>,
+    /// The issuance log's directory, the daemon's own: the root is recorded there before it is signed
+    #[arg(long, value_name = "DIR", requires = "self_signed")]
+    log: Option<PathBuf>,
+    /// The origin of the log, as configured by [log] origin [default: HOSTNAME/istio-hsm-ca]
+    #[arg(long, value_name = "NAME", requires = "self_signed")]
+    log_origin: Option<String>,
+    /// Write a certificate request for the root's owner to sign; its certificate comes in by `install`
+    #[arg(long, value_name = "FILE", requires = "subject")]
+    csr: Option<PathBuf>,
+    /// The subject asked for: O=My Company,CN=My Mesh CA, in the order of the certificate
+    #[arg(long, value_name = "NAME", requires = "csr")]
+    subject: Option<Subject>,
+}
+
+/// The types of keys that can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Algorithm {
+    Ed25519,
+    P256,
+    P384,
+    #[value(name = "rsa-2048")]
+    Rsa2048,
+    #[value(name = "rsa-3072")]
+    Rsa3072,
+    #[value(name = "rsa-4096")]
+    Rsa4096,
+}
+
+impl From<Algorithm> for KeyAlgorithm {
+    fn from(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Ed25519 => Self::Ed25519,
+            Algorithm::P256 => Self::P256,
+            Algorithm::P384 => Self::P384,
+            Algorithm::Rsa2048 => Self::Rsa { bits: 2048 },
+            Algorithm::Rsa3072 => Self::Rsa { bits: 3072 },
+            Algorithm::Rsa4096 => Self::Rsa { bits: 4096 },
+        }
+    }
+}
+
+/// Makes the key.
+///
 /// # Errors
-/// x
-pub fn run(_args: Args, _output: super::output::Output) -> anyhow::Result<()> {
-    Ok(())
+/// When something is refused, or the token fails.
+pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
+    if args.label.is_empty() || args.label.len() > 64 || args.label.chars().any(char::is_control) {
+        bail!("--label must have 1 to 64 bytes, none of them a control character");
+    }
+    let key = Key { token: &args.token, algorithm: args.algorithm.into(), label: &args.label };
+    match (args.organization, args.bundle, args.log, args.csr, args.subject) {
+        (Some(organization), Some(bundle), Some(log), None, None) => {
+            let length = organization.chars().count();
+            if length == 0 || length > ORGANIZATION_MAX || organization.chars().any(char::is_control) {
+                bail!("--organization must have 1 to {ORGANIZATION_MAX} characters, none of them a control character");
+            }
+            let origin = args.log_origin.unwrap_or_else(crate::config::Log::default_origin);
+            let days = args.days.unwrap_or(DAYS);
+            root::run(&key, root::Root { organization, days, bundle, log, origin }, output)
+        }
+        (None, None, None, Some(file), Some(subject)) => request::run(&key, &file, &subject, output),
+        // The parser lets nothing else pass.
+        _ => bail!("give --self-signed with --organization, --bundle and --log, or --csr with --subject"),
+    }
+}
+
+/// The key that is to be made.
+struct Key<'a> {
+    token: &'a TokenArgs,
+    algorithm: KeyAlgorithm,
+    label: &'a str,
+}
+
+impl Key<'_> {
+    fn make(&self, opened: &Opened, session: &Session) -> anyhow::Result<Generated> {
+        Ok(generate::run(&opened.token, session, self.algorithm, self.label)?)
+    }
+}
+
+/// What exists, and what to do, when something fails after the key was made.
+fn left_behind(made: &Generated) -> String {
+    format!(
+        "the key `{}` (CKA_ID {}) was made in the token {} and stays there without a certificate; mend the cause, then \
+         delete the key by the vendor's tool and run this again, or run it again with another --label",
+        made.label, made.id, made.token.label
+    )
 }

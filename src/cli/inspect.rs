@@ -1,10 +1,156 @@
-//! stub
-/// x
+//! `inspect`: the tokens of a module; or what one token holds, and whether it pairs with a bundle. Reads only.
+
+mod show;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::{
+    output::{Output, Refused},
+    token::{TokenArgs, module_path},
+};
+use crate::{
+    bundle_files::BundlePaths,
+    clock,
+    pki::{Bundle, PublicKey, bundle::BundleFiles},
+    token::{
+        Module, Session, TokenUri,
+        inspect::{self, CertificateView, Contents, KeyView, TokenView},
+        key::{self, hex, proof},
+        module::Info,
+    },
+};
+
+/// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
-/// x
+#[command(group(clap::ArgGroup::new("which").required(true).args(["token", "module"])))]
+pub struct Args {
+    #[command(flatten)]
+    token: Option<TokenArgs>,
+    /// List all tokens of a PKCS#11 library, without a login
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["token", "bundle"])]
+    module: Option<PathBuf>,
+    /// A bundle's directory: is the key of its ca-cert.pem in the token?
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+}
+
+/// The tokens of a module.
+#[derive(Debug, Serialize)]
+struct Listing {
+    module: PathBuf,
+    tokens: Vec<TokenView>,
+}
+
+/// What a token holds.
+#[derive(Debug, Serialize)]
+struct View {
+    token: Info,
+    /// Without a login private keys stay hidden.
+    logged_in: bool,
+    keys: Vec<Key>,
+    certificates: Vec<CertificateView>,
+    unreadable: usize,
+    bundle: Option<BundleView>,
+}
+
+#[derive(Debug, Serialize)]
+struct Key {
+    #[serde(flatten)]
+    view: KeyView,
+    /// Whether it is the key of the bundle's ca-cert.pem, shown by a signature; none without a bundle.
+    pairs_with_bundle: Option<bool>,
+}
+
+#[derive(Debug, Serialize)]
+struct BundleView {
+    directory: PathBuf,
+    /// SHA-256 of the CA key's SubjectPublicKeyInfo, hexadecimal.
+    key_sha256: String,
+    /// CKA_ID that the CA's key must have, hexadecimal.
+    id: String,
+    /// Whether exactly one key in the token pairs with it; none without a login.
+    key_in_token: Option<bool>,
+}
+
+/// Inspects.
+///
 /// # Errors
-/// x
-pub fn run(_args: Args, _output: super::output::Output) -> anyhow::Result<()> {
-    Ok(())
+/// When module, token or bundle cannot be read, or the PIN is refused.
+pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
+    match (&args.token, &args.module) {
+        (None, module) => list(module.clone().unwrap_or_default(), output),
+        (Some(token), _) if args.bundle.is_none() && !token.names_pin() && selects_none(&token.token) => {
+            list(module_path(&token.token)?.to_owned(), output)
+        }
+        (Some(token), _) => one(token, args.bundle, output),
+    }
+}
+
+fn selects_none(uri: &TokenUri) -> bool {
+    [uri.label(), uri.serial(), uri.manufacturer(), uri.model()].iter().all(Option::is_none)
+}
+
+fn list(module: PathBuf, output: Output) -> anyhow::Result<()> {
+    let tokens = inspect::tokens(&Module::load(&module)?)?;
+    output.print(&Listing { module, tokens }, show::listing)
+}
+
+fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Result<()> {
+    let bundle = bundle.map(read_bundle).transpose()?;
+    let view = if args.names_pin() || super::output::interactive() {
+        let opened = args.open()?;
+        let session = opened.login(false)?;
+        let contents = inspect::contents(&session)?;
+        view(opened.token.info().clone(), Some(&session), contents, bundle)
+    } else {
+        let module = Module::load(module_path(&args.token)?)?;
+        let token = module.find_token(&args.token)?;
+        let contents = inspect::contents(&token.open_session(false)?)?;
+        output.note("without a PIN private keys stay hidden; give --pin-file");
+        view(token.info().clone(), None, contents, bundle)
+    };
+    output.print(&view, |view| show::view(view, clock::now()))
+}
+
+/// The CA's key by the bundle's certificate. A bundle that is refused is told as a whole.
+fn read_bundle(directory: PathBuf) -> anyhow::Result<(PathBuf, PublicKey)> {
+    let files = BundlePaths::in_directory(&directory).read();
+    match files.and_then(|files: BundleFiles| Bundle::check(files, clock::now())) {
+        Ok(bundle) => Ok((directory, bundle.issuer().public_key().clone())),
+        Err(problems) => {
+            let reasons = problems.iter().map(ToString::to_string).collect();
+            Err(Refused { what: "the bundle is refused:".to_owned(), reasons }.into())
+        }
+    }
+}
+
+/// Puts what was read together; the session is a logged-in one.
+fn view(token: Info, session: Option<&Session>, contents: Contents, bundle: Option<(PathBuf, PublicKey)>) -> View {
+    let Contents { keys, certificates, unreadable } = contents;
+    let ca = bundle.as_ref().map(|(_, key)| key);
+    let proven = session.zip(ca).map(|(session, ca)| proven(session, ca));
+    let id = ca.map(|ca| hex(&ca.key_id()));
+    let keys = keys
+        .into_iter()
+        .map(|view| Key { pairs_with_bundle: id.as_ref().map(|id| *id == view.id && proven == Some(true)), view });
+    View {
+        token,
+        logged_in: session.is_some(),
+        keys: keys.collect(),
+        certificates,
+        unreadable,
+        bundle: bundle.map(|(directory, ca)| BundleView {
+            directory,
+            key_sha256: hex(&ca.fingerprint()),
+            id: hex(&ca.key_id()),
+            key_in_token: proven,
+        }),
+    }
+}
+
+/// Whether the token has exactly one private key that signs as the CA's.
+fn proven(session: &Session, ca: &PublicKey) -> bool {
+    key::find_private_key(session, ca).is_ok_and(|handle| proof::signs(session, handle, ca).is_ok())
 }

@@ -62,6 +62,12 @@ impl TokenArgs {
     pub fn open(&self) -> anyhow::Result<Opened> {
         open(&self.token, self.pin.pin_file.as_ref(), self.pin.pin_fd)
     }
+
+    /// Whether a PIN is named anywhere; without one, only what is public can be seen.
+    #[must_use]
+    pub fn names_pin(&self) -> bool {
+        self.pin.pin_file.is_some() || self.pin.pin_fd.is_some() || self.token.pin_source().is_some()
+    }
 }
 
 impl TokensArgs {

@@ -40,7 +40,7 @@ pub fn taker(core: &Core, report: watch::Receiver<Report>) -> Take {
             report: report.borrow().clone(),
             chain: chain(&ca.issuer()),
             tokens: tokens(&pool),
-            log: log_entry(&log, now),
+            log: log_entry(&log),
             hour: recent.hour(now),
         }
     })
@@ -177,10 +177,10 @@ fn tokens(pool: &Pool) -> Vec<TokenEntry> {
         .collect()
 }
 
-fn log_entry(log: &Log, now: SystemTime) -> LogEntry {
+fn log_entry(log: &Log) -> LogEntry {
     let (stats, health) = (log.stats(), log.health().borrow().clone());
     let checkpoint = match health.checkpoints {
-        CheckpointHealth::Current if stats.checkpointed > 0 => Ok((stats.checkpointed, now)),
+        CheckpointHealth::Current if stats.checkpointed > 0 => Ok(stats.checkpointed),
         CheckpointHealth::Current => Err("none yet".to_owned()),
         CheckpointHealth::Failing(reason) => Err(reason),
         CheckpointHealth::Off => Err("off: no token has a log key".to_owned()),

@@ -68,8 +68,8 @@ pub struct LogEntry {
     pub flushes: u64,
     /// Lines since the daemon started.
     pub written: u64,
-    /// Size and time of the last checkpoint; the reason in words where there is none.
-    pub checkpoint: Result<(u64, SystemTime), String>,
+    /// The lines under the last checkpoint; the reason in words where there is none.
+    pub checkpoint: Result<u64, String>,
 }
 
 /// All that the page shows.

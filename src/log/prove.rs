@@ -112,7 +112,8 @@ pub fn by_serial(path: &Path, serial: &str) -> Result<Proof, ProveError> {
 fn leaves(directory: &Directory, path: &Path, size: u64) -> Result<Vec<Hash>, ProveError> {
     let size = usize::try_from(size).map_err(|_| ProveError::Unsound)?;
     let mut leaves = Vec::new();
-    for first in segments(directory, path)? {
+    let mut firsts = segments(directory, path)?.into_iter().peekable();
+    while let Some(first) = firsts.next() {
         if u64::try_from(leaves.len()) != Ok(first) {
             return Err(ProveError::Unsound);
         }
@@ -121,7 +122,10 @@ fn leaves(directory: &Directory, path: &Path, size: u64) -> Result<Vec<Hash>, Pr
         } else {
             let file = directory.part(first, Part::Lines);
             let mut reader = directory.lines(first).map_err(io_error(&file))?;
-            while let Next::Line(text) = reader.next().map_err(io_error(&file))? {
+            // What a failed write left behind the segment's end is not of the tree.
+            let end = firsts.peek().and_then(|next| usize::try_from(*next).ok());
+            while end.is_none_or(|end| leaves.len() < end) {
+                let Next::Line(text) = reader.next().map_err(io_error(&file))? else { break };
                 leaves.push(leaf_hash(text));
             }
         }

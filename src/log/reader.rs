@@ -19,12 +19,21 @@ pub(super) struct Read {
     pub(super) line: Line,
 }
 
+/// The segment that is being read.
+#[derive(Debug)]
+struct Current {
+    first: u64,
+    /// Where the next segment begins, if there was one: what a failed write left behind the end does not count.
+    end: Option<u64>,
+    lines: LineReader<BufReader<File>>,
+}
+
 /// A position in the log, from which reading can go on later.
 #[derive(Debug)]
 pub(super) struct Reader {
     directory: Directory,
     path: PathBuf,
-    current: Option<(u64, LineReader<BufReader<File>>)>,
+    current: Option<Current>,
     /// The first line that has not been read.
     next: u64,
 }
@@ -48,18 +57,22 @@ impl Reader {
     /// The next line; `None` when there is none yet.
     pub(super) fn next(&mut self) -> Result<Option<Read>, ReadError> {
         loop {
-            let Some((first, reader)) = &mut self.current else {
+            let Some(Current { first, end, lines }) = &mut self.current else {
                 match self.following()? {
                     Some(first) => {
-                        self.current = Some((first, self.open(first, 0)?));
+                        self.current = Some(self.open(first, 0)?);
                         self.next = first;
                     }
                     None => return Ok(None),
                 }
                 continue;
             };
+            if end.is_some_and(|end| self.next >= end) {
+                self.current = None;
+                continue;
+            }
             let (first, path) = (*first, self.directory.part(*first, Part::Lines));
-            match reader.next().map_err(io_error(&path))? {
+            match lines.next().map_err(io_error(&path))? {
                 Next::Line(text) => {
                     let text = text.to_vec();
                     let line = Line::parse(&text)
@@ -68,13 +81,13 @@ impl Reader {
                     return Ok(Some(Read { text, line }));
                 }
                 Next::End | Next::Unterminated(_) => {
-                    let offset = reader.offset;
+                    let offset = lines.offset;
                     // What begins with the line that follows is the next segment; what else is behind this one's end
                     // does not count.
                     match self.following()? {
                         Some(following) if following > first => self.current = None,
                         Some(_) | None => {
-                            self.current = Some((first, self.open(first, offset)?));
+                            self.current = Some(self.open(first, offset)?);
                             return Ok(None);
                         }
                     }
@@ -90,12 +103,13 @@ impl Reader {
         Ok(firsts.into_iter().filter(there).find(|first| *first >= self.next))
     }
 
-    fn open(&self, first: u64, offset: u64) -> Result<LineReader<BufReader<File>>, ReadError> {
+    fn open(&self, first: u64, offset: u64) -> Result<Current, ReadError> {
+        let end = segments(&self.directory, &self.path)?.into_iter().find(|other| *other > first);
         let path = self.directory.part(first, Part::Lines);
         let mut file = File::open(&path).map_err(io_error(&path))?;
         file.seek(SeekFrom::Start(offset)).map_err(io_error(&path))?;
-        let mut reader = LineReader::new(BufReader::with_capacity(1 << 16, file));
-        reader.offset = offset;
-        Ok(reader)
+        let mut lines = LineReader::new(BufReader::with_capacity(1 << 16, file));
+        lines.offset = offset;
+        Ok(Current { first, end, lines })
     }
 }

@@ -126,6 +126,19 @@ pub struct SetAside {
     pub bytes: u64,
 }
 
+/// What a log holds, looked at without being opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examined {
+    /// The time of the newest line.
+    pub newest_record: Option<std::time::SystemTime>,
+    /// Lines.
+    pub lines: u64,
+    /// Intents.
+    pub intents: u64,
+    /// The length of an unterminated last line, which a crash left and the next opening sets aside.
+    pub torn_bytes: u64,
+}
+
 /// The segment that is written on.
 #[derive(Debug, Default)]
 pub(super) struct Open {
@@ -154,25 +167,36 @@ pub(super) fn recover(directory: &Directory, path: &Path, origin: &str) -> Resul
     directory.remove_unfinished().map_err(io_error(path))?;
     let segments = directory.segments().map_err(io_error(path))?;
     let (checkpoint, heads) = heads(directory, &segments, origin)?;
-    let mut walk = Walk {
-        directory,
-        heads,
-        signed: checkpoint.as_ref().map_or(0, |c| c.size),
-        tree: Frontier::default(),
-        counters: Counters::default(),
-        open: None,
-        tail: None,
-        missing: Vec::new(),
-    };
-    let mut rest = segments.iter().peekable();
-    while let Some(first) = rest.next() {
-        walk.segment(*first, rest.peek().map(|next| **next))?;
-    }
-    walk.finish()?;
+    let signed = checkpoint.as_ref().map_or(0, |c| c.size);
+    let walk = Walk::over(directory, &segments, heads, signed, true)?;
     let Walk { tree, counters, open, tail, .. } = walk;
     let set_aside = tail.map(|tail| set_aside(directory, &tail)).transpose()?;
     let segments = u64::try_from(segments.len()).unwrap_or(u64::MAX);
     Ok(Recovered { lock, tree, counters, open, segments, checkpoint, set_aside })
+}
+
+/// What [`recover`] would say and find, without changing anything: no file is made, cut or sealed.
+pub(super) fn examine(directory: &Directory, path: &Path, origin: &str) -> Result<Examined, OpenError> {
+    let lock = directory.path(LOCK);
+    match File::open(&lock) {
+        // Let go at once: whoever starts meanwhile gets it.
+        Ok(file) => match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked(lock)),
+            Err(TryLockError::Error(source)) => return Err(OpenError::Io { path: lock, source }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(OpenError::Io { path: lock, source }),
+    }
+    let segments = directory.segments().map_err(io_error(path))?;
+    let (checkpoint, heads) = heads(directory, &segments, origin)?;
+    let walk = Walk::over(directory, &segments, heads, checkpoint.as_ref().map_or(0, |c| c.size), false)?;
+    Ok(Examined {
+        newest_record: walk.counters.newest.as_deref().and_then(super::timestamp::parse),
+        lines: walk.tree.size(),
+        intents: walk.counters.intents,
+        torn_bytes: walk.tail.map_or(0, |tail| u64::try_from(tail.bytes.len()).unwrap_or(u64::MAX)),
+    })
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
@@ -233,9 +257,29 @@ struct Walk<'a> {
     open: Option<Open>,
     tail: Option<Tail>,
     missing: Vec<u64>,
+    /// Whether what a failing disk prevented is made good.
+    mend: bool,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn over(
+        directory: &'a Directory,
+        segments: &[u64],
+        heads: Heads,
+        signed: u64,
+        mend: bool,
+    ) -> Result<Self, OpenError> {
+        let (tree, counters) = (Frontier::default(), Counters::default());
+        let mut walk =
+            Self { directory, heads, signed, tree, counters, open: None, tail: None, missing: Vec::new(), mend };
+        let mut rest = segments.iter().peekable();
+        while let Some(first) = rest.next() {
+            walk.segment(*first, rest.peek().map(|next| **next))?;
+        }
+        walk.finish()?;
+        Ok(walk)
+    }
+
     fn segment(&mut self, first: u64, next: Option<u64>) -> Result<(), OpenError> {
         let path = self.directory.part(first, Part::Lines);
         if first != self.tree.size() {
@@ -308,6 +352,9 @@ impl Walk<'_> {
             None => self.open = Some(open),
             Some(next) if self.tree.size() == next => {
                 self.cut(first, Some(next), open.bytes, length)?;
+                if !self.mend {
+                    return Ok(());
+                }
                 let seal = Seal::new(first, open.bytes, &open.counters, &self.tree);
                 seal.write(self.directory, &open.hashes).map_err(io_error(&path))?;
             }
@@ -338,6 +385,9 @@ impl Walk<'_> {
         };
         if !accounted {
             return Err(OpenError::SegmentLength { path, found: length, expected: end });
+        }
+        if !self.mend {
+            return Ok(());
         }
         let file = OpenOptions::new().write(true).open(&path).map_err(io_error(&path))?;
         file.set_len(end).and_then(|()| file.sync_all()).map_err(io_error(&path))

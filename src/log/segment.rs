@@ -104,11 +104,19 @@ impl Directory {
         name.push(".");
         name.push(UNFINISHED);
         let unfinished = PathBuf::from(name);
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&unfinished)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&unfinished, path)?;
+        let written = Self::write_whole(&unfinished, content).and_then(|()| std::fs::rename(&unfinished, path));
+        if written.is_err() {
+            // A full disk needs what the attempt took.
+            let _ = std::fs::remove_file(&unfinished);
+        }
+        written?;
         self.sync()
+    }
+
+    fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(path)?;
+        file.write_all(content)?;
+        file.sync_all()
     }
 
     /// Creates a file that must not be there yet.

@@ -279,9 +279,7 @@ impl Writer {
             return Err(reason.unwrap_or_else(|| "its disk refuses".to_owned()));
         }
         let first = self.tree.size();
-        let begun = create(&self.directory, first, self.settings.segment_bytes)
-            .and_then(|segment| begin(segment, first, sealed.as_ref(), &mut self.buffer));
-        match begun {
+        match begin(&self.directory, first, self.settings.segment_bytes, sealed.as_ref(), &mut self.buffer) {
             Ok((mut segment, line)) => {
                 if let Some((line, hash)) = line {
                     self.tree.push(hash);
@@ -439,21 +437,30 @@ fn create(directory: &Directory, first: u64, reserved: u64) -> io::Result<Segmen
     Ok(Segment { file, open: Open { first, ..Open::default() }, hashes: None })
 }
 
-/// Begins a segment after a failure with the line that says where the last one ended.
+/// Begins a segment; after a failure with the line that says where the last one ended.
+///
+/// The file gets its name when that line is durable in it: a crash in between must not leave a segment that does not
+/// account for what the failed write left behind the last one's end.
 fn begin(
-    mut segment: Segment,
+    directory: &Directory,
     first: u64,
+    reserved: u64,
     ended: Option<&Ended>,
     buffer: &mut Vec<u8>,
 ) -> io::Result<(Segment, Option<(Line, Hash)>)> {
-    let Some(Ended { first: ended, bytes, reason, .. }) = ended else { return Ok((segment, None)) };
+    let Some(Ended { first: segment, bytes, reason, .. }) = ended else {
+        return Ok((create(directory, first, reserved)?, None));
+    };
     let time = timestamp::format(crate::clock::now());
-    let line = SealedLine { v: VERSION, line: 0, time, segment: *ended, bytes: *bytes, reason: reason.clone() };
+    let line = SealedLine { v: VERSION, line: 0, time, segment: *segment, bytes: *bytes, reason: reason.clone() };
     let mut staged = stage(first, vec![(Line::Sealed(line), None)], buffer);
-    segment.file.write_all(buffer)?;
-    segment.file.sync_data()?;
-    segment.open.bytes = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
-    Ok((segment, staged.pop().map(|staged| (staged.line, staged.hash))))
+    let path = directory.part(first, Part::Lines);
+    directory.replace(&path, buffer)?;
+    let file = Directory::append(&path)?;
+    reserve(&file, reserved);
+    let bytes = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
+    let open = Open { first, bytes, ..Open::default() };
+    Ok((Segment { file, open, hashes: None }, staged.pop().map(|staged| (staged.line, staged.hash))))
 }
 
 /// Appends the leaf hashes that the segment's file of hashes lacks, durably.

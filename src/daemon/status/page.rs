@@ -196,7 +196,7 @@ fn log(snapshot: &Snapshot) -> Log {
         size: indicatif::HumanBytes(entry.bytes).to_string(),
         flushes: per_flush,
         checkpoint: match &entry.checkpoint {
-            Ok((size, at)) => format!("over {size} lines, {} ago", span(since(*at, snapshot.now))),
+            Ok(size) => format!("over {size} lines"),
             Err(reason) => reason.clone(),
         },
     }

@@ -1,0 +1,49 @@
+//! The request for the root's owner to sign.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use super::{Key, left_behind};
+use crate::{
+    cli::{bundle_dir, output::Output},
+    pki::request::{CaRequest, Subject},
+    token::{Session, ceremony, generate::Generated},
+};
+
+/// What was made.
+#[derive(Debug, Serialize)]
+struct Requested {
+    #[serde(flatten)]
+    key: Generated,
+    csr: PathBuf,
+}
+
+pub(super) fn run(key: &Key<'_>, file: &Path, subject: &Subject, output: Output) -> anyhow::Result<()> {
+    if file.exists() {
+        bail!("{}: exists already and is not overwritten; name another file", file.display());
+    }
+    let opened = key.token.open()?;
+    let session = opened.login(true)?;
+    let made = key.make(&opened, &session)?;
+    write(&session, &made, file, subject).with_context(|| left_behind(&made))?;
+    output.print(&Requested { key: made, csr: file.to_owned() }, |done| {
+        format!(
+            "{} key {} (CKA_ID {}) was made in the token {}\n\
+             request: {}; have the root's owner sign it as a CA, then run `istio-hsm-ca install`\n",
+            done.key.algorithm,
+            done.key.label,
+            done.key.id,
+            done.key.token.label,
+            done.csr.display()
+        )
+    })
+}
+
+fn write(session: &Session, made: &Generated, file: &Path, subject: &Subject) -> anyhow::Result<()> {
+    let request = CaRequest::new(subject, made.public_key.clone())?;
+    let signature = ceremony::sign_request(session, &request)?;
+    let pem = request.assemble(&signature)?;
+    Ok(bundle_dir::write_file(file, pem.as_bytes(), 0o644)?)
+}

@@ -1,0 +1,16 @@
+//! The commands as an operator drives them, also wrongly: the real binary, each test with a SoftHSM directory of its
+//! own. Certificates and requests are judged by openssl.
+
+#[path = "cli/check.rs"]
+mod check;
+mod common;
+#[path = "cli/generate.rs"]
+mod generate;
+#[path = "cli/harness.rs"]
+mod harness;
+#[path = "cli/import.rs"]
+mod import;
+#[path = "cli/inspect.rs"]
+mod inspect;
+#[path = "cli/install.rs"]
+mod install;

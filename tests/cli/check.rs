@@ -1,0 +1,304 @@
+//! `check`: everything that would stop `serve`.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
+};
+
+use serde_json::Value;
+
+use super::{
+    common::softhsm::{Directory, module_path},
+    harness::{Done, Machine, exists},
+};
+
+/// A machine with a self-signed root, ready to serve, and its configuration.
+struct Ready {
+    machine: Machine,
+    config: String,
+}
+
+impl Ready {
+    fn new() -> Self {
+        let machine = Machine::new();
+        machine.done("generate --algorithm p256 --self-signed --organization o --bundle $/bundle --log $/log");
+        machine.write("keys.json", r#"{"keys":[]}"#);
+        let config = format!(
+            r#"
+[ca]
+bundle = "{root}/bundle"
+[[token]]
+name = "hsm"
+uri = "{uri}"
+environment = {{ SOFTHSM2_CONF = "{conf}" }}
+[listen]
+address = "127.0.0.1:0"
+[serving]
+dns_names = ["ca.test"]
+[log]
+directory = "{root}/log"
+[admin]
+address = "127.0.0.1:0"
+"#,
+            root = machine.directory.path().display(),
+            uri = machine.directory.uri("ca"),
+            conf = machine.directory.conf().display(),
+        );
+        Self { machine, config }
+    }
+
+    /// The configuration with one text in the place of another.
+    fn with(mut self, from: &str, to: &str) -> Self {
+        assert!(self.config.contains(from), "{from}: {}", self.config);
+        self.config = self.config.replace(from, to);
+        self
+    }
+
+    fn check(&self) -> (Done, Vec<Value>) {
+        self.machine.write("config.toml", &self.config);
+        let done = self.machine.run("check --config $/config.toml --output json", &[]);
+        let findings: Vec<Value> = serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"));
+        for finding in &findings {
+            let fields: Vec<_> = finding.as_object().unwrap().keys().collect();
+            assert_eq!(fields, ["level", "part", "remedy", "text"], "{finding}");
+            assert_eq!(finding["remedy"].is_null(), finding["level"] == "ok", "each has its remedy: {finding}");
+        }
+        let errors = findings.iter().filter(|finding| finding["level"] == "error").count();
+        assert_eq!(done.status, i32::from(errors > 0), "{done:?}");
+        (done, findings)
+    }
+
+    /// Exactly these errors: part, and words of text and remedy.
+    fn fails(&self, expected: &[(&str, &str, &str)]) -> Vec<Value> {
+        let (_done, findings) = self.check();
+        let errors: Vec<_> = findings.iter().filter(|finding| finding["level"] == "error").collect();
+        assert_eq!(errors.len(), expected.len(), "{errors:#?}");
+        for (part, text, remedy) in expected {
+            let has = |finding: &&&Value| {
+                finding["part"] == *part
+                    && finding["text"].as_str().unwrap().contains(text)
+                    && finding["remedy"].as_str().unwrap().contains(remedy)
+            };
+            assert!(errors.iter().any(|error| has(&error)), "{part}: {text}; {remedy}: {errors:#?}");
+        }
+        findings
+    }
+}
+
+fn warned(findings: &[Value], part: &str, text: &str) -> bool {
+    let has = |finding: &&Value| {
+        finding["level"] == "warning" && finding["part"] == part && finding["text"].as_str().unwrap().contains(text)
+    };
+    findings.iter().any(|finding| has(&finding))
+}
+
+#[test]
+fn all_is_well() {
+    let ready = Ready::new();
+    let log = fs::read_dir(ready.machine.path("log")).unwrap().count();
+    let before = ready.machine.token_files();
+    let findings = ready.fails(&[]);
+    assert_eq!(ready.machine.token_files(), before, "the token is unchanged");
+    assert_eq!(fs::read_dir(ready.machine.path("log")).unwrap().count(), log, "the log is unchanged");
+    assert!(warned(&findings, "auth", "no issuer of tokens is configured"));
+    let all = findings.iter().map(|finding| format!("{} {}", finding["part"], finding["text"])).collect::<String>();
+    for expected in ["until 20", "the PIN is taken", "signature verifies with ca-cert.pem", "1 certificates intended"] {
+        assert!(all.contains(expected), "{expected}: {all}");
+    }
+    let text = ready.machine.run("check --config $/config.toml", &[]);
+    assert_eq!(text.status, 0, "{text:?}");
+    assert!(text.out.contains("ok       bundle") && text.out.contains("-> add [[auth.jwt]]"), "{text:?}");
+}
+
+#[test]
+fn a_configuration_is_refused_with_every_mistake() {
+    let ready = Ready::new().with("[serving]", "[serving]\nnonsense = 1").with("name = \"hsm\"", "name = \"\"");
+    ready.fails(&[
+        ("configuration", "nonsense", "config.toml"),
+        ("configuration", "must have 1 to 64 characters", "config.toml"),
+    ]);
+    let absent = ready.machine.run("check --config $/nowhere.toml", &[]);
+    assert_eq!(absent.status, 1, "{absent:?}");
+    assert!(absent.out.contains("nowhere.toml") && absent.out.contains("-> name the configuration"), "{absent:?}");
+    ready.machine.run("check --listen nowhere", &[]).usage(&["--listen"]);
+}
+
+#[test]
+fn many_things_are_told_at_once() {
+    let ready = Ready::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("address = \"{}\"", taken.local_addr().unwrap());
+    let ready = ready
+        .with("[listen]\naddress = \"127.0.0.1:0\"", &format!("[listen]\n{address}"))
+        .with("dns_names = [\"ca.test\"]", "certificate_file = \"/nowhere/tls.crt\"\nkey_file = \"/nowhere/tls.key\"")
+        .with("token=ca", "token=nowhere")
+        .with("/bundle", "/no-bundle");
+    ready.fails(&[
+        ("bundle", "ca-cert.pem: is missing", "a plug-in CA has"),
+        ("bundle", "root-cert.pem: is missing", ""),
+        ("bundle", "cert-chain.pem: is missing", ""),
+        ("token hsm", "no token in", "it holds `ca`"),
+        ("addresses", "[listen] address", "stop what listens there"),
+        ("serving", "/nowhere/tls.crt", "PEM certificate chain"),
+    ]);
+}
+
+#[test]
+fn a_wrong_pin_is_tried_once_and_never_again() {
+    let ready = Ready::new();
+    let pin = ready.machine.pin_file("wrong-pin", "999999\n");
+    let ready = {
+        let right = ready.machine.directory.pin_file().display().to_string();
+        ready.with(&format!("file:{right}"), &format!("file:{}", pin.display()))
+    };
+    ready.fails(&[("token hsm", "refuses the PIN", "correct the PIN file")]);
+    assert!(exists(&ready.machine.path("log/pin-refused.hsm")), "the mark that `serve` would leave");
+    // Even with the right PIN in the token it is not tried now, since the file has not changed.
+    ready.fails(&[("token hsm", "the token refused the PIN in", "it is not tried again")]);
+    fs::write(&pin, format!("{}\n", super::common::softhsm::PIN)).unwrap();
+    ready.fails(&[]);
+    fs::set_permissions(&pin, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(warned(&ready.fails(&[]), "token hsm", "can be read by everybody"));
+    fs::set_permissions(&pin, fs::Permissions::from_mode(0o666)).unwrap();
+    ready.fails(&[("token hsm", "can be written by its group or by others", "chmod go-w")]);
+    fs::remove_file(&pin).unwrap();
+    ready.fails(&[("token hsm", "wrong-pin cannot be read", "check its path")]);
+}
+
+#[test]
+fn tokens_keys_and_modules() {
+    // Another CA's key in the token: the bundle's is not there.
+    let (ready, other) = (Ready::new(), Ready::new());
+    for file in ["ca-cert.pem", "root-cert.pem", "cert-chain.pem"] {
+        fs::copy(other.machine.path("bundle").join(file), ready.machine.path("bundle").join(file)).unwrap();
+    }
+    ready.fails(&[("token hsm", "holds no private key with CKA_ID", "import it")]);
+    // A fresh token has no keys at all.
+    ready.machine.directory.init_token("empty");
+    let ready = ready.with("token=ca", "token=empty");
+    let findings = ready.fails(&[("token hsm", "holds no private key with CKA_ID", "import it")]);
+    assert!(warned(&findings, "token hsm", "checkpoints of the issuance log are off"), "{findings:#?}");
+    assert!(warned(&findings, "token hsm", "canary key"), "{findings:#?}");
+    ready.machine.directory.init_token("empty");
+    ready.fails(&[("token hsm", "several tokens in", "add serial= to the URI")]);
+}
+
+#[test]
+fn a_library_that_is_none() {
+    let ready = Ready::new();
+    let module = module_path().display().to_string();
+    ready.machine.write("no-library.so", "this is no library");
+    let path = ready.machine.path("no-library.so").display().to_string();
+    let ready = ready.with(&module, &path);
+    ready.fails(&[("token hsm", "no-library.so cannot be used", "check module-path")]);
+    let ready = ready.with(&path, "/nowhere/module.so");
+    ready.fails(&[("token hsm", "/nowhere/module.so cannot be used", "check module-path")]);
+}
+
+#[test]
+fn a_token_with_an_environment_of_its_own() {
+    let ready = Ready::new();
+    // The same token, copied; known by its own SOFTHSM2_CONF alone.
+    let other: Directory = ready.machine.directory.duplicate();
+    let conf = other.conf().display().to_string();
+    let uri = ready.machine.directory.uri("ca");
+    let second = format!(
+        "[[token]]\nname = \"second\"\nuri = \"{uri}\"\nenvironment = {{ SOFTHSM2_CONF = \"{conf}\" }}\n[listen]"
+    );
+    let ready = ready.with("[listen]", &second);
+    ready.fails(&[]);
+    fs::remove_dir_all(other.path().join("tokens")).unwrap();
+    fs::create_dir(other.path().join("tokens")).unwrap();
+    ready.fails(&[("token second", "no token in", "it holds")]);
+}
+
+#[test]
+fn a_host_that_others_run() {
+    let ready = Ready::new();
+    let socket = ready.machine.path("host.sock");
+    let uri = format!("uri = \"{}\"", ready.machine.directory.uri("ca"));
+    let environment = format!("environment = {{ SOFTHSM2_CONF = \"{}\" }}", ready.machine.directory.conf().display());
+    let ready = ready.with(&uri, &format!("socket = \"{}\"", socket.display())).with(&environment, "");
+    ready.fails(&[("token hsm", "no token host answers", "start the host")]);
+    let _host = UnixListener::bind(&socket).unwrap();
+    ready.fails(&[]);
+    let ready = ready.with("name = \"hsm\"", "name = \"hsm\"\nsocket_uid = 4242");
+    ready.fails(&[("token hsm", "not 4242", "run the host as that user")]);
+}
+
+#[test]
+fn the_log() {
+    let ready = Ready::new();
+    let segment = ready.machine.path("log/00000000000000000000.jsonl");
+    let whole = fs::read(&segment).unwrap_or_else(|error| {
+        panic!(
+            "{error}: {:?}",
+            fs::read_dir(ready.machine.path("log")).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>()
+        )
+    });
+    // A torn last line is what a crash leaves, and stays where it is.
+    let torn = [whole.as_slice(), b"{\"half"].concat();
+    fs::write(&segment, &torn).unwrap();
+    assert!(warned(&ready.fails(&[]), "log", "7 bytes of a line"), "{:?}", ready.check());
+    assert_eq!(fs::read(&segment).unwrap(), torn, "check changes nothing");
+    // A line that is not ours is not.
+    fs::write(&segment, [whole.as_slice(), b"{}\n"].concat()).unwrap();
+    ready.fails(&[("log", "line 2", "log verify")]);
+    fs::write(&segment, &whole).unwrap();
+    // Another daemon has it open.
+    let lock = fs::File::open(ready.machine.path("log/lock")).unwrap();
+    lock.lock().unwrap();
+    ready.fails(&[("log", "another process has this log open", "stop it")]);
+    drop(lock);
+    ready.fails(&[]);
+    // A log that cannot be made.
+    let root = ready.machine.directory.path().display().to_string();
+    let ready = ready.with(&format!("{root}/log"), &format!("{root}/config.toml/log"));
+    ready.fails(&[("log", "", ""), ("log", "is no directory", "name another path")]);
+}
+
+#[test]
+fn a_clock_behind_the_log() {
+    let ready = Ready::new();
+    let segment = ready.machine.path("log/00000000000000000000.jsonl");
+    let lines = fs::read_to_string(&segment).unwrap();
+    let year = lines.find("\"time\":\"").map(|at| lines[at + 8..at + 12].to_owned()).unwrap();
+    // Not under a checkpoint yet, so that the log is sound all the same.
+    fs::write(&segment, lines.replace(&format!("\"time\":\"{year}"), "\"time\":\"2999")).unwrap();
+    ready.fails(&[("clock", "behind the newest record", "set the clock right")]);
+}
+
+#[test]
+fn those_who_prove_who_calls() {
+    let ready = Ready::new();
+    let keys = ready.machine.path("keys.json").display().to_string();
+    let issuer = format!(
+        "[[auth.jwt]]\nissuer = \"https://issuer.test\"\nkeys = {{ file = {{ path = \"{keys}\" }} }}\n[listen]"
+    );
+    let ready = ready.with("[listen]", &issuer);
+    let findings = ready.fails(&[]);
+    // A set without keys is no set.
+    assert!(warned(&findings, "auth", "issuer https://issuer.test"), "{findings:#?}");
+    ready.machine.write(
+        "keys.json",
+        r#"{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"1","use":"sig",
+            "x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}"#,
+    );
+    assert!(!warned(&ready.fails(&[]), "auth", "issuer"));
+}
+
+#[test]
+fn the_serving_certificate() {
+    let ready = Ready::new();
+    let root = ready.machine.directory.path().display().to_string();
+    for name in ["one", "two"] {
+        ready.machine.openssl(&format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.crt -subj /CN={name}"
+        ));
+    }
+    let files = format!("certificate_file = \"{root}/one.crt\"\nkey_file = \"{root}/one.key\"");
+    let ready = ready.with("dns_names = [\"ca.test\"]", &files);
+    ready.fails(&[]);
+    ready.with("one.key", "two.key").fails(&[("serving", "the key is not that of", "")]);
+}

@@ -1,0 +1,200 @@
+//! An operator at a machine with a token.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::common::softhsm::{Directory, PIN, module_path};
+
+/// How long any command may take; RSA keys of 4096 bits take SoftHSM some seconds on a busy machine.
+const LONGEST: Duration = Duration::from_secs(120);
+
+/// A machine with one token, `ca`.
+pub struct Machine {
+    pub directory: Directory,
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Done {
+    pub status: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        let directory = Directory::new();
+        directory.init_token("ca");
+        Self { directory }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        let path = self.path(name);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A PIN file of a content of one's own.
+    pub fn pin_file(&self, name: &str, pin: &str) -> PathBuf {
+        let path = self.write(name, pin);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    /// The token's URI, without a PIN.
+    pub fn uri(&self, token: &str) -> String {
+        format!("pkcs11:token={token}?module-path={}", module_path().display())
+    }
+
+    /// The arguments that name the token `ca` and the right PIN.
+    pub fn token(&self) -> Vec<String> {
+        let pin = self.directory.pin_file();
+        vec!["--token".into(), self.uri("ca"), "--pin-file".into(), pin.display().to_string()]
+    }
+
+    /// Runs the binary; `$` in a word is the machine's directory. The PIN is never said.
+    pub fn run(&self, words: &str, more: &[String]) -> Done {
+        let root = self.directory.path().display().to_string();
+        let mut arguments: Vec<String> = words.split_whitespace().map(|word| word.replace('$', &root)).collect();
+        arguments.extend_from_slice(more);
+        assert!(!arguments.iter().any(|argument| argument.contains(PIN)), "the PIN is in the arguments");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"))
+            .args(&arguments)
+            .env_clear()
+            .env("SOFTHSM2_CONF", self.directory.conf())
+            .env("KRYOPTIC_CONF", self.path("kryoptic.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = collect(child.stdout.take().unwrap());
+        let err = collect(child.stderr.take().unwrap());
+        let deadline = Instant::now() + LONGEST;
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                panic!("{arguments:?} did not end within {LONGEST:?}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let (out, err) = (out.join().unwrap(), err.join().unwrap());
+        for text in [&out, &err] {
+            assert!(!text.contains(PIN), "{arguments:?} says the PIN: {text}");
+            assert!(!text.contains("panicked"), "{arguments:?}: {text}");
+        }
+        Done { status: status.code().unwrap_or_else(|| panic!("{arguments:?} was killed: {status}\n{err}")), out, err }
+    }
+
+    /// As [`Machine::run`] on the token `ca` with the right PIN, which must succeed.
+    pub fn done(&self, words: &str) -> Done {
+        let done = self.run(words, &self.token());
+        assert_eq!(done.status, 0, "{words}\n{}\n{}", done.out, done.err);
+        done
+    }
+
+    /// As [`Machine::done`], answering JSON.
+    pub fn json(&self, words: &str) -> Value {
+        let done = self.done(&format!("{words} --output json"));
+        serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{words}: {error}: {}", done.out))
+    }
+
+    /// As [`Machine::run`] on the token `ca` with the right PIN, which must be refused with these words.
+    pub fn refused(&self, words: &str, reasons: &[&str]) {
+        self.run(words, &self.token()).refused(reasons);
+    }
+
+    /// What the token holds, as `inspect` shows it: to see that nothing was changed.
+    pub fn contents(&self) -> Value {
+        let view = self.json("inspect");
+        serde_json::json!([view["keys"], view["certificates"]])
+    }
+
+    /// Everything in the token's directory: to see that nothing at all was changed.
+    pub fn token_files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut files = Vec::new();
+        let mut directories = vec![self.path("tokens")];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => directories.push(path),
+                    // SoftHSM rewrites its counters when somebody logs in.
+                    false
+                        if path.ends_with("token.object")
+                            || path.ends_with("token.lock")
+                            || path.ends_with("generation") => {}
+                    false => files.push((path.clone(), fs::read(path).unwrap())),
+                }
+            }
+        }
+        files.sort();
+        files
+    }
+
+    /// Runs openssl in the machine's directory.
+    pub fn try_openssl(&self, words: &str) -> (bool, String) {
+        let output =
+            Command::new("openssl").args(words.split_whitespace()).current_dir(self.directory.path()).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// The same; it must succeed.
+    pub fn openssl(&self, words: &str) -> String {
+        let (good, text) = self.try_openssl(words);
+        assert!(good, "openssl {words}: {text}");
+        text
+    }
+}
+
+impl Done {
+    /// It must have been refused, with these words.
+    pub fn refused(&self, reasons: &[&str]) {
+        assert_eq!(self.status, 1, "{self:?}");
+        for reason in reasons {
+            assert!(self.err.contains(reason), "{reason:?} is missing: {}", self.err);
+        }
+    }
+
+    /// It must have been wrong usage, with these words.
+    pub fn usage(&self, reasons: &[&str]) {
+        assert_eq!(self.status, 2, "{self:?}");
+        for reason in reasons {
+            assert!(self.err.contains(reason), "{reason:?} is missing: {}", self.err);
+        }
+    }
+}
+
+fn collect(mut from: impl std::io::Read + Send + 'static) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// Whether a path exists.
+pub fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}

@@ -1,0 +1,171 @@
+//! Disks that refuse: failed flushes by strace's fault injection, a full disk by a small tmpfs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use super::writer::{self, Job};
+use istio_hsm_ca::log::{Settings, prove};
+
+/// A job on a log that is there already, so that the writer's thread makes no other flushes than those of records.
+fn begun(scratch: &Path) -> Job {
+    let job = Job { checkpoint: Duration::from_secs(3600), count: 40, ..Job::new(scratch) };
+    writer::written(settings(&job), 5);
+    job
+}
+
+fn settings(job: &Job) -> Settings {
+    Settings::new(&job.directory, writer::ORIGIN)
+}
+
+/// Runs a job under strace with faults; returns what was told.
+fn with_faults(job: &Job, faults: &[&str]) -> Vec<String> {
+    let trace = job.acks.with_extension("trace");
+    let mut words = vec!["strace", "-f", "-qq", "-o", trace.to_str().unwrap(), "-e", "trace=fdatasync,fsync,ftruncate"];
+    for fault in faults {
+        words.extend(["-e", fault]);
+    }
+    job.start(&words).ended();
+    job.told()
+}
+
+fn sealed_lines(directory: &Path) -> Vec<String> {
+    let mut sealed = Vec::new();
+    for file in lines_files(directory) {
+        let text = fs::read_to_string(file).unwrap();
+        sealed.extend(text.lines().filter(|line| line.starts_with(r#"{"type":"sealed""#)).map(str::to_owned));
+    }
+    sealed
+}
+
+fn lines_files(directory: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "jsonl"));
+    files.sort();
+    files
+}
+
+fn position(told: &[String], what: &str) -> usize {
+    told.iter().position(|line| line.starts_with(what)).unwrap_or_else(|| panic!("{what:?} is not in {told:#?}"))
+}
+
+#[test]
+fn one_failed_flush() {
+    let scratch = tempfile::tempdir().unwrap();
+    let job = begun(scratch.path());
+    let told = with_faults(&job, &["inject=fdatasync:error=EIO:when=7"]);
+    let refused: Vec<_> = told.iter().filter(|line| line.starts_with("refused")).collect();
+    assert_eq!(refused.len(), 1, "{told:#?}");
+    assert!(refused[0].contains("Unavailable") && refused[0].contains("os error 5"), "{refused:?}");
+    // The index of the record that was refused is the next one's.
+    assert_eq!(job.acknowledged().into_keys().collect::<Vec<_>>(), (5..45).collect::<Vec<_>>());
+    assert_eq!(sealed_lines(&job.directory).len(), 1);
+    assert_eq!(lines_files(&job.directory).len(), 2);
+    assert_eq!(job.check(), 45);
+    writer::written(settings(&job), 1);
+    assert_eq!(job.check(), 46);
+}
+
+#[test]
+fn a_disk_that_refuses_for_a_while() {
+    let scratch = tempfile::tempdir().unwrap();
+    let job = begun(scratch.path());
+    // The flush of a record, and then three attempts to begin a new segment.
+    let told = with_faults(&job, &["inject=fdatasync:error=EIO:when=9", "inject=fsync:error=EIO:when=1..3"]);
+    assert!(told.iter().filter(|line| line.starts_with("refused")).count() > 3, "{told:#?}");
+    let ill = position(&told, "health Input/output error");
+    let well = ill + position(&told[ill..], "health well");
+    assert!(told[ill..well].iter().all(|line| !line.starts_with("ack")), "{told:#?}");
+    assert!(told[well..].iter().any(|line| line.starts_with("ack")), "well again by itself: {told:#?}");
+    assert_eq!(job.acknowledged().into_keys().collect::<Vec<_>>(), (5..45).collect::<Vec<_>>());
+    assert_eq!(sealed_lines(&job.directory).len(), 1, "only the attempt that succeeded counts");
+    assert_eq!(job.check(), 45);
+    writer::written(settings(&job), 1);
+    assert_eq!(job.check(), 46);
+}
+
+/// The bytes of the failed write stay behind the segment's end: they do not count for any reader.
+#[test]
+fn a_disk_that_does_not_even_truncate() {
+    let scratch = tempfile::tempdir().unwrap();
+    let job = begun(scratch.path());
+    // Where the segment is sealed as well, and where a crash-like failure has prevented its seal.
+    with_faults(&job, &["inject=fdatasync:error=EIO:when=7", "inject=ftruncate:error=EIO"]);
+    let first = &lines_files(&job.directory)[0];
+    let whole = fs::metadata(first).unwrap().len();
+    assert_eq!(job.check(), 45);
+    let seal = first.with_extension("seal");
+    for sealed in [true, false] {
+        if !sealed {
+            fs::remove_file(&seal).unwrap();
+        }
+        assert_eq!(job.check(), 45, "sealed: {sealed}");
+        for (_, serial) in job.acknowledged() {
+            prove::by_serial(&job.directory, &serial).unwrap();
+        }
+    }
+    writer::written(settings(&job), 1);
+    assert!(fs::metadata(first).unwrap().len() < whole, "the next start has cut it off");
+    assert_eq!(job.check(), 46);
+}
+
+/// The first record of a segment fails: its file is taken over, since it holds no line.
+#[test]
+fn a_segment_that_never_had_a_line() {
+    let scratch = tempfile::tempdir().unwrap();
+    let job = Job { checkpoint: Duration::from_secs(3600), count: 10, ..Job::new(scratch.path()) };
+    let told = with_faults(&job, &["inject=fdatasync:error=ENOSPC:when=1..2"]);
+    assert_eq!(told.iter().filter(|line| line.starts_with("refused")).count(), 2, "{told:#?}");
+    assert_eq!(job.check(), 10);
+    writer::written(settings(&job), 1);
+    assert_eq!(job.check(), 11);
+}
+
+/// A file system of its own, which is gone after the test.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(path: &Path, options: &str) -> Self {
+        fs::create_dir(path).unwrap();
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(path).status().unwrap();
+        assert!(
+            status.success(),
+            "a test mounts a small file system: run it as root, in a container `--cap-add SYS_ADMIN`"
+        );
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk() {
+    let scratch = tempfile::tempdir().unwrap();
+    let small = scratch.path().join("small");
+    let _mount = Mount::new(&small, "size=640k");
+    let ballast = small.join("ballast");
+    fs::write(&ballast, vec![1; 320 << 10]).unwrap();
+    let job = Job { directory: small.join("log"), tasks: 4, segment_bytes: 64 << 10, ..Job::new(scratch.path()) };
+    let running = job.start(&[]);
+    let full =
+        |told: &[String]| told.iter().filter(|line| line.contains("refused") && line.contains("os error 28")).count();
+    job.wait_for("a full disk", |told| full(told) > 20);
+    let told = job.told();
+    assert!(told.iter().any(|line| line.starts_with("health") && line.contains("os error 28")), "{told:#?}");
+    let acknowledged = job.acknowledged().len();
+    // While it is full, what is there verifies.
+    job.check();
+    fs::remove_file(ballast).unwrap();
+    job.wait_for("recovery", |told| told.iter().filter(|line| line.starts_with("ack")).count() > acknowledged + 50);
+    running.kill();
+    job.check();
+    assert!(!sealed_lines(&job.directory).is_empty());
+    assert!(job.acknowledged().len() > acknowledged + 50);
+}
