@@ -128,7 +128,8 @@ async fn broken_headers_and_bytes_harm_nobody() {
         for name in ["authorization", "clusterid", "grpc-timeout", "x-anything"] {
             let prefix: &[u8] = if name == "authorization" { b"Bearer " } else { b"" };
             let own = daemon.connect(None).await;
-            let asked = raw(own, name, &[prefix, &value].concat(), &daemon);
+            let sent = [prefix, &value].concat();
+            let asked = raw(own, name, &sent, &daemon);
             let answer = tokio::time::timeout(SOON, asked).await.expect("it hangs");
             // Headers of 100,000 bytes are beyond the limit; a broken token proves nothing; others are ignored.
             assert_eq!(
