@@ -6,6 +6,7 @@
     reason = "each test target uses its own part, and a file beside would be a target"
 )]
 
+pub mod ask;
 pub mod ca;
 pub mod daemon;
 pub mod plug_in;

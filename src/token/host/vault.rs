@@ -79,8 +79,6 @@ const CERTIFICATES_MOST: usize = 8;
 /// Most sessions that are remembered as to be dropped: more than a host ever has.
 const DISCARDED_MOST: usize = 256;
 
-/// Most CA certificates of before that are kept: more than any rotation has.
-
 impl Vault {
     /// Loads the module, finds the token, logs in and looks around.
     pub(super) fn open(name: &str, settings: Settings, watchdog: &Arc<Watchdog>) -> Result<Self, Fault> {
