@@ -12,14 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-<<<<<<< HEAD
-use istio_hsm_ca::{
-    agent::{self, KeyKind, TokenIssuer, Workload, WorkloadKey},
-    grpc::generated::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
-};
-=======
 use istio_hsm_ca::agent::{self, TokenIssuer, Workload};
->>>>>>> e2e
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
 use tonic::{Status, transport::Channel};

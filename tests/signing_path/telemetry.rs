@@ -25,19 +25,10 @@ impl Scraped {
         let before = names.len();
         names.dedup();
         assert_eq!(names.len(), before, "a metric is described twice");
-<<<<<<< HEAD
-        let untyped: Vec<_> = scrape
-            .samples
-            .iter()
-            .filter(|sample| matches!(sample.value, Value::Untyped(_)))
-            .map(|s| &s.metric)
-            .collect();
-=======
         // A histogram's sum and count are samples of their own for it.
         let of_histogram = |name: &str| name.ends_with("_sum") || name.ends_with("_count");
         let samples = scrape.samples.iter().filter(|sample| !of_histogram(&sample.metric));
         let untyped: Vec<_> = samples.filter(|sample| matches!(sample.value, Value::Untyped(_))).collect();
->>>>>>> e2e
         assert!(untyped.is_empty(), "without a type: {untyped:?}");
         Self(scrape)
     }
