@@ -1,10 +1,7 @@
 //! What the daemon shows of itself: the status page's snapshot and the metrics that are counted elsewhere.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -57,12 +54,10 @@ pub fn gatherer(
 ) -> impl Fn(&Metrics) + Send + use<> {
     let (ca, pool, log) = (Arc::clone(&core.ca), Arc::clone(&core.pool), core.log.clone());
     let intents_before = core.opened.intents;
-    let (opened, told) = (core.opened.intents, AtomicBool::new(false));
     move |metrics| {
         gather_readiness(&report.borrow());
         gather_tokens(&pool);
         gather_log(&log);
-        gather_books(&pool, &log, opened, &told);
         gather_excess(&pool, &log, intents_before);
         gather_expiry(&ca);
         metrics::level("istio_hsm_ca_connections", None, count(connections.len()));
@@ -99,21 +94,6 @@ fn gather_tokens(pool: &Pool) {
     let (bulk, first) = pool.queued();
     metrics::level("istio_hsm_ca_queue_length", Some(("class", "bulk".to_owned())), count(bulk));
     metrics::level("istio_hsm_ca_queue_length", Some(("class", "first".to_owned())), count(first));
-}
-
-/// The hosts' own count of certificates beside the log's intents since the daemon started. Hosts count what they
-/// sign for whoever asks them, so that more signatures than intents means that somebody else had one sign. A request
-/// that was tried again may be signed twice under one intent, and is no difference.
-fn gather_books(pool: &Pool, log: &Log, opened: u64, told: &AtomicBool) {
-    let counters = pool.snapshot();
-    let signed: u64 = counters.iter().map(|token| token.told).sum();
-    let tried_again: u64 = counters.iter().map(|token| token.retried + token.wrong).sum();
-    let intents = log.stats().intents.saturating_sub(opened);
-    let excess = signed.saturating_sub(intents + tried_again);
-    metrics::level("istio_hsm_ca_excess_signatures", None, large(excess));
-    if excess > 0 && !told.swap(true, Ordering::Relaxed) {
-        tracing::error!(signed, intents, tried_again, "ALARM: token hosts signed more certificates than the log holds");
-    }
 }
 
 fn gather_log(log: &Log) {
