@@ -19,7 +19,7 @@ run: ## the same, and the daemon stays up
 	@softhsm/demo.sh --stay
 
 test: packages ## every test, with SoftHSM
-	$(CARGO) test --locked --all-targets
+	$(CARGO) test --locked --all-targets --no-fail-fast
 	$(CARGO) test --locked --doc
 
 test-foreign: packages ## checkpoints and proofs, judged by another implementation; needs Go (package golang-go)
