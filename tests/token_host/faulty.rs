@@ -8,7 +8,7 @@ use std::{
         Arc, LazyLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use istio_hsm_ca::{
@@ -118,7 +118,7 @@ fn once() -> String {
 }
 
 fn until(from_now: Duration) -> String {
-    let end = SystemTime::now() + from_now;
+    let end = istio_hsm_ca::clock::now() + from_now;
     format!("until={}", end.duration_since(UNIX_EPOCH).unwrap().as_millis())
 }
 
