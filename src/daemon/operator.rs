@@ -99,7 +99,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves the socket until `shutdown`.
+/// Serves the socket until `shutdown`, and removes it.
 ///
 /// # Errors
 /// When the socket cannot be served any more.
@@ -108,10 +108,18 @@ pub async fn serve(
     ca: Arc<CertificateAuthority>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
+    let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
     let app = Router::new().route("/issue", post(issue)).with_state(ca);
-    axum::serve(listener, app.into_make_service_with_connect_info::<Peer>())
+    let served = axum::serve(listener, app.into_make_service_with_connect_info::<Peer>())
         .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
+        .await;
+    // So that `issue` knows that it may run alone. The log's lock is still ours: no other daemon has the path yet.
+    if let Some(path) = path
+        && let Err(error) = std::fs::remove_file(&path)
+    {
+        tracing::debug!(path = %path.display(), %error, "the operator's socket stays");
+    }
+    served
 }
 
 async fn issue(

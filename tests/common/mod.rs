@@ -6,5 +6,8 @@
     reason = "each test target uses its own part, and a file beside would be a target"
 )]
 
+pub mod ask;
 pub mod ca;
+pub mod daemon;
+pub mod plug_in;
 pub mod softhsm;

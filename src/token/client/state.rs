@@ -246,8 +246,8 @@ impl Shared {
     /// A host has told that it is ready.
     pub(super) fn ready(&self, at: usize, status: Status) {
         let mut inner = self.lock();
-        if let Some(token) = inner.tokens.get_mut(at) {
-            token.ready(status);
+        if let (Some(token), Some(fixed)) = (inner.tokens.get_mut(at), self.fixed.get(at)) {
+            fixed.counters.told.fetch_add(token.ready(status), std::sync::atomic::Ordering::Relaxed);
         }
         self.publish(&inner);
     }

@@ -266,13 +266,15 @@ impl Service<'_> {
     }
 
     fn open(&self, worker: &mut Worker<'_>, key: &Fingerprint) -> Reply {
-        if let Err(fault) = self.vault.reread() {
-            return Reply::Fault(fault);
-        }
+        // A bundle that is broken just now is no reason to give up a key that was known before.
+        let read = self.vault.reread();
         let certificates = self.vault.certificates();
-        match certificates.iter().find(|ca| ca.fingerprint == *key) {
-            None => Reply::Refused { reason: "the host's own bundle holds no CA certificate with this key".to_owned() },
-            Some(ca) => match worker.look_up(&ca.key) {
+        match (certificates.iter().find(|ca| ca.fingerprint == *key), read) {
+            (None, Err(fault)) => Reply::Fault(fault),
+            (None, Ok(())) => {
+                Reply::Refused { reason: "the host's own bundle holds no CA certificate with this key".to_owned() }
+            }
+            (Some(ca), _) => match worker.look_up(&ca.key) {
                 Ok(()) => Reply::Opened,
                 Err(fault) => Reply::Fault(fault),
             },

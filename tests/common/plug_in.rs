@@ -1,0 +1,118 @@
+//! Plug-in CAs as an operator has them: four files, made of software keys, of every shape that Istio accepts.
+
+use std::{fs, path::Path};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SigningKey,
+};
+
+/// A CA's key and certificate.
+pub type Authority = CertifiedIssuer<'static, KeyPair>;
+
+/// The four files of a plug-in CA, and the keys behind them.
+pub struct PlugIn {
+    /// The offline root; the CA itself where there is no intermediate.
+    pub root: Option<Authority>,
+    /// What signs leaves.
+    pub ca: Authority,
+    pub ca_cert: String,
+    pub cert_chain: String,
+    pub root_cert: String,
+}
+
+impl PlugIn {
+    /// A P-256 intermediate below a P-256 root; cert-chain.pem is ca-cert.pem, as in Istio's samples.
+    pub fn intermediate() -> Self {
+        Self::below(new_root("Root CA"), p256(), true)
+    }
+
+    /// The same with the intermediate's key given, with a subject key identifier or without.
+    pub fn below(root: Authority, key: KeyPair, key_id: bool) -> Self {
+        let mut params = authority("Intermediate CA");
+        params.use_authority_key_identifier_extension = true;
+        if !key_id {
+            params = without_key_id(params);
+        }
+        let ca = CertifiedIssuer::signed_by(params, key, &root).unwrap();
+        let (ca_cert, root_cert) = (ca.pem(), root.pem());
+        Self { root: Some(root), ca, cert_chain: ca_cert.clone(), ca_cert, root_cert }
+    }
+
+    /// A root that signs leaves itself; cert-chain.pem is empty.
+    pub fn self_signed(key: KeyPair) -> Self {
+        let ca = CertifiedIssuer::self_signed(authority("Root CA"), key).unwrap();
+        let pem = ca.pem();
+        Self { root: None, ca, ca_cert: pem.clone(), cert_chain: String::new(), root_cert: pem }
+    }
+
+    /// Writes the files under Istio's names.
+    pub fn write(&self, directory: &Path) {
+        fs::create_dir_all(directory).unwrap();
+        fs::write(directory.join("ca-key.pem"), self.ca.key().serialize_pem()).unwrap();
+        self.write_public(directory);
+    }
+
+    /// Writes the three public files only.
+    pub fn write_public(&self, directory: &Path) {
+        fs::create_dir_all(directory).unwrap();
+        for (name, text) in
+            [("ca-cert.pem", &self.ca_cert), ("cert-chain.pem", &self.cert_chain), ("root-cert.pem", &self.root_cert)]
+        {
+            fs::write(directory.join(name), text).unwrap();
+        }
+    }
+}
+
+/// A P-256 key.
+pub fn p256() -> KeyPair {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
+}
+
+/// A P-256 root.
+pub fn new_root(common_name: &str) -> Authority {
+    CertifiedIssuer::self_signed(authority(common_name), p256()).unwrap()
+}
+
+/// A leaf as this CA would issue it, by `issuer`'s software key: PEM of certificate and key.
+pub fn leaf<S: SigningKey>(
+    issuer: &rcgen::Issuer<'_, S>,
+    name: &str,
+    change: impl FnOnce(&mut CertificateParams),
+) -> (String, String) {
+    let key = p256();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![if name.contains("://") {
+        SanType::URI(name.try_into().unwrap())
+    } else {
+        SanType::DnsName(name.try_into().unwrap())
+    }];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.not_before = rcgen::date_time_ymd(2025, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2045, 1, 1);
+    change(&mut params);
+    (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
+}
+
+/// What a CA's certificate says.
+pub fn authority(common_name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "Istio");
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = rcgen::date_time_ymd(2025, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2045, 1, 1);
+    params
+}
+
+/// rcgen writes a subject key identifier for every CA; one whose basicConstraints it does not know gets none.
+fn without_key_id(mut params: CertificateParams) -> CertificateParams {
+    params.is_ca = IsCa::NoCa;
+    params.custom_extensions = vec![CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![0x30, 3, 1, 1, 0xff])];
+    params
+}

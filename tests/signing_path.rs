@@ -1,0 +1,26 @@
+//! The whole signing path on real parts: `import` into a SoftHSM token, `serve`, gRPC over TLS, an agent's requests.
+//!
+//! Each test has a token, a bundle and a daemon of its own.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+#[path = "signing_path/client_certificates.rs"]
+mod client_certificates;
+#[path = "signing_path/ending.rs"]
+mod ending;
+#[path = "signing_path/judges.rs"]
+mod judges;
+#[path = "signing_path/malformed.rs"]
+mod malformed;
+#[path = "signing_path/refusals.rs"]
+mod refusals;
+#[path = "signing_path/replies.rs"]
+mod replies;
+#[path = "signing_path/swap.rs"]
+mod swap;
+#[path = "signing_path/telemetry.rs"]
+mod telemetry;
+#[path = "signing_path/tls.rs"]
+mod tls;

@@ -1,0 +1,153 @@
+//! Renewal by client certificate: whose proves something, and for how long.
+
+use std::{fs, time::Duration};
+
+use nix::sys::signal::Signal;
+use tonic::Code;
+
+use crate::common::{
+    daemon::{Ask, Daemon, IDENTITY, SERVER, SOON, Site},
+    plug_in::{PlugIn, leaf},
+};
+
+/// Asks by certificate alone.
+async fn renew(daemon: &Daemon, client: (&str, &str)) -> Code {
+    code(Ask::new(IDENTITY).send(daemon.connect(Some(client)).await).await)
+}
+
+fn code(result: Result<Vec<String>, tonic::Status>) -> Code {
+    result.map_or_else(|status| status.code(), |_| Code::Ok)
+}
+
+/// A certificate from the daemon with its key.
+async fn obtain(daemon: &Daemon, ask: Ask) -> (String, String) {
+    let key = ask.key_pem.clone();
+    let reply = daemon.send(ask).await.unwrap();
+    (reply[..reply.len() - 1].concat(), key)
+}
+
+/// SIGHUP, until its files are read.
+fn reload(daemon: &Daemon) {
+    let read = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("are read again"));
+    let reloads = || daemon.lines().iter().filter(|line| read(line)).count();
+    let before = reloads();
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_line(|_| reloads() > before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_denylist_is_read_again_on_sighup() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon = site.serve("");
+    let (certificate, key) = obtain(&daemon, daemon.ask()).await;
+    let client = (certificate.as_str(), key.as_str());
+    let channel = daemon.connect(Some(client)).await;
+    assert_eq!(code(Ask::new(IDENTITY).send(channel.clone()).await), Code::Ok);
+
+    let spki = {
+        use der::{DecodePem, Encode};
+        let certificate = x509_cert::Certificate::from_pem(&certificate[..certificate.find("-----END").unwrap() + 25]);
+        certificate.unwrap().tbs_certificate().subject_public_key_info().to_der().unwrap()
+    };
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &spki);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    for entry in [IDENTITY.to_owned(), format!("sha256:{hex}")] {
+        site.deny(&entry);
+        reload(&daemon);
+        // On the connection that was opened before, too.
+        assert_eq!(code(Ask::new(IDENTITY).send(channel.clone()).await), Code::Unauthenticated, "{entry}");
+        assert_eq!(renew(&daemon, client).await, Code::Unauthenticated, "{entry}");
+        let with_token = daemon.ask().send(channel.clone()).await;
+        assert_eq!(code(with_token), Code::Ok, "a certificate on the list proves nothing; a token does");
+    }
+    // A list that is not understood is not taken, and the one before stays.
+    site.deny("nonsense");
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_line(|line| line["message"].as_str().is_some_and(|text| text.contains("not reloaded")));
+    assert_eq!(renew(&daemon, client).await, Code::Unauthenticated);
+    site.deny("");
+    reload(&daemon);
+    assert_eq!(renew(&daemon, client).await, Code::Ok);
+    // A change is seen without a signal, too.
+    site.deny(IDENTITY);
+    let deadline = std::time::Instant::now() + SOON;
+    while renew(&daemon, client).await != Code::Unauthenticated {
+        assert!(std::time::Instant::now() < deadline, "the denylist's change is not seen");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_expires_on_an_open_connection_proves_nothing_any_more() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon = site.serve("");
+    let (certificate, key) = obtain(&daemon, daemon.ask().validity(6)).await;
+    let channel = daemon.connect(Some((&certificate, &key))).await;
+    assert_eq!(code(Ask::new(IDENTITY).send(channel.clone()).await), Code::Ok);
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let status = Ask::new(IDENTITY).send(channel.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    daemon.wait_line(|line| line["reason"].as_str().is_some_and(|reason| reason.contains("expired")));
+    assert_eq!(code(daemon.ask().send(channel).await), Code::Ok, "the same connection with a token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_certificates_are_accepted() {
+    let plug_in = PlugIn::intermediate();
+    let site = Site::new(&plug_in);
+    let (previous, unknown) = (PlugIn::intermediate(), PlugIn::intermediate());
+    site.configure("");
+    let file = site.denylist().with_file_name("previous.pem");
+    fs::write(&file, &previous.ca_cert).unwrap();
+    let list = format!("[auth.client_certificate]\nprevious_ca_certificates = [\"{}\"]", file.display());
+    let same = |_: &mut rcgen::CertificateParams| {};
+    let years = |from, to| {
+        move |params: &mut rcgen::CertificateParams| {
+            params.not_before = rcgen::date_time_ymd(from, 1, 1);
+            params.not_after = rcgen::date_time_ymd(to, 1, 1);
+        }
+    };
+    type Case = (&'static str, (String, String), Code, Code);
+    let refused = Code::Unauthenticated;
+    let cases: Vec<Case> = vec![
+        ("ours", leaf(&plug_in.ca, IDENTITY, same), Code::Ok, Code::Ok),
+        ("of the previous CA", leaf(&previous.ca, IDENTITY, same), refused, Code::Ok),
+        ("of an unknown CA", leaf(&unknown.ca, IDENTITY, same), refused, refused),
+        ("of the root itself", leaf(plug_in.root.as_ref().unwrap(), IDENTITY, same), refused, refused),
+        ("a serving certificate", leaf(&plug_in.ca, SERVER, same), refused, refused),
+        ("of another trust domain", leaf(&plug_in.ca, "spiffe://other/ns/demo/sa/httpbin", same), refused, refused),
+        ("no workload's name", leaf(&plug_in.ca, "spiffe://cluster.local/other", same), refused, refused),
+        ("expired", leaf(&plug_in.ca, IDENTITY, years(2025, 2026)), refused, refused),
+        ("not yet valid", leaf(&plug_in.ca, IDENTITY, years(2040, 2044)), refused, refused),
+        (
+            "for servers alone",
+            leaf(&plug_in.ca, IDENTITY, |params| {
+                params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+            }),
+            refused,
+            refused,
+        ),
+    ];
+    for (more, configured) in [("", false), (list.as_str(), true)] {
+        let daemon = site.serve(more);
+        for (name, (certificate, key), without, with) in &cases {
+            let client = (certificate.as_str(), key.as_str());
+            assert_eq!(renew(&daemon, client).await, if configured { *with } else { *without }, "{name}, {configured}");
+            // None of them fails the handshake, or keeps a token from being looked at.
+            let asked = daemon.ask().send(daemon.connect(Some(client)).await).await;
+            assert_eq!(code(asked), Code::Ok, "{name} with a token");
+        }
+        daemon.stop();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_certificate_needs_a_token_where_an_age_is_set() {
+    let plug_in = PlugIn::intermediate();
+    let site = Site::new(&plug_in);
+    let daemon = site.serve("[auth.client_certificate]\nmax_age_seconds = 3600");
+    let (certificate, key) = leaf(&plug_in.ca, IDENTITY, |_| {});
+    assert_eq!(renew(&daemon, (&certificate, &key)).await, Code::Unauthenticated);
+    let (certificate, key) = obtain(&daemon, daemon.ask()).await;
+    assert_eq!(renew(&daemon, (&certificate, &key)).await, Code::Ok);
+}

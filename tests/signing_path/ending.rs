@@ -1,0 +1,183 @@
+//! SIGTERM drains, a restart goes on with the log, and the log holds every certificate that was received.
+
+use std::{fs, path::Path, process::Output, time::Duration};
+
+use nix::{sys::signal::Signal, unistd::Pid};
+
+use crate::{
+    common::{
+        daemon::{Ask, Daemon, IDENTITY, Site},
+        plug_in::PlugIn,
+    },
+    judges::judge,
+};
+
+/// The token hosts that a daemon started.
+pub fn children(of: Pid) -> Vec<Pid> {
+    let parent = |process: &Path| {
+        let stat = fs::read_to_string(process.join("stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<i32>().ok()
+    };
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| parent(&entry.path()) == Some(of.as_raw()))
+        .map(|entry| Pid::from_raw(entry.file_name().to_str().unwrap().parse().unwrap()))
+        .collect()
+}
+
+fn metric(daemon: &Daemon, name: &str) -> f64 {
+    let text = daemon.get("/metrics").1;
+    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+    line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+fn succeeded(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// `log verify` with the key of the receipt, and the number of its intents.
+fn verified_intents(site: &Site) -> u64 {
+    let receipts = fs::read_dir(site.bundle())
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| serde_json::from_str::<serde_json::Value>(&fs::read_to_string(entry.path()).ok()?).ok());
+    let keys: Vec<String> =
+        receipts.filter_map(|receipt| receipt["log_verifier_key"].as_str().map(str::to_owned)).collect();
+    let [key] = keys.as_slice() else { panic!("the receipts name the log's keys {keys:?}") };
+    let directory = site.log().display().to_string();
+    let output = site.run(&["--output", "json", "log", "verify", "--directory", &directory, "--verifier-key", key]);
+    let report: serde_json::Value = serde_json::from_str(&succeeded(&output)).unwrap();
+    assert_eq!(report["sound"], true, "{report}");
+    assert_eq!(report["signatures_checked"], true, "{report}");
+    assert!(report["checkpoints"].as_u64().unwrap() > 0, "{report}");
+    report["intents"].as_u64().unwrap()
+}
+
+fn is_in_the_log(site: &Site, certificate: &str) {
+    let file = site.softhsm.path().join("certificate.pem");
+    fs::write(&file, certificate).unwrap();
+    let (log, file) = (site.log().display().to_string(), file.display().to_string());
+    succeeded(&site.run(&["log", "check-certificate", "--directory", &log, &file]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_under_way_are_answered_and_the_log_goes_on_after_a_restart() {
+    const REQUESTS: usize = 100;
+    let site = Site::new(&PlugIn::intermediate());
+    let mut daemon = site.serve("");
+    let mut received = daemon.send(daemon.ask()).await.unwrap()[..1].to_vec();
+
+    // The token stands still, so that the requests are under way when the signal comes.
+    let hosts = children(daemon.pid());
+    assert_eq!(hosts.len(), 1);
+    nix::sys::signal::kill(hosts[0], Signal::SIGSTOP).unwrap();
+    let before = metric(&daemon, "citadel_server_csr_count_total");
+    let mut channels = Vec::new();
+    for _ in 0..4 {
+        channels.push(daemon.connect(None).await);
+    }
+    let tasks: Vec<_> =
+        (0..REQUESTS).map(|n| tokio::spawn(daemon.ask().send(channels[n % channels.len()].clone()))).collect();
+    for _ in 0..500 {
+        if metric(&daemon, "citadel_server_csr_count_total") - before >= 100.0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(metric(&daemon, "citadel_server_csr_count_total") - before, 100.0);
+    daemon.signal(Signal::SIGTERM);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(daemon.running(), "it waits for what is under way");
+    nix::sys::signal::kill(hosts[0], Signal::SIGCONT).unwrap();
+    for task in tasks {
+        let reply = task.await.unwrap().expect("a request under way was dropped");
+        judge("drained", &reply, istio_hsm_ca::clock::now());
+        received.push(reply[0].clone());
+    }
+    let status = daemon.ended();
+    assert_eq!(status.code(), Some(0), "{}", daemon.stderr());
+    daemon.wait_line(|line| {
+        line["message"].as_str().is_some_and(|text| text.contains("every request under way was answered"))
+    });
+    daemon.wait_line(|line| line["message"] == "ended");
+
+    // 101 agents' and the serving certificate.
+    assert_eq!(verified_intents(&site), 102);
+    let daemon = site.serve("");
+    received.push(daemon.send(daemon.ask()).await.unwrap()[0].clone());
+    let (status, text) = daemon.stop();
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert_eq!(verified_intents(&site), 104, "the second run went on with the first one's log");
+    for certificate in &received {
+        is_in_the_log(&site, certificate);
+    }
+    // And what nobody recorded is not.
+    let (strange, _) = crate::common::plug_in::leaf(&PlugIn::intermediate().ca, IDENTITY, |_| {});
+    let file = site.softhsm.path().join("strange.pem");
+    fs::write(&file, strange).unwrap();
+    let (log, file) = (site.log().display().to_string(), file.display().to_string());
+    assert_eq!(site.run(&["log", "check-certificate", "--directory", &log, &file]).status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_issues_through_the_daemon_and_alone() {
+    const ADMIN: &str = "spiffe://cluster.local/ns/istio-system/sa/operator";
+    let plug_in = PlugIn::intermediate();
+    let site = Site::new(&plug_in);
+    let config = site.configure("").display().to_string();
+    let request = site.softhsm.path().join("request.pem");
+    fs::write(&request, Ask::new(ADMIN).csr).unwrap();
+    let request = request.display().to_string();
+    let issue = |more: &[&str]| {
+        let usual = ["issue", "--config", &config, "--csr", &request, "--spiffe-id", ADMIN];
+        site.run(&[&usual, more].concat())
+    };
+    let judged = |output: Output| {
+        let text = succeeded(&output);
+        let mut elements: Vec<String> =
+            text.split_inclusive("-----END CERTIFICATE-----\n").map(str::to_owned).collect();
+        assert_eq!(elements.len(), 3, "{text}");
+        elements[2] = plug_in.root_cert.clone();
+        judge("operator", &elements, istio_hsm_ca::clock::now());
+        is_in_the_log(&site, &elements[0]);
+    };
+    judged(issue(&[]));
+    let daemon = site.serve("");
+    judged(issue(&[]));
+    daemon.wait_line(|line| line["message"] == "listening");
+    let output = issue(&["--alone"]);
+    assert_eq!(output.status.code(), Some(1), "the daemon has the log");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("log"), "{text}");
+    // A name that is not configured is the operator's neither.
+    let foreign = ["issue", "--config", &config, "--csr", &request, "--dns-name", "google.com"];
+    assert_eq!(site.run(&foreign).status.code(), Some(1));
+    let (status, text) = daemon.stop();
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert!(!site.socket().exists(), "the socket goes with the daemon");
+    judged(issue(&["--alone"]));
+    assert_eq!(verified_intents(&site), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_was_killed_goes_on_with_its_log() {
+    let site = Site::new(&PlugIn::intermediate());
+    let mut received = Vec::new();
+    for _ in 0..3 {
+        let mut daemon = site.serve("");
+        for _ in 0..5 {
+            received.push(daemon.send(daemon.ask()).await.unwrap()[0].clone());
+        }
+        daemon.signal(Signal::SIGKILL);
+        daemon.ended();
+    }
+    let (status, text) = site.serve("").stop();
+    assert_eq!(status.code(), Some(0), "{text}");
+    for certificate in &received {
+        is_in_the_log(&site, certificate);
+    }
+    // 15 agents' and four serving certificates.
+    assert_eq!(verified_intents(&site), 19);
+}

@@ -1,0 +1,194 @@
+//! A new bundle is taken while requests run; one that must not be taken is refused, and the old one stays.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use serde_json::Value;
+
+use crate::{
+    common::{
+        daemon::{Ask, Daemon, Site},
+        plug_in::{PlugIn, new_root, p256},
+    },
+    judges::judge,
+};
+
+const CONNECTIONS: usize = 10;
+const STREAMS: usize = 8;
+
+/// Another CA below another root; its roots are both, as while a mesh changes its root.
+fn successor(of: &PlugIn) -> PlugIn {
+    let mut plug_in = PlugIn::below(new_root("Next root"), p256(), true);
+    plug_in.root_cert = format!("{}{}", of.root_cert, plug_in.root_cert);
+    plug_in
+}
+
+fn refused(daemon: &Daemon, because: &str) -> Value {
+    daemon.wait_line(|line| {
+        line["message"].as_str().is_some_and(|text| text.contains("the new bundle is refused"))
+            && line["error"].as_str().is_some_and(|error| error.contains(because))
+    })
+}
+
+fn taken(daemon: &Daemon) -> usize {
+    daemon.lines().iter().filter(|line| line["message"] == "the new bundle is in use").count()
+}
+
+async fn issuer_in_use(daemon: &Daemon) -> String {
+    daemon.send(daemon.ask()).await.unwrap()[1].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_requests_during_a_swap_and_none_is_lost() {
+    let first = PlugIn::intermediate();
+    let site = Site::new(&first);
+    let daemon = site.serve("");
+    let second = successor(&first);
+    let done = Arc::new(AtomicBool::new(false));
+    let mut tasks = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let channel = daemon.connect(None).await;
+        for _ in 0..STREAMS {
+            let (channel, done, token) = (channel.clone(), Arc::clone(&done), daemon.token.clone());
+            tasks.push(tokio::spawn(async move {
+                let mut replies = Vec::new();
+                while !done.load(Ordering::Relaxed) || replies.len() * CONNECTIONS * STREAMS < 1000 {
+                    replies.push(Ask::new(crate::common::daemon::IDENTITY).token(&token).send(channel.clone()).await);
+                }
+                replies
+            }));
+        }
+    }
+    // The key goes into the same token while it signs, the files into the same directory.
+    tokio::task::block_in_place(|| {
+        daemon.wait_line(|line| line["message"] == "issued");
+        site.import(&second);
+        daemon.wait_line(|line| line["message"] == "the new bundle is in use");
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    done.store(true, Ordering::Relaxed);
+
+    let mut by_bundle: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut judged = BTreeMap::new();
+    for task in tasks {
+        for reply in task.await.unwrap() {
+            let reply = reply.expect("a request was lost");
+            let [_, ca, roots] = reply.as_slice() else { panic!("{reply:?}") };
+            let bundle = if *ca == first.ca_cert { "first" } else { "second" };
+            let plug_in = if bundle == "first" { &first } else { &second };
+            assert_eq!((ca, roots), (&plug_in.ca_cert, &plug_in.root_cert), "an answer of two bundles");
+            *by_bundle.entry(bundle).or_default() += 1;
+            let signed_by = issuer_of(&reply[0]);
+            assert_eq!(signed_by, issuer_of_key(plug_in), "{bundle}: the leaf is the other CA's");
+            judged.insert(bundle, reply);
+        }
+    }
+    assert!(by_bundle.values().sum::<usize>() >= 1000 && by_bundle.len() == 2, "{by_bundle:?}");
+    for (bundle, reply) in judged {
+        judge(bundle, &reply, istio_hsm_ca::clock::now());
+    }
+    // The serving certificate follows, as istiod's does.
+    let mut later = daemon;
+    later.roots = second.root_cert.clone();
+    assert_eq!(issuer_in_use(&later).await, second.ca_cert);
+}
+
+/// The authority key identifier: both CAs here have the same name.
+fn issuer_of(leaf: &str) -> Vec<u8> {
+    extension(leaf, "2.5.29.35")[4..].to_vec()
+}
+
+fn issuer_of_key(plug_in: &PlugIn) -> Vec<u8> {
+    extension(&plug_in.ca_cert, "2.5.29.14")[2..].to_vec()
+}
+
+fn extension(pem: &str, oid: &str) -> Vec<u8> {
+    use der::DecodePem;
+    let certificate = x509_cert::Certificate::from_pem(pem).unwrap();
+    let extensions = certificate.tbs_certificate().extensions().unwrap();
+    let found = extensions.iter().find(|extension| extension.extn_id.to_string() == oid).unwrap();
+    found.extn_value.as_bytes().to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_that_must_not_be_taken_leaves_the_old_one() {
+    let first = PlugIn::intermediate();
+    let site = Site::new(&first);
+    let daemon = site.serve("");
+
+    fs::write(site.bundle().join("ca-cert.pem"), "-----BEGIN CERTIFICATE-----\nnothing\n").unwrap();
+    let line = refused(&daemon, "ca-cert.pem");
+    assert_eq!(line["level"], "ERROR");
+    assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
+
+    fs::remove_file(site.bundle().join("ca-cert.pem")).unwrap();
+    refused(&daemon, "is missing");
+    assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
+
+    // Its key is in the token; its only root is not the mesh's.
+    let mut other = successor(&first);
+    other.root_cert = other.root.as_ref().unwrap().pem();
+    site.import_to(&other, &site.softhsm.path().join("aside"));
+    other.write_public(&site.bundle());
+    refused(&daemon, "lacks a root");
+    assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
+
+    first.write_public(&site.bundle());
+    assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
+    assert_eq!(taken(&daemon), 0);
+    assert_eq!(daemon.get("/readyz").0, 200, "a refused bundle stops nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_imported_later_is_found_without_a_file_event() {
+    let first = PlugIn::intermediate();
+    let site = Site::new(&first);
+    let daemon = site.serve("");
+    let second = successor(&first);
+    second.write_public(&site.bundle());
+    refused(&daemon, "is not in every token");
+    assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
+    site.import_to(&second, &site.softhsm.path().join("aside"));
+    daemon.wait_line(|line| line["message"] == "the new bundle is in use");
+    assert_eq!(issuer_in_use(&daemon).await, second.ca_cert);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_starts_before_the_import_is_ready_after_it() {
+    let plug_in = PlugIn::intermediate();
+    let site = Site::bare();
+    plug_in.write_public(&site.bundle());
+    let daemon = site.spawn("");
+    let (status, body) = daemon.get("/readyz");
+    assert_eq!(status, 503, "{body}");
+    daemon.wait_line(|line| line["message"].as_str().is_some_and(|text| text.contains("key is not found")));
+    site.import_to(&plug_in, &site.softhsm.path().join("aside"));
+    daemon.wait_ready();
+    assert_eq!(issuer_in_use(&daemon).await, plug_in.ca_cert);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_may_be_dropped_where_that_is_allowed() {
+    let first = PlugIn::intermediate();
+    let site = Site::new(&first);
+    let mut daemon = site.serve("[ca]\nallow_root_removal = true");
+    let mut second = successor(&first);
+    second.root_cert = second.root.as_ref().unwrap().pem();
+    site.import(&second);
+    daemon.wait_line(|line| line["message"] == "the new bundle is in use");
+    // The serving certificate follows, or nobody with the new root alone could connect.
+    daemon.roots = second.root_cert.clone();
+    let tls = istio_hsm_ca::agent::Tls::new(daemon.roots.as_bytes(), crate::common::daemon::SERVER, None).unwrap();
+    let deadline = std::time::Instant::now() + crate::common::daemon::SOON;
+    while istio_hsm_ca::agent::connect(daemon.address, &tls).await.is_err() {
+        assert!(std::time::Instant::now() < deadline, "the serving certificate is still the old CA's");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(issuer_in_use(&daemon).await, second.ca_cert);
+}

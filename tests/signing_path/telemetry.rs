@@ -1,0 +1,200 @@
+//! What Prometheus scrapes and probes read, parsed as Prometheus would, after a request of each outcome.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+use prometheus_parse::{Scrape, Value};
+use tonic::Code;
+
+use crate::common::{
+    daemon::{Ask, Daemon, IDENTITY, Site},
+    plug_in::PlugIn,
+};
+
+/// The sum of a series' samples whose labels are these; a histogram's count.
+struct Scraped(Scrape);
+
+impl Scraped {
+    fn new(daemon: &Daemon) -> Self {
+        let (status, text) = daemon.get("/metrics");
+        assert_eq!(status, 200);
+        let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
+        // The parser skips what it does not understand: everything must be understood.
+        let mut names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        names.sort_unstable();
+        let before = names.len();
+        names.dedup();
+        assert_eq!(names.len(), before, "a metric is described twice");
+        // A histogram's sum and count are samples of their own for it.
+        let of_histogram = |name: &str| name.ends_with("_sum") || name.ends_with("_count");
+        let samples = scrape.samples.iter().filter(|sample| !of_histogram(&sample.metric));
+        let untyped: Vec<_> = samples.filter(|sample| matches!(sample.value, Value::Untyped(_))).collect();
+        assert!(untyped.is_empty(), "without a type: {untyped:?}");
+        Self(scrape)
+    }
+
+    fn of(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let samples = self.0.samples.iter().filter(|sample| {
+            sample.metric == name && labels.iter().all(|(key, value)| sample.labels.get(key) == Some(*value))
+        });
+        let values: Vec<f64> = samples
+            .map(|sample| match &sample.value {
+                Value::Counter(value) | Value::Gauge(value) | Value::Untyped(value) => *value,
+                Value::Histogram(buckets) => buckets.iter().map(|bucket| bucket.count).fold(0.0, f64::max),
+                Value::Summary(_) => f64::NAN,
+            })
+            .collect();
+        (!values.is_empty()).then(|| values.iter().sum())
+    }
+}
+
+type Series = (&'static str, &'static [(&'static str, &'static str)]);
+
+const REQUESTS: &str = "istio_hsm_ca_requests_total";
+const CSR_COUNT: Series = ("citadel_server_csr_count_total", &[]);
+const SUCCESS: Series = ("citadel_server_success_cert_issuance_count_total", &[]);
+const NOBODY: Series = ("citadel_server_authentication_failure_count_total", &[]);
+const PARSING: Series = ("citadel_server_csr_parsing_err_count_total", &[]);
+const CSR_ERROR: Series = ("citadel_server_csr_sign_err_count_total", &[("error", "CSR_ERROR")]);
+const TTL_ERROR: Series = ("citadel_server_csr_sign_err_count_total", &[("error", "TTL_ERROR")]);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_outcome_moves_its_series_and_no_other() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon = site.serve("");
+    let channel = daemon.connect(None).await;
+    let first = daemon.ask();
+    let key = first.key_pem.clone();
+    let reply = first.send(channel.clone()).await.unwrap();
+    let mutual = daemon.connect(Some((&reply[0], &key))).await;
+    let by_jwt = |outcome: &'static str| (REQUESTS, vec![("outcome", outcome), ("method", "jwt")]);
+    let watched: Vec<Series> = vec![CSR_COUNT, SUCCESS, NOBODY, PARSING, CSR_ERROR, TTL_ERROR];
+    type Case<'a> =
+        (&'a str, Ask, &'a tonic::transport::Channel, Vec<Series>, (&'static str, Vec<(&'static str, &'static str)>));
+    let foreign = Ask::new("spiffe://cluster.local/ns/demo/sa/other").token(&daemon.token);
+    let cases: Vec<Case<'_>> = vec![
+        ("issued", daemon.ask(), &channel, vec![CSR_COUNT, SUCCESS], by_jwt("issued")),
+        (
+            "renewed",
+            Ask::new(IDENTITY),
+            &mutual,
+            vec![CSR_COUNT, SUCCESS],
+            (REQUESTS, vec![("outcome", "issued"), ("method", "client_certificate")]),
+        ),
+        (
+            "nobody",
+            Ask::new(IDENTITY),
+            &channel,
+            vec![CSR_COUNT, NOBODY],
+            (REQUESTS, vec![("outcome", "no_credentials"), ("method", "none")]),
+        ),
+        (
+            "garbage",
+            daemon.ask().csr("garbage"),
+            &channel,
+            vec![CSR_COUNT, PARSING, CSR_ERROR],
+            (REQUESTS, vec![("method", "jwt"), ("outcome", "csr_malformed")]),
+        ),
+        ("life", daemon.ask().validity(i64::MAX), &channel, vec![CSR_COUNT, TTL_ERROR], by_jwt("ttl_too_long")),
+        ("foreign", foreign, &channel, vec![CSR_COUNT, PARSING, CSR_ERROR], by_jwt("foreign_name")),
+    ];
+    for (name, ask, channel, moved, (metric, labels)) in cases {
+        let before = Scraped::new(&daemon);
+        let _answer = ask.send(channel.clone()).await;
+        let after = Scraped::new(&daemon);
+        for (metric, labels) in &watched {
+            let grown = after.of(metric, labels).unwrap_or(0.0) - before.of(metric, labels).unwrap_or(0.0);
+            let wanted = if moved.contains(&(*metric, *labels)) { 1.0 } else { 0.0 };
+            assert_eq!(grown, wanted, "{name}: {metric} {labels:?}");
+        }
+        let grown = after.of(metric, &labels).unwrap_or(0.0) - before.of(metric, &labels).unwrap_or(0.0);
+        assert_eq!(grown, 1.0, "{name}: {metric} {labels:?}: {:#?}", daemon.get("/metrics").1);
+        let all = after.of(REQUESTS, &[]).unwrap() - before.of(REQUESTS, &[]).unwrap();
+        assert_eq!(all, 1.0, "{name}: one answer is counted once");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_expected_series_are_there() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon = site.serve("");
+    daemon.send(daemon.ask()).await.unwrap();
+    // What is counted elsewhere is set once a second.
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    let scraped = Scraped::new(&daemon);
+    let token: &[(&str, &str)] = &[("token", "softhsm")];
+    let at_least: &[(&str, &[(&str, &str)], f64)] = &[
+        ("citadel_server_root_cert_expiry_timestamp", &[], 1e9),
+        ("citadel_server_root_cert_expiry_seconds", &[], 1e6),
+        ("citadel_server_cert_chain_expiry_timestamp", &[], 1e9),
+        ("citadel_server_cert_chain_expiry_seconds", &[], 1e6),
+        ("istio_hsm_ca_ready", &[], 1.0),
+        ("istio_hsm_ca_part_ready", &[("part", "tokens")], 1.0),
+        ("istio_hsm_ca_part_ready", &[("part", "issuance log")], 1.0),
+        ("istio_hsm_ca_part_ready", &[("part", "serving certificate")], 1.0),
+        ("istio_hsm_ca_token_up", token, 1.0),
+        ("istio_hsm_ca_token_signatures_total", token, 2.0),
+        ("istio_hsm_ca_token_hosts_total", token, 1.0),
+        ("istio_hsm_ca_token_faults_total", token, 0.0),
+        ("istio_hsm_ca_token_in_flight", token, 0.0),
+        ("istio_hsm_ca_log_lines_total", &[], 2.0),
+        ("istio_hsm_ca_log_flushes_total", &[], 1.0),
+        ("istio_hsm_ca_log_flush_failures_total", &[], 0.0),
+        ("istio_hsm_ca_log_writable", &[], 1.0),
+        ("istio_hsm_ca_log_segments", &[], 1.0),
+        ("istio_hsm_ca_connections", &[], 0.0),
+        ("istio_hsm_ca_request_duration_seconds", &[("issued", "true")], 1.0),
+        ("istio_hsm_ca_step_duration_seconds", &[("step", "authenticate")], 1.0),
+        ("istio_hsm_ca_step_duration_seconds", &[("step", "csr")], 1.0),
+        ("istio_hsm_ca_step_duration_seconds", &[("step", "build")], 1.0),
+        ("istio_hsm_ca_step_duration_seconds", &[("step", "log")], 1.0),
+        ("istio_hsm_ca_step_duration_seconds", &[("step", "sign")], 1.0),
+        ("istio_hsm_ca_step_duration_seconds", &[("step", "verify")], 1.0),
+    ];
+    for (name, labels, least) in at_least {
+        let value = scraped.of(name, labels);
+        assert!(
+            value.is_some_and(|value| value >= *least),
+            "{name} {labels:?}: {value:?}\n{}",
+            daemon.get("/metrics").1
+        );
+    }
+    assert_eq!(scraped.of("istio_hsm_ca_excess_signatures", &[]).unwrap_or(0.0), 0.0);
+    assert!(!daemon.get("/metrics").1.contains(IDENTITY), "a caller's name is no label");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_say_in_words_that_the_token_is_away() {
+    let site = Site::new(&PlugIn::intermediate());
+    let mut daemon = site.serve("");
+    let (status, body) = daemon.get("/readyz");
+    assert_eq!((status, body.lines().next()), (200, Some("ready")));
+
+    let (there, away) = (site.softhsm.path().join("tokens"), site.softhsm.path().join("tokens.away"));
+    fs::rename(&there, &away).unwrap();
+    fs::create_dir(&there).unwrap();
+    for host in crate::ending::children(daemon.pid()) {
+        nix::sys::signal::kill(host, Signal::SIGKILL).unwrap();
+    }
+    daemon.wait_line(|line| line["message"] == "not ready" && line["part"] == "tokens");
+    let deadline = std::time::Instant::now() + crate::common::daemon::SOON;
+    let body = loop {
+        let (status, body) = daemon.get("/readyz");
+        if status == 503 && body.contains("istio-ca") {
+            break body;
+        }
+        assert!(std::time::Instant::now() < deadline, "no reason in words: {status} {body}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    assert!(body.starts_with("not ready\n") && body.contains("tokens: no token signs"), "{body}");
+    assert_eq!(daemon.get("/livez").0, 200, "a dead token is no reason to start the daemon again");
+    let status = daemon.send(daemon.ask()).await.unwrap_err();
+    assert!(matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded), "{status}");
+    assert_eq!(Scraped::new(&daemon).of("istio_hsm_ca_token_up", &[("token", "softhsm")]), Some(0.0));
+    assert!(daemon.running());
+
+    fs::remove_dir(&there).unwrap();
+    fs::rename(&away, &there).unwrap();
+    daemon.wait_ready();
+    daemon.send(daemon.ask()).await.unwrap();
+}
