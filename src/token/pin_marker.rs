@@ -24,9 +24,18 @@ pub struct PinMarker {
 /// Why a PIN is not tried, or why it cannot be known whether it may be.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkerError {
-    /// The marker or the PIN's file cannot be read or written.
+    /// The marker cannot be read or written.
     #[error("{path} cannot be used, which keeps a refused PIN from being tried again; check its directory")]
     Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The PIN's file is not there, or not to be seen.
+    #[error("the PIN's file {path} cannot be found, so that no PIN is tried; put it back")]
+    PinFile {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -121,7 +130,8 @@ impl PinMarker {
 /// # Errors
 /// When the file is not there.
 pub fn state_of(pin_file: &Path) -> Result<String, MarkerError> {
-    let metadata = fs::metadata(pin_file).map_err(|source| MarkerError::Io { path: pin_file.to_owned(), source })?;
+    let metadata =
+        fs::metadata(pin_file).map_err(|source| MarkerError::PinFile { path: pin_file.to_owned(), source })?;
     Ok(format!(
         "dev={} ino={} size={} mtime={}.{:09} ctime={}.{:09}",
         metadata.dev(),
@@ -184,7 +194,7 @@ mod tests {
         let (_directory, pin, marker) = files();
         marker.mark(&state_of(&pin).unwrap(), "").unwrap();
         fs::remove_file(&pin).unwrap();
-        assert!(matches!(marker.check(&pin), Err(MarkerError::Io { .. })));
+        assert!(matches!(marker.check(&pin), Err(MarkerError::PinFile { .. })));
         fs::create_dir(marker.path.with_extension("d")).unwrap();
         let directory = PinMarker::new(marker.path.with_extension("d"));
         assert!(matches!(directory.check(&pin), Err(MarkerError::Io { .. })));

@@ -54,7 +54,7 @@ impl Forger {
             let mut bytes = [0; 4096];
             match self.socket.read(&mut bytes) {
                 Ok(0) | Err(_) => return None,
-                Ok(count) => self.buffer.extend_from_slice(bytes.get(..count).unwrap()),
+                Ok(count) => self.buffer.extend(bytes.iter().take(count)),
             }
         }
     }

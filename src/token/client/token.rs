@@ -118,10 +118,10 @@ impl Token {
         self.correlation
     }
 
-    pub(super) fn send_job(&mut self, job: Job, now: Instant) -> Result<(), (Job, ProtocolError)> {
+    pub(super) fn send_job(&mut self, job: Job, now: Instant) -> Result<(), (Box<Job>, ProtocolError)> {
         let correlation = self.next_correlation(now);
         if let Err(error) = Request::Sign(job.sign(now)).encode(correlation, &mut self.outbox) {
-            return Err((job, error));
+            return Err((Box::new(job), error));
         }
         if self.phase == Phase::HalfOpen && job.is_real() {
             self.trial = Some(Trial { correlation, since: now });

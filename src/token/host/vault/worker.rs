@@ -91,14 +91,17 @@ impl<'a> Worker<'a> {
             return Err(fault.clone());
         }
         match fault.class {
-            FaultClass::Session => Ok(()),
+            // A key that was imported again has another handle, which the new session finds. And tokens hide private
+            // objects from whoever is not logged in, so that a lost login may look like a lost key.
+            FaultClass::Key | FaultClass::Request | FaultClass::Session => match self.session_info() {
+                Err(lost) if lost.class == FaultClass::Login => self.vault.login(self.thread, login),
+                Ok(()) | Err(_) => Ok(()),
+            },
             FaultClass::Login => self.vault.login(self.thread, login),
             FaultClass::Busy => {
                 std::thread::sleep(BUSY_PAUSE.min(deadline.saturating_duration_since(Instant::now())));
                 Ok(())
             }
-            // A key that was imported again has another handle, which the new session finds.
-            FaultClass::Key | FaultClass::Request => Ok(()),
             FaultClass::Module | FaultClass::Pin | FaultClass::Settings | FaultClass::Token => Err(fault.clone()),
         }
     }
@@ -135,6 +138,14 @@ impl<'a> Worker<'a> {
                 self.climb(&fault, login, soon)?;
                 self.find_ca_key(key).inspect_err(|_| self.drop_session())
             }
+            // Asked for again each second while a key is missing: the session stays.
+            Err(fault) if fault.class == FaultClass::Key => match self.session_info() {
+                Err(lost) if lost.class == FaultClass::Login => {
+                    self.vault.login(self.thread, login)?;
+                    self.find_ca_key(key)
+                }
+                Ok(()) | Err(_) => Err(fault),
+            },
             other => other,
         }
     }
