@@ -2,8 +2,6 @@
 //!
 //! `cargo bench --bench pki`; the key types are those of the CA and, for requests, of the workload.
 
-#![expect(missing_docs, reason = "criterion's macros have no docs")]
-
 use std::{
     hint::black_box,
     sync::Arc,

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     output::{Output, Refused},
-    token::{TokenArgs, module_path},
+    token::{PinArgs, TokenArgs, module_path},
 };
 use crate::{
     bundle_files::BundlePaths,
@@ -26,10 +26,13 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("which").required(true).args(["token", "module"])))]
 pub struct Args {
+    /// The token: pkcs11:token=LABEL?module-path=/path/to/module.so (RFC 7512); one that selects none lists them all
+    #[arg(long, value_name = "URI")]
+    token: Option<TokenUri>,
     #[command(flatten)]
-    token: Option<TokenArgs>,
+    pin: PinArgs,
     /// List all tokens of a PKCS#11 library, without a login
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["token", "bundle"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["token", "bundle", "pin_file", "pin_fd"])]
     module: Option<PathBuf>,
     /// A bundle's directory: is the key of its ca-cert.pem in the token?
     #[arg(long, value_name = "DIR")]
@@ -79,13 +82,13 @@ struct BundleView {
 /// # Errors
 /// When module, token or bundle cannot be read, or the PIN is refused.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
-    match (&args.token, &args.module) {
-        (None, module) => list(module.clone().unwrap_or_default(), output),
-        (Some(token), _) if args.bundle.is_none() && !token.names_pin() && selects_none(&token.token) => {
-            list(module_path(&token.token)?.to_owned(), output)
-        }
-        (Some(token), _) => one(token, args.bundle, output),
+    // The parser sees to it that one of the two is given.
+    let Some(token) = args.token else { return list(args.module.unwrap_or_default(), output) };
+    let token = TokenArgs { token, pin: args.pin };
+    if args.bundle.is_none() && !token.names_pin() && selects_none(&token.token) {
+        return list(module_path(&token.token)?.to_owned(), output);
     }
+    one(&token, args.bundle, output)
 }
 
 fn selects_none(uri: &TokenUri) -> bool {

@@ -15,8 +15,9 @@ pub struct TokenArgs {
     /// The token: pkcs11:token=LABEL?module-path=/path/to/module.so (RFC 7512); pin-source=file:... may name the PIN's file
     #[arg(long, value_name = "URI")]
     pub token: TokenUri,
+    /// The PIN.
     #[command(flatten)]
-    pin: PinArgs,
+    pub pin: PinArgs,
 }
 
 /// Several tokens and their PINs.
@@ -33,8 +34,9 @@ pub struct TokensArgs {
     pin_fd: Option<u32>,
 }
 
+/// Where one token's PIN comes from.
 #[derive(Clone, Debug, clap::Args)]
-struct PinArgs {
+pub struct PinArgs {
     /// A file that holds the user PIN [default: the URI's pin-source, else a prompt]
     #[arg(long, value_name = "FILE")]
     pin_file: Option<PathBuf>,

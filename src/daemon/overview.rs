@@ -53,10 +53,12 @@ pub fn gatherer(
     connections: Connections,
 ) -> impl Fn(&Metrics) + Send + use<> {
     let (ca, pool, log) = (Arc::clone(&core.ca), Arc::clone(&core.pool), core.log.clone());
+    let intents_before = core.opened.intents;
     move |metrics| {
         gather_readiness(&report.borrow());
         gather_tokens(&pool);
         gather_log(&log);
+        gather_excess(&pool, &log, intents_before);
         gather_expiry(&ca);
         metrics::level("istio_hsm_ca_connections", None, count(connections.len()));
         metrics.upkeep();
@@ -107,6 +109,22 @@ fn gather_log(log: &Log) {
     metrics::level("istio_hsm_ca_log_segments", None, large(stats.segments));
     let unsigned = stats.lines.saturating_sub(stats.checkpointed);
     metrics::level("istio_hsm_ca_log_unsigned_lines", None, large(unsigned));
+}
+
+/// Compares what the hosts say that they have signed with the log. An intent that was taken back from a host and tried
+/// again may have been signed by both.
+fn gather_excess(pool: &Pool, log: &Log, intents_before: u64) {
+    // The hosts are asked first: whatever they have signed for this daemon had its intent by then.
+    let (told, retried) = pool.snapshot().iter().fold((0_u64, 0_u64), |(told, retried), token| {
+        (told.saturating_add(token.told), retried.saturating_add(token.retried))
+    });
+    let intents = log.stats().intents.saturating_sub(intents_before);
+    metrics::level("istio_hsm_ca_excess_signatures", None, large(excess(told, intents, retried)));
+}
+
+/// Signatures that no intent accounts for.
+fn excess(told: u64, intents: u64, retried: u64) -> u64 {
+    told.saturating_sub(intents.saturating_add(retried))
 }
 
 fn gather_expiry(ca: &CertificateAuthority) {

@@ -145,11 +145,18 @@ impl Reloader {
             .into_iter()
             .filter_map(|proof| proof.result.err().map(|error| format!("{}: {error}", proof.token)))
             .collect();
+        let another_key = old.public_key() != new.public_key();
         if !missing.is_empty() {
+            if another_key {
+                self.pool.forget(new.public_key());
+            }
             return Err(ReloadError::KeyMissing(missing));
         }
         super::in_use::keep(&self.kept, &files.ca_cert.bytes);
         self.ca.replace_issuer(Arc::clone(new));
+        if another_key {
+            self.pool.forget(old.public_key());
+        }
         self.in_use = files;
         Ok(true)
     }

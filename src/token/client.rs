@@ -196,6 +196,12 @@ impl Pool {
         supervisor::prove(&self.shared, key.fingerprint(), deadline).await
     }
 
+    /// Stops looking for a key that [`Pool::prove`] was asked for: it is not in use, or not any more. Requests that
+    /// need it are still signed where it was found.
+    pub fn forget(&self, key: &PublicKey) {
+        self.shared.forget(&key.fingerprint());
+    }
+
     /// Has a tree head signed by the log key of a token.
     ///
     /// # Errors

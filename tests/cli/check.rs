@@ -155,7 +155,7 @@ fn a_wrong_pin_is_tried_once_and_never_again() {
     ready.fails(&[("token hsm", "refuses the PIN", "correct the PIN file")]);
     assert!(exists(&ready.machine.path("log/pin-refused.hsm")), "the mark that `serve` would leave");
     // Even with the right PIN in the token it is not tried now, since the file has not changed.
-    ready.fails(&[("token hsm", "the token refused the PIN in", "it is not tried again")]);
+    ready.fails(&[("token hsm", "wrong-pin, and it is not tried again", "write the right PIN into that file")]);
     fs::write(&pin, format!("{}\n", super::common::softhsm::PIN)).unwrap();
     ready.fails(&[]);
     fs::set_permissions(&pin, fs::Permissions::from_mode(0o644)).unwrap();
@@ -240,7 +240,7 @@ fn the_log() {
     // A torn last line is what a crash leaves, and stays where it is.
     let torn = [whole.as_slice(), b"{\"half"].concat();
     fs::write(&segment, &torn).unwrap();
-    assert!(warned(&ready.fails(&[]), "log", "7 bytes of a line"), "{:?}", ready.check());
+    assert!(warned(&ready.fails(&[]), "log", "6 bytes of a line"), "{:?}", ready.check());
     assert_eq!(fs::read(&segment).unwrap(), torn, "check changes nothing");
     // A line that is not ours is not.
     fs::write(&segment, [whole.as_slice(), b"{}\n"].concat()).unwrap();

@@ -34,6 +34,9 @@ macro_rules! counters {
 counters! {
     /// Signatures that came back.
     signed,
+    /// Signatures of certificates that its hosts say they have made since this process knows them; told when they are
+    /// idle, so that it lags behind under load.
+    told,
     /// Signatures that did not verify.
     wrong,
     /// Requests that the host's own rules refused.

@@ -39,7 +39,6 @@ pub(super) struct Job {
     pub(super) key: Fingerprint,
     pub(super) class: Class,
     pub(super) deadline: Instant,
-    pub(super) enqueued: Instant,
     /// Since when no token could take it; set by the queue's sweeper.
     pub(super) stranded: Option<Instant>,
     avoid: Vec<Arc<str>>,
@@ -64,7 +63,6 @@ impl Job {
             key,
             class: context.class,
             deadline: context.deadline,
-            enqueued: Instant::now(),
             stranded: None,
             avoid: context.avoid.clone(),
             failed_at: None,

@@ -200,9 +200,12 @@ impl Supervisor {
                 self.open_missing(host).await;
                 looked = Instant::now();
             }
-            if idle && asked.elapsed() >= self.settings.keep_alive && progress.elapsed() >= self.settings.keep_alive {
-                // The answer counts as progress, its absence as a hang.
-                if let Err(end) = self.ping(host).await {
+            if asked.elapsed() >= self.settings.keep_alive {
+                // One session may be busy while the others fall idle. The answer counts as progress, its absence as
+                // a hang; behind other work nobody waits for it.
+                if !idle {
+                    drop(self.shared.call(self.at, host, &Request::Ping));
+                } else if let Err(end) = self.ping(host).await {
                     return end;
                 }
                 asked = Instant::now();

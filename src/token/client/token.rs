@@ -39,6 +39,8 @@ pub(super) struct Token {
     pub(super) host: u64,
     pub(super) linked: bool,
     pub(super) status: Status,
+    /// The host that has told it.
+    told_by: u64,
     /// The host is to be replaced.
     pub(super) replace: bool,
     pub(super) opened: HashSet<Fingerprint>,
@@ -66,6 +68,7 @@ impl Token {
             host: 0,
             linked: false,
             status: Status::default(),
+            told_by: 0,
             replace: false,
             opened: HashSet::new(),
             outstanding: HashMap::new(),
@@ -155,9 +158,15 @@ impl Token {
         self.host
     }
 
-    pub(super) fn ready(&mut self, status: Status) {
+    /// Takes what its host tells of itself; returns how many certificates the host has signed since it last told.
+    pub(super) fn ready(&mut self, status: Status) -> u64 {
         self.window = WINDOW * usize::try_from(status.sessions.max(1)).unwrap_or(1);
+        let signed = certificates(&status);
+        // What a host had signed before this process knew it is not this process's to account for.
+        let before = if self.told_by == self.host { certificates(&self.status) } else { signed };
+        self.told_by = self.host;
         self.status = status;
+        signed.saturating_sub(before)
     }
 
     /// Takes everything back from a host that is gone, the youngest first.
@@ -211,5 +220,39 @@ impl Token {
         if self.reason != reason {
             self.reason = reason.to_owned();
         }
+    }
+}
+
+/// How many certificates a host says that it has signed.
+fn certificates(status: &Status) -> u64 {
+    let counted = |kind| match kind {
+        Kind::Intermediate | Kind::Leaf => true,
+        Kind::Canary | Kind::Checkpoint => false,
+    };
+    status.signed.iter().filter(|signed| counted(signed.kind)).map(|signed| signed.count).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::protocol::KeyCount;
+
+    #[test]
+    fn what_hosts_tell_of_their_signatures() {
+        let status = |leaves, canaries| Status {
+            signed: [(Kind::Leaf, leaves), (Kind::Canary, canaries)]
+                .map(|(kind, count)| KeyCount { key: "aa".to_owned(), kind, count })
+                .into(),
+            ..Status::default()
+        };
+        let mut token = Token::new("one".into());
+        token.link_up();
+        assert_eq!(token.ready(status(7, 1)), 0, "made before this process knew the host");
+        assert_eq!(token.ready(status(9, 5)), 2);
+        assert_eq!(token.ready(status(9, 6)), 0);
+        token.link_down(Phase::Down, "gone");
+        token.link_up();
+        assert_eq!(token.ready(status(0, 0)), 0);
+        assert_eq!(token.ready(status(3, 0)), 3);
     }
 }

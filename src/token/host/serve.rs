@@ -100,8 +100,9 @@ impl Connection {
 
     /// Answers the hello, and serves until one side ends it.
     pub(super) fn serve(mut self, hello: u64, vault: &Vault) -> Served {
-        let mut first = Worker::new(vault, 1);
-        if let Err(fault) = first.touch() {
+        let workers: Vec<_> =
+            (1..=vault.session_count()).map(|thread| Mutex::new(Worker::new(vault, thread))).collect();
+        if let Some(Err(fault)) = workers.first().map(|first| lock(first).touch()) {
             let text = fault.text.clone();
             let broken = is_broken(&fault);
             self.refuse(hello, fault);
@@ -110,6 +111,7 @@ impl Connection {
         let Ok(writer) = self.socket.try_clone() else { return Served::HungUp };
         let service = Service {
             vault,
+            workers,
             inbox: Mutex::new(self.inbox),
             writer: Mutex::new(writer),
             socket: &self.socket,
@@ -121,15 +123,19 @@ impl Connection {
             return Served::HungUp;
         }
         std::thread::scope(|scope| {
-            for thread in 2..=vault.session_count() {
+            let mut workers = service.workers.iter();
+            let first = workers.next();
+            for (thread, worker) in (2..).zip(workers) {
                 let service = &service;
-                let work = move || service.work(Worker::new(service.vault, thread));
+                let work = move || service.work(worker);
                 let started = std::thread::Builder::new().name(format!("session-{thread}")).spawn_scoped(scope, work);
                 if let Err(error) = started {
                     tracing::error!(%error, thread, "a session's thread cannot be started");
                 }
             }
-            service.work(first);
+            if let Some(first) = first {
+                service.work(first);
+            }
         });
         let broken = service.broken.into_inner().unwrap_or_else(PoisonError::into_inner);
         broken.map_or(Served::HungUp, Served::Broken)
@@ -139,6 +145,8 @@ impl Connection {
 /// What the threads of a connection share.
 struct Service<'a> {
     vault: &'a Vault,
+    /// Each thread's own, which it holds while it does something; the keep-alive of all takes those that rest.
+    workers: Vec<Mutex<Worker<'a>>>,
     inbox: Mutex<Inbox>,
     writer: Mutex<UnixStream>,
     socket: &'a UnixStream,
@@ -147,20 +155,20 @@ struct Service<'a> {
 
 impl Service<'_> {
     /// A thread's work, until the connection ends.
-    fn work(&self, mut worker: Worker<'_>) {
-        if let Err(error) = self.frames(&mut worker) {
+    fn work(&self, worker: &Mutex<Worker<'_>>) {
+        if let Err(error) = self.frames(worker) {
             tracing::info!(error = %error, "a connection to the daemon has ended");
         }
         // The other threads then see the end too.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
-    fn frames(&self, worker: &mut Worker<'_>) -> Result<(), EndOfService> {
+    fn frames(&self, worker: &Mutex<Worker<'_>>) -> Result<(), EndOfService> {
         let mut outbox = Outbox::new(&self.writer);
         let mut bytes = Vec::new();
         loop {
             // Others may have sessions where the token has no room for one more.
-            while !worker.has_session() && self.vault.live.load(Ordering::Relaxed) > 0 {
+            while !lock(worker).has_session() && self.vault.live.load(Ordering::Relaxed) > 0 {
                 outbox.flush()?;
                 if self.is_over() {
                     return Ok(());
@@ -216,20 +224,45 @@ impl Service<'_> {
         self.inbox.try_lock().is_ok_and(|inbox| inbox.is_over())
     }
 
-    fn answer(&self, worker: &mut Worker<'_>, request: &Request<'_>, read_at: Instant, now: Instant) -> Option<Reply> {
+    fn answer(
+        &self,
+        worker: &Mutex<Worker<'_>>,
+        request: &Request<'_>,
+        read_at: Instant,
+        now: Instant,
+    ) -> Option<Reply> {
         Some(match request {
             Request::Discard { session } => {
                 self.vault.discard(*session);
                 return None;
             }
             Request::Hello { .. } => Reply::Refused { reason: "the hello was said already".to_owned() },
-            Request::Open { key } => self.open(worker, key),
-            Request::Ping => match worker.touch() {
+            Request::Open { key } => self.open(&mut lock(worker), key),
+            Request::Ping => match self.exercise(worker) {
                 Ok(()) => Reply::Status(Box::new(self.vault.status())),
                 Err(fault) => Reply::Fault(fault),
             },
-            Request::Sign(sign) => self.sign(worker, sign, read_at, now),
+            Request::Sign(sign) => self.sign(&mut lock(worker), sign, read_at, now),
         })
+    }
+
+    /// Exercises this thread's session, and each of the others' that was not used since the last time: tokens drop
+    /// idle sessions one by one.
+    fn exercise(&self, own: &Mutex<Worker<'_>>) -> Result<(), Fault> {
+        lock(own).exercise()?;
+        for worker in &self.workers {
+            // One that is held is at work; this thread's own has just been used.
+            let Ok(mut worker) = worker.try_lock() else { continue };
+            if worker.take_used() {
+                continue;
+            }
+            // A session that fails was dropped, and its thread opens another; a module that fails concerns all.
+            match worker.exercise() {
+                Err(fault) if is_broken(&fault) => return Err(fault),
+                _ => worker.take_used(),
+            };
+        }
+        Ok(())
     }
 
     fn open(&self, worker: &mut Worker<'_>, key: &Fingerprint) -> Reply {
@@ -305,6 +338,10 @@ impl Service<'_> {
             }
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_broken(fault: &Fault) -> bool {

@@ -73,11 +73,11 @@ pub(super) struct Vault {
 /// The watchdog's place of the thread that opens the vault.
 const MAIN_THREAD: usize = 0;
 
+/// Most CA certificates that are known at once, earlier ones included, unless more are configured.
+const CERTIFICATES_MOST: usize = 8;
+
 /// Most sessions that are remembered as to be dropped: more than a host ever has.
 const DISCARDED_MOST: usize = 256;
-
-/// Most CA certificates of before that are kept: more than any rotation has.
-const KEPT_MOST: usize = 16;
 
 impl Vault {
     /// Loads the module, finds the token, logs in and looks around.
@@ -149,18 +149,16 @@ impl Vault {
         Arc::clone(&self.certificates.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the CA certificates afresh; they are left as they were when they cannot be read. Those of before stay
-    /// behind the new ones: for requests under way, and for a daemon that does not take the new bundle.
+    /// Reads the CA certificates afresh; they are left as they were when they cannot be read. The earlier ones stay
+    /// known: requests that began with the old bundle end with it, and a daemon that refuses the new one goes on.
     pub(super) fn reread(&self) -> Result<(), Fault> {
         let mut certificates = read_certificates(&self.settings)?;
-        let configured = certificates.len();
         let mut held = self.certificates.write().unwrap_or_else(PoisonError::into_inner);
-        for before in held.iter() {
-            if certificates.iter().all(|ca| ca.der != before.der) {
-                certificates.push(before.clone());
+        for earlier in held.iter() {
+            if certificates.len() < CERTIFICATES_MOST && certificates.iter().all(|new| new.der != earlier.der) {
+                certificates.push(earlier.clone());
             }
         }
-        certificates.truncate(configured + KEPT_MOST);
         *held = Arc::new(certificates);
         Ok(())
     }
@@ -189,8 +187,8 @@ impl Vault {
         marker.check(&self.pin_file).map_err(|error| pin_fault(&chain(&error)))?;
         let state = state_of(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
         let pin = pin::read(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
-        *anchor = None;
         let call = self.watchdog.call(thread);
+        *anchor = None;
         let session = self.token.open_session(false).map_err(|error| call_fault(&error, ""))?;
         let result = self.token.login(&session, &pin);
         drop(call);

@@ -77,22 +77,21 @@ impl Watchdog {
 
     fn watch(&self) {
         let limit = u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX);
-        let mut hung_up = None;
+        // The connection that is watched, and since when it is hung up.
+        let mut watched: Option<(Arc<OwnedFd>, Option<Instant>)> = None;
         loop {
             let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            match socket {
-                Some(socket) if hung_up.is_none() => {
-                    if is_hung_up(&socket) {
-                        hung_up = Some(Instant::now());
-                    }
-                }
-                _ => {
-                    if socket.is_none() {
-                        hung_up = None;
-                    }
-                    std::thread::sleep(TICK);
-                }
+            watched = match (socket, watched.take()) {
+                (Some(socket), Some((same, hung_up))) if Arc::ptr_eq(&socket, &same) => Some((same, hung_up)),
+                // Another connection begins anew, however soon it follows.
+                (Some(socket), _) => Some((socket, None)),
+                (None, _) => None,
+            };
+            match &mut watched {
+                Some((socket, hung_up @ None)) => *hung_up = is_hung_up(socket).then(Instant::now),
+                Some(_) | None => std::thread::sleep(TICK),
             }
+            let hung_up = watched.as_ref().and_then(|(_, hung_up)| *hung_up);
             if hung_up.is_some_and(|since| since.elapsed() > HANG_UP_GRACE) {
                 end("the daemon is gone and a thread does not end");
             }

@@ -13,6 +13,7 @@ use super::{Vault, call_fault, fault_of, key_fault, sign_fault};
 use crate::{
     pki::PublicKey,
     token::{
+        host::canary_message,
         key::{self, CANARY_KEY_LABEL, LOG_KEY_LABEL, public},
         mechanism,
         protocol::{Fault, FaultClass, Fingerprint, Kind},
@@ -39,11 +40,13 @@ pub(in super::super) struct Worker<'a> {
     vault: &'a Vault,
     thread: usize,
     open: Option<Open>,
+    /// Whether the token has signed with it since it was last asked.
+    used: bool,
 }
 
 impl<'a> Worker<'a> {
     pub(in super::super) fn new(vault: &'a Vault, thread: usize) -> Self {
-        Self { vault, thread, open: None }
+        Self { vault, thread, open: None, used: false }
     }
 
     /// Whether it has a session, after an attempt to open one.
@@ -112,7 +115,11 @@ impl<'a> Worker<'a> {
         let open = self.ensure()?;
         let _call = vault.watchdog.call(thread);
         match mechanism::sign(&open.session, handle, key, message) {
-            Ok(bytes) => Ok(Signature { session: open.number, bytes }),
+            Ok(bytes) => {
+                let session = open.number;
+                self.used = true;
+                Ok(Signature { session, bytes })
+            }
             Err(error) => Err(sign_fault(&error)),
         }
     }
@@ -153,7 +160,23 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Asks the token about the session, so that neither it nor a firewall takes it for idle.
+    /// Whether the session has signed since this was last asked.
+    pub(in super::super) fn take_used(&mut self) -> bool {
+        std::mem::take(&mut self.used)
+    }
+
+    /// Has the canary key sign, so that neither token nor firewall takes the session for idle: many libraries answer
+    /// questions about a session by themselves. Where there is no such key, the question must do.
+    pub(in super::super) fn exercise(&mut self) -> Result<(), Fault> {
+        self.touch()?;
+        let Some(key) = self.vault.canary_key().cloned() else { return Ok(()) };
+        let fingerprint = key.fingerprint();
+        self.sign(Kind::Canary, &key, fingerprint, &canary_message(), Instant::now() + BUSY_PAUSE * 2)?;
+        self.vault.count_signed(fingerprint, Kind::Canary);
+        Ok(())
+    }
+
+    /// Asks about the session, and climbs the ladder if it is gone.
     pub(in super::super) fn touch(&mut self) -> Result<(), Fault> {
         let login = self.vault.login_number();
         let Err(fault) = self.session_info() else { return Ok(()) };

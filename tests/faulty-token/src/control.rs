@@ -1,0 +1,110 @@
+//! The commands, one a line: `FUNCTION ACTION [LIMIT]`.
+//!
+//! - FUNCTION: a PKCS#11 function, or `*` for each.
+//! - ACTION: `return=CKR` (a number, also hexadecimal), `delay=MILLISECONDS`, `hang`, `abort`, `segv`, `exit`,
+//!   `print` (to standard output), `logout` (the login is lost before the call), `sessions=N` (of C_OpenSession: no
+//!   more at once), and of C_Sign `wrong`, `truncate`, `long`.
+//! - LIMIT: `times=N,ID` (N times in all processes together; ID is one that no earlier command had),
+//!   `until=MILLISECONDS` (of the Unix epoch), none: for good.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    path::PathBuf,
+    sync::OnceLock,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use cryptoki_sys::CK_RV;
+
+/// What is left to do by the function itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Long,
+    Logout,
+    Return(CK_RV),
+    Sessions(u64),
+    Truncate,
+    Wrong,
+}
+
+fn path() -> Option<&'static PathBuf> {
+    static PATH: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PATH.get_or_init(|| std::env::var_os("FAULTY_TOKEN_CONTROL").map(PathBuf::from)).as_ref()
+}
+
+/// The fault of a call, which counts as one of its times; what needs no answer is done here.
+pub fn fault(function: &str) -> Option<Action> {
+    find(function, true)
+}
+
+/// The fault of a call, if it is one that the function does itself; uses nothing up.
+pub fn peek(function: &str) -> Option<Action> {
+    find(function, false)
+}
+
+fn find(function: &str, take: bool) -> Option<Action> {
+    let text = fs::read_to_string(path()?).ok()?;
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(name), Some(action)) = (words.next(), words.next()) else { continue };
+        if name != "*" && name != function || take && !take_one(words.next()) {
+            continue;
+        }
+        match act(action, take) {
+            None => {}
+            action => return action,
+        }
+    }
+    None
+}
+
+fn take_one(limit: Option<&str>) -> bool {
+    let Some((kind, value)) = limit.and_then(|limit| limit.split_once('=')) else { return true };
+    if kind == "until" {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
+        return value.parse::<u128>().is_ok_and(|until| now < until);
+    }
+    let Some((times, id)) = value.split_once(',') else { return false };
+    let times: u32 = times.parse().unwrap_or(0);
+    (0..times).any(|time| {
+        let used = path().map(|path| path.with_extension(format!("{id}.{time}")));
+        used.is_some_and(|used| OpenOptions::new().write(true).create_new(true).open(used).is_ok())
+    })
+}
+
+fn act(action: &str, now: bool) -> Option<Action> {
+    let (name, value) = action.split_once('=').unwrap_or((action, ""));
+    let number = || match value.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).unwrap_or(5),
+        None => value.parse().unwrap_or(5),
+    };
+    match name {
+        "long" => return Some(Action::Long),
+        "logout" => return Some(Action::Logout),
+        "return" => return Some(Action::Return(number())),
+        "sessions" => return Some(Action::Sessions(number())),
+        "truncate" => return Some(Action::Truncate),
+        "wrong" => return Some(Action::Wrong),
+        _ if !now => {}
+        "abort" => std::process::abort(),
+        "delay" => std::thread::sleep(Duration::from_millis(number())),
+        "exit" => std::process::exit(0),
+        "hang" => loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        },
+        "print" => {
+            let mut out = std::io::stdout();
+            let _ = out.write_all(&[b'x'; 100_000]).and_then(|()| out.flush());
+        }
+        "segv" => segv(),
+        _ => {}
+    }
+    None
+}
+
+fn segv() {
+    let nowhere = std::hint::black_box(8_usize) as *mut u8;
+    // SAFETY: none; this is the crash that the test asks for.
+    unsafe { std::ptr::write_volatile(nowhere, 1) };
+}

@@ -1,0 +1,203 @@
+//! A PKCS#11 module that passes everything to another one, and breaks on command.
+//!
+//! `FAULTY_TOKEN_MODULE` names the real module, `FAULTY_TOKEN_CONTROL` a file with the commands, read at each call:
+//! see [`control`]. Only tests load it.
+
+mod control;
+
+use std::{
+    ffi::c_void,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use control::Action;
+use cryptoki_sys::{
+    CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_MECHANISM, CK_MECHANISM_INFO,
+    CK_MECHANISM_TYPE, CK_NOTIFY, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SLOT_ID,
+    CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR,
+    CKR_OK, CKR_SESSION_COUNT, Pkcs11,
+};
+
+/// The real module's functions.
+static REAL: OnceLock<CK_FUNCTION_LIST> = OnceLock::new();
+/// What the caller gets.
+static LIST: OnceLock<CK_FUNCTION_LIST> = OnceLock::new();
+/// The session that was opened last, through which a login can be taken away.
+static LAST_SESSION: AtomicU64 = AtomicU64::new(0);
+/// Sessions that are open now.
+static OPEN_SESSIONS: AtomicU64 = AtomicU64::new(0);
+
+/// The function list, with faults in front of it.
+///
+/// # Safety
+/// `list` must be null or point to a place for a pointer, as PKCS#11 says of C_GetFunctionList.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> CK_RV {
+    let Some(real) = real() else { return CKR_GENERAL_ERROR };
+    let faulty = LIST.get_or_init(|| {
+        let mut faulty = *real;
+        install(&mut faulty);
+        faulty.C_GetFunctionList = Some(C_GetFunctionList);
+        faulty.C_OpenSession = Some(open_session);
+        faulty.C_CloseSession = Some(close_session);
+        faulty.C_Sign = Some(sign);
+        faulty
+    });
+    if list.is_null() {
+        return CKR_GENERAL_ERROR;
+    }
+    // SAFETY: the caller's pointer is not null and valid, by the contract above; nobody writes through the list.
+    unsafe { *list = std::ptr::from_ref(faulty).cast_mut() };
+    CKR_OK
+}
+
+fn real() -> Option<&'static CK_FUNCTION_LIST> {
+    if let Some(real) = REAL.get() {
+        return Some(real);
+    }
+    let path = std::env::var_os("FAULTY_TOKEN_MODULE")?;
+    // SAFETY: the path is the test's, and names a PKCS#11 module.
+    let library = unsafe { Pkcs11::new(path) }.ok()?;
+    let mut list = std::ptr::null_mut();
+    // SAFETY: the pointer is to a local, as C_GetFunctionList wants.
+    let rv = unsafe { library.C_GetFunctionList(&raw mut list) };
+    // The library stays loaded for as long as the process lives.
+    std::mem::forget(library);
+    if rv != CKR_OK || list.is_null() {
+        return None;
+    }
+    // SAFETY: the module answered CKR_OK, and so the list is there, for good.
+    Some(REAL.get_or_init(|| unsafe { *list }))
+}
+
+/// What happens before a call; a value is the call's answer.
+fn before(function: &str) -> Option<CK_RV> {
+    match control::fault(function)? {
+        Action::Return(rv) => Some(rv),
+        Action::Logout => {
+            if let Some(logout) = real().and_then(|real| real.C_Logout) {
+                // SAFETY: a session's number, valid or not, is all that C_Logout takes.
+                let _ = unsafe { logout(LAST_SESSION.load(Ordering::Relaxed)) };
+            }
+            None
+        }
+        Action::Long | Action::Sessions(_) | Action::Truncate | Action::Wrong => None,
+    }
+}
+
+macro_rules! pass_on {
+    ($($name:ident($($argument:ident: $type:ty),*);)*) => {
+        $(
+            #[expect(non_snake_case, reason = "PKCS#11 names it so")]
+            unsafe extern "C" fn $name($($argument: $type),*) -> CK_RV {
+                if let Some(rv) = before(stringify!($name)) {
+                    return rv;
+                }
+                match real().and_then(|real| real.$name) {
+                    // SAFETY: the caller's arguments, as they came.
+                    Some(function) => unsafe { function($($argument),*) },
+                    None => CKR_FUNCTION_NOT_SUPPORTED,
+                }
+            }
+        )*
+
+        fn install(list: &mut CK_FUNCTION_LIST) {
+            $(list.$name = Some($name);)*
+        }
+    };
+}
+
+pass_on! {
+    C_Initialize(arguments: *mut c_void);
+    C_Finalize(reserved: *mut c_void);
+    C_GetInfo(info: *mut CK_INFO);
+    C_GetSlotList(present: CK_BBOOL, slots: *mut CK_SLOT_ID, count: *mut CK_ULONG);
+    C_GetSlotInfo(slot: CK_SLOT_ID, info: *mut CK_SLOT_INFO);
+    C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO);
+    C_GetMechanismList(slot: CK_SLOT_ID, list: *mut CK_MECHANISM_TYPE, count: *mut CK_ULONG);
+    C_GetMechanismInfo(slot: CK_SLOT_ID, mechanism: CK_MECHANISM_TYPE, info: *mut CK_MECHANISM_INFO);
+    C_GetSessionInfo(session: CK_SESSION_HANDLE, info: *mut CK_SESSION_INFO);
+    C_Login(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: *mut CK_UTF8CHAR, length: CK_ULONG);
+    C_Logout(session: CK_SESSION_HANDLE);
+    C_FindObjectsInit(session: CK_SESSION_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG);
+    C_FindObjects(session: CK_SESSION_HANDLE, found: *mut CK_OBJECT_HANDLE, most: CK_ULONG, count: *mut CK_ULONG);
+    C_FindObjectsFinal(session: CK_SESSION_HANDLE);
+    C_GetAttributeValue(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG);
+    C_SignInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE);
+}
+
+unsafe extern "C" fn open_session(
+    slot: CK_SLOT_ID,
+    flags: CK_FLAGS,
+    application: *mut c_void,
+    notify: CK_NOTIFY,
+    session: *mut CK_SESSION_HANDLE,
+) -> CK_RV {
+    if let Some(Action::Sessions(most)) = control::peek("C_OpenSession") {
+        if OPEN_SESSIONS.load(Ordering::Relaxed) >= most {
+            return CKR_SESSION_COUNT;
+        }
+    } else if let Some(rv) = before("C_OpenSession") {
+        return rv;
+    }
+    let Some(function) = real().and_then(|real| real.C_OpenSession) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    // SAFETY: the caller's arguments, as they came.
+    let rv = unsafe { function(slot, flags, application, notify, session) };
+    if rv == CKR_OK {
+        OPEN_SESSIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the real module has just written there.
+        LAST_SESSION.store(unsafe { *session }, Ordering::Relaxed);
+    }
+    rv
+}
+
+unsafe extern "C" fn close_session(session: CK_SESSION_HANDLE) -> CK_RV {
+    if let Some(rv) = before("C_CloseSession") {
+        return rv;
+    }
+    let Some(function) = real().and_then(|real| real.C_CloseSession) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    // SAFETY: the caller's argument, as it came.
+    let rv = unsafe { function(session) };
+    if rv == CKR_OK {
+        OPEN_SESSIONS.fetch_sub(1, Ordering::Relaxed);
+    }
+    rv
+}
+
+unsafe extern "C" fn sign(
+    session: CK_SESSION_HANDLE,
+    data: *mut CK_BYTE,
+    data_length: CK_ULONG,
+    signature: *mut CK_BYTE,
+    length: *mut CK_ULONG,
+) -> CK_RV {
+    let action = match control::peek("C_Sign") {
+        // A call that only asks for the length uses nothing up.
+        Some(action @ (Action::Long | Action::Truncate | Action::Wrong)) if signature.is_null() => Some(action),
+        _ => match control::fault("C_Sign") {
+            Some(Action::Return(rv)) => return rv,
+            action => action,
+        },
+    };
+    let Some(function) = real().and_then(|real| real.C_Sign) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    // SAFETY: the caller's arguments, as they came.
+    let rv = unsafe { function(session, data, data_length, signature, length) };
+    if rv != CKR_OK {
+        return rv;
+    }
+    match action {
+        Some(Action::Wrong) if !signature.is_null() => {
+            // SAFETY: the real module has just written a signature of this length, which is never empty, there.
+            unsafe { *signature.add(usize::try_from(*length).unwrap_or(1) - 1) ^= 1 };
+        }
+        // SAFETY: the real module has just written the length there.
+        Some(Action::Truncate) if !signature.is_null() => unsafe { *length -= 1 },
+        // SAFETY: as above; the caller's buffer has the length that was told when it was asked for, one byte more.
+        Some(Action::Long) => unsafe { *length += 1 },
+        _ => {}
+    }
+    rv
+}

@@ -1,0 +1,263 @@
+//! A daemon that is not ours any more gets nothing out of a host but what the host's own rules allow.
+
+use std::{
+    io::{Read, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use der::{Decode, Encode};
+use istio_hsm_ca::{
+    identity::Name,
+    pki::{Issuer, Profile, PublicKey, Tbs, tbs::Serial},
+    token::{
+        host::canary_message,
+        protocol::{Frame, Kind, Reply, Request, Sign, Status, VERSION},
+    },
+};
+use rcgen::KeyPair;
+
+use super::harness::{MAX_VALIDITY, PATIENCE, PROGRAM, Site, soft_issuer, template};
+
+/// The other end of a host, byte by byte.
+pub struct Forger {
+    socket: UnixStream,
+    buffer: Vec<u8>,
+    correlation: u64,
+}
+
+impl Forger {
+    pub fn new(socket: UnixStream) -> Self {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { socket, buffer: Vec::new(), correlation: 0 }
+    }
+
+    /// A reply; none when the host hangs up.
+    pub fn ask(&mut self, request: &Request<'_>) -> Option<Reply> {
+        self.correlation += 1;
+        let mut bytes = Vec::new();
+        request.encode(self.correlation, &mut bytes).unwrap();
+        self.socket.write_all(&bytes).ok()?;
+        self.reply()
+    }
+
+    fn reply(&mut self) -> Option<Reply> {
+        loop {
+            if let Some((frame, length)) = Frame::split(&self.buffer).unwrap() {
+                assert_eq!(frame.correlation, self.correlation);
+                let reply = Reply::decode(&frame).unwrap();
+                self.buffer.drain(..length);
+                return Some(reply);
+            }
+            let mut bytes = [0; 4096];
+            match self.socket.read(&mut bytes) {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => self.buffer.extend_from_slice(bytes.get(..count).unwrap()),
+            }
+        }
+    }
+
+    pub fn hello(&mut self, settings: &[u8]) -> Status {
+        match self.ask(&Request::Hello { version: VERSION, settings }) {
+            Some(Reply::Status(status)) => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn sign(&mut self, kind: Kind, key: [u8; 32], message: &[u8]) -> Option<Reply> {
+        self.ask(&Request::Sign(Sign { kind, key, request_id: "forged", deadline_ms: 30_000, message }))
+    }
+
+    /// Sends bytes and tells whether the host hangs up on them.
+    fn hangs_up(mut self, bytes: &[u8]) -> bool {
+        self.socket.write_all(bytes).unwrap();
+        self.reply().is_none()
+    }
+}
+
+/// A host as a child of this process.
+fn child(site: &Site) -> (Child, Forger) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let child = Command::new(PROGRAM)
+        .args(["token-host", "--child", "forged"])
+        .envs(site.environment())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    (child, Forger::new(ours))
+}
+
+fn leaf(issuer: &Arc<Issuer>, change: impl FnOnce(&mut istio_hsm_ca::pki::Template)) -> Vec<u8> {
+    let mut template = template();
+    change(&mut template);
+    Tbs::build(template, Arc::clone(issuer), Serial::random()).unwrap().der().to_vec()
+}
+
+/// Replaces the one place where `from` stands.
+fn patched(tbs: &[u8], from: &[u8], to: &[u8], which: usize) -> Vec<u8> {
+    let places: Vec<usize> = (0..tbs.len()).filter(|at| tbs[*at..].starts_with(from)).collect();
+    let mut tbs = tbs.to_vec();
+    tbs[places[which]..][..to.len()].copy_from_slice(to);
+    tbs
+}
+
+/// A leaf of a hundred years, by another builder.
+fn hundred_years(issuer: &Arc<Issuer>) -> Vec<u8> {
+    let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2126, 1, 1);
+    let other = rcgen::Issuer::from_ca_cert_pem(issuer.roots_pem(), pair).unwrap();
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let certificate = params.signed_by(&key, &other).unwrap();
+    x509_cert::Certificate::from_der(certificate.der()).unwrap().tbs_certificate().to_der().unwrap()
+}
+
+/// What no host may sign: a name, the kind it pretends to be, the message, and a word of the refusal.
+pub fn forgeries(issuer: &Arc<Issuer>) -> Vec<(&'static str, Kind, Vec<u8>, &'static str)> {
+    let honest = leaf(issuer, |_| {});
+    let ca = leaf(issuer, |template| {
+        template.profile = Profile::Intermediate { organization: "evil".to_owned() };
+        template.names.clear();
+    });
+    let foreign = leaf(issuer, |template| {
+        template.names = vec![Name::Spiffe("spiffe://evil.example/ns/default/sa/httpbin".parse().unwrap())];
+    });
+    let both = leaf(issuer, |template| template.names.push(Name::Dns("evil.example".parse().unwrap())));
+    let unlisted =
+        leaf(issuer, |template| template.names = vec![Name::Dns("istiod.istio-system.svc".parse().unwrap())]);
+    let address = leaf(issuer, |template| template.names = vec![Name::Ip("10.0.0.1".parse().unwrap())]);
+    let long = leaf(issuer, |template| template.not_after += MAX_VALIDITY);
+    let later = leaf(issuer, |template| {
+        template.not_before += Duration::from_secs(365 * 86_400);
+        template.not_after += Duration::from_secs(365 * 86_400);
+    });
+    let renamed = patched(&honest, b"token host test", b"tokem host test", 0);
+    let strange = leaf(&soft_issuer(), |_| {});
+    vec![
+        ("CA:TRUE", Kind::Leaf, ca.clone(), "end entity"),
+        ("CA:TRUE, honestly named", Kind::Intermediate, ca, "does not allow intermediates"),
+        ("a leaf as an intermediate", Kind::Intermediate, honest.clone(), ""),
+        ("a foreign trust domain", Kind::Leaf, foreign, "evil.example"),
+        ("a foreign name beside an honest one", Kind::Leaf, both, "evil.example"),
+        ("a DNS name", Kind::Leaf, unlisted, "istiod.istio-system.svc"),
+        ("an address", Kind::Leaf, address, "10.0.0.1"),
+        ("a day and an hour", Kind::Leaf, long, ""),
+        ("a year from now", Kind::Leaf, later, "later than the host allows"),
+        ("a hundred years", Kind::Leaf, hundred_years(issuer), ""),
+        ("the name of another issuer", Kind::Leaf, renamed, "issuer"),
+        ("another CA's leaf", Kind::Leaf, strange, ""),
+        ("nothing", Kind::Leaf, Vec::new(), ""),
+        ("garbage", Kind::Leaf, vec![0x30; 300], ""),
+        ("half a leaf", Kind::Leaf, honest[..honest.len() / 2].to_vec(), ""),
+        ("a leaf and more", Kind::Leaf, [honest.as_slice(), b"\0"].concat(), ""),
+        ("a leaf as a checkpoint", Kind::Checkpoint, honest.clone(), "not a checkpoint"),
+        ("a leaf as a canary", Kind::Canary, honest, "not a canary's"),
+        ("a canary as a leaf", Kind::Leaf, canary_message(), ""),
+        ("a canary as a checkpoint", Kind::Checkpoint, canary_message(), "not a checkpoint"),
+    ]
+}
+
+/// Has a host refuse everything forged, and then sign what is honest.
+pub fn refuses_all(forger: &mut Forger, issuer: &Arc<Issuer>) {
+    let key = issuer.public_key();
+    assert_eq!(forger.ask(&Request::Open { key: key.fingerprint() }), Some(Reply::Opened));
+    let forgeries = forgeries(issuer);
+    for (name, kind, message, word) in &forgeries {
+        match forger.sign(*kind, key.fingerprint(), message) {
+            Some(Reply::Refused { reason }) => assert!(reason.contains(word), "{name}: {reason}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    let honest = leaf(issuer, |_| {});
+    // Neither the log key nor the canary key signs a certificate, nor does a key that the bundle does not name.
+    let Some(Reply::Status(status)) = forger.ask(&Request::Ping) else { panic!() };
+    for other in [&status.log_key, &status.canary_key] {
+        let fingerprint = PublicKey::from_spki_der(other).unwrap().fingerprint();
+        assert!(matches!(forger.sign(Kind::Leaf, fingerprint, &honest), Some(Reply::Refused { .. })));
+        assert!(matches!(forger.ask(&Request::Open { key: fingerprint }), Some(Reply::Refused { .. })));
+    }
+    assert!(matches!(forger.sign(Kind::Leaf, [0; 32], &honest), Some(Reply::Refused { .. })));
+    match forger.sign(Kind::Leaf, key.fingerprint(), &honest) {
+        Some(Reply::Signed { signature, .. }) => key.verify(key.signature_algorithm(), &honest, &signature).unwrap(),
+        other => panic!("{other:?}"),
+    }
+    let Some(Reply::Status(status)) = forger.ask(&Request::Ping) else { panic!() };
+    let leaves = status.signed.iter().filter(|count| count.kind != Kind::Canary).map(|count| count.count).sum::<u64>();
+    assert_eq!((status.refused, leaves), (u64::try_from(forgeries.len()).unwrap() + 3, 1));
+}
+
+#[test]
+fn a_forged_daemon_gets_nothing_that_the_host_does_not_allow() {
+    let site = Site::new();
+    let (mut host, mut forger) = child(&site);
+    let settings = serde_json::to_vec(&site.host_settings()).unwrap();
+    let status = forger.hello(&settings);
+    assert_eq!((status.version, status.pid, status.sessions), (VERSION, host.id(), 1));
+    refuses_all(&mut forger, &site.issuer);
+    // A second hello changes nothing.
+    let again = forger.ask(&Request::Hello { version: VERSION, settings: &settings });
+    assert!(matches!(again, Some(Reply::Refused { .. })), "{again:?}");
+    drop(forger);
+    assert!(host.wait().unwrap().success(), "a host whose daemon hangs up ends well");
+}
+
+#[test]
+fn what_is_not_the_protocol_ends_the_connection() {
+    let frame = |kind: u8, body: &[u8]| {
+        let length = u32::try_from(9 + body.len()).unwrap().to_be_bytes();
+        [&length[..], &[kind], &[0; 8], body].concat()
+    };
+    let cases: [(&str, bool, Vec<u8>); 6] = [
+        ("a gigabyte", true, vec![0x40, 0, 0, 0]),
+        ("an empty frame", true, vec![0; 4]),
+        ("an unknown kind", true, frame(0x66, b"")),
+        ("a reply", true, frame(0x83, b"")),
+        ("HTTP", true, b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+        ("a ping before the hello", false, frame(0x04, b"")),
+    ];
+    let site = Site::new();
+    for (name, greeted, bytes) in cases {
+        let (mut host, mut forger) = child(&site);
+        if greeted {
+            forger.hello(&serde_json::to_vec(&site.host_settings()).unwrap());
+        }
+        assert!(forger.hangs_up(&bytes), "{name}");
+        host.wait().unwrap();
+    }
+}
+
+#[test]
+fn settings_that_the_host_does_not_know_are_refused() {
+    let site = Site::new();
+    let good = serde_json::to_string(&site.host_settings()).unwrap();
+    for bad in ["", "{}", "null", &good.replace("bundle", "bundel"), &good.replace("cluster.local", "Cluster Local")] {
+        let (mut host, mut forger) = child(&site);
+        let reply = forger.ask(&Request::Hello { version: VERSION, settings: bad.as_bytes() });
+        assert!(matches!(reply, Some(Reply::Fault(_))), "{bad}: {reply:?}");
+        assert!(!host.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_host_shows_nothing_of_itself() {
+    let site = Site::new();
+    let (mut host, mut forger) = child(&site);
+    forger.hello(&serde_json::to_vec(&site.host_settings()).unwrap());
+    let process = std::path::PathBuf::from(format!("/proc/{}", host.id()));
+    let limits = std::fs::read_to_string(process.join("limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    // A process that is not dumpable belongs to root in /proc, whoever runs it; as root that shows nothing.
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(process.join("mem")).unwrap());
+    assert_eq!(owner, 0);
+    for secret in ["environ", "cmdline"] {
+        let text = std::fs::read(process.join(secret)).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&text).contains(super::common::softhsm::PIN), "{secret}");
+    }
+    drop(forger);
+    host.wait().unwrap();
+}

@@ -1,0 +1,126 @@
+//! A wrong PIN is tried once, whoever starts whatever again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    time::Duration,
+};
+
+use istio_hsm_ca::{
+    signer::SignError,
+    token::client::{Link, Phase, TokenSettings},
+};
+use nix::sys::signal::{Signal, kill};
+
+use super::{
+    common::softhsm::{PIN, module_path},
+    harness::{Mill, PATIENCE, Site, host_of, is, pool},
+};
+
+/// OpenSC's module that notes every call and passes it on.
+fn spy() -> PathBuf {
+    let places =
+        ["/usr/lib/x86_64-linux-gnu/pkcs11-spy.so", "/usr/lib/pkcs11/pkcs11-spy.so", "/usr/lib64/pkcs11-spy.so"];
+    let found = places.into_iter().map(PathBuf::from).find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("pkcs11-spy.so is missing: install the package opensc-pkcs11"))
+}
+
+/// The token with every call noted.
+fn spied(site: &Site, name: &str, sessions: u32) -> (TokenSettings, PathBuf) {
+    let calls = site.directory.path().join("calls");
+    let mut settings = site.host_settings();
+    settings.uri = settings.uri.replace(&module_path().display().to_string(), &spy().display().to_string());
+    settings.sessions = sessions;
+    let mut token = site.token_with(name, settings);
+    if let Link::Child { environment, .. } = &mut token.link {
+        environment.extend(BTreeMap::from([
+            ("PKCS11SPY".to_owned(), module_path().display().to_string()),
+            ("PKCS11SPY_OUTPUT".to_owned(), calls.display().to_string()),
+        ]));
+    }
+    (token, calls)
+}
+
+fn logins(calls: &PathBuf) -> usize {
+    fs::read_to_string(calls).unwrap_or_default().lines().filter(|line| line.ends_with(": C_Login")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_pin_is_tried_once_and_never_again_until_its_file_changes() {
+    let site = Site::new();
+    fs::write(site.pin(), "wrong-pin\n").unwrap();
+    let (token, calls) = spied(&site, "pin", 1);
+    for start in 0..2 {
+        let mill = Mill::start(pool(vec![token.clone()]), &site.issuer);
+        mill.until("refused", is(0, Phase::PinRefused)).await;
+        let began = std::time::Instant::now();
+        while mill.snapshot(0).hosts < 3 {
+            assert!(began.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(logins(&calls), 1, "start {start}");
+        // Nobody waits for a PIN.
+        let error = mill.issue().await.unwrap_err();
+        assert!(matches!(&error, SignError::Unavailable(reason) if reason.contains("pin")), "{error}");
+        assert!(!error.to_string().contains("wrong-pin"));
+        mill.end().await;
+    }
+    assert!(site.marker().exists());
+
+    let mill = Mill::start(pool(vec![token]), &site.issuer);
+    mill.until("refused", is(0, Phase::PinRefused)).await;
+    fs::write(site.pin(), PIN).unwrap();
+    mill.until("up", |health| is(0, Phase::HalfOpen)(health)).await;
+    for proof in mill.prove().await {
+        assert_eq!(proof.result, Ok(()));
+    }
+    mill.issue().await.unwrap();
+    assert_eq!(logins(&calls), 2);
+    assert!(!site.marker().exists(), "a right PIN clears the marker");
+    mill.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_file_that_vanishes_is_waited_for() {
+    let site = Site::new();
+    let mut settings = pool(vec![site.token("vanished")]);
+    settings.recovery_wait = PATIENCE;
+    let mill = Mill::proven(settings, &site.issuer).await;
+    mill.issue().await.unwrap();
+    let away = site.directory.path().join("away");
+    fs::rename(site.pin(), &away).unwrap();
+    mill.issue().await.unwrap();
+    kill(host_of("vanished"), Signal::SIGKILL).unwrap();
+    let pin = site.pin().display().to_string();
+    mill.until("down", |health| is(0, Phase::Down)(health) && health.reason().contains(&pin)).await;
+    fs::rename(&away, site.pin()).unwrap();
+    mill.issue().await.unwrap();
+    mill.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_keep_alive_exercises_every_session() {
+    let site = Site::new();
+    let (mut token, calls) = spied(&site, "keep-alive", 3);
+    token.keep_alive = Duration::from_millis(200);
+    let mill = Mill::proven(pool(vec![token]), &site.issuer).await;
+    mill.issue().await.unwrap();
+    let signing = || -> BTreeSet<String> {
+        let text = fs::read_to_string(&calls).unwrap();
+        let mut lines = text.lines();
+        let mut sessions = BTreeSet::new();
+        while let Some(line) = lines.next() {
+            if line.ends_with(": C_SignInit") {
+                sessions.extend(lines.find(|line| line.contains("hSession")).map(str::to_owned));
+            }
+        }
+        sessions
+    };
+    let began = std::time::Instant::now();
+    while signing().len() < 3 {
+        assert!(began.elapsed() < PATIENCE, "{:?}", signing());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    mill.end().await;
+}

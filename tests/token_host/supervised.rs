@@ -1,0 +1,278 @@
+//! The host under a user of its own: what the daemon's user can and cannot do.
+//!
+//! Needs root, to start processes as other users; elsewhere the tests say that they were skipped.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use istio_hsm_ca::{
+    bundle_files::BundlePaths,
+    clock,
+    pki::{Bundle, Issuer},
+    token::{
+        client::{Link, Phase, TokenSettings},
+        protocol::{Request, VERSION},
+    },
+};
+
+use super::{
+    forged::{Forger, refuses_all},
+    harness::{Mill, PATIENCE, PROGRAM, Site, is, pool},
+};
+
+/// The host's user, the daemon's, and somebody else's: numbers that no system gives out.
+const HOST: u32 = 64_211;
+const DAEMON: u32 = 64_212;
+const STRANGER: u32 = 64_213;
+
+/// Where a helper process finds what is public.
+const SHARED: &str = "TEST_TOKEN_HOST_SHARED";
+
+struct Stage {
+    shared: tempfile::TempDir,
+    host: Child,
+    site: Site,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _already_gone = self.host.kill();
+        let _already_gone = self.host.wait();
+    }
+}
+
+fn give(path: &Path, uid: u32) {
+    std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            give(&entry.unwrap().path(), uid);
+        }
+    }
+}
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A host at work under its own user; `None` where this process may not do so.
+fn stage() -> Option<Stage> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: starting processes as other users needs root");
+        return None;
+    }
+    let site = Site::new();
+    let shared = tempfile::tempdir().unwrap();
+    mode(shared.path(), 0o755);
+    let bundle = shared.path().join("bundle");
+    fs::create_dir(&bundle).unwrap();
+    for file in ["ca-cert.pem", "cert-chain.pem", "root-cert.pem"] {
+        fs::copy(site.bundle.join(file), bundle.join(file)).unwrap();
+        mode(&bundle.join(file), 0o644);
+    }
+    let run = shared.path().join("run");
+    fs::create_dir(&run).unwrap();
+    mode(&run, 0o755);
+    give(&run, HOST);
+    // The program may stand where other users cannot go.
+    let program = shared.path().join("istio-hsm-ca");
+    fs::hard_link(PROGRAM, &program).or_else(|_| fs::copy(PROGRAM, &program).map(|_| ())).unwrap();
+    let directory = site.directory.path();
+    let private = shared.path().join("private");
+    fs::create_dir(&private).unwrap();
+    for entry in ["tokens", "pin"] {
+        fs::rename(directory.join(entry), private.join(entry)).unwrap_or_else(|_| {
+            let copied = Command::new("cp").arg("-a").arg(directory.join(entry)).arg(&private).status().unwrap();
+            assert!(copied.success());
+        });
+    }
+    let conf = format!("directories.tokendir = {}\nobjectstore.backend = file\n", private.join("tokens").display());
+    fs::write(private.join("softhsm2.conf"), conf).unwrap();
+    let config = format!(
+        "uri = \"pkcs11:token={}?module-path={}&pin-source=file:{}\"\npin_marker = {:?}\nbundle = {:?}\n\
+         max_validity_seconds = 86400\ntrust_domains = [\"cluster.local\"]\ncall_timeout_ms = 5000\n",
+        super::harness::TOKEN,
+        super::common::softhsm::module_path().display(),
+        private.join("pin").display(),
+        private.join("pin-refused"),
+        bundle,
+    );
+    fs::write(private.join("token-host.toml"), config).unwrap();
+    give(&private, HOST);
+    mode(&private, 0o700);
+    let host = start(&program, &private, &run.join("host.sock"));
+    fs::write(shared.path().join("host.pid"), host.id().to_string()).unwrap();
+    let log = shared.path().join("log");
+    fs::create_dir(&log).unwrap();
+    give(&log, DAEMON);
+    Some(Stage { shared, host, site })
+}
+
+fn start(program: &Path, private: &Path, socket: &Path) -> Child {
+    let host = Command::new(program)
+        .args(["token-host", "--uid", &DAEMON.to_string(), "--config"])
+        .arg(private.join("token-host.toml"))
+        .arg("--socket")
+        .arg(socket)
+        .env("SOFTHSM2_CONF", private.join("softhsm2.conf"))
+        .stdin(Stdio::null())
+        .uid(HOST)
+        .gid(HOST)
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while !socket.exists() {
+        assert!(began.elapsed() < PATIENCE, "the host does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    host
+}
+
+/// Runs one of the ignored tests below as another user.
+fn run_as(uid: u32, test: &str, stage: &Stage) {
+    // The test's own program may stand where other users cannot go, too.
+    let program = stage.shared.path().join("test");
+    if !program.exists() {
+        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    }
+    let output = Command::new(program)
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .env(SHARED, stage.shared.path())
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .uid(uid)
+        .gid(uid)
+        .output()
+        .unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+fn shared() -> Option<PathBuf> {
+    std::env::var_os(SHARED).map(PathBuf::from)
+}
+
+fn issuer(shared: &Path) -> Arc<Issuer> {
+    let files = BundlePaths::in_directory(&shared.join("bundle")).read().unwrap();
+    Arc::clone(Bundle::check(files, clock::now()).unwrap().issuer())
+}
+
+fn token(shared: &Path, uid: Option<u32>) -> TokenSettings {
+    TokenSettings {
+        name: Arc::from("supervised"),
+        link: Link::Socket { path: shared.join("run/host.sock"), uid },
+        call_timeout: Duration::from_secs(5),
+        keep_alive: Duration::from_secs(1),
+    }
+}
+
+fn denied(path: &Path) {
+    let error = fs::File::open(path).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{}", path.display());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a helper process"]
+async fn helper_daemon() {
+    let Some(shared) = shared() else { return };
+    let mut settings = pool(vec![token(&shared, Some(HOST))]);
+    settings.recovery_wait = PATIENCE;
+    let mill = Mill::proven(settings, &issuer(&shared)).await;
+    for _ in 0..20 {
+        mill.issue().await.unwrap();
+    }
+    // What would let this user sign by itself.
+    let private = shared.join("private");
+    for secret in ["pin", "tokens", "softhsm2.conf", "token-host.toml"] {
+        denied(&private.join(secret));
+    }
+    let process = PathBuf::from("/proc").join(fs::read_to_string(shared.join("host.pid")).unwrap());
+    for secret in ["mem", "environ", "maps"] {
+        denied(&process.join(secret));
+    }
+    assert!(fs::read_dir(process.join("fd")).is_err());
+    let host = i32::try_from(mill.pool.snapshot().len()).unwrap();
+    assert_eq!(host, 1);
+    mill.end().await;
+    // Whoever serves a socket must be the one that was configured.
+    let mill = Mill::start(pool(vec![token(&shared, Some(0))]), &issuer(&shared));
+    mill.until("down", |health| is(0, Phase::Down)(health) && health.reason().contains("not by user 0")).await;
+}
+
+#[test]
+#[ignore = "a helper process"]
+fn helper_forger() {
+    let Some(shared) = shared() else { return };
+    let mut forger = Forger::new(UnixStream::connect(shared.join("run/host.sock")).unwrap());
+    // What a daemon asks of its child means nothing to a supervised host.
+    forger.hello(br#"{"max_validity_seconds": 4000000000, "allow_intermediate": true}"#);
+    refuses_all(&mut forger, &issuer(&shared));
+}
+
+#[test]
+#[ignore = "a helper process"]
+fn helper_stranger() {
+    let Some(shared) = shared() else { return };
+    let mut forger = Forger::new(UnixStream::connect(shared.join("run/host.sock")).unwrap());
+    assert_eq!(forger.ask(&Request::Hello { version: VERSION, settings: b"" }), None);
+}
+
+#[test]
+fn a_daemon_of_another_user_signs_and_sees_no_secret() {
+    let Some(stage) = stage() else { return };
+    run_as(DAEMON, "supervised::helper_daemon", &stage);
+}
+
+#[test]
+fn a_forged_daemon_of_another_user_gets_nothing_either() {
+    let Some(stage) = stage() else { return };
+    run_as(DAEMON, "supervised::helper_forger", &stage);
+}
+
+#[test]
+fn a_user_who_is_not_listed_is_turned_away_and_disturbs_nobody() {
+    let Some(stage) = stage() else { return };
+    run_as(STRANGER, "supervised::helper_stranger", &stage);
+    run_as(DAEMON, "supervised::helper_daemon", &stage);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervised_host_survives_its_daemons_and_daemons_survive_it() {
+    let Some(mut stage) = stage() else { return };
+    let path = stage.shared.path().to_owned();
+    // Root is not listed; the host's own user is always served, so that this daemon runs as a helper does.
+    run_as(HOST, "supervised::helper_daemon_of_the_hosts_user", &stage);
+    run_as(HOST, "supervised::helper_daemon_of_the_hosts_user", &stage);
+    assert!(stage.host.try_wait().unwrap().is_none(), "the host went with its daemon");
+    stage.host.kill().unwrap();
+    stage.host.wait().unwrap();
+    stage.host = start(&path.join("istio-hsm-ca"), &path.join("private"), &path.join("run/host.sock"));
+    run_as(HOST, "supervised::helper_daemon_of_the_hosts_user", &stage);
+    assert_eq!(stage.site.issuer.roots_pem(), issuer(&path).roots_pem());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a helper process"]
+async fn helper_daemon_of_the_hosts_user() {
+    let Some(shared) = shared() else { return };
+    // Daemons that come and go at once: each finds the host ready.
+    for _ in 0..5 {
+        let mut settings = pool(vec![token(&shared, None)]);
+        settings.recovery_wait = PATIENCE;
+        let mill = Mill::proven(settings, &issuer(&shared)).await;
+        mill.issue().await.unwrap();
+        mill.end().await;
+    }
+    let mill = Mill::proven(pool(vec![token(&shared, None)]), &issuer(&shared)).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(1500) {
+        mill.issue().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(mill.snapshot(0).hosts, 1, "the host was ended while it served");
+}
