@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod background;
+pub mod in_use;
 pub mod operator;
 pub mod overview;
 pub mod readiness;

@@ -69,6 +69,7 @@ impl Config {
         let limits = &self.token_host;
         let longest = limits.max_validity.unwrap_or_else(|| self.ca.max_ttl.max(self.serving.ttl));
         let mut settings = host::Settings::new(uri, self.pin_marker(token), self.ca.bundle.clone(), longest);
+        settings.ca_certificates = vec![self.ca_in_use()];
         settings.sessions = token.sessions.get();
         settings.call_timeout = token.call_timeout;
         settings.trust_domains = limits.trust_domains.clone().unwrap_or_else(|| self.ca.trust_domains.clone());
@@ -76,6 +77,12 @@ impl Config {
         settings.ip_addresses = limits.ip_addresses.clone().unwrap_or_else(|| self.serving.ip_addresses.clone());
         settings.allow_intermediate = limits.allow_intermediate;
         settings
+    }
+
+    /// Where the CA certificate in use is kept for the hosts that the daemon starts: beside the log.
+    #[must_use]
+    pub fn ca_in_use(&self) -> PathBuf {
+        self.log.directory.join("ca-in-use.pem")
     }
 
     /// Where it is remembered that a token's PIN was refused: beside the log, which outlives restarts.

@@ -55,6 +55,8 @@ pub struct Reloader {
     pub directory: PathBuf,
     /// The files in use.
     pub in_use: BundleFiles,
+    /// Where the CA certificate in use is kept for the token hosts.
+    pub kept: PathBuf,
     /// Whether a root may be dropped.
     pub allow_root_removal: bool,
     /// The CA that takes the new bundle.
@@ -150,6 +152,7 @@ impl Reloader {
             }
             return Err(ReloadError::KeyMissing(missing));
         }
+        super::in_use::keep(&self.kept, &files.ca_cert.bytes);
         self.ca.replace_issuer(Arc::clone(new));
         if another_key {
             self.pool.forget(old.public_key());

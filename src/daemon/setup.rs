@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use super::{
     background::Background,
+    in_use,
     readiness::{Readiness, Voice},
     reload::Reloader,
 };
@@ -100,6 +101,7 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
         tracing::warn!(warning = warning.0, "bundle");
     }
     let issuer = Arc::clone(bundle.issuer());
+    in_use::keep(&config.ca_in_use(), &bundle.files().ca_cert.bytes);
     let pool = Arc::new(Pool::start(config.pool_settings())?);
     let signer: Arc<dyn CheckpointSigner> = Arc::new(LogKey(Arc::clone(&pool)));
     let (log, opened) = Log::open(config.log_settings(), Some(signer))?;
@@ -142,6 +144,7 @@ impl Core {
         Reloader {
             directory: config.ca.bundle.clone(),
             in_use: self.files.clone(),
+            kept: config.ca_in_use(),
             allow_root_removal: config.ca.allow_root_removal,
             ca: Arc::clone(&self.ca),
             pool: Arc::clone(&self.pool),

@@ -81,10 +81,10 @@ async fn the_denylist_is_read_again_on_sighup() {
 async fn a_certificate_that_expires_on_an_open_connection_proves_nothing_any_more() {
     let site = Site::new(&PlugIn::intermediate());
     let daemon = site.serve("");
-    let (certificate, key) = obtain(&daemon, daemon.ask().validity(6)).await;
+    let (certificate, key) = obtain(&daemon, daemon.ask().validity(12)).await;
     let channel = daemon.connect(Some((&certificate, &key))).await;
     assert_eq!(code(Ask::new(IDENTITY).send(channel.clone()).await), Code::Ok);
-    tokio::time::sleep(Duration::from_secs(8)).await;
+    tokio::time::sleep(Duration::from_secs(14)).await;
     let status = Ask::new(IDENTITY).send(channel.clone()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     daemon.wait_line(|line| line["reason"].as_str().is_some_and(|reason| reason.contains("expired")));

@@ -69,17 +69,19 @@ async fn requests_under_way_are_answered_and_the_log_goes_on_after_a_restart() {
     let mut daemon = site.serve("");
     let mut received = daemon.send(daemon.ask()).await.unwrap()[..1].to_vec();
 
+    let mut channels = Vec::new();
+    for _ in 0..4 {
+        channels.push(daemon.connect(None).await);
+    }
+    let asks: Vec<Ask> = (0..REQUESTS).map(|_| daemon.ask()).collect();
+
     // The token stands still, so that the requests are under way when the signal comes.
     let hosts = children(daemon.pid());
     assert_eq!(hosts.len(), 1);
     nix::sys::signal::kill(hosts[0], Signal::SIGSTOP).unwrap();
     let before = metric(&daemon, "citadel_server_csr_count_total");
-    let mut channels = Vec::new();
-    for _ in 0..4 {
-        channels.push(daemon.connect(None).await);
-    }
-    let tasks: Vec<_> =
-        (0..REQUESTS).map(|n| tokio::spawn(daemon.ask().send(channels[n % channels.len()].clone()))).collect();
+    let asks = asks.into_iter().zip(channels.iter().cycle());
+    let tasks: Vec<_> = asks.map(|(ask, channel)| tokio::spawn(ask.send(channel.clone()))).collect();
     for _ in 0..500 {
         if metric(&daemon, "citadel_server_csr_count_total") - before >= 100.0 {
             break;

@@ -139,6 +139,21 @@ async fn a_bundle_that_must_not_be_taken_leaves_the_old_one() {
     refused(&daemon, "lacks a root");
     assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
 
+    // Not even a new token host, which reads the bundle afresh, loses the key in use.
+    for broken in ["", "-----BEGIN CERTIFICATE-----\nnothing\n"] {
+        if !broken.is_empty() {
+            fs::write(site.bundle().join("ca-cert.pem"), broken).unwrap();
+        }
+        let hosts = || daemon.stderr().matches("the token host is logged in").count();
+        let before = hosts();
+        for host in crate::ending::children(daemon.pid()) {
+            nix::sys::signal::kill(host, nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        daemon.wait_line(|_| hosts() > before);
+        daemon.wait_ready();
+        assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
+    }
+
     first.write_public(&site.bundle());
     assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
     assert_eq!(taken(&daemon), 0);

@@ -50,6 +50,9 @@ impl Scraped {
 
 type Series = (&'static str, &'static [(&'static str, &'static str)]);
 
+/// A series and the least that it must be.
+type AtLeast = (&'static str, &'static [(&'static str, &'static str)], f64);
+
 const REQUESTS: &str = "istio_hsm_ca_requests_total";
 const CSR_COUNT: Series = ("citadel_server_csr_count_total", &[]);
 const SUCCESS: Series = ("citadel_server_success_cert_issuance_count_total", &[]);
@@ -122,8 +125,8 @@ async fn the_expected_series_are_there() {
     // What is counted elsewhere is set once a second.
     tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
     let scraped = Scraped::new(&daemon);
-    let token: &[(&str, &str)] = &[("token", "softhsm")];
-    let at_least: &[(&str, &[(&str, &str)], f64)] = &[
+    let token: &'static [(&'static str, &'static str)] = &[("token", "softhsm")];
+    let at_least: &[AtLeast] = &[
         ("citadel_server_root_cert_expiry_timestamp", &[], 1e9),
         ("citadel_server_root_cert_expiry_seconds", &[], 1e6),
         ("citadel_server_cert_chain_expiry_timestamp", &[], 1e9),

@@ -284,10 +284,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What can be read; an error only where that is nothing.
 fn read_certificates(settings: &Settings) -> Result<Vec<CaCertificate>, Fault> {
     let names = ["ca-cert.pem", "tls.crt"].map(|name| settings.bundle.join(name));
     let bundle = names.iter().find(|path| path.exists()).unwrap_or(&names[0]);
-    std::iter::once(bundle).chain(&settings.ca_certificates).map(|path| read_certificate(path)).collect()
+    let paths = std::iter::once(bundle).chain(&settings.ca_certificates);
+    let (mut certificates, mut first) = (Vec::<CaCertificate>::new(), None);
+    for path in paths {
+        match read_certificate(path) {
+            Ok(ca) if certificates.iter().any(|other| other.der == ca.der) => {}
+            Ok(ca) => certificates.push(ca),
+            Err(fault) => {
+                first.get_or_insert(fault);
+            }
+        }
+    }
+    match first {
+        Some(fault) if certificates.is_empty() => Err(fault),
+        Some(fault) => {
+            tracing::warn!(reason = fault.text, "a CA certificate cannot be read; the others serve");
+            Ok(certificates)
+        }
+        None => Ok(certificates),
+    }
 }
 
 fn read_certificate(path: &Path) -> Result<CaCertificate, Fault> {
