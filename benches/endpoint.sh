@@ -241,15 +241,17 @@ goal() { # TEXT VALUE COMPARISON GOAL
   verdict=$(awk "BEGIN {print ($2 $3 $4) ? \"reached\" : \"MISSED\"}" </dev/null)
   printf '%-78s %9s  goal %s %-6s %s\n' "$1" "$2" "$3" "$4" "$verdict"
 }
-signature=$(calculate "1e6 / $(median token.p256.rate)" 1)
+signature=$(median token.p256.cpu)
 goal "P-256: CPU per certificate / sum of its parts ($sum_p256 us)" "$(calculate "$(median p256.cpu) / $sum_p256")" '<=' 1.15
 goal "RSA-2048: the same ($sum_rsa us)" "$(calculate "$(median rsa.cpu) / $sum_rsa")" '<=' 1.05
 goal "RSA-2048: rate / the token's own, one core" "$(calculate "$(median rsa.rate) / $(median token.rsa.rate)")" '>=' 0.85
-goal "RSA-2048: the same, two cores that the load shares" "$(calculate "$(median rsa-two.rate) / $(median token.rsa-two.rate)")" '>=' 0.85
+goal "RSA-2048: the same by CPU time, which other programs disturb less" "$(calculate "$(median token.rsa.cpu) / $(median rsa.cpu)")" '>=' 0.85
+goal "RSA-2048: rate / the token's own, two cores that the load shares" "$(calculate "$(median rsa-two.rate) / $(median token.rsa-two.rate)")" '>=' 0.85
 goal "P-256, cached JWT: certificates per CPU-second" "$(calculate "1e6 / $(median p256.cpu)" 0)" '>=' 4000
 goal "one in flight: p50 less the token's signature ($signature us), ms" "$(calculate "($(median p256-one.p50) - $signature) / 1000")" '<=' 0.6
 goal "one in flight, no flush: the same, ms" "$(calculate "($(median p256-one-memory.p50) - $signature) / 1000")" '<=' 0.4
-goal "new mTLS connection each: rate / what the parts allow ($sum_new us)" "$(calculate "$(median p256-new.rate) * $sum_new / 1e6")" '>=' 0.8
+# By CPU time: the load's own handshakes cost more than the server's, so that the load's core may be the full one.
+goal "new mTLS connection each: per CPU-second / what the parts allow ($sum_new us)" "$(calculate "$sum_new / $(median p256-new.cpu)")" '>=' 0.8
 goal "durable log on / off: rate, server on one core" "$(calculate "$(median p256.rate) / $(median p256-memory.rate)")" '>=' 0.95
 goal "durable log on / off: rate, two cores" "$(calculate "$(median p256-two.rate) / $(median p256-two-memory.rate)")" '>=' 0.85
 goal "memory idle, daemon and token host, MiB" "$(calculate "$(median memory.idle) / 1024" 1)" '<=' 40
