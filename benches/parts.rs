@@ -1,0 +1,253 @@
+//! CPU time of the parts of a certificate, for the ratio that `benches/endpoint.sh` prints; not wall time, so that a
+//! busy machine disturbs it less.
+//!
+//! `parts measure DIR` prints one part a line, `name microseconds`; DIR holds the log that it writes.
+//! `parts echo DIR` is the endpoint's own stack (listener, TLS, HTTP/2, gRPC) before a handler that does nothing but
+//! answer with a reply of a certificate's size: what the RPC costs. It writes DIR/root.pem and prints its address.
+
+#![expect(missing_docs, reason = "a program, not a library")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a bench ends at the first surprise")]
+
+use std::{
+    collections::HashMap,
+    hint::black_box,
+    path::Path,
+    sync::{Arc, RwLock},
+    time::{Duration, SystemTime},
+};
+
+use futures_util::future::join_all;
+use istio_hsm_ca::{
+    agent::{KeyKind, TokenIssuer, Workload, WorkloadKey},
+    auth::{self, Authenticator, ClusterId, Credentials},
+    grpc::{
+        Settings,
+        generated::{
+            IstioCertificateRequest, IstioCertificateResponse,
+            istio_certificate_service_server::IstioCertificateService,
+        },
+        listener::Listener,
+        server::{routes, serve},
+        tls::{ServingCertificate, server_config},
+    },
+    identity::Name,
+    log::{Intent, Log, Outcome},
+    pki::{
+        Issued, Issuer, Profile, PublicKey, Tbs, Template, VerifiedCsr,
+        lint::{self, Ca, Facts},
+        tbs::Serial,
+    },
+    policy::{Asked, Rules},
+};
+use nix::time::{ClockId, clock_gettime};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair,
+    PublicKeyData, RsaKeySize, SigningKey,
+};
+use rustls::{crypto::aws_lc_rs, server::WebPkiClientVerifier, sign::CertifiedKey};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const ROUNDS: usize = 9;
+const ROUND: Duration = Duration::from_millis(60);
+/// Requests whose lines share a flush, about as many as do in the daemon at 64 in flight.
+const GROUP: usize = 8;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    match (arguments.next().as_deref(), arguments.next()) {
+        (Some("measure"), Some(directory)) => measure(Path::new(&directory)),
+        (Some("echo"), Some(directory)) => echo(Path::new(&directory)),
+        // `cargo bench` and `cargo test` start every bench; this one needs a directory.
+        _ => println!("usage: parts measure|echo DIR   (benches/endpoint.sh runs it)"),
+    }
+}
+
+fn cpu(clock: ClockId) -> Duration {
+    clock_gettime(clock).expect("a CPU clock").into()
+}
+
+/// The median of several rounds, in microseconds of this process' CPU time a call; `each` calls count in one run.
+fn part(name: &str, each: u32, mut run: impl FnMut()) {
+    let mut figures: Vec<f64> = (0..=ROUNDS)
+        .map(|_| {
+            let start = cpu(ClockId::CLOCK_PROCESS_CPUTIME_ID);
+            let mut calls = 0;
+            loop {
+                run();
+                calls += each;
+                let took = cpu(ClockId::CLOCK_PROCESS_CPUTIME_ID) - start;
+                if took >= ROUND {
+                    return took.as_secs_f64() * 1e6 / f64::from(calls);
+                }
+            }
+        })
+        .skip(1)
+        .collect();
+    figures.sort_by(f64::total_cmp);
+    println!("{name} {:.2}", figures.get(figures.len() / 2).expect("a figure"));
+}
+
+fn public(key: &KeyPair) -> PublicKey {
+    PublicKey::from_spki_der(&key.subject_public_key_info()).expect("a public key")
+}
+
+fn issuer(key: &KeyPair, now: SystemTime) -> Arc<Issuer> {
+    let root = Template {
+        profile: Profile::SelfSignedRoot { organization: "cluster.local".to_owned() },
+        public_key: public(key),
+        names: Vec::new(),
+        not_before: now - DAY,
+        not_after: now + 3650 * DAY,
+    };
+    Issuer::of_new_root(&root).expect("an issuer")
+}
+
+fn measure(directory: &Path) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let now = istio_hsm_ca::clock::now();
+    let p256 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+    let id = "spiffe://cluster.local/ns/bench/sa/w1";
+
+    let csr = WorkloadKey::generate(KeyKind::P256).and_then(|key| key.request(id)).unwrap();
+    part("csr", 1, || drop(VerifiedCsr::from_pem(black_box(&csr)).unwrap()));
+
+    // The caller by a token whose answer is cached.
+    let issuer_key = TokenIssuer::generate_key().unwrap();
+    let tokens = TokenIssuer::new(issuer_key.as_bytes(), "https://bench.invalid".into(), "istio-ca".into()).unwrap();
+    let keys = directory.join("parts-jwks.json");
+    std::fs::write(&keys, serde_json::to_vec(&tokens.key_set()).unwrap()).unwrap();
+    let workload = Workload { namespace: "bench".into(), service_account: "w1".into() };
+    let token = tokens.mint(&workload, now, Duration::from_secs(3600)).unwrap();
+    let settings: auth::Settings = toml::from_str(&format!(
+        "[[jwt]]\nissuer = \"https://bench.invalid\"\nkeys = {{ file = {{ path = {keys:?} }} }}\ntrust_domain = \"cluster.local\"\n"
+    ))
+    .unwrap();
+    let authenticator = Authenticator::new(&settings, &["cluster.local".parse().unwrap()]).unwrap();
+    let rsa_issuer = issuer(&rsa, now);
+    runtime.block_on(async {
+        authenticator.start();
+        while !authenticator.not_ready().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let credentials = Credentials {
+        bearer: Some(auth::Token::new(&token)),
+        cluster_id: ClusterId::Named("Kubernetes"),
+        client_chain: None,
+        peer: None,
+    };
+    let authenticate = || runtime.block_on(authenticator.authenticate(&credentials, &rsa_issuer, now)).unwrap();
+    part("jwt", 1, || drop(authenticate()));
+    let caller = authenticate();
+
+    let rules = Rules {
+        default_ttl: DAY,
+        max_ttl: 90 * DAY,
+        trust_domains: vec!["cluster.local".parse().unwrap()],
+        cert_signers: Vec::new(),
+        serving_dns_names: Vec::new(),
+        serving_ip_addresses: Vec::new(),
+        serving_ttl: DAY,
+    };
+    let verified = VerifiedCsr::from_pem(&csr).unwrap();
+    let asked = Asked { validity_seconds: 86_400, ..Asked::default() };
+    for (name, key) in [("p256", &p256), ("rsa", &rsa)] {
+        let issuer = issuer(key, now);
+        let decide = || rules.decide(&caller, &verified, &asked, &issuer, now).unwrap();
+        let build = || {
+            let template = decide().template().clone();
+            Arc::new(Tbs::build(template, Arc::clone(&issuer), Serial::random()).unwrap())
+        };
+        part(&format!("tbs-{name}"), 1, || drop(build()));
+        let tbs = build();
+        let signature = key.sign(tbs.der()).unwrap();
+        part(&format!("verify-{name}"), 1, || {
+            drop(Issued::assemble(Arc::clone(&tbs), black_box(&signature)).unwrap().chain());
+        });
+    }
+    let issuer = issuer(&p256, now);
+    let grant = rules.decide(&caller, &verified, &asked, &issuer, now).unwrap();
+    let Some(Name::Spiffe(_)) = grant.template().names.first() else { panic!("no name") };
+    let tbs = Arc::new(Tbs::build(grant.template().clone(), Arc::clone(&issuer), Serial::random()).unwrap());
+    // The token host's own check of the same bytes.
+    let ca = Ca::from(&*issuer);
+    part("host-check", 1, || {
+        Facts::parse(black_box(tbs.der())).and_then(|facts| lint::leaf(&facts, &ca, 90 * DAY)).unwrap();
+    });
+    log(&runtime, directory, &Intent { request_id: "0".repeat(32), time: now, caller, grant: Some(grant), tbs });
+}
+
+/// Intent, flush shared by a group, and outcome.
+fn log(runtime: &tokio::runtime::Runtime, directory: &Path, intent: &Intent) {
+    let settings = istio_hsm_ca::log::Settings::new(directory.join("parts-log"), "bench.invalid/log");
+    let (log, _) = runtime.block_on(async { Log::open(settings, None) }).unwrap();
+    part("log", u32::try_from(GROUP).unwrap(), || {
+        let record = || async {
+            let recorded = log.record(intent.clone()).await.unwrap();
+            log.outcome(recorded.index(), Outcome::Issued { token: "softhsm".to_owned() });
+        };
+        runtime.block_on(join_all((0..GROUP).map(|_| record())));
+    });
+    runtime.block_on(log.close());
+}
+
+/// Answers each request as the first time, when it really signed: callers may show what they got in a handshake.
+struct Echo {
+    root: CertifiedIssuer<'static, KeyPair>,
+    answers: RwLock<HashMap<String, Vec<String>>>,
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for Echo {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let csr = request.into_inner().csr;
+        if let Some(chain) = self.answers.read().unwrap().get(&csr) {
+            return Ok(Response::new(IstioCertificateResponse { cert_chain: chain.clone() }));
+        }
+        let params = CertificateSigningRequestParams::from_pem(&csr).unwrap();
+        // A leaf, the CA and a root, as the daemon answers.
+        let cert_chain = vec![params.signed_by(&self.root).unwrap().pem(), self.root.pem(), self.root.pem()];
+        self.answers.write().unwrap().insert(csr, cert_chain.clone());
+        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+    }
+}
+
+fn echo(directory: &Path) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(["istiod.istio-system.svc".to_owned()]).unwrap().signed_by(&key, &root).unwrap();
+    std::fs::write(directory.join("root.pem"), root.pem()).unwrap();
+    let provider = aws_lc_rs::default_provider();
+    let private = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+    let chain = vec![CertificateDer::from_pem_slice(leaf.pem().as_bytes()).unwrap()];
+    let certificate = ServingCertificate::absent();
+    certificate.replace(Arc::new(CertifiedKey::from_der(chain, private, &provider).unwrap()));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root.der().clone()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider))
+        .allow_unauthenticated()
+        .build()
+        .unwrap();
+    let service = Echo { root, answers: RwLock::default() };
+    let settings = Settings { address: "127.0.0.1:0".parse().unwrap(), ..Settings::default() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let tls = server_config(&settings.tls, certificate, verifier).unwrap();
+        let listener = Listener::bind(&settings, Some(tls)).await.unwrap();
+        println!("{}", listener.local_addr().unwrap());
+        let (_ready, watched) = watch::channel(true);
+        let stop = CancellationToken::new();
+        let routes = routes(service, &settings, watched, stop.clone()).unwrap();
+        serve(listener, routes, &settings, stop).await.unwrap();
+    });
+}
