@@ -26,7 +26,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("which").required(true).args(["token", "module"])))]
 pub struct Args {
-    /// The token: pkcs11:token=LABEL?module-path=/path/to/module.so (RFC 7512); one that selects none lists them all
+    /// The token: pkcs11:token=LABEL?module-path=/path/to/module.so (RFC 7512)
     #[arg(long, value_name = "URI")]
     token: Option<TokenUri>,
     #[command(flatten)]
@@ -84,15 +84,7 @@ struct BundleView {
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     // The parser sees to it that one of the two is given.
     let Some(token) = args.token else { return list(args.module.unwrap_or_default(), output) };
-    let token = TokenArgs { token, pin: args.pin };
-    if args.bundle.is_none() && !token.names_pin() && selects_none(&token.token) {
-        return list(module_path(&token.token)?.to_owned(), output);
-    }
-    one(&token, args.bundle, output)
-}
-
-fn selects_none(uri: &TokenUri) -> bool {
-    [uri.label(), uri.serial(), uri.manufacturer(), uri.model()].iter().all(Option::is_none)
+    one(&TokenArgs { token, pin: args.pin }, args.bundle, output)
 }
 
 fn list(module: PathBuf, output: Output) -> anyhow::Result<()> {

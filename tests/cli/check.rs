@@ -255,7 +255,11 @@ fn the_log() {
     // A log that cannot be made.
     let root = ready.machine.directory.path().display().to_string();
     let ready = ready.with(&format!("{root}/log"), &format!("{root}/config.toml/log"));
-    ready.fails(&[("log", "", ""), ("log", "is no directory", "name another path")]);
+    ready.fails(&[
+        ("token hsm", "pin-refused.hsm cannot be used", "check its directory"),
+        ("log", "", ""),
+        ("log", "is no directory", "name another path"),
+    ]);
 }
 
 #[test]

@@ -91,7 +91,7 @@ pub(super) fn run(key: &Key<'_>, root: Root, output: Output) -> anyhow::Result<(
         Log::open(settings, None)?
     };
     let made = key.make(&opened, &session);
-    let done = made.map_err(anyhow::Error::from).and_then(|made| ceremony(&runtime, &log, &session, made, &root));
+    let done = made.and_then(|made| ceremony(&runtime, &log, &session, made, &root));
     runtime.block_on(log.close());
     let receipt = done?;
     output.print(&receipt, |receipt| {
