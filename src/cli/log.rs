@@ -241,7 +241,7 @@ fn follow(directory: &Path, filter: Filter, output: Output) -> anyhow::Result<()
         out.write_all(heading().as_bytes())?;
     }
     loop {
-        while let Some((line, text)) = lines.next()? {
+        while let Some((line, text)) = lines.next_line()? {
             let shown = match (output, line) {
                 (Output::Json, _) => [text.as_slice(), b"\n"].concat(),
                 (Output::Text, Line::Intent(intent)) => row(&intent, "open").into_bytes(),

@@ -125,7 +125,7 @@ impl Follow {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn next(&mut self) -> Result<Option<(Line, Vec<u8>)>, ReadError> {
+    pub fn next_line(&mut self) -> Result<Option<(Line, Vec<u8>)>, ReadError> {
         while let Some(read) = self.reader.next()? {
             let shown = match &read.line {
                 Line::Intent(intent) => self.filter.matches(intent) && self.open.insert(intent.index),

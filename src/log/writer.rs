@@ -27,6 +27,9 @@ use super::{
     tree::{Frontier, Hash, leaf_hash},
 };
 
+/// A line, and who waits for it to be durable: an outcome has nobody.
+type Waiting = (Line, Option<oneshot::Sender<Result<u64, LogError>>>);
+
 /// How long the writer sleeps when nobody waits: outcomes are this late at most, plus a flush.
 const TICK: Duration = Duration::from_millis(250);
 /// The pauses between attempts to write on a disk that refuses.
@@ -181,7 +184,7 @@ impl Writer {
     }
 
     /// Writes lines and flushes them once; `true` when they are durable.
-    fn commit(&mut self, lines: Vec<(Line, Option<oneshot::Sender<Result<u64, LogError>>>)>) -> bool {
+    fn commit(&mut self, lines: Vec<Waiting>) -> bool {
         let Target::Open(segment) = &mut self.target else { return false };
         if lines.is_empty() {
             return true;
@@ -230,7 +233,7 @@ impl Writer {
     }
 
     /// Tells who waits that nothing was recorded; outcomes are kept for later.
-    fn refuse(&mut self, lines: Vec<(Line, Option<oneshot::Sender<Result<u64, LogError>>>)>, reason: &str) {
+    fn refuse(&mut self, lines: Vec<Waiting>, reason: &str) {
         for (line, waiter) in lines {
             if let Some(waiter) = waiter {
                 let _ = waiter.send(Err(LogError::Unavailable(reason.to_owned())));
@@ -403,11 +406,7 @@ impl Drop for Writer {
 }
 
 /// Numbers and serialises lines into the buffer.
-fn stage(
-    first: u64,
-    lines: Vec<(Line, Option<oneshot::Sender<Result<u64, LogError>>>)>,
-    buffer: &mut Vec<u8>,
-) -> Vec<Staged> {
+fn stage(first: u64, lines: Vec<Waiting>, buffer: &mut Vec<u8>) -> Vec<Staged> {
     buffer.clear();
     let mut staged = Vec::with_capacity(lines.len());
     for ((mut line, waiter), number) in lines.into_iter().zip(first..) {
