@@ -11,6 +11,7 @@ set -euo pipefail
 needs=(
   "softhsm2:softhsm2-util"     # the token, /usr/lib/softhsm/libsofthsm2.so
   "opensc:pkcs11-tool"         # makes tokens without a PIN on the command line; a foreign judge in tests
+  "opensc-pkcs11:/usr/lib/$(uname -m)-linux-gnu/pkcs11-spy.so" # counts the calls of a host in tests
   "openssl:openssl"            # sample CA; a foreign judge of certificates
   "gcc:cc"                     # aws-lc
   "cmake:cmake"                # aws-lc
@@ -20,7 +21,7 @@ needs=(
 
 missing=()
 for need in "${needs[@]}"; do
-  command -v "${need#*:}" >/dev/null 2>&1 || missing+=("${need%%:*}")
+  [[ -e ${need#*:} ]] || command -v "${need#*:}" >/dev/null 2>&1 || missing+=("${need%%:*}")
 done
 (( ${#missing[@]} )) || exit 0
 

@@ -1,6 +1,6 @@
 //! Who calls: every way to be refused, and the ways to be known.
 
-#![expect(
+#![allow(
     clippy::unwrap_used,
     clippy::unwrap_in_result,
     clippy::expect_used,

@@ -1,6 +1,6 @@
 //! Each annotated configuration is one that the daemon takes, also with every commented value in force.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use istio_hsm_ca::config::Config;
 

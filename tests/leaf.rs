@@ -3,7 +3,7 @@
 //! The CA here is one of software, made in the test; the certificates pass through the same code as the ones that
 //! a token signs. Each certificate is also left in `target/tmp/leaf`, for `tests/pkilint.sh`.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     fs,

@@ -1,7 +1,7 @@
 //! Good and bad plug-in CAs: what [`Bundle::check`] says of each, and what openssl and rustls-webpki say of a leaf
 //! under it. The certificates are made by openssl at test time.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure here is a failed test")]
 
 use std::{
     fs,

@@ -2,7 +2,7 @@
 //!
 //! The hosts are the built program; each test has SoftHSM tokens of its own.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 #[path = "token_host/faulty.rs"]

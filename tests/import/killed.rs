@@ -93,7 +93,7 @@ fn a_hundred_kills_leave_no_half_key() {
 /// import, most of which is the making of the wrapping pair; the rest falls where it writes: as soon as the token holds
 /// that many files more, and up to two milliseconds later.
 fn await_moment(round: u32, whole: Duration, directory: &Directory, child: &mut Child) {
-    if round % 4 == 0 {
+    if round.is_multiple_of(4) {
         thread::sleep(whole * (round * 37 % ROUNDS) / ROUNDS);
         return;
     }
