@@ -5,7 +5,6 @@
 //! `parts echo DIR` is the endpoint's own stack (listener, TLS, HTTP/2, gRPC) before a handler that does nothing but
 //! answer with a reply of a certificate's size: what the RPC costs. It writes DIR/root.pem and prints its address.
 
-#![expect(missing_docs, reason = "a program, not a library")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a bench ends at the first surprise")]
 
 use std::{
