@@ -34,13 +34,14 @@ check: packages dependencies ## format, lints, documentation, dependencies
 	$(CARGO) clippy --locked --lib --bins --examples -- -D warnings
 	$(CARGO) clippy --locked --all-targets -- -D warnings $(IN_TESTS)
 	$(CARGO) doc --locked --no-deps --document-private-items
-	@for script in .ci/run softhsm/*.sh; do bash -n $$script || exit 1; done
+	@for script in .ci/run benches/*.sh softhsm/*.sh; do bash -n $$script || exit 1; done
 
 dependencies: ## licences, bans and sources of what the lock file names
 	@.ci/dependencies
 
-bench: packages ## the pure parts (criterion); `istio-hsm-ca bench` measures a token or a daemon
+bench: packages ## the pure parts (criterion), then a daemon beside its parts and the speed goals
 	$(CARGO) bench --locked
+	@benches/endpoint.sh
 
 format: ## format the sources
 	$(CARGO) fmt

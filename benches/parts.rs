@@ -5,7 +5,6 @@
 //! `parts echo DIR` is the endpoint's own stack (listener, TLS, HTTP/2, gRPC) before a handler that does nothing but
 //! answer with a reply of a certificate's size: what the RPC costs. It writes DIR/root.pem and prints its address.
 
-#![allow(missing_docs, reason = "a program, not a library")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench ends at the first surprise")]
 
 use std::{
@@ -30,7 +29,6 @@ use istio_hsm_ca::{
         server::{routes, serve},
         tls::{ServingCertificate, server_config},
     },
-    identity::Name,
     log::{Intent, Log, Outcome},
     pki::{
         Issued, Issuer, Profile, PublicKey, Tbs, Template, VerifiedCsr,
@@ -136,7 +134,7 @@ fn measure(directory: &Path) {
         }
     });
     let credentials = Credentials {
-        bearer: Some(auth::Token::new(&token)),
+        bearer: Some(auth::credentials::Token::new(&token)),
         cluster_id: ClusterId::Named("Kubernetes"),
         client_chain: None,
         peer: None,
@@ -172,7 +170,6 @@ fn measure(directory: &Path) {
     }
     let issuer = issuer(&p256, now);
     let grant = rules.decide(&caller, &verified, &asked, &issuer, now).unwrap();
-    let Some(Name::Spiffe(_)) = grant.template().names.first() else { panic!("no name") };
     let tbs = Arc::new(Tbs::build(grant.template().clone(), Arc::clone(&issuer), Serial::random()).unwrap());
     // The token host's own check of the same bytes.
     let ca = Ca::from(&*issuer);
