@@ -13,37 +13,37 @@ pub struct ConfigArgs {
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = "/etc/istio-hsm-ca/config.toml")]
     config: PathBuf,
-    /// [ca] bundle: the directory of ca-cert.pem, root-cert.pem and cert-chain.pem
+    /// `[ca] bundle`: the directory of ca-cert.pem, root-cert.pem and cert-chain.pem
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// [ca] trust_domains: replaces the list; may be given again
+    /// `[ca] trust_domains`: replaces the list; may be given again
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Vec<String>,
-    /// [[token]]: replaces the configured tokens; may be given again
+    /// `[[token]]`: replaces the configured tokens; may be given again
     #[arg(long, value_name = "URI")]
     token: Vec<TokenUri>,
-    /// [listen] address
+    /// `[listen] address`
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
-    /// [serving] dns_names: replaces the list; may be given again
+    /// `[serving] dns_names`: replaces the list; may be given again
     #[arg(long, value_name = "NAME")]
     serving_dns_name: Vec<String>,
-    /// [log] directory
+    /// `[log] directory`
     #[arg(long, value_name = "DIR")]
     log_directory: Option<PathBuf>,
-    /// [admin] address
+    /// `[admin] address`
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin: Option<SocketAddr>,
-    /// [admin] status_address: where the status page is served
+    /// `[admin] status_address`: where the status page is served
     #[arg(long, value_name = "ADDRESS:PORT")]
     status: Option<SocketAddr>,
-    /// [admin] socket: where `istio-hsm-ca issue` asks
+    /// `[admin] socket`: where `istio-hsm-ca issue` asks
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
-    /// [logging] filter: a level, or target=level directives
+    /// `[logging] filter`: a level, or target=level directives
     #[arg(long, value_name = "FILTER")]
     log_filter: Option<String>,
-    /// [logging] format: text or json
+    /// `[logging] format`: text or json
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
 }

@@ -55,7 +55,7 @@ pub struct Args {
     /// The issuance log's directory, the daemon's own: the root is recorded there before it is signed
     #[arg(long, value_name = "DIR", requires = "self_signed")]
     log: Option<PathBuf>,
-    /// The origin of the log, as configured by [log] origin [default: HOSTNAME/istio-hsm-ca]
+    /// The origin of the log, as configured by `[log]` origin [default: HOSTNAME/istio-hsm-ca]
     #[arg(long, value_name = "NAME", requires = "self_signed")]
     log_origin: Option<String>,
     /// Write a certificate request for the root's owner to sign; its certificate comes in by `install`

@@ -18,7 +18,7 @@ pub fn format(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
 
-/// Reads a time in the form that [`format`] writes; `None` when it is in another.
+/// Reads a time in the form that [`format()`] writes; `None` when it is in another.
 #[must_use]
 pub fn parse(text: &str) -> Option<SystemTime> {
     if text.len() != LENGTH || !text.is_ascii() {

@@ -1,6 +1,6 @@
 //! The CA's key goes from a file into the token, for good.
 //!
-//! [`plan`] finds every reason to refuse before anything is written; [`run`] does it, in the order that leaves no half
+//! [`plan()`] finds every reason to refuse before anything is written; [`run`] does it, in the order that leaves no half
 //! key behind however it is interrupted: the private key arrives wrapped, as a session object, proves itself by a
 //! signature, and becomes the token's by one copy, last of all. What [`run`] made it removes again when it fails. It
 //! never deletes what it has not made, but for what its own mark shows to be left by an interrupted import, and an

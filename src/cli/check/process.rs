@@ -67,7 +67,7 @@ pub(super) fn token(token: &Token) -> anyhow::Result<Vec<Finding>> {
     Ok(found.into_vec())
 }
 
-/// In the process that [`token`] starts: looks, and prints what was found on one line.
+/// In the process that [`token()`] starts: looks, and prints what was found on one line.
 pub(super) fn answer(config: &Config, name: &str) -> anyhow::Result<()> {
     let token = config.tokens.iter().find(|token| token.name == name).context("BUG: there is no such token")?;
     let findings = token::findings(config, token);
