@@ -109,7 +109,9 @@ pub enum TelemetryError {
 /// # Errors
 /// When the filter is malformed, or logging was set up before.
 pub fn init(settings: &Settings) -> Result<(), TelemetryError> {
-    let filter = parse(&settings.filter.0)?.and(filter_fn(is_allowed));
+    // The hint leaves the filter's own maximum in force, so that disabled spans of libraries cost nothing.
+    let allowed = filter_fn(is_allowed).with_max_level_hint(LevelFilter::TRACE);
+    let filter = parse(&settings.filter.0)?.and(allowed);
     let registry = tracing_subscriber::registry();
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let set = match settings.format {
