@@ -21,13 +21,16 @@ use tokio::io::AsyncWrite;
 /// How many bytes are held back: what one TLS record holds (RFC 8446, section 5.1).
 const MOST: usize = 16 * 1024;
 
+/// The end of the scheduler's round.
+type Yielded = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// The bytes held back and when they go.
 #[derive(Default)]
 pub(super) struct Outgoing {
     buffer: Vec<u8>,
     sent: usize,
     /// The end of the scheduler's round, waited for since the first flush that was put off.
-    round: Option<(Pin<Box<dyn Future<Output = ()> + Send>>, Arc<Over>)>,
+    round: Option<(Yielded, Arc<Over>)>,
 }
 
 /// Told when the round is over.
@@ -81,7 +84,7 @@ impl Outgoing {
             }
             None => {
                 let round = Arc::new(Over { over: AtomicBool::new(false), task: Mutex::new(cx.waker().clone()) });
-                let mut yielded: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(tokio::task::yield_now());
+                let mut yielded: Yielded = Box::pin(tokio::task::yield_now());
                 let waker = Waker::from(Arc::clone(&round));
                 if yielded.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
                     return self.poll_drain(cx, inner);
