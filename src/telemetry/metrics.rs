@@ -126,11 +126,6 @@ pub fn sign_error(istio: &'static str) {
     }
 }
 
-/// A caller's or an impersonated identity could not be made out.
-pub fn identity_error() {
-    counter!("citadel_server_id_extraction_err_count_total").increment(1);
-}
-
 /// A step of the path took this long.
 pub fn step(step: Step, took: Duration) {
     histogram!("istio_hsm_ca_step_duration_seconds", "step" => step.as_str()).record(took.as_secs_f64());
@@ -163,12 +158,6 @@ pub fn level(name: &'static str, label: Option<(&'static str, String)>, value: f
         Some((key, label)) => gauge!(name, key => label).set(value),
         None => gauge!(name).set(value),
     }
-}
-
-/// One call of a PKCS#11 function by a token's host.
-pub fn pkcs11_call(token: &str, function: &'static str, took: Duration) {
-    histogram!("istio_hsm_ca_pkcs11_call_duration_seconds", "token" => token.to_owned(), "function" => function)
-        .record(took.as_secs_f64());
 }
 
 /// Help texts. Counters and histograms that have not moved yet are made visible at zero where they have no labels.
@@ -229,5 +218,4 @@ fn describe() {
     }
     describe_histogram!("istio_hsm_ca_request_duration_seconds", "From a request's headers to its answer.");
     describe_histogram!("istio_hsm_ca_step_duration_seconds", "The steps of the path from request to certificate.");
-    describe_histogram!("istio_hsm_ca_pkcs11_call_duration_seconds", "Calls of PKCS#11 functions, by token.");
 }
