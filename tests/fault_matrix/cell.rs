@@ -47,8 +47,6 @@ pub struct Outcome {
     pub back: Duration,
     /// Certificates while it lasted.
     pub served: usize,
-    /// The health service said NOT_SERVING at some time.
-    pub not_serving: bool,
     /// Hosts that were started because of it.
     pub hosts: usize,
     /// Whether the PIN's file had to be written anew.
@@ -130,9 +128,8 @@ pub async fn run(
     if !ready.starts_with("HTTP/1.0 200") {
         return Err(format!("the daemon serves, and is not ready: {ready}"));
     }
-    let not_serving = lane.load.share_serving(began, end) < 0.999;
     let hosts =
         lane.control.books_since(mark).called.iter().filter(|function| *function == "C_GetFunctionList").count();
     let hosts = hosts.saturating_sub(killed);
-    Ok(Outcome { function, code, lasts, back, served: served.len(), not_serving, hosts, pin })
+    Ok(Outcome { function, code, lasts, back, served: served.len(), hosts, pin })
 }

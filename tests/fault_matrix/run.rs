@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Daemons beside each other: they mostly wait.
-const LANES: usize = 16;
+const LANES: usize = 20;
 
 /// How often a late cell is tried again, alone.
 const AGAIN: usize = 2;
