@@ -215,7 +215,9 @@ impl Ship {
 pub struct Admin {
     /// Where `/livez`, `/readyz` and `/metrics` are served.
     pub address: Option<SocketAddr>,
-    /// Where the status page is served; it shows identities.
+    /// Whether there is a status page.
+    pub status_page: bool,
+    /// Where the status page is served; it shows identities. Left out, it is [`Admin::STATUS`] if that is free.
     pub status_address: Option<SocketAddr>,
     /// The Unix socket for `istio-hsm-ca issue`.
     pub socket: Option<PathBuf>,
@@ -223,8 +225,18 @@ pub struct Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: Some((Ipv4Addr::LOCALHOST, 15014).into()), status_address: None, socket: None }
+        Self {
+            address: Some((Ipv4Addr::LOCALHOST, 15014).into()),
+            status_page: true,
+            status_address: None,
+            socket: None,
+        }
     }
+}
+
+impl Admin {
+    /// Where the status page is served unless the configuration says otherwise: to this machine alone.
+    pub const STATUS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15016);
 }
 
 /// `[rate_limits]`: certificates a second; without a value there is no limit.

@@ -63,6 +63,10 @@ pub(super) struct Recovered {
     pub(super) open: Option<Open>,
     pub(super) segments: u64,
     pub(super) checkpoint: Option<Checkpoint>,
+    /// When the newest checkpoint's file was written.
+    pub(super) checkpoint_time: Option<std::time::SystemTime>,
+    /// Bytes of lines on the disk.
+    pub(super) bytes: u64,
     pub(super) set_aside: Option<SetAside>,
 }
 
@@ -77,8 +81,11 @@ pub(super) fn recover(directory: &Directory, path: &Path, origin: &str) -> Resul
     let walk = Walk::over(directory, &segments, heads, signed, true)?;
     let Walk { tree, counters, open, tail, .. } = walk;
     let set_aside = tail.map(|tail| set_aside(directory, &tail)).transpose()?;
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let bytes = segments.iter().map(|first| length(&directory.part(*first, Part::Lines))).sum();
+    let checkpoint_time = std::fs::metadata(directory.path(CHECKPOINT)).and_then(|metadata| metadata.modified()).ok();
     let segments = u64::try_from(segments.len()).unwrap_or(u64::MAX);
-    Ok(Recovered { lock, tree, counters, open, segments, checkpoint, set_aside })
+    Ok(Recovered { lock, tree, counters, open, segments, checkpoint, checkpoint_time, bytes, set_aside })
 }
 
 /// What [`recover`] would say and find, without changing anything: no file is made, cut or sealed.
