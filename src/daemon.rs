@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{AcceptAny, Authenticator},
-    config::Config,
+    config::{Admin, Config},
     grpc::{self, listener::Listener, service::CertificateService},
     telemetry::metrics::{self, Metrics},
 };
@@ -142,10 +142,8 @@ async fn serve(
         })?;
         background.spawn(operator::serve(socket, Arc::clone(&core.ca), background.ended()));
     }
-    if let Some(address) = config.admin.status_address {
-        let socket = bind("the status page", address).await?;
-        tracing::info!(address = %address, "status page");
-        let take = overview::taker(core, readiness.watch());
+    if let Some(socket) = status_socket(config).await? {
+        let take = overview::taker(core, config, readiness.watch());
         background.spawn(status::serve(socket, take, background.ended()));
     }
     let reloader = core.reloader(config, Arc::clone(&authenticator), bell, readiness.part("CA certificate"));
@@ -194,6 +192,26 @@ async fn serve_admin(
     tracing::info!(address = %socket.local_addr().unwrap_or(address), "admin");
     background.spawn(admin::serve(socket, readiness.watch(), render, background.ended()));
     Ok(())
+}
+
+/// Where the status page is served. An address that nobody asked for and that is taken is no reason not to start.
+async fn status_socket(config: &Config) -> Result<Option<TcpListener>, DaemonError> {
+    if !config.admin.status_page {
+        return Ok(None);
+    }
+    let bound = bind("the status page", config.admin.status_address.unwrap_or(Admin::STATUS)).await;
+    match bound {
+        Ok(socket) => {
+            let address = socket.local_addr().unwrap_or(Admin::STATUS);
+            tracing::info!(%address, page = %format_args!("http://{address}/"), "status page");
+            Ok(Some(socket))
+        }
+        Err(error) if config.admin.status_address.is_none() => {
+            tracing::warn!(%error, "there is no status page; set [admin] status_address, or status_page = false");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn bind(what: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, DaemonError> {
