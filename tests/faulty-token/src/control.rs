@@ -3,7 +3,7 @@
 //! - FUNCTION: a PKCS#11 function, or `*` for each.
 //! - ACTION: `return=CKR` (a number, also hexadecimal), `delay=MILLISECONDS`, `hang`, `abort`, `segv`, `exit`,
 //!   `print` (to standard output), `logout` (the login is lost before the call), `sessions=N` (of C_OpenSession: no
-//!   more at once), and of C_Sign `wrong`, `truncate`, `long`.
+//!   more at once), and of C_Sign `wrong`, `truncate`, `long`, `takes=MICROSECONDS` (with the real signature in it).
 //! - LIMIT: `times=N,ID` (N times in all processes together; ID is one that no earlier command had),
 //!   `until=MILLISECONDS` (of the Unix epoch), none: for good.
 
@@ -24,6 +24,7 @@ pub enum Action {
     Logout,
     Return(CK_RV),
     Sessions(u64),
+    Takes(Duration),
     Truncate,
     Wrong,
 }
@@ -86,6 +87,7 @@ fn act(action: &str, now: bool) -> Option<Action> {
         "logout" => return Some(Action::Logout),
         "return" => return Some(Action::Return(number())),
         "sessions" => return Some(Action::Sessions(number())),
+        "takes" => return Some(Action::Takes(Duration::from_micros(number()))),
         "truncate" => return Some(Action::Truncate),
         "wrong" => return Some(Action::Wrong),
         _ if !now => {}
