@@ -211,7 +211,11 @@ mod tests {
             (Refusal::Deadline, Code::DeadlineExceeded, true),
             (ImpersonationError::CallerPod(text()).into(), Code::PermissionDenied, false),
             (ImpersonationError::Cluster.into(), Code::PermissionDenied, false),
-            ("detail".parse::<crate::identity::SpiffeId>().map_err(ImpersonationError::from).unwrap_err().into(), Code::InvalidArgument, false),
+            (
+                "detail".parse::<crate::identity::SpiffeId>().map_err(ImpersonationError::from).unwrap_err().into(),
+                Code::InvalidArgument,
+                false,
+            ),
             (ImpersonationError::NoNode(text()).into(), Code::PermissionDenied, false),
             (ImpersonationError::NotBound.into(), Code::PermissionDenied, false),
             (

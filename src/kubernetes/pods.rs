@@ -71,12 +71,7 @@ impl WatchedPods {
     /// Nothing is remembered yet.
     #[must_use]
     pub fn new(cluster: Arc<Cluster>) -> Self {
-        Self {
-            cluster,
-            store: RwLock::default(),
-            lookups: Semaphore::new(AT_ONCE),
-            synced: watch::Sender::new(false),
-        }
+        Self { cluster, store: RwLock::default(), lookups: Semaphore::new(AT_ONCE), synced: watch::Sender::new(false) }
     }
 
     /// Whether every pod has been seen once.
@@ -136,10 +131,7 @@ impl WatchedPods {
         metrics::level("istio_hsm_ca_pods", Some(("cluster", self.cluster.name().to_string())), count as f64);
     }
 
-    async fn look_up<T>(
-        &self,
-        lookup: impl Future<Output = Result<T, kube::Error>> + Send,
-    ) -> Result<T, Unanswered> {
+    async fn look_up<T>(&self, lookup: impl Future<Output = Result<T, kube::Error>> + Send) -> Result<T, Unanswered> {
         let asking = async {
             let _place = self.lookups.acquire().await.map_err(|_| Unanswered("the daemon is ending".to_owned()))?;
             lookup.await.map_err(|error| Unanswered(chain(&error)))

@@ -48,8 +48,7 @@ impl ApiServer {
     }
 
     async fn ask(&self, token: Token<'_>, audiences: &[String]) -> Result<Review, kube::Error> {
-        let spec =
-            TokenReviewSpec { audiences: Some(audiences.to_vec()), token: Some(token.expose().to_owned()) };
+        let spec = TokenReviewSpec { audiences: Some(audiences.to_vec()), token: Some(token.expose().to_owned()) };
         let question = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.0.client());
         let status = reviews.create(&PostParams::default(), &question).await?.status.unwrap_or_default();

@@ -218,15 +218,14 @@ impl Reviewer for Silent {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_silent_api_server_is_given_up() {
     let server = Server::new();
-    let silent = Reviewed { reviewer: Arc::new(Silent), ..cluster("east", EAST, &server) };
+    let silent =
+        Reviewed { timeout: Duration::from_millis(20), reviewer: Arc::new(Silent), ..cluster("east", EAST, &server) };
     let reviews = TokenReviews::new(vec![silent]);
     let (token, default) = (token(EAST, |_| ()), ClusterName::try_from("east".to_owned()).unwrap());
-    let started = tokio::time::Instant::now();
     let result = reviews.check(Token::new(&token), ClusterId::Default, &default, at(NOW)).await;
     let error = result.unwrap().unwrap_err();
     assert!(error.is_temporary());
-    assert_eq!(started.elapsed(), Duration::from_secs(1));
 }

@@ -4,11 +4,7 @@
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::core::v1,
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::{NamespaceResourceScope, api::core::v1, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Resource, runtime::watcher::Event};
 use serde::Deserialize;
 
@@ -67,7 +63,10 @@ impl PodView {
     }
 
     fn key(&self) -> Key {
-        Key(join(self.metadata.namespace.as_deref().unwrap_or_default(), self.metadata.name.as_deref().unwrap_or_default()))
+        Key(join(
+            self.metadata.namespace.as_deref().unwrap_or_default(),
+            self.metadata.name.as_deref().unwrap_or_default(),
+        ))
     }
 }
 
@@ -161,7 +160,11 @@ impl Store {
     pub fn pod(&self, namespace: &Namespace, name: &str) -> Option<Pod> {
         let known = self.current.pods.get(&Key(join(namespace.as_str(), name)))?;
         let (_, account) = known.place.account.split_once('/')?;
-        Some(Pod { uid: known.uid.to_string(), service_account: account.to_owned(), node: known.place.node.to_string() })
+        Some(Pod {
+            uid: known.uid.to_string(),
+            service_account: account.to_owned(),
+            node: known.place.node.to_string(),
+        })
     }
 
     /// Whether a node has a pod of a service account.
