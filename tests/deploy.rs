@@ -10,7 +10,15 @@
     reason = "a test ends at the first thing that fails"
 )]
 
+#[path = "deploy/chart.rs"]
+mod chart;
+#[path = "deploy/dry_run.rs"]
+mod dry_run;
 #[path = "deploy/manifests.rs"]
 mod manifests;
 #[path = "deploy/rendered.rs"]
 mod rendered;
+#[path = "deploy/systemd.rs"]
+mod systemd;
+#[path = "deploy/tools.rs"]
+mod tools;
