@@ -3,6 +3,7 @@
 #
 #   softhsm/packages.sh            what the build, the tests and the demo need
 #   softhsm/packages.sh --check    installs nothing; fails when something is missing, with the command to run
+#   softhsm/packages.sh deploy     also what the tests of deploy/ need
 #
 # Works as root or by sudo without a password prompt; where it can do neither, it prints the command.
 set -euo pipefail
@@ -18,6 +19,17 @@ needs=(
   "make:make"
   "strace:strace"               # failing flushes and the order of system calls in tests/issuance_log.rs
 )
+if [[ ${1:-} == deploy ]]; then
+  shift
+  needs+=(
+    "systemd:systemd-analyze"     # judges the units
+    "skopeo:skopeo"               # judges the images
+    "umoci:umoci"                 # unpacks them
+    "bubblewrap:bwrap"            # runs them
+    "binutils:strip"
+    "curl:curl"
+  )
+fi
 
 missing=()
 for need in "${needs[@]}"; do

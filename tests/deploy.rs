@@ -14,6 +14,10 @@
 mod chart;
 #[path = "deploy/dry_run.rs"]
 mod dry_run;
+#[path = "deploy/guide.rs"]
+mod guide;
+#[path = "deploy/image.rs"]
+mod image;
 #[path = "deploy/manifests.rs"]
 mod manifests;
 #[path = "deploy/rendered.rs"]
