@@ -7,7 +7,7 @@ export RUSTDOCFLAGS := -D warnings
 IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions cast_possible_truncation \
 	cast_possible_wrap cast_sign_loss disallowed_methods unwrap_in_result)
 
-.PHONY: help demo run test test-deploy test-foreign test-long check bench format image packages dependencies
+.PHONY: help demo run test test-deploy test-foreign test-long faults check bench format image packages dependencies
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +32,10 @@ test-foreign: packages ## checkpoints and proofs, judged by another implementati
 
 test-long: packages ## what takes too long for every change
 	$(CARGO) test --locked --release --all-targets -- --include-ignored
+
+faults: packages ## every return code at every PKCS#11 function, under load; writes docs/FAULTS.md; half an hour
+	FAULTS_PAGE=write $(CARGO) test --locked --release --test fault_matrix -- --ignored --nocapture \
+		every_code_at_every_function
 
 check: packages dependencies ## format, lints, documentation, dependencies
 	$(CARGO) fmt --check

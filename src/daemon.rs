@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod background;
+pub mod clusters;
 pub mod in_use;
 pub mod operator;
 pub mod overview;
@@ -59,6 +60,9 @@ pub enum DaemonError {
     /// Authentication cannot be set up.
     #[error("authentication cannot be set up: {}", .0.join("; "))]
     Authentication(Vec<String>),
+    /// The clusters cannot be used.
+    #[error("Kubernetes cannot be set up: {}", .0.join("; "))]
+    Kubernetes(Vec<String>),
     /// The endpoint cannot listen.
     #[error(transparent)]
     Listen(#[from] grpc::listener::ListenError),
@@ -95,9 +99,16 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let own = &config.ca.trust_domains;
     let authenticator = Authenticator::new(&config.auth, own)
         .map_err(|errors| DaemonError::Authentication(errors.iter().map(ToString::to_string).collect()))?;
-    let authenticator = Arc::new(authenticator);
+    let clusters = clusters::connect(&config, &readiness, &background)
+        .await
+        .map_err(|errors| DaemonError::Kubernetes(errors.iter().map(ToString::to_string).collect()))?;
+    let authenticator = Arc::new(match &clusters {
+        Some(clusters) => clusters::authenticate(clusters, authenticator, &background),
+        None => authenticator,
+    });
     authenticator.start();
     let core = setup::core(&config, &readiness, &background).await?;
+    let _leading = clusters.as_ref().and_then(|clusters| clusters::elect(&config, clusters, &background));
     let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
     tracing::info!("draining");
     systemd::ending();

@@ -22,6 +22,9 @@ mod image;
 mod manifests;
 #[path = "deploy/rendered.rs"]
 mod rendered;
+#[path = "kube/servers.rs"]
+#[allow(dead_code, reason = "the Kubernetes tests use the rest")]
+mod servers;
 #[path = "deploy/systemd.rs"]
 mod systemd;
 #[path = "deploy/tools.rs"]

@@ -6,7 +6,7 @@ use std::fs;
 use crate::{
     chart::{overlays, values},
     rendered::root,
-    tools::{ApiServer, template},
+    tools::{Cluster, template},
 };
 
 /// Each feature alone over `minimal.yaml`, and each taken out of `all-features.yaml`.
@@ -42,7 +42,7 @@ const FEATURES: [(&str, &str); 17] = [
 #[test]
 #[ignore = "needs Helm and an API server: make test-deploy"]
 fn the_api_server_takes_every_rendering_without_a_warning() {
-    let server = ApiServer::start();
+    let server = Cluster::start();
     for namespace in ["istio-system", "legacy", "demo"] {
         server.must(&["create", "namespace", namespace]);
         server.must(&["label", "namespace", namespace, "pod-security.kubernetes.io/warn=restricted"]);

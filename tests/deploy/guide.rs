@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     rendered::root,
-    tools::{ApiServer, tool},
+    tools::{Cluster, tool},
 };
 
 /// The blocks of a page whose fence says `sh run`, each with its line.
@@ -48,7 +48,7 @@ fn every_block_is_run_or_said_not_to_be() {
 #[test]
 #[ignore = "needs Helm and an API server: make test-deploy"]
 fn the_guide_works_as_it_is_written() {
-    let server = ApiServer::start();
+    let server = Cluster::start();
     let directory = tempfile::tempdir().unwrap();
     let programs = directory.path().join("programs");
     fs::create_dir(&programs).unwrap();

@@ -138,7 +138,7 @@ impl Container {
             let make = if here.is_dir() { "mkdir -p" } else { "touch" };
             script.push_str(&format!("mkdir -p \"$(dirname '{at}{there}')\"\n{make} '{at}{there}'\n"));
         }
-        script.push_str(&format!("mount -o remount,bind,ro '{at}'\nmount -t proc proc '{at}/proc'\n"));
+        script.push_str(&format!("mount -o remount,bind,ro '{at}'\nmount -t proc proc '{at}/proc'\nmount --rbind /dev '{at}/dev'\n"));
         for (here, there, read_only) in volumes {
             script.push_str(&format!("mount --bind '{}' '{at}{there}'\n", here.display()));
             if *read_only {

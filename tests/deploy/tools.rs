@@ -4,12 +4,11 @@ use std::{
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
     sync::OnceLock,
-    time::{Duration, Instant},
 };
 
-use crate::rendered::root;
+use crate::{rendered::root, servers::ApiServer};
 
 /// The chart.
 pub fn chart() -> PathBuf {
@@ -42,73 +41,32 @@ pub fn template(arguments: &[&str]) -> Result<String, String> {
 }
 
 /// An API server with its etcd, for one test.
-pub struct ApiServer {
+pub struct Cluster {
     directory: tempfile::TempDir,
-    processes: Vec<Child>,
+    _server: ApiServer,
 }
 
-impl Drop for ApiServer {
-    fn drop(&mut self) {
-        for process in self.processes.iter_mut().rev() {
-            let _already_gone = process.kill();
-            let _already_gone = process.wait();
-        }
-    }
-}
-
-const PATIENCE: Duration = Duration::from_secs(120);
-
-impl ApiServer {
+impl Cluster {
     /// Starts one and waits until it is ready.
     pub fn start() -> Self {
+        for program in ["etcd", "kube-apiserver", "kubectl"] {
+            tool(program);
+        }
+        let server = ApiServer::start("https://kubernetes.default.svc.cluster.local");
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().to_owned();
-        let mut server = Self { directory, processes: Vec::new() };
-        let [client, peer, secure] = ports();
-        let log = |name: &str| fs::File::create(path.join(name)).unwrap();
-        let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-        let etcd = Command::new(tool("etcd"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--unsafe-no-fsync", "--data-dir"])
-            .arg(path.join("etcd"))
-            .stdout(log("etcd.log"))
-            .stderr(log("etcd.err"))
-            .spawn();
-        server.processes.push(etcd.unwrap());
-        let openssl = |arguments: &[&str]| {
-            let done = Command::new("openssl").args(arguments).current_dir(&path).output();
-            assert!(done.expect("openssl is missing; install the package openssl").status.success());
-        };
-        openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", "sa.key"]);
-        openssl(&["pkey", "-in", "sa.key", "-pubout", "-out", "sa.pub"]);
-        fs::write(path.join("tokens.csv"), "test-admin,admin,admin,system:masters\n").unwrap();
-        let at = |name: &str| path.join(name).to_str().unwrap().to_owned();
-        let api = Command::new(tool("kube-apiserver"))
-            .args(["--etcd-servers", &client, "--bind-address=127.0.0.1", "--secure-port", &secure.to_string()])
-            .args(["--cert-dir", &at("certificates"), "--token-auth-file", &at("tokens.csv")])
-            .args(["--service-account-issuer=https://kubernetes.default.svc.cluster.local"])
-            .args(["--service-account-key-file", &at("sa.pub"), "--service-account-signing-key-file", &at("sa.key")])
-            .args(["--authorization-mode=RBAC", "--service-cluster-ip-range=10.0.0.0/24"])
-            .stdout(log("api.log"))
-            .stderr(log("api.err"))
-            .spawn();
-        server.processes.push(api.unwrap());
-        let certificate = at("certificates/apiserver.crt");
+        let (certificate, key) = server.user("admin", Some("system:masters"));
+        for (name, content) in [("ca.crt", &server.ca), ("admin.crt", &certificate), ("admin.key", &key)] {
+            fs::write(directory.path().join(name), content).unwrap();
+        }
         let config = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-             clusters: [{{name: test, cluster: {{server: 'https://127.0.0.1:{secure}', certificate-authority: {certificate}}}}}]\n\
-             users: [{{name: test, user: {{token: test-admin}}}}]\n\
-             contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n"
+             clusters: [{{name: test, cluster: {{server: '{}', certificate-authority: ca.crt}}}}]\n\
+             users: [{{name: test, user: {{client-certificate: admin.crt, client-key: admin.key}}}}]\n\
+             contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n",
+            server.url
         );
-        fs::write(server.kubeconfig(), config).unwrap();
-        let began = Instant::now();
-        while !server.kubectl(&["get", "--raw", "/readyz"]).status.success() {
-            let errors = fs::read_to_string(path.join("api.err")).unwrap_or_default();
-            let tail: Vec<_> = errors.lines().rev().take(5).collect();
-            assert!(began.elapsed() < PATIENCE, "the API server is not ready: {tail:#?}");
-            std::thread::sleep(Duration::from_millis(300));
-        }
-        server
+        fs::write(directory.path().join("kubeconfig"), config).unwrap();
+        Self { directory, _server: server }
     }
 
     /// The administrator's kubeconfig.

@@ -109,7 +109,7 @@ seccompProfile:
 
 {{- define "ca.hostNames" -}}
 {{- $names := include "ca.servingNames" . | fromJsonArray -}}
-{{- range $cluster := prepend .Values.kubernetes.remoteClusters .Values.kubernetes -}}
+{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- $names = concat $names (include "ca.istiodNames" $cluster | fromJsonArray) -}}
 {{- end -}}
 {{- $names | uniq | toJson -}}
@@ -117,7 +117,7 @@ seccompProfile:
 
 {{- define "ca.hostAddresses" -}}
 {{- $addresses := .Values.serving.ipAddresses -}}
-{{- range $cluster := prepend .Values.kubernetes.remoteClusters .Values.kubernetes -}}
+{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- $istiod := $cluster.istiodCertificate | default dict -}}
 {{- if $istiod.enabled -}}
 {{- $addresses = concat $addresses ($istiod.ipAddresses | default list) -}}
@@ -129,7 +129,7 @@ seccompProfile:
 {{/* The longest life that the daemon has signed, in seconds. */}}
 {{- define "ca.longest" -}}
 {{- $longest := list .Values.ca.maxTtlSeconds .Values.serving.ttlSeconds -}}
-{{- range $cluster := prepend .Values.kubernetes.remoteClusters .Values.kubernetes -}}
+{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- range $section := list $cluster.istiodCertificate $cluster.intermediate $cluster.workloadSecrets -}}
 {{- if and $section $section.enabled $section.ttlSeconds -}}
 {{- $longest = append $longest $section.ttlSeconds -}}
@@ -143,7 +143,7 @@ seccompProfile:
 
 {{/* "true" when any cluster signs intermediates. */}}
 {{- define "ca.intermediates" -}}
-{{- range $cluster := prepend .Values.kubernetes.remoteClusters .Values.kubernetes -}}
+{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- if ($cluster.intermediate | default dict).enabled -}}true{{- end -}}
 {{- end -}}
 {{- end }}
@@ -158,7 +158,7 @@ seccompProfile:
 
 {{/* "true" when a controller runs for any cluster: then there is a Lease, in this one. */}}
 {{- define "ca.leads" -}}
-{{- range $cluster := prepend .Values.kubernetes.remoteClusters .Values.kubernetes -}}
+{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- include "ca.controllers" $cluster -}}
 {{- end -}}
 {{- end }}
