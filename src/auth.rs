@@ -200,7 +200,13 @@ impl Caller {
     pub fn for_whom(&self) -> Option<&SpiffeId> {
         match (&self.acts_for, &self.identity) {
             (Some(id), _) | (None, Identity::Workload(id)) => Some(id),
-            (None, Identity::Internal(_) | Identity::Operator { .. }) => None,
+            (
+                None,
+                Identity::Controller { .. }
+                | Identity::Internal(_)
+                | Identity::Operator { .. }
+                | Identity::Requester { .. },
+            ) => None,
         }
     }
 

@@ -82,20 +82,17 @@ seccompProfile:
 {{- concat (list $service) .Values.serving.dnsNames | uniq | toJson -}}
 {{- end }}
 
-{{/* istiod's names (Istio: istiod.<ns>.svc, istiod-remote, istio-pilot, istiod-<revision>), of one cluster's map. */}}
+{{/* istiod's names (istiod.<ns>.svc, istiod-<revision>, istiod-remote, istio-pilot) and requesters', of one cluster's map. */}}
 {{- define "ca.istiodNames" -}}
 {{- $names := list -}}
 {{- $istiod := .istiodCertificate | default dict -}}
 {{- if $istiod.enabled -}}
-{{- $namespace := $istiod.namespace | default "istio-system" -}}
+{{- $services := list -}}
 {{- range $revision := $istiod.revisions | default (list "default") -}}
-{{- if eq $revision "default" -}}
-{{- range $service := list "istiod" "istiod-remote" "istio-pilot" -}}
-{{- $names = append $names (printf "%s.%s.svc" $service $namespace) -}}
+{{- $services = append $services (eq $revision "default" | ternary "istiod" (printf "istiod-%s" $revision)) -}}
 {{- end -}}
-{{- else -}}
-{{- $names = append $names (printf "istiod-%s.%s.svc" $revision $namespace) -}}
-{{- end -}}
+{{- range $service := concat $services (list "istiod-remote" "istio-pilot") -}}
+{{- $names = append $names (printf "%s.%s.svc" $service ($istiod.namespace | default "istio-system")) -}}
 {{- end -}}
 {{- $names = concat $names ($istiod.dnsNames | default list) -}}
 {{- end -}}
