@@ -36,7 +36,7 @@ const FEATURES: [(&str, &str); 17] = [
     ("podDisruptionBudget.enabled=true", "podDisruptionBudget.enabled=false"),
     ("networkPolicy.enabled=true", "networkPolicy.enabled=false"),
     ("serviceMonitor.enabled=true", "serviceMonitor.enabled=false"),
-    ("service.trafficDistribution=PreferClose", "service.type=LoadBalancer"),
+    ("service.trafficDistribution=PreferSameZone", "service.type=LoadBalancer"),
 ];
 
 #[test]

@@ -59,7 +59,7 @@ seccompProfile:
 
 {{/* The tokens as JSON {"tokens": [...]}: the configured ones, and SoftHSM's for a trial. */}}
 {{- define "ca.tokens" -}}
-{{- $tokens := .Values.tokens -}}
+{{- $tokens := .Values.tokens | default list -}}
 {{- if .Values.softhsm.trial -}}
 {{- $image := include "ca.image" (dict "image" .Values.softhsm.image "root" .) -}}
 {{- $uri := printf "pkcs11:token=istio-ca?module-path=%s" .Values.softhsm.module -}}
