@@ -9,5 +9,6 @@
 pub mod ask;
 pub mod ca;
 pub mod daemon;
+pub mod mount;
 pub mod plug_in;
 pub mod softhsm;
