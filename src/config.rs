@@ -4,6 +4,7 @@
 //! own settings; here they are put together and compared with each other.
 
 pub mod document;
+mod kubernetes;
 mod parts;
 mod sections;
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[rate_limits]`.
     pub rate_limits: RateLimits,
+    /// `[kubernetes]`; without it no API server is asked anything.
+    pub kubernetes: Option<crate::kubernetes::Settings>,
     /// `[logging]`.
     pub logging: telemetry::Settings,
 }
@@ -107,6 +110,10 @@ impl Config {
         let admin: Option<Admin> = document.section_or_default("admin");
         let rate_limits: Option<RateLimits> = document.section_or_default("rate_limits");
         let logging: Option<telemetry::Settings> = document.section_or_default("logging");
+        let kubernetes: Option<crate::kubernetes::Settings> = document.optional_section("kubernetes");
+        if let (Some(settings), Some(auth), Some(hosts)) = (&kubernetes, &auth, &token_host) {
+            kubernetes::check(settings, auth, hosts, &mut document);
+        }
         ca.iter().for_each(|ca| ca.check(&mut document));
         sections::check_tokens(&tokens, any_token, &mut document);
         if let (Some(serving), Some(listen)) = (&serving, &listen) {
@@ -115,7 +122,7 @@ impl Config {
         let config = || {
             let (ca, token_host, listen, serving) = (ca?, token_host?, listen?, serving?);
             let (auth, log, admin, rate_limits, logging) = (auth?, log?, admin?, rate_limits?, logging?);
-            Some(Self { ca, tokens, token_host, listen, serving, auth, log, admin, rate_limits, logging })
+            Some(Self { ca, tokens, token_host, listen, serving, auth, log, admin, rate_limits, kubernetes, logging })
         };
         match (config(), document.finish()) {
             (Some(config), problems) if problems.is_empty() => Ok(config),

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod background;
+pub mod clusters;
 pub mod in_use;
 pub mod operator;
 pub mod overview;
@@ -29,6 +30,7 @@ use crate::{
     auth::{AcceptAny, Authenticator},
     config::{Admin, Config},
     grpc::{self, listener::Listener, service::CertificateService},
+    hardening,
     telemetry::metrics::{self, Metrics},
 };
 use background::Background;
@@ -39,6 +41,8 @@ use setup::{Core, SetupError};
 const TOKENS_END: Duration = Duration::from_secs(5);
 /// How long the background tasks may take to end.
 const TASKS_END: Duration = Duration::from_secs(2);
+/// Open files that are kept for everything but connections of workloads.
+const OWN_FILES: usize = 256;
 /// How often the metrics that are counted elsewhere are set; Prometheus scrapes every 15 s or more by habit.
 const METRICS: Duration = Duration::from_secs(1);
 
@@ -60,6 +64,9 @@ pub enum DaemonError {
     /// Authentication cannot be set up.
     #[error("authentication cannot be set up: {}", .0.join("; "))]
     Authentication(Vec<String>),
+    /// The clusters cannot be used.
+    #[error("Kubernetes cannot be set up: {}", .0.join("; "))]
+    Kubernetes(Vec<String>),
     /// The endpoint cannot listen.
     #[error(transparent)]
     Listen(#[from] grpc::listener::ListenError),
@@ -84,7 +91,8 @@ pub enum DaemonError {
 ///
 /// # Errors
 /// When it cannot start, or its endpoint ended by itself.
-pub async fn run(config: Config) -> Result<(), DaemonError> {
+pub async fn run(mut config: Config) -> Result<(), DaemonError> {
+    fit_connections(&mut config.listen.limits);
     let stop = CancellationToken::new();
     let bell = Arc::new(Notify::new());
     signals(stop.clone(), Arc::clone(&bell))?;
@@ -96,15 +104,43 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let own = &config.ca.trust_domains;
     let authenticator = Authenticator::new(&config.auth, own)
         .map_err(|errors| DaemonError::Authentication(errors.iter().map(ToString::to_string).collect()))?;
-    let authenticator = Arc::new(authenticator);
+    let clusters = clusters::connect(&config, &readiness, &background)
+        .await
+        .map_err(|errors| DaemonError::Kubernetes(errors.iter().map(ToString::to_string).collect()))?;
+    let authenticator = Arc::new(match &clusters {
+        Some(clusters) => clusters::authenticate(clusters, authenticator, &background),
+        None => authenticator,
+    });
     authenticator.start();
     let core = setup::core(&config, &readiness, &background).await?;
+    let _leading = clusters.as_ref().and_then(|clusters| clusters::elect(&config, clusters, &background));
     let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
     tracing::info!("draining");
     background.end(TASKS_END).await;
     core.close(Instant::now() + TOKENS_END).await;
     tracing::info!("ended");
     served
+}
+
+/// Takes as many open files as the system gives, and no more connections than that allows: the log, the tokens' hosts
+/// and the admin address must never be without one.
+fn fit_connections(limits: &mut grpc::settings::Limits) {
+    match hardening::raise_open_files() {
+        Ok(files) => {
+            let room = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(OWN_FILES).max(1);
+            if limits.connections > room {
+                tracing::warn!(
+                    open_files = files,
+                    configured = limits.connections,
+                    connections = room,
+                    "the system's limit of open files allows fewer connections than [listen.limits] connections; \
+                     raise it (systemd: LimitNOFILE) or lower that"
+                );
+                limits.connections = room;
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 async fn serve(

@@ -26,6 +26,7 @@ pub mod grpc;
 pub mod hardening;
 pub mod identity;
 pub mod issue;
+pub mod kubernetes;
 pub mod log;
 pub mod pki;
 pub mod policy;

@@ -56,7 +56,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("hardening", &[]),
     ("identity", &[]),
     ("issue", &["auth::Caller", "log", "pki", "policy", "signer"]),
-    ("kubernetes", &["auth", "issue", "pki"]),
+    ("kubernetes", &["auth", "issue", "pki", "policy::Asked"]),
     ("log", &["auth::Caller", "pki", "policy"]),
     ("pki", &[]),
     ("policy", &["auth::Caller", "pki"]),

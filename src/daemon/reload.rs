@@ -88,6 +88,7 @@ impl Reloader {
         let mut watcher = watcher.inspect_err(|error| tracing::warn!(%error, "the bundle is polled, not watched")).ok();
         let mut refused: Option<String> = None;
         let mut stamps = stamps(&self.watched);
+        // Now, and not with the first poll: until then the daemon would not be ready.
         self.say_expiry();
         metrics::level("istio_hsm_ca_bundle_refused", None, 0.0);
         loop {

@@ -49,12 +49,20 @@ impl Default for Settings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Connections in all. A cluster of 5,000 pods with sidecars holds one each, through a roll-out two.
+    /// Connections in all. A cluster of 8,000 pods with sidecars holds one each, through a roll-out two; 25 KiB each.
+    /// The daemon takes fewer where the system's limit of open files (RLIMIT_NOFILE) is lower, and says so.
     pub connections: usize,
-    /// Connections of one address (IPv6: of one /64, which often is a node). A node has some 110 pods.
+    /// Connections of one address (IPv6: of one /64). A pod or ztunnel holds one or two, and a node has 110 to 250 pods,
+    /// which come from the node's address where the network translates addresses. Where more stand behind one address (a
+    /// gateway, a load balancer that does not keep addresses, an IPv6 /64 for the whole cluster), set it as high as
+    /// `connections`.
     pub connections_per_address: usize,
-    /// Handshakes at once: they cost the most that a stranger can ask for. More are closed at once.
+    /// Handshakes at once: they cost the most that a stranger can ask for. More wait for their turn.
     pub handshakes: usize,
+    /// How long a connection may wait for its turn. Ten thousand agents at once take some ten seconds of one core, and
+    /// gRPC's clients wait for 20 s.
+    #[serde(with = "duration")]
+    pub handshake_wait: Duration,
     /// How long a handshake may take, and after it the first bytes of HTTP/2. Istio's agents allow 5 s to connect.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
@@ -85,9 +93,10 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 10_000,
-            connections_per_address: 256,
+            connections: 16_384,
+            connections_per_address: 1024,
             handshakes: 512,
+            handshake_wait: Duration::from_secs(15),
             handshake_timeout: Duration::from_secs(5),
             requests: 4096,
             request_timeout: Duration::from_secs(10),

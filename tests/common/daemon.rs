@@ -62,6 +62,42 @@ impl Site {
         site
     }
 
+    /// The same on a copy of the token and everything else.
+    pub fn duplicate(&self) -> Self {
+        let softhsm = self.softhsm.duplicate();
+        fs::copy(self.softhsm.path().join("jwks.json"), softhsm.path().join("jwks.json")).unwrap();
+        let bundle = softhsm.path().join("bundle");
+        fs::create_dir(&bundle).unwrap();
+        for file in fs::read_dir(self.bundle()).unwrap().flatten() {
+            fs::copy(file.path(), bundle.join(file.file_name())).unwrap();
+        }
+        let issuer = issuer(&self.issuer_key, ISSUER, "istio-ca");
+        Self { softhsm, issuer, issuer_key: self.issuer_key.clone(), runs: AtomicU32::new(0) }
+    }
+
+    /// The URI of the token.
+    pub fn uri(&self) -> String {
+        self.softhsm.uri(LABEL)
+    }
+
+    /// `log verify` with the key of the receipt: its report.
+    pub fn verified_log(&self) -> Value {
+        let receipts = fs::read_dir(self.bundle())
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| serde_json::from_str::<Value>(&fs::read_to_string(entry.path()).ok()?).ok());
+        let keys: Vec<String> =
+            receipts.filter_map(|receipt| receipt["log_verifier_key"].as_str().map(str::to_owned)).collect();
+        let [key] = keys.as_slice() else { panic!("the receipts name the log's keys {keys:?}") };
+        let directory = self.log().display().to_string();
+        let output = self.run(&["--output", "json", "log", "verify", "--directory", &directory, "--verifier-key", key]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["sound"], true, "{report}");
+        assert_eq!(report["signatures_checked"], true, "{report}");
+        report
+    }
+
     /// The real `import`: key into the token, files into the bundle.
     pub fn import(&self, plug_in: &PlugIn) {
         self.import_to(plug_in, &self.bundle());

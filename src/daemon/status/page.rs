@@ -319,7 +319,9 @@ mod tests {
         Snapshot {
             now,
             started: now - Duration::from_secs(3600),
-            report: Report { parts: vec![Part { name: "token".to_owned(), trouble: Some(hostile.to_owned()) }] },
+            report: Report {
+                parts: vec![Part { name: "token".to_owned(), trouble: Some(hostile.to_owned()), needed: true }],
+            },
             chain: vec![ChainEntry {
                 role: "CA",
                 subject: hostile.to_owned(),

@@ -1,17 +1,24 @@
-//! The commands, one a line: `FUNCTION ACTION [LIMIT]`.
+//! The commands, one a line: `FUNCTION ACTION [LIMIT]`; and the books that are kept meanwhile.
 //!
 //! - FUNCTION: a PKCS#11 function, or `*` for each.
 //! - ACTION: `return=CKR` (a number, also hexadecimal), `delay=MILLISECONDS`, `hang`, `abort`, `segv`, `exit`,
-//!   `print` (to standard output), `logout` (the login is lost before the call), `sessions=N` (of C_OpenSession: no
-//!   more at once), and of C_Sign `wrong`, `truncate`, `long`.
+//!   `print` (to standard output), `logout` (the login is lost before the call), `renumber=N` (all object handles are
+//!   N higher from this call on), `removed` (the token is out of its slot), `sessions=N` (of C_OpenSession: no more at
+//!   once), and of C_Sign `wrong`, `truncate`, `long`, `takes=MICROSECONDS` (with the real signature in it).
 //! - LIMIT: `times=N,ID` (N times in all processes together; ID is one that no earlier command had),
 //!   `until=MILLISECONDS` (of the Unix epoch), none: for good.
+//!
+//! Beside the commands' file stands one of the same name with the ending `calls`, to which lines are added:
+//! `calls FUNCTION` at the first call of a process, `fault FUNCTION ACTION` for each one that happened, `login` before
+//! each C_Login, `sign CKA_ID INPUT` in hexadecimal before each signature that is really asked for.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::Write,
+    collections::HashSet,
+    fmt::Write as _,
+    fs::{self, File, OpenOptions},
+    io::Write as _,
     path::PathBuf,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -22,8 +29,11 @@ use cryptoki_sys::CK_RV;
 pub enum Action {
     Long,
     Logout,
+    Removed,
+    Renumber(u64),
     Return(CK_RV),
     Sessions(u64),
+    Takes(Duration),
     Truncate,
     Wrong,
 }
@@ -31,6 +41,36 @@ pub enum Action {
 fn path() -> Option<&'static PathBuf> {
     static PATH: OnceLock<Option<PathBuf>> = OnceLock::new();
     PATH.get_or_init(|| std::env::var_os("FAULTY_TOKEN_CONTROL").map(PathBuf::from)).as_ref()
+}
+
+/// Adds a line to the books.
+pub fn note(line: &str) {
+    static BOOKS: OnceLock<Option<File>> = OnceLock::new();
+    let open = || OpenOptions::new().append(true).create(true).open(path()?.with_extension("calls")).ok();
+    if let Some(mut books) = BOOKS.get_or_init(open).as_ref() {
+        // One write, so that lines of several threads and processes do not mix.
+        let _ = books.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+/// Notes the first call of a function.
+pub fn note_call(function: &'static str) {
+    static CALLED: Mutex<Option<HashSet<&str>>> = Mutex::new(None);
+    let mut called = CALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if called.get_or_insert_default().insert(function) {
+        note(&format!("calls {function}"));
+    }
+}
+
+/// Notes what a key is about to sign.
+pub fn note_signature(id: &[u8], input: &[u8]) {
+    let hex = |bytes: &[u8]| {
+        bytes.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    };
+    note(&format!("sign {} {}", hex(id), hex(input)));
 }
 
 /// The fault of a call, which counts as one of its times; what needs no answer is done here.
@@ -48,8 +88,11 @@ fn find(function: &str, take: bool) -> Option<Action> {
     for line in text.lines() {
         let mut words = line.split_whitespace();
         let (Some(name), Some(action)) = (words.next(), words.next()) else { continue };
-        if name != "*" && name != function || take && !take_one(words.next()) {
+        if name != "*" && name != function || !lasts(words.next(), take) {
             continue;
+        }
+        if take {
+            note(&format!("fault {function} {action}"));
         }
         match act(action, take) {
             None => {}
@@ -60,7 +103,7 @@ fn find(function: &str, take: bool) -> Option<Action> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the main package's rule; faults end by the wall clock")]
-fn take_one(limit: Option<&str>) -> bool {
+fn lasts(limit: Option<&str>, take: bool) -> bool {
     let Some((kind, value)) = limit.and_then(|limit| limit.split_once('=')) else { return true };
     if kind == "until" {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
@@ -70,7 +113,10 @@ fn take_one(limit: Option<&str>) -> bool {
     let times: u32 = times.parse().unwrap_or(0);
     (0..times).any(|time| {
         let used = path().map(|path| path.with_extension(format!("{id}.{time}")));
-        used.is_some_and(|used| OpenOptions::new().write(true).create_new(true).open(used).is_ok())
+        used.is_some_and(|used| match take {
+            true => OpenOptions::new().write(true).create_new(true).open(used).is_ok(),
+            false => !used.exists(),
+        })
     })
 }
 
@@ -84,8 +130,11 @@ fn act(action: &str, now: bool) -> Option<Action> {
     match name {
         "long" => return Some(Action::Long),
         "logout" => return Some(Action::Logout),
+        "removed" => return Some(Action::Removed),
+        "renumber" => return Some(Action::Renumber(number())),
         "return" => return Some(Action::Return(number())),
         "sessions" => return Some(Action::Sessions(number())),
+        "takes" => return Some(Action::Takes(Duration::from_micros(number()))),
         "truncate" => return Some(Action::Truncate),
         "wrong" => return Some(Action::Wrong),
         _ if !now => {}

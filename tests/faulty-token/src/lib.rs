@@ -6,19 +6,21 @@
 mod control;
 
 use std::{
-    ffi::c_void,
+    collections::HashMap,
+    ffi::{c_int, c_ulong, c_void},
     sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering},
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use control::Action;
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_MECHANISM, CK_MECHANISM_INFO,
     CK_MECHANISM_TYPE, CK_NOTIFY, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SLOT_ID,
-    CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR,
-    CKR_OK, CKR_SESSION_COUNT, Pkcs11,
+    CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CKA_ID, CKR_DEVICE_REMOVED,
+    CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR, CKR_OK, CKR_SESSION_COUNT, CKR_TOKEN_NOT_PRESENT, Pkcs11,
 };
 
 /// The real module's functions.
@@ -29,6 +31,14 @@ static LIST: OnceLock<CK_FUNCTION_LIST> = OnceLock::new();
 static LAST_SESSION: AtomicU64 = AtomicU64::new(0);
 /// Sessions that are open now.
 static OPEN_SESSIONS: AtomicU64 = AtomicU64::new(0);
+/// The slot in which a session was opened last.
+static LAST_SLOT: AtomicU64 = AtomicU64::new(0);
+/// By how much the caller's object handles are higher than the real ones.
+static OFFSET: AtomicU64 = AtomicU64::new(0);
+/// Whether the token was out of its slot since its sessions were last ended.
+static WAS_REMOVED: AtomicBool = AtomicBool::new(false);
+/// CKA_ID of the key with which each session is about to sign.
+static SIGNING: Mutex<Option<HashMap<CK_SESSION_HANDLE, Vec<u8>>>> = Mutex::new(None);
 
 /// The function list, with faults in front of it.
 ///
@@ -36,13 +46,20 @@ static OPEN_SESSIONS: AtomicU64 = AtomicU64::new(0);
 /// `list` must be null or point to a place for a pointer, as PKCS#11 says of C_GetFunctionList.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> CK_RV {
+    if let Some(rv) = before("C_GetFunctionList") {
+        return rv;
+    }
     let Some(real) = real() else { return CKR_GENERAL_ERROR };
     let faulty = LIST.get_or_init(|| {
         let mut faulty = *real;
         install(&mut faulty);
         faulty.C_GetFunctionList = Some(C_GetFunctionList);
+        faulty.C_GetSlotList = Some(slot_list);
         faulty.C_OpenSession = Some(open_session);
         faulty.C_CloseSession = Some(close_session);
+        faulty.C_FindObjects = Some(find_objects);
+        faulty.C_GetAttributeValue = Some(attribute_value);
+        faulty.C_SignInit = Some(sign_init);
         faulty.C_Sign = Some(sign);
         faulty
     });
@@ -74,7 +91,11 @@ fn real() -> Option<&'static CK_FUNCTION_LIST> {
 }
 
 /// What happens before a call; a value is the call's answer.
-fn before(function: &str) -> Option<CK_RV> {
+fn before(function: &'static str) -> Option<CK_RV> {
+    control::note_call(function);
+    if function == "C_Login" {
+        control::note("login");
+    }
     match control::fault(function)? {
         Action::Return(rv) => Some(rv),
         Action::Logout => {
@@ -84,8 +105,34 @@ fn before(function: &str) -> Option<CK_RV> {
             }
             None
         }
-        Action::Long | Action::Sessions(_) | Action::Truncate | Action::Wrong => None,
+        Action::Removed => removed(function),
+        Action::Renumber(by) => {
+            OFFSET.fetch_add(by, Ordering::Relaxed);
+            None
+        }
+        Action::Long | Action::Sessions(_) | Action::Takes(_) | Action::Truncate | Action::Wrong => None,
     }
+}
+
+/// What a library says while its token is out of the slot. The sessions are gone for good.
+fn removed(function: &str) -> Option<CK_RV> {
+    if !WAS_REMOVED.swap(true, Ordering::Relaxed)
+        && let Some(close) = real().and_then(|real| real.C_CloseAllSessions)
+    {
+        // SAFETY: a slot's number, valid or not, is all that C_CloseAllSessions takes.
+        let _ = unsafe { close(LAST_SLOT.load(Ordering::Relaxed)) };
+    }
+    match function {
+        "C_Finalize" | "C_GetFunctionList" | "C_GetInfo" | "C_GetSlotInfo" | "C_GetSlotList" | "C_Initialize" => None,
+        "C_GetTokenInfo" | "C_OpenSession" => Some(CKR_TOKEN_NOT_PRESENT),
+        _ => Some(CKR_DEVICE_REMOVED),
+    }
+}
+
+/// The real module's handle of an object.
+fn object(handle: CK_OBJECT_HANDLE) -> CK_OBJECT_HANDLE {
+    // One from before a renumbering may come out as no object's, or as another one's: so it is with tokens.
+    handle.wrapping_sub(OFFSET.load(Ordering::Relaxed))
 }
 
 macro_rules! pass_on {
@@ -114,7 +161,6 @@ pass_on! {
     C_Initialize(arguments: *mut c_void);
     C_Finalize(reserved: *mut c_void);
     C_GetInfo(info: *mut CK_INFO);
-    C_GetSlotList(present: CK_BBOOL, slots: *mut CK_SLOT_ID, count: *mut CK_ULONG);
     C_GetSlotInfo(slot: CK_SLOT_ID, info: *mut CK_SLOT_INFO);
     C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO);
     C_GetMechanismList(slot: CK_SLOT_ID, list: *mut CK_MECHANISM_TYPE, count: *mut CK_ULONG);
@@ -123,10 +169,89 @@ pass_on! {
     C_Login(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: *mut CK_UTF8CHAR, length: CK_ULONG);
     C_Logout(session: CK_SESSION_HANDLE);
     C_FindObjectsInit(session: CK_SESSION_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG);
-    C_FindObjects(session: CK_SESSION_HANDLE, found: *mut CK_OBJECT_HANDLE, most: CK_ULONG, count: *mut CK_ULONG);
     C_FindObjectsFinal(session: CK_SESSION_HANDLE);
-    C_GetAttributeValue(session: CK_SESSION_HANDLE, object: CK_OBJECT_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG);
-    C_SignInit(session: CK_SESSION_HANDLE, mechanism: *mut CK_MECHANISM, key: CK_OBJECT_HANDLE);
+}
+
+unsafe extern "C" fn slot_list(present: CK_BBOOL, slots: *mut CK_SLOT_ID, count: *mut CK_ULONG) -> CK_RV {
+    if let Some(rv) = before("C_GetSlotList") {
+        return rv;
+    }
+    if present != 0 && control::peek("C_GetSlotList") == Some(Action::Removed) && !count.is_null() {
+        // SAFETY: the caller's pointer is not null, and to a count, as C_GetSlotList wants.
+        unsafe { *count = 0 };
+        return CKR_OK;
+    }
+    let Some(function) = real().and_then(|real| real.C_GetSlotList) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    // SAFETY: the caller's arguments, as they came.
+    unsafe { function(present, slots, count) }
+}
+
+unsafe extern "C" fn find_objects(
+    session: CK_SESSION_HANDLE,
+    found: *mut CK_OBJECT_HANDLE,
+    most: CK_ULONG,
+    count: *mut CK_ULONG,
+) -> CK_RV {
+    if let Some(rv) = before("C_FindObjects") {
+        return rv;
+    }
+    let Some(function) = real().and_then(|real| real.C_FindObjects) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    // SAFETY: the caller's arguments, as they came.
+    let rv = unsafe { function(session, found, most, count) };
+    if rv == CKR_OK {
+        // SAFETY: the real module has just written the count there.
+        for at in 0..usize::try_from(unsafe { *count }).unwrap_or(0) {
+            // SAFETY: the real module has just written so many handles there.
+            unsafe { *found.add(at) = (*found.add(at)).wrapping_add(OFFSET.load(Ordering::Relaxed)) };
+        }
+    }
+    rv
+}
+
+unsafe extern "C" fn attribute_value(
+    session: CK_SESSION_HANDLE,
+    handle: CK_OBJECT_HANDLE,
+    template: *mut CK_ATTRIBUTE,
+    count: CK_ULONG,
+) -> CK_RV {
+    if let Some(rv) = before("C_GetAttributeValue") {
+        return rv;
+    }
+    let Some(function) = real().and_then(|real| real.C_GetAttributeValue) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    // SAFETY: the caller's arguments, but for the number of the object.
+    unsafe { function(session, object(handle), template, count) }
+}
+
+unsafe extern "C" fn sign_init(
+    session: CK_SESSION_HANDLE,
+    mechanism: *mut CK_MECHANISM,
+    key: CK_OBJECT_HANDLE,
+) -> CK_RV {
+    if let Some(rv) = before("C_SignInit") {
+        return rv;
+    }
+    let Some(function) = real().and_then(|real| real.C_SignInit) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    let key = object(key);
+    let mut signing = SIGNING.lock().unwrap_or_else(PoisonError::into_inner);
+    signing.get_or_insert_default().insert(session, id_of(session, key));
+    drop(signing);
+    // SAFETY: the caller's arguments, but for the number of the object.
+    unsafe { function(session, mechanism, key) }
+}
+
+/// CKA_ID of an object; empty when it has none.
+fn id_of(session: CK_SESSION_HANDLE, handle: CK_OBJECT_HANDLE) -> Vec<u8> {
+    let mut id = [0_u8; 64];
+    let mut attribute = CK_ATTRIBUTE {
+        type_: CKA_ID,
+        pValue: id.as_mut_ptr().cast(),
+        ulValueLen: CK_ULONG::try_from(id.len()).unwrap_or(0),
+    };
+    let Some(function) = real().and_then(|real| real.C_GetAttributeValue) else { return Vec::new() };
+    // SAFETY: one attribute, with room of the length that it tells.
+    let rv = unsafe { function(session, handle, &raw mut attribute, 1) };
+    let length = usize::try_from(attribute.ulValueLen).unwrap_or(usize::MAX);
+    id.get(..length).filter(|_| rv == CKR_OK).map(<[u8]>::to_vec).unwrap_or_default()
 }
 
 unsafe extern "C" fn open_session(
@@ -138,6 +263,7 @@ unsafe extern "C" fn open_session(
 ) -> CK_RV {
     if let Some(Action::Sessions(most)) = control::peek("C_OpenSession") {
         if OPEN_SESSIONS.load(Ordering::Relaxed) >= most {
+            control::note("fault C_OpenSession sessions");
             return CKR_SESSION_COUNT;
         }
     } else if let Some(rv) = before("C_OpenSession") {
@@ -148,6 +274,8 @@ unsafe extern "C" fn open_session(
     let rv = unsafe { function(slot, flags, application, notify, session) };
     if rv == CKR_OK {
         OPEN_SESSIONS.fetch_add(1, Ordering::Relaxed);
+        WAS_REMOVED.store(false, Ordering::Relaxed);
+        LAST_SLOT.store(slot, Ordering::Relaxed);
         // SAFETY: the real module has just written there.
         LAST_SESSION.store(unsafe { *session }, Ordering::Relaxed);
     }
@@ -167,6 +295,21 @@ unsafe extern "C" fn close_session(session: CK_SESSION_HANDLE) -> CK_RV {
     rv
 }
 
+unsafe extern "C" {
+    /// prctl(2), of the C library that is linked anyway.
+    fn prctl(option: c_int, ...) -> c_int;
+}
+
+/// Has this thread's sleeps end when they should: the kernel may add 50 us else, which counts where a call takes 5 ms.
+fn exact_timers() {
+    const PR_SET_TIMERSLACK: c_int = 29;
+    thread_local! {
+        // SAFETY: this option takes one number, nanoseconds, and concerns the calling thread's timers alone.
+        static SET: c_int = unsafe { prctl(PR_SET_TIMERSLACK, 1 as c_ulong) };
+    }
+    SET.with(|_| ());
+}
+
 unsafe extern "C" fn sign(
     session: CK_SESSION_HANDLE,
     data: *mut CK_BYTE,
@@ -174,15 +317,28 @@ unsafe extern "C" fn sign(
     signature: *mut CK_BYTE,
     length: *mut CK_ULONG,
 ) -> CK_RV {
+    let began = Instant::now();
+    control::note_call("C_Sign");
     let action = match control::peek("C_Sign") {
         // A call that only asks for the length uses nothing up.
-        Some(action @ (Action::Long | Action::Truncate | Action::Wrong)) if signature.is_null() => Some(action),
+        Some(action @ (Action::Long | Action::Takes(_) | Action::Truncate | Action::Wrong)) if signature.is_null() => {
+            Some(action)
+        }
         _ => match control::fault("C_Sign") {
             Some(Action::Return(rv)) => return rv,
+            Some(Action::Removed) => return CKR_DEVICE_REMOVED,
             action => action,
         },
     };
     let Some(function) = real().and_then(|real| real.C_Sign) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    if !signature.is_null() {
+        let signing = SIGNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = signing.as_ref().and_then(|signing| signing.get(&session)).cloned().unwrap_or_default();
+        drop(signing);
+        // SAFETY: the caller's input, of the length that it tells.
+        let input = unsafe { std::slice::from_raw_parts(data, usize::try_from(data_length).unwrap_or(0)) };
+        control::note_signature(&id, input);
+    }
     // SAFETY: the caller's arguments, as they came.
     let rv = unsafe { function(session, data, data_length, signature, length) };
     if rv != CKR_OK {
@@ -195,8 +351,18 @@ unsafe extern "C" fn sign(
         }
         // SAFETY: the real module has just written the length there.
         Some(Action::Truncate) if !signature.is_null() => unsafe { *length -= 1 },
-        // SAFETY: as above; the caller's buffer has the length that was told when it was asked for, one byte more.
-        Some(Action::Long) => unsafe { *length += 1 },
+        Some(Action::Takes(all)) if !signature.is_null() => {
+            exact_timers();
+            std::thread::sleep(all.saturating_sub(began.elapsed()));
+        }
+        Some(Action::Long) => {
+            if !signature.is_null() {
+                // SAFETY: the caller's buffer has the length that was told when it was asked for, one byte more.
+                unsafe { *signature.add(usize::try_from(*length).unwrap_or(0)) = 0x5a };
+            }
+            // SAFETY: the real module has just written the length there.
+            unsafe { *length += 1 };
+        }
         _ => {}
     }
     rv

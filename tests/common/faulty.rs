@@ -1,0 +1,135 @@
+//! The module in `tests/faulty-token`: built once, told what to break, and asked what it has seen.
+
+use std::{
+    fs,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, UNIX_EPOCH},
+};
+
+use super::softhsm::module_path;
+
+/// The module, built once; cargo is the one that runs the tests.
+pub static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("faulty-token");
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--manifest-path"])
+        .arg(root.join("tests/faulty-token/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    target.join("debug/libfaulty_token.so")
+});
+
+/// The token's URI, with the faulty module in the real one's place.
+pub fn through(uri: &str) -> String {
+    uri.replace(&module_path().display().to_string(), &MODULE.display().to_string())
+}
+
+/// A limit of a command: `times` calls in all processes together.
+pub fn times(times: u32) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("times={times},{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A limit of a command: one call.
+pub fn once() -> String {
+    times(1)
+}
+
+/// A limit of a command: from now on for a while.
+pub fn until(from_now: Duration) -> String {
+    let end = istio_hsm_ca::clock::now() + from_now;
+    format!("until={}", end.duration_since(UNIX_EPOCH).unwrap().as_millis())
+}
+
+/// Where one token's module is told what to break.
+#[derive(Clone, Debug)]
+pub struct Control {
+    directory: PathBuf,
+}
+
+/// What the module has seen.
+#[derive(Clone, Debug, Default)]
+pub struct Books {
+    /// The functions that were called.
+    pub called: Vec<String>,
+    /// How often each fault has happened: function and action.
+    pub faults: Vec<String>,
+    /// C_Login.
+    pub logins: usize,
+    /// What was about to be signed: CKA_ID and input, in hexadecimal.
+    pub signed: Vec<(String, String)>,
+}
+
+impl Control {
+    /// In a directory of the token's own.
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.join("faults")
+    }
+
+    /// Variables for the token's host.
+    pub fn environment(&self) -> [(String, String); 2] {
+        [
+            ("FAULTY_TOKEN_MODULE".to_owned(), module_path().display().to_string()),
+            ("FAULTY_TOKEN_CONTROL".to_owned(), self.file().display().to_string()),
+        ]
+    }
+
+    /// Breaks something from now on; one command a line.
+    pub fn breaks(&self, commands: &str) {
+        let new = self.directory.join("faults-new");
+        fs::write(&new, commands).unwrap();
+        fs::rename(new, self.file()).unwrap();
+    }
+
+    /// Nothing is broken any more.
+    pub fn works(&self) {
+        self.breaks("");
+    }
+
+    /// How long the books are now.
+    pub fn mark(&self) -> u64 {
+        fs::metadata(self.directory.join("faults.calls")).map_or(0, |metadata| metadata.len())
+    }
+
+    /// What has happened since the books were as long as that.
+    pub fn books_since(&self, mark: u64) -> Books {
+        let mut text = String::new();
+        if let Ok(mut file) = fs::File::open(self.directory.join("faults.calls")) {
+            file.seek(SeekFrom::Start(mark)).unwrap();
+            file.read_to_string(&mut text).unwrap();
+        }
+        let mut books = Books::default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words.as_slice() {
+                ["calls", function] => books.called.push((*function).to_owned()),
+                ["fault", function, action] => books.faults.push(format!("{function} {action}")),
+                ["login"] => books.logins += 1,
+                ["sign", id, input] => books.signed.push(((*id).to_owned(), (*input).to_owned())),
+                _ => panic!("{line:?} in the module's books"),
+            }
+        }
+        books
+    }
+}
+
+impl Books {
+    /// How often a fault of this function has happened.
+    pub fn faults_of(&self, function: &str) -> usize {
+        self.faults.iter().filter(|fault| fault.split(' ').next() == Some(function)).count()
+    }
+}

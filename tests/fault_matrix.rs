@@ -1,0 +1,31 @@
+//! The fault matrix: each PKCS#11 function that a token host calls, times each class of return code, times once, three
+//! seconds and for good; each cell under the load of real clients of a real daemon, with a token of its own.
+//!
+//! What each cell proves is in `cell`; what a daemon's books must say after its cells, in `books`. CI runs a sample of
+//! one code a class, drawn by a seed that is printed (`FAULT_SEED=N` repeats it); `make faults` and `make test-long`
+//! run every code of the standard, and `make faults` writes docs/FAULTS.md.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+#[path = "fault_matrix/books.rs"]
+mod books;
+#[path = "fault_matrix/cell.rs"]
+mod cell;
+#[path = "fault_matrix/clients.rs"]
+mod clients;
+#[path = "fault_matrix/lane.rs"]
+mod lane;
+#[path = "fault_matrix/page.rs"]
+mod page;
+#[path = "fault_matrix/plan.rs"]
+mod plan;
+#[path = "fault_matrix/run.rs"]
+mod run;

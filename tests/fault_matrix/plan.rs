@@ -1,0 +1,135 @@
+//! Which cells there are.
+
+use std::hash::{BuildHasher, RandomState};
+
+use istio_hsm_ca::token::error::{Class, Entry, TABLE, entry};
+
+/// What makes a host call a function that it does not call for each signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// A host that ends well, after a broken signature.
+    End,
+    /// Every request.
+    Load,
+    /// The start of a host.
+    Restart,
+    /// A session that is dropped, after a failed signature, and another one in its place.
+    Session,
+}
+
+/// The functions that a host calls. `the_functions_are_those_that_a_host_calls` keeps the list.
+pub const FUNCTIONS: [(&str, Trigger); 15] = [
+    ("C_GetFunctionList", Trigger::Restart),
+    ("C_Initialize", Trigger::Restart),
+    ("C_GetSlotList", Trigger::Restart),
+    ("C_GetTokenInfo", Trigger::Restart),
+    ("C_OpenSession", Trigger::Session),
+    ("C_Login", Trigger::Restart),
+    ("C_FindObjectsInit", Trigger::Session),
+    ("C_FindObjects", Trigger::Session),
+    ("C_FindObjectsFinal", Trigger::Session),
+    ("C_GetAttributeValue", Trigger::Session),
+    ("C_GetSessionInfo", Trigger::Session),
+    ("C_SignInit", Trigger::Load),
+    ("C_Sign", Trigger::Load),
+    ("C_CloseSession", Trigger::Session),
+    ("C_Finalize", Trigger::End),
+];
+
+/// The classes, from the mildest remedy to the hardest.
+pub const CLASSES: [Class; 8] = [
+    Class::Success,
+    Class::Busy,
+    Class::Request,
+    Class::Session,
+    Class::Login,
+    Class::Token,
+    Class::Pin,
+    Class::Configuration,
+];
+
+/// How long a fault lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lasts {
+    /// One call.
+    Once,
+    /// Three seconds.
+    Seconds,
+    /// Until it is taken away, after every backoff has reached its longest.
+    ForGood,
+}
+
+/// The three.
+pub const LASTING: [Lasts; 3] = [Lasts::Once, Lasts::Seconds, Lasts::ForGood];
+
+/// Cells for one daemon, one after the other: a function with codes of one class.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub function: &'static str,
+    pub trigger: Trigger,
+    pub class: Class,
+    pub cells: Vec<(Entry, Lasts)>,
+}
+
+/// Most codes for one daemon.
+const CODES_MOST: usize = 4;
+
+/// The codes of a class: the standard's, and two that no standard knows.
+pub fn codes(class: Class) -> Vec<Entry> {
+    let unknown = [entry(0x300), entry(0x8000_0001)];
+    TABLE.iter().copied().chain(unknown).filter(|entry| entry.class == class).collect()
+}
+
+/// Every code at every function.
+pub fn all() -> Vec<Job> {
+    jobs(|_, class| codes(class))
+}
+
+/// One code of each class at every function.
+pub fn sample(seed: u64) -> Vec<Job> {
+    let mut state = seed;
+    jobs(|_, class| {
+        let codes = codes(class);
+        let at = usize::try_from(next(&mut state) % u64::try_from(codes.len()).unwrap()).unwrap();
+        vec![codes[at]]
+    })
+}
+
+/// The seed of this run: `FAULT_SEED`, or a new one.
+pub fn seed() -> u64 {
+    let seed = std::env::var("FAULT_SEED").ok();
+    seed.map_or_else(|| RandomState::new().hash_one(std::process::id()), |text| text.parse().expect("FAULT_SEED"))
+}
+
+fn jobs(mut choose: impl FnMut(&'static str, Class) -> Vec<Entry>) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for (function, trigger) in FUNCTIONS {
+        for class in CLASSES {
+            for codes in choose(function, class).chunks(CODES_MOST) {
+                let cells = codes.iter().flat_map(|code| LASTING.map(|lasts| (*code, lasts))).collect();
+                jobs.push(Job { function, trigger, class, cells });
+            }
+        }
+    }
+    jobs
+}
+
+/// SplitMix64: small, and the same everywhere.
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = *state;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[test]
+fn a_seed_gives_the_same_sample_again_and_every_code_is_in_the_plan() {
+    let of = |jobs: &[Job]| -> Vec<(&str, u64)> {
+        jobs.iter().flat_map(|job| job.cells.iter().map(|(code, _)| (job.function, code.code))).collect()
+    };
+    assert_eq!(of(&sample(7)), of(&sample(7)));
+    assert_ne!(of(&sample(7)), of(&sample(8)));
+    assert_eq!(sample(7).len(), FUNCTIONS.len() * CLASSES.len());
+    assert_eq!(of(&all()).len(), FUNCTIONS.len() * (TABLE.len() + 2) * LASTING.len());
+}
