@@ -27,10 +27,12 @@ test-browser: ## the status page in a headless Chromium; pictures in target/tmp/
 	@softhsm/packages.sh --for browser
 	$(CARGO) test --locked --test browser -- --ignored
 
-test-foreign: ## checkpoints and proofs, judged by another implementation, in Go
+test-foreign: ## checkpoints and proofs judged by another implementation, in Go; metrics and alert rules by promtool
 	@softhsm/packages.sh --for foreign
 	$(CARGO) test --locked --test issuance_log -- --ignored --exact \
 		foreign::another_implementation_verifies_checkpoints_roots_and_proofs
+	$(CARGO) test --locked --test dashboard -- --ignored
+	$(CARGO) test --locked --test signing_path -- --ignored --exact outcomes::prometheus_takes_the_metrics_as_they_are
 
 test-pkilint: ## leaves judged by pkilint, which is kept in a cache outside the tree
 	@softhsm/packages.sh --for pkilint

@@ -260,3 +260,18 @@ fn large(count: u64) -> f64 {
 fn count(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_without_an_intent_is_an_excess() {
+        // Signatures told by the hosts, intents, requests tried again: what nothing accounts for.
+        let cases = [(0, 0, 0, 0), (5, 5, 0, 0), (5, 7, 0, 0), (6, 5, 0, 1), (6, 5, 1, 0), (9, 5, 1, 3)];
+        for (told, intents, retried, expected) in cases {
+            assert_eq!(excess(told, intents, retried), expected, "{told} {intents} {retried}");
+        }
+        assert_eq!(large(1 << 40), 1_099_511_627_776.0);
+    }
+}

@@ -191,6 +191,7 @@ directory = "{log}"
 origin = "{ORIGIN}"
 [admin]
 address = "127.0.0.1:0"
+status_address = "127.0.0.1:0"
 socket = "{socket}"
 [logging]
 format = "json"
@@ -214,6 +215,32 @@ format = "json"
         let daemon = self.spawn(more);
         daemon.wait_ready();
         daemon
+    }
+
+    /// Runs `serve`, which must end with an error; returns what it said.
+    pub fn does_not_start(&self, more: &str) -> String {
+        let config = self.configure(more);
+        let stderr = self.softhsm.path().join("stderr.refused");
+        let mut child = self
+            .command()
+            .args(["serve", "--config", config.to_str().unwrap()])
+            .stdin(Stdio::null())
+            .stderr(fs::File::create(&stderr).unwrap())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + SOON;
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                panic!("it started:\n{}", fs::read_to_string(&stderr).unwrap());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(status.code(), Some(1));
+        fs::read_to_string(&stderr).unwrap()
     }
 
     /// Starts `serve` and waits until it listens, ready or not.
