@@ -29,9 +29,9 @@ pub static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
     target.join("debug/libfaulty_token.so")
 });
 
-/// The token's URI, with the faulty module in the real one's place.
-pub fn through(uri: &str) -> String {
-    uri.replace(&module_path().display().to_string(), &MODULE.display().to_string())
+/// The token's URI, with the faulty module, or a copy of it, in the real one's place.
+pub fn through(module: &Path, uri: &str) -> String {
+    uri.replace(&module_path().display().to_string(), &module.display().to_string())
 }
 
 /// A limit of a command: `times` calls in all processes together.

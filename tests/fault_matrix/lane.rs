@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     sync::LazyLock,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use tokio::{
 use super::{books, clients::Load};
 use crate::common::{
     daemon::{Daemon, SOON, Site},
-    faulty::{Books, Control, through},
+    faulty::{Books, Control, MODULE, through},
     plug_in::PlugIn,
 };
 
@@ -36,6 +37,11 @@ pub struct Lane {
 impl Lane {
     /// A daemon at work; within a `LocalSet`.
     pub async fn start() -> Self {
+        Self::start_on(&MODULE, Duration::from_secs(5)).await
+    }
+
+    /// The same with a copy of the module, and so that a call may take so long.
+    pub async fn start_on(module: &Path, call_timeout: Duration) -> Self {
         let site = IMPORTED.duplicate();
         let control = Control::new(site.softhsm.path());
         control.works();
@@ -43,8 +49,9 @@ impl Lane {
         environment.extend(control.environment().map(|(name, value)| (name, value.into())));
         environment.insert("SOFTHSM2_CONF".to_owned(), site.softhsm.conf().display().to_string().into());
         let more = format!(
-            "[[token]]\nname = \"softhsm\"\nuri = \"{}\"\nsessions = 2\ncall_timeout = \"5s\"\n[token.environment]\n{}",
-            through(&site.uri()),
+            "[[token]]\nname = \"softhsm\"\nuri = \"{}\"\nsessions = 2\ncall_timeout = \"{}ms\"\n[token.environment]\n{}",
+            through(module, &site.uri()),
+            call_timeout.as_millis(),
             toml::to_string(&environment).unwrap(),
         );
         let daemon = site.serve(&more);
@@ -61,6 +68,19 @@ impl Lane {
     pub fn kill_hosts(&self) -> usize {
         let hosts = hosts_of(self.daemon.pid());
         hosts.iter().filter(|host| kill(**host, Signal::SIGKILL).is_ok()).count()
+    }
+
+    /// The daemon's token hosts.
+    pub fn hosts(&self) -> Vec<Pid> {
+        hosts_of(self.daemon.pid())
+    }
+
+    /// SIGKILL for the daemon; its token hosts, as they were just before.
+    pub fn kill_daemon(mut self) -> Vec<Pid> {
+        let hosts = self.hosts();
+        self.daemon.signal(Signal::SIGKILL);
+        self.daemon.ended();
+        hosts
     }
 
     /// Writes the PIN's file anew, with the same PIN.
@@ -89,6 +109,14 @@ impl Lane {
             std::io::Result::Ok(text)
         };
         tokio::time::timeout(SOON, answer).await.expect("the admin address does not answer").unwrap()
+    }
+
+    /// What the daemon said last, for a failure's message.
+    pub async fn last_words(&self) -> String {
+        let text = self.daemon.stderr();
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines.get(lines.len().saturating_sub(25)..).unwrap_or_default().join("\n");
+        format!("{}\n{last}", self.get("/readyz").await)
     }
 
     /// Ends the daemon, and compares everybody's books. Answers the module's, and what is wrong.
