@@ -4,6 +4,11 @@
 //! needed, that the configuration does not name. Certificates come from `issue` alone, as everybody's do. Called by
 //! `daemon`.
 
+pub mod cluster;
+pub mod leader;
+pub mod pods;
+pub mod reviewer;
 pub mod settings;
 
+pub use cluster::{Cluster, ClusterError, Clusters};
 pub use settings::Settings;

@@ -214,6 +214,18 @@ pub struct Checkpoints {
 }
 
 impl Settings {
+    /// Whether anything is configured that one replica does for all.
+    #[must_use]
+    pub fn needs_leader(&self) -> bool {
+        self.clusters.iter().any(|cluster| {
+            cluster.root_configmap.is_some()
+                || cluster.istiod_certificate.is_some()
+                || !cluster.signers.is_empty()
+                || cluster.intermediate.is_some()
+                || cluster.workload_secrets.is_some()
+        })
+    }
+
     fn lease() -> String {
         "istio-hsm-ca".to_owned()
     }

@@ -1,0 +1,208 @@
+//! What deploy/manifests says, held against the program that reads it.
+
+use std::collections::BTreeSet;
+
+use istio_hsm_ca::{config::Config, token::host};
+use serde_json::Value;
+
+use crate::rendered::{all, list, of_kind, one, texts};
+
+/// The pods' specs, of StatefulSets and Jobs.
+fn pods(objects: &[Value]) -> Vec<&Value> {
+    objects.iter().map(|object| &object["spec"]["template"]["spec"]).filter(|spec| !spec.is_null()).collect()
+}
+
+fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
+    list(&pod["initContainers"]).iter().chain(list(&pod["containers"]))
+}
+
+/// The names of the volumes that a container mounts.
+fn mounts(container: &Value) -> BTreeSet<&str> {
+    list(&container["volumeMounts"]).iter().map(|mount| mount["name"].as_str().unwrap()).collect()
+}
+
+/// The configuration of the daemon, and those of the token hosts.
+fn configurations(objects: &[Value]) -> (Vec<Config>, Vec<host::Settings>) {
+    let (mut daemons, mut hosts) = (Vec::new(), Vec::new());
+    for map in of_kind(objects, "ConfigMap") {
+        if let Some(text) = map["data"]["istio-hsm-ca.toml"].as_str() {
+            daemons.push(Config::parse(text, "").unwrap_or_else(|problems| panic!("{problems:#?}\n{text}")));
+        }
+        if let Some(text) = map["data"]["token-host.toml"].as_str() {
+            hosts.push(toml::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}")));
+        }
+    }
+    (daemons, hosts)
+}
+
+#[test]
+fn the_program_takes_every_configuration_that_is_rendered() {
+    for (name, objects) in all() {
+        let (daemons, hosts) = configurations(&objects);
+        let expected = usize::from(name != "remote-rbac");
+        assert_eq!(daemons.len(), expected, "{name}");
+        for daemon in &daemons {
+            assert_eq!(daemon.tokens.len(), hosts.len(), "{name}: a host for each token");
+            assert!(daemon.tokens.iter().all(|token| token.uri.is_none() && token.socket_uid == Some(10002)), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_hosts_allow_what_the_daemon_has_signed_and_no_more() {
+    for (name, objects) in all() {
+        let (daemons, hosts) = configurations(&objects);
+        for (daemon, host) in daemons.iter().flat_map(|daemon| hosts.iter().map(move |host| (daemon, host))) {
+            assert_eq!(host.trust_domains, daemon.ca.trust_domains, "{name}");
+            assert_eq!(host.allow_intermediate, daemon.token_host.allow_intermediate, "{name}");
+            assert!(host.max_validity >= daemon.ca.max_ttl.max(daemon.serving.ttl), "{name}");
+            for dns in &daemon.serving.dns_names {
+                assert!(host.dns_names.contains(dns), "{name}: {dns}");
+            }
+            let kubernetes = daemon.kubernetes.iter().flat_map(|kubernetes| &kubernetes.clusters);
+            let asks_for_names = kubernetes.clone().any(|cluster| cluster.istiod_certificate.is_some());
+            let signs = kubernetes.clone().any(|cluster| !cluster.signers.is_empty());
+            assert_eq!(
+                host.dns_names.len() > daemon.serving.dns_names.len(),
+                asks_for_names || signs && name != "ra",
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_container_is_restricted() {
+    for (name, objects) in all() {
+        for pod in pods(&objects) {
+            assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{name}");
+            assert_eq!(pod["automountServiceAccountToken"], false, "{name}");
+            for field in ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"] {
+                assert!(pod[field].is_null(), "{name}: {field}");
+            }
+            for container in containers(pod) {
+                let context = &container["securityContext"];
+                let about = format!("{name}: {}", container["name"]);
+                assert_eq!(context["runAsNonRoot"], true, "{about}");
+                assert_ne!(context["runAsUser"], 0, "{about}");
+                assert_eq!(context["readOnlyRootFilesystem"], true, "{about}");
+                assert_eq!(context["allowPrivilegeEscalation"], false, "{about}");
+                assert_eq!(texts(&context["capabilities"]["drop"]), ["ALL"], "{about}");
+                assert!(context["capabilities"]["add"].is_null(), "{about}");
+                assert_eq!(context["seccompProfile"]["type"], "RuntimeDefault", "{about}");
+                assert!(context["privileged"].is_null(), "{about}");
+                assert!(!container["resources"]["limits"]["memory"].is_null(), "{about}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_daemon_sees_neither_pin_nor_module_and_the_hosts_see_no_api_server() {
+    for (name, objects) in all() {
+        for set in of_kind(&objects, "StatefulSet") {
+            let pod = &set["spec"]["template"]["spec"];
+            let daemon = &list(&pod["containers"])[0];
+            assert_eq!((list(&pod["containers"]).len(), &daemon["name"]), (1, &Value::from("daemon")), "{name}");
+            let hosts = list(&pod["initContainers"]);
+            let sealed: BTreeSet<&str> = list(&pod["volumes"])
+                .iter()
+                .filter(|volume| !volume["persistentVolumeClaim"].is_null() || !volume["secret"].is_null())
+                .map(|volume| volume["name"].as_str().unwrap())
+                .filter(|volume| !volume.starts_with("cluster-"))
+                .collect();
+            assert!(!sealed.is_empty(), "{name}: there is a PIN or a module somewhere");
+            assert!(mounts(daemon).is_disjoint(&sealed), "{name}: {:?}", mounts(daemon));
+            for host in hosts {
+                let about = format!("{name}: {}", host["name"]);
+                assert_eq!(
+                    host["restartPolicy"], "Always",
+                    "{about}: a sidecar container, which ends after the daemon"
+                );
+                assert!(!mounts(host).contains("api"), "{about}");
+                assert!(mounts(host).iter().all(|mount| !mount.starts_with("cluster-")), "{about}");
+                assert_ne!(host["securityContext"]["runAsUser"], daemon["securityContext"]["runAsUser"], "{about}");
+                assert_ne!(host["securityContext"]["runAsGroup"], daemon["securityContext"]["runAsGroup"], "{about}");
+                // One volume holds the log and what the host remembers, but neither sees the other's part.
+                let part = |container: &Value| {
+                    let mounts = list(&container["volumeMounts"]).to_vec();
+                    mounts.into_iter().find(|mount| mount["name"] == "log").unwrap()["subPath"].clone()
+                };
+                assert_ne!(part(host), part(daemon), "{about}");
+                assert!(part(host).as_str().is_some_and(|part| part.starts_with("token-")), "{about}");
+                // The hosts' PINs are their own.
+                let others = hosts.iter().filter(|other| other["name"] != host["name"]);
+                for other in others {
+                    let shared: Vec<_> = mounts(host)
+                        .intersection(&mounts(other))
+                        .filter(|mount| sealed.contains(**mount))
+                        .copied()
+                        .collect();
+                    assert!(shared.is_empty(), "{about}: {shared:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_secret_stands_in_a_manifest() {
+    for (name, objects) in all() {
+        assert!(of_kind(&objects, "Secret").is_empty(), "{name}");
+        assert!(!serde_json::to_string(&objects).unwrap().contains("PRIVATE KEY"), "{name}");
+    }
+}
+
+#[test]
+fn a_trial_says_so() {
+    for (name, objects) in all() {
+        let set = of_kind(&objects, "StatefulSet");
+        let warned =
+            set.iter().any(|set| !set["spec"]["template"]["metadata"]["annotations"]["istio-hsm-ca/warning"].is_null());
+        assert_eq!(warned, name == "trial");
+        assert!(name != "trial" || set.iter().all(|set| set["spec"]["replicas"] == 1), "one volume, one replica");
+    }
+}
+
+#[test]
+fn no_rule_is_wider_than_a_name_where_one_can_be_given() {
+    for (name, objects) in all() {
+        let roles = of_kind(&objects, "Role").into_iter().chain(of_kind(&objects, "ClusterRole"));
+        for (role, rule) in roles.flat_map(|role| list(&role["rules"]).iter().map(move |rule| (role, rule))) {
+            let about = format!("{name}: {} {rule}", role["metadata"]["name"]);
+            let (verbs, resources) = (texts(&rule["verbs"]), texts(&rule["resources"]));
+            assert!(
+                verbs.iter().chain(&resources).chain(&texts(&rule["apiGroups"])).all(|word| word != "*"),
+                "{about}"
+            );
+            let secrets = resources.iter().any(|resource| resource == "secrets" || resource == "configmaps");
+            let per_account = role["metadata"]["name"].as_str().unwrap().ends_with("workload-secrets");
+            if secrets && !per_account {
+                assert!(verbs == ["create"] || !list(&rule["resourceNames"]).is_empty(), "{about}");
+                assert!(
+                    verbs != ["create"] || list(&rule["resourceNames"]).is_empty(),
+                    "{about}: it would never match"
+                );
+            }
+            assert!(role["kind"] == "Role" || resources != ["secrets"], "{about}: Secrets by namespace alone");
+        }
+    }
+}
+
+#[test]
+fn what_is_off_has_no_permission() {
+    let rules = |name| {
+        let objects = one(name);
+        let roles = objects.iter().filter(|object| object["kind"] == "Role" || object["kind"] == "ClusterRole");
+        roles
+            .flat_map(|role| list(&role["rules"]).to_vec())
+            .flat_map(|rule| texts(&rule["resources"]))
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(rules("minimal"), BTreeSet::new());
+    assert!(!rules("sidecar").contains("pods") && rules("ambient").contains("pods"));
+    assert!(!rules("ra").contains("tokenreviews") && rules("sidecar").contains("tokenreviews"));
+    assert!(!rules("remote-rbac").contains("leases"));
+    let without_api = of_kind(&one("minimal"), "StatefulSet")[0].to_string();
+    assert!(!without_api.contains("serviceAccountToken"), "no token of the API server where none is asked");
+}

@@ -1,0 +1,51 @@
+//! Kubernetes objects out of YAML, as JSON.
+
+use std::{fs, path::PathBuf};
+
+use serde_json::Value;
+
+/// The checkout.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The objects of one YAML text.
+pub fn objects(text: &str) -> Vec<Value> {
+    let parse = |document| serde_saphyr::from_str::<Value>(document).unwrap();
+    format!("\n{text}").split("\n---").map(parse).filter(|object| !object.is_null()).collect()
+}
+
+/// The rendered manifests: each file's name and its objects.
+pub fn all() -> Vec<(String, Vec<Value>)> {
+    let directory = root().join("deploy/manifests");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            found.push((name, objects(&fs::read_to_string(&path).unwrap())));
+        }
+    }
+    assert!(found.len() > 5, "deploy/manifests is empty; run deploy/manifests/render.sh");
+    found
+}
+
+/// The rendering of one file of values.
+pub fn one(name: &str) -> Vec<Value> {
+    all().into_iter().find(|(found, _)| found == name).unwrap().1
+}
+
+/// The objects of one kind.
+pub fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects.iter().filter(|object| object["kind"] == kind).collect()
+}
+
+/// An array's elements; none where there is none.
+pub fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// The texts of an array.
+pub fn texts(value: &Value) -> Vec<String> {
+    list(value).iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+}

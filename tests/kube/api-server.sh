@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Builds what the Kubernetes tests run on: etcd, kube-apiserver and kubectl, and Helm, each from its Go module, at the
+# versions pinned here. They stand in a cache outside the checkout; what stands there already is left alone.
+#
+#   tests/kube/api-server.sh              builds all of them, and prints the directory
+#   tests/kube/api-server.sh helm         builds only the ones named: etcd, kube-apiserver, kubectl, helm
+#   tests/kube/api-server.sh --where      prints the directory, and builds nothing
+#
+# Needs Go (https://go.dev, or the package golang-go of a distribution that has 1.21 or later, which fetches the rest by
+# itself). The first build takes ten minutes or so on two cores. GO_BUILD_PREFIX is put before each build.
+set -euo pipefail
+
+KUBERNETES=1.36.3
+ETCD=3.6.16
+HELM=4.3.1
+
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/istio-hsm-ca/kube/kubernetes-$KUBERNETES-etcd-$ETCD-helm-$HELM"
+
+die() {
+    echo "api-server.sh: $*" >&2
+    exit 1
+}
+
+# module NAME MODULE VERSION: a module that requires just this one, so that its own go.mod decides the versions of the rest.
+# `go install MODULE@VERSION` will not do: both Kubernetes and etcd have replacements in theirs.
+module() {
+    local name=$1 path=$2 version=$3 go_version
+    mkdir -p "$cache/src/$name"
+    cd "$cache/src/$name"
+    [ -s go.mod ] && return
+    local described
+    described=$(go mod download -json "$path@v$version") || die "cannot get $path v$version: $described"
+    local gomod
+    gomod=$(printf '%s' "$described" | sed -n 's/^[[:space:]]*"GoMod": "\(.*\)",*$/\1/p')
+    go_version=$(sed -n 's/^go \([0-9.]*\)$/\1/p' "$gomod")
+    {
+        echo "module istio-hsm-ca.test/$name"
+        echo
+        echo "go $go_version"
+        echo
+        echo "require $path v$version"
+        # Kubernetes' libraries live in its own repository, and are published beside it as v0.minor.patch.
+        sed -n 's|^[[:space:]]*\(k8s.io/[a-z-]*\) => ./staging/.*|\1|p' "$gomod" | sort -u | while read -r library; do
+            echo "replace $library => $library v0.${version#*.}"
+        done
+    } >go.mod.new
+    mv go.mod.new go.mod
+}
+
+# build BINARY NAME PACKAGE [LDFLAGS]
+build() {
+    local binary=$1 name=$2 package=$3 flags=${4:-}
+    cd "$cache/src/$name"
+    echo "api-server.sh: building $binary" >&2
+    # shellcheck disable=SC2086 # a prefix is several words
+    CGO_ENABLED=0 ${GO_BUILD_PREFIX:-} go build -mod=mod -buildvcs=false -trimpath -ldflags "-s -w $flags" \
+        -o "$cache/bin/.$binary.new" "$package" || die "$binary did not build"
+    mv "$cache/bin/.$binary.new" "$cache/bin/$binary"
+}
+
+kubernetes() {
+    local v=k8s.io/component-base/version minor=${KUBERNETES#*.}
+    module kubernetes k8s.io/kubernetes "$KUBERNETES"
+    build "$1" kubernetes "k8s.io/kubernetes/cmd/$1" \
+        "-X $v.gitVersion=v$KUBERNETES -X $v.gitMajor=${KUBERNETES%%.*} -X $v.gitMinor=${minor%%.*} -X $v.gitTreeState=clean"
+}
+
+one() {
+    [ -x "$cache/bin/$1" ] && return
+    command -v go >/dev/null || die "Go is missing; install it (apt-get install golang-go, or https://go.dev/dl)"
+    # Two builds at once would write the same files.
+    exec 8>"$cache/lock"
+    flock 8
+    [ -x "$cache/bin/$1" ] && return
+    case $1 in
+    etcd)
+        module etcd go.etcd.io/etcd/server/v3 "$ETCD"
+        build etcd etcd go.etcd.io/etcd/server/v3
+        ;;
+    kube-apiserver | kubectl) kubernetes "$1" ;;
+    helm)
+        module helm helm.sh/helm/v4 "$HELM"
+        build helm helm helm.sh/helm/v4/cmd/helm
+        ;;
+    *) die "$1 is none of etcd, kube-apiserver, kubectl, helm" ;;
+    esac
+    exec 8>&-
+}
+
+if [ "${1:-}" != --where ]; then
+    mkdir -p "$cache/bin"
+    [ $# -gt 0 ] || set -- etcd helm kube-apiserver kubectl
+    for wanted in "$@"; do one "$wanted"; done
+fi
+echo "$cache/bin"

@@ -1,0 +1,92 @@
+//! SIGKILL of the daemon under load, again and again on one log and one token: what a client holds is in the books.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::{sys::signal::Signal, unistd::Pid};
+
+use crate::{
+    books,
+    clients::{Clients, Held, Mesh},
+    common::{
+        daemon::{SOON, Site},
+        plug_in::PlugIn,
+    },
+    process::{children, lives},
+    random::Random,
+};
+
+const KILLS: usize = 30;
+const AGENTS: usize = 8;
+
+/// Small segments and many checkpoints, so that kills fall between two of each; a host that often tells its count.
+const CONFIGURATION: &str = r#"
+[log]
+segment_bytes = 65536
+checkpoint_lines = 40
+"#;
+
+/// A host ends by itself, however its daemon ended.
+async fn ended(host: Pid, kill: usize) {
+    let since = Instant::now();
+    while lives(host) {
+        assert!(since.elapsed() < Duration::from_secs(5), "kill {kill}: host {host} has outlived its daemon");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_thirty_times_under_load_leaves_sound_books() {
+    let mut random = Random::seeded("killed");
+    let site = Site::new(&PlugIn::intermediate());
+    let configuration = format!(
+        "{CONFIGURATION}\n[[token]]\nname = \"softhsm\"\nuri = \"{}\"\nkeep_alive = \"200ms\"\n",
+        site.softhsm.uri("istio-ca")
+    );
+    let (mesh, held) = (Arc::new(Mesh::new(&site)), Arc::new(Held::default()));
+    for kill in 0..KILLS {
+        let mut daemon = site.serve(&configuration);
+        let before = held.count();
+        let clients = Clients::start(&mesh, &held, daemon.address, AGENTS, Duration::ZERO);
+        let since = Instant::now();
+        while held.count() < before + 30 {
+            assert!(since.elapsed() < SOON, "kill {kill}: no load: {:?}\n{}", held.refusals(), daemon.stderr());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Not always at the same distance from a flush, a checkpoint, a segment's end.
+        tokio::time::sleep(Duration::from_micros(random.between(0, 150_000))).await;
+        let hosts = children(daemon.pid());
+        assert_eq!(hosts.len(), 1, "kill {kill}: {hosts:?}");
+        if kill.is_multiple_of(5) {
+            // Time for the host's count to be told and compared.
+            tokio::time::sleep(Duration::from_millis(1300)).await;
+            assert_eq!(books::metric(&daemon, "istio_hsm_ca_excess_signatures"), 0.0, "kill {kill}: a false alarm");
+        }
+        let at_kill = held.count();
+        daemon.signal(Signal::SIGKILL);
+        daemon.ended();
+        ended(hosts[0], kill).await;
+        clients.stop().await;
+        assert!(at_kill > before, "kill {kill}: it was not under load");
+        if kill % 10 == 9 {
+            books::are_right(&site, &held);
+        }
+    }
+    // The last one's remains are taken up as well.
+    let daemon = site.serve(&configuration);
+    let before = held.count();
+    let clients = Clients::start(&mesh, &held, daemon.address, AGENTS, Duration::from_millis(5));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(books::metric(&daemon, "istio_hsm_ca_excess_signatures"), 0.0, "a false alarm");
+    clients.stop().await;
+    assert!(held.count() > before);
+    let (status, text) = daemon.stop();
+    assert_eq!(status.code(), Some(0), "{text}");
+    let intents = books::are_right(&site, &held);
+    println!("killed: {} certificates held, {intents} intents, refusals {:?}", held.count(), held.refusals());
+    // What was cut short is no more than what was in flight, and each run's serving certificate.
+    let most = held.count() + u64::try_from((KILLS + 1) * (AGENTS + 1)).unwrap();
+    assert!(intents <= most, "{intents} intents for {} certificates", held.count());
+}
