@@ -20,6 +20,8 @@ mod ending;
 mod judges;
 #[path = "signing_path/malformed.rs"]
 mod malformed;
+#[path = "signing_path/overload.rs"]
+mod overload;
 #[path = "signing_path/refusals.rs"]
 mod refusals;
 #[path = "signing_path/replies.rs"]

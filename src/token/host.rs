@@ -5,6 +5,7 @@
 //! Unix socket to listen on. It never touches the network, Kubernetes or the log, and signs a closed list of things
 //! ([`Kind`](super::protocol::Kind)) under its own limits. Started through [`main`].
 
+mod door;
 mod policy;
 mod process;
 mod serve;
@@ -24,9 +25,8 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-
 use super::protocol::{Fault, FaultClass, VERSION};
+use door::Door;
 use serve::{Connection, Served};
 pub use settings::Settings;
 use vault::Vault;
@@ -167,7 +167,8 @@ pub fn run_child(name: &str) -> Result<(), HostError> {
     }
 }
 
-/// Listens for a daemon, and serves one after another.
+/// Listens for a daemon, and serves one after another; a second one at the same time is told so, and waits its turn by
+/// asking again.
 ///
 /// # Errors
 /// When it cannot begin, or ends because its token is broken: whoever supervises it starts it again.
@@ -179,15 +180,10 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
     let settings = &supervised.settings;
     let watchdog = Watchdog::start(settings.threads(), settings.call_timeout).map_err(system("start its watchdog"))?;
     let name = supervised.socket.display().to_string();
+    let door = Door::open(listener, supervised.uids.clone()).map_err(system("start the thread at its socket"))?;
     let mut vault = None;
     loop {
-        let (socket, _) = listener.accept().map_err(system("accept a connection"))?;
-        let peer =
-            getsockopt(&socket, PeerCredentials).map_err(|error| system("see who connects")(error.into()))?.uid();
-        if peer != nix::unistd::geteuid().as_raw() && !supervised.uids.contains(&peer) {
-            tracing::warn!(uid = peer, "somebody who may not use the token host connected");
-            continue;
-        }
+        let socket = door.next().map_err(system("accept a connection"))?;
         let mut connection = Connection::new(socket).map_err(system("use its socket"))?;
         let hello = match connection.hello(HELLO) {
             Ok(Some(hello)) => hello,

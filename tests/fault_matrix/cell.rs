@@ -75,7 +75,7 @@ pub async fn run(
     };
     let began = Instant::now();
     lane.control.breaks(&format!("{function} return=0x{:x} {limit}\n{more}\n", code.code));
-    let mut killed = if trigger == Trigger::Restart { lane.kill_hosts() } else { 0 };
+    let mut killed = if trigger == Trigger::Restart { lane.kill_hosts().await } else { 0 };
 
     // Until it has happened.
     while lane.control.books_since(mark).faults_of(function) == 0 {
@@ -94,13 +94,13 @@ pub async fn run(
     if trigger == Trigger::Session && lasts != Lasts::Once {
         // The start of a host meets it too.
         tokio::time::sleep_until((began + Duration::from_secs(1)).into()).await;
-        killed += lane.kill_hosts();
+        killed += lane.kill_hosts().await;
     }
     tokio::time::sleep_until(end.into()).await;
     lane.control.works();
     let mut end = Instant::now();
     if pin {
-        let logins = lane.control.books_since(mark).logins;
+        let logins = lane.control.books_since(mark).logins.len();
         if logins != 1 {
             return Err(format!("a refused PIN was tried {logins} times"));
         }

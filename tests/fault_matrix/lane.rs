@@ -19,7 +19,7 @@ use tokio::{
 use super::{books, clients::Load};
 use crate::common::{
     daemon::{Daemon, SOON, Site},
-    faulty::{Books, Control, MODULE, through},
+    faulty::{Books, Control, MODULE},
     plug_in::PlugIn,
 };
 
@@ -45,15 +45,8 @@ impl Lane {
         let site = IMPORTED.duplicate();
         let control = Control::new(site.softhsm.path());
         control.works();
-        let mut environment = toml::Table::new();
-        environment.extend(control.environment().map(|(name, value)| (name, value.into())));
-        environment.insert("SOFTHSM2_CONF".to_owned(), site.softhsm.conf().display().to_string().into());
-        let more = format!(
-            "[[token]]\nname = \"softhsm\"\nuri = \"{}\"\nsessions = 2\ncall_timeout = \"{}ms\"\n[token.environment]\n{}",
-            through(module, &site.uri()),
-            call_timeout.as_millis(),
-            toml::to_string(&environment).unwrap(),
-        );
+        let more = format!("sessions = 2\ncall_timeout = \"{}ms\"", call_timeout.as_millis());
+        let more = control.section(module, &site, &more);
         let daemon = site.serve(&more);
         let load = Load::start(&daemon).await;
         Self { site, control, load, daemon }
@@ -64,10 +57,21 @@ impl Lane {
         self.daemon.running()
     }
 
-    /// Kills the daemon's token hosts; answers how many there were.
-    pub fn kill_hosts(&self) -> usize {
-        let hosts = hosts_of(self.daemon.pid());
-        hosts.iter().filter(|host| kill(**host, Signal::SIGKILL).is_ok()).count()
+    /// Kills the daemon's token hosts, but none within its login; answers how many there were.
+    pub async fn kill_hosts(&self) -> usize {
+        for _ in 0..200 {
+            let hosts = self.hosts();
+            let all = |signal| hosts.iter().filter(|host| kill(**host, signal).is_ok()).count();
+            // What stands still cannot begin a login between the look and the kill.
+            all(Signal::SIGSTOP);
+            let books = self.control.books_since(0);
+            if !hosts.iter().any(|host| books.is_logging_in(host.as_raw())) {
+                return all(Signal::SIGKILL);
+            }
+            all(Signal::SIGCONT);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the hosts do not come out of their login");
     }
 
     /// The daemon's token hosts.
