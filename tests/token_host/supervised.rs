@@ -51,6 +51,16 @@ impl Drop for Stage {
     }
 }
 
+/// A process that ends with the test.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _already_gone = self.0.kill();
+        let _already_gone = self.0.wait();
+    }
+}
+
 fn give(path: &Path, uid: u32) {
     std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
     if path.is_dir() {
@@ -267,7 +277,7 @@ async fn the_whole_daemon_serves_agents_as_another_user_than_its_host() {
         path("log/admin.sock"),
     );
     fs::write(shared.join("istio-hsm-ca.toml"), config).unwrap();
-    let mut daemon = Command::new(shared.join("istio-hsm-ca"))
+    let daemon = Command::new(shared.join("istio-hsm-ca"))
         .args(["serve", "--config", &path("istio-hsm-ca.toml")])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -275,8 +285,8 @@ async fn the_whole_daemon_serves_agents_as_another_user_than_its_host() {
         .current_dir("/")
         .uid(DAEMON)
         .gid(DAEMON)
-        .spawn()
-        .unwrap();
+        .spawn();
+    let mut daemon = Ending(daemon.unwrap());
     let began = Instant::now();
     let said = || fs::read_to_string(shared.join("stderr")).unwrap();
     let ready = |line: &&str| line.contains("\"message\":\"ready\"") && line.contains("tokens");
@@ -289,7 +299,7 @@ async fn the_whole_daemon_serves_agents_as_another_user_than_its_host() {
         if let (Some(address), Some(_)) = (address, text.lines().find(ready)) {
             break address.parse().unwrap();
         }
-        assert!(began.elapsed() < PATIENCE && daemon.try_wait().unwrap().is_none(), "{text}");
+        assert!(began.elapsed() < PATIENCE && daemon.0.try_wait().unwrap().is_none(), "{text}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     let tls = agent::Tls::new(stage.site.issuer.roots_pem().as_bytes(), SERVER, None).unwrap();
@@ -317,10 +327,8 @@ async fn the_whole_daemon_serves_agents_as_another_user_than_its_host() {
         .arg(&leaf)
         .output();
     assert!(judged.unwrap().status.success(), "openssl does not verify what the daemon sent");
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.0.id())).unwrap();
     assert!(status.contains(&format!("\nUid:\t{DAEMON}\t{DAEMON}\t{DAEMON}\t{DAEMON}\n")), "{status}");
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
