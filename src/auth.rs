@@ -1,7 +1,8 @@
 //! Who asks: credentials in, [`Caller`] out.
 //!
-//! The order is Istio's (`pilot/pkg/bootstrap/server.go`): client certificate, then JWT; TokenReview and node
-//! impersonation have their place behind them. What cannot be proven is nobody.
+//! The order is Istio's (`pilot/pkg/bootstrap/server.go`): client certificate, then a token, which its issuer's
+//! published keys or the API server of its issuer's cluster prove. What cannot be proven is nobody. Who is proven may
+//! ask for somebody else where `node` allows it.
 //!
 //! It never decides what a caller may have (that is `policy`), and never reads a clock. Called by `grpc` for each
 //! request; the admin socket and the daemon itself make their callers by [`Caller::operator`] and
@@ -12,6 +13,8 @@ pub mod authenticator;
 pub mod client_certificate;
 pub mod credentials;
 pub mod jwt;
+pub mod node;
+pub mod token_review;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -98,25 +101,36 @@ pub struct Caller {
     cluster: Option<ClusterName>,
     pod: Option<Arc<BoundPod>>,
     peer: Option<IpAddr>,
+    acts_for: Option<SpiffeId>,
 }
 
 impl Caller {
     /// The operator of this machine; the caller's uid is the kernel's word (SO_PEERCRED or getuid).
     #[must_use]
     pub fn operator(uid: u32) -> Self {
-        Self { method: Method::Operator, identity: Identity::Operator { uid }, cluster: None, pod: None, peer: None }
+        Self::plain(Method::Operator, Identity::Operator { uid })
     }
 
     /// A part of the daemon.
     #[must_use]
     pub fn internal(who: InternalCaller) -> Self {
-        Self { method: Method::Internal, identity: Identity::Internal(who), cluster: None, pod: None, peer: None }
+        Self::plain(Method::Internal, Identity::Internal(who))
     }
 
     /// A workload, for the unit tests of the modules that take callers.
     #[cfg(test)]
     pub(crate) fn workload(id: SpiffeId, method: Method) -> Self {
-        Self { method, identity: Identity::Workload(id), cluster: None, pod: None, peer: None }
+        Self::plain(method, Identity::Workload(id))
+    }
+
+    /// The same caller, found to speak for somebody else.
+    #[must_use]
+    pub(crate) fn acting_for(self, id: SpiffeId) -> Self {
+        Self { acts_for: Some(id), ..self }
+    }
+
+    fn plain(method: Method, identity: Identity) -> Self {
+        Self { method, identity, cluster: None, pod: None, peer: None, acts_for: None }
     }
 
     /// How the caller proved who it is.
@@ -141,6 +155,21 @@ impl Caller {
     #[must_use]
     pub fn pod(&self) -> Option<&BoundPod> {
         self.pod.as_deref()
+    }
+
+    /// The workload that the caller was found to speak for, instead of for itself.
+    #[must_use]
+    pub fn acts_for(&self) -> Option<&SpiffeId> {
+        self.acts_for.as_ref()
+    }
+
+    /// The workload for whose sake the request is made: the one that the caller acts for, else the caller.
+    #[must_use]
+    pub fn for_whom(&self) -> Option<&SpiffeId> {
+        match (&self.acts_for, &self.identity) {
+            (Some(id), _) | (None, Identity::Workload(id)) => Some(id),
+            (None, Identity::Internal(_) | Identity::Operator { .. }) => None,
+        }
     }
 
     /// Where the caller's connection comes from.

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod background;
+pub mod clusters;
 pub mod in_use;
 pub mod operator;
 pub mod overview;
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{AcceptAny, Authenticator},
-    config::Config,
+    config::{Admin, Config},
     grpc::{self, listener::Listener, service::CertificateService},
     hardening,
     telemetry::metrics::{self, Metrics},
@@ -61,6 +62,9 @@ pub enum DaemonError {
     /// Authentication cannot be set up.
     #[error("authentication cannot be set up: {}", .0.join("; "))]
     Authentication(Vec<String>),
+    /// The clusters cannot be used.
+    #[error("Kubernetes cannot be set up: {}", .0.join("; "))]
+    Kubernetes(Vec<String>),
     /// The endpoint cannot listen.
     #[error(transparent)]
     Listen(#[from] grpc::listener::ListenError),
@@ -98,9 +102,16 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     let own = &config.ca.trust_domains;
     let authenticator = Authenticator::new(&config.auth, own)
         .map_err(|errors| DaemonError::Authentication(errors.iter().map(ToString::to_string).collect()))?;
-    let authenticator = Arc::new(authenticator);
+    let clusters = clusters::connect(&config, &readiness, &background)
+        .await
+        .map_err(|errors| DaemonError::Kubernetes(errors.iter().map(ToString::to_string).collect()))?;
+    let authenticator = Arc::new(match &clusters {
+        Some(clusters) => clusters::authenticate(clusters, authenticator, &background),
+        None => authenticator,
+    });
     authenticator.start();
     let core = setup::core(&config, &readiness, &background).await?;
+    let _leading = clusters.as_ref().and_then(|clusters| clusters::elect(&config, clusters, &background));
     let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
     tracing::info!("draining");
     background.end(TASKS_END).await;
@@ -167,10 +178,8 @@ async fn serve(
         })?;
         background.spawn(operator::serve(socket, Arc::clone(&core.ca), background.ended()));
     }
-    if let Some(address) = config.admin.status_address {
-        let socket = bind("the status page", address).await?;
-        tracing::info!(address = %address, "status page");
-        let take = overview::taker(core, readiness.watch());
+    if let Some(socket) = status_socket(config).await? {
+        let take = overview::taker(core, config, readiness.watch());
         background.spawn(status::serve(socket, take, background.ended()));
     }
     let reloader = core.reloader(config, Arc::clone(&authenticator), bell, readiness.part("CA certificate"));
@@ -219,6 +228,26 @@ async fn serve_admin(
     tracing::info!(address = %socket.local_addr().unwrap_or(address), "admin");
     background.spawn(admin::serve(socket, readiness.watch(), render, background.ended()));
     Ok(())
+}
+
+/// Where the status page is served. An address that nobody asked for and that is taken is no reason not to start.
+async fn status_socket(config: &Config) -> Result<Option<TcpListener>, DaemonError> {
+    if !config.admin.status_page {
+        return Ok(None);
+    }
+    let bound = bind("the status page", config.admin.status_address.unwrap_or(Admin::STATUS)).await;
+    match bound {
+        Ok(socket) => {
+            let address = socket.local_addr().unwrap_or(Admin::STATUS);
+            tracing::info!(%address, page = %format_args!("http://{address}/"), "status page");
+            Ok(Some(socket))
+        }
+        Err(error) if config.admin.status_address.is_none() => {
+            tracing::warn!(%error, "there is no status page; set [admin] status_address, or status_page = false");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn bind(what: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, DaemonError> {

@@ -81,7 +81,13 @@ impl Rules {
         issuer: &Issuer,
         now: SystemTime,
     ) -> Result<Grant, Denied> {
-        self.grant(caller.identity(), csr, asked, issuer, now)
+        // Leave to ask for another is found by `auth`; here it must be for the very one that is asked for.
+        let impersonated = match (named(asked.impersonated_identity.as_deref()), caller.acts_for()) {
+            (None, None) => None,
+            (Some(text), Some(id)) if id.to_string() == text => Some(Identity::Workload(id.clone())),
+            (Some(_), Some(_) | None) | (None, Some(_)) => return Err(Denied::Impersonation),
+        };
+        self.grant(impersonated.as_ref().unwrap_or(caller.identity()), csr, asked, issuer, now)
     }
 
     /// [`Rules::decide`] for an identity that is taken as proven.
@@ -93,9 +99,6 @@ impl Rules {
         issuer: &Issuer,
         now: SystemTime,
     ) -> Result<Grant, Denied> {
-        if named(asked.impersonated_identity.as_deref()).is_some() {
-            return Err(Denied::Impersonation);
-        }
         if let Some(signer) = named(asked.cert_signer.as_deref())
             && !self.cert_signers.iter().any(|served| served == signer)
         {

@@ -8,7 +8,7 @@ use der::{
     asn1::{BitString, OctetString},
     pem::LineEnding,
 };
-use spki::SubjectPublicKeyInfoOwned;
+use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::{
     attr::{Attribute, Attributes},
     ext::{
@@ -19,7 +19,7 @@ use x509_cert::{
     request::{CertReq, CertReqInfo, ExtensionReq, Version},
 };
 
-use super::PublicKey;
+use super::{PublicKey, algorithm};
 
 /// The longest subject in bytes that is taken: a handful of attributes of 64 characters (RFC 5280, appendix A.1).
 const SUBJECT_MAX: usize = 1024;
@@ -105,7 +105,7 @@ impl CaRequest {
         let encoding = |_error: der::Error| RequestError::Encoding;
         let request = CertReq {
             info: self.info.clone(),
-            algorithm: algorithm.algorithm_identifier(),
+            algorithm: AlgorithmIdentifierOwned::from_der(algorithm::identifier(algorithm)).map_err(encoding)?,
             signature: BitString::from_bytes(signature).map_err(encoding)?,
         };
         request.to_pem(LineEnding::LF).map_err(encoding)
