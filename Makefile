@@ -47,9 +47,9 @@ test-kube: packages ## Kubernetes, by a real API server, which is built first; n
 	@tests/kube/api-server.sh >/dev/null
 	$(CARGO) test --locked --test kube -- --ignored
 
-test-long: packages ## what takes too long for every change; needs Go for the API server
+test-long: packages ## what takes too long for every change, an hour of random faults among it; needs Go for the API server
 	@tests/kube/api-server.sh >/dev/null
-	$(CARGO) test --locked --release --all-targets -- --include-ignored
+	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --release --all-targets -- --include-ignored
 
 faults: packages ## every return code at every PKCS#11 function, under load; writes docs/FAULTS.md; half an hour
 	FAULTS_PAGE=write $(CARGO) test --locked --release --test fault_matrix -- --ignored --nocapture \
@@ -66,9 +66,11 @@ check: packages dependencies ## format, lints, documentation, dependencies
 dependencies: ## licences, bans and sources of what the lock file names
 	@.ci/dependencies
 
-bench: packages ## the pure parts (criterion), then a daemon beside its parts and the speed goals
+bench: packages ## the pure parts (criterion), then a daemon beside its parts and the speed goals, a slow token, a storm
 	$(CARGO) bench --locked
 	@benches/endpoint.sh
+	@benches/delayed.sh
+	@benches/storm.sh
 
 format: ## format the sources
 	$(CARGO) fmt

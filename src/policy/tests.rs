@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::pki::testing::{DAY, ID, P256, SoftCa, csr, now, public, san};
+use crate::{
+    auth::Method,
+    pki::testing::{DAY, ID, P256, SoftCa, csr, now, public, san},
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);

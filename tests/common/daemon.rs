@@ -198,6 +198,13 @@ impl Site {
         issuer(&self.issuer_key, name, audience)
     }
 
+    /// The token issuer's key in a file, for a program that mints tokens.
+    pub fn issuer_key_file(&self) -> PathBuf {
+        let file = self.softhsm.path().join("issuer-key.pem");
+        fs::write(&file, &self.issuer_key).unwrap();
+        file
+    }
+
     /// Writes the configuration: the usual one with `more` (TOML) laid over it.
     pub fn configure(&self, more: &str) -> PathBuf {
         let path = |path: PathBuf| path.display().to_string();
