@@ -61,7 +61,7 @@ pub struct Limits {
     pub handshakes: usize,
     /// How long a connection may wait for its turn. Ten thousand agents at once take some ten seconds of one core, and
     /// gRPC's clients wait for 20 s.
-    #[serde(with = "duration")]
+    #[serde(with = "humantime_serde")]
     pub handshake_wait: Duration,
     /// How long a handshake may take, and after it the first bytes of HTTP/2. Istio's agents allow 5 s to connect.
     #[serde(with = "humantime_serde")]
