@@ -8,7 +8,7 @@ IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions
 	cast_possible_wrap cast_sign_loss disallowed_methods unwrap_in_result)
 
 .PHONY: help demo run test test-foreign test-long faults check bench format packages dependencies test-browser \
-	test-pkilint test-kube
+	test-pkilint test-kube test-deploy image
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,14 +39,17 @@ test-pkilint: ## leaves judged by pkilint, which is kept in a cache outside the 
 	$(CARGO) test --locked --test leaf
 	@tests/pkilint.sh
 
-test-long: packages ## what takes too long for every change
+test-deploy: packages ## chart, manifests, units, images and the guide; needs Go once (Helm, an API server), and root
+	@softhsm/packages.sh --for deploy
+	$(CARGO) test --locked --test deploy -- --include-ignored
+
 test-kube: packages ## Kubernetes, by a real API server, which is built first; needs Go (package golang-go)
 	@tests/kube/api-server.sh >/dev/null
-	$(CARGO) test --locked --test kube -- --ignored
+	$(CARGO) test --locked --test kube -- --ignored --skip scale::
 
-test-long: packages ## what takes too long for every change; needs Go for the API server
+test-long: packages ## what takes too long for every change, an hour of random faults among it; needs Go for the API server
 	@tests/kube/api-server.sh >/dev/null
-	$(CARGO) test --locked --release --all-targets -- --include-ignored
+	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --release --all-targets -- --include-ignored
 
 faults: packages ## every return code at every PKCS#11 function, under load; writes docs/FAULTS.md; half an hour
 	FAULTS_PAGE=write $(CARGO) test --locked --release --test fault_matrix -- --ignored --nocapture \
@@ -57,18 +60,25 @@ check: packages dependencies ## format, lints, documentation, dependencies
 	$(CARGO) clippy --locked --lib --bins --examples -- -D warnings
 	$(CARGO) clippy --locked --all-targets -- -D warnings $(IN_TESTS)
 	$(CARGO) doc --locked --no-deps --document-private-items
-	@for script in .ci/run benches/*.sh softhsm/*.sh tests/pkilint.sh; do bash -n $$script || exit 1; done
-	@for script in .ci/run benches/*.sh softhsm/*.sh tests/kube/*.sh; do bash -n $$script || exit 1; done
+	@for script in .ci/run benches/*.sh softhsm/*.sh softhsm/softhsm-init deploy/*/*.sh tests/*.sh tests/kube/*.sh; do \
+		bash -n $$script || exit 1; done
 
 dependencies: ## licences, bans and sources of what the lock file names
 	@.ci/dependencies
 
-bench: packages ## the pure parts (criterion), then a daemon beside its parts and the speed goals
+bench: packages ## the pure parts (criterion), then a daemon beside its parts and the speed goals, a slow token, a storm
 	$(CARGO) bench --locked
 	@benches/endpoint.sh
+	@benches/delayed.sh
+	@benches/storm.sh
 
 format: ## format the sources
 	$(CARGO) fmt
+
+image: packages ## a container image (OCI layout) in target/image, without a registry
+	@softhsm/packages.sh --for deploy
+	@rm -rf target/image && mkdir -p target/image
+	@deploy/image/build.sh target/image/istio-hsm-ca
 
 packages: ## install the distribution packages that are missing
 	@softhsm/packages.sh

@@ -3,6 +3,7 @@
 //! Unknown keys are refused, and every mistake is told at once. What belongs to one module stands in that module's
 //! own settings; here they are put together and compared with each other.
 
+mod clusters;
 pub mod document;
 mod kubernetes;
 mod parts;
@@ -111,8 +112,8 @@ impl Config {
         let rate_limits: Option<RateLimits> = document.section_or_default("rate_limits");
         let logging: Option<telemetry::Settings> = document.section_or_default("logging");
         let kubernetes: Option<crate::kubernetes::Settings> = document.optional_section("kubernetes");
-        if let (Some(settings), Some(auth), Some(hosts)) = (&kubernetes, &auth, &token_host) {
-            kubernetes::check(settings, auth, hosts, &mut document);
+        if let (Some(settings), Some(ca), Some(auth), Some(hosts)) = (&kubernetes, &ca, &auth, &token_host) {
+            kubernetes::check(settings, ca, auth, hosts, &mut document);
         }
         ca.iter().for_each(|ca| ca.check(&mut document));
         sections::check_tokens(&tokens, any_token, &mut document);

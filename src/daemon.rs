@@ -13,6 +13,7 @@ pub mod readiness;
 pub mod reload;
 pub mod setup;
 pub mod status;
+pub mod systemd;
 
 use std::{
     sync::Arc,
@@ -116,6 +117,7 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     let _leading = clusters.as_ref().and_then(|clusters| clusters::elect(&config, clusters, &background));
     let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
     tracing::info!("draining");
+    systemd::ending();
     background.end(TASKS_END).await;
     core.close(Instant::now() + TOKENS_END).await;
     tracing::info!("ended");
@@ -194,6 +196,7 @@ async fn serve(
     let service = CertificateService::new(Arc::clone(&core.ca), authenticator, &listen.limits);
     let routes = grpc::server::routes(service, &listen, ready, stop.clone())?;
     tracing::info!(address = %at, tls = !listen.plaintext, "listening");
+    systemd::listening(readiness.watch(), background);
     match grpc::server::serve(listener, routes, &listen, stop).await? {
         grpc::server::Drained::Clean => tracing::info!("every request under way was answered"),
         grpc::server::Drained::Cut { connections } => tracing::warn!(connections, "connections were cut"),

@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod leader;
+pub mod permissions;
 pub mod pods;
 pub mod reviewer;
 pub mod settings;

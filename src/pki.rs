@@ -3,6 +3,7 @@
 mod algorithm;
 pub mod bundle;
 pub mod csr;
+pub mod held;
 pub mod key;
 pub mod lint;
 pub mod pem;

@@ -24,6 +24,8 @@ mod judges;
 mod malformed;
 #[path = "signing_path/outcomes.rs"]
 mod outcomes;
+#[path = "signing_path/overload.rs"]
+mod overload;
 #[path = "signing_path/refusals.rs"]
 mod refusals;
 #[path = "signing_path/replies.rs"]

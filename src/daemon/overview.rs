@@ -122,19 +122,19 @@ fn gather_log(log: &Log) {
 }
 
 /// Compares what the hosts say that they have signed with the log. An intent that was taken back from a host and tried
-/// again may have been signed by both.
+/// again may have been signed by both, and one that was signed wrongly is signed again.
 fn gather_excess(pool: &Pool, log: &Log, intents_before: u64) {
     // The hosts are asked first: whatever they have signed for this daemon had its intent by then.
-    let (told, retried) = pool.snapshot().iter().fold((0_u64, 0_u64), |(told, retried), token| {
-        (told.saturating_add(token.told), retried.saturating_add(token.retried))
+    let (told, again) = pool.snapshot().iter().fold((0_u64, 0_u64), |(told, again), token| {
+        (told.saturating_add(token.told), again.saturating_add(token.retried).saturating_add(token.wrong))
     });
     let intents = log.stats().intents.saturating_sub(intents_before);
-    metrics::level("istio_hsm_ca_excess_signatures", None, large(excess(told, intents, retried)));
+    metrics::level("istio_hsm_ca_excess_signatures", None, large(excess(told, intents, again)));
 }
 
 /// Signatures that no intent accounts for.
-fn excess(told: u64, intents: u64, retried: u64) -> u64 {
-    told.saturating_sub(intents.saturating_add(retried))
+fn excess(told: u64, intents: u64, again: u64) -> u64 {
+    told.saturating_sub(intents.saturating_add(again))
 }
 
 fn gather_expiry(ca: &CertificateAuthority) {

@@ -21,7 +21,6 @@ use crate::{
     issue::{CertificateAuthority, Parts, limits::Limits},
     log::{CheckpointHealth, CheckpointSignError, CheckpointSignature, CheckpointSigner, Log, OpenError, Opened},
     pki::{Bundle, PublicKey, bundle::BundleFiles},
-    policy::Rules,
     telemetry::recent::Recent,
     token::client::{Pool, PoolError},
 };
@@ -110,20 +109,6 @@ fn in_use(config: &Config) -> InUse {
     InUse { ca_cert: config.ca_in_use(), roots: config.roots_in_use() }
 }
 
-/// The rules of policy that a configuration means.
-#[must_use]
-pub fn rules(config: &Config) -> Rules {
-    Rules {
-        default_ttl: config.ca.default_ttl,
-        max_ttl: config.ca.max_ttl,
-        trust_domains: config.ca.trust_domains.clone(),
-        cert_signers: config.ca.cert_signers.clone(),
-        serving_dns_names: config.serving.dns_names.clone(),
-        serving_ip_addresses: config.serving.ip_addresses.clone(),
-        serving_ttl: config.serving.ttl,
-    }
-}
-
 /// Builds the path. A token that is away does not fail it; a broken bundle or log does.
 ///
 /// # Errors
@@ -144,7 +129,7 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
     let recent = Arc::new(Recent::new());
     let ca = Arc::new(CertificateAuthority::new(Parts {
         issuer: Arc::clone(&issuer),
-        rules: rules(config),
+        rules: config.rules(),
         limits: Limits::new(config.rate_limits.settings()),
         first_class: config.ca.first_class.clone(),
         default_deadline: config.listen.limits.request_timeout,

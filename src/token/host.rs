@@ -5,6 +5,8 @@
 //! Unix socket to listen on. It never touches the network, Kubernetes or the log, and signs a closed list of things
 //! ([`Kind`](super::protocol::Kind)) under its own limits. Started through [`main`].
 
+mod door;
+mod ending;
 mod policy;
 mod process;
 mod serve;
@@ -24,9 +26,9 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-
 use super::protocol::{Fault, FaultClass, VERSION};
+use door::Door;
+use ending::Ending;
 use serve::{Connection, Served};
 pub use settings::Settings;
 use vault::Vault;
@@ -167,7 +169,8 @@ pub fn run_child(name: &str) -> Result<(), HostError> {
     }
 }
 
-/// Listens for a daemon, and serves one after another.
+/// Listens for a daemon, and serves one after another, until SIGTERM or SIGINT; a second one at the same time is told
+/// so, and waits its turn by asking again.
 ///
 /// # Errors
 /// When it cannot begin, or ends because its token is broken: whoever supervises it starts it again.
@@ -176,18 +179,18 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
     process::close_inherited().map_err(system("close what it inherited"))?;
     process::harden().map_err(system("forbid core dumps"))?;
     let listener = listen(&supervised.socket).map_err(system("listen on its socket"))?;
+    let ending = Ending::on_signals(&listener).map_err(system("wait for signals"))?;
     let settings = &supervised.settings;
     let watchdog = Watchdog::start(settings.threads(), settings.call_timeout).map_err(system("start its watchdog"))?;
     let name = supervised.socket.display().to_string();
-    let mut vault = None;
-    loop {
-        let (socket, _) = listener.accept().map_err(system("accept a connection"))?;
-        let peer =
-            getsockopt(&socket, PeerCredentials).map_err(|error| system("see who connects")(error.into()))?.uid();
-        if peer != nix::unistd::geteuid().as_raw() && !supervised.uids.contains(&peer) {
-            tracing::warn!(uid = peer, "somebody who may not use the token host connected");
-            continue;
-        }
+    let door = Door::open(listener, supervised.uids.clone()).map_err(system("start the thread at its socket"))?;
+    let mut vault: Option<Vault> = None;
+    while !ending.begun() {
+        let socket = match door.next() {
+            Ok(socket) => socket,
+            Err(_) if ending.begun() => break,
+            Err(error) => return Err(system("accept a connection")(error)),
+        };
         let mut connection = Connection::new(socket).map_err(system("use its socket"))?;
         let hello = match connection.hello(HELLO) {
             Ok(Some(hello)) => hello,
@@ -213,14 +216,21 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
                 }
             },
         };
-        watchdog.watch_socket(Some(connection.socket().map_err(system("use its socket"))?));
+        let socket = connection.socket().map_err(system("use its socket"))?;
+        watchdog.watch_socket(Some(Arc::clone(&socket)));
+        ending.serving(Some(socket));
         let served = connection.serve(hello.correlation, &open);
+        ending.serving(None);
         watchdog.watch_socket(None);
         match served {
             Served::HungUp => vault = Some(open),
             Served::Broken(reason) => return Err(HostError::Token(reason)),
         }
     }
+    if let Some(open) = vault {
+        open.close();
+    }
+    Ok(())
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
