@@ -304,10 +304,10 @@ mod tests {
         #[test]
         fn any_text_is_refused_or_comes_back_as_it_was(text in "(spiffe://)?[a-zA-Z0-9/._:@%\\-\u{e9} ]{0,60}|\\PC{0,80}") {
             if let Ok(id) = text.parse::<SpiffeId>() {
-                prop_assert_eq!(id.to_string(), text);
+                prop_assert_eq!(id.to_string(), text.as_str());
             }
             if let Ok(name) = text.parse::<DnsName>() {
-                prop_assert_eq!(name.to_string(), text);
+                prop_assert_eq!(name.to_string(), text.as_str());
             }
         }
 
@@ -315,7 +315,7 @@ mod tests {
         fn good_parts_make_an_id(domain in "[a-z0-9][a-z0-9.]{0,20}[a-z0-9]", namespace in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", account in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?") {
             prop_assume!(!domain.contains(".."));
             let text = format!("spiffe://{domain}/ns/{namespace}/sa/{account}");
-            prop_assert_eq!(text.parse::<SpiffeId>().unwrap().to_string(), text);
+            prop_assert_eq!(text.parse::<SpiffeId>().unwrap().to_string(), text.as_str());
             // One more part, or one less, is another thing.
             let (longer, shorter) = (format!("{text}/x"), format!("spiffe://{domain}/ns/{namespace}"));
             prop_assert!(longer.parse::<SpiffeId>().is_err());
