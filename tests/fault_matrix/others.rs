@@ -15,7 +15,7 @@ use super::{
     lane::Lane,
 };
 use crate::common::{
-    faulty::{MODULE, once, times, until},
+    faulty::{MODULE, once, times},
     softhsm::module_path,
 };
 
@@ -89,12 +89,7 @@ fn cases() -> Vec<Case> {
         case("over-long signature", format!("C_Sign long {}", once()), 1500, Recovers),
         case("over-long signatures for good", "C_Sign long".to_owned(), 4000, Out),
         case("login lost", format!("C_SignInit logout {}", once()), 1500, GoesOn),
-        case(
-            "login lost again and again",
-            format!("C_SignInit logout {}", until(Duration::from_secs(3))),
-            3000,
-            Recovers,
-        ),
+        case("login lost again and again", "C_SignInit logout".to_owned(), 3000, Recovers),
         case("objects renumbered", format!("C_SignInit renumber=1000 {}", once()), 1500, GoesOn),
         case("objects stand for their neighbours", format!("C_SignInit renumber=1 {}", once()), 1500, Recovers),
         case("objects stand for others", format!("C_SignInit renumber=2 {}", times(3)), 1500, Recovers),
@@ -162,7 +157,9 @@ async fn run(case: &Case, lane: &mut Lane) -> Result<(), String> {
     let hangs = case.commands.contains("hang") || case.besides == Besides::Stop;
     let within = if hangs { BACK + CALL + Duration::from_millis(500) } else { BACK };
     let took = served(lane, end, within).await?;
-    health_told(lane, began, end)?;
+    // Nobody can tell a call that hangs from one that is slow, before its time is over.
+    let known = if hangs { began + CALL + Duration::from_millis(500) } else { began };
+    health_told(lane, known, end)?;
     let wrong = lane.metric("istio_hsm_ca_wrong_signatures_total").await - wrong_before;
     if case.wrong && wrong == 0 {
         return Err("the alarm's metric did not rise".to_owned());

@@ -18,7 +18,7 @@ use crate::{
     clients::{Clients, Held, Mesh},
     common::{
         daemon::{Daemon, Site},
-        faulty::{Control, once, through, times},
+        faulty::{Control, MODULE, once, through, times},
         plug_in::PlugIn,
     },
     process::{Usage, children},
@@ -156,7 +156,7 @@ async fn a_token_that_fails_at_random_costs_nothing_for_good() {
     let mut daemon = site.serve(&format!(
         "[logging]\nfilter = \"warn,istio_hsm_ca::daemon=info\"\n[[token]]\nname = \"faulty\"\nuri = \"{}\"\nsessions = 2\n\
          call_timeout = \"1s\"\nkeep_alive = \"500ms\"\nenvironment = {environment_inline}\n",
-        through(&site.softhsm.uri("istio-ca")),
+        through(&MODULE, &site.softhsm.uri("istio-ca")),
         environment_inline = inline(&environment),
     ));
     let (mesh, held) = (Arc::new(Mesh::new(&site)), Arc::new(Held::default()));
