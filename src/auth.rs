@@ -27,6 +27,8 @@ use crate::identity::SpiffeId;
 /// How a caller proved who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
+    /// `spec.username` of a Kubernetes CertificateSigningRequest, which the API server stamps.
+    CertificateSigningRequest,
     /// An X.509 leaf of this CA, by mutual TLS.
     ClientCertificate,
     /// The daemon itself (its serving certificate, controllers).
@@ -44,6 +46,7 @@ impl Method {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::CertificateSigningRequest => "certificate_signing_request",
             Self::ClientCertificate => "client_certificate",
             Self::Internal => "internal",
             Self::Jwt => "jwt",
@@ -60,15 +63,42 @@ pub enum InternalCaller {
     ServingCertificate,
 }
 
+/// Which controller asks, for an object of its cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Controller {
+    /// A short-lived CA for istiod.
+    Intermediate,
+    /// istiod's serving certificate.
+    IstiodCertificate,
+    /// A Secret for a service account, which the cluster's API server shows.
+    WorkloadSecret(SpiffeId),
+}
+
 /// Who a caller is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
+    /// A controller that acts on a cluster.
+    Controller {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Which one.
+        controller: Controller,
+    },
     /// A part of the daemon.
     Internal(InternalCaller),
     /// The operator: the user id at the admin socket, or of the command.
     Operator {
         /// The Unix user id.
         uid: u32,
+    },
+    /// Somebody who asked by a Kubernetes CertificateSigningRequest.
+    Requester {
+        /// The cluster.
+        cluster: ClusterName,
+        /// `spec.signerName`.
+        signer: Arc<str>,
+        /// `spec.username`.
+        username: Arc<str>,
     },
     /// A workload.
     Workload(SpiffeId),
@@ -77,6 +107,14 @@ pub enum Identity {
 impl std::fmt::Display for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Controller { cluster, controller } => match controller {
+                Controller::Intermediate => write!(f, "controller:intermediate:cluster={cluster}"),
+                Controller::IstiodCertificate => write!(f, "controller:istiod-certificate:cluster={cluster}"),
+                Controller::WorkloadSecret(id) => write!(f, "controller:workload-secret:cluster={cluster}:{id}"),
+            },
+            Self::Requester { cluster, signer, username } => {
+                write!(f, "requester:cluster={cluster}:signer={signer}:username={}", username.escape_debug())
+            }
             Self::Internal(InternalCaller::ServingCertificate) => f.write_str("internal:serving-certificate"),
             Self::Operator { uid } => write!(f, "operator:uid={uid}"),
             Self::Workload(id) => id.fmt(f),
@@ -168,7 +206,13 @@ impl Caller {
     pub fn for_whom(&self) -> Option<&SpiffeId> {
         match (&self.acts_for, &self.identity) {
             (Some(id), _) | (None, Identity::Workload(id)) => Some(id),
-            (None, Identity::Internal(_) | Identity::Operator { .. }) => None,
+            (
+                None,
+                Identity::Controller { .. }
+                | Identity::Internal(_)
+                | Identity::Operator { .. }
+                | Identity::Requester { .. },
+            ) => None,
         }
     }
 

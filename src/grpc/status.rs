@@ -151,6 +151,13 @@ fn denied(error: &Denied) -> Answer {
         Denied::IssuerExpired | Denied::IssuerNotYetValid => "the CA's certificate is not valid now",
         Denied::NoNames => "no name is asked for",
         Denied::NoServingNames => "no serving name is configured",
+        // Answers to controllers and to CertificateSigningRequests, which do not come by gRPC.
+        Denied::IntermediateName(_)
+        | Denied::IntermediatePath
+        | Denied::Namespace(_)
+        | Denied::NotAServiceAccount(_)
+        | Denied::NotConfigured(_)
+        | Denied::Requester { .. } => "not configured",
         Denied::NotServed(_) => "a name is asked for that is not configured",
         Denied::OperatorNames => "only the operator may ask for names",
         Denied::SeveralIdentities => "more than one identity is asked for",

@@ -21,6 +21,7 @@ fn rules() -> Rules {
         serving_dns_names: vec!["istio-hsm-ca.istio-system.svc".parse().unwrap()],
         serving_ip_addresses: vec!["10.0.0.1".parse().unwrap()],
         serving_ttl: 7 * DAY,
+        clusters: Vec::new(),
     }
 }
 
