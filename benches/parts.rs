@@ -141,6 +141,18 @@ fn measure(directory: &Path) {
     };
     let authenticate = || runtime.block_on(authenticator.authenticate(&credentials, &rsa_issuer, now)).unwrap();
     part("jwt", 1, || drop(authenticate()));
+    // And by one that was never seen before, as in a storm; more of them than the rounds take.
+    let new = (0..24_000).map(|number| {
+        let workload = Workload { namespace: "bench".into(), service_account: format!("n{number}") };
+        tokens.mint(&workload, now, Duration::from_secs(3600)).unwrap()
+    });
+    let new: Vec<String> = new.collect();
+    let mut next = new.iter();
+    part("jwt-new", 1, || {
+        let Some(token) = next.next() else { return };
+        let credentials = Credentials { bearer: Some(auth::credentials::Token::new(token)), ..credentials };
+        drop(runtime.block_on(authenticator.authenticate(&credentials, &rsa_issuer, now)).unwrap());
+    });
     let caller = authenticate();
 
     let rules = Rules {
@@ -219,6 +231,7 @@ impl IstioCertificateService for Echo {
 }
 
 fn echo(directory: &Path) {
+    istio_hsm_ca::hardening::raise_open_files().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();

@@ -51,7 +51,9 @@ const METRICS: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// An address cannot be listened on.
-    #[error("{what} cannot be opened at {at}: {source}")]
+    #[error(
+        "{what} cannot be opened at {at}; stop what listens there (a daemon that runs already?), or configure another"
+    )]
     Address {
         /// What listens there.
         what: &'static str,

@@ -146,6 +146,12 @@ pub fn wrong_signature(token: &str) {
     counter!("istio_hsm_ca_wrong_signatures_total", "token" => token.to_owned()).increment(1);
 }
 
+/// Files were read anew: `what` is `bundle` or `callers`, `outcome` `taken` or `refused`.
+pub fn reload(what: &'static str, taken: bool) {
+    let outcome = if taken { "taken" } else { "refused" };
+    counter!("istio_hsm_ca_reloads_total", "what" => what, "outcome" => outcome).increment(1);
+}
+
 /// The ends of the root's and the CA's certificates, seconds since the epoch, and seconds left.
 pub fn expiry(root: (f64, f64), chain: (f64, f64)) {
     gauge!("citadel_server_root_cert_expiry_timestamp").set(root.0);
@@ -184,6 +190,7 @@ fn describe() {
         ("istio_hsm_ca_log_flush_failures_total", "Writes or flushes of the issuance log that failed."),
         ("istio_hsm_ca_log_outcomes_lost_total", "Outcome lines that could not be kept; their intents are."),
         ("istio_hsm_ca_log_checkpoints_total", "Checkpoints of the issuance log that were signed."),
+        ("istio_hsm_ca_connections_refused_total", "Connections that were turned away, since a limit was reached."),
     ];
     for (name, help) in counters {
         describe_counter!(name, help);
@@ -192,6 +199,8 @@ fn describe() {
     let labelled = [
         ("citadel_server_csr_sign_err_count_total", "Certificates that could not be issued, by Istio's kind of error."),
         ("istio_hsm_ca_requests_total", "Requests answered, by outcome and by how the caller was authenticated."),
+        ("istio_hsm_ca_handshakes_failed_total", "TLS handshakes that failed, or took too long, by reason."),
+        ("istio_hsm_ca_reloads_total", "Bundles and files of callers that were read anew, by what and by outcome."),
         ("istio_hsm_ca_token_reviews_total", "Tokens that an API server was asked about, by cluster and outcome."),
         ("istio_hsm_ca_pod_lookups_total", "Pods that were not remembered and looked up, by cluster."),
         ("istio_hsm_ca_wrong_signatures_total", "ALARM: signatures of a token that do not verify with the CA's key."),
@@ -215,6 +224,10 @@ fn describe() {
         ("citadel_server_cert_chain_expiry_seconds", "Seconds until the CA's certificate path expires."),
         ("istio_hsm_ca_ready", "1 when certificates can be issued."),
         ("istio_hsm_ca_part_ready", "1 when a part of the daemon can do its share, by part."),
+        (
+            "istio_hsm_ca_bundle_refused",
+            "1 while the bundle on the disk is one that is refused; the old one is in use.",
+        ),
         ("istio_hsm_ca_api_server_up", "1 when a cluster's API server answers, by cluster."),
         ("istio_hsm_ca_leader", "1 when this replica's controllers lead."),
         ("istio_hsm_ca_pods", "Pods remembered for node impersonation, by cluster."),

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::Read,
-    os::unix::fs::MetadataExt,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -74,6 +74,10 @@ impl SourceArgs {
     /// that the token can be looked at all the same.
     pub(super) fn read(&self) -> Result<Source, (Vec<String>, Option<PublicKey>)> {
         let paths = self.paths();
+        if let Some(from) = self.from.as_deref().filter(|from| !from.is_dir()) {
+            let reason = "is no directory; name the one that holds the plug-in CA's files";
+            return Err((vec![format!("--from {}: {reason}", from.display())], None));
+        }
         let mut problems = Vec::new();
         let files = paths.read().map_err(|found| found.iter().map(ToString::to_string).collect::<Vec<_>>());
         let bundle = files.and_then(|files: BundleFiles| accepted(files));
@@ -95,6 +99,11 @@ impl SourceArgs {
             }
             (_, key) => Err((problems, key.map(|(key, _)| key.public_key().clone()))),
         }
+    }
+
+    /// Whether the key comes by standard input.
+    pub(super) fn is_standard_input(&self) -> bool {
+        self.ca_key.as_deref() == Some(Path::new("-"))
     }
 
     fn paths(&self) -> BundlePaths {
@@ -146,7 +155,8 @@ fn read_key(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), String>
     let mut buffer = Zeroizing::new(vec![0; KEY_MAX + 1]);
     let mut warning = None;
     let mut file = if path == Path::new("-") {
-        File::open("/dev/stdin").map_err(failed)?
+        // A descriptor of its own: the library's standard input would keep the key in a buffer that is not zeroized.
+        File::from(std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?)
     } else {
         let file = File::open(path).map_err(failed)?;
         let mode = file.metadata().map_err(failed)?.mode() & 0o777;
