@@ -34,6 +34,7 @@ use tokio::{
 };
 
 pub use checkpointer::Ship;
+pub use segment::CHECKPOINT;
 pub use recover::{Examined, OpenError, SetAside};
 pub use stats::Stats;
 
