@@ -68,9 +68,9 @@ impl Runner<'_> {
     fn start<S, F>(
         &self,
         settings: Option<&S>,
-        run: impl Fn(Arc<Cluster>, Arc<CertificateAuthority>, S) -> F + Send + 'static,
+        run: impl Fn(Arc<Cluster>, Arc<CertificateAuthority>, S) -> F + Send + Sync + 'static,
     ) where
-        S: Clone + Send + 'static,
+        S: Clone + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
         let Some(settings) = settings.cloned() else { return };
