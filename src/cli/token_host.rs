@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use nix::unistd::User;
+
 use crate::token::host::{self, Form};
 
 /// Arguments of `token-host`.
@@ -19,6 +21,9 @@ pub struct Args {
     /// A user whose daemon may connect, besides this process's own; may be given again
     #[arg(long, value_name = "NUMBER")]
     uid: Vec<u32>,
+    /// The same, by the user's name
+    #[arg(long, value_name = "NAME", conflicts_with = "child")]
+    user: Vec<String>,
 }
 
 /// Runs the host; logs to standard error.
@@ -28,7 +33,24 @@ pub fn run(args: Args) -> ExitCode {
     let _ = crate::telemetry::init(&crate::telemetry::Settings::default());
     match (args.child, args.config, args.socket) {
         (Some(name), _, _) => host::main(Form::Child(name)),
-        (None, Some(config), Some(socket)) => host::main(Form::Supervised { config, socket, uids: args.uid }),
+        (None, Some(config), Some(socket)) => {
+            let mut uids = args.uid;
+            for name in args.user {
+                match User::from_name(&name) {
+                    Ok(Some(user)) => uids.push(user.uid.as_raw()),
+                    Ok(None) => {
+                        return fail(&format!("there is no user {name}; make it, or give its number with --uid"));
+                    }
+                    Err(error) => return fail(&format!("user {name} cannot be looked up: {error}; give --uid")),
+                }
+            }
+            host::main(Form::Supervised { config, socket, uids })
+        }
         (None, _, _) => ExitCode::from(2),
     }
+}
+
+fn fail(reason: &str) -> ExitCode {
+    tracing::error!(reason, "the token host does not start");
+    ExitCode::FAILURE
 }
