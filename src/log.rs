@@ -34,8 +34,8 @@ use tokio::{
 };
 
 pub use checkpointer::Ship;
-pub use segment::CHECKPOINT;
 pub use recover::{Examined, OpenError, SetAside};
+pub use segment::CHECKPOINT;
 pub use stats::Stats;
 
 use crate::{auth::Caller, pki::Tbs, policy::Grant};

@@ -76,7 +76,7 @@ fn all(config: &Config, path: String) -> anyhow::Result<Vec<Finding>> {
     findings.extend(network::addresses(config));
     findings.extend(network::serving(config));
     findings.extend(network::callers(config)?);
-    findings.extend(clusters::findings(config)?);
+    findings.extend(clusters::clusters(config)?);
     Ok(findings)
 }
 

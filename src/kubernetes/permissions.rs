@@ -1,131 +1,150 @@
-//! What each feature may do in a cluster: the one list, from which `check` asks, and which the chart's roles match.
+//! What the daemon must be allowed to do in a cluster, for what is configured there and for nothing else.
 //!
-//! Nothing is needed that is not configured. Called by `cli::check`, and by the tests that hold the chart against it.
+//! The chart's rules (deploy/helm) say the same; a test holds the two together. Asked by `check`, and by the daemon when
+//! a cluster's API server first answers; nothing is ever done or left undone because of the answer.
 
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use kube::{Api, Client, api::PostParams};
+
+use super::settings::{self, Settings};
 use crate::identity::Namespace;
 
-use super::settings::{Cluster, Settings};
-
-/// Some verbs on one kind of object.
+/// One verb on one resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Permission {
-    /// The section of the configuration that needs it.
-    pub feature: &'static str,
-    /// The API group; the core's is empty.
+    /// The API group; empty for the core.
     pub group: &'static str,
-    /// The plural, with a subresource behind a slash.
+    /// The resource, `resource/subresource` where it has one.
     pub resource: &'static str,
-    /// The one object, where it is known. A creation cannot be restricted by name.
-    pub name: Option<String>,
-    /// The one namespace; none means the whole cluster.
+    /// The verb.
+    pub verb: &'static str,
+    /// The namespace; `None` for the whole cluster.
     pub namespace: Option<String>,
-    /// The verbs.
-    pub verbs: &'static [&'static str],
-}
-
-const WATCH: &[&str] = &["list", "watch"];
-const KEEP: &[&str] = &["get", "list", "watch", "patch"];
-
-/// What is needed in one cluster, for what is configured there.
-#[must_use]
-pub fn of_cluster(cluster: &Cluster) -> Vec<Permission> {
-    let mut needed = Needed(Vec::new());
-    if cluster.token_review.is_some() {
-        needed.everywhere("token_review", "authentication.k8s.io", "tokenreviews", None, &["create"]);
-    }
-    if cluster.node_impersonation.is_some() {
-        needed.everywhere("node_impersonation", "", "pods", None, &["get", "list", "watch"]);
-    }
-    if let Some(roots) = &cluster.root_configmap {
-        needed.everywhere("root_configmap", "", "namespaces", None, WATCH);
-        needed.everywhere("root_configmap", "", "configmaps", None, &["create"]);
-        needed.everywhere("root_configmap", "", "configmaps", Some(&roots.name), &["list", "watch", "patch"]);
-    }
-    if !cluster.signers.is_empty() {
-        let group = "certificates.k8s.io";
-        needed.everywhere("signer", group, "certificatesigningrequests", None, WATCH);
-        needed.everywhere("signer", group, "certificatesigningrequests/status", None, &["update"]);
-        for signer in &cluster.signers {
-            needed.everywhere("signer", group, "signers", Some(&signer.name), &["sign"]);
-        }
-    }
-    if let Some(istiod) = &cluster.istiod_certificate {
-        needed.secret("istiod_certificate", &istiod.namespace(), &istiod.secret);
-    }
-    if let Some(intermediate) = &cluster.intermediate {
-        needed.secret("intermediate", &intermediate.namespace(), &intermediate.secret);
-    }
-    for namespace in cluster.workload_secrets.iter().flat_map(|secrets| &secrets.namespaces) {
-        let verbs = &["get", "list", "watch", "create", "patch", "delete"];
-        needed.inside("workload_secrets", namespace, "", "serviceaccounts", None, WATCH);
-        needed.inside("workload_secrets", namespace, "", "secrets", None, verbs);
-    }
-    needed.0
-}
-
-/// What is needed besides in the first cluster, in the daemon's own namespace.
-#[must_use]
-pub fn of_daemon(settings: &Settings, namespace: &Namespace) -> Vec<Permission> {
-    let mut needed = Needed(Vec::new());
-    if settings.needs_leader() {
-        let group = "coordination.k8s.io";
-        needed.inside("lease", namespace, group, "leases", None, &["create"]);
-        needed.inside("lease", namespace, group, "leases", Some(&settings.lease), &["get", "update"]);
-    }
-    if let Some(checkpoints) = &settings.checkpoints {
-        needed.inside("checkpoints", namespace, "", "configmaps", None, &["create"]);
-        needed.inside("checkpoints", namespace, "", "configmaps", Some(&checkpoints.configmap), &["patch"]);
-    }
-    needed.0
-}
-
-struct Needed(Vec<Permission>);
-
-impl Needed {
-    fn everywhere(
-        &mut self,
-        feature: &'static str,
-        group: &'static str,
-        resource: &'static str,
-        name: Option<&str>,
-        verbs: &'static [&'static str],
-    ) {
-        let name = name.map(str::to_owned);
-        self.0.push(Permission { feature, group, resource, name, namespace: None, verbs });
-    }
-
-    fn inside(
-        &mut self,
-        feature: &'static str,
-        namespace: &Namespace,
-        group: &'static str,
-        resource: &'static str,
-        name: Option<&str>,
-        verbs: &'static [&'static str],
-    ) {
-        let (name, namespace) = (name.map(str::to_owned), Some(namespace.to_string()));
-        self.0.push(Permission { feature, group, resource, name, namespace, verbs });
-    }
-
-    /// One Secret that is kept.
-    fn secret(&mut self, feature: &'static str, namespace: &Namespace, name: &str) {
-        self.inside(feature, namespace, "", "secrets", None, &["create"]);
-        self.inside(feature, namespace, "", "secrets", Some(name), KEEP);
-    }
+    /// The object's name; `None` for all.
+    pub name: Option<String>,
 }
 
 impl std::fmt::Display for Permission {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.verbs.join(", "), self.resource)?;
+        write!(f, "{} {}", self.verb, self.resource)?;
         if !self.group.is_empty() {
             write!(f, ".{}", self.group)?;
         }
         if let Some(name) = &self.name {
-            write!(f, " {name:?}")?;
+            write!(f, " {name}")?;
         }
         match &self.namespace {
             Some(namespace) => write!(f, " in namespace {namespace}"),
-            None => f.write_str(" in the whole cluster"),
+            None => f.write_str(" in all namespaces"),
         }
     }
+}
+
+/// Adds one permission for each verb.
+struct Needed(Vec<Permission>);
+
+impl Needed {
+    fn add(
+        &mut self,
+        (group, resource): (&'static str, &'static str),
+        verbs: &[&'static str],
+        namespace: Option<&str>,
+        name: Option<&str>,
+    ) {
+        let (namespace, name) = (namespace.map(str::to_owned), name.map(str::to_owned));
+        let one = |verb: &&'static str| Permission {
+            group,
+            resource,
+            verb,
+            namespace: namespace.clone(),
+            name: name.clone(),
+        };
+        self.0.extend(verbs.iter().map(one));
+    }
+}
+
+const CONFIGMAPS: (&str, &str) = ("", "configmaps");
+const CSRS: (&str, &str) = ("certificates.k8s.io", "certificatesigningrequests");
+const CSR_STATUS: (&str, &str) = ("certificates.k8s.io", "certificatesigningrequests/status");
+const LEASES: (&str, &str) = ("coordination.k8s.io", "leases");
+const SECRETS: (&str, &str) = ("", "secrets");
+const SIGNERS: (&str, &str) = ("certificates.k8s.io", "signers");
+
+/// What the daemon needs in one of the configured clusters; `own` is the daemon's namespace.
+#[must_use]
+pub fn needed(settings: &Settings, cluster: &settings::Cluster, own: Option<&Namespace>) -> Vec<Permission> {
+    let mut needed = Needed(Vec::new());
+    if cluster.token_review.is_some() {
+        needed.add(("authentication.k8s.io", "tokenreviews"), &["create"], None, None);
+    }
+    if cluster.node_impersonation.is_some() {
+        needed.add(("", "pods"), &["get", "list", "watch"], None, None);
+    }
+    if let Some(configmap) = &cluster.root_configmap {
+        needed.add(("", "namespaces"), &["list", "watch"], None, None);
+        needed.add(CONFIGMAPS, &["create"], None, None);
+        needed.add(CONFIGMAPS, &["list", "watch", "patch"], None, Some(&configmap.name));
+    }
+    if !cluster.signers.is_empty() {
+        needed.add(CSRS, &["list", "watch"], None, None);
+        needed.add(CSR_STATUS, &["update"], None, None);
+        for signer in &cluster.signers {
+            needed.add(SIGNERS, &["sign"], None, Some(&signer.name));
+        }
+    }
+    let istiod = cluster.istiod_certificate.as_ref().map(|one| (one.namespace(), &one.secret));
+    let intermediate = cluster.intermediate.as_ref().map(|one| (one.namespace(), &one.secret));
+    for (namespace, secret) in [istiod, intermediate].into_iter().flatten() {
+        let namespace = Some(namespace.as_str());
+        needed.add(SECRETS, &["create"], namespace, None);
+        needed.add(SECRETS, &["get", "list", "watch", "patch"], namespace, Some(secret));
+    }
+    for namespace in cluster.workload_secrets.iter().flat_map(|secrets| &secrets.namespaces) {
+        let namespace = Some(namespace.as_str());
+        needed.add(("", "serviceaccounts"), &["list", "watch"], namespace, None);
+        needed.add(SECRETS, &["get", "list", "watch", "create", "patch", "delete"], namespace, None);
+    }
+    if settings.clusters.first() == Some(cluster) {
+        let own = own.map(Namespace::as_str);
+        if settings.needs_leader() {
+            needed.add(LEASES, &["create"], own, None);
+            needed.add(LEASES, &["get", "update"], own, Some(&settings.lease));
+        }
+        if let Some(checkpoints) = &settings.checkpoints {
+            needed.add(CONFIGMAPS, &["create"], own, None);
+            needed.add(CONFIGMAPS, &["patch"], own, Some(&checkpoints.configmap));
+        }
+    }
+    needed.0
+}
+
+/// Which of the permissions an API server does not grant.
+///
+/// # Errors
+/// When it does not answer. Every authenticated user may ask, by Kubernetes' default roles.
+pub async fn missing(client: Client, needed: Vec<Permission>) -> Result<Vec<Permission>, kube::Error> {
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client);
+    let mut missing = Vec::new();
+    for permission in needed {
+        let (resource, subresource) = match permission.resource.split_once('/') {
+            Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
+            None => (permission.resource, None),
+        };
+        let attributes = ResourceAttributes {
+            group: Some(permission.group.to_owned()),
+            resource: Some(resource.to_owned()),
+            subresource,
+            verb: Some(permission.verb.to_owned()),
+            namespace: permission.namespace.clone(),
+            name: permission.name.clone(),
+            ..ResourceAttributes::default()
+        };
+        let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+        let question = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+        let answer = reviews.create(&PostParams::default(), &question).await?;
+        if !answer.status.is_some_and(|status| status.allowed) {
+            missing.push(permission);
+        }
+    }
+    Ok(missing)
 }

@@ -131,6 +131,16 @@ pub fn step(step: Step, took: Duration) {
     histogram!("istio_hsm_ca_step_duration_seconds", "step" => step.as_str()).record(took.as_secs_f64());
 }
 
+/// An API server was asked about a token: `good`, `refused` or `unanswered`; `cluster` is of the configuration.
+pub fn token_review(cluster: &str, outcome: &'static str) {
+    counter!("istio_hsm_ca_token_reviews_total", "cluster" => cluster.to_owned(), "outcome" => outcome).increment(1);
+}
+
+/// An API server was asked for a pod that was not remembered; `cluster` is of the configuration.
+pub fn pod_lookup(cluster: &str) {
+    counter!("istio_hsm_ca_pod_lookups_total", "cluster" => cluster.to_owned()).increment(1);
+}
+
 /// A token signed what does not verify.
 pub fn wrong_signature(token: &str) {
     counter!("istio_hsm_ca_wrong_signatures_total", "token" => token.to_owned()).increment(1);
@@ -200,6 +210,8 @@ fn describe() {
     let labelled = [
         ("citadel_server_csr_sign_err_count_total", "Certificates that could not be issued, by Istio's kind of error."),
         ("istio_hsm_ca_requests_total", "Requests answered, by outcome and by how the caller was authenticated."),
+        ("istio_hsm_ca_token_reviews_total", "Tokens that an API server was asked about, by cluster and outcome."),
+        ("istio_hsm_ca_pod_lookups_total", "Pods that were not remembered and looked up, by cluster."),
         ("istio_hsm_ca_wrong_signatures_total", "ALARM: signatures of a token that do not verify with the CA's key."),
         ("istio_hsm_ca_reconciles_total", "Looks of a controller at its objects, by result."),
         ("istio_hsm_ca_token_signatures_total", "Signatures that came back from a token's host."),
