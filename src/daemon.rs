@@ -115,7 +115,7 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     let core = setup::core(&config, &readiness, &background).await?;
     if let Some(clusters) = &clusters {
         let leading = clusters::elect(&config, clusters, &background);
-        controllers::start(&config, clusters, &core, leading.as_ref(), &background);
+        controllers::start(&config, clusters, &core.ca, leading.as_ref(), &background);
     }
     let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
     tracing::info!("draining");
