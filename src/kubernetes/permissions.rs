@@ -83,19 +83,19 @@ pub fn needed(settings: &Settings, cluster: &settings::Cluster, own: Option<&Nam
     if let Some(configmap) = &cluster.root_configmap {
         needed.add(("", "namespaces"), &["list", "watch"], None, None);
         needed.add(CONFIGMAPS, &["create"], None, None);
-        needed.add(CONFIGMAPS, &["get", "list", "watch", "patch"], None, Some(&configmap.name));
+        needed.add(CONFIGMAPS, &["list", "watch", "patch"], None, Some(&configmap.name));
     }
     if !cluster.signers.is_empty() {
-        needed.add(CSRS, &["get", "list", "watch"], None, None);
+        needed.add(CSRS, &["list", "watch"], None, None);
         needed.add(CSR_STATUS, &["update"], None, None);
         for signer in &cluster.signers {
             needed.add(SIGNERS, &["sign"], None, Some(&signer.name));
         }
     }
-    let istiod = cluster.istiod_certificate.as_ref().map(|one| (one.namespace.as_ref(), &one.secret));
-    let intermediate = cluster.intermediate.as_ref().map(|one| (one.namespace.as_ref(), &one.secret));
+    let istiod = cluster.istiod_certificate.as_ref().map(|one| (one.namespace(), &one.secret));
+    let intermediate = cluster.intermediate.as_ref().map(|one| (one.namespace(), &one.secret));
     for (namespace, secret) in [istiod, intermediate].into_iter().flatten() {
-        let namespace = namespace.or(own).map(Namespace::as_str);
+        let namespace = Some(namespace.as_str());
         needed.add(SECRETS, &["create"], namespace, None);
         needed.add(SECRETS, &["get", "list", "watch", "patch"], namespace, Some(secret));
     }
@@ -112,7 +112,7 @@ pub fn needed(settings: &Settings, cluster: &settings::Cluster, own: Option<&Nam
         }
         if let Some(checkpoints) = &settings.checkpoints {
             needed.add(CONFIGMAPS, &["create"], own, None);
-            needed.add(CONFIGMAPS, &["get", "patch"], own, Some(&checkpoints.configmap));
+            needed.add(CONFIGMAPS, &["patch"], own, Some(&checkpoints.configmap));
         }
     }
     needed.0

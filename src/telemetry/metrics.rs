@@ -168,6 +168,24 @@ pub fn absolute(name: &'static str, token: Option<&str>, value: u64) {
     }
 }
 
+/// A controller has looked at its objects: `result` is `unchanged`, `changed` or `error`.
+pub fn reconciled(controller: &'static str, cluster: &str, result: &'static str) {
+    let labels = [("controller", controller.to_owned()), ("cluster", cluster.to_owned())];
+    counter!(
+        "istio_hsm_ca_reconciles_total",
+        [labels.as_slice(), &[("result", result.to_owned())]].concat().as_slice()
+    )
+    .increment(1);
+}
+
+/// So many objects of a controller were not as they should be, and so many are not now. Several may share the name.
+pub fn in_error(controller: &'static str, cluster: &str, before: usize, now: usize) {
+    let count = |objects| f64::from(u32::try_from(objects).unwrap_or(u32::MAX));
+    let cluster = cluster.to_owned();
+    gauge!("istio_hsm_ca_objects_in_error", "controller" => controller, "cluster" => cluster)
+        .increment(count(now) - count(before));
+}
+
 /// Sets a gauge.
 pub fn level(name: &'static str, label: Option<(&'static str, String)>, value: f64) {
     match label {
@@ -204,6 +222,7 @@ fn describe() {
         ("istio_hsm_ca_token_reviews_total", "Tokens that an API server was asked about, by cluster and outcome."),
         ("istio_hsm_ca_pod_lookups_total", "Pods that were not remembered and looked up, by cluster."),
         ("istio_hsm_ca_wrong_signatures_total", "ALARM: signatures of a token that do not verify with the CA's key."),
+        ("istio_hsm_ca_reconciles_total", "Looks of a controller at its objects, by result."),
         ("istio_hsm_ca_token_signatures_total", "Signatures that came back from a token's host."),
         ("istio_hsm_ca_token_refusals_total", "Requests that a token host's own rules refused."),
         ("istio_hsm_ca_token_faults_total", "Requests that a PKCS#11 error failed."),
@@ -238,6 +257,7 @@ fn describe() {
         ("istio_hsm_ca_log_queue_length", "Lines that wait for the issuance log's writer."),
         ("istio_hsm_ca_log_unsigned_lines", "Lines of the issuance log beyond its last signed checkpoint."),
         ("istio_hsm_ca_log_segments", "Segments of the issuance log."),
+        ("istio_hsm_ca_objects_in_error", "Objects of a controller that are not as they should be."),
         ("istio_hsm_ca_log_disk_bytes", "Bytes of the issuance log's lines on the disk."),
         ("istio_hsm_ca_log_checkpoint_timestamp_seconds", "When the last checkpoint was signed, Unix time in seconds."),
         ("istio_hsm_ca_excess_signatures", "ALARM above 0: signatures of the hosts beyond the log's intents."),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::finding::{Finding, Findings};
 use crate::{
     config::Config,
+    daemon::setup,
     kubernetes::{Clusters, cluster::chain, permissions},
 };
 
@@ -15,6 +16,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn clusters(config: &Config) -> anyhow::Result<Vec<Finding>> {
     let mut found = Findings::about("kubernetes");
     let Some(settings) = &config.kubernetes else { return Ok(found.into_vec()) };
+    if settings.clusters.iter().any(|cluster| cluster.intermediate.is_some())
+        && setup::bundle(config).is_ok_and(|bundle| !bundle.issuer().has_room_for_intermediate())
+    {
+        found.error(
+            "[kubernetes.cluster.intermediate]: the path length of the CA's certificate, or of one above it, forbids a CA \
+             below it, as in the certificates of Istio's own tools",
+            "have a certificate made with a path length of 1 or more, or none; or leave the section out",
+        );
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let clusters = match Clusters::new(settings, &config.ca.trust_domains).await {
