@@ -5,7 +5,7 @@ export RUSTDOCFLAGS := -D warnings
 
 # A test fails by panicking, and counts with numbers of its own making.
 IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions cast_possible_truncation \
-	cast_possible_wrap cast_sign_loss disallowed_methods unwrap_in_result)
+	cast_possible_wrap cast_sign_loss disallowed_methods type_complexity unwrap_in_result)
 
 .PHONY: help demo run test test-foreign test-long faults check bench format packages dependencies test-browser \
 	test-pkilint test-kube test-deploy image

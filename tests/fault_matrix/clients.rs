@@ -144,17 +144,18 @@ impl Client {
             let asked =
                 agent::create_certificate(self.channel.clone(), Some(&self.token), "Kubernetes", csr.clone(), 3600);
             let answer = tokio::time::timeout(SOON, asked).await;
-            let mut seen = self.seen.borrow_mut();
-            match answer {
-                Err(_) => seen.wrong.push(format!("no answer within {SOON:?}")),
-                Ok(Err(status)) if PASSING.contains(&status.code()) => seen.refused += 1,
-                Ok(Err(status)) => seen.wrong.push(format!("a client was told {status}")),
-                Ok(Ok(chain)) => match verify(&chain, &self.roots, &public_key) {
-                    Ok(leaf) => seen.received.push((self.number, Instant::now(), leaf)),
-                    Err(reason) => seen.wrong.push(format!("a bad certificate was released: {reason}")),
-                },
+            {
+                let mut seen = self.seen.borrow_mut();
+                match answer {
+                    Err(_) => seen.wrong.push(format!("no answer within {SOON:?}")),
+                    Ok(Err(status)) if PASSING.contains(&status.code()) => seen.refused += 1,
+                    Ok(Err(status)) => seen.wrong.push(format!("a client was told {status}")),
+                    Ok(Ok(chain)) => match verify(&chain, &self.roots, &public_key) {
+                        Ok(leaf) => seen.received.push((self.number, Instant::now(), leaf)),
+                        Err(reason) => seen.wrong.push(format!("a bad certificate was released: {reason}")),
+                    },
+                }
             }
-            drop(seen);
             tokio::time::sleep(PAUSE).await;
         }
     }

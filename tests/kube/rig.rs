@@ -37,7 +37,6 @@ use super::{common::plug_in::PlugIn, harness::Cluster};
 /// A replica.
 pub struct Rig {
     pub ca: Arc<CertificateAuthority>,
-    pub config: Config,
     pub leading: watch::Sender<bool>,
     signer: Arc<Software>,
     background: Option<Background>,
@@ -132,7 +131,7 @@ impl Rig {
         let (leading, watched) = watch::channel(true);
         let background = Background::default();
         controllers::start(&config, &clusters, &ca, Some(&watched), &background);
-        Self { ca, config, leading, signer, background: Some(background), _files: files }
+        Self { ca, leading, signer, background: Some(background), _files: files }
     }
 
     /// Takes another CA certificate or roots, as a reload does.

@@ -177,7 +177,7 @@ impl ApiServer {
     }
 
     /// The memory of the API server, KiB.
-    #[allow(dead_code)]
+    #[allow(dead_code, reason = "not every target that uses this file needs it")]
     pub fn resident(&self) -> u64 {
         resident(self.running.lock().unwrap()[1].pid)
     }
