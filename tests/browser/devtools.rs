@@ -157,9 +157,9 @@ impl Browser {
 
     /// What a person would see as an error in the console.
     pub fn errors(&self) -> Vec<Value> {
-        let is_error = |event: &&Value| match event["method"].as_str() {
-            Some("Runtime.exceptionThrown" | "Log.entryAdded" | "Runtime.consoleAPICalled") => true,
-            _ => false,
+        let is_error = |event: &&Value| {
+            let method = event["method"].as_str();
+            matches!(method, Some("Runtime.exceptionThrown" | "Log.entryAdded" | "Runtime.consoleAPICalled"))
         };
         self.events.iter().filter(is_error).cloned().collect()
     }
