@@ -3,6 +3,7 @@
 //! Every reason to refuse is found before a token is changed, and all are told at once. A token that fails after
 //! that is told by itself; the others are done.
 
+mod config_map;
 mod removal;
 mod source;
 
@@ -36,6 +37,9 @@ pub struct Args {
     /// Where the public files and the receipts go; `serve` reads them there
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
+    /// A ConfigMap that gets the same files, for pods to mount
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    bundle_configmap: Option<config_map::Target>,
     /// CKA_LABEL of the key's objects
     #[arg(long, default_value = "istio-ca")]
     label: String,
@@ -193,7 +197,8 @@ fn import_all(
         ("ca-cert.pem", &files.ca_cert.bytes),
     ];
     written.extend(receipts.iter().map(|(name, content)| (name.as_str(), content.as_slice())));
-    Ok(bundle_dir::write(&args.bundle, &written)?)
+    bundle_dir::write(&args.bundle, &written)?;
+    args.bundle_configmap.as_ref().map_or(Ok(()), |target| config_map::write(target, &written))
 }
 
 fn receipt(report: ImportReport, origin: Option<&str>) -> Receipt {

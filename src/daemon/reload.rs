@@ -86,6 +86,8 @@ impl Reloader {
         let mut watcher = watcher.inspect_err(|error| tracing::warn!(%error, "the bundle is polled, not watched")).ok();
         let mut refused: Option<String> = None;
         let mut stamps = stamps(&self.watched);
+        // Not only after the first event or poll: readiness waits for it.
+        self.say_expiry();
         loop {
             if let Some(watcher) = &mut watcher {
                 // Watched anew each time: a directory that was exchanged for another keeps no watch.

@@ -78,7 +78,8 @@ fn others_take_the_image_and_it_runs_without_privileges() {
         assert_eq!(warned, name == "softhsm");
         must("skopeo", "skopeo", &["inspect", &format!("oci-archive:{}.tar", layout.display())]);
         let rootfs = IMAGES.rootfs(name);
-        let run = ["--ro-bind", text(&rootfs), "/", "--proc", "/proc", "--dev", "/dev", "--unshare-all", "--uid", "10001"];
+        let run =
+            ["--ro-bind", text(&rootfs), "/", "--proc", "/proc", "--dev", "/dev", "--unshare-all", "--uid", "10001"];
         let run = [&run[..], &["--cap-drop", "ALL", "--clearenv", "--", "/usr/bin/istio-hsm-ca", "--version"]].concat();
         let version = must("bwrap", "bubblewrap", &run);
         assert_eq!(version.trim(), format!("istio-hsm-ca {}", env!("CARGO_PKG_VERSION")), "{name}");
@@ -99,7 +100,12 @@ fn the_image_holds_what_the_program_needs_and_nothing_else() {
                 pending.push(path);
             } else if metadata.is_file() {
                 let mode = metadata.permissions().mode();
-                assert_eq!(mode & 0o6022, 0, "{}: nothing is writable by others, or of another's rights", path.display());
+                assert_eq!(
+                    mode & 0o6022,
+                    0,
+                    "{}: nothing is writable by others, or of another's rights",
+                    path.display()
+                );
                 if mode & 0o111 != 0 && !path.to_str().unwrap().contains(".so") {
                     programs.push(path.strip_prefix(&rootfs).unwrap().to_owned());
                 }
@@ -138,7 +144,9 @@ impl Container {
             let make = if here.is_dir() { "mkdir -p" } else { "touch" };
             script.push_str(&format!("mkdir -p \"$(dirname '{at}{there}')\"\n{make} '{at}{there}'\n"));
         }
-        script.push_str(&format!("mount -o remount,bind,ro '{at}'\nmount -t proc proc '{at}/proc'\nmount --rbind /dev '{at}/dev'\n"));
+        script.push_str(&format!(
+            "mount -o remount,bind,ro '{at}'\nmount -t proc proc '{at}/proc'\nmount --rbind /dev '{at}/dev'\n"
+        ));
         for (here, there, read_only) in volumes {
             script.push_str(&format!("mount --bind '{}' '{at}{there}'\n", here.display()));
             if *read_only {
@@ -301,7 +309,8 @@ fn the_trials_pod_runs_as_it_is_rendered() {
     fs::create_dir(&requests).unwrap();
     let csr = requests.join("request.pem");
     let key = directory.path().join("key.pem");
-    let request = ["req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", text(&key), "-subj", "/", "-out", text(&csr)];
+    let request =
+        ["req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", text(&key), "-subj", "/", "-out", text(&csr)];
     must("openssl", "openssl", &request);
     let volumes: [(&Path, &str, bool); 6] = [
         (&config, "/etc/istio-hsm-ca/config.toml", true),
@@ -321,7 +330,9 @@ fn the_trials_pod_runs_as_it_is_rendered() {
     });
 
     assert_eq!((host.user(), daemon.user()), (host_user.to_string(), daemon_user.to_string()));
-    for secret in ["/var/lib/softhsm/istio-ca/pin", "/var/lib/softhsm/istio-ca/tokens", "/usr/lib/softhsm/libsofthsm2.so"] {
+    for secret in
+        ["/var/lib/softhsm/istio-ca/pin", "/var/lib/softhsm/istio-ca/tokens", "/usr/lib/softhsm/libsofthsm2.so"]
+    {
         assert!(host.sees(secret) && !daemon.sees(secret), "{secret}");
     }
     assert!(daemon.sees("/var/lib/istio-hsm-ca/log/lock") && !host.sees("/var/lib/istio-hsm-ca/log"));
@@ -333,7 +344,10 @@ fn the_trials_pod_runs_as_it_is_rendered() {
     let chain = write("chain.pem", &String::from_utf8(issued.stdout).unwrap());
     let roots = bundle.join("root-cert.pem");
     must("openssl", "openssl", &["verify", "-CAfile", text(&roots), "-untrusted", text(&chain), text(&chain)]);
-    assert!(must("openssl", "openssl", &["x509", "-in", text(&chain), "-noout", "-ext", "subjectAltName"]).contains(identity));
+    assert!(
+        must("openssl", "openssl", &["x509", "-in", text(&chain), "-noout", "-ext", "subjectAltName"])
+            .contains(identity)
+    );
 
     daemon.ends_when_told();
     host.ends_when_told();
