@@ -161,6 +161,12 @@ impl Caller {
         Self::plain(method, Identity::Workload(id))
     }
 
+    /// The same caller, found to speak for somebody else.
+    #[must_use]
+    pub(crate) fn acting_for(self, id: SpiffeId) -> Self {
+        Self { acts_for: Some(id), ..self }
+    }
+
     fn plain(method: Method, identity: Identity) -> Self {
         Self { method, identity, cluster: None, pod: None, peer: None, acts_for: None }
     }

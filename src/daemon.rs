@@ -29,8 +29,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{AcceptAny, Authenticator},
-    config::Config,
+    config::{Admin, Config},
     grpc::{self, listener::Listener, service::CertificateService},
+    hardening,
     telemetry::metrics::{self, Metrics},
 };
 use background::Background;
@@ -41,6 +42,8 @@ use setup::{Core, SetupError};
 const TOKENS_END: Duration = Duration::from_secs(5);
 /// How long the background tasks may take to end.
 const TASKS_END: Duration = Duration::from_secs(2);
+/// Open files that are kept for everything but connections of workloads.
+const OWN_FILES: usize = 256;
 /// How often the metrics that are counted elsewhere are set; Prometheus scrapes every 15 s or more by habit.
 const METRICS: Duration = Duration::from_secs(1);
 
@@ -87,7 +90,8 @@ pub enum DaemonError {
 ///
 /// # Errors
 /// When it cannot start, or its endpoint ended by itself.
-pub async fn run(config: Config) -> Result<(), DaemonError> {
+pub async fn run(mut config: Config) -> Result<(), DaemonError> {
+    fit_connections(&mut config.listen.limits);
     let stop = CancellationToken::new();
     let bell = Arc::new(Notify::new());
     signals(stop.clone(), Arc::clone(&bell))?;
@@ -116,6 +120,27 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     core.close(Instant::now() + TOKENS_END).await;
     tracing::info!("ended");
     served
+}
+
+/// Takes as many open files as the system gives, and no more connections than that allows: the log, the tokens' hosts
+/// and the admin address must never be without one.
+fn fit_connections(limits: &mut grpc::settings::Limits) {
+    match hardening::raise_open_files() {
+        Ok(files) => {
+            let room = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(OWN_FILES).max(1);
+            if limits.connections > room {
+                tracing::warn!(
+                    open_files = files,
+                    configured = limits.connections,
+                    connections = room,
+                    "the system's limit of open files allows fewer connections than [listen.limits] connections; \
+                     raise it (systemd: LimitNOFILE) or lower that"
+                );
+                limits.connections = room;
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 async fn serve(
@@ -155,10 +180,8 @@ async fn serve(
         })?;
         background.spawn(operator::serve(socket, Arc::clone(&core.ca), background.ended()));
     }
-    if let Some(address) = config.admin.status_address {
-        let socket = bind("the status page", address).await?;
-        tracing::info!(address = %address, "status page");
-        let take = overview::taker(core, readiness.watch());
+    if let Some(socket) = status_socket(config).await? {
+        let take = overview::taker(core, config, readiness.watch());
         background.spawn(status::serve(socket, take, background.ended()));
     }
     let reloader = core.reloader(config, Arc::clone(&authenticator), bell, readiness.part("CA certificate"));
@@ -208,6 +231,26 @@ async fn serve_admin(
     tracing::info!(address = %socket.local_addr().unwrap_or(address), "admin");
     background.spawn(admin::serve(socket, readiness.watch(), render, background.ended()));
     Ok(())
+}
+
+/// Where the status page is served. An address that nobody asked for and that is taken is no reason not to start.
+async fn status_socket(config: &Config) -> Result<Option<TcpListener>, DaemonError> {
+    if !config.admin.status_page {
+        return Ok(None);
+    }
+    let bound = bind("the status page", config.admin.status_address.unwrap_or(Admin::STATUS)).await;
+    match bound {
+        Ok(socket) => {
+            let address = socket.local_addr().unwrap_or(Admin::STATUS);
+            tracing::info!(%address, page = %format_args!("http://{address}/"), "status page");
+            Ok(Some(socket))
+        }
+        Err(error) if config.admin.status_address.is_none() => {
+            tracing::warn!(%error, "there is no status page; set [admin] status_address, or status_page = false");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn bind(what: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, DaemonError> {

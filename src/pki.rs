@@ -16,9 +16,10 @@ pub(crate) mod testing;
 pub mod verify;
 mod walk;
 
+pub use algorithm::SignatureAlgorithm;
 pub use bundle::{Bundle, Issuer};
 pub use csr::VerifiedCsr;
-pub use key::{KeyAlgorithm, PublicKey, SignatureAlgorithm};
+pub use key::{KeyAlgorithm, PublicKey};
 pub use profile::{Profile, Template};
 pub use tbs::Tbs;
 pub use verify::Issued;

@@ -286,7 +286,7 @@ impl Authenticator {
             return Ok(caller);
         }
         let id = self.nodes.authorize(&caller, asked).await?;
-        Ok(Caller { acts_for: Some(id), ..caller })
+        Ok(caller.acting_for(id))
     }
 }
 

@@ -91,6 +91,12 @@ impl Config {
         self.log.directory.join("ca-in-use.pem")
     }
 
+    /// Where the roots in use are kept, for the next start.
+    #[must_use]
+    pub fn roots_in_use(&self) -> PathBuf {
+        self.log.directory.join("roots-in-use.pem")
+    }
+
     /// Where it is remembered that a token's PIN was refused: beside the log, which outlives restarts.
     #[must_use]
     pub fn pin_marker(&self, token: &Token) -> PathBuf {

@@ -261,10 +261,7 @@ mod tests {
         let script = async {
             for (leads, begun_so_far, now) in [(false, 0, 0), (true, 1, 1), (false, 1, 0), (true, 2, 1)] {
                 send.send_replace(leads);
-                // The other branch of the join runs in between: one thread, and nothing that waits for time.
-                for _ in 0..100 {
-                    tokio::task::yield_now().await;
-                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 assert_eq!(begun.load(Ordering::SeqCst), begun_so_far);
                 assert_eq!(running.load(Ordering::SeqCst), now);
             }

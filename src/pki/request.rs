@@ -8,7 +8,7 @@ use der::{
     asn1::{BitString, OctetString},
     pem::LineEnding,
 };
-use spki::SubjectPublicKeyInfoOwned;
+use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::{
     attr::{Attribute, Attributes},
     ext::{
@@ -109,7 +109,7 @@ impl CaRequest {
         let encoding = |_error: der::Error| RequestError::Encoding;
         let request = CertReq {
             info: self.info.clone(),
-            algorithm: algorithm.algorithm_identifier(),
+            algorithm: AlgorithmIdentifierOwned::from_der(algorithm::identifier(algorithm)).map_err(encoding)?,
             signature: BitString::from_bytes(signature).map_err(encoding)?,
         };
         request.to_pem(LineEnding::LF).map_err(encoding)

@@ -213,6 +213,8 @@ fn describe() {
         ("istio_hsm_ca_log_queue_length", "Lines that wait for the issuance log's writer."),
         ("istio_hsm_ca_log_unsigned_lines", "Lines of the issuance log beyond its last signed checkpoint."),
         ("istio_hsm_ca_log_segments", "Segments of the issuance log."),
+        ("istio_hsm_ca_log_disk_bytes", "Bytes of the issuance log's lines on the disk."),
+        ("istio_hsm_ca_log_checkpoint_timestamp_seconds", "When the last checkpoint was signed, Unix time in seconds."),
         ("istio_hsm_ca_excess_signatures", "ALARM above 0: signatures of the hosts beyond the log's intents."),
         ("istio_hsm_ca_connections", "Open connections of the gRPC endpoint."),
     ];

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -113,9 +113,9 @@ impl ApiServer {
 
     /// Starts both programs on what is on disk, and waits until the API server is ready.
     pub fn run(&self) {
-        let log = |name: &str| self.directory.path().join(name);
-        let etcd = Program::start(&self.etcd, &log("etcd.log"));
-        let server = Program::start(&self.server, &log("kube-apiserver.log"));
+        let directory = self.directory.path();
+        let etcd = Program::start(&self.etcd, directory, "etcd.log");
+        let server = Program::start(&self.server, directory, "kube-apiserver.log");
         *self.running.lock().unwrap() = vec![etcd, server];
         self.wait_ready();
     }
@@ -229,6 +229,15 @@ fn signed(issuer: &CertifiedIssuer<'static, KeyPair>, name: &str, group: Option<
     (certificate.pem(), key.serialize_pem())
 }
 
+/// Runs a program until our end of the pipe closes; a static is never dropped, so that the directory goes with us.
+const UNDER_A_SHELL: &str = r#"
+    directory=$1; shift
+    "$@" >&2 </dev/null & echo $!
+    read -r _ && keep=yes
+    kill -9 $!; wait
+    [ -n "$keep" ] || rm -rf "$directory"
+"#;
+
 /// A program that ends when this value is dropped, or this process is gone.
 struct Program {
     shell: Child,
@@ -237,10 +246,12 @@ struct Program {
 }
 
 impl Program {
-    fn start(command: &[String], log: &Path) -> Self {
+    fn start(command: &[String], directory: &Path, log: &str) -> Self {
+        let log = directory.join(log);
         let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let mut shell = Command::new("sh")
-            .args(["-c", r#""$@" >&2 </dev/null & echo $!; read -r _; kill -9 $!; wait"#, "sh"])
+            .args(["-c", UNDER_A_SHELL, "sh"])
+            .arg(directory)
             .args(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -255,8 +266,11 @@ impl Program {
 }
 
 impl Drop for Program {
+    /// Ends it, and leaves the directory to the next one.
     fn drop(&mut self) {
-        drop(self.pipe.take());
+        if let Some(mut pipe) = self.pipe.take() {
+            let _gone_already = pipe.write_all(b"keep\n");
+        }
         let _status = self.shell.wait();
     }
 }
