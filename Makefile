@@ -43,7 +43,7 @@ test-deploy: packages ## chart, manifests, units, images and the guide; needs Go
 
 test-kube: packages ## Kubernetes, by a real API server, which is built first; needs Go (package golang-go)
 	@tests/kube/api-server.sh >/dev/null
-	$(CARGO) test --locked --test kube -- --ignored
+	$(CARGO) test --locked --test kube -- --ignored --skip scale::
 
 test-long: packages ## what takes too long for every change; needs Go for the API server
 	@tests/kube/api-server.sh >/dev/null

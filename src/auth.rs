@@ -155,6 +155,21 @@ impl Caller {
         Self::plain(Method::Internal, Identity::Internal(who))
     }
 
+    /// A controller of the daemon, for an object of its cluster.
+    #[must_use]
+    pub fn controller(cluster: ClusterName, controller: Controller) -> Self {
+        let identity = Identity::Controller { cluster: cluster.clone(), controller };
+        Self { cluster: Some(cluster), ..Self::plain(Method::Internal, identity) }
+    }
+
+    /// Somebody who asks by a CertificateSigningRequest; `username` is what the API server stamped.
+    #[must_use]
+    pub fn requester(cluster: ClusterName, signer: &str, username: &str) -> Self {
+        let identity =
+            Identity::Requester { cluster: cluster.clone(), signer: signer.into(), username: username.into() };
+        Self { cluster: Some(cluster), ..Self::plain(Method::CertificateSigningRequest, identity) }
+    }
+
     /// A workload, for the unit tests of the modules that take callers.
     #[cfg(test)]
     pub(crate) fn workload(id: SpiffeId, method: Method) -> Self {

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod background;
 pub mod clusters;
+pub mod controllers;
 pub mod in_use;
 pub mod operator;
 pub mod overview;
@@ -112,7 +113,10 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     });
     authenticator.start();
     let core = setup::core(&config, &readiness, &background).await?;
-    let _leading = clusters.as_ref().and_then(|clusters| clusters::elect(&config, clusters, &background));
+    if let Some(clusters) = &clusters {
+        let leading = clusters::elect(&config, clusters, &background);
+        controllers::start(&config, clusters, &core, leading.as_ref(), &background);
+    }
     let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
     tracing::info!("draining");
     systemd::ending();

@@ -12,9 +12,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use crate::{
-    auth::Caller,
+    auth::{Caller, Identity},
     clock::{self, Clock, ClockError},
     log::{Intent, Log, LogError, Outcome, Recorded},
     pki::{Issued, Issuer, Tbs, VerifiedCsr, csr::CsrError, tbs::Serial, tbs::TbsError, verify::VerifyError},
@@ -82,6 +83,7 @@ pub enum IssueError {
 #[derive(Debug)]
 pub struct CertificateAuthority {
     issuer: ArcSwap<Issuer>,
+    replaced: watch::Sender<u64>,
     rules: Rules,
     limits: Limits,
     first_class: Vec<crate::identity::SpiffeId>,
@@ -121,7 +123,8 @@ impl CertificateAuthority {
     pub fn new(parts: Parts) -> Self {
         let Parts { issuer, rules, limits, first_class, default_deadline, clock, log, signer, recent } = parts;
         let issuer = ArcSwap::new(issuer);
-        Self { issuer, rules, limits, first_class, default_deadline, clock, log, signer, recent }
+        let replaced = watch::Sender::new(0);
+        Self { issuer, replaced, rules, limits, first_class, default_deadline, clock, log, signer, recent }
     }
 
     /// The issuer with which new requests start.
@@ -133,6 +136,13 @@ impl CertificateAuthority {
     /// Takes another issuer, proven on every token before; requests under way end with the one they started with.
     pub fn replace_issuer(&self, issuer: Arc<Issuer>) {
         self.issuer.store(issuer);
+        self.replaced.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Changes each time that another issuer is taken.
+    #[must_use]
+    pub fn replacements(&self) -> watch::Receiver<u64> {
+        self.replaced.subscribe()
     }
 
     /// The time of day, if it can be believed.
@@ -240,9 +250,11 @@ impl CertificateAuthority {
     }
 
     fn class(&self, caller: &Caller) -> Class {
-        match caller.for_whom() {
-            Some(id) if !self.first_class.contains(id) => Class::Bulk,
-            Some(_) | None => Class::First,
+        match (caller.for_whom(), caller.identity()) {
+            (Some(id), _) if !self.first_class.contains(id) => Class::Bulk,
+            // istiod asks so for every workload.
+            (None, Identity::Requester { .. }) => Class::Bulk,
+            (Some(_) | None, _) => Class::First,
         }
     }
 }

@@ -4,11 +4,22 @@
 //! needed, that the configuration does not name. Certificates come from `issue` alone, as everybody's do. Called by
 //! `daemon`.
 
+pub mod checkpoints;
 pub mod cluster;
+mod controller;
+pub mod csr_signer;
+pub mod intermediate;
+pub mod istiod_secret;
+mod kept;
+mod key;
 pub mod leader;
+pub mod permissions;
 pub mod pods;
 pub mod reviewer;
+pub mod root_configmap;
+pub mod secret;
 pub mod settings;
+pub mod workload_secret;
 
 pub use cluster::{Cluster, ClusterError, Clusters};
 pub use settings::Settings;

@@ -35,6 +35,7 @@ use tokio::{
 
 pub use checkpointer::Ship;
 pub use recover::{Examined, OpenError, SetAside};
+pub use segment::CHECKPOINT;
 pub use stats::Stats;
 
 use crate::{auth::Caller, pki::Tbs, policy::Grant};

@@ -28,6 +28,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "grpc",
             "issue",
             "hardening",
+            "kubernetes",
             "log",
             "pki",
             "signer",

@@ -16,5 +16,9 @@ mod leader;
 mod nodes;
 #[path = "kube/outage.rs"]
 mod outage;
+#[path = "kube/rights.rs"]
+mod rights;
+#[path = "kube/scale.rs"]
+mod scale;
 #[path = "kube/tokens.rs"]
 mod tokens;

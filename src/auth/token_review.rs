@@ -26,7 +26,10 @@ use super::{
         token::Compact,
     },
 };
-use crate::identity::{SpiffeId, TrustDomain};
+use crate::{
+    identity::{Namespace, SpiffeId, TrustDomain},
+    telemetry::metrics,
+};
 
 /// How many answers are kept: some hundred bytes each.
 const REMEMBERED: usize = 16_384;
@@ -38,6 +41,8 @@ const REFUSED_FOR: Duration = Duration::from_secs(2);
 const AT_ONCE: usize = 32;
 /// How far an API server's clock may be from ours.
 const LEEWAY: Duration = Duration::from_secs(60);
+/// How much of an API server's words a message repeats.
+const REASON_MAX: usize = 300;
 /// The group of every service account.
 const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 
@@ -150,7 +155,7 @@ pub struct Reviewed {
     /// One of these must be the token's.
     pub audiences: Vec<String>,
     /// The namespaces whose workloads may have certificates; empty means all.
-    pub namespaces: Vec<crate::identity::Namespace>,
+    pub namespaces: Vec<Namespace>,
     /// The trust domain of its workloads.
     pub trust_domain: TrustDomain,
     /// How long an answer is believed.
@@ -240,6 +245,9 @@ impl TokenReviews {
             return Some(Err(refusal.error.clone()));
         }
         let result = cluster.judge(token, &claims, now).await;
+        if let Some(outcome) = outcome(&result) {
+            metrics::token_review(cluster.settings.cluster.as_str(), outcome);
+        }
         match &result {
             Ok((proven, expires)) => {
                 let until = (now + cluster.settings.cache).min(*expires);
@@ -339,8 +347,20 @@ impl Cluster {
     }
 }
 
-/// How much of an API server's words a message repeats.
-const REASON_MAX: usize = 300;
+/// What the API server's part in a decision was, as metrics count it; `None` where it was not asked.
+fn outcome<T>(result: &Result<T, ReviewError>) -> Option<&'static str> {
+    match result {
+        Ok(_) => Some("good"),
+        Err(ReviewError::Unanswered { .. }) => Some("unanswered"),
+        Err(ReviewError::Claims(_) | ReviewError::WrongCluster) => None,
+        Err(
+            ReviewError::Audience
+            | ReviewError::Disagree
+            | ReviewError::NoServiceAccount(_)
+            | ReviewError::Refused { .. },
+        ) => Some("refused"),
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 //! again. Each token's library is loaded in a process of its own, as `serve` does it, since it may crash, hang, or need
 //! an environment of its own.
 
+mod clusters;
 mod finding;
 mod local;
 mod network;
@@ -75,6 +76,7 @@ fn all(config: &Config, path: String) -> anyhow::Result<Vec<Finding>> {
     findings.extend(network::addresses(config));
     findings.extend(network::serving(config));
     findings.extend(network::callers(config)?);
+    findings.extend(clusters::clusters(config)?);
     Ok(findings)
 }
 

@@ -3,6 +3,7 @@
 //! Every reason to refuse is found before a token is changed, and all are told at once. A token that fails after
 //! that is told by itself; the others are done.
 
+mod cluster;
 mod config_map;
 mod removal;
 mod source;
@@ -50,10 +51,14 @@ pub struct Args {
     #[arg(long)]
     allow_plaintext_import: bool,
     /// Remove the key file after every proof; asks for a second token that holds the key, or --i-have-a-backup
-    #[arg(long)]
+    #[arg(long, group = "removal", conflicts_with = "from_secret")]
     remove_key_file: bool,
+    /// Take the private key out of the Secret after every proof; asks for a second token that holds the key, or
+    /// --i-have-a-backup
+    #[arg(long, group = "removal", requires = "from_secret")]
+    remove_key_from_secret: bool,
     /// The key is kept elsewhere, so that losing the only token does not lose it
-    #[arg(long, requires = "remove_key_file")]
+    #[arg(long, requires = "removal")]
     i_have_a_backup: bool,
     /// The origin under which the log's checkpoints will be signed: makes the receipt list the verifier keys in full
     #[arg(long, value_name = "NAME")]
@@ -70,6 +75,10 @@ struct Summary {
     warnings: Vec<String>,
     tokens: Vec<TokenSummary>,
     key_file_removed: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_removed_from_secret: Option<bool>,
 }
 
 /// What an import did in one token.
@@ -100,9 +109,17 @@ struct Receipt {
 /// Every reason to refuse; or what failed, token by token.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     let options = Options { label: args.label.clone(), allow_plaintext: args.allow_plaintext_import };
-    if args.remove_key_file && args.tokens.tokens.len() < 2 && !args.i_have_a_backup {
+    let removal = match (args.remove_key_file, args.remove_key_from_secret) {
+        (true, _) => Some("--remove-key-file"),
+        (false, true) => Some("--remove-key-from-secret"),
+        (false, false) => None,
+    };
+    if let Some(flag) = removal
+        && args.tokens.tokens.len() < 2
+        && !args.i_have_a_backup
+    {
         anyhow::bail!(
-            "--remove-key-file with one token would leave the key there alone, and it would be lost with it; \
+            "{flag} with one token would leave the key there alone, and it would be lost with it; \
              give a second --token, or --i-have-a-backup"
         );
     }
@@ -143,6 +160,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
         warnings: source.warnings(),
         tokens: Vec::new(),
         key_file_removed: None,
+        secret: source.secret.as_ref().map(ToString::to_string),
+        key_removed_from_secret: source.secret.as_ref().map(|_| false),
     };
     for warning in &summary.warnings {
         output.warn(warning);
@@ -156,7 +175,17 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     if args.remove_key_file && !failed {
         summary.key_file_removed = Some(removal::remove(&source, &opened)?);
     }
+    let mut kept = None;
+    if args.remove_key_from_secret && !failed {
+        match removal::remove_from_secret(&source, &opened) {
+            Ok(()) => summary.key_removed_from_secret = Some(true),
+            Err(error) => kept = Some(error),
+        }
+    }
     output.print(&summary, text)?;
+    if let Some(error) = kept {
+        return Err(error);
+    }
     if failed {
         anyhow::bail!("not every token took the key; see above, mend it and import again: what is done stays done");
     }
@@ -198,7 +227,9 @@ fn import_all(
     ];
     written.extend(receipts.iter().map(|(name, content)| (name.as_str(), content.as_slice())));
     bundle_dir::write(&args.bundle, &written)?;
-    args.bundle_configmap.as_ref().map_or(Ok(()), |target| config_map::write(target, &written))
+    args.bundle_configmap
+        .as_ref()
+        .map_or(Ok(()), |target| config_map::write(target, args.source.kubeconfig(), &written))
 }
 
 fn receipt(report: ImportReport, origin: Option<&str>) -> Receipt {
@@ -243,16 +274,27 @@ fn text(summary: &Summary) -> String {
     if !summary.dry_run {
         let _ = writeln!(text, "bundle: {}", summary.bundle.display());
     }
-    match &summary.key_file_removed {
-        Some(path) => {
+    match (&summary.key_file_removed, &summary.secret, summary.key_removed_from_secret) {
+        (Some(path), ..) => {
             let _ = writeln!(
                 text,
                 "removed {}; a copy may live on in backups and in the file system's past",
                 path.display()
             );
         }
-        None if !summary.dry_run => text.push_str("the key file is still there; keep it offline or remove it\n"),
-        None => {}
+        (None, Some(secret), Some(true)) => {
+            let _ = writeln!(
+                text,
+                "took the private key out of {secret}; a copy may live on in backups and in the past of etcd"
+            );
+        }
+        (None, Some(secret), _) if !summary.dry_run => {
+            let _ = writeln!(text, "the private key is still in {secret}; --remove-key-from-secret takes it out");
+        }
+        (None, None, _) if !summary.dry_run => {
+            text.push_str("the key file is still there; keep it offline or remove it\n");
+        }
+        (None, ..) => {}
     }
     text
 }

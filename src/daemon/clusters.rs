@@ -3,7 +3,7 @@
 //! An API server that is away is told in readiness and keeps nobody from issuing: callers whose authentication needs
 //! none are served on. Called by the composition root.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -12,11 +12,15 @@ use crate::{
     auth::Authenticator,
     config::Config,
     kubernetes::{
-        ClusterError, Clusters,
+        Cluster, ClusterError, Clusters,
         leader::{Election, Timing},
+        permissions::{self, Permission},
         pods, reviewer,
     },
 };
+
+/// How long after a failure the permissions are asked for again.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Makes the configured clusters' clients and starts to ask their API servers whether they are there; `None` without
 /// `[kubernetes]`.
@@ -33,8 +37,29 @@ pub async fn connect(
     for cluster in clusters.iter() {
         background.follow(cluster.health(), readiness.remark(format!("cluster {}", cluster.name())), Clone::clone);
         background.spawn_until_end(Arc::clone(cluster).probe());
+        let needed = permissions::needed(settings, cluster.settings(), clusters.namespace());
+        background.spawn_until_end(tell_missing(Arc::clone(cluster), needed));
     }
     Ok(Some(Arc::new(clusters)))
+}
+
+/// Once its API server answers, says in the log what the daemon is not allowed to do; `check` says the same.
+async fn tell_missing(cluster: Arc<Cluster>, needed: Vec<Permission>) {
+    let mut health = cluster.health();
+    loop {
+        if health.wait_for(Option::is_none).await.is_err() {
+            return;
+        }
+        match permissions::missing(cluster.client(), needed.clone()).await {
+            Ok(missing) => {
+                for permission in missing {
+                    tracing::warn!(cluster = %cluster.name(), %permission, "the daemon lacks a permission");
+                }
+                return;
+            }
+            Err(_) => tokio::time::sleep(AGAIN).await,
+        }
+    }
 }
 
 /// Has the clusters' API servers judge tokens, and their pods watched where node impersonation needs it.

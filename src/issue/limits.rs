@@ -7,7 +7,11 @@ use std::{num::NonZeroU32, sync::Arc};
 
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 
-use crate::{auth::Caller, identity::Name, pki::Template};
+use crate::{
+    auth::{Caller, Identity},
+    identity::Name,
+    pki::Template,
+};
 
 /// How many keyed requests pass between two sweeps of the identities that have their whole quota again.
 const SWEEP_EVERY: u64 = 4096;
@@ -71,8 +75,12 @@ impl Limits {
     /// # Errors
     /// When the caller or all together ask too often; the daemon's own requests and the operator's always pass.
     pub fn admit(&self, caller: &Caller) -> Result<(), Limited> {
-        let Some(id) = caller.for_whom() else { return Ok(()) };
-        self.count(&id.to_string())?;
+        match (caller.for_whom(), caller.identity()) {
+            (Some(id), _) => self.count(&id.to_string())?,
+            // Whom it asks for is counted, once that is known.
+            (None, Identity::Requester { .. }) => {}
+            (None, _) => return Ok(()),
+        }
         match &self.total {
             Some(total) if total.check().is_err() => Err(Limited::Total),
             _ => Ok(()),
@@ -87,6 +95,9 @@ impl Limits {
         for name in &template.names {
             match (name, caller.for_whom()) {
                 (Name::Spiffe(id), Some(caller)) if id != caller => self.count(&id.to_string())?,
+                (Name::Spiffe(id), None) if matches!(caller.identity(), Identity::Requester { .. }) => {
+                    self.count(&id.to_string())?;
+                }
                 _ => {}
             }
         }

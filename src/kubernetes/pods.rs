@@ -132,6 +132,7 @@ impl WatchedPods {
     }
 
     async fn look_up<T>(&self, lookup: impl Future<Output = Result<T, kube::Error>> + Send) -> Result<T, Unanswered> {
+        metrics::pod_lookup(self.cluster.name().as_str());
         let asking = async {
             let _place = self.lookups.acquire().await.map_err(|_| Unanswered("the daemon is ending".to_owned()))?;
             lookup.await.map_err(|error| Unanswered(chain(&error)))

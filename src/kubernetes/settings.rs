@@ -34,7 +34,7 @@ pub struct Settings {
 }
 
 /// `[[kubernetes.cluster]]`: one API server, and what is done there. What is left out is off.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
     /// The cluster ID: the `clusterid` that its callers name.

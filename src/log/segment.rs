@@ -24,8 +24,8 @@ use super::{
 const MODE: u32 = 0o640;
 /// The ending of files that are being written and do not count.
 const UNFINISHED: &str = "tmp";
-/// The newest checkpoint of the log.
-pub(super) const CHECKPOINT: &str = "checkpoint";
+/// The file of the log's newest checkpoint, in its directory.
+pub const CHECKPOINT: &str = "checkpoint";
 /// The file whose lock makes its holder the only writer.
 pub(super) const LOCK: &str = "lock";
 

@@ -131,6 +131,16 @@ pub fn step(step: Step, took: Duration) {
     histogram!("istio_hsm_ca_step_duration_seconds", "step" => step.as_str()).record(took.as_secs_f64());
 }
 
+/// An API server was asked about a token: `good`, `refused` or `unanswered`; `cluster` is of the configuration.
+pub fn token_review(cluster: &str, outcome: &'static str) {
+    counter!("istio_hsm_ca_token_reviews_total", "cluster" => cluster.to_owned(), "outcome" => outcome).increment(1);
+}
+
+/// An API server was asked for a pod that was not remembered; `cluster` is of the configuration.
+pub fn pod_lookup(cluster: &str) {
+    counter!("istio_hsm_ca_pod_lookups_total", "cluster" => cluster.to_owned()).increment(1);
+}
+
 /// A token signed what does not verify.
 pub fn wrong_signature(token: &str) {
     counter!("istio_hsm_ca_wrong_signatures_total", "token" => token.to_owned()).increment(1);
@@ -150,6 +160,24 @@ pub fn absolute(name: &'static str, token: Option<&str>, value: u64) {
         Some(token) => counter!(name, "token" => token.to_owned()).absolute(value),
         None => counter!(name).absolute(value),
     }
+}
+
+/// A controller has looked at its objects: `result` is `unchanged`, `changed` or `error`.
+pub fn reconciled(controller: &'static str, cluster: &str, result: &'static str) {
+    let labels = [("controller", controller.to_owned()), ("cluster", cluster.to_owned())];
+    counter!(
+        "istio_hsm_ca_reconciles_total",
+        [labels.as_slice(), &[("result", result.to_owned())]].concat().as_slice()
+    )
+    .increment(1);
+}
+
+/// So many objects of a controller were not as they should be, and so many are not now. Several may share the name.
+pub fn in_error(controller: &'static str, cluster: &str, before: usize, now: usize) {
+    let count = |objects| f64::from(u32::try_from(objects).unwrap_or(u32::MAX));
+    let cluster = cluster.to_owned();
+    gauge!("istio_hsm_ca_objects_in_error", "controller" => controller, "cluster" => cluster)
+        .increment(count(now) - count(before));
 }
 
 /// Sets a gauge.
@@ -182,7 +210,10 @@ fn describe() {
     let labelled = [
         ("citadel_server_csr_sign_err_count_total", "Certificates that could not be issued, by Istio's kind of error."),
         ("istio_hsm_ca_requests_total", "Requests answered, by outcome and by how the caller was authenticated."),
+        ("istio_hsm_ca_token_reviews_total", "Tokens that an API server was asked about, by cluster and outcome."),
+        ("istio_hsm_ca_pod_lookups_total", "Pods that were not remembered and looked up, by cluster."),
         ("istio_hsm_ca_wrong_signatures_total", "ALARM: signatures of a token that do not verify with the CA's key."),
+        ("istio_hsm_ca_reconciles_total", "Looks of a controller at its objects, by result."),
         ("istio_hsm_ca_token_signatures_total", "Signatures that came back from a token's host."),
         ("istio_hsm_ca_token_refusals_total", "Requests that a token host's own rules refused."),
         ("istio_hsm_ca_token_faults_total", "Requests that a PKCS#11 error failed."),
@@ -213,6 +244,7 @@ fn describe() {
         ("istio_hsm_ca_log_queue_length", "Lines that wait for the issuance log's writer."),
         ("istio_hsm_ca_log_unsigned_lines", "Lines of the issuance log beyond its last signed checkpoint."),
         ("istio_hsm_ca_log_segments", "Segments of the issuance log."),
+        ("istio_hsm_ca_objects_in_error", "Objects of a controller that are not as they should be."),
         ("istio_hsm_ca_log_disk_bytes", "Bytes of the issuance log's lines on the disk."),
         ("istio_hsm_ca_log_checkpoint_timestamp_seconds", "When the last checkpoint was signed, Unix time in seconds."),
         ("istio_hsm_ca_excess_signatures", "ALARM above 0: signatures of the hosts beyond the log's intents."),

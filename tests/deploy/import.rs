@@ -42,7 +42,8 @@ impl Job {
         });
         Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"))
             .args(arguments)
-            .env("KUBECONFIG", kubeconfig)
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
             .env("SOFTHSM2_CONF", directory.join("token/softhsm2.conf"))
             .output()
             .unwrap()

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// A cluster with a ztunnel on node-1, a workload there and one on node-2, and the daemon.
-async fn serve(name: &str, rights: &[PolicyRule]) -> (Cluster, Site, Daemon) {
+pub async fn serve(name: &str, rights: &[PolicyRule]) -> (Cluster, Site, Daemon) {
     let cluster = Cluster::new(&EAST, name).await;
     for account in ["ztunnel", "web", "far", "idle"] {
         cluster.account(account).await;
@@ -97,6 +97,46 @@ async fn a_nodes_proxy_gets_what_its_node_runs_and_nothing_else() {
         (ask_for(&daemon, &ztunnel, &id("web")).await != "issued").then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn a_token_checked_by_published_keys_serves_as_well() {
+    let cluster = Cluster::new(&EAST, "jwtnodes").await;
+    for account in ["ztunnel", "web"] {
+        cluster.account(account).await;
+    }
+    let pod = cluster.pod("ztunnel-1", "ztunnel", "node-1").await;
+    cluster.pod("web-1", "web", "node-1").await;
+    let kubeconfig = cluster.user("daemon", &[may_see_pods()], &[]).await;
+    let request = http::Request::get("/openid/v1/jwks").body(Vec::new()).unwrap();
+    let keys = cluster.client.request_text(request).await.unwrap();
+    let site = site();
+    let file = site.softhsm.path().join("east.json");
+    std::fs::write(&file, keys).unwrap();
+    let daemon = site.serve(&format!(
+        "[[auth.jwt]]\nissuer = '{}'\nkeys.file.path = '{}'\ntrust_domain = 'cluster.local'\n{}",
+        EAST.issuer,
+        file.display(),
+        cluster_toml(
+            "Kubernetes",
+            &kubeconfig,
+            &format!("[kubernetes.cluster.node_impersonation]\ntrusted_accounts = ['{}/ztunnel']", cluster.namespace),
+        ),
+    ));
+    let id = |account: &str| format!("spiffe://cluster.local/ns/{}/sa/{account}", cluster.namespace);
+    let ztunnel = cluster.token("ztunnel", "istio-ca", Some(&pod)).await;
+    assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "issued");
+    let line = daemon.wait_line(|line| line["message"] == "issued" && line["names"] == id("web").as_str());
+    assert_eq!(line["method"], "jwt");
+    // Such a token outlives its pod, since nobody asks the API server about it; its rights on the node do not.
+    cluster.delete_pod("ztunnel-1").await;
+    eventually("the end of the deleted pod's rights", async || {
+        (ask_for(&daemon, &ztunnel, &id("web")).await == "PermissionDenied").then_some(())
+    })
+    .await;
+    cluster.pod("ztunnel-1", "ztunnel", "node-1").await;
+    assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "PermissionDenied", "another pod of the same name");
 }
 
 #[tokio::test(flavor = "multi_thread")]

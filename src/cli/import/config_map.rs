@@ -1,18 +1,23 @@
 //! `--bundle-configmap`: the bundle's files into a ConfigMap, where the pods mount them. They are public.
 //!
-//! Keys that are there and not ours stay: another token's receipt. The API server is the one of KUBECONFIG, or the
-//! pod's own.
+//! Keys that are there and not ours stay: another token's receipt.
 
-use std::{collections::BTreeMap, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
-    Api, Client, Config,
+    Api,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 
+use super::cluster;
 use crate::identity::Namespace;
 
 /// How long the API server may take in all.
@@ -49,14 +54,15 @@ impl std::fmt::Display for Target {
 ///
 /// # Errors
 /// When there is no API server to ask, or it refuses; the files in the bundle's directory are there all the same.
-pub(super) fn write(target: &Target, files: &[(&str, &[u8])]) -> anyhow::Result<()> {
+pub(super) fn write(target: &Target, kubeconfig: Option<&Path>, files: &[(&str, &[u8])]) -> anyhow::Result<()> {
     let mut data = BTreeMap::new();
     for (name, content) in files {
         let content = std::str::from_utf8(content).with_context(|| format!("{name} is no text"))?;
         data.insert((*name).to_owned(), content.to_owned());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let written = runtime.block_on(async { tokio::time::timeout(PATIENCE, apply(target, &data)).await });
+    let kubeconfig = kubeconfig.map(Path::to_owned);
+    let written =
+        cluster::runtime()?.block_on(async { tokio::time::timeout(PATIENCE, apply(target, kubeconfig, &data)).await });
     match written {
         Ok(result) => result.with_context(|| {
             format!("the bundle is written, but not into ConfigMap {target}; mend it and import again, which changes nothing else")
@@ -65,9 +71,8 @@ pub(super) fn write(target: &Target, files: &[(&str, &[u8])]) -> anyhow::Result<
     }
 }
 
-async fn apply(target: &Target, data: &BTreeMap<String, String>) -> anyhow::Result<()> {
-    let config = Config::infer().await.context("there is neither a kubeconfig nor a pod's service account")?;
-    let maps = Api::<ConfigMap>::namespaced(Client::try_from(config)?, target.namespace.as_str());
+async fn apply(target: &Target, kubeconfig: Option<PathBuf>, data: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    let maps = Api::<ConfigMap>::namespaced(cluster::client(kubeconfig).await?, target.namespace.as_str());
     let patch = Patch::Merge(json!({ "data": data }));
     match maps.patch(&target.name, &PatchParams::default(), &patch).await {
         Err(kube::Error::Api(status)) if status.code == 404 => {}

@@ -1,4 +1,4 @@
-//! Removes the key file, once every proof has passed.
+//! Removes the key file, or the key from its Secret, once every proof has passed.
 
 use std::{
     fs::File,
@@ -16,11 +16,7 @@ pub(super) fn remove(source: &Source, tokens: &[Under<'_>]) -> anyhow::Result<Pa
     let Some(path) = &source.key_file else {
         bail!("the key came by standard input; there is no file to remove");
     };
-    for (uri, opened) in tokens {
-        let session = opened.login(false)?;
-        key::find_private_key(&session, source.key.public_key())
-            .with_context(|| format!("{} is kept: {uri} does not show the key", path.display()))?;
-    }
+    proven(source, tokens, &path.display().to_string())?;
     let kept = || format!("{} could not be removed; remove it by hand", path.display());
     // Overwriting helps on plain disks and does no harm on others; it is no promise.
     let mut file = File::options().write(true).open(path).with_context(kept)?;
@@ -30,4 +26,20 @@ pub(super) fn remove(source: &Source, tokens: &[Under<'_>]) -> anyhow::Result<Pa
     file.flush().and_then(|()| file.sync_all()).with_context(kept)?;
     std::fs::remove_file(path).with_context(kept)?;
     Ok(path.clone())
+}
+
+/// Takes the key out of its Secret. Each token is asked once more whether it holds the key.
+pub(super) fn remove_from_secret(source: &Source, tokens: &[Under<'_>]) -> anyhow::Result<()> {
+    let Some(secret) = &source.secret else { bail!("the key came from files; there is no Secret to take it out of") };
+    proven(source, tokens, &format!("the key in {secret}"))?;
+    secret.remove_key()
+}
+
+fn proven(source: &Source, tokens: &[Under<'_>], what: &str) -> anyhow::Result<()> {
+    for (uri, opened) in tokens {
+        let session = opened.login(false)?;
+        key::find_private_key(&session, source.key.public_key())
+            .with_context(|| format!("{what} is kept: {uri} does not show the key"))?;
+    }
+    Ok(())
 }

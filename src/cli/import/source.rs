@@ -10,7 +10,7 @@ use std::{
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use super::{accepted, shown};
+use super::{accepted, cluster, shown};
 use crate::{
     bundle_files::BundlePaths,
     cli::output,
@@ -28,7 +28,12 @@ const KEY_MAX: usize = 64 * 1024;
 #[derive(Debug, clap::Args)]
 pub(super) struct SourceArgs {
     /// A directory with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, tls.key and ca.crt
-    #[arg(long, value_name = "DIR", required_unless_present_all = ["ca_cert", "ca_key", "root_cert"])]
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present_all = ["ca_cert", "ca_key", "root_cert"],
+        required_unless_present_any = ["from_secret"]
+    )]
     from: Option<PathBuf>,
     /// The CA's certificate; instead of the directory's
     #[arg(long, value_name = "FILE")]
@@ -45,6 +50,8 @@ pub(super) struct SourceArgs {
     /// A file that holds the passphrase of an encrypted key [default: a prompt]
     #[arg(long, value_name = "FILE")]
     key_passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    secret: cluster::SecretArgs,
 }
 
 /// A plug-in CA whose key is its certificate's.
@@ -53,6 +60,8 @@ pub(super) struct Source {
     pub(super) key: PrivateKey,
     /// The key's file; none for standard input.
     pub(super) key_file: Option<PathBuf>,
+    /// The Secret that the key came from.
+    pub(super) secret: Option<cluster::KeySecret>,
     key_warning: Option<String>,
 }
 
@@ -70,17 +79,30 @@ impl Source {
 }
 
 impl SourceArgs {
+    /// How the API server is reached, if not by the pod's service account.
+    pub(super) fn kubeconfig(&self) -> Option<&Path> {
+        self.secret.kubeconfig()
+    }
+
     /// Reads and checks everything. Every reason to refuse is told, and the key's public half, if there is one, so
     /// that the token can be looked at all the same.
     pub(super) fn read(&self) -> Result<Source, (Vec<String>, Option<PublicKey>)> {
-        let paths = self.paths();
         let mut problems = Vec::new();
-        let files = paths.read().map_err(|found| found.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let (files, text, origin) = match self.secret.fetch() {
+            Some(Ok(fetched)) => (Ok(fetched.files), Ok((fetched.key, None)), Origin::Secret(fetched.secret)),
+            Some(Err(reason)) => return Err((vec![reason], None)),
+            None => {
+                let paths = self.paths();
+                let files = paths.read().map_err(|found| found.iter().map(ToString::to_string).collect::<Vec<_>>());
+                (files, read_key(&paths.ca_key), Origin::File(paths.ca_key))
+            }
+        };
         let bundle = files.and_then(|files: BundleFiles| accepted(files));
         let bundle = bundle.map_err(|found| problems.extend(found)).ok();
-        let key = self.key(&paths.ca_key).map_err(|reason| problems.push(reason)).ok();
+        let name = origin.key_name();
+        let key = text.and_then(|(text, warning)| Ok((self.key(&name, &text)?, warning)));
+        let key = key.map_err(|reason| problems.push(reason)).ok();
         if let (Some(bundle), Some((key, _))) = (&bundle, &key) {
-            let name = shown(&paths.ca_key);
             problems.extend(bundle.check_key(&name, key.public_key()).err().map(|problem| problem.to_string()));
             if !key.public_key().has_usual_exponent() {
                 problems.push(format!(
@@ -90,8 +112,11 @@ impl SourceArgs {
         }
         match (bundle, key) {
             (Some(bundle), Some((key, key_warning))) if problems.is_empty() => {
-                let key_file = (paths.ca_key != Path::new("-")).then_some(paths.ca_key);
-                Ok(Source { bundle, key, key_file, key_warning })
+                let (key_file, secret) = match origin {
+                    Origin::File(path) => ((path != Path::new("-")).then_some(path), None),
+                    Origin::Secret(secret) => (None, Some(secret)),
+                };
+                Ok(Source { bundle, key, key_file, secret, key_warning })
             }
             (_, key) => Err((problems, key.map(|(key, _)| key.public_key().clone()))),
         }
@@ -108,16 +133,14 @@ impl SourceArgs {
         }
     }
 
-    /// The key, and a warning about its file.
-    fn key(&self, path: &Path) -> Result<(PrivateKey, Option<String>), String> {
-        let name = shown(path);
-        let (text, warning) = read_key(path)?;
+    /// The key in a text.
+    fn key(&self, name: &str, text: &[u8]) -> Result<PrivateKey, String> {
         let failed = |error: crate::pki::private_key::PrivateKeyError| format!("{name}: {error}");
-        let passphrase = match PrivateKey::needs_passphrase(&text).map_err(failed)? {
-            true => Some(self.passphrase(&name)?),
+        let passphrase = match PrivateKey::needs_passphrase(text).map_err(failed)? {
+            true => Some(self.passphrase(name)?),
             false => None,
         };
-        Ok((PrivateKey::from_pem(&text, passphrase.as_ref()).map_err(failed)?, warning))
+        PrivateKey::from_pem(text, passphrase.as_ref()).map_err(failed)
     }
 
     fn passphrase(&self, name: &str) -> Result<SecretString, String> {
@@ -129,6 +152,21 @@ impl SourceArgs {
                 Ok(SecretString::from(Box::<str>::from(typed.as_str())))
             }
             None => Err(format!("{name}: the key is encrypted; give --key-passphrase-file, or run it at a terminal")),
+        }
+    }
+}
+
+/// Where the key came from.
+enum Origin {
+    File(PathBuf),
+    Secret(cluster::KeySecret),
+}
+
+impl Origin {
+    fn key_name(&self) -> String {
+        match self {
+            Self::File(path) => shown(path),
+            Self::Secret(secret) => secret.key_name(),
         }
     }
 }

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# A thousand namespaces with ten pods each on a real API server: the daemon's memory, and how long it needs to know them
+# all. KUBE_NAMESPACES and KUBE_PODS_EACH set other numbers. Needs Go for the first run (tests/kube/api-server.sh).
+set -euo pipefail
+cd "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
+softhsm/packages.sh
+tests/kube/api-server.sh >/dev/null
+exec "${CARGO:-cargo}" test --locked --release --test kube -- --ignored --exact scale::a_large_cluster --nocapture

@@ -1,0 +1,147 @@
+//! A large cluster: how much memory the daemon takes, and how long it needs to know everything. Numbers, printed; run by
+//! benches/kube-scale.sh.
+
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use super::{
+    common::daemon::Daemon,
+    harness::{Cluster, ask_for, cluster_toml, eventually, may_review, may_see_pods, named, site},
+    servers::{EAST, resident},
+};
+
+const AT_ONCE: usize = 32;
+
+fn number(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+fn pods_of(daemon: &Daemon) -> Option<usize> {
+    let metrics = daemon.get("/metrics").1;
+    let line = metrics.lines().find(|line| line.starts_with("istio_hsm_ca_pods{"))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+fn mebibytes(daemon: &Daemon) -> f64 {
+    resident(daemon.pid()) as f64 / 1024.0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: benches/kube-scale.sh"]
+async fn a_large_cluster() {
+    let (namespaces, each) = (number("KUBE_NAMESPACES", 1000), number("KUBE_PODS_EACH", 10));
+    let cluster = Cluster::new(&EAST, "scale").await;
+    cluster.account("ztunnel").await;
+    let ztunnel = cluster.pod("ztunnel-1", "ztunnel", "node-0").await;
+    let kubeconfig = cluster.user("daemon", &[may_review(), may_see_pods()], &[]).await;
+    let site = site();
+    let more = format!(
+        "[kubernetes.cluster.token_review]\nissuers = ['{}']\n\
+         [kubernetes.cluster.node_impersonation]\ntrusted_accounts = ['{}/ztunnel']",
+        EAST.issuer, cluster.namespace
+    );
+    let toml = cluster_toml("Kubernetes", &kubeconfig, &more);
+    let empty = site.serve(&toml);
+    empty.wait_line(|line| line["message"] == "every pod is known");
+    println!("daemon, next to no pods: {:.1} MiB", mebibytes(&empty));
+    drop(empty);
+
+    let began = Instant::now();
+    let made = PostParams::default();
+    stream::iter((0..namespaces).map(Ok::<_, kube::Error>))
+        .try_for_each_concurrent(AT_ONCE, |index| {
+            let (client, made) = (cluster.client.clone(), &made);
+            async move {
+                let name = format!("scale-ns-{index}");
+                let namespace = Namespace { metadata: named(&name), ..Namespace::default() };
+                Api::<Namespace>::all(client.clone()).create(made, &namespace).await?;
+                let account = ServiceAccount { metadata: named("web"), ..ServiceAccount::default() };
+                Api::<ServiceAccount>::namespaced(client.clone(), &name).create(made, &account).await?;
+                let pods: Api<Pod> = Api::namespaced(client, &name);
+                for number in 0..each {
+                    pods.create(made, &pod(number, (index + number) % 100)).await?;
+                }
+                Ok(())
+            }
+        })
+        .await
+        .unwrap();
+    println!("{namespaces} namespaces with {each} pods each, made in {:.0} s", began.elapsed().as_secs_f64());
+
+    let started = Instant::now();
+    let daemon = site.serve(&toml);
+    daemon.wait_line(|line| line["message"] == "every pod is known");
+    println!(
+        "start to every pod known: {:.2} s (of that, to ready, a part); daemon {:.1} MiB",
+        started.elapsed().as_secs_f64(),
+        mebibytes(&daemon)
+    );
+    let all = namespaces * each;
+    assert!(pods_of(&daemon).unwrap() >= all);
+
+    let token = cluster.token("ztunnel", "istio-ca", Some(&ztunnel)).await;
+    let web = "spiffe://cluster.local/ns/scale-ns-0/sa/web";
+    assert_eq!(ask_for(&daemon, &token, web).await, "issued");
+    let mut times: Vec<Duration> = Vec::new();
+    for _ in 0..50 {
+        let began = Instant::now();
+        assert_eq!(ask_for(&daemon, &token, web).await, "issued");
+        times.push(began.elapsed());
+    }
+    times.sort();
+    println!("a certificate for ztunnel, on a connection of its own: {:.1} ms (median of 50)", millis(times[25]));
+
+    // A rollout: every pod changes once.
+    let began = Instant::now();
+    stream::iter(0..namespaces)
+        .for_each_concurrent(AT_ONCE, |index| {
+            let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &format!("scale-ns-{index}"));
+            async move {
+                for number in 0..each {
+                    let patch = Patch::Merge(json!({"metadata": {"labels": {"rollout": "1"}}}));
+                    pods.patch(&format!("web-{number}"), &PatchParams::default(), &patch).await.unwrap();
+                }
+            }
+        })
+        .await;
+    println!("every pod changed within {:.0} s: daemon {:.1} MiB", began.elapsed().as_secs_f64(), mebibytes(&daemon));
+
+    // The API server away and back: from its readiness until a pod that came since is known.
+    EAST.kill();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    EAST.run();
+    let began = Instant::now();
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "scale-ns-0");
+    let before = pods_of(&daemon).unwrap();
+    eventually("a pod", async || pods.create(&made, &pod(each, 0)).await.ok()).await;
+    eventually("the pod's sight", async || (pods_of(&daemon) == Some(before + 1)).then_some(())).await;
+    println!(
+        "API server restarted: the watch goes on {:.1} s after it is ready; daemon {:.1} MiB",
+        began.elapsed().as_secs_f64(),
+        mebibytes(&daemon)
+    );
+    println!("API server: {:.0} MiB", EAST.resident() as f64 / 1024.0);
+}
+
+fn pod(number: usize, node: usize) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": format!("web-{number}"), "labels": {"app": "web"}},
+        "spec": {
+            "serviceAccountName": "web",
+            "nodeName": format!("node-{node}"),
+            "containers": [{"name": "c", "image": "none.invalid/none", "ports": [{"containerPort": 8080}]}],
+        },
+    }))
+    .unwrap()
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
