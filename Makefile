@@ -27,10 +27,12 @@ test-browser: ## the status page in a headless Chromium; pictures in target/tmp/
 	@softhsm/packages.sh --for browser
 	$(CARGO) test --locked --test browser -- --ignored
 
-test-foreign: ## checkpoints and proofs, judged by another implementation, in Go
+test-foreign: ## checkpoints and proofs judged by another implementation, in Go; metrics and alert rules by promtool
 	@softhsm/packages.sh --for foreign
 	$(CARGO) test --locked --test issuance_log -- --ignored --exact \
 		foreign::another_implementation_verifies_checkpoints_roots_and_proofs
+	$(CARGO) test --locked --test dashboard -- --ignored
+	$(CARGO) test --locked --test signing_path -- --ignored --exact outcomes::prometheus_takes_the_metrics_as_they_are
 
 test-pkilint: ## leaves judged by pkilint, which is kept in a cache outside the tree
 	@softhsm/packages.sh --for pkilint
@@ -45,9 +47,9 @@ test-kube: packages ## Kubernetes, by a real API server, which is built first; n
 	@tests/kube/api-server.sh >/dev/null
 	$(CARGO) test --locked --test kube -- --ignored --skip scale::
 
-test-long: packages ## what takes too long for every change; needs Go for the API server
+test-long: packages ## what takes too long for every change, an hour of random faults among it; needs Go for the API server
 	@tests/kube/api-server.sh >/dev/null
-	$(CARGO) test --locked --release --all-targets -- --include-ignored
+	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --release --all-targets -- --include-ignored
 
 faults: packages ## every return code at every PKCS#11 function, under load; writes docs/FAULTS.md; half an hour
 	FAULTS_PAGE=write $(CARGO) test --locked --release --test fault_matrix -- --ignored --nocapture \
@@ -64,9 +66,11 @@ check: packages dependencies ## format, lints, documentation, dependencies
 dependencies: ## licences, bans and sources of what the lock file names
 	@.ci/dependencies
 
-bench: packages ## the pure parts (criterion), then a daemon beside its parts and the speed goals
+bench: packages ## the pure parts (criterion), then a daemon beside its parts and the speed goals, a slow token, a storm
 	$(CARGO) bench --locked
 	@benches/endpoint.sh
+	@benches/delayed.sh
+	@benches/storm.sh
 
 format: ## format the sources
 	$(CARGO) fmt

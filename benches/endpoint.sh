@@ -181,7 +181,7 @@ for ((round = 1; round <= rounds; round++)); do
   printf 'round %d of %d\n' "$round" "$rounds" >&2
   [[ ! -d $disk/parts ]] || rm -rf "$disk/parts"
   mkdir "$disk/parts"
-  taskset -c 0 "$parts" measure "$disk/parts" | sed 's/^/part./' >>"$figures"
+  taskset -c 0 "$parts" measure "$disk/parts" 2>"$disk/parts.log" | sed 's/^/part./' >>"$figures"
   # Twice each, so that a disturbance does not fall on one of them alone.
   for _ in 1 2; do
     alone 0 p256 1 token.p256
@@ -221,13 +221,13 @@ note memory.connection "$(calculate "($most - $before) / 1000" 1)"
 show() { for name in "$@"; do printf '  %-18s %s\n' "$name" "$(median "$name")"; done; }
 # The frames between daemon and token host: not measured here, docs/PERFORMANCE.md says from where it is.
 transport=3.2
-soft=$(calculate "$(median rpc.cpu) + $(median part.csr) + $(median part.jwt) + $(median part.log) + $(median part.host-check) + $transport" 1)
+soft=$(calculate "$(median rpc.cpu) + $(median part.csr) + $(median part.jwt) + $(median part.telemetry) + $(median part.log) + $(median part.host-check) + $transport" 1)
 sum_p256=$(calculate "$soft + $(median part.tbs-p256) + $(median part.verify-p256) + $(median token.p256.cpu)" 1)
 sum_rsa=$(calculate "$soft + $(median part.tbs-rsa) + $(median part.verify-rsa) + $(median token.rsa.cpu)" 1)
 sum_new=$(calculate "$sum_p256 - $(median rpc.cpu) + $(median rpc-new.cpu)" 1)
 
 echo "parts, CPU us each (median):"
-show part.csr part.jwt part.tbs-p256 part.verify-p256 part.tbs-rsa part.verify-rsa part.host-check part.log rpc.cpu \
+show part.csr part.jwt part.tbs-p256 part.verify-p256 part.tbs-rsa part.verify-rsa part.host-check part.telemetry part.log rpc.cpu \
   rpc-new.cpu token.p256.cpu token.rsa.cpu
 echo "  transport          $transport (constant)"
 echo "whole (median):"

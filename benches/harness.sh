@@ -99,7 +99,10 @@ drive() {
   ${LOAD_CORES:+taskset -c "$LOAD_CORES"} "$ca" bench endpoint --address "$address" --server-name "$server_name" \
     --roots "$roots" --token-key "$memory/issuer/key.pem" --issuer "$issuer" --pid "$server" --output json "$@" \
     >"$memory/run" || { cat "$memory/run" >&2; fail "the load failed"; }
-  grep -q '"errors": *{}' "$memory/run" || { echo "errors:" >&2; grep -A3 '"errors"' "$memory/run" >&2; }
+  if grep -q '"errors": *{$' "$memory/run"; then
+    echo "errors:" >&2
+    grep -A3 '"errors"' "$memory/run" >&2
+  fi
 }
 load() { drive "127.0.0.1:$port" "$memory/bundle/root-cert.pem" "$pid" "$@"; }
 # field NAME [WITHIN]: a number of the last report; of the object WITHIN, if given.

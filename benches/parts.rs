@@ -1,7 +1,8 @@
 //! CPU time of the parts of a certificate, for the ratio that `benches/endpoint.sh` prints; not wall time, so that a
 //! busy machine disturbs it less.
 //!
-//! `parts measure DIR` prints one part a line, `name microseconds`; DIR holds the log that it writes.
+//! `parts measure DIR` prints one part a line, `name microseconds`; DIR holds the log that it writes, and log lines go
+//! to standard error as the daemon's do.
 //! `parts echo DIR` is the endpoint's own stack (listener, TLS, HTTP/2, gRPC) before a handler that does nothing but
 //! answer with a reply of a certificate's size: what the RPC costs. It writes DIR/root.pem and prints its address.
 
@@ -10,9 +11,10 @@
 use std::{
     collections::HashMap,
     hint::black_box,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, RwLock},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::future::join_all;
@@ -36,6 +38,11 @@ use istio_hsm_ca::{
         tbs::Serial,
     },
     policy::{Asked, Rules},
+    telemetry::{
+        self, RequestId,
+        metrics::{self, Step},
+        recent::{self, Recent},
+    },
 };
 use nix::time::{ClockId, clock_gettime};
 use rcgen::{
@@ -141,6 +148,18 @@ fn measure(directory: &Path) {
     };
     let authenticate = || runtime.block_on(authenticator.authenticate(&credentials, &rsa_issuer, now)).unwrap();
     part("jwt", 1, || drop(authenticate()));
+    // And by one that was never seen before, as in a storm; more of them than the rounds take.
+    let new = (0..24_000).map(|number| {
+        let workload = Workload { namespace: "bench".into(), service_account: format!("n{number}") };
+        tokens.mint(&workload, now, Duration::from_secs(3600)).unwrap()
+    });
+    let new: Vec<String> = new.collect();
+    let mut next = new.iter();
+    part("jwt-new", 1, || {
+        let Some(token) = next.next() else { return };
+        let credentials = Credentials { bearer: Some(auth::credentials::Token::new(token)), ..credentials };
+        drop(runtime.block_on(authenticator.authenticate(&credentials, &rsa_issuer, now)).unwrap());
+    });
     let caller = authenticate();
 
     let rules = Rules {
@@ -177,7 +196,45 @@ fn measure(directory: &Path) {
     part("host-check", 1, || {
         Facts::parse(black_box(tbs.der())).and_then(|facts| lint::leaf(&facts, &ca, 90 * DAY)).unwrap();
     });
+    telemetry(&tbs, &caller);
     log(&runtime, directory, &Intent { request_id: "0".repeat(32), time: now, caller, grant: Some(grant), tbs });
+}
+
+/// What is told of each certificate: the line on standard error, the metrics, the status page's hour.
+fn telemetry(tbs: &Tbs, caller: &auth::Caller) {
+    let _metrics = metrics::install();
+    let _lines = telemetry::init_in_background(&telemetry::Settings::default()).unwrap();
+    let recent = Recent::new();
+    let peer: SocketAddr = "127.0.0.1:40000".parse().unwrap();
+    part("telemetry", 1, || {
+        let (id, start) = (RequestId::random(), Instant::now());
+        metrics::request();
+        for step in [Step::Authenticate, Step::Csr, Step::Build, Step::Log, Step::Sign, Step::Verify] {
+            metrics::step(step, start.elapsed());
+        }
+        metrics::answered("issued", caller.method().as_str(), start.elapsed());
+        let names: Vec<_> = tbs.template().names.iter().map(ToString::to_string).collect();
+        recent.issued(recent::Certificate {
+            time: istio_hsm_ca::clock::now(),
+            caller: caller.identity().to_string(),
+            method: caller.method().as_str(),
+            names: names.join(", "),
+            serial: tbs.serial().to_hex(),
+            not_after: tbs.template().not_after,
+            token: "softhsm".to_owned(),
+            latency: start.elapsed(),
+        });
+        tracing::info!(
+            request_id = %id,
+            peer = %peer,
+            identity = caller.identity().to_string(),
+            method = caller.method().as_str(),
+            names = names.join(","),
+            serial = tbs.serial().to_hex(),
+            ms = start.elapsed().as_secs_f64(),
+            "issued"
+        );
+    });
 }
 
 /// Intent, flush shared by a group, and outcome.
@@ -219,6 +276,7 @@ impl IstioCertificateService for Echo {
 }
 
 fn echo(directory: &Path) {
+    istio_hsm_ca::hardening::raise_open_files().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();

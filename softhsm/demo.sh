@@ -99,9 +99,9 @@ quietly "$workload_token" --directory "$work/issuer" --issuer "$issuer" --audien
   --namespace "$namespace" --service-account "$account" --out "$work/workload/token"
 step "made a token issuer and a workload's token for $namespace/$account"
 
-port=$(free_port)
-admin_port=$(free_port)
-[[ $admin_port != "$port" ]] || admin_port=$((port + 1))
+port=$(free_port) admin_port=$port status_port=$port
+while [[ $admin_port == "$port" ]]; do admin_port=$(free_port); done
+while [[ $status_port == "$port" || $status_port == "$admin_port" ]]; do status_port=$(free_port); done
 config=$work/istio-hsm-ca.toml
 cat >"$config" <<TOML
 [ca]
@@ -130,6 +130,7 @@ directory = "$work/log"
 
 [admin]
 address = "127.0.0.1:$admin_port"
+status_address = "127.0.0.1:$status_port"
 socket = "$work/admin.sock"
 TOML
 quietly "$ca" check --config "$config"
@@ -168,7 +169,8 @@ step "openssl verify: good, for $identity"
 if [[ -n $stay ]]; then
   cat <<TEXT
 
-The daemon stays up; Ctrl-C stops it and removes $work. Its log is $work/daemon.log. To call it:
+The daemon stays up; Ctrl-C stops it and removes $work. Its log is $work/daemon.log, its status page
+http://127.0.0.1:$status_port/. To call it:
 
   $agent --address https://127.0.0.1:$port --server-name $server_name \\
     --roots $bundle/root-cert.pem --identity $identity \\

@@ -21,7 +21,8 @@ needs=(
 )
 case "${1:-} ${2:-}" in
   "--for browser") needs+=("chromium:chromium") ;;     # looks at the status page
-  "--for foreign") needs+=("golang-go:go") ;;          # the other implementation of the log's formats
+  # The other implementation of the log's formats; Prometheus' judge of metrics and rules.
+  "--for foreign") needs+=("golang-go:go" "prometheus:promtool") ;;
   "--for pkilint") needs+=("python3:python3" "python3-venv:/var/lib/dpkg/info/python3-venv.list") ;; # the linter's home
   "--for deploy")
     needs+=(

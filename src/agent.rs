@@ -7,6 +7,6 @@ mod connection;
 mod key;
 mod token;
 
-pub use connection::{AgentError, Reply, Tls, connect, create_certificate};
+pub use connection::{AgentError, Reply, Tls, connect, connect_from, create_certificate};
 pub use key::{KeyKind, RequestError, WorkloadKey};
 pub use token::{TokenIssuer, TokenIssuerError, Workload};

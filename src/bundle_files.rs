@@ -78,8 +78,12 @@ impl BundleFiles {
     /// Reads the public files in a directory, in whichever of the two layouts it has.
     ///
     /// # Errors
-    /// One problem for each file that is missing, unreadable, or larger than 1 MiB.
+    /// That there is no such directory, or one problem for each file that is missing, unreadable, or larger than 1 MiB.
     pub fn read(directory: &Path) -> Result<Self, Vec<Problem>> {
+        if !directory.is_dir() {
+            let reason = "is no directory; name the one that `import` or `install` wrote by --bundle";
+            return Err(vec![Problem::new(&directory.display().to_string(), reason.to_owned())]);
+        }
         BundlePaths::in_directory(directory).read()
     }
 }

@@ -49,11 +49,12 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: the file cannot be read; name the configuration by --config and make it readable", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// Why not.
+        #[source]
         source: std::io::Error,
     },
     /// The file is no configuration.
@@ -100,6 +101,7 @@ impl Config {
         let mut document = Document::parse(text);
         document.overlay(flags);
         let ca: Option<Ca> = document.section("ca");
+        let any_token = document.has("token");
         let tokens: Vec<Token> = document.sections("token");
         let token_host: Option<HostLimits> = document.section_or_default("token_host");
         let listen: Option<grpc::settings::Settings> = document.section_or_default("listen");
@@ -114,7 +116,7 @@ impl Config {
             kubernetes::check(settings, ca, auth, hosts, &mut document);
         }
         ca.iter().for_each(|ca| ca.check(&mut document));
-        sections::check_tokens(&tokens, &mut document);
+        sections::check_tokens(&tokens, any_token, &mut document);
         if let (Some(serving), Some(listen)) = (&serving, &listen) {
             serving.check(listen.plaintext, &mut document);
         }
@@ -187,6 +189,8 @@ directory = "/var/lib/istio-hsm-ca/log"
             ("dns_names = [\"istio-hsm-ca.istio-system.svc\"]", "", "[serving] dns_names: is missing"),
             ("[serving]", "[serving]\nkey_file = \"/k\"", "[serving]: certificate_file and key_file"),
             ("[log]", "[logs]", "[logs]: no such section"),
+            ("[[token]]", "[[tokens]]", "[[token]]: no token is configured"),
+            ("pkcs11:token", "pkcs11:tokn=a;token", "has the attribute `tokn`"),
         ];
         for (from, to, expected) in cases {
             let text = GOOD.replace(from, to);
@@ -194,6 +198,8 @@ directory = "/var/lib/istio-hsm-ca/log"
             let problems = Config::parse(&text, "").unwrap_err();
             assert!(problems.iter().any(|problem| problem.to_string().contains(expected)), "{expected}: {problems:#?}");
             assert!(!format!("{problems:?}").contains("1234"), "a PIN in the wrong place is not repeated");
+            let none = problems.iter().any(|problem| problem.reason.contains("no token is configured"));
+            assert_eq!(none, to.contains("tokens"), "a token with a mistake is one all the same: {problems:#?}");
         }
     }
 }

@@ -52,7 +52,9 @@ const METRICS: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// An address cannot be listened on.
-    #[error("{what} cannot be opened at {at}: {source}")]
+    #[error(
+        "{what} cannot be opened at {at}; stop what listens there (a daemon that runs already?), or configure another"
+    )]
     Address {
         /// What listens there.
         what: &'static str,
@@ -115,7 +117,7 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     let core = setup::core(&config, &readiness, &background).await?;
     if let Some(clusters) = &clusters {
         let leading = clusters::elect(&config, clusters, &background);
-        controllers::start(&config, clusters, &core, leading.as_ref(), &background);
+        controllers::start(&config, clusters, &core.ca, leading.as_ref(), &background);
     }
     let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
     tracing::info!("draining");

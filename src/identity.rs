@@ -240,6 +240,8 @@ impl fmt::Display for Name {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -295,6 +297,29 @@ mod tests {
         ];
         for (text, good) in cases {
             assert_eq!(text.parse::<DnsName>().is_ok(), *good, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_comes_back_as_it_was(text in "(spiffe://)?[a-zA-Z0-9/._:@%\\-\u{e9} ]{0,60}|\\PC{0,80}") {
+            if let Ok(id) = text.parse::<SpiffeId>() {
+                prop_assert_eq!(id.to_string(), text.as_str());
+            }
+            if let Ok(name) = text.parse::<DnsName>() {
+                prop_assert_eq!(name.to_string(), text.as_str());
+            }
+        }
+
+        #[test]
+        fn good_parts_make_an_id(domain in "[a-z0-9][a-z0-9.]{0,20}[a-z0-9]", namespace in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", account in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?") {
+            prop_assume!(!domain.contains(".."));
+            let text = format!("spiffe://{domain}/ns/{namespace}/sa/{account}");
+            prop_assert_eq!(text.parse::<SpiffeId>().unwrap().to_string(), text.as_str());
+            // One more part, or one less, is another thing.
+            let (longer, shorter) = (format!("{text}/x"), format!("spiffe://{domain}/ns/{namespace}"));
+            prop_assert!(longer.parse::<SpiffeId>().is_err());
+            prop_assert!(shorter.parse::<SpiffeId>().is_err());
         }
     }
 

@@ -247,7 +247,10 @@ impl Log {
         let path = settings.directory.clone();
         let io_error = |source| OpenError::Io { path, source };
         let ship = settings.ship.clone();
-        let links = Links { queue: Arc::clone(&queue), counts: Arc::clone(&counts), health: health.clone(), heads };
+        let (durable, acknowledged) = mpsc::unbounded_channel();
+        runtime.spawn(writer::acknowledge(acknowledged));
+        let links =
+            Links { queue: Arc::clone(&queue), counts: Arc::clone(&counts), health: health.clone(), heads, durable };
         let started = Writer::new(settings, recovered, links).and_then(|writer| {
             std::thread::Builder::new().name("issuance-log".to_owned()).spawn(move || {
                 writer.run();

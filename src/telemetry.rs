@@ -3,6 +3,7 @@
 //! Never logs what libraries know of a request below `INFO`: their debug lines may hold headers, and an
 //! authorization header is a secret. Called once, by `main`, before anything else starts.
 
+pub mod lines;
 pub mod metrics;
 pub mod recent;
 
@@ -14,6 +15,7 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{FilterExt, LevelFilter, filter_fn},
+    fmt::MakeWriter,
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
@@ -90,6 +92,9 @@ pub struct Settings {
 /// Why logging cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
+    /// The thread that writes the lines cannot be started.
+    #[error("the thread that writes log lines cannot be started; raise the limit of processes")]
+    Thread(#[source] std::io::Error),
     /// Logging is set up already in this process.
     #[error("BUG: logging is set up twice")]
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),
@@ -104,16 +109,34 @@ pub enum TelemetryError {
     },
 }
 
-/// Sets up logging for the whole process.
+/// Sets up logging for the whole process; each line is written before its maker goes on.
 ///
 /// # Errors
 /// When the filter is malformed, or logging was set up before.
 pub fn init(settings: &Settings) -> Result<(), TelemetryError> {
+    set(settings, std::io::stderr)
+}
+
+/// As [`init`], for the daemon: lines are written by a thread of their own, so that no request waits for them
+/// ([`lines`]). Keep the guard until the process ends.
+///
+/// # Errors
+/// As [`init`], and when no thread can be started.
+pub fn init_in_background(settings: &Settings) -> Result<lines::Flushed, TelemetryError> {
+    let (lines, flushed) = lines::Lines::start(std::io::stderr()).map_err(TelemetryError::Thread)?;
+    set(settings, lines)?;
+    Ok(flushed)
+}
+
+fn set<W>(settings: &Settings, writer: W) -> Result<(), TelemetryError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     // The hint leaves the filter's own maximum in force, so that disabled spans of libraries cost nothing.
     let allowed = filter_fn(is_allowed).with_max_level_hint(LevelFilter::TRACE);
     let filter = parse(&settings.filter.0)?.and(allowed);
     let registry = tracing_subscriber::registry();
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let set = match settings.format {
         Format::Json => registry.with(lines.json().flatten_event(true).with_filter(filter)).try_init(),
         Format::Text => registry.with(lines.with_ansi(false).with_filter(filter)).try_init(),

@@ -20,6 +20,6 @@ pub mod speed;
 pub mod uri;
 
 pub use cryptoki::session::Session;
-pub use error::{Class, Fault};
+pub use error::{CallError, Class, Fault};
 pub use module::{Module, Token};
 pub use uri::TokenUri;

@@ -21,3 +21,5 @@ mod import;
 mod inspect;
 #[path = "cli/install.rs"]
 mod install;
+#[path = "cli/terminal.rs"]
+mod terminal;

@@ -23,6 +23,8 @@ mod cell;
 mod clients;
 #[path = "fault_matrix/lane.rs"]
 mod lane;
+#[path = "fault_matrix/others.rs"]
+mod others;
 #[path = "fault_matrix/page.rs"]
 mod page;
 #[path = "fault_matrix/plan.rs"]

@@ -10,6 +10,8 @@ mod disk;
 mod foreign;
 #[path = "issuance_log/killed.rs"]
 mod killed;
+#[path = "common/mount.rs"]
+mod mount;
 #[path = "issuance_log/order.rs"]
 mod order;
 #[path = "issuance_log/shipping.rs"]

@@ -10,15 +10,30 @@ mod harness;
 #[path = "kube/servers.rs"]
 mod servers;
 
+#[path = "kube/rig.rs"]
+mod rig;
+
+#[path = "kube/csrs.rs"]
+mod csrs;
+#[path = "kube/imports.rs"]
+mod imports;
 #[path = "kube/leader.rs"]
 mod leader;
 #[path = "kube/nodes.rs"]
 mod nodes;
 #[path = "kube/outage.rs"]
 mod outage;
+#[path = "kube/replicas.rs"]
+mod replicas;
 #[path = "kube/rights.rs"]
 mod rights;
+#[path = "kube/roots.rs"]
+mod roots;
 #[path = "kube/scale.rs"]
 mod scale;
+#[path = "kube/secrets.rs"]
+mod secrets;
 #[path = "kube/tokens.rs"]
 mod tokens;
+#[path = "kube/workloads.rs"]
+mod workloads;

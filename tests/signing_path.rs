@@ -14,12 +14,18 @@ mod common;
 
 #[path = "signing_path/client_certificates.rs"]
 mod client_certificates;
+#[path = "signing_path/disk.rs"]
+mod disk;
 #[path = "signing_path/ending.rs"]
 mod ending;
 #[path = "signing_path/judges.rs"]
 mod judges;
 #[path = "signing_path/malformed.rs"]
 mod malformed;
+#[path = "signing_path/outcomes.rs"]
+mod outcomes;
+#[path = "signing_path/overload.rs"]
+mod overload;
 #[path = "signing_path/refusals.rs"]
 mod refusals;
 #[path = "signing_path/replies.rs"]

@@ -18,9 +18,13 @@ mod common;
 mod books;
 #[path = "soak/clients.rs"]
 mod clients;
+#[path = "soak/faults.rs"]
+mod faults;
 #[path = "soak/killed.rs"]
 mod killed;
 #[path = "soak/process.rs"]
 mod process;
 #[path = "soak/random.rs"]
 mod random;
+#[path = "soak/storm.rs"]
+mod storm;

@@ -1,6 +1,10 @@
 //! A connection to the CA over TLS, and the one call that agents make on it.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -9,7 +13,7 @@ use rustls::{
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 use tonic::{
     Request, Status,
@@ -91,11 +95,23 @@ impl Tls {
 /// # Errors
 /// When there is no connection, or the TLS handshake fails.
 pub async fn connect(address: SocketAddr, tls: &Tls) -> Result<Channel, AgentError> {
+    connect_from(None, address, tls).await
+}
+
+/// Opens one connection from an address of this machine; `None` leaves it to the system.
+///
+/// # Errors
+/// When there is no connection, or the TLS handshake fails.
+pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr, tls: &Tls) -> Result<Channel, AgentError> {
     let Tls { config, server_name } = tls.clone();
     let connector = tower::service_fn(move |_: Uri| {
         let (tls, name) = (TlsConnector::from(Arc::clone(&config)), server_name.clone());
         async move {
-            let stream = TcpStream::connect(address).await?;
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            if let Some(source) = source {
+                socket.bind(SocketAddr::new(source, 0))?;
+            }
+            let stream = socket.connect(address).await?;
             stream.set_nodelay(true)?;
             Ok::<_, io::Error>(TokioIo::new(tls.connect(name, stream).await?))
         }

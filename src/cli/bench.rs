@@ -9,6 +9,7 @@ mod load;
 mod process;
 mod queue;
 mod report;
+mod storm;
 mod token;
 
 use std::io::IsTerminal;

@@ -10,6 +10,7 @@ mod source;
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use serde::Serialize;
 
 use super::{
@@ -123,6 +124,11 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
              give a second --token, or --i-have-a-backup"
         );
     }
+    if args.remove_key_file && args.source.is_standard_input() {
+        anyhow::bail!(
+            "the key comes by standard input, so that there is no file to remove; leave --remove-key-file out"
+        );
+    }
     let mut reasons = Vec::new();
     let (source, public_key) = match args.source.read() {
         Ok(source) => (Some(source), None),
@@ -226,7 +232,10 @@ fn import_all(
         ("ca-cert.pem", &files.ca_cert.bytes),
     ];
     written.extend(receipts.iter().map(|(name, content)| (name.as_str(), content.as_slice())));
-    bundle_dir::write(&args.bundle, &written)?;
+    bundle_dir::write(&args.bundle, &written).with_context(|| {
+        "the key is in the token, but its public files could not be written; make --bundle a directory that this user \
+         may write, and import again: what is done stays done"
+    })?;
     args.bundle_configmap
         .as_ref()
         .map_or(Ok(()), |target| config_map::write(target, args.source.kubeconfig(), &written))

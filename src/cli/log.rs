@@ -167,7 +167,13 @@ fn verify(args: &VerifyArgs, output: Output) -> anyhow::Result<()> {
         if key.contains('+') {
             keys.push(key.clone());
         } else {
-            let text = String::from_utf8(read(Path::new(key))?).with_context(|| format!("{key}: it is not a text"))?;
+            let bytes = read(Path::new(key)).with_context(|| {
+                format!(
+                    "--verifier-key {key} is neither a key (NAME+HASH+KEY, as `import --log-origin` writes it into its \
+                     receipt) nor a file that holds one"
+                )
+            })?;
+            let text = String::from_utf8(bytes).with_context(|| format!("{key}: it is not a text"))?;
             keys.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
         }
     }

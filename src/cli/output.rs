@@ -70,14 +70,23 @@ impl Output {
     pub fn fail(self, error: &anyhow::Error) -> ExitCode {
         let mut err = std::io::stderr().lock();
         let _ = match self {
-            Self::Text => writeln!(err, "error: {error:#}"),
+            Self::Text => writeln!(err, "error: {}", told(error)),
             Self::Json => {
                 let reasons = error.downcast_ref::<Refused>().map(|refused| refused.reasons.clone());
-                writeln!(err, "{}", serde_json::json!({ "error": format!("{error:#}"), "reasons": reasons }))
+                writeln!(err, "{}", serde_json::json!({ "error": told(error), "reasons": reasons }))
             }
         };
         ExitCode::FAILURE
     }
+}
+
+/// An error with its causes; one that repeats what has been said is left out.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.is_empty() {
+        true => cause,
+        false if text.contains(&cause) => text,
+        false => format!("{text}: {cause}"),
+    })
 }
 
 /// Whether a person sits at the terminal and can be asked.
@@ -89,6 +98,12 @@ pub fn interactive() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("no such file").context("/x: no such file").context("the log cannot be read");
+        assert_eq!(told(&error), "the log cannot be read: /x: no such file");
+    }
 
     #[test]
     fn all_reasons_are_told() {

@@ -16,7 +16,7 @@ pub struct Args {
 /// When the configuration is refused, or the daemon cannot start.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config.read()?;
-    telemetry::init(&config.logging)?;
+    let _lines = telemetry::init_in_background(&config.logging)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("daemon").build()?;
     Ok(runtime.block_on(daemon::run(config))?)
 }

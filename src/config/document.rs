@@ -96,6 +96,12 @@ impl<'i> Document<'i> {
         elements.filter_map(|(i, value)| self.read(&format!("[[{name}]] {}", i + 1), value)).collect()
     }
 
+    /// Whether there is such a section or array that nobody has taken.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.table.keys().any(|key| key.as_ref() == name)
+    }
+
     /// Notes a mistake that only several values together make.
     pub fn refuse(&mut self, place: &str, reason: impl Into<String>) {
         self.problem(None, place, reason.into());

@@ -308,8 +308,10 @@ impl Serving {
 }
 
 /// Tells what is wrong within the sections of tokens.
-pub(super) fn check_tokens(tokens: &[Token], document: &mut Document<'_>) {
-    if tokens.is_empty() {
+///
+/// `configured` says whether there are any, be they understood or not.
+pub(super) fn check_tokens(tokens: &[Token], configured: bool, document: &mut Document<'_>) {
+    if !configured {
         document.refuse("[[token]]", "no token is configured; add one with name and uri");
     }
     for (index, token) in tokens.iter().enumerate() {

@@ -6,7 +6,7 @@ use std::{future::Future, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{background::Background, setup::Core};
+use super::background::Background;
 use crate::{
     config::Config,
     issue::CertificateAuthority,
@@ -21,7 +21,7 @@ use crate::{
 pub fn start(
     config: &Config,
     clusters: &Clusters,
-    core: &Core,
+    ca: &Arc<CertificateAuthority>,
     leading: Option<&watch::Receiver<bool>>,
     background: &Background,
 ) {
@@ -37,7 +37,7 @@ pub fn start(
     }
     let Some(leading) = leading else { return };
     for cluster in clusters.iter() {
-        let runner = Runner { cluster, ca: &core.ca, leading, background };
+        let runner = Runner { cluster, ca, leading, background };
         let settings = cluster.settings();
         runner.start(settings.root_configmap.as_ref(), root_configmap::run);
         runner.start(settings.istiod_certificate.as_ref(), istiod_secret::run);
@@ -45,7 +45,7 @@ pub fn start(
         for signer in &settings.signers {
             runner.start(Some(signer), csr_signer::run);
         }
-        if settings.intermediate.is_some() && !core.ca.issuer().has_room_for_intermediate() {
+        if settings.intermediate.is_some() && !ca.issuer().has_room_for_intermediate() {
             tracing::error!(
                 cluster = %cluster.name(),
                 "no intermediate will be made: the path length of the CA's certificate, or of one above it, forbids a CA \

@@ -19,6 +19,7 @@ use crate::{
     auth::Authenticator,
     issue::CertificateAuthority,
     pki::{Bundle, Issuer, bundle::BundleFiles},
+    telemetry::metrics,
     token::client::Pool,
 };
 
@@ -89,6 +90,7 @@ impl Reloader {
         let mut stamps = stamps(&self.watched);
         // Now, and not with the first poll: until then the daemon would not be ready.
         self.say_expiry();
+        metrics::level("istio_hsm_ca_bundle_refused", None, 0.0);
         loop {
             if let Some(watcher) = &mut watcher {
                 // Watched anew each time: a directory that was exchanged for another keeps no watch.
@@ -115,6 +117,7 @@ impl Reloader {
             match self.attempt().await {
                 Ok(true) => {
                     refused = None;
+                    metrics::reload("bundle", true);
                     tracing::info!(directory = %self.directory.display(), "the new bundle is in use");
                     self.say_expiry();
                 }
@@ -123,11 +126,13 @@ impl Reloader {
                 Err(error) => {
                     let text = error.to_string();
                     if rung || refused.as_ref() != Some(&text) {
+                        metrics::reload("bundle", false);
                         tracing::error!(error = text, "the new bundle is refused; the old one stays in use");
                     }
                     refused = Some(text);
                 }
             }
+            metrics::level("istio_hsm_ca_bundle_refused", None, if refused.is_some() { 1.0 } else { 0.0 });
         }
     }
 
@@ -194,8 +199,12 @@ impl Reloader {
 
     fn reload_authentication(&self) {
         match self.authenticator.reload() {
-            Ok(()) => tracing::info!("denylist, previous CAs and issuers' keys are read again"),
+            Ok(()) => {
+                metrics::reload("callers", true);
+                tracing::info!("denylist, previous CAs and issuers' keys are read again");
+            }
             Err(errors) => {
+                metrics::reload("callers", false);
                 for error in errors {
                     tracing::error!(%error, "not reloaded; what was read before stays in use");
                 }

@@ -41,7 +41,11 @@ fn status(report: &Report) -> String {
             troubles.push(format!("{}: {}", part.name, trouble.replace('\n', " ")));
         }
     }
-    if troubles.is_empty() { "ready".to_owned() } else { format!("not ready: {}", troubles.join("; ")) }
+    match (report.ready(), troubles.is_empty()) {
+        (true, true) => "ready".to_owned(),
+        (true, false) => format!("ready, but {}", troubles.join("; ")),
+        (false, _) => format!("not ready: {}", troubles.join("; ")),
+    }
 }
 
 #[cfg(test)]
@@ -51,8 +55,11 @@ mod tests {
 
     #[test]
     fn a_status_is_one_line_with_every_trouble() {
-        let part =
-            |name: &str, trouble: Option<&str>| Part { name: name.to_owned(), trouble: trouble.map(str::to_owned) };
+        let part = |name: &str, trouble: Option<&str>| Part {
+            name: name.to_owned(),
+            trouble: trouble.map(str::to_owned),
+            needed: true,
+        };
         let mut report = Report { parts: vec![part("log", None), part("token a", None)] };
         assert_eq!(status(&report), "ready");
         report.parts.push(part("token b", Some("the PIN\nwas refused")));

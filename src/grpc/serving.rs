@@ -248,3 +248,20 @@ fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_renewed_at_half_its_life_and_never_in_a_hot_loop() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let day = Duration::from_secs(86_400);
+        assert_eq!(half_life(now, now + day), now + day / 2);
+        for end in [now, now - day, now + BACKOFF] {
+            assert_eq!(half_life(now, end), now + BACKOFF);
+            assert_eq!(until(now, end), BACKOFF);
+        }
+        assert_eq!(until(now, now + day), day);
+    }
+}

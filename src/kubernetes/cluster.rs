@@ -130,7 +130,7 @@ impl Cluster {
                 .map_or_else(|| "the pod's service account".to_owned(), |file| file.display().to_string()),
             source: Box::new(source),
         })?;
-        let health = watch::Sender::new(Some("not asked yet".to_owned()));
+        let health = watch::Sender::new(Some("starting".to_owned()));
         Ok(Self { name, trust_domain, client: Quiet(client), settings, health })
     }
 

@@ -109,6 +109,13 @@ impl Queue {
             state = self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.asleep = false;
         }
+        if state.intents > 0 && !state.closed {
+            drop(state);
+            // Once, and not for a time: where one core serves all, whoever woke this thread goes on until it waits
+            // itself, and what it queues meanwhile shares the flush.
+            std::thread::yield_now();
+            state = self.lock();
+        }
         state.intents = 0;
         Batch { entries: std::mem::take(&mut state.entries), closed: state.closed }
     }

@@ -223,7 +223,9 @@ impl Counters {
             Line::Sealed(_) => {}
         }
         if self.newest.as_deref().is_none_or(|newest| newest < line.time()) {
-            self.newest = Some(line.time().to_owned());
+            let newest = self.newest.get_or_insert_default();
+            newest.clear();
+            newest.push_str(line.time());
         }
     }
 

@@ -331,3 +331,5 @@ fn a_proof_leads_to_the_checkpoint() {
         assert!(matches!(found(&tbs), show::Books::SerialOfAnother(_)));
     }
 }
+
+mod cuts;

@@ -4,38 +4,37 @@
 //! durable, and no flush that failed is tried again on its file, since the kernel may by then have dropped what it
 //! could not write: the segment ends at its last durable byte and the log goes on in another file.
 
+mod target;
+mod upkeep;
+
 use std::{
     fs::File,
     io::{self, Write},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use target::{Ended, Segment, Staged, Waiting, begin, create, reserve, stage};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     LogError, LogHealth, Settings,
-    checkpoint::Checkpoint,
     checkpointer::Head,
     queue::{Entry, Queue},
-    record::{Line, OutcomeLine, SealedLine, VERSION},
+    record::{Line, OutcomeLine},
     recover::{Open, Recovered},
-    retention,
     segment::{Counters, Directory, Part, Seal},
     stats::Counts,
-    timestamp,
-    tree::{Frontier, Hash, leaf_hash},
+    tree::Frontier,
 };
 
-/// A line, and who waits for it to be durable: an outcome has nobody.
-type Waiting = (Line, Option<oneshot::Sender<Result<u64, LogError>>>);
+/// Who waited for a group, each with the index of its intent.
+pub(super) type Durable = Vec<(oneshot::Sender<Result<u64, LogError>>, u64)>;
 
 /// How long the writer sleeps when nobody waits: outcomes are this late at most, plus a flush.
 const TICK: Duration = Duration::from_millis(250);
 /// The pauses between attempts to write on a disk that refuses.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// How often retention looks for segments that are too old.
-const RETENTION_EVERY: Duration = Duration::from_secs(600);
 /// What the buffer of a group may keep for the next.
 const BUFFER_KEPT: usize = 1 << 20;
 
@@ -51,31 +50,6 @@ enum Target {
     Open(Segment),
 }
 
-/// A segment that a failed write ended.
-#[derive(Debug)]
-struct Ended {
-    first: u64,
-    bytes: u64,
-    reason: String,
-    /// What is sealed of it once the disk is well; nothing when it held no line.
-    seal: Option<(Seal, Vec<Hash>)>,
-}
-
-#[derive(Debug)]
-struct Segment {
-    file: File,
-    open: Open,
-    /// The file of leaf hashes and how many it holds; none until it has been written as a whole.
-    hashes: Option<(File, usize)>,
-}
-
-/// A line with its hash, and who waits for it.
-struct Staged {
-    line: Line,
-    hash: Hash,
-    waiter: Option<oneshot::Sender<Result<u64, LogError>>>,
-}
-
 #[derive(Debug)]
 pub(super) struct Writer {
     settings: Settings,
@@ -84,6 +58,7 @@ pub(super) struct Writer {
     counts: Arc<Counts>,
     health: watch::Sender<LogHealth>,
     heads: mpsc::UnboundedSender<Head>,
+    durable: mpsc::UnboundedSender<Durable>,
     tree: Frontier,
     counters: Counters,
     target: Target,
@@ -102,12 +77,24 @@ pub(super) struct Links {
     pub(super) counts: Arc<Counts>,
     pub(super) health: watch::Sender<LogHealth>,
     pub(super) heads: mpsc::UnboundedSender<Head>,
+    pub(super) durable: mpsc::UnboundedSender<Durable>,
+}
+
+/// Tells who waited that its intent is durable. A task of the runtime's own: a thread from outside would wake the
+/// runtime once for each of them, and each would go its way alone instead of with its group.
+pub(super) async fn acknowledge(mut durable: mpsc::UnboundedReceiver<Durable>) {
+    while let Some(group) = durable.recv().await {
+        for (waiter, index) in group {
+            // A waiter that has gone meanwhile leaves an intent without a signature, which is allowed.
+            let _ = waiter.send(Ok(index));
+        }
+    }
 }
 
 impl Writer {
     /// Takes up a recovered log, with a segment ready to be written.
     pub(super) fn new(settings: Settings, recovered: Recovered, links: Links) -> io::Result<Self> {
-        let Links { queue, counts, health, heads } = links;
+        let Links { queue, counts, health, heads, durable } = links;
         let directory = Directory::new(&settings.directory);
         let open = match recovered.open {
             Some(open) => {
@@ -124,6 +111,7 @@ impl Writer {
             counts,
             health,
             heads,
+            durable,
             tree: recovered.tree,
             counters: recovered.counters,
             target: Target::Open(open),
@@ -224,10 +212,8 @@ impl Writer {
             }
         }
         self.counts.lines(self.tree.size(), &self.counters, self.buffer.len());
-        for (waiter, index) in waiters {
-            // A waiter that has gone meanwhile leaves an intent without a signature, which is allowed.
-            let _ = waiter.send(Ok(index));
-        }
+        // Without a runtime to wake there is nobody who waits.
+        let _ = self.durable.send(waiters);
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_KEPT);
     }
@@ -314,76 +300,6 @@ impl Writer {
         }
     }
 
-    /// Seals a segment that is long enough and begins the next.
-    fn rotate(&mut self) {
-        let Target::Open(segment) = &mut self.target else { return };
-        if segment.open.bytes < self.settings.segment_bytes {
-            return;
-        }
-        self.head(true);
-        let Target::Open(segment) = &mut self.target else { return };
-        let open = std::mem::take(&mut segment.open);
-        // What was reserved beyond the last line goes back to the file system.
-        let _ = segment.file.set_len(open.bytes);
-        let seal = Seal::new(open.first, open.bytes, &open.counters, &self.tree);
-        if let Err(error) = seal.write(&self.directory, &open.hashes) {
-            tracing::warn!(%error, segment = open.first, "a segment's seal could not be written; the next start will");
-        }
-        self.target = Target::Broken { sealed: None, at: Instant::now(), pause: BACKOFF.0 };
-        if self.usable().is_ok() {
-            self.retention = Instant::now();
-            self.retire_now();
-        }
-    }
-
-    /// Has the tree's head signed when it is time, or in any case; the leaf hashes below it are durable before.
-    fn head(&mut self, now: bool) {
-        let (size, at) = self.head;
-        let more = self.tree.size() - size;
-        let due = more >= self.settings.checkpoint_lines || at.elapsed() >= self.settings.checkpoint_interval;
-        let Target::Open(segment) = &mut self.target else { return };
-        if more == 0 || !(due || now) {
-            return;
-        }
-        if let Err(error) = save_hashes(&self.directory, segment) {
-            tracing::warn!(%error, segment = segment.open.first, "the leaf hashes could not be written");
-            segment.hashes = None;
-        }
-        self.head = (self.tree.size(), Instant::now());
-        let checkpoint =
-            Checkpoint { origin: self.settings.origin.clone(), size: self.tree.size(), root: self.tree.root() };
-        // Without a signer nobody listens.
-        let full = segment.open.bytes >= self.settings.segment_bytes;
-        let _ = self.heads.send(Head { checkpoint, segment: segment.open.first, closing: full });
-    }
-
-    fn retire(&mut self) {
-        if self.retention.elapsed() >= RETENTION_EVERY {
-            self.retention = Instant::now();
-            self.retire_now();
-        }
-    }
-
-    /// Removes the lines of segments that are too old, after the log itself says so.
-    fn retire_now(&mut self) {
-        let Target::Open(segment) = &self.target else { return };
-        let signed = self.counts.signed.load(Ordering::Relaxed);
-        let now = crate::clock::now();
-        let line = match retention::due(&self.directory, &self.settings, segment.open.first, signed, now) {
-            Ok(Some(before)) if before > self.counters.retired_before => retention::line(before, now),
-            Ok(_) => return,
-            Err(error) => {
-                tracing::warn!(%error, "retention could not read the log's segments");
-                return;
-            }
-        };
-        if self.commit(vec![(line, None)])
-            && let Err(error) = retention::remove(&self.directory, self.counters.retired_before, &self.counts)
-        {
-            tracing::warn!(%error, "a retired segment could not be removed");
-        }
-    }
-
     /// Gives back what was reserved; all lines are durable already.
     fn end(&mut self) {
         if let Target::Open(segment) = &mut self.target {
@@ -402,87 +318,5 @@ impl Drop for Writer {
         // Also when a panic ends this thread: who waits, or comes, is told that the log is closed.
         self.queue.close();
         self.queue.take(Duration::ZERO);
-    }
-}
-
-/// Numbers and serialises lines into the buffer.
-fn stage(first: u64, lines: Vec<Waiting>, buffer: &mut Vec<u8>) -> Vec<Staged> {
-    buffer.clear();
-    let mut staged = Vec::with_capacity(lines.len());
-    for ((mut line, waiter), number) in lines.into_iter().zip(first..) {
-        line.set_number(number);
-        let start = buffer.len();
-        line.write(buffer);
-        let hash = leaf_hash(buffer.get(start..).unwrap_or_default());
-        buffer.push(b'\n');
-        staged.push(Staged { line, hash, waiter });
-    }
-    staged
-}
-
-/// Creates a segment's file; one of that name can only be what a failed attempt left, without an acknowledged line.
-fn create(directory: &Directory, first: u64, reserved: u64) -> io::Result<Segment> {
-    let path = directory.part(first, Part::Lines);
-    let file = match Directory::create(&path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            std::fs::remove_file(&path)?;
-            Directory::create(&path)?
-        }
-        other => other?,
-    };
-    reserve(&file, reserved);
-    file.sync_all()?;
-    directory.sync()?;
-    Ok(Segment { file, open: Open { first, ..Open::default() }, hashes: None })
-}
-
-/// Begins a segment; after a failure with the line that says where the last one ended.
-///
-/// The file gets its name when that line is durable in it: a crash in between must not leave a segment that does not
-/// account for what the failed write left behind the last one's end.
-fn begin(
-    directory: &Directory,
-    first: u64,
-    reserved: u64,
-    ended: Option<&Ended>,
-    buffer: &mut Vec<u8>,
-) -> io::Result<(Segment, Option<(Line, Hash)>)> {
-    let Some(Ended { first: segment, bytes, reason, .. }) = ended else {
-        return Ok((create(directory, first, reserved)?, None));
-    };
-    let time = timestamp::format(crate::clock::now());
-    let line = SealedLine { v: VERSION, line: 0, time, segment: *segment, bytes: *bytes, reason: reason.clone() };
-    let mut staged = stage(first, vec![(Line::Sealed(line), None)], buffer);
-    let path = directory.part(first, Part::Lines);
-    directory.replace(&path, buffer)?;
-    let file = Directory::append(&path)?;
-    reserve(&file, reserved);
-    let bytes = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
-    let open = Open { first, bytes, ..Open::default() };
-    Ok((Segment { file, open, hashes: None }, staged.pop().map(|staged| (staged.line, staged.hash))))
-}
-
-/// Appends the leaf hashes that the segment's file of hashes lacks, durably.
-fn save_hashes(directory: &Directory, segment: &mut Segment) -> io::Result<()> {
-    let path = directory.part(segment.open.first, Part::Hashes);
-    let all = &segment.open.hashes;
-    match &mut segment.hashes {
-        Some((file, held)) => {
-            file.write_all(all.get(*held..).unwrap_or_default().as_flattened())?;
-            file.sync_data()?;
-            *held = all.len();
-        }
-        None => {
-            directory.replace(&path, all.as_flattened())?;
-            segment.hashes = Some((Directory::append(&path)?, all.len()));
-        }
-    }
-    Ok(())
-}
-
-/// Reserves a segment's space without changing its length, so that a flush need not allocate. Only a help.
-fn reserve(file: &File, bytes: u64) {
-    if let Ok(bytes) = i64::try_from(bytes) {
-        let _ = nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, bytes);
     }
 }

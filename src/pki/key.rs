@@ -6,7 +6,7 @@
 
 mod encoding;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::{
     digest,
@@ -78,6 +78,8 @@ struct Inner {
     spki: Vec<u8>,
     /// The subjectPublicKey bits, parsed for [`PublicKey::signature_algorithm`].
     parsed: ParsedPublicKey,
+    /// Asked for several times for each certificate.
+    fingerprint: OnceLock<[u8; 32]>,
 }
 
 /// A signature that the key did not make over that message.
@@ -122,7 +124,7 @@ impl PublicKey {
         // Parsing checks that a point is on its curve.
         let parsed = ParsedPublicKey::new(verification(signature_algorithm(algorithm), algorithm), bits)
             .map_err(|_rejected| KeyError::Malformed("the key is not a valid one of its type"))?;
-        Ok(Self(Arc::new(Inner { algorithm, spki, parsed })))
+        Ok(Self(Arc::new(Inner { algorithm, spki, parsed, fingerprint: OnceLock::new() })))
     }
 
     /// The key's type and size.
@@ -181,7 +183,7 @@ impl PublicKey {
     /// SHA-256 of the DER SubjectPublicKeyInfo: how logs, denylists and the token host name a key.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
-        sum(&digest::SHA256, self.spki_der())
+        *self.0.fingerprint.get_or_init(|| sum(&digest::SHA256, self.spki_der()))
     }
 
     /// The algorithm with which this CA signs with such a key: SHA-256 with RSA (PKCS #1 v1.5) and

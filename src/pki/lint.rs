@@ -2,7 +2,7 @@
 //!
 //! The rules know nothing of the builder: they read the bytes afresh ([`Facts`]) and hold them to what this CA may
 //! sign at all. `tbs` runs them on each certificate; the token's host runs them again on what it is asked to sign,
-//! with only the CA's certificate at hand ([`Ca::from_certificate`]).
+//! with only the CA's certificate at hand ([`OwnedCa`]).
 
 mod ca;
 mod extensions;
@@ -13,7 +13,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub use ca::Ca;
+pub use ca::{Ca, OwnedCa};
 pub use facts::Facts;
 pub(super) use facts::organization;
 

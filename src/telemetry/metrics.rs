@@ -4,11 +4,11 @@
 //! adds `_total` to sums). Labels come from closed sets and from the configuration, never from a caller.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, LazyLock, OnceLock},
     time::Duration,
 };
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Bounds in seconds: from one PKCS#11 call in software to the longest request.
@@ -51,6 +51,8 @@ pub enum Step {
 }
 
 impl Step {
+    const ALL: [Self; 6] = [Self::Authenticate, Self::Csr, Self::Build, Self::Log, Self::Sign, Self::Verify];
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Authenticate => "authenticate",
@@ -61,6 +63,27 @@ impl Step {
             Self::Verify => "verify",
         }
     }
+}
+
+/// What each request moves, looked up once: a look-up by name and labels costs more than the count.
+struct Handles {
+    requests: Counter,
+    issued: Counter,
+    /// By whether a certificate was issued: no, yes.
+    latency: [Histogram; 2],
+    steps: [Histogram; Step::ALL.len()],
+}
+
+static HANDLES: LazyLock<Handles> = LazyLock::new(|| Handles {
+    requests: counter!("citadel_server_csr_count_total"),
+    issued: counter!("citadel_server_success_cert_issuance_count_total"),
+    latency: ["false", "true"].map(|issued| histogram!("istio_hsm_ca_request_duration_seconds", "issued" => issued)),
+    steps: Step::ALL.map(|step| histogram!("istio_hsm_ca_step_duration_seconds", "step" => step.as_str())),
+});
+
+/// The handles, once the process's metrics are set up: a handle of before would count nowhere for ever.
+fn handles() -> Option<&'static Handles> {
+    INSTALLED.get().map(|_| &*HANDLES)
 }
 
 /// Sets the process's metrics up, once; later calls give the same.
@@ -99,7 +122,9 @@ impl Metrics {
 
 /// A request arrived.
 pub fn request() {
-    counter!("citadel_server_csr_count_total").increment(1);
+    if let Some(handles) = handles() {
+        handles.requests.increment(1);
+    }
 }
 
 /// Nobody could be authenticated.
@@ -110,10 +135,12 @@ pub fn unauthenticated() {
 /// A request was answered: `outcome` is `issued` or the label of the refusal.
 pub fn answered(outcome: &'static str, method: &'static str, latency: Duration) {
     counter!("istio_hsm_ca_requests_total", "outcome" => outcome, "method" => method).increment(1);
-    histogram!("istio_hsm_ca_request_duration_seconds", "issued" => if outcome == "issued" { "true" } else { "false" })
-        .record(latency.as_secs_f64());
+    let Some(Handles { issued, latency: [refusals, certificates], .. }) = handles() else { return };
     if outcome == "issued" {
-        counter!("citadel_server_success_cert_issuance_count_total").increment(1);
+        issued.increment(1);
+        certificates.record(latency.as_secs_f64());
+    } else {
+        refusals.record(latency.as_secs_f64());
     }
 }
 
@@ -128,7 +155,10 @@ pub fn sign_error(istio: &'static str) {
 
 /// A step of the path took this long.
 pub fn step(step: Step, took: Duration) {
-    histogram!("istio_hsm_ca_step_duration_seconds", "step" => step.as_str()).record(took.as_secs_f64());
+    let Some(Handles { steps, .. }) = handles() else { return };
+    if let Some((_, histogram)) = Step::ALL.iter().zip(steps).find(|(known, _)| **known == step) {
+        histogram.record(took.as_secs_f64());
+    }
 }
 
 /// An API server was asked about a token: `good`, `refused` or `unanswered`; `cluster` is of the configuration.
@@ -144,6 +174,12 @@ pub fn pod_lookup(cluster: &str) {
 /// A token signed what does not verify.
 pub fn wrong_signature(token: &str) {
     counter!("istio_hsm_ca_wrong_signatures_total", "token" => token.to_owned()).increment(1);
+}
+
+/// Files were read anew: `what` is `bundle` or `callers`, `outcome` `taken` or `refused`.
+pub fn reload(what: &'static str, taken: bool) {
+    let outcome = if taken { "taken" } else { "refused" };
+    counter!("istio_hsm_ca_reloads_total", "what" => what, "outcome" => outcome).increment(1);
 }
 
 /// The ends of the root's and the CA's certificates, seconds since the epoch, and seconds left.
@@ -202,6 +238,7 @@ fn describe() {
         ("istio_hsm_ca_log_flush_failures_total", "Writes or flushes of the issuance log that failed."),
         ("istio_hsm_ca_log_outcomes_lost_total", "Outcome lines that could not be kept; their intents are."),
         ("istio_hsm_ca_log_checkpoints_total", "Checkpoints of the issuance log that were signed."),
+        ("istio_hsm_ca_connections_refused_total", "Connections that were turned away, since a limit was reached."),
     ];
     for (name, help) in counters {
         describe_counter!(name, help);
@@ -210,6 +247,8 @@ fn describe() {
     let labelled = [
         ("citadel_server_csr_sign_err_count_total", "Certificates that could not be issued, by Istio's kind of error."),
         ("istio_hsm_ca_requests_total", "Requests answered, by outcome and by how the caller was authenticated."),
+        ("istio_hsm_ca_handshakes_failed_total", "TLS handshakes that failed, or took too long, by reason."),
+        ("istio_hsm_ca_reloads_total", "Bundles and files of callers that were read anew, by what and by outcome."),
         ("istio_hsm_ca_token_reviews_total", "Tokens that an API server was asked about, by cluster and outcome."),
         ("istio_hsm_ca_pod_lookups_total", "Pods that were not remembered and looked up, by cluster."),
         ("istio_hsm_ca_wrong_signatures_total", "ALARM: signatures of a token that do not verify with the CA's key."),
@@ -234,6 +273,10 @@ fn describe() {
         ("citadel_server_cert_chain_expiry_seconds", "Seconds until the CA's certificate path expires."),
         ("istio_hsm_ca_ready", "1 when certificates can be issued."),
         ("istio_hsm_ca_part_ready", "1 when a part of the daemon can do its share, by part."),
+        (
+            "istio_hsm_ca_bundle_refused",
+            "1 while the bundle on the disk is one that is refused; the old one is in use.",
+        ),
         ("istio_hsm_ca_api_server_up", "1 when a cluster's API server answers, by cluster."),
         ("istio_hsm_ca_leader", "1 when this replica's controllers lead."),
         ("istio_hsm_ca_pods", "Pods remembered for node impersonation, by cluster."),

@@ -36,6 +36,17 @@ pub enum Class {
     Token,
 }
 
+/// A call of a longer work that failed, and what it was to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the token failed to {step}")]
+pub struct CallError {
+    /// What was to be done.
+    pub step: &'static str,
+    /// What the token answered.
+    #[source]
+    pub source: Fault,
+}
+
 /// A PKCS#11 call that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {

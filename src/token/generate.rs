@@ -11,7 +11,7 @@ use cryptoki::{
 };
 
 use super::{
-    Fault, Token,
+    CallError, Fault, Token,
     key::{
         Flags, KeyError, find_private_key, hex,
         objects::{Made, Placed, place_certificate, place_public},
@@ -73,14 +73,8 @@ pub struct Installed {
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
     /// A call failed.
-    #[error("the token failed to {step}")]
-    Call {
-        /// What was to be done.
-        step: &'static str,
-        /// What the token answered.
-        #[source]
-        source: Fault,
-    },
+    #[error(transparent)]
+    Call(#[from] CallError),
     /// The certificate cannot be installed.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -277,7 +271,7 @@ fn finish<T>(made: Made<'_>, outcome: Result<T, GenerateError>) -> Result<T, Gen
 }
 
 fn call(step: &'static str, source: Fault) -> GenerateError {
-    GenerateError::Call { step, source }
+    CallError { step, source }.into()
 }
 
 impl GenerateError {
@@ -285,7 +279,7 @@ impl GenerateError {
     fn is_inability(&self) -> bool {
         match self {
             Self::Mechanism { .. } | Self::PublicHalf(_) => true,
-            Self::Call { source, .. } => {
+            Self::Call(CallError { source, .. }) => {
                 use super::Class;
                 match source.class() {
                     Class::Configuration | Class::Request => true,

@@ -5,6 +5,7 @@
 //! Unix socket to listen on. It never touches the network, Kubernetes or the log, and signs a closed list of things
 //! ([`Kind`](super::protocol::Kind)) under its own limits. Started through [`main`].
 
+mod door;
 mod ending;
 mod policy;
 mod process;
@@ -25,9 +26,8 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-
 use super::protocol::{Fault, FaultClass, VERSION};
+use door::Door;
 use ending::Ending;
 use serve::{Connection, Served};
 pub use settings::Settings;
@@ -169,7 +169,8 @@ pub fn run_child(name: &str) -> Result<(), HostError> {
     }
 }
 
-/// Listens for a daemon, and serves one after another, until SIGTERM or SIGINT.
+/// Listens for a daemon, and serves one after another, until SIGTERM or SIGINT; a second one at the same time is told
+/// so, and waits its turn by asking again.
 ///
 /// # Errors
 /// When it cannot begin, or ends because its token is broken: whoever supervises it starts it again.
@@ -182,19 +183,14 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
     let settings = &supervised.settings;
     let watchdog = Watchdog::start(settings.threads(), settings.call_timeout).map_err(system("start its watchdog"))?;
     let name = supervised.socket.display().to_string();
+    let door = Door::open(listener, supervised.uids.clone()).map_err(system("start the thread at its socket"))?;
     let mut vault: Option<Vault> = None;
     while !ending.begun() {
-        let socket = match listener.accept() {
-            Ok((socket, _)) => socket,
+        let socket = match door.next() {
+            Ok(socket) => socket,
             Err(_) if ending.begun() => break,
             Err(error) => return Err(system("accept a connection")(error)),
         };
-        let peer =
-            getsockopt(&socket, PeerCredentials).map_err(|error| system("see who connects")(error.into()))?.uid();
-        if peer != nix::unistd::geteuid().as_raw() && !supervised.uids.contains(&peer) {
-            tracing::warn!(uid = peer, "somebody who may not use the token host connected");
-            continue;
-        }
         let mut connection = Connection::new(socket).map_err(system("use its socket"))?;
         let hello = match connection.hello(HELLO) {
             Ok(Some(hello)) => hello,

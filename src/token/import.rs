@@ -9,7 +9,7 @@
 use cryptoki::{mechanism::MechanismType, object::ObjectHandle, session::Session};
 
 use super::{
-    Class, Fault, Token,
+    CallError, Class, Fault, Token,
     generate::{GenerateError, service},
     key::{
         Flags, KeyError, find_private_key, hex,
@@ -50,14 +50,8 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A call failed.
-    #[error("the token failed to {step}")]
-    Call {
-        /// What was to be done.
-        step: &'static str,
-        /// What the token answered.
-        #[source]
-        source: Fault,
-    },
+    #[error(transparent)]
+    Call(#[from] CallError),
     /// The certificate is not the key's.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -345,5 +339,5 @@ fn told(error: &WrapError) -> String {
 }
 
 fn call(step: &'static str, source: Fault) -> ImportError {
-    ImportError::Call { step, source }
+    CallError { step, source }.into()
 }

@@ -88,9 +88,9 @@ pub enum UriError {
     Unbounded,
     /// An attribute that is not known at that place.
     #[error(
-        "the token URI has an attribute that is not known; before `?` stand token, serial, manufacturer, model (with `;`), after it module-path, pin-source (with `&`)"
+        "the token URI has the attribute `{0}`, which is not known at that place; before `?` stand token, serial, manufacturer, model (with `;`), after it module-path, pin-source (with `&`)"
     )]
-    Unknown,
+    Unknown(String),
     /// Neither label nor serial.
     #[error("the token URI selects no token; name it by token=LABEL or serial=SERIAL")]
     Unselective,
@@ -186,7 +186,7 @@ impl TokenUri {
             "slot-description" => Err(UriError::Slot("slot-description")),
             "slot-manufacturer" => Err(UriError::Slot("slot-manufacturer")),
             "pin-value" => Err(UriError::PinValue),
-            _ => Err(UriError::Unknown),
+            _ => Err(unknown(name)),
         }
     }
 
@@ -208,7 +208,7 @@ impl TokenUri {
                 set(&mut self.pin_source, "pin-source", absolute("pin-source", path)?)
             }
             "pin-value" => Err(UriError::PinValue),
-            _ => Err(UriError::Unknown),
+            _ => Err(unknown(name)),
         }
     }
 }
@@ -241,6 +241,12 @@ impl Display for TokenUri {
         }
         Ok(())
     }
+}
+
+/// An attribute's name is told only if it looks like one: it might be a PIN in the wrong place.
+fn unknown(name: &str) -> UriError {
+    let is_name = name.len() <= 24 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    UriError::Unknown(if is_name { name.to_owned() } else { "...".to_owned() })
 }
 
 fn split(attribute: &str) -> (&str, &str) {
@@ -368,9 +374,10 @@ mod tests {
             ("pkcs11:token=a?pin-source=file:pin", UriError::RelativePath("pin-source")),
             ("pkcs11:token=a?pin-source=file://host/pin", UriError::RelativePath("pin-source")),
             ("pkcs11:token=a?module-path=m.so", UriError::RelativePath("module-path")),
-            ("pkcs11:token=a?module-name=m", UriError::Unknown),
-            ("pkcs11:token=a;x-vendor=1", UriError::Unknown),
-            ("pkcs11:token=a;module-path=/m", UriError::Unknown),
+            ("pkcs11:token=a?module-name=m", UriError::Unknown("module-name".to_owned())),
+            ("pkcs11:token=a;x-vendor=1", UriError::Unknown("x-vendor".to_owned())),
+            ("pkcs11:token=a;module-path=/m", UriError::Unknown("module-path".to_owned())),
+            ("pkcs11:token=a;1234", UriError::Unknown("...".to_owned())),
             (long.as_str(), UriError::TooLong { name: "token", max: 32 }),
             (endless.as_str(), UriError::Unbounded),
         ];

@@ -135,9 +135,7 @@ fn many_things_are_told_at_once() {
         .with("token=ca", "token=nowhere")
         .with("/bundle", "/no-bundle");
     ready.fails(&[
-        ("bundle", "ca-cert.pem: is missing", "a plug-in CA has"),
-        ("bundle", "root-cert.pem: is missing", ""),
-        ("bundle", "cert-chain.pem: is missing", ""),
+        ("bundle", "no-bundle: is no directory", "name the one that `import` or `install` wrote"),
         ("token hsm", "no token in", "it holds `ca`"),
         ("addresses", "[listen] address", "stop what listens there"),
         ("serving", "/nowhere/tls.crt", "PEM certificate chain"),

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{Read, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -69,24 +70,47 @@ impl Machine {
         vec!["--token".into(), self.uri("ca"), "--pin-file".into(), pin.display().to_string()]
     }
 
-    /// Runs the binary; `$` in a word is the machine's directory. The PIN is never said.
-    pub fn run(&self, words: &str, more: &[String]) -> Done {
+    /// The words as arguments, `$` replaced by the machine's directory. The PIN is never said.
+    fn arguments(&self, words: &str, more: &[String]) -> Vec<String> {
         let root = self.directory.path().display().to_string();
         let mut arguments: Vec<String> = words.split_whitespace().map(|word| word.replace('$', &root)).collect();
         arguments.extend_from_slice(more);
         assert!(!arguments.iter().any(|argument| argument.contains(PIN)), "the PIN is in the arguments");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"))
-            .args(&arguments)
+        arguments
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
             .env_clear()
             .env("SOFTHSM2_CONF", self.directory.conf())
             .env("KRYOPTIC_CONF", self.path("kryoptic.conf"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs the binary.
+    pub fn run(&self, words: &str, more: &[String]) -> Done {
+        self.run_with(words, more, &[])
+    }
+
+    /// Runs the binary with this on its standard input.
+    pub fn run_with(&self, words: &str, more: &[String], input: &[u8]) -> Done {
+        let arguments = self.arguments(words, more);
+        let mut child = self
+            .command(env!("CARGO_BIN_EXE_istio-hsm-ca"))
+            .args(&arguments)
+            .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
             .spawn()
             .unwrap();
         let out = collect(child.stdout.take().unwrap());
         let err = collect(child.stderr.take().unwrap());
+        if let Some(mut stdin) = child.stdin.take() {
+            // Who has read enough closes it, which is no failure here.
+            let _closed = stdin.write_all(input);
+        }
         let deadline = Instant::now() + LONGEST;
         let status = loop {
             if let Some(status) = child.try_wait().unwrap() {
@@ -104,6 +128,45 @@ impl Machine {
             assert!(!text.contains("panicked"), "{arguments:?}: {text}");
         }
         Done { status: status.code().unwrap_or_else(|| panic!("{arguments:?} was killed: {status}\n{err}")), out, err }
+    }
+
+    /// Runs the binary at a terminal (of script(1), from util-linux) where somebody types an answer once its prompt
+    /// stands there. Returns the exit status and all that the terminal showed.
+    pub fn at_terminal(&self, words: &str, more: &[String], typed: &[(&str, &str)]) -> (i32, String) {
+        let quoted = |word: &String| format!("'{}'", word.replace('\'', "'\\''"));
+        let words: Vec<String> = self.arguments(words, more).iter().map(quoted).collect();
+        let line = format!("exec {} {}", env!("CARGO_BIN_EXE_istio-hsm-ca"), words.join(" "));
+        let mut child = self
+            .command("script")
+            .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut keyboard, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut shown = Vec::new();
+        let mut answers = typed.iter();
+        let mut next = answers.next();
+        let mut seen = 0;
+        let mut buffer = [0; 4096];
+        loop {
+            let count = screen.read(&mut buffer).unwrap();
+            if count == 0 {
+                break;
+            }
+            shown.extend_from_slice(&buffer[..count]);
+            if let Some((prompt, answer)) = next
+                && String::from_utf8_lossy(&shown[seen..]).contains(prompt)
+            {
+                // The prompt stands before echoing is off: nobody types that fast.
+                std::thread::sleep(Duration::from_millis(300));
+                keyboard.write_all(format!("{answer}\n").as_bytes()).unwrap();
+                seen = shown.len();
+                next = answers.next();
+            }
+        }
+        let shown = String::from_utf8_lossy(&shown).into_owned();
+        assert!(next.is_none(), "nobody was asked {next:?}: {shown}");
+        (child.wait().unwrap().code().unwrap(), shown)
     }
 
     /// As [`Machine::run`] on the token `ca` with the right PIN, which must succeed.
@@ -186,7 +249,7 @@ impl Done {
     }
 }
 
-fn collect(mut from: impl std::io::Read + Send + 'static) -> std::thread::JoinHandle<String> {
+fn collect(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes).unwrap();

@@ -3,6 +3,7 @@
 //! A [`Site`] is everything on disk; a [`Daemon`] is one run of `serve` on it, killed when dropped.
 
 use std::{
+    collections::HashMap,
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
@@ -12,10 +13,18 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use istio_hsm_ca::agent::{self, TokenIssuer, Workload};
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use der::{DecodePem, Encode};
+use istio_hsm_ca::{
+    agent::{self, TokenIssuer, Workload},
+    pki::PublicKey,
+    token::key::hex,
+};
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
 use tonic::{Status, transport::Channel};
+use x509_cert::Certificate;
 
 pub use super::ask::Ask;
 use super::{plug_in::PlugIn, softhsm::Directory};
@@ -73,6 +82,32 @@ impl Site {
         }
         let issuer = issuer(&self.issuer_key, ISSUER, "istio-ca");
         Self { softhsm, issuer, issuer_key: self.issuer_key.clone(), runs: AtomicU32::new(0) }
+    }
+
+    /// The log's intents, by the SHA-256 of what was to be signed, in hexadecimal.
+    pub fn intents(&self) -> HashMap<String, Value> {
+        let mut intents = HashMap::new();
+        for file in fs::read_dir(self.log()).unwrap().flatten() {
+            if file.path().extension().is_none_or(|extension| extension != "jsonl") {
+                continue;
+            }
+            // An open segment has room for more behind its last line.
+            for line in fs::read_to_string(file.path()).unwrap().trim_end_matches('\0').lines() {
+                let line: Value = serde_json::from_str(line).unwrap();
+                if line["type"] == "intent" {
+                    let tbs = BASE64_STANDARD.decode(line["tbs"].as_str().unwrap()).unwrap();
+                    intents.insert(hex(digest(&SHA256, &tbs).as_ref()), line);
+                }
+            }
+        }
+        intents
+    }
+
+    /// CKA_ID of the CA's key, in hexadecimal.
+    pub fn key_id(&self) -> String {
+        let ca = Certificate::from_pem(fs::read(self.bundle().join("ca-cert.pem")).unwrap()).unwrap();
+        let spki = ca.tbs_certificate().subject_public_key_info().to_der().unwrap();
+        hex(&PublicKey::from_spki_der(&spki).unwrap().key_id())
     }
 
     /// The URI of the token.
@@ -163,6 +198,13 @@ impl Site {
         issuer(&self.issuer_key, name, audience)
     }
 
+    /// The token issuer's key in a file, for a program that mints tokens.
+    pub fn issuer_key_file(&self) -> PathBuf {
+        let file = self.softhsm.path().join("issuer-key.pem");
+        fs::write(&file, &self.issuer_key).unwrap();
+        file
+    }
+
     /// Writes the configuration: the usual one with `more` (TOML) laid over it.
     pub fn configure(&self, more: &str) -> PathBuf {
         let path = |path: PathBuf| path.display().to_string();
@@ -191,6 +233,7 @@ directory = "{log}"
 origin = "{ORIGIN}"
 [admin]
 address = "127.0.0.1:0"
+status_address = "127.0.0.1:0"
 socket = "{socket}"
 [logging]
 format = "json"
@@ -214,6 +257,32 @@ format = "json"
         let daemon = self.spawn(more);
         daemon.wait_ready();
         daemon
+    }
+
+    /// Runs `serve`, which must end with an error; returns what it said.
+    pub fn does_not_start(&self, more: &str) -> String {
+        let config = self.configure(more);
+        let stderr = self.softhsm.path().join("stderr.refused");
+        let mut child = self
+            .command()
+            .args(["serve", "--config", config.to_str().unwrap()])
+            .stdin(Stdio::null())
+            .stderr(fs::File::create(&stderr).unwrap())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + SOON;
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                panic!("it started:\n{}", fs::read_to_string(&stderr).unwrap());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(status.code(), Some(1));
+        fs::read_to_string(&stderr).unwrap()
     }
 
     /// Starts `serve` and waits until it listens, ready or not.

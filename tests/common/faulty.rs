@@ -12,7 +12,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use super::softhsm::module_path;
+use super::{daemon::Site, softhsm::module_path};
 
 /// The module, built once; cargo is the one that runs the tests.
 pub static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -29,9 +29,9 @@ pub static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
     target.join("debug/libfaulty_token.so")
 });
 
-/// The token's URI, with the faulty module in the real one's place.
-pub fn through(uri: &str) -> String {
-    uri.replace(&module_path().display().to_string(), &MODULE.display().to_string())
+/// The token's URI, with the faulty module, or a copy of it, in the real one's place.
+pub fn through(module: &Path, uri: &str) -> String {
+    uri.replace(&module_path().display().to_string(), &module.display().to_string())
 }
 
 /// A limit of a command: `times` calls in all processes together.
@@ -64,8 +64,10 @@ pub struct Books {
     pub called: Vec<String>,
     /// How often each fault has happened: function and action.
     pub faults: Vec<String>,
-    /// C_Login.
-    pub logins: usize,
+    /// The processes that called C_Login, once for each call.
+    pub logins: Vec<i32>,
+    /// Those whose call has returned.
+    pub logged_in: Vec<i32>,
     /// What was about to be signed: CKA_ID and input, in hexadecimal.
     pub signed: Vec<(String, String)>,
 }
@@ -86,6 +88,18 @@ impl Control {
             ("FAULTY_TOKEN_MODULE".to_owned(), module_path().display().to_string()),
             ("FAULTY_TOKEN_CONTROL".to_owned(), self.file().display().to_string()),
         ]
+    }
+
+    /// The configuration's one `[[token]]`, with a copy of the module in the real one's place; `more` are lines of it.
+    pub fn section(&self, module: &Path, site: &Site, more: &str) -> String {
+        let mut environment = toml::Table::new();
+        environment.extend(self.environment().map(|(name, value)| (name, value.into())));
+        environment.insert("SOFTHSM2_CONF".to_owned(), site.softhsm.conf().display().to_string().into());
+        format!(
+            "[[token]]\nname = \"softhsm\"\nuri = \"{}\"\n{more}\n[token.environment]\n{}",
+            through(module, &site.uri()),
+            toml::to_string(&environment).unwrap(),
+        )
     }
 
     /// Breaks something from now on; one command a line.
@@ -118,7 +132,8 @@ impl Control {
             match words.as_slice() {
                 ["calls", function] => books.called.push((*function).to_owned()),
                 ["fault", function, action] => books.faults.push(format!("{function} {action}")),
-                ["login"] => books.logins += 1,
+                ["login", process] => books.logins.push(process.parse().unwrap()),
+                ["done", process] => books.logged_in.push(process.parse().unwrap()),
                 ["sign", id, input] => books.signed.push(((*id).to_owned(), (*input).to_owned())),
                 _ => panic!("{line:?} in the module's books"),
             }
@@ -128,6 +143,13 @@ impl Control {
 }
 
 impl Books {
+    /// Whether a process is within C_Login. SoftHSM writes the token's own file then, and not atomically: a process
+    /// that is killed at that moment may leave no token behind.
+    pub fn is_logging_in(&self, process: i32) -> bool {
+        let count = |processes: &[i32]| processes.iter().filter(|other| **other == process).count();
+        count(&self.logins) > count(&self.logged_in)
+    }
+
     /// How often a fault of this function has happened.
     pub fn faults_of(&self, function: &str) -> usize {
         self.faults.iter().filter(|fault| fault.split(' ').next() == Some(function)).count()

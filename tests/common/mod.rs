@@ -10,5 +10,6 @@ pub mod ask;
 pub mod ca;
 pub mod daemon;
 pub mod faulty;
+pub mod mount;
 pub mod plug_in;
 pub mod softhsm;

@@ -29,7 +29,7 @@ const SECONDS: Duration = Duration::from_secs(3);
 const FOR_GOOD: Duration = Duration::from_millis(4500);
 
 /// How long the service is waited for before a cell is given up.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long after the last certificate the health service may still say SERVING.
 const SLOW_HEALTH: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ pub async fn run(
     };
     let began = Instant::now();
     lane.control.breaks(&format!("{function} return=0x{:x} {limit}\n{more}\n", code.code));
-    let mut killed = if trigger == Trigger::Restart { lane.kill_hosts() } else { 0 };
+    let mut killed = if trigger == Trigger::Restart { lane.kill_hosts().await } else { 0 };
 
     // Until it has happened.
     while lane.control.books_since(mark).faults_of(function) == 0 {
@@ -94,13 +94,13 @@ pub async fn run(
     if trigger == Trigger::Session && lasts != Lasts::Once {
         // The start of a host meets it too.
         tokio::time::sleep_until((began + Duration::from_secs(1)).into()).await;
-        killed += lane.kill_hosts();
+        killed += lane.kill_hosts().await;
     }
     tokio::time::sleep_until(end.into()).await;
     lane.control.works();
     let mut end = Instant::now();
     if pin {
-        let logins = lane.control.books_since(mark).logins;
+        let logins = lane.control.books_since(mark).logins.len();
         if logins != 1 {
             return Err(format!("a refused PIN was tried {logins} times"));
         }
@@ -110,17 +110,28 @@ pub async fn run(
     let back = lane.load.all_served_after(end, PATIENCE).await;
     let back = back.ok_or_else(|| format!("no certificate for every client within {PATIENCE:?}"))?;
 
-    let served = lane.load.served_between(began, end);
-    let quiet = served.last().copied().unwrap_or(began) + SLOW_HEALTH;
+    health_told(lane, began, end)?;
+    still_there(lane).await?;
+    let hosts =
+        lane.control.books_since(mark).called.iter().filter(|function| *function == "C_GetFunctionList").count();
+    let hosts = hosts.saturating_sub(killed);
+    Ok(Outcome { function, code, lasts, back, served: lane.load.served_between(began, end).len(), hosts, pin })
+}
+
+/// While nobody is served the health service says so.
+pub fn health_told(lane: &Lane, began: Instant, end: Instant) -> Result<(), String> {
+    let quiet = lane.load.served_between(began, end).last().copied().unwrap_or(began) + SLOW_HEALTH;
     if end.saturating_duration_since(quiet) > Duration::from_millis(500) {
-        let share = lane.load.share_serving(quiet, end);
-        if share > 0.1 {
-            return Err(format!(
-                "nobody was served, and the health service said SERVING for {:.0} % of it",
-                share * 100.0
-            ));
+        let share = lane.load.share_serving(quiet, end) * 100.0;
+        if share > 10.0 {
+            return Err(format!("nobody was served, and the health service said SERVING for {share:.0} % of it"));
         }
     }
+    Ok(())
+}
+
+/// The daemon is the same process, and ready.
+pub async fn still_there(lane: &mut Lane) -> Result<(), String> {
     if !lane.running() {
         return Err("the daemon ended".to_owned());
     }
@@ -128,8 +139,5 @@ pub async fn run(
     if !ready.starts_with("HTTP/1.0 200") {
         return Err(format!("the daemon serves, and is not ready: {ready}"));
     }
-    let hosts =
-        lane.control.books_since(mark).called.iter().filter(|function| *function == "C_GetFunctionList").count();
-    let hosts = hosts.saturating_sub(killed);
-    Ok(Outcome { function, code, lasts, back, served: served.len(), hosts, pin })
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     sync::LazyLock,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use tokio::{
 use super::{books, clients::Load};
 use crate::common::{
     daemon::{Daemon, SOON, Site},
-    faulty::{Books, Control, through},
+    faulty::{Books, Control, MODULE},
     plug_in::PlugIn,
 };
 
@@ -36,17 +37,16 @@ pub struct Lane {
 impl Lane {
     /// A daemon at work; within a `LocalSet`.
     pub async fn start() -> Self {
+        Self::start_on(&MODULE, Duration::from_secs(5)).await
+    }
+
+    /// The same with a copy of the module, and so that a call may take so long.
+    pub async fn start_on(module: &Path, call_timeout: Duration) -> Self {
         let site = IMPORTED.duplicate();
         let control = Control::new(site.softhsm.path());
         control.works();
-        let mut environment = toml::Table::new();
-        environment.extend(control.environment().map(|(name, value)| (name, value.into())));
-        environment.insert("SOFTHSM2_CONF".to_owned(), site.softhsm.conf().display().to_string().into());
-        let more = format!(
-            "[[token]]\nname = \"softhsm\"\nuri = \"{}\"\nsessions = 2\ncall_timeout = \"5s\"\n[token.environment]\n{}",
-            through(&site.uri()),
-            toml::to_string(&environment).unwrap(),
-        );
+        let more = format!("sessions = 2\ncall_timeout = \"{}ms\"", call_timeout.as_millis());
+        let more = control.section(module, &site, &more);
         let daemon = site.serve(&more);
         let load = Load::start(&daemon).await;
         Self { site, control, load, daemon }
@@ -57,10 +57,34 @@ impl Lane {
         self.daemon.running()
     }
 
-    /// Kills the daemon's token hosts; answers how many there were.
-    pub fn kill_hosts(&self) -> usize {
-        let hosts = hosts_of(self.daemon.pid());
-        hosts.iter().filter(|host| kill(**host, Signal::SIGKILL).is_ok()).count()
+    /// Kills the daemon's token hosts, but none within its login; answers how many there were.
+    pub async fn kill_hosts(&self) -> usize {
+        for _ in 0..200 {
+            let hosts = self.hosts();
+            let all = |signal| hosts.iter().filter(|host| kill(**host, signal).is_ok()).count();
+            // What stands still cannot begin a login between the look and the kill.
+            all(Signal::SIGSTOP);
+            let books = self.control.books_since(0);
+            if !hosts.iter().any(|host| books.is_logging_in(host.as_raw())) {
+                return all(Signal::SIGKILL);
+            }
+            all(Signal::SIGCONT);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the hosts do not come out of their login");
+    }
+
+    /// The daemon's token hosts.
+    pub fn hosts(&self) -> Vec<Pid> {
+        hosts_of(self.daemon.pid())
+    }
+
+    /// SIGKILL for the daemon; its token hosts, as they were just before.
+    pub fn kill_daemon(mut self) -> Vec<Pid> {
+        let hosts = self.hosts();
+        self.daemon.signal(Signal::SIGKILL);
+        self.daemon.ended();
+        hosts
     }
 
     /// Writes the PIN's file anew, with the same PIN.
@@ -89,6 +113,14 @@ impl Lane {
             std::io::Result::Ok(text)
         };
         tokio::time::timeout(SOON, answer).await.expect("the admin address does not answer").unwrap()
+    }
+
+    /// What the daemon said last, for a failure's message.
+    pub async fn last_words(&self) -> String {
+        let text = self.daemon.stderr();
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines.get(lines.len().saturating_sub(25)..).unwrap_or_default().join("\n");
+        format!("{}\n{last}", self.get("/readyz").await)
     }
 
     /// Ends the daemon, and compares everybody's books. Answers the module's, and what is wrong.

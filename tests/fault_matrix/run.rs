@@ -107,7 +107,7 @@ fn drive(job: &Job, results: &Mutex<Results>) {
                     }
                 }
                 Err(reason) => {
-                    println!("{name} FAILED: {reason}");
+                    println!("{name} FAILED: {reason}\n{}", lane.last_words().await);
                     results.lock().unwrap().wrong.push(format!("{name} {reason}"));
                     lane.control.works();
                     lane.change_pin_file();

@@ -3,11 +3,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
-use super::writer::{self, Job};
+use super::{
+    mount::Mount,
+    writer::{self, Job},
+};
 use istio_hsm_ca::log::{Settings, prove};
 
 /// A job on a log that is there already, so that the writer's thread makes no other flushes than those of records.
@@ -122,27 +124,6 @@ fn a_segment_that_never_had_a_line() {
     assert_eq!(job.check(), 10);
     writer::written(settings(&job), 1);
     assert_eq!(job.check(), 11);
-}
-
-/// A file system of its own, which is gone after the test.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(path: &Path, options: &str) -> Self {
-        fs::create_dir(path).unwrap();
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(path).status().unwrap();
-        assert!(
-            status.success(),
-            "a test mounts a small file system: run it as root, in a container `--cap-add SYS_ADMIN`"
-        );
-        Self(path.to_owned())
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[test]

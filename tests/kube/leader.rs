@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use istio_hsm_ca::kubernetes::leader::{Election, Timing};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, ResourceExt, api::PostParams};
+use nix::sys::signal::Signal;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    harness::{Cluster, eventually, named, rule},
+    common::daemon::Daemon,
+    harness::{Cluster, cluster_toml, eventually, named, rule, site},
     servers::{EAST, SOON},
 };
 
@@ -147,4 +149,50 @@ async fn each_right_on_leases_is_needed() {
     }
     let lease = Lease { metadata: named("other"), ..Lease::default() };
     assert_eq!(cluster.api::<Lease>().create(&PostParams::default(), &lease).await.unwrap().name_any(), "other");
+}
+
+/// Whether a daemon says that its controllers lead.
+fn leads(daemon: &Daemon) -> bool {
+    daemon.get("/metrics").1.lines().any(|line| line == "istio_hsm_ca_leader 1")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn a_replica_killed_while_it_leads_is_followed_by_the_other() {
+    let cluster = Cluster::new(&EAST, "replicas").await;
+    let kubeconfig = cluster.admin();
+    let sites = [site(), site()];
+    let serve = |index: usize| {
+        sites[index].serve(&format!(
+            "[kubernetes]\nnamespace = '{}'\nidentity = 'replica-{index}'\n{}",
+            cluster.namespace,
+            cluster_toml(
+                "Kubernetes",
+                &kubeconfig,
+                "[kubernetes.cluster.root_configmap]\nnamespace_selector = 'nobody=here'",
+            ),
+        ))
+    };
+    let first = serve(0);
+    eventually("a leader", async || leads(&first).then_some(())).await;
+    let second = serve(1);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(leads(&first) && !leads(&second));
+
+    first.signal(Signal::SIGKILL);
+    let killed = Instant::now();
+    while !leads(&second) {
+        // The endpoint runs on every replica, whoever leads.
+        assert!(second.send(second.ask()).await.is_ok());
+        assert!(killed.elapsed() < SOON, "nobody follows:\n{}", second.stderr());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    drop(first);
+    // Ended in good order, the Lease is given up, and the next one need not wait for its end.
+    let third = serve(0);
+    let (status, log) = second.stop();
+    assert!(status.success() && log.contains("gave the Lease up"), "{log}");
+    let ended = Instant::now();
+    eventually("the next leader", async || leads(&third).then_some(())).await;
+    assert!(ended.elapsed() < Timing::default().lease, "{:?}", ended.elapsed());
 }

@@ -47,7 +47,7 @@ async fn a_nodes_proxy_gets_what_its_node_runs_and_nothing_else() {
     daemon.wait_line(|line| line["message"] == "every pod is known");
 
     assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "issued");
-    let line = daemon.wait_line(|line| line["message"] == "issued" && line["names"] == id("web").as_str());
+    let line = daemon.wait_line(|line| line["message"] == "issued" && line["names"] == format!("URI:{}", id("web")));
     assert_eq!(line["identity"], id("ztunnel").as_str(), "the line keeps who asked");
     let recorded = std::fs::read_dir(site.log()).unwrap().flat_map(|entry| {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
@@ -127,7 +127,7 @@ async fn a_token_checked_by_published_keys_serves_as_well() {
     let id = |account: &str| format!("spiffe://cluster.local/ns/{}/sa/{account}", cluster.namespace);
     let ztunnel = cluster.token("ztunnel", "istio-ca", Some(&pod)).await;
     assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "issued");
-    let line = daemon.wait_line(|line| line["message"] == "issued" && line["names"] == id("web").as_str());
+    let line = daemon.wait_line(|line| line["message"] == "issued" && line["names"] == format!("URI:{}", id("web")));
     assert_eq!(line["method"], "jwt");
     // Such a token outlives its pod, since nobody asks the API server about it; its rights on the node do not.
     cluster.delete_pod("ztunnel-1").await;

@@ -1,7 +1,10 @@
 //! A large cluster: how much memory the daemon takes, and how long it needs to know everything. Numbers, printed; run by
 //! benches/kube-scale.sh.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
@@ -14,8 +17,11 @@ use serde_json::json;
 use super::{
     common::daemon::Daemon,
     harness::{Cluster, ask_for, cluster_toml, eventually, may_review, may_see_pods, named, site},
-    servers::{EAST, resident},
+    servers::{ApiServer, resident},
 };
+
+/// One that no other test needs.
+static LARGE: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://large.kube.test"));
 
 const AT_ONCE: usize = 32;
 
@@ -37,7 +43,7 @@ fn mebibytes(daemon: &Daemon) -> f64 {
 #[ignore = "takes minutes: benches/kube-scale.sh"]
 async fn a_large_cluster() {
     let (namespaces, each) = (number("KUBE_NAMESPACES", 1000), number("KUBE_PODS_EACH", 10));
-    let cluster = Cluster::new(&EAST, "scale").await;
+    let cluster = Cluster::new(&LARGE, "scale").await;
     cluster.account("ztunnel").await;
     let ztunnel = cluster.pod("ztunnel-1", "ztunnel", "node-0").await;
     let kubeconfig = cluster.user("daemon", &[may_review(), may_see_pods()], &[]).await;
@@ -45,7 +51,7 @@ async fn a_large_cluster() {
     let more = format!(
         "[kubernetes.cluster.token_review]\nissuers = ['{}']\n\
          [kubernetes.cluster.node_impersonation]\ntrusted_accounts = ['{}/ztunnel']",
-        EAST.issuer, cluster.namespace
+        LARGE.issuer, cluster.namespace
     );
     let toml = cluster_toml("Kubernetes", &kubeconfig, &more);
     let empty = site.serve(&toml);
@@ -114,9 +120,9 @@ async fn a_large_cluster() {
     println!("every pod changed within {:.0} s: daemon {:.1} MiB", began.elapsed().as_secs_f64(), mebibytes(&daemon));
 
     // The API server away and back: from its readiness until a pod that came since is known.
-    EAST.kill();
+    LARGE.kill();
     tokio::time::sleep(Duration::from_secs(5)).await;
-    EAST.run();
+    LARGE.run();
     let began = Instant::now();
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "scale-ns-0");
     let before = pods_of(&daemon).unwrap();
@@ -127,7 +133,7 @@ async fn a_large_cluster() {
         began.elapsed().as_secs_f64(),
         mebibytes(&daemon)
     );
-    println!("API server: {:.0} MiB", EAST.resident() as f64 / 1024.0);
+    println!("API server: {:.0} MiB", LARGE.resident() as f64 / 1024.0);
 }
 
 fn pod(number: usize, node: usize) -> Pod {

@@ -183,3 +183,17 @@ async fn a_daemon_that_was_killed_goes_on_with_its_log() {
     // 15 agents' and four serving certificates.
     assert_eq!(verified_intents(&site), 19);
 }
+
+/// A crash of a process that held a key or a PIN writes no core file, and no other process of the user looks into it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_process_leaves_its_memory_behind() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon = site.serve("");
+    let hosts = children(daemon.pid());
+    assert_eq!(hosts.len(), 1);
+    for process in hosts.into_iter().chain([daemon.pid()]) {
+        let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(line.split_whitespace().nth(4), Some("0"), "{line}");
+    }
+}

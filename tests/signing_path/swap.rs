@@ -207,3 +207,38 @@ async fn a_root_may_be_dropped_where_that_is_allowed() {
     }
     assert_eq!(issuer_in_use(&daemon).await, second.ca_cert);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_refuses_what_a_reload_refuses_and_says_what_to_do() {
+    let first = PlugIn::intermediate();
+    let site = Site::new(&first);
+    let daemon = site.serve("");
+    daemon.stop();
+
+    fs::write(site.bundle().join("ca-cert.pem"), "nothing").unwrap();
+    let error = site.does_not_start("");
+    for words in ["the bundle in", "is refused", "ca-cert.pem", "put the files back", "`istio-hsm-ca check`"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    first.write_public(&site.bundle());
+    site.serve("").stop();
+
+    // Another CA, which the token holds, without the root that workloads trust.
+    let mut other = successor(&first);
+    let both = other.root_cert.clone();
+    other.root_cert = other.root.as_ref().unwrap().pem();
+    site.import(&other);
+    let error = site.does_not_start("");
+    for words in ["root-cert.pem in", "lacks a root that was in use", "roots-in-use.pem", "allow_root_removal = true"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    let check = site.run(&["check", "--config", site.configure("").to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
+    assert!(text.contains("lacks a root that was in use"), "{text}");
+    site.serve("[ca]\nallow_root_removal = true").stop();
+    // Once it was allowed, the roots in use are the new ones.
+    site.serve("").stop();
+    other.root_cert = both;
+    other.write_public(&site.bundle());
+    site.serve("").stop();
+}

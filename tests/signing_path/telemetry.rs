@@ -11,11 +11,11 @@ use crate::common::{
     plug_in::PlugIn,
 };
 
-/// The sum of a series' samples whose labels are these; a histogram's count.
-struct Scraped(Scrape);
+/// What a scrape gave.
+pub struct Scraped(Scrape);
 
 impl Scraped {
-    fn new(daemon: &Daemon) -> Self {
+    pub fn new(daemon: &Daemon) -> Self {
         let (status, text) = daemon.get("/metrics");
         assert_eq!(status, 200);
         let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
@@ -33,7 +33,8 @@ impl Scraped {
         Self(scrape)
     }
 
-    fn of(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    /// The sum of a series' samples whose labels are these; a histogram's count.
+    pub fn of(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let samples = self.0.samples.iter().filter(|sample| {
             sample.metric == name && labels.iter().all(|(key, value)| sample.labels.get(key) == Some(*value))
         });
@@ -145,6 +146,9 @@ async fn the_expected_series_are_there() {
         ("istio_hsm_ca_log_flush_failures_total", &[], 0.0),
         ("istio_hsm_ca_log_writable", &[], 1.0),
         ("istio_hsm_ca_log_segments", &[], 1.0),
+        ("istio_hsm_ca_log_disk_bytes", &[], 1000.0),
+        ("istio_hsm_ca_bundle_refused", &[], 0.0),
+        ("istio_hsm_ca_connections_refused_total", &[], 0.0),
         ("istio_hsm_ca_connections", &[], 0.0),
         ("istio_hsm_ca_request_duration_seconds", &[("issued", "true")], 1.0),
         ("istio_hsm_ca_step_duration_seconds", &[("step", "authenticate")], 1.0),

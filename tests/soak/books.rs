@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The intents of a log, by the hash of what was to be signed; their indices have no gap.
-fn intents(directory: &Path) -> HashSet<Vec<u8>> {
+pub fn intents(directory: &Path) -> HashSet<Vec<u8>> {
     let mut lines = Follow::new(directory, Filter::default()).unwrap();
     let mut intents = HashSet::new();
     let mut next = 0;

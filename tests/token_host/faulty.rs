@@ -1,14 +1,9 @@
-//! Faults on command, under load: the module in `tests/faulty-token` stands between host and SoftHSM.
+//! Faults on command, at the pool: the module in `tests/faulty-token` stands between host and SoftHSM. The matrix of
+//! all of them, with the daemon and its clients, is `tests/fault_matrix`.
 
 use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-    sync::{
-        Arc, LazyLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-    time::{Duration, Instant, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use istio_hsm_ca::{
@@ -18,30 +13,16 @@ use istio_hsm_ca::{
 use nix::sys::signal::{Signal, kill};
 
 use super::{
-    common::softhsm::module_path,
+    common::faulty::{Control, MODULE, once, through},
     harness::{Mill, PATIENCE, Site, hosts_of, is, pool},
 };
 
-/// The module, built once; cargo is the one that runs the tests.
-pub static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("faulty-token");
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--manifest-path"])
-        .arg(root.join("tests/faulty-token/Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&target)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    target.join("debug/libfaulty_token.so")
-});
-
 /// A token that breaks on command.
 struct Faulty {
-    site: Site,
+    control: Control,
     name: String,
     mill: Arc<Mill>,
+    _site: Site,
 }
 
 /// How long a call may take here.
@@ -50,28 +31,25 @@ const CALL: Duration = Duration::from_secs(2);
 impl Faulty {
     async fn new(name: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let site = Site::new();
+        let control = Control::new(site.directory.path());
         let mut host = site.host_settings();
-        host.uri = host.uri.replace(&module_path().display().to_string(), &MODULE.display().to_string());
+        host.uri = through(&MODULE, &host.uri);
         host.call_timeout = CALL;
         host.sessions = 2;
         let mut token = site.token_with(name, host);
         if let Link::Child { environment, .. } = &mut token.link {
-            environment.insert("FAULTY_TOKEN_MODULE".to_owned(), module_path().display().to_string());
-            environment
-                .insert("FAULTY_TOKEN_CONTROL".to_owned(), site.directory.path().join("faults").display().to_string());
+            environment.extend(control.environment());
         }
         let mut settings = pool(vec![token]);
         settings.recovery_wait = PATIENCE;
         change(&mut settings);
         let mill = Mill::proven(settings, &site.issuer).await;
         mill.issue().await.unwrap();
-        Self { site, name: name.to_owned(), mill: Arc::new(mill) }
+        Self { control, name: name.to_owned(), mill: Arc::new(mill), _site: site }
     }
 
     fn breaks(&self, command: &str) {
-        let (file, new) = (self.site.directory.path().join("faults"), self.site.directory.path().join("faults-new"));
-        fs::write(&new, command).unwrap();
-        fs::rename(new, file).unwrap();
+        self.control.breaks(command);
     }
 
     fn works(&self) {
@@ -87,118 +65,6 @@ impl Faulty {
             let _already_gone = kill(nix::unistd::Pid::from_raw(host.try_into().unwrap()), Signal::SIGKILL);
         }
     }
-
-    /// Callers at work until `over`; answers how many certificates there were. No failure is one that a client would
-    /// not try again.
-    fn load(&self, over: &Arc<AtomicBool>) -> Vec<tokio::task::JoinHandle<u32>> {
-        (0..4)
-            .map(|_| {
-                let (mill, over) = (Arc::clone(&self.mill), Arc::clone(over));
-                tokio::spawn(async move {
-                    let mut done = 0;
-                    while !over.load(Ordering::Relaxed) {
-                        match mill.issue_within(Duration::from_secs(20)).await {
-                            Ok(_) => done += 1,
-                            Err(SignError::Unavailable(_) | SignError::Deadline) => {
-                                tokio::time::sleep(Duration::from_millis(20)).await;
-                            }
-                            Err(error) => panic!("{error}"),
-                        }
-                    }
-                    done
-                })
-            })
-            .collect()
-    }
-}
-
-fn once() -> String {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    format!("times=1,{}", COUNT.fetch_add(1, Ordering::Relaxed))
-}
-
-fn until(from_now: Duration) -> String {
-    let end = istio_hsm_ca::clock::now() + from_now;
-    format!("until={}", end.duration_since(UNIX_EPOCH).unwrap().as_millis())
-}
-
-/// The functions that a host calls, and whether only one that starts does so.
-const FUNCTIONS: [(&str, bool); 13] = [
-    ("C_Initialize", true),
-    ("C_GetSlotList", true),
-    ("C_GetTokenInfo", true),
-    ("C_Login", true),
-    ("C_OpenSession", true),
-    ("C_CloseSession", true),
-    ("C_FindObjectsInit", true),
-    ("C_FindObjects", true),
-    ("C_FindObjectsFinal", true),
-    ("C_GetAttributeValue", true),
-    ("C_GetSessionInfo", true),
-    ("C_SignInit", false),
-    ("C_Sign", false),
-];
-
-/// One code of each class: no room, no such key, logged out, request, session gone, broken, gone, PIN.
-const CODES: [(&str, &str); 8] = [
-    ("CKR_SESSION_COUNT", "0xb1"),
-    ("CKR_KEY_HANDLE_INVALID", "0x60"),
-    ("CKR_USER_NOT_LOGGED_IN", "0x101"),
-    ("CKR_DATA_LEN_RANGE", "0x21"),
-    ("CKR_SESSION_HANDLE_INVALID", "0xb3"),
-    ("CKR_GENERAL_ERROR", "0x5"),
-    ("CKR_TOKEN_NOT_PRESENT", "0xe0"),
-    ("CKR_DEVICE_ERROR", "0x30"),
-];
-
-/// A cell: the fault under load, its end, and how long the token took to sign again.
-async fn cell(faulty: &Faulty, function: &str, starts: bool, code: &str, limit: &str, lasts: Duration) -> Duration {
-    let over = Arc::new(AtomicBool::new(false));
-    let load = faulty.load(&over);
-    faulty.breaks(&format!("{function} return={code} {limit}"));
-    if starts {
-        faulty.kill_host();
-    }
-    tokio::time::sleep(lasts).await;
-    faulty.works();
-    let began = Instant::now();
-    // One more than the callers: it is answered when the token signs again.
-    let issued = faulty.mill.issue().await;
-    let took = began.elapsed();
-    over.store(true, Ordering::Relaxed);
-    for caller in load {
-        caller.await.unwrap();
-    }
-    issued.unwrap_or_else(|error| panic!("{function} {code} {limit}: {error}"));
-    took
-}
-
-/// Every function with one code in CI, in turn; `--ignored` runs all of them.
-async fn matrix(name: &str, cells: impl Iterator<Item = (usize, usize)>) {
-    let faulty = Faulty::new(name, |_| {}).await;
-    for (function, code) in cells {
-        let (function, starts) = FUNCTIONS[function];
-        let (code_name, code) = CODES[code];
-        for (limit, lasts) in [(once(), 100), (until(Duration::from_millis(400)), 450), (String::new(), 700)] {
-            let took = cell(&faulty, function, starts, code, &limit, Duration::from_millis(lasts)).await;
-            println!("{function} {code_name} {limit}: {} ms", took.as_millis());
-            // Backoff of a second at most, and a host's start.
-            assert!(took < Duration::from_secs(2), "{function} {code_name} {limit}: back after {took:?}");
-        }
-    }
-    assert_eq!(faulty.mill.snapshot(0).wrong, 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_function_may_fail() {
-    matrix("faulty-sample", (0..FUNCTIONS.len()).map(|function| (function, function % CODES.len()))).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "long: every function with every class of code"]
-async fn every_function_may_fail_in_every_way() {
-    let cells = (0..FUNCTIONS.len()).flat_map(|function| (0..CODES.len()).map(move |code| (function, code)));
-    matrix("faulty-all", cells).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -263,4 +129,31 @@ async fn fewer_sessions_than_configured_are_enough() {
         faulty.mill.issue().await.unwrap();
     }
     assert_eq!(faulty.mill.snapshot(0).hosts, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_refuses_at_once_and_the_rest_is_served() {
+    const QUEUE: usize = 8;
+    let faulty = Faulty::new("faulty-full", |settings| settings.queue = QUEUE).await;
+    faulty.breaks("C_Sign delay=10");
+    let recorded = faulty.mill.recorded().await;
+    let sign = || faulty.mill.sign(&recorded, istio_hsm_ca::signer::Class::Bulk, PATIENCE);
+    let answers = futures_util::future::join_all((0..200).map(|_| sign())).await;
+    let full = answers.iter().filter(|answer| matches!(answer, Err(SignError::QueueFull))).count();
+    let signed = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert_eq!(full + signed, 200, "{:?}", answers.iter().find(|answer| answer.is_err()));
+    // Two sessions' windows, the queue, and what was signed while the others came.
+    assert!((QUEUE + 64..QUEUE + 100).contains(&signed), "{signed}");
+    // The other class has a queue of its own.
+    let (mut bulk, mut first) = (Vec::new(), Vec::new());
+    for _ in 0..120 {
+        bulk.push(sign());
+        first.push(faulty.mill.sign(&recorded, istio_hsm_ca::signer::Class::First, PATIENCE));
+    }
+    let (bulk, first) = tokio::join!(futures_util::future::join_all(bulk), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        futures_util::future::join_all(first.into_iter().take(QUEUE)).await
+    });
+    assert!(bulk.iter().any(|answer| matches!(answer, Err(SignError::QueueFull))));
+    assert!(first.iter().all(Result::is_ok), "the bulk filled the first class's queue");
 }

@@ -18,8 +18,7 @@ use nix::{
 };
 
 use super::{
-    common::softhsm::module_path,
-    faulty::MODULE,
+    common::{faulty::MODULE, softhsm::module_path},
     forged::Forger,
     harness::{PATIENCE, PROGRAM, Site},
 };

@@ -1,6 +1,6 @@
 //! The host under a user of its own: what the daemon's user can and cannot do.
 //!
-//! Needs root, to start processes as other users; elsewhere the tests say that they were skipped.
+//! Needs root, to start processes as other users; elsewhere the tests fail and say so.
 
 use std::{
     fs,
@@ -12,6 +12,7 @@ use std::{
 };
 
 use istio_hsm_ca::{
+    agent::{self, KeyKind, TokenIssuer, Workload, WorkloadKey},
     bundle_files::BundlePaths,
     clock,
     pki::{Bundle, Issuer},
@@ -31,6 +32,9 @@ const HOST: u32 = 64_211;
 const DAEMON: u32 = 64_212;
 const STRANGER: u32 = 64_213;
 
+/// The name of the daemon's own certificate, which the host allows.
+const SERVER: &str = "ca.test";
+
 /// Where a helper process finds what is public.
 const SHARED: &str = "TEST_TOKEN_HOST_SHARED";
 
@@ -47,6 +51,16 @@ impl Drop for Stage {
     }
 }
 
+/// A process that ends with the test.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _already_gone = self.0.kill();
+        let _already_gone = self.0.wait();
+    }
+}
+
 fn give(path: &Path, uid: u32) {
     std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
     if path.is_dir() {
@@ -60,12 +74,12 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// A host at work under its own user; `None` where this process may not do so.
-fn stage() -> Option<Stage> {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: starting processes as other users needs root");
-        return None;
-    }
+/// A host at work under its own user.
+fn stage() -> Stage {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "starting processes as other users needs root: run the tests as root, or leave these out with --skip supervised"
+    );
     let site = Site::new();
     let shared = tempfile::tempdir().unwrap();
     mode(shared.path(), 0o755);
@@ -95,7 +109,8 @@ fn stage() -> Option<Stage> {
     fs::write(private.join("softhsm2.conf"), conf).unwrap();
     let config = format!(
         "uri = \"pkcs11:token={}?module-path={}&pin-source=file:{}\"\npin_marker = {:?}\nbundle = {:?}\n\
-         max_validity_seconds = 86400\ntrust_domains = [\"cluster.local\"]\ncall_timeout_ms = 5000\n",
+         max_validity_seconds = 86400\ntrust_domains = [\"cluster.local\"]\ndns_names = [\"{SERVER}\"]\n\
+         call_timeout_ms = 5000\n",
         super::harness::TOKEN,
         super::common::softhsm::module_path().display(),
         private.join("pin").display(),
@@ -110,7 +125,7 @@ fn stage() -> Option<Stage> {
     let log = shared.path().join("log");
     fs::create_dir(&log).unwrap();
     give(&log, DAEMON);
-    Some(Stage { shared, host, site })
+    Stage { shared, host, site }
 }
 
 fn start(program: &Path, private: &Path, socket: &Path) -> Child {
@@ -224,26 +239,101 @@ fn helper_stranger() {
 
 #[test]
 fn a_daemon_of_another_user_signs_and_sees_no_secret() {
-    let Some(stage) = stage() else { return };
+    let stage = stage();
     run_as(DAEMON, "supervised::helper_daemon", &stage);
 }
 
 #[test]
 fn a_forged_daemon_of_another_user_gets_nothing_either() {
-    let Some(stage) = stage() else { return };
+    let stage = stage();
     run_as(DAEMON, "supervised::helper_forger", &stage);
 }
 
 #[test]
 fn a_user_who_is_not_listed_is_turned_away_and_disturbs_nobody() {
-    let Some(stage) = stage() else { return };
+    let stage = stage();
     run_as(STRANGER, "supervised::helper_stranger", &stage);
     run_as(DAEMON, "supervised::helper_daemon", &stage);
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_whole_daemon_serves_agents_as_another_user_than_its_host() {
+    let stage = stage();
+    let shared = stage.shared.path();
+    let key = TokenIssuer::generate_key().unwrap();
+    let tokens = TokenIssuer::new(key.as_bytes(), "https://issuer.test".into(), "istio-ca".into()).unwrap();
+    fs::write(shared.join("jwks.json"), serde_json::to_vec(&tokens.key_set()).unwrap()).unwrap();
+    let path = |name: &str| shared.join(name).display().to_string();
+    let config = format!(
+        "[ca]\nbundle = \"{}\"\n[[token]]\nname = \"apart\"\nsocket = \"{}\"\nsocket_uid = {HOST}\n\
+         [listen]\naddress = \"127.0.0.1:0\"\n[serving]\ndns_names = [\"{SERVER}\"]\n\
+         [[auth.jwt]]\nissuer = \"https://issuer.test\"\nkeys = {{ file = {{ path = \"{}\" }} }}\n\
+         trust_domain = \"cluster.local\"\n[log]\ndirectory = \"{}\"\norigin = \"apart.test/log\"\n\
+         [admin]\naddress = \"127.0.0.1:0\"\nsocket = \"{}\"\n[logging]\nformat = \"json\"\n",
+        path("bundle"),
+        path("run/host.sock"),
+        path("jwks.json"),
+        path("log/issuance"),
+        path("log/admin.sock"),
+    );
+    fs::write(shared.join("istio-hsm-ca.toml"), config).unwrap();
+    let daemon = Command::new(shared.join("istio-hsm-ca"))
+        .args(["serve", "--config", &path("istio-hsm-ca.toml")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(shared.join("stderr")).unwrap())
+        .current_dir("/")
+        .uid(DAEMON)
+        .gid(DAEMON)
+        .spawn();
+    let mut daemon = Ending(daemon.unwrap());
+    let began = Instant::now();
+    let said = || fs::read_to_string(shared.join("stderr")).unwrap();
+    let ready = |line: &&str| line.contains("\"message\":\"ready\"") && line.contains("tokens");
+    let address = loop {
+        let text = said();
+        let listening = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let address = listening
+            .filter(|line| line["message"] == "listening")
+            .find_map(|line| Some(line["address"].as_str()?.to_owned()));
+        if let (Some(address), Some(_)) = (address, text.lines().find(ready)) {
+            break address.parse().unwrap();
+        }
+        assert!(began.elapsed() < PATIENCE && daemon.0.try_wait().unwrap().is_none(), "{text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let tls = agent::Tls::new(stage.site.issuer.roots_pem().as_bytes(), SERVER, None).unwrap();
+    let workload = Workload { namespace: "default".into(), service_account: "httpbin".into() };
+    let token = tokens.mint(&workload, clock::now(), Duration::from_secs(600)).unwrap();
+    let csr = WorkloadKey::generate(KeyKind::P256).unwrap().request(super::harness::WORKLOAD).unwrap();
+    let reply = loop {
+        let asked = async {
+            let channel = agent::connect(address, &tls).await.map_err(|error| error.to_string())?;
+            let reply = agent::create_certificate(channel, Some(&token), "Kubernetes", csr.clone(), 3600).await;
+            reply.map_err(|status| status.to_string())
+        };
+        match asked.await {
+            Ok(reply) => break reply,
+            Err(error) => assert!(began.elapsed() < PATIENCE, "{error}: {}", said()),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let leaf = shared.join("leaf.pem");
+    fs::write(&leaf, &reply[0]).unwrap();
+    let judged = Command::new("openssl")
+        .arg("verify")
+        .arg("-CAfile")
+        .arg(shared.join("bundle/root-cert.pem"))
+        .arg(&leaf)
+        .output();
+    assert!(judged.unwrap().status.success(), "openssl does not verify what the daemon sent");
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.0.id())).unwrap();
+    assert!(status.contains(&format!("\nUid:\t{DAEMON}\t{DAEMON}\t{DAEMON}\t{DAEMON}\n")), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_supervised_host_survives_its_daemons_and_daemons_survive_it() {
-    let Some(mut stage) = stage() else { return };
+    let mut stage = stage();
     let path = stage.shared.path().to_owned();
     // Root is not listed; the host's own user is always served, so that this daemon runs as a helper does.
     run_as(HOST, "supervised::helper_daemon_of_the_hosts_user", &stage);
@@ -275,4 +365,17 @@ async fn helper_daemon_of_the_hosts_user() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(mill.snapshot(0).hosts, 1, "the host was ended while it served");
+    // A second daemon is told at once, disturbs nobody, and takes over by itself when the first one ends.
+    let second = Mill::start(pool(vec![token(&shared, None)]), &issuer(&shared));
+    second.until("told", |health| is(0, Phase::Down)(health) && health.reason().contains("another daemon")).await;
+    for _ in 0..10 {
+        mill.issue().await.unwrap();
+    }
+    assert_eq!(mill.snapshot(0).hosts, 1);
+    mill.end().await;
+    for proof in second.prove().await {
+        assert_eq!(proof.result, Ok(()));
+    }
+    second.issue().await.unwrap();
+    second.end().await;
 }

@@ -5,7 +5,10 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,6 +25,7 @@ use super::{
     progress_bar,
     queue::Ideal,
     report::{Latency, Samples, count},
+    storm::{self, Comer, Route, Storm},
     token::{self, Plan, TokenChoice},
 };
 use crate::{
@@ -61,6 +65,15 @@ pub struct EndpointArguments {
     /// A new connection with the workload's client certificate (mTLS) for each certificate
     #[arg(long)]
     new_connections: bool,
+    /// Instead of a load: so many agents that come at once, each with a connection, an identity, a key and a token of its
+    /// own, with Istio's five tries
+    #[arg(long, value_name = "AGENTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000),
+          conflicts_with_all = ["rate", "new_connections", "token", "token_directory"])]
+    storm: Option<u32>,
+    /// With --storm: so many addresses of 127.1.0.0/16 take turns as the agents' own, for a daemon on this machine
+    #[arg(long, value_name = "ADDRESSES", default_value_t = 0, requires = "storm",
+          value_parser = clap::value_parser!(u16).range(0..=65_534))]
+    storm_sources: u16,
     /// How long to measure, in seconds
     #[arg(long, default_value_t = 5.0, value_parser = positive)]
     seconds: f64,
@@ -165,6 +178,9 @@ impl Ask for Agents {
 /// When a file cannot be read, the daemon does not answer, or no certificate was issued.
 pub(super) fn run(arguments: &EndpointArguments, output: Output) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if let Some(agents) = arguments.storm {
+        return runtime.block_on(storm(arguments, usize::try_from(agents)?, output));
+    }
     let mut report = runtime.block_on(measure(arguments))?;
     if let Some(token) = &arguments.token {
         let rate = token_alone(token, &arguments.choice)?;
@@ -173,6 +189,61 @@ pub(super) fn run(arguments: &EndpointArguments, output: Output) -> Result<()> {
     }
     output.print(&report, text)?;
     ensure!(report.certificates > 0, "no certificate was issued; the errors above say why");
+    Ok(())
+}
+
+/// A storm's figures, as JSON prints them.
+#[derive(Clone, Debug, Serialize)]
+struct StormReport {
+    #[serde(flatten)]
+    storm: Storm,
+    certificates_per_second: f64,
+    daemon_cpu_us_per_certificate: Option<f64>,
+    processes: Vec<ProcessTime>,
+}
+
+/// Lets all agents come at once, and prints what became of them.
+async fn storm(arguments: &EndpointArguments, agents: usize, output: Output) -> Result<()> {
+    crate::hardening::raise_open_files()?;
+    let roots = read(&arguments.roots)?;
+    let route = Route {
+        address: arguments.address,
+        tls: Tls::new(&roots, &arguments.server_name, None)?,
+        sources: arguments.storm_sources,
+        cluster: arguments.cluster.clone(),
+        lifetime: arguments.lifetime,
+    };
+    let mut comers = Vec::with_capacity(agents);
+    for (Workload { namespace, service_account }, token) in tokens(arguments, agents)? {
+        let identity = format!("spiffe://{}/ns/{namespace}/sa/{service_account}", arguments.trust_domain);
+        comers.push(Comer { token, request: WorkloadKey::generate(arguments.key)?.request(&identity)? });
+    }
+    let reading = || arguments.pid.map(Reading::take).transpose();
+    let before = reading()?;
+    let done = Arc::new(AtomicUsize::new(0));
+    let running = tokio::spawn(storm::all(Arc::new(route), comers, Arc::clone(&done)));
+    let bar = progress_bar(u64::try_from(agents)?)?;
+    while !running.is_finished() {
+        bar.set_position(u64::try_from(done.load(Ordering::Relaxed))?);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    bar.finish_and_clear();
+    let storm = running.await?;
+    let processes = match (before, reading()?) {
+        (Some(before), Some(after)) => after.since(&before),
+        _ => Vec::new(),
+    };
+    let cpu: f64 = processes.iter().map(|process| process.cpu_seconds).sum();
+    let report = StormReport {
+        certificates_per_second: count(storm.served) / storm.seconds.max(1e-3),
+        daemon_cpu_us_per_certificate: (!processes.is_empty() && storm.served > 0)
+            .then(|| cpu * 1e6 / count(storm.served)),
+        storm,
+        processes,
+    };
+    output.print(&report, storm_text)?;
+    let lost = report.storm.agents - report.storm.served;
+    ensure!(lost == 0, "{lost} of {} agents have no certificate; the reasons are above", report.storm.agents);
     Ok(())
 }
 
@@ -366,6 +437,25 @@ fn text(report: &Report) -> String {
             format!("              {:.2} s in {} ({})", process.cpu_seconds, process.name, process.pid)
         };
         lines.extend(report.processes.iter().map(process));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn storm_text(report: &StormReport) -> String {
+    let Storm { agents, served, tries, seconds, latency, refusals, lost } = &report.storm;
+    let mut lines = vec![format!(
+        "served        {served} of {agents} in {seconds:.2} s, {:.0} a second",
+        report.certificates_per_second
+    )];
+    if let Some(Latency { p50_us, p99_us, max_us }) = latency {
+        let [p50, p99, max] = [p50_us, p99_us, max_us].map(|micros| Duration::from_micros(*micros).as_secs_f64());
+        lines.push(format!("latency       p50 {p50:.2} s, p99 {p99:.2} s, max {max:.2} s"));
+    }
+    lines.extend(tries.iter().map(|(tries, agents)| format!("tries         {tries}: {agents} agents")));
+    lines.extend(refusals.iter().map(|(reason, count)| format!("tried again   {count} {reason}")));
+    lines.extend(lost.iter().map(|(reason, count)| format!("lost          {count} {reason}")));
+    if let Some(cpu) = report.daemon_cpu_us_per_certificate {
+        lines.push(format!("CPU           {cpu:.0} us a certificate"));
     }
     lines.join("\n") + "\n"
 }

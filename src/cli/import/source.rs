@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::Read,
-    os::unix::fs::MetadataExt,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -87,6 +87,10 @@ impl SourceArgs {
     /// Reads and checks everything. Every reason to refuse is told, and the key's public half, if there is one, so
     /// that the token can be looked at all the same.
     pub(super) fn read(&self) -> Result<Source, (Vec<String>, Option<PublicKey>)> {
+        if let Some(from) = self.from.as_deref().filter(|from| !from.is_dir()) {
+            let reason = "is no directory; name the one that holds the plug-in CA's files";
+            return Err((vec![format!("--from {}: {reason}", from.display())], None));
+        }
         let mut problems = Vec::new();
         let (files, text, origin) = match self.secret.fetch() {
             Some(Ok(fetched)) => (Ok(fetched.files), Ok((fetched.key, None)), Origin::Secret(fetched.secret)),
@@ -120,6 +124,11 @@ impl SourceArgs {
             }
             (_, key) => Err((problems, key.map(|(key, _)| key.public_key().clone()))),
         }
+    }
+
+    /// Whether the key comes by standard input.
+    pub(super) fn is_standard_input(&self) -> bool {
+        self.ca_key.as_deref() == Some(Path::new("-"))
     }
 
     fn paths(&self) -> BundlePaths {
@@ -184,7 +193,8 @@ fn read_key(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), String>
     let mut buffer = Zeroizing::new(vec![0; KEY_MAX + 1]);
     let mut warning = None;
     let mut file = if path == Path::new("-") {
-        File::open("/dev/stdin").map_err(failed)?
+        // A descriptor of its own: the library's standard input would keep the key in a buffer that is not zeroized.
+        File::from(std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?)
     } else {
         let file = File::open(path).map_err(failed)?;
         let mode = file.metadata().map_err(failed)?.mode() & 0o777;

@@ -255,10 +255,12 @@ fn reasons(snapshot: &Snapshot) -> Vec<Reason> {
 }
 
 fn certificate(entry: &crate::telemetry::recent::Certificate) -> Certificate {
+    // A SPIFFE ID says by itself that it is a URI.
+    let names = entry.names.replace("URI:spiffe://", "spiffe://");
     Certificate {
         time: time(entry.time),
-        names: entry.names.clone(),
-        caller: (entry.caller != entry.names).then(|| entry.caller.clone()),
+        caller: (entry.caller != names).then(|| entry.caller.clone()),
+        names,
         method: entry.method,
         serial: entry.serial.clone(),
         not_after: time(entry.not_after),

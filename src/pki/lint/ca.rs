@@ -84,6 +84,46 @@ impl<'a> Ca<'a> {
     }
 }
 
+/// A [`Ca`] that owns its certificate's parts: read once, held against many certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedCa {
+    subject: Vec<u8>,
+    spki: Vec<u8>,
+    signature_algorithm: SignatureAlgorithm,
+    subject_key_id: Option<Vec<u8>>,
+    path_len: Option<u8>,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+impl OwnedCa {
+    /// Reads a CA's certificate.
+    ///
+    /// # Errors
+    /// As [`Ca::from_certificate`].
+    pub fn from_certificate(der: &[u8]) -> Result<Self, Finding> {
+        let Ca { subject, spki, signature_algorithm, subject_key_id, path_len, not_before, not_after } =
+            Ca::from_certificate(der)?;
+        let (subject, spki) = (subject.to_vec(), spki.to_vec());
+        let subject_key_id = subject_key_id.map(<[u8]>::to_vec);
+        Ok(Self { subject, spki, signature_algorithm, subject_key_id, path_len, not_before, not_after })
+    }
+
+    /// The CA as the rules want it.
+    #[must_use]
+    pub fn as_ca(&self) -> Ca<'_> {
+        Ca {
+            subject: &self.subject,
+            spki: &self.spki,
+            signature_algorithm: self.signature_algorithm,
+            subject_key_id: self.subject_key_id.as_deref(),
+            path_len: self.path_len,
+            not_before: self.not_before,
+            not_after: self.not_after,
+        }
+    }
+}
+
 /// subjectKeyIdentifier and pathLenConstraint among a certificate's extensions.
 fn constraints<'a>(mut extensions: Walk<'a>) -> Result<(Option<&'a [u8]>, Option<u8>), Malformed> {
     let (mut subject_key_id, mut path_len) = (None, None);

@@ -99,6 +99,7 @@ fn the_ca_is_the_same_read_from_its_certificate() {
     for key in keys() {
         let ca = SoftCa::new(key);
         assert_eq!(Ca::from_certificate(ca.issuer.certificate()).unwrap(), Ca::from(&*ca.issuer));
+        assert_eq!(OwnedCa::from_certificate(ca.issuer.certificate()).unwrap().as_ca(), Ca::from(&*ca.issuer));
         let certificate = ca.issuer.certificate();
         for at in 0..certificate.len() {
             assert!(Ca::from_certificate(&certificate[..at]).is_err(), "cut at {at}");

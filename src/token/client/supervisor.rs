@@ -1,14 +1,18 @@
 //! Keeps one token's host alive: starts it, has it prove itself, watches it, replaces it.
 
+mod questions;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use questions::open_key;
+pub(super) use questions::{canaries, prove};
 use tokio::net::UnixStream;
 
 use super::{
-    Link as Way, Proof, ProveError, TokenSettings,
+    Link as Way, TokenSettings,
     child::{Running, Spawner},
     counters::count,
     health::Phase,
@@ -19,7 +23,7 @@ use crate::{
     pki::PublicKey,
     token::{
         host::canary_message,
-        protocol::{FaultClass, Fingerprint, Kind, Reply, Request, Sign, VERSION},
+        protocol::{FaultClass, Kind, Reply, Request, Sign, VERSION},
     },
 };
 
@@ -107,13 +111,15 @@ impl Supervisor {
         if let Some(fixed) = self.shared.fixed.get(self.at) {
             count(&fixed.counters.hosts);
         }
-        let mut link = Link::start(&self.shared, self.at, host, stream);
-        let mut end = tokio::select! {
-            error = link.ended() => End::down(error.to_string()),
-            end = self.watch(host) => end,
-            () = self.shared.ending.cancelled() => End::down("the daemon is ending"),
+        let started = stream.into_std().and_then(|stream| Link::start(&self.shared, self.at, host, stream));
+        let mut end = match started {
+            Ok(mut link) => tokio::select! {
+                error = link.ended() => End::down(error.to_string()),
+                end = self.watch(host) => end,
+                () = self.shared.ending.cancelled() => End::down("the daemon is ending"),
+            },
+            Err(error) => End::down(format!("the connection to its host cannot be used: {error}")),
         };
-        drop(link);
         // First of all the requests are freed, before the process is waited for.
         self.shared.link_down(self.at, end.phase, &end.reason);
         if end.hung
@@ -337,101 +343,4 @@ fn unwilling(reply: Reply) -> End {
             End::down("its host answers something else than was asked")
         }
     }
-}
-
-async fn open_key(shared: &Shared, at: usize, host: u64, key: Fingerprint, limit: Duration) -> Result<(), ProveError> {
-    let gone = || ProveError::Unreachable("its host is gone".to_owned());
-    let answer = shared.call(at, host, &Request::Open { key }).ok_or_else(gone)?;
-    let reply = match tokio::time::timeout(limit, answer).await {
-        Ok(reply) => reply.map_err(|_| gone())?,
-        Err(_) => return Err(ProveError::Unreachable(format!("its host has not answered for {limit:?}"))),
-    };
-    match reply {
-        Reply::Opened => {
-            shared.opened(at, host, key, true);
-            Ok(())
-        }
-        Reply::Fault(fault) => {
-            shared.opened(at, host, key, false);
-            Err(ProveError::Refused(fault.text))
-        }
-        Reply::Refused { reason } => {
-            shared.opened(at, host, key, false);
-            Err(ProveError::Refused(reason))
-        }
-        Reply::Expired | Reply::Signed { .. } | Reply::Status(_) => {
-            Err(ProveError::Unreachable("its host answers something else than was asked".to_owned()))
-        }
-    }
-}
-
-/// As [`Pool::prove`](super::Pool::prove).
-pub(super) async fn prove(shared: &Arc<Shared>, key: Fingerprint, deadline: Instant) -> Vec<Proof> {
-    shared.want(key);
-    each(shared, move |shared, at| async move {
-        loop {
-            let view = shared.view(at, |token| (token.host, token.status.version, token.linked, token.reason.clone()));
-            let Some((host, version, linked, reason)) = view else {
-                return Err(ProveError::Unreachable("no such token".to_owned()));
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(ProveError::Unreachable(reason));
-            }
-            if linked && version == VERSION {
-                match open_key(&shared, at, host, key, left).await {
-                    Err(ProveError::Unreachable(_)) => {}
-                    result => return result,
-                }
-            }
-            tokio::time::sleep(TICK / 5).await;
-        }
-    })
-    .await
-}
-
-/// As [`Pool::canary`](super::Pool::canary): the health of each token, after a probe where it is not known to sign.
-pub(super) async fn canaries(shared: &Arc<Shared>) -> Vec<Proof> {
-    each(shared, |shared, at| async move {
-        let view = shared.view(at, |token| (token.host, token.status.canary_key.clone(), token.reason.clone()));
-        let Some((host, key, reason)) = view else {
-            return Err(ProveError::Unreachable("no such token".to_owned()));
-        };
-        let message = canary_message();
-        let request = Request::Sign(Sign {
-            kind: Kind::Canary,
-            key: super::OWN_KEY,
-            request_id: "canary",
-            deadline_ms: u32::MAX,
-            message: &message,
-        });
-        let answer = shared.call(at, host, &request).ok_or_else(|| ProveError::Unreachable(reason.clone()))?;
-        let verified = |signature: &[u8]| {
-            let key = PublicKey::from_spki_der(&key).ok();
-            key.is_some_and(|key| key.verify(key.signature_algorithm(), &message, signature).is_ok())
-        };
-        match answer.await {
-            Ok(Reply::Signed { signature, .. }) if verified(&signature) => Ok(()),
-            Ok(Reply::Signed { .. }) => {
-                Err(ProveError::Refused("its canary key makes signatures that do not verify".to_owned()))
-            }
-            Ok(other) => Err(ProveError::Refused(unwilling(other).reason)),
-            Err(_) => Err(ProveError::Unreachable(reason)),
-        }
-    })
-    .await
-}
-
-/// Asks all tokens at once, and answers in the order of the configuration.
-async fn each<F>(shared: &Arc<Shared>, ask: impl Fn(Arc<Shared>, usize) -> F) -> Vec<Proof>
-where
-    F: Future<Output = Result<(), ProveError>> + Send + 'static,
-{
-    let asked: Vec<_> = (0..shared.fixed.len()).map(|at| tokio::spawn(ask(Arc::clone(shared), at))).collect();
-    let mut proofs = Vec::with_capacity(asked.len());
-    for (asked, fixed) in asked.into_iter().zip(&shared.fixed) {
-        let result = asked.await.unwrap_or_else(|_| Err(ProveError::Unreachable("the daemon is ending".to_owned())));
-        proofs.push(Proof { token: Arc::clone(&fixed.name), result });
-    }
-    proofs
 }

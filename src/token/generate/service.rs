@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use cryptoki::{mechanism::MechanismType, object::ObjectClass, session::Session};
 use serde::Serialize;
 
-use super::{GenerateError, call, check_mechanisms, labelled, pair};
+use super::{CallError, GenerateError, call, check_mechanisms, labelled, pair};
 use crate::{
     pki::{KeyAlgorithm, PublicKey},
     token::key::{
@@ -153,7 +153,7 @@ fn clear_orphans(session: &Session, label: &str, cleared: &mut Vec<String>) -> R
 
 fn reason(error: &GenerateError) -> String {
     match error {
-        GenerateError::Call { source, .. } => format!("{error}: {source}"),
+        GenerateError::Call(CallError { source, .. }) => format!("{error}: {source}"),
         GenerateError::Certificate(_)
         | GenerateError::Key(_)
         | GenerateError::LabelTaken(_)

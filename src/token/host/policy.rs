@@ -52,18 +52,11 @@ pub(super) enum Refusal {
 
 impl Rules {
     /// Holds a certificate to the rules, under one CA certificate of the host's own.
-    pub(super) fn certificate(
-        &self,
-        kind: Kind,
-        tbs: &[u8],
-        ca_certificate: &[u8],
-        now: SystemTime,
-    ) -> Result<(), Refusal> {
+    pub(super) fn certificate(&self, kind: Kind, tbs: &[u8], ca: &Ca<'_>, now: SystemTime) -> Result<(), Refusal> {
         let facts = Facts::parse(tbs)?;
-        let ca = Ca::from_certificate(ca_certificate)?;
         match kind {
-            Kind::Leaf => lint::leaf(&facts, &ca, self.max_validity)?,
-            Kind::Intermediate if self.allow_intermediate => lint::intermediate(&facts, &ca, self.max_validity)?,
+            Kind::Leaf => lint::leaf(&facts, ca, self.max_validity)?,
+            Kind::Intermediate if self.allow_intermediate => lint::intermediate(&facts, ca, self.max_validity)?,
             Kind::Intermediate => return Err(Refusal::Intermediate),
             Kind::Canary | Kind::Checkpoint => return Err(Finding("it is not a kind of certificate").into()),
         }

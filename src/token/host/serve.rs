@@ -142,6 +142,14 @@ impl Connection {
     }
 }
 
+/// A frame was taken.
+struct Taken {
+    /// When it was read.
+    read_at: Instant,
+    /// About how many more have been read.
+    waiting: usize,
+}
+
 /// What the threads of a connection share.
 struct Service<'a> {
     vault: &'a Vault,
@@ -175,7 +183,7 @@ impl Service<'_> {
                 }
                 std::thread::sleep(NO_SESSION);
             }
-            let Some(read_at) = self.next_frame(&mut outbox, &mut bytes)? else { return Ok(()) };
+            let Some(Taken { read_at, waiting }) = self.next_frame(&mut outbox, &mut bytes)? else { return Ok(()) };
             let Some((frame, _)) = Frame::split(&bytes)? else { continue };
             let request = Request::decode(&frame)?;
             let began = Instant::now();
@@ -194,14 +202,14 @@ impl Service<'_> {
                 *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
                 return Ok(());
             }
-            if outbox.is_due(began.elapsed()) {
+            if outbox.is_due(began.elapsed(), waiting / self.workers.len().max(1)) {
                 outbox.flush()?;
             }
         }
     }
 
     /// Takes the next frame. `None` when the daemon has hung up.
-    fn next_frame(&self, outbox: &mut Outbox<'_>, bytes: &mut Vec<u8>) -> Result<Option<Instant>, EndOfService> {
+    fn next_frame(&self, outbox: &mut Outbox<'_>, bytes: &mut Vec<u8>) -> Result<Option<Taken>, EndOfService> {
         let mut inbox = match self.inbox.try_lock() {
             Ok(inbox) => inbox,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -217,7 +225,7 @@ impl Service<'_> {
             }
         }
         inbox.take(bytes)?;
-        Ok(Some(inbox.read_at()))
+        Ok(Some(Taken { read_at: inbox.read_at(), waiting: inbox.waiting(bytes.len()) }))
     }
 
     fn is_over(&self) -> bool {
@@ -329,7 +337,7 @@ impl Service<'_> {
                 let now = crate::clock::now();
                 // A renewed CA certificate has the key of the old one.
                 for ca in self.vault.certificates().iter().filter(|ca| ca.fingerprint == sign.key) {
-                    match self.vault.rules.certificate(sign.kind, sign.message, &ca.der, now) {
+                    match self.vault.rules.certificate(sign.kind, sign.message, &ca.ca.as_ca(), now) {
                         Ok(()) => return Ok(ca.key.clone()),
                         Err(refusal) => reason = refusal.to_string(),
                     }

@@ -3,6 +3,7 @@
 //! Each thread has a [`Worker`] of its own with a session of its own, since a session is not shared; the login is the
 //! process's, made once and kept by a session that does nothing else.
 
+mod faults;
 mod worker;
 
 use std::{
@@ -15,18 +16,21 @@ use std::{
 };
 
 use cryptoki::session::Session;
+use faults::{
+    call_fault, fault, fault_of, key_fault, login_fault, pin_fault, pin_file_fault, setting, sign_fault, token_fault,
+};
 pub(super) use worker::Worker;
 
 use super::{Settings, chain, policy::Rules, watchdog::Watchdog};
 use crate::{
-    pki::{PublicKey, lint::Ca, pem},
+    pki::{PublicKey, lint::OwnedCa, pem},
     token::{
-        self, Class, Module, Token, TokenUri,
+        self, Module, Token, TokenUri,
         key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, hex},
-        module::{LoginError, TokenError},
+        module::LoginError,
         pin,
         pin_marker::{PinMarker, state_of},
-        protocol::{Fault, FaultClass, Fingerprint, KeyCount, Kind, Status, VERSION},
+        protocol::{Fault, Fingerprint, KeyCount, Kind, Status, VERSION},
     },
 };
 
@@ -36,6 +40,8 @@ pub(super) struct CaCertificate {
     pub(super) der: Vec<u8>,
     pub(super) key: PublicKey,
     pub(super) fingerprint: Fingerprint,
+    /// What the rules need of it.
+    pub(super) ca: OwnedCa,
 }
 
 #[derive(Debug, Default)]
@@ -315,89 +321,8 @@ fn read_certificate(path: &Path) -> Result<CaCertificate, Fault> {
     let blocks = pem::blocks(&text).map_err(|error| wrong(&error))?;
     let certificate = blocks.into_iter().find(|block| block.label == "CERTIFICATE");
     let der = certificate.ok_or_else(|| wrong(&"it holds no certificate"))?.der.to_vec();
-    let ca = Ca::from_certificate(&der).map_err(|error| wrong(&error))?;
-    let key = PublicKey::from_spki_der(ca.spki).map_err(|error| wrong(&error))?;
+    let ca = OwnedCa::from_certificate(&der).map_err(|error| wrong(&error))?;
+    let key = PublicKey::from_spki_der(ca.as_ca().spki).map_err(|error| wrong(&error))?;
     let fingerprint = key.fingerprint();
-    Ok(CaCertificate { der, key, fingerprint })
-}
-
-// === from the token's errors to the wire's ===
-
-fn fault_of(class: FaultClass, text: &str) -> Fault {
-    Fault { class, code: 0, function: String::new(), text: text.to_owned() }
-}
-
-pub(super) fn fault(text: &str) -> Fault {
-    fault_of(FaultClass::Settings, text)
-}
-
-fn setting(error: &dyn std::error::Error) -> Fault {
-    fault(&chain(error))
-}
-
-fn pin_fault(text: &str) -> Fault {
-    fault_of(FaultClass::Pin, text)
-}
-
-/// A PIN file that vanished may come back at any moment: that is no verdict on the PIN.
-fn pin_file_fault(text: &str) -> Fault {
-    fault_of(FaultClass::Settings, text)
-}
-
-fn class(class: Class) -> FaultClass {
-    match class {
-        Class::Busy => FaultClass::Busy,
-        Class::Configuration => FaultClass::Key,
-        Class::Login => FaultClass::Login,
-        Class::Pin => FaultClass::Pin,
-        Class::Request => FaultClass::Request,
-        Class::Session | Class::Success => FaultClass::Session,
-        Class::Token => FaultClass::Module,
-    }
-}
-
-pub(super) fn call_fault(error: &token::Fault, function: &str) -> Fault {
-    Fault {
-        class: class(error.class()),
-        code: error.code().unwrap_or_default(),
-        function: function.to_owned(),
-        text: error.to_string(),
-    }
-}
-
-fn token_fault(error: &TokenError) -> Fault {
-    let class = match error.class() {
-        Class::Configuration => FaultClass::Settings,
-        other => class(other),
-    };
-    fault_of(class, &chain(error))
-}
-
-fn login_fault(error: &LoginError) -> Fault {
-    let (code, function) = match error {
-        LoginError::Call { source, .. } | LoginError::WrongPin { source, .. } => (source.code(), "C_Login"),
-        LoginError::FinalTry(_) | LoginError::Locked(_) | LoginError::Unset(_) => (None, ""),
-    };
-    Fault {
-        class: class(error.class()),
-        code: code.unwrap_or_default(),
-        function: function.to_owned(),
-        text: chain(error),
-    }
-}
-
-pub(super) fn key_fault(error: &KeyError) -> Fault {
-    match error {
-        KeyError::Call { source, .. } => Fault { text: chain(error), ..call_fault(source, "C_FindObjects") },
-        KeyError::Ambiguous { .. } | KeyError::NotFound(_) | KeyError::Public { .. } | KeyError::Unfit { .. } => {
-            fault_of(FaultClass::Key, &chain(error))
-        }
-    }
-}
-
-pub(super) fn sign_fault(error: &token::mechanism::SignFault) -> Fault {
-    match error {
-        token::mechanism::SignFault::Call(source) => Fault { text: chain(error), ..call_fault(source, "C_Sign") },
-        token::mechanism::SignFault::Length { .. } => fault_of(FaultClass::Session, &chain(error)),
-    }
+    Ok(CaCertificate { der, key, fingerprint, ca })
 }

@@ -2,7 +2,7 @@
 
 use cryptoki::{object::ObjectHandle, session::Session};
 
-use super::ImportError;
+use super::{CallError, ImportError};
 use crate::{
     pki::PublicKey,
     token::{
@@ -32,7 +32,7 @@ pub(super) struct Existing {
 /// When there are several keys that work, one that does not work and that no interrupted import of ours explains, or
 /// one that is unfit.
 pub(super) fn look(session: &Session, key: &PublicKey) -> Result<Existing, ImportError> {
-    let call = |source| ImportError::Call { step: "look for the key", source };
+    let call = |source| ImportError::from(CallError { step: "look for the key", source });
     let interrupted = super::marker::find(session, key).map_err(call)?;
     let what = format!("CKA_ID {}", hex(&key.key_id()));
     let (mut whole, mut broken) = (Vec::new(), Vec::new());
@@ -71,7 +71,7 @@ pub(super) fn look(session: &Session, key: &PublicKey) -> Result<Existing, Impor
 /// # Errors
 /// When the token does not let it go.
 pub(super) fn clear(session: &Session, key: &PublicKey, found: &Existing) -> Result<Vec<String>, ImportError> {
-    let call = |source| ImportError::Call { step: "clear what an interrupted import left", source };
+    let call = |source| ImportError::from(CallError { step: "clear what an interrupted import left", source });
     let mut cleared = Vec::new();
     if found.interrupted.is_empty() {
         return Ok(cleared);

@@ -9,8 +9,8 @@
 //!   `until=MILLISECONDS` (of the Unix epoch), none: for good.
 //!
 //! Beside the commands' file stands one of the same name with the ending `calls`, to which lines are added:
-//! `calls FUNCTION` at the first call of a process, `fault FUNCTION ACTION` for each one that happened, `login` before
-//! each C_Login, `sign CKA_ID INPUT` in hexadecimal before each signature that is really asked for.
+//! `calls FUNCTION` at the first call of a process, `fault FUNCTION ACTION` for each one that happened, `login
+//! PROCESS` before and `done PROCESS` after each C_Login, `sign CKA_ID INPUT` in hexadecimal before each signature that is really asked for.
 
 use std::{
     collections::HashSet,

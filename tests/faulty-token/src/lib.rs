@@ -57,6 +57,7 @@ pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> 
         faulty.C_GetSlotList = Some(slot_list);
         faulty.C_OpenSession = Some(open_session);
         faulty.C_CloseSession = Some(close_session);
+        faulty.C_Login = Some(login);
         faulty.C_FindObjects = Some(find_objects);
         faulty.C_GetAttributeValue = Some(attribute_value);
         faulty.C_SignInit = Some(sign_init);
@@ -93,9 +94,6 @@ fn real() -> Option<&'static CK_FUNCTION_LIST> {
 /// What happens before a call; a value is the call's answer.
 fn before(function: &'static str) -> Option<CK_RV> {
     control::note_call(function);
-    if function == "C_Login" {
-        control::note("login");
-    }
     match control::fault(function)? {
         Action::Return(rv) => Some(rv),
         Action::Logout => {
@@ -166,7 +164,6 @@ pass_on! {
     C_GetMechanismList(slot: CK_SLOT_ID, list: *mut CK_MECHANISM_TYPE, count: *mut CK_ULONG);
     C_GetMechanismInfo(slot: CK_SLOT_ID, mechanism: CK_MECHANISM_TYPE, info: *mut CK_MECHANISM_INFO);
     C_GetSessionInfo(session: CK_SESSION_HANDLE, info: *mut CK_SESSION_INFO);
-    C_Login(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: *mut CK_UTF8CHAR, length: CK_ULONG);
     C_Logout(session: CK_SESSION_HANDLE);
     C_FindObjectsInit(session: CK_SESSION_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG);
     C_FindObjectsFinal(session: CK_SESSION_HANDLE);
@@ -184,6 +181,23 @@ unsafe extern "C" fn slot_list(present: CK_BBOOL, slots: *mut CK_SLOT_ID, count:
     let Some(function) = real().and_then(|real| real.C_GetSlotList) else { return CKR_FUNCTION_NOT_SUPPORTED };
     // SAFETY: the caller's arguments, as they came.
     unsafe { function(present, slots, count) }
+}
+
+unsafe extern "C" fn login(
+    session: CK_SESSION_HANDLE,
+    user: CK_USER_TYPE,
+    pin: *mut CK_UTF8CHAR,
+    length: CK_ULONG,
+) -> CK_RV {
+    control::note(&format!("login {}", std::process::id()));
+    let rv = match (before("C_Login"), real().and_then(|real| real.C_Login)) {
+        (Some(rv), _) => rv,
+        // SAFETY: the caller's arguments, as they came.
+        (None, Some(function)) => unsafe { function(session, user, pin, length) },
+        (None, None) => CKR_FUNCTION_NOT_SUPPORTED,
+    };
+    control::note(&format!("done {}", std::process::id()));
+    rv
 }
 
 unsafe extern "C" fn find_objects(

@@ -46,6 +46,11 @@ impl Inbox {
         Ok(())
     }
 
+    /// About how many frames are there, if they are as long as one that was taken.
+    pub(super) fn waiting(&self, length: usize) -> usize {
+        self.unread().len() / length.max(1)
+    }
+
     /// When what is there was read: deadlines count from then.
     pub(super) fn read_at(&self) -> Instant {
         self.read_at

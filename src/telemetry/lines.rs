@@ -1,0 +1,279 @@
+//! Log lines on their way to standard error: gathered in memory and written by a thread of their own.
+//!
+//! A request never waits for whoever reads the lines: a collector that hangs, or a full disk behind it, would hold up
+//! every certificate. Lines are written a moment later, an error's at once; when more have gathered than
+//! [`ROOM`], further ones are dropped and counted, and a line says how many. What has gathered is written when the
+//! [`Flushed`] guard goes. The issuance log has nothing to do with this: nothing of it is ever dropped.
+
+use std::{
+    io::{self, Write},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// How many bytes may wait: seconds of lines at the highest rate.
+const ROOM: usize = 4 << 20;
+/// How long lines gather before they are written together.
+const GATHER: Duration = Duration::from_millis(20);
+/// What the buffers keep for the next lines.
+const KEPT: usize = 64 << 10;
+/// How long the last lines may take to be written at the end: whoever reads them may hang.
+const END: Duration = Duration::from_secs(2);
+
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// How many lines were dropped since the start of the process.
+#[must_use]
+pub fn dropped() -> u64 {
+    DROPPED.load(Ordering::Relaxed)
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: Vec<u8>,
+    /// Lines dropped since the last that was taken.
+    dropped: u64,
+    /// The thread sleeps until it is woken.
+    idle: bool,
+    /// What waits is not to wait for more.
+    urgent: bool,
+    closed: bool,
+    /// The thread has written everything and ended.
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    ended: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Under this lock only bytes are moved.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one whole line, or drops it.
+    fn push(&self, line: &[u8], urgent: bool) {
+        let mut state = self.lock();
+        if state.closed || state.waiting.len() + line.len() > ROOM {
+            state.dropped += 1;
+            DROPPED.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        state.waiting.extend_from_slice(line);
+        let wake = std::mem::take(&mut state.idle) || (urgent && !state.urgent);
+        state.urgent |= urgent;
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits for lines and takes them all, with how many were dropped. `None` once there will be no more.
+    fn take(&self, into: &mut Vec<u8>) -> Option<u64> {
+        into.clear();
+        into.shrink_to(KEPT);
+        let mut state = self.lock();
+        while state.waiting.is_empty() && !state.closed {
+            state.idle = true;
+            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.idle = false;
+        let until = Instant::now() + GATHER;
+        while !state.urgent && !state.closed {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if state.waiting.is_empty() && state.dropped == 0 && state.closed {
+            return None;
+        }
+        state.urgent = false;
+        std::mem::swap(&mut state.waiting, into);
+        Some(std::mem::take(&mut state.dropped))
+    }
+}
+
+/// Where the lines go; clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Lines(Arc<Shared>);
+
+/// Has the last lines written when it goes.
+#[derive(Debug)]
+#[must_use = "the last lines are written when it is dropped"]
+pub struct Flushed {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Lines {
+    /// Starts the thread that writes to `out`.
+    pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<(Self, Flushed)> {
+        let shared = Arc::new(Shared::default());
+        let writing = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("log-lines".to_owned()).spawn(move || write(&writing, out))?;
+        Ok((Self(Arc::clone(&shared)), Flushed { shared, thread: Some(thread) }))
+    }
+}
+
+fn write(shared: &Shared, mut out: impl Write) {
+    let mut lines = Vec::new();
+    while let Some(dropped) = shared.take(&mut lines) {
+        // Whoever should read this is gone; there is nobody to tell.
+        let _ = out.write_all(&lines);
+        if dropped > 0 {
+            let _ = writeln!(out, "{dropped} log lines were dropped here: their reader does not keep up");
+        }
+        let _ = out.flush();
+    }
+    shared.lock().ended = true;
+    shared.ended.notify_all();
+}
+
+impl Drop for Flushed {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        self.shared.wake.notify_one();
+        let until = Instant::now() + END;
+        while !state.ended {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.shared.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(state);
+        if let Some(thread) = self.thread.take() {
+            // It has ended, and writing bytes does not panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One line's writer: the formatting layer hands over each line whole.
+#[derive(Debug)]
+pub(super) struct Line<'a> {
+    lines: &'a Lines,
+    urgent: bool,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.lines.0.push(line, self.urgent);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { lines: self, urgent: false }
+    }
+
+    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Line<'a> {
+        Line { lines: self, urgent: *meta.level() == Level::ERROR }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A reader of lines that takes a write only when it is told to.
+    struct Slow {
+        permits: mpsc::Receiver<()>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // Without a sender everything is taken.
+            let _ = self.permits.recv();
+            self.written.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn slow() -> (mpsc::Sender<()>, Arc<Mutex<Vec<u8>>>, Slow) {
+        let (permit, permits) = mpsc::channel();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        (permit, Arc::clone(&written), Slow { permits, written })
+    }
+
+    #[test]
+    fn lines_come_whole_in_order_and_all_at_the_end() {
+        let (permit, written, out) = slow();
+        drop(permit);
+        let (lines, flushed) = Lines::start(out).unwrap();
+        let mut expected = Vec::new();
+        for number in 0..10_000 {
+            let line = format!("line {number}\n");
+            lines.make_writer().write_all(line.as_bytes()).unwrap();
+            expected.extend_from_slice(line.as_bytes());
+        }
+        drop(flushed);
+        assert!(*written.lock().unwrap() == expected);
+        lines.make_writer().write_all(b"late\n").unwrap();
+        assert!(*written.lock().unwrap() == expected, "after the end nothing is written");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_reader_that_hangs_and_what_is_dropped_is_told() {
+        let (permit, written, out) = slow();
+        let (lines, flushed) = Lines::start(out).unwrap();
+        let line = [b'x'; 1 << 16];
+        let before = dropped();
+        let sent = 3 * ROOM / line.len();
+        for _ in 0..sent {
+            lines.make_writer().write_all(&line).unwrap();
+        }
+        let lost = dropped() - before;
+        assert!(lost >= u64::try_from(ROOM / line.len()).unwrap(), "{lost}");
+        drop(permit);
+        drop(flushed);
+        let written = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        let kept = written.matches('x').count() / line.len();
+        assert!(u64::try_from(kept).unwrap() + lost >= u64::try_from(sent).unwrap(), "{kept} + {lost} of {sent}");
+        assert!(written.contains("log lines were dropped here"));
+    }
+
+    #[test]
+    fn an_error_is_written_at_once_and_others_soon() {
+        let (permit, written, out) = slow();
+        drop(permit);
+        let (lines, _flushed) = Lines::start(out).unwrap();
+        for urgent in [true, false] {
+            let before = written.lock().unwrap().len();
+            lines.0.push(b"here\n", urgent);
+            let start = Instant::now();
+            while written.lock().unwrap().len() == before {
+                assert!(start.elapsed() < Duration::from_secs(10), "urgent: {urgent}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn requests() -> Vec<Request<'static>> {
+    let sign = |kind| {
+        Request::Sign(Sign { kind, key: [7; 32], request_id: "req-1", deadline_ms: 250, message: b"to be signed" })
+    };
+    vec![
+        Request::Discard { session: 9 },
+        Request::Hello { version: VERSION, settings: b"{}" },
+        Request::Open { key: [3; 32] },
+        Request::Ping,
+        sign(Kind::Canary),
+        sign(Kind::Checkpoint),
+        sign(Kind::Intermediate),
+        sign(Kind::Leaf),
+    ]
+}
+
+fn replies() -> Vec<Reply> {
+    let mut replies = vec![
+        Reply::Expired,
+        Reply::Opened,
+        Reply::Refused { reason: "CA:TRUE".into() },
+        Reply::Signed { session: 4, signature: vec![1, 2, 3] },
+        Reply::Status(Box::new(Status { token: "istio-ca".into(), sessions: 2, ..Status::default() })),
+    ];
+    replies.extend(FaultClass::ALL.map(|class| {
+        Reply::Fault(Fault { class, code: 0xA0, function: "C_Login".into(), text: "the PIN is wrong".into() })
+    }));
+    replies
+}
+
+#[test]
+fn requests_survive_the_wire_back_to_back() {
+    let mut buffer = Vec::new();
+    for (i, request) in (0..).zip(requests()) {
+        request.encode(i, &mut buffer).unwrap();
+    }
+    let mut rest = &buffer[..];
+    for (i, request) in (0..).zip(requests()) {
+        let (frame, used) = Frame::split(rest).unwrap().unwrap();
+        assert_eq!(frame.correlation, i);
+        assert_eq!(Request::decode(&frame).unwrap(), request);
+        rest = &rest[used..];
+    }
+    assert!(rest.is_empty());
+}
+
+#[test]
+fn replies_survive_the_wire() {
+    for reply in replies() {
+        let mut buffer = Vec::new();
+        reply.encode(u64::MAX, &mut buffer).unwrap();
+        let (frame, used) = Frame::split(&buffer).unwrap().unwrap();
+        assert_eq!(used, buffer.len());
+        assert_eq!(Reply::decode(&frame).unwrap(), reply);
+    }
+}
+
+#[test]
+fn every_cut_of_a_frame_is_incomplete_or_an_error() {
+    for request in requests() {
+        let mut buffer = Vec::new();
+        request.encode(1, &mut buffer).unwrap();
+        for cut in 0..buffer.len() {
+            assert_eq!(Frame::split(&buffer[..cut]), Ok(None), "{request:?} cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn sizes_out_of_bounds_are_known_from_the_length() {
+    for length in [0u32, 8, 60 * 1024 + 1, u32::MAX] {
+        assert!(matches!(Frame::split(&length.to_be_bytes()), Err(ProtocolError::Size(_))), "{length}");
+    }
+}
+
+#[test]
+fn too_large_a_message_leaves_the_buffer_as_it_was() {
+    let message = vec![0; MAX_FRAME];
+    let sign =
+        Request::Sign(Sign { kind: Kind::Leaf, key: [0; 32], request_id: "", deadline_ms: 1, message: &message });
+    let mut buffer = b"before".to_vec();
+    assert!(matches!(sign.encode(1, &mut buffer), Err(ProtocolError::Size(_))));
+    assert_eq!(buffer, b"before");
+}
+
+#[test]
+fn long_texts_are_cut_at_a_character() {
+    let mut buffer = Vec::new();
+    Reply::Refused { reason: "é".repeat(MAX_TEXT) }.encode(1, &mut buffer).unwrap();
+    let (frame, _) = Frame::split(&buffer).unwrap().unwrap();
+    assert!(matches!(Reply::decode(&frame), Ok(Reply::Refused { reason }) if reason.len() == MAX_TEXT));
+}
+
+#[test]
+fn what_follows_the_last_field_is_refused() {
+    for (code, body) in [(kind::PING, &b"x"[..]), (kind::OPEN, &[0; 33]), (kind::DISCARD, &[0; 5])] {
+        let frame = Frame { correlation: 0, kind: code, body };
+        assert!(Request::decode(&frame).is_err(), "{code}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in any::<u8>()) {
+        let _ = Frame::split(&bytes);
+        let frame = Frame { correlation: 0, kind, body: &bytes };
+        let _ = Request::decode(&frame);
+        let _ = Reply::decode(&frame);
+    }
+
+    #[test]
+    fn a_damaged_frame_does_not_panic(at in 0usize..200, to in any::<u8>(), which in 0usize..8) {
+        let mut buffer = Vec::new();
+        requests()[which].encode(1, &mut buffer).unwrap();
+        let at = at % buffer.len();
+        buffer[at] = to;
+        if let Ok(Some((frame, used))) = Frame::split(&buffer) {
+            prop_assert!(used <= buffer.len());
+            let _ = Request::decode(&frame);
+        }
+    }
+}

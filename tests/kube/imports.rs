@@ -1,0 +1,107 @@
+//! A plug-in CA imported out of a Secret, and its key taken out of it.
+
+use std::path::Path;
+
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use super::{
+    common::{daemon::Site, plug_in::PlugIn},
+    harness::{Cluster, named, rule},
+    servers::EAST,
+};
+
+async fn put(api: &Api<Secret>, name: &str, kind: &str, values: &[(&str, &str)]) {
+    let data = values.iter().map(|(key, text)| ((*key).to_owned(), ByteString(text.as_bytes().to_vec()))).collect();
+    let secret = Secret { metadata: named(name), data: Some(data), type_: Some(kind.to_owned()), ..Secret::default() };
+    api.create(&PostParams::default(), &secret).await.unwrap();
+}
+
+async fn key_of(api: &Api<Secret>, name: &str, key: &str) -> Option<Vec<u8>> {
+    let secret = api.get(name).await.unwrap();
+    secret.data.unwrap_or_default().remove(key).map(|ByteString(bytes)| bytes)
+}
+
+/// Runs `import`; gives what it printed, or what it complained of.
+fn import(site: &Site, kubeconfig: &Path, secret: &str, more: &[&str]) -> Result<String, String> {
+    let (token, bundle) = (site.uri(), site.bundle().display().to_string());
+    let kubeconfig = kubeconfig.display().to_string();
+    let usual =
+        ["import", "--from-secret", secret, "--kubeconfig", &kubeconfig, "--token", &token, "--bundle", &bundle];
+    let output = site.run(&[&usual[..], more].concat());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn a_secret_is_imported_and_loses_its_key_only_when_all_is_proven() {
+    let cluster = Cluster::new(&EAST, "import").await;
+    let api: Api<Secret> = cluster.api();
+    let plug_in = PlugIn::intermediate();
+    let key = plug_in.ca.key().serialize_pem();
+    let values = [
+        ("ca-cert.pem", plug_in.ca_cert.as_str()),
+        ("ca-key.pem", key.as_str()),
+        ("root-cert.pem", plug_in.root_cert.as_str()),
+        ("cert-chain.pem", plug_in.cert_chain.as_str()),
+    ];
+    put(&api, "cacerts", "Opaque", &values).await;
+    let renamed = [("cert", values[0].1), ("private", values[1].1), ("roots", values[2].1)];
+    put(&api, "other", "Opaque", &renamed).await;
+    put(
+        &api,
+        "tls",
+        "kubernetes.io/tls",
+        &[("tls.crt", values[0].1), ("tls.key", values[1].1), ("ca.crt", values[2].1)],
+    )
+    .await;
+    let named = |name: &str| format!("{}/{name}", cluster.namespace);
+    let kubeconfig =
+        cluster.user("importer", &[], &[(&cluster.namespace, rule("", &["secrets"], &["get", "patch"]))]).await;
+    let powerless = cluster.user("powerless", &[], &[]).await;
+
+    // What cannot be, with the reason, and nothing changed.
+    let site = Site::bare();
+    for (kubeconfig, secret, more, reason) in [
+        (&powerless, named("cacerts"), vec![], "have the right to get and patch it"),
+        (&kubeconfig, named("nothing"), vec![], "does not exist"),
+        (&kubeconfig, "cacerts".to_owned(), vec![], "write NAMESPACE/NAME"),
+        (&kubeconfig, named("other"), vec![], "has no ca-cert.pem, root-cert.pem, ca-key.pem"),
+        (&kubeconfig, named("cacerts"), vec!["--secret-ca-key=none"], "has no none"),
+        (&kubeconfig, named("cacerts"), vec!["--remove-key-from-secret"], "give a second --token"),
+    ] {
+        let refused = import(&site, kubeconfig, &secret, &more).unwrap_err();
+        assert!(refused.contains(reason), "{refused}");
+        assert!(!refused.contains("PRIVATE KEY"), "{refused}");
+    }
+
+    let told = import(&site, &kubeconfig, &named("cacerts"), &[]).unwrap();
+    assert!(told.contains("the private key is still in Secret"), "{told}");
+    assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await.as_deref(), Some(key.as_bytes()));
+    let bundle = |name: &str| std::fs::read_to_string(site.bundle().join(name)).unwrap();
+    assert_eq!((bundle("ca-cert.pem"), bundle("root-cert.pem")), (plug_in.ca_cert.clone(), plug_in.root_cert.clone()));
+
+    // Other names, and the key taken out.
+    let names = ["--secret-ca-cert=cert", "--secret-ca-key=private", "--secret-root-cert=roots"];
+    let remove = ["--remove-key-from-secret", "--i-have-a-backup"];
+    let told = import(&site, &kubeconfig, &named("other"), &[&names[..], &remove].concat()).unwrap();
+    assert!(told.contains("took the private key out of Secret"), "{told}");
+    assert_eq!(key_of(&api, "other", "private").await, None);
+    assert_eq!(key_of(&api, "other", "cert").await.as_deref(), Some(plug_in.ca_cert.as_bytes()), "the rest stays");
+    // The API server wants a tls.key in such a Secret: it is empty.
+    import(&site, &kubeconfig, &named("tls"), &remove).unwrap();
+    assert_eq!(key_of(&api, "tls", "tls.key").await.as_deref(), Some(b"".as_slice()));
+
+    // A second token that holds the key is as good as a backup.
+    let second = Site::bare();
+    import(&second, &kubeconfig, &named("cacerts"), &[]).unwrap();
+    let edit = Patch::Merge(json!({"metadata": {"annotations": {"by": "hand"}}}));
+    api.patch("cacerts", &PatchParams::default(), &edit).await.unwrap();
+    import(&site, &kubeconfig, &named("cacerts"), &remove).unwrap();
+    assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await, None);
+}

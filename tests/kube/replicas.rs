@@ -1,0 +1,82 @@
+//! Two daemons with tokens, of which one leads: everything it keeps is there, and the other takes over.
+
+use std::time::Duration;
+
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Namespace, Secret},
+};
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::{
+    harness::{Cluster, eventually, site},
+    servers::EAST,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn when_the_leader_is_killed_the_other_goes_on() {
+    let cluster = Cluster::new(&EAST, "replicas").await;
+    let namespace = &cluster.namespace;
+    let label = Patch::Merge(json!({"metadata": {"labels": {"mesh": namespace}}}));
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    namespaces.patch(namespace, &PatchParams::default(), &label).await.unwrap();
+    let toml = |identity: &str| {
+        format!(
+            "[token_host]\nallow_intermediate = true\n[log]\ncheckpoint_interval = '1s'\n\
+             [kubernetes]\nnamespace = '{namespace}'\nidentity = '{identity}'\n[kubernetes.checkpoints]\n\
+             [[kubernetes.cluster]]\nkubeconfig = '{}'\n\
+             [kubernetes.cluster.root_configmap]\nnamespace_selector = 'mesh={namespace}'\n\
+             [kubernetes.cluster.istiod_certificate]\nnamespace = '{namespace}'\n\
+             [kubernetes.cluster.intermediate]\nnamespace = '{namespace}'\n",
+            cluster.admin().display()
+        )
+    };
+    let one = site();
+    let two = one.duplicate();
+    let mut first = one.serve(&toml("one"));
+    let holder = async || {
+        let lease = cluster.api::<Lease>().get_opt("istio-hsm-ca").await.unwrap()?;
+        lease.spec?.holder_identity
+    };
+    eventually("a leader", async || holder().await.filter(|holder| holder == "one")).await;
+    let second = two.serve(&toml("two"));
+
+    let (secrets, configmaps): (Api<Secret>, Api<ConfigMap>) = (cluster.api(), cluster.api());
+    // The token host, too, signs for istiod's names and this intermediate.
+    for name in ["istiod-tls", "cacerts"] {
+        eventually(name, async || secrets.get_opt(name).await.unwrap()).await;
+    }
+    eventually("the roots", async || configmaps.get_opt("istio-ca-root-cert").await.unwrap()).await;
+    // Each replica's checkpoint, whether it leads or not.
+    eventually("two checkpoints", async || {
+        let found = configmaps.get_opt("istio-hsm-ca-checkpoints").await.unwrap()?;
+        let data = found.data.unwrap_or_default();
+        ["one", "two"]
+            .iter()
+            .all(|replica| data.get(*replica).is_some_and(|note| note.contains('\u{2014}')))
+            .then_some(())
+    })
+    .await;
+
+    first.signal(Signal::SIGKILL);
+    first.ended();
+    for name in ["istiod-tls", "cacerts"] {
+        secrets.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    configmaps.delete("istio-ca-root-cert", &DeleteParams::default()).await.unwrap();
+    let answer = second.send(second.ask()).await;
+    assert!(answer.is_ok(), "the endpoint needs no leader: {answer:?}");
+    eventually("another leader", async || holder().await.filter(|holder| holder == "two")).await;
+    for name in ["istiod-tls", "cacerts"] {
+        eventually(name, async || secrets.get_opt(name).await.unwrap()).await;
+    }
+    eventually("the roots", async || configmaps.get_opt("istio-ca-root-cert").await.unwrap()).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(second.get("/readyz").0, 200);
+}

@@ -1,0 +1,218 @@
+//! The controllers of one replica, with a CA whose key is in software, so that a test can take it away, and with lives
+//! that are over while a test waits. The daemon itself, with a token, is in `replicas`.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use istio_hsm_ca::{
+    clock::{self, Clock},
+    config::Config,
+    daemon::{background::Background, controllers},
+    issue::{CertificateAuthority, Parts, limits::Limits},
+    kubernetes::{
+        Clusters,
+        permissions::{self, Permission},
+    },
+    log::{Log, Recorded},
+    pki::{
+        Bundle, Issuer, Tbs,
+        bundle::{BundleFiles, Input},
+    },
+    signer::{BoxFuture, Context, SignError, Signed, Signer, Source},
+    telemetry::recent::Recent,
+};
+use k8s_openapi::api::rbac::v1::PolicyRule;
+use rcgen::SigningKey;
+use tokio::sync::watch;
+
+use super::{common::plug_in::PlugIn, harness::Cluster};
+
+/// A replica.
+pub struct Rig {
+    pub ca: Arc<CertificateAuthority>,
+    pub config: Config,
+    pub leading: watch::Sender<bool>,
+    signer: Arc<Software>,
+    background: Option<Background>,
+    _files: tempfile::TempDir,
+}
+
+/// What signs, while it is there.
+struct Software {
+    authorities: Mutex<Vec<Arc<PlugIn>>>,
+    away: AtomicBool,
+}
+
+impl std::fmt::Debug for Software {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Software")
+    }
+}
+
+impl Signer for Software {
+    fn sign<'a>(
+        &'a self,
+        tbs: &'a Recorded<Arc<Tbs>>,
+        _context: &'a Context,
+    ) -> BoxFuture<'a, Result<Signed, SignError>> {
+        Box::pin(async move {
+            if self.away.load(Ordering::SeqCst) {
+                return Err(SignError::Unavailable("it is away".into()));
+            }
+            let authorities = self.authorities.lock().unwrap();
+            let ours = |one: &&Arc<PlugIn>| issuer(one).public_key() == tbs.value().issuer().public_key();
+            let signature = authorities.iter().find(ours).unwrap().ca.key().sign(tbs.value().der()).unwrap();
+            Ok(Signed { signature, source: Source { token: "software".into(), host: 0, session: 0 } })
+        })
+    }
+
+    fn verdict(&self, _source: &Source, verified: bool) {
+        assert!(verified);
+    }
+}
+
+/// The checked files of a plug-in CA.
+pub fn issuer(plug_in: &PlugIn) -> Arc<Issuer> {
+    let input = |name: &str, text: &str| Input { name: name.into(), bytes: text.as_bytes().to_vec() };
+    let files = BundleFiles {
+        ca_cert: input("ca-cert.pem", &plug_in.ca_cert),
+        cert_chain: input("cert-chain.pem", &plug_in.cert_chain),
+        root_cert: input("root-cert.pem", &plug_in.root_cert),
+    };
+    Arc::clone(Bundle::check(files, clock::now()).unwrap().issuer())
+}
+
+impl Rig {
+    /// A replica that leads, under an account that may do just what the program says it needs, less `without`.
+    pub async fn start(
+        cluster: &Cluster,
+        plug_in: PlugIn,
+        toml: &str,
+        change: impl Fn(&mut Config),
+        without: Option<&Permission>,
+    ) -> Self {
+        let files = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut config = configuration(&cluster.admin(), cluster, toml);
+        change(&mut config);
+        let rights: Vec<Permission> =
+            permissions(&config).into_iter().filter(|permission| Some(permission) != without).collect();
+        let rules: Vec<(Option<String>, PolicyRule)> = rights.iter().map(rule).collect();
+        let everywhere: Vec<_> =
+            rules.iter().filter(|(namespace, _)| namespace.is_none()).map(|(_, rule)| rule.clone()).collect();
+        let inside: Vec<(&str, PolicyRule)> =
+            rules.iter().filter_map(|(namespace, rule)| Some((namespace.as_deref()?, rule.clone()))).collect();
+        let kubeconfig = cluster.user("controllers", &everywhere, &inside).await;
+        let settings = config.kubernetes.as_mut().unwrap();
+        settings.clusters[0].kubeconfig = Some(kubeconfig);
+        let clusters = Clusters::new(settings, &config.ca.trust_domains).await.unwrap();
+
+        let plug_in = Arc::new(plug_in);
+        let signer =
+            Arc::new(Software { authorities: Mutex::new(vec![Arc::clone(&plug_in)]), away: AtomicBool::new(false) });
+        let directory = files.path().join("log");
+        let (log, opened) = Log::open(istio_hsm_ca::log::Settings::new(directory, "test.invalid/log"), None).unwrap();
+        let ca = Arc::new(CertificateAuthority::new(Parts {
+            issuer: issuer(&plug_in),
+            rules: config.rules(),
+            limits: Limits::new(istio_hsm_ca::issue::limits::Settings::default()),
+            first_class: Vec::new(),
+            default_deadline: Duration::from_secs(5),
+            clock: Clock::start(opened.newest_record),
+            log,
+            signer: Arc::clone(&signer) as Arc<dyn Signer>,
+            recent: Arc::new(Recent::new()),
+        }));
+        let (leading, watched) = watch::channel(true);
+        let background = Background::default();
+        controllers::start(&config, &clusters, &ca, Some(&watched), &background);
+        Self { ca, config, leading, signer, background: Some(background), _files: files }
+    }
+
+    /// Takes another CA certificate or roots, as a reload does.
+    pub fn replace(&self, plug_in: PlugIn) {
+        let plug_in = Arc::new(plug_in);
+        self.signer.authorities.lock().unwrap().push(Arc::clone(&plug_in));
+        self.ca.replace_issuer(issuer(&plug_in));
+    }
+
+    /// Takes the token away, or brings it back.
+    pub fn take_token(&self, away: bool) {
+        self.signer.away.store(away, Ordering::SeqCst);
+    }
+
+    /// Ends the replica.
+    pub async fn end(mut self) {
+        self.background.take().unwrap().end(Duration::from_secs(5)).await;
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if let Some(background) = &self.background {
+            background.ended().cancel();
+        }
+    }
+}
+
+/// A configuration with one cluster.
+pub fn configuration(kubeconfig: &Path, cluster: &Cluster, toml: &str) -> Config {
+    let text = format!(
+        "[ca]\nbundle = '/b'\n[[token]]\nname = 't'\n\
+         uri = 'pkcs11:token=t?module-path=/m.so&pin-source=file:/p'\n[serving]\ndns_names = ['ca.test']\n\
+         [log]\ndirectory = '/l'\n[token_host]\nallow_intermediate = true\n\
+         [kubernetes]\nnamespace = '{}'\nidentity = 'a'\n[[kubernetes.cluster]]\nkubeconfig = '{}'\n{toml}",
+        cluster.namespace,
+        kubeconfig.display()
+    );
+    Config::parse(&text, "").unwrap_or_else(|problems| panic!("{problems:#?}"))
+}
+
+/// What the program says it needs, but for the Lease, which nobody takes here.
+pub fn permissions(config: &Config) -> Vec<Permission> {
+    let settings = config.kubernetes.as_ref().unwrap();
+    let all = permissions::needed(settings, &settings.clusters[0], settings.namespace.as_ref());
+    all.into_iter().filter(|permission| permission.resource != "leases").collect()
+}
+
+fn rule(permission: &Permission) -> (Option<String>, PolicyRule) {
+    let rule = PolicyRule {
+        api_groups: Some(vec![permission.group.to_owned()]),
+        resources: Some(vec![permission.resource.to_owned()]),
+        resource_names: permission.name.clone().map(|name| vec![name]),
+        verbs: vec![permission.verb.to_owned()],
+        ..PolicyRule::default()
+    };
+    (permission.namespace.clone(), rule)
+}
+
+/// Runs openssl on files of these contents, named 0, 1, ...
+pub fn openssl(files: &[&[u8]], arguments: &[&str]) -> Result<String, String> {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for (number, content) in files.iter().enumerate() {
+        fs::write(directory.path().join(number.to_string()), content).unwrap();
+    }
+    let output = std::process::Command::new("openssl")
+        .args(arguments)
+        .current_dir(directory.path())
+        .output()
+        .expect("openssl is needed; install the package openssl");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(text) } else { Err(text) }
+}
+
+/// The first certificate of a PEM text: its serial number, and the end of its validity.
+pub fn certificate(pem: &[u8]) -> (String, SystemTime) {
+    use x509_cert::{Certificate, der::DecodePem};
+    let text = std::str::from_utf8(pem).unwrap();
+    let end = text.find("-----END").unwrap() + "-----END CERTIFICATE-----\n".len();
+    let certificate = Certificate::from_pem(&text[..end]).unwrap();
+    let tbs = certificate.tbs_certificate();
+    (tbs.serial_number().to_string(), tbs.validity().not_after.to_system_time())
+}

@@ -1,0 +1,177 @@
+//! More is asked of a token than it can do: who goes first, who is told to come again, and what never reaches it.
+//!
+//! The token is slow on command, and its module keeps books of what the CA's key was asked to sign, and when.
+
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
+
+use crate::common::{
+    daemon::{Ask, Daemon, Site},
+    faulty::{Control, MODULE},
+    plug_in::PlugIn,
+};
+
+/// The one identity that is configured to go first.
+const ISTIOD: &str = "spiffe://cluster.local/ns/istio-system/sa/istiod";
+
+/// What the daemon hands to a host of one session ahead of its turn.
+const WINDOW: usize = 32;
+
+/// A daemon on a token that can be slowed down.
+struct Slow {
+    site: Site,
+    control: Control,
+    daemon: Daemon,
+}
+
+impl Slow {
+    fn new(more: &str) -> Self {
+        let site = Site::new(&PlugIn::intermediate());
+        let control = Control::new(site.softhsm.path());
+        control.works();
+        let section = control.section(&MODULE, &site, "");
+        let daemon = site.serve(&format!("{more}\n{section}"));
+        Self { site, control, daemon }
+    }
+
+    /// Requests at once, over connections of a hundred each.
+    async fn send(&self, asks: Vec<Ask>) -> Vec<JoinHandle<Result<Vec<String>, Status>>> {
+        let mut tasks = Vec::new();
+        let mut channel = self.daemon.connect(None).await;
+        for (number, ask) in asks.into_iter().enumerate() {
+            if number % 100 == 99 {
+                channel = self.daemon.connect(None).await;
+            }
+            tasks.push(tokio::spawn(ask.send(channel.clone())));
+        }
+        tasks
+    }
+
+    fn bulk(&self, count: usize) -> Vec<Ask> {
+        (0..count).map(|_| self.daemon.ask()).collect()
+    }
+
+    /// For whom the CA's key was asked to sign, in order, since the books were as long as that.
+    fn signed_since(&self, mark: u64) -> Vec<String> {
+        let (id, intents) = (self.site.key_id(), self.site.intents());
+        let signed = self.control.books_since(mark).signed;
+        let inputs = signed.iter().filter(|(key, _)| *key == id).map(|(_, input)| input);
+        inputs.map(|input| intents[input]["caller"]["identity"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_class_goes_first_the_bulk_ages_and_nobody_chooses() {
+    let slow = Slow::new(&format!("[ca]\nfirst_class = [\"{ISTIOD}\"]"));
+    let first_token = slow.site.token("istio-system", "istiod");
+    let mark = slow.control.mark();
+    // Two calls a signature.
+    slow.control.breaks("C_Sign delay=8");
+    // Whatever a workload says of itself.
+    let bulk = slow.bulk(240).into_iter().map(|ask| {
+        ask.header("x-priority", "first")
+            .header("priority", "u=0")
+            .header("x-class", ISTIOD)
+            .metadata("Priority", "first")
+            .metadata("Class", "first")
+    });
+    let bulk = slow.send(bulk.collect()).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let first = slow.send((0..40).map(|_| Ask::new(ISTIOD).token(&first_token)).collect()).await;
+    for task in bulk.into_iter().chain(first) {
+        task.await.unwrap().expect("nobody is refused for good");
+    }
+    let order = slow.signed_since(mark);
+    assert_eq!(order.len(), 280);
+    let is_first: Vec<bool> = order.iter().map(|identity| identity == ISTIOD).collect();
+    let begin = is_first.iter().position(|first| *first).unwrap();
+    let end = is_first.iter().rposition(|first| *first).unwrap();
+    // From their first one on: three of the first class for one of the bulk, but for those that came a moment later.
+    let between = is_first[begin..end].iter().filter(|first| !**first).count();
+    assert!((8..=30).contains(&between), "{between} of the bulk between forty of the first class");
+    assert!(order.len() - end > 60, "the first class waited for the bulk: {begin}..{end} of {}", order.len());
+
+    // The name of the first class is not to be had either.
+    let status = slow.daemon.send(Ask::new(ISTIOD).token(&slow.daemon.token)).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_the_first_class_does_not_starve_the_bulk() {
+    let slow = Slow::new(&format!("[ca]\nfirst_class = [\"{ISTIOD}\"]"));
+    let first_token = slow.site.token("istio-system", "istiod");
+    let mark = slow.control.mark();
+    slow.control.breaks("C_Sign delay=8");
+    let first = slow.send((0..200).map(|_| Ask::new(ISTIOD).token(&first_token)).collect()).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let bulk = slow.send(slow.bulk(20)).await;
+    for task in bulk.into_iter().chain(first) {
+        task.await.unwrap().unwrap();
+    }
+    let order = slow.signed_since(mark);
+    let last_bulk = order.iter().rposition(|identity| identity != ISTIOD).unwrap();
+    assert!(last_bulk < order.len() - 30, "the bulk came last: {last_bulk} of {}", order.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_waits_for_any_more_never_reaches_the_token() {
+    let slow = Slow::new("");
+    // Deadlines that pass: in the daemon's queue and at the host.
+    let mark = slow.control.mark();
+    slow.control.breaks("C_Sign delay=100");
+    let late: Vec<Ask> = slow.bulk(150).into_iter().map(|ask| ask.header("grpc-timeout", "1500m")).collect();
+    let mut passed = 0;
+    for task in slow.send(late).await {
+        if let Err(status) = task.await.unwrap() {
+            assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status}");
+            passed += 1;
+        }
+    }
+    assert!(passed > 130, "{passed}");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let reached = slow.signed_since(mark).len();
+    assert!(reached <= 12, "{reached} of 150 reached a token that can do seven in that time");
+
+    // Callers who leave, and say no deadline.
+    let mark = slow.control.mark();
+    let tasks = slow.send(slow.bulk(150)).await;
+    let began = Instant::now();
+    while slow.signed_since(mark).is_empty() && began.elapsed() < Duration::from_secs(10) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    tasks.iter().for_each(JoinHandle::abort);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    slow.control.works();
+    slow.daemon.send(slow.daemon.ask()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let reached = slow.signed_since(mark).len();
+    assert!(reached <= WINDOW + 20, "{reached} of 150 reached the token after their callers had left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_its_places_the_daemon_says_come_again_and_then_serves_everybody() {
+    let slow = Slow::new("[listen.limits]\nrequests = 40");
+    slow.control.breaks("C_Sign delay=4");
+    let began = Instant::now();
+    let mut waiting = 150;
+    let mut told = 0;
+    while waiting > 0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "{waiting} were refused for good");
+        let mut again = 0;
+        for task in slow.send(slow.bulk(waiting)).await {
+            match task.await.unwrap() {
+                Ok(_) => {}
+                Err(status) => {
+                    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+                    again += 1;
+                }
+            }
+        }
+        told += again;
+        waiting = again;
+    }
+    assert!(told > 0, "150 requests found room in 40 places");
+}
