@@ -10,6 +10,8 @@
     reason = "a test ends at the first thing that fails"
 )]
 
+mod common;
+
 #[path = "deploy/chart.rs"]
 mod chart;
 #[path = "deploy/dry_run.rs"]
@@ -18,6 +20,8 @@ mod dry_run;
 mod guide;
 #[path = "deploy/image.rs"]
 mod image;
+#[path = "deploy/import.rs"]
+mod import;
 #[path = "deploy/manifests.rs"]
 mod manifests;
 #[path = "deploy/rendered.rs"]

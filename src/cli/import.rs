@@ -4,6 +4,7 @@
 //! that is told by itself; the others are done.
 
 mod cluster;
+mod config_map;
 mod removal;
 mod source;
 
@@ -38,6 +39,9 @@ pub struct Args {
     /// Where the public files and the receipts go; `serve` reads them there
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
+    /// A ConfigMap that gets the same files, for pods to mount
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    bundle_configmap: Option<config_map::Target>,
     /// CKA_LABEL of the key's objects
     #[arg(long, default_value = "istio-ca")]
     label: String,
@@ -231,7 +235,10 @@ fn import_all(
     bundle_dir::write(&args.bundle, &written).with_context(|| {
         "the key is in the token, but its public files could not be written; make --bundle a directory that this user \
          may write, and import again: what is done stays done"
-    })
+    })?;
+    args.bundle_configmap
+        .as_ref()
+        .map_or(Ok(()), |target| config_map::write(target, args.source.kubeconfig(), &written))
 }
 
 fn receipt(report: ImportReport, origin: Option<&str>) -> Receipt {

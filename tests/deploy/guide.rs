@@ -12,12 +12,21 @@ use crate::{
     tools::{Cluster, tool},
 };
 
-/// The blocks of a page whose fence says `sh run`, each with its line.
-fn blocks(page: &str) -> Vec<(usize, String)> {
+/// Blocks that run against an API server and SoftHSM, and those that run as root under systemd.
+const RUN: &str = "```sh run";
+pub const SYSTEMD: &str = "```sh systemd";
+
+/// The page.
+pub fn page() -> String {
+    fs::read_to_string(root().join("docs/GUIDE.md")).unwrap()
+}
+
+/// The blocks of a page with this fence, each with its line.
+fn blocks(page: &str, fence: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut lines = page.lines().enumerate();
     while let Some((number, line)) = lines.next() {
-        if line == "```sh run" {
+        if line == fence {
             let block: Vec<&str> = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```").collect();
             found.push((number + 2, block.join("\n")));
         }
@@ -25,10 +34,10 @@ fn blocks(page: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// One script of all blocks, which tells where it is before each.
-fn script(page: &str) -> String {
+/// One script of all blocks with this fence, which tells where it is before each.
+pub fn script(page: &str, fence: &str) -> String {
     let mut script = String::from("set -euo pipefail\n");
-    for (line, block) in blocks(page) {
+    for (line, block) in blocks(page, fence) {
         write!(script, "echo '## line {line}' >&2\n{block}\n").unwrap();
     }
     script
@@ -36,10 +45,11 @@ fn script(page: &str) -> String {
 
 #[test]
 fn every_block_is_run_or_said_not_to_be() {
-    let page = fs::read_to_string(root().join("docs/GUIDE.md")).unwrap();
+    let page = page();
     let fences: Vec<&str> = page.lines().filter(|line| line.starts_with("```") && *line != "```").collect();
-    assert!(fences.len() >= 10 && fences.iter().all(|fence| *fence == "```sh run"), "{fences:?}");
-    for (line, block) in blocks(&page) {
+    let known = |fence: &&str| *fence == RUN || *fence == SYSTEMD;
+    assert!(fences.len() >= 13 && fences.iter().all(known), "{fences:?}");
+    for (line, block) in blocks(&page, RUN) {
         let tools = ["istioctl", "systemctl", "rollout", "port-forward"];
         assert!(tools.iter().all(|tool| !block.contains(tool)), "line {line} cannot be run without more");
     }
@@ -62,8 +72,7 @@ fn the_guide_works_as_it_is_written() {
     for name in ["deploy", "softhsm"] {
         symlink(root().join(name), checkout.join(name)).unwrap();
     }
-    let page = fs::read_to_string(root().join("docs/GUIDE.md")).unwrap();
-    fs::write(directory.path().join("guide.sh"), script(&page)).unwrap();
+    fs::write(directory.path().join("guide.sh"), script(&page(), RUN)).unwrap();
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
     let output = Command::new("bash")
         .arg(directory.path().join("guide.sh"))

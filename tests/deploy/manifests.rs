@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use istio_hsm_ca::{config::Config, token::host};
+use istio_hsm_ca::{config::Config, kubernetes::permissions, token::host};
 use serde_json::Value;
 
 use crate::rendered::{all, list, of_kind, one, texts};
@@ -201,4 +201,53 @@ fn what_is_off_has_no_permission() {
     assert!(!rules("remote-rbac").contains("leases"));
     let without_api = of_kind(&one("minimal"), "StatefulSet")[0].to_string();
     assert!(!without_api.contains("serviceAccountToken"), "no token of the API server where none is asked");
+}
+
+/// One verb that somebody needs or has: where (none is the whole cluster), on what, on which object.
+type Right = (Option<String>, String, String, Option<String>, String);
+
+/// What the chart grants the daemon's account; the import's has its own.
+fn granted(objects: &[Value]) -> BTreeSet<Right> {
+    let mut found = BTreeSet::new();
+    let bindings = objects.iter().filter(|object| object["roleRef"].is_object());
+    for binding in bindings.filter(|binding| list(&binding["subjects"])[0]["name"] == "istio-hsm-ca") {
+        let of_binding = |role: &&Value| {
+            role["kind"] == binding["roleRef"]["kind"]
+                && role["metadata"]["name"] == binding["roleRef"]["name"]
+                && role["metadata"]["namespace"] == binding["metadata"]["namespace"]
+        };
+        let role = objects.iter().find(of_binding).unwrap();
+        let namespace = role["metadata"]["namespace"].as_str().map(str::to_owned);
+        for rule in list(&role["rules"]) {
+            let names = match texts(&rule["resourceNames"]) {
+                names if names.is_empty() => vec![None],
+                names => names.into_iter().map(Some).collect(),
+            };
+            for (group, resource) in texts(&rule["apiGroups"]).iter().zip(texts(&rule["resources"])) {
+                for (name, verb) in
+                    names.iter().flat_map(|name| texts(&rule["verbs"]).into_iter().map(move |verb| (name, verb)))
+                {
+                    found.insert((namespace.clone(), group.clone(), resource.clone(), name.clone(), verb));
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_roles_hold_exactly_what_the_program_says_that_it_needs() {
+    let namespace = "istio-system".parse().unwrap();
+    let mut compared = 0;
+    for (name, objects) in all() {
+        let (daemons, _) = configurations(&objects);
+        let Some(kubernetes) = daemons.iter().find_map(|daemon| daemon.kubernetes.as_ref()) else { continue };
+        let needed = permissions::needed(kubernetes, &kubernetes.clusters[0], Some(&namespace)).into_iter();
+        let needed: BTreeSet<Right> = needed
+            .map(|it| (it.namespace, it.group.to_owned(), it.resource.to_owned(), it.name, it.verb.to_owned()))
+            .collect();
+        assert_eq!(granted(&objects), needed, "{name}");
+        compared += 1;
+    }
+    assert!(compared >= 5);
 }

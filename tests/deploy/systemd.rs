@@ -1,10 +1,27 @@
 //! deploy/systemd: the units are well formed, hardened, and fit the program that they start.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::net::UnixDatagram,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use istio_hsm_ca::token::host;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
-use crate::rendered::root;
+use crate::{
+    common::{
+        daemon::{SOON, Site},
+        plug_in::PlugIn,
+    },
+    guide,
+    rendered::root,
+};
 
 /// systemd's own marks, from 0 (safe) to 100. The hosts may map memory
 /// that is writable and executable, as vendors' modules do.
@@ -104,4 +121,175 @@ fn the_hosts_configuration_parses_and_names_the_credential() {
         assert_eq!(pin, Path::new("/run/credentials/istio-hsm-ca-token@hsm.service/pin"));
         assert!(settings.pin_marker.starts_with("/var/lib/istio-hsm-ca-token/hsm"));
     }
+}
+
+/// As systemd sees it: the daemon listens, is ready, ends.
+#[test]
+fn the_daemon_tells_systemd_how_it_is() {
+    let site = Site::new(&PlugIn::intermediate());
+    let config = site.configure("");
+    let path = site.softhsm.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"))
+        .args(["serve", "--config", config.to_str().unwrap()])
+        .env("SOFTHSM2_CONF", site.softhsm.conf())
+        .env("NOTIFY_SOCKET", &path)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut told = Vec::new();
+    let mut hear = |wanted: &str| {
+        let mut buffer = [0; 4096];
+        while !told.iter().any(|line: &String| line == wanted) {
+            let length =
+                socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted} is not told: {error}; {told:?}"));
+            told.extend(std::str::from_utf8(&buffer[..length]).unwrap().lines().map(str::to_owned));
+        }
+    };
+    hear("READY=1");
+    hear("STATUS=ready");
+    kill(Pid::from_raw(daemon.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    hear("STOPPING=1");
+    assert!(daemon.wait().unwrap().success());
+}
+
+/// Makes systemd the first process of a namespace, with a network of its own, over copies of /etc, /usr and /var that
+/// vanish with it, and with no units but ours.
+const OUTER: &str = r#"
+set -e
+mount --make-rprivate /
+mount -t tmpfs tmpfs /mnt
+for directory in etc usr var; do
+  mkdir -p /mnt/$directory/upper /mnt/$directory/work
+  mount -t overlay overlay -o lowerdir=/$directory,upperdir=/mnt/$directory/upper,workdir=/mnt/$directory/work /$directory
+done
+mkdir /mnt/units /mnt/local
+for target in basic multi-user network-online shutdown sysinit; do
+  cp /usr/lib/systemd/system/$target.target /mnt/units/
+done
+mount --bind /mnt/units /usr/lib/systemd/system
+mkdir -p /etc/systemd/system
+mount --bind /mnt/local /etc/systemd/system
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/system
+cp "$WORK"/test.service "$WORK"/test.target /run/systemd/system/
+# What systemd does itself where it does not take itself to be in a container.
+mount --make-rshared /
+export container=other
+exec /lib/systemd/systemd --system --unit=test.target --log-target=null --show-status=no
+"#;
+
+/// Before the page's blocks: a token, a sample CA, a drop-in by which the host may reach SoftHSM's files.
+const BEFORE: &str = r#"
+set -euo pipefail
+umask 022
+cd "$WORK/checkout"
+export PATH=$WORK/programs:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+export TOKEN=$(softhsm/init.sh /var/lib/softhsm-trial | sed 's/&pin-source=.*//')
+export PIN_FILE=/var/lib/softhsm-trial/pin SOFTHSM2_CONF=/var/lib/softhsm-trial/softhsm2.conf
+softhsm/sample-ca.sh cacerts
+for unit in istio-hsm-ca istio-hsm-ca-token@hsm; do
+  mkdir -p /etc/systemd/system/$unit.service.d
+  printf '[Service]\nStandardOutput=append:%s\nStandardError=append:%s\n' "$WORK/$unit.log" "$WORK/$unit.log" \
+    > /etc/systemd/system/$unit.service.d/log.conf
+done
+printf '[Service]\nEnvironment=SOFTHSM2_CONF=%s\nReadWritePaths=/var/lib/softhsm-trial\n' "$SOFTHSM2_CONF" \
+  > /etc/systemd/system/istio-hsm-ca-token@hsm.service.d/softhsm.conf
+"#;
+
+/// After them: what the page says is so.
+const AFTER: &str = r#"
+# SoftHSM alone: its files belong to the host's user. They did not while the import ran, and the host did not start.
+chown -R istio-hsm-ca-token: /var/lib/softhsm-trial
+ready() {
+  for _ in $(seq 150); do
+    [ "$(systemctl show --property StatusText --value istio-hsm-ca)" = ready ] && return
+    sleep 0.2
+  done
+  systemctl status --no-pager istio-hsm-ca istio-hsm-ca-token@hsm
+  return 1
+}
+ready
+issue() {
+  openssl req -new -newkey rsa:2048 -nodes -keyout key.pem -subj / -out request.pem 2>/dev/null
+  /usr/bin/istio-hsm-ca issue --csr request.pem --spiffe-id spiffe://cluster.local/ns/demo/sa/httpbin --out chain.pem
+  openssl verify -CAfile cacerts/root-cert.pem -untrusted chain.pem chain.pem
+}
+issue
+# The daemon's user sees no secret, in its unit and outside of it.
+pid=$(systemctl show --property MainPID --value istio-hsm-ca)
+nsenter --target "$pid" --mount setpriv --reuid istio-hsm-ca --regid istio-hsm-ca --init-groups cat /etc/istio-hsm-ca/config.toml >/dev/null
+for secret in /etc/istio-hsm-ca/token/hsm.pin /etc/istio-hsm-ca/token/hsm.toml /var/lib/softhsm-trial/pin \
+  /run/credentials/istio-hsm-ca-token@hsm.service/pin; do
+  cat "$secret" >/dev/null
+  for place in "" "nsenter --target $pid --mount"; do
+    if $place setpriv --reuid istio-hsm-ca --regid istio-hsm-ca --init-groups cat "$secret" >/dev/null 2>&1; then
+      echo "the daemon's user can read $secret"
+      exit 1
+    fi
+  done
+done
+# A host that dies is started again, and the daemon goes on with it.
+kill -KILL "$(systemctl show --property MainPID --value istio-hsm-ca-token@hsm)"
+sleep 2
+ready
+issue
+systemctl restart istio-hsm-ca
+ready
+issue
+systemctl stop istio-hsm-ca istio-hsm-ca-token@hsm
+for unit in istio-hsm-ca istio-hsm-ca-token@hsm; do
+  [ "$(systemctl show --property Result --value $unit)" = success ]
+  [ "$(systemctl show --property ExecMainStatus --value $unit)" = 0 ]
+done
+echo passed > "$WORK/passed"
+"#;
+
+#[test]
+#[ignore = "needs systemd and root: make test-deploy"]
+fn the_units_run_under_systemd_as_the_guide_says() {
+    assert!(nix::unistd::geteuid().is_root(), "a systemd of its own needs root; run it as root");
+    let directory = tempfile::tempdir().unwrap();
+    let work = directory.path();
+    fs::create_dir_all(work.join("checkout")).unwrap();
+    fs::create_dir_all(work.join("programs")).unwrap();
+    for name in ["deploy", "softhsm"] {
+        std::os::unix::fs::symlink(root().join(name), work.join("checkout").join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_istio-hsm-ca"), work.join("programs/istio-hsm-ca")).unwrap();
+    let blocks = guide::script(&guide::page(), guide::SYSTEMD);
+    fs::write(work.join("inner.sh"), format!("{BEFORE}\n{blocks}\n{AFTER}")).unwrap();
+    fs::write(work.join("outer.sh"), OUTER).unwrap();
+    let at = work.display();
+    let service = format!(
+        "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nTimeoutStartSec=120\nEnvironment=WORK={at}\n\
+         ExecStart=/bin/bash {at}/inner.sh\nExecStopPost=/bin/touch {at}/over\n\
+         StandardOutput=append:{at}/log\nStandardError=append:{at}/log\n"
+    );
+    fs::write(work.join("test.service"), service).unwrap();
+    fs::write(work.join("test.target"), "[Unit]\nDefaultDependencies=no\nWants=test.service\nAfter=test.service\n")
+        .unwrap();
+    let mut unshare = Command::new("unshare")
+        .args(["--pid", "--fork", "--mount", "--mount-proc", "--uts", "--ipc", "--net", "--kill-child=KILL"])
+        .args(["bash", work.join("outer.sh").to_str().unwrap()])
+        .env("WORK", work)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(work.join("outer.log")).unwrap())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while !work.join("over").exists() && began.elapsed() < Duration::from_secs(150) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let _already_gone = unshare.kill();
+    let _already_gone = unshare.wait();
+    let told = ["outer.log", "log", "istio-hsm-ca.log", "istio-hsm-ca-token@hsm.log"].map(|name| {
+        let text = fs::read_to_string(work.join(name)).unwrap_or_default();
+        let lines: Vec<String> = text.lines().rev().take(12).map(str::to_owned).collect();
+        lines.into_iter().rev().collect::<Vec<_>>()
+    });
+    assert!(work.join("passed").exists(), "{told:#?}");
 }

@@ -43,7 +43,7 @@ pub fn template(arguments: &[&str]) -> Result<String, String> {
 /// An API server with its etcd, for one test.
 pub struct Cluster {
     directory: tempfile::TempDir,
-    _server: ApiServer,
+    server: ApiServer,
 }
 
 impl Cluster {
@@ -58,15 +58,28 @@ impl Cluster {
         for (name, content) in [("ca.crt", &server.ca), ("admin.crt", &certificate), ("admin.key", &key)] {
             fs::write(directory.path().join(name), content).unwrap();
         }
-        let config = format!(
+        let cluster = Self { directory, server };
+        fs::write(cluster.kubeconfig(), cluster.config("{client-certificate: admin.crt, client-key: admin.key}"))
+            .unwrap();
+        cluster
+    }
+
+    fn config(&self, user: &str) -> String {
+        format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
              clusters: [{{name: test, cluster: {{server: '{}', certificate-authority: ca.crt}}}}]\n\
-             users: [{{name: test, user: {{client-certificate: admin.crt, client-key: admin.key}}}}]\n\
+             users: [{{name: test, user: {user}}}]\n\
              contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n",
-            server.url
-        );
-        fs::write(directory.path().join("kubeconfig"), config).unwrap();
-        Self { directory, _server: server }
+            self.server.url
+        )
+    }
+
+    /// The kubeconfig of a service account of istio-system.
+    pub fn account(&self, name: &str) -> PathBuf {
+        let token = self.must(&["create", "token", name, "--namespace", "istio-system"]);
+        let path = self.directory.path().join(format!("{name}.kubeconfig"));
+        fs::write(&path, self.config(&format!("{{token: {}}}", token.trim()))).unwrap();
+        path
     }
 
     /// The administrator's kubeconfig.

@@ -1,6 +1,6 @@
 //! A plug-in CA in a Kubernetes Secret: read for an import, and its key taken out once that has passed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use kube::{Client, api::ObjectMeta};
@@ -27,7 +27,7 @@ pub(super) struct SecretArgs {
     )]
     from_secret: Option<String>,
     /// How the API server is reached [default: by the pod's service account]
-    #[arg(long, value_name = "FILE", requires = "from_secret")]
+    #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// The value that holds the CA's certificate [default: tls.crt if there is one, else ca-cert.pem]
     #[arg(long, value_name = "KEY", requires = "from_secret")]
@@ -72,6 +72,11 @@ struct Keys {
 }
 
 impl SecretArgs {
+    /// The kubeconfig, if one is named.
+    pub(super) fn kubeconfig(&self) -> Option<&Path> {
+        self.kubeconfig.as_deref()
+    }
+
     /// Reads the Secret that the arguments name, if they name one.
     pub(super) fn fetch(&self) -> Option<Result<Fetched, String>> {
         let named = self.from_secret.as_deref()?;
@@ -200,11 +205,11 @@ fn told(what: &str, not: &str, error: &SecretError) -> anyhow::Error {
     anyhow::anyhow!("{what} could not be {not}: {}{remedy}", cluster::chain(error))
 }
 
-fn runtime() -> anyhow::Result<Runtime> {
+pub(super) fn runtime() -> anyhow::Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("no runtime for the API server's client can be made")
 }
 
-async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client> {
+pub(super) async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client> {
     let settings = settings::Cluster { kubeconfig, ..settings::Cluster::default() };
     // The trust domain says nothing here.
     let own = "cluster.local".parse().into_iter().collect::<Vec<_>>();

@@ -79,6 +79,11 @@ impl Source {
 }
 
 impl SourceArgs {
+    /// How the API server is reached, if not by the pod's service account.
+    pub(super) fn kubeconfig(&self) -> Option<&Path> {
+        self.secret.kubeconfig()
+    }
+
     /// Reads and checks everything. Every reason to refuse is told, and the key's public half, if there is one, so
     /// that the token can be looked at all the same.
     pub(super) fn read(&self) -> Result<Source, (Vec<String>, Option<PublicKey>)> {

@@ -60,6 +60,9 @@ ttl = "{{ .ttlSeconds | default 86400 | int64 }}s"
 
 [[kubernetes.cluster.signer]]
 name = {{ .name | toJson }}
+{{- if hasKey . "includeRoot" }}
+include_root = {{ .includeRoot }}
+{{- end }}
 {{- range .requesters }}
 
 [[kubernetes.cluster.signer.requester]]
@@ -198,6 +201,7 @@ namespace = {{ .Release.Namespace | toJson }}
 
 [admin]
 address = "{{ .Values.admin.address }}:{{ int64 .Values.admin.port }}"
+status_page = {{ .Values.admin.statusPage }}
 socket = "/run/istio-hsm-ca/admin.sock"
 
 [logging]

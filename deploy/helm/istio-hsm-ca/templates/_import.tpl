@@ -47,16 +47,16 @@ containers:
       - import
       - --from-secret={{ $values.import.namespace }}/{{ $values.import.secret }}
       {{- with $values.import.keys.caCert }}
-      - --ca-cert-key={{ . }}
+      - --secret-ca-cert={{ . }}
       {{- end }}
       {{- with $values.import.keys.caKey }}
-      - --ca-key-key={{ . }}
+      - --secret-ca-key={{ . }}
       {{- end }}
       {{- with $values.import.keys.rootCert }}
-      - --root-cert-key={{ . }}
+      - --secret-root-cert={{ . }}
       {{- end }}
       {{- with $values.import.keys.certChain }}
-      - --cert-chain-key={{ . }}
+      - --secret-cert-chain={{ . }}
       {{- end }}
       - --token={{ $token.uri }}
       - --pin-file={{ include "ca.pinFile" $token }}

@@ -1,0 +1,103 @@
+//! `--bundle-configmap`: the bundle's files into a ConfigMap, where the pods mount them. They are public.
+//!
+//! Keys that are there and not ours stay: another token's receipt.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use super::cluster;
+use crate::identity::Namespace;
+
+/// How long the API server may take in all.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A ConfigMap, written `namespace/name`.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    namespace: Namespace,
+    name: String,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no ConfigMap; write namespace/name");
+        let (namespace, name) = text.split_once('/').ok_or_else(wrong)?;
+        let namespace = namespace.parse().map_err(|_| wrong())?;
+        if name.is_empty() || name.contains('/') {
+            return Err(wrong());
+        }
+        Ok(Self { namespace, name: name.to_owned() })
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Writes the files into the ConfigMap, and makes it if there is none.
+///
+/// # Errors
+/// When there is no API server to ask, or it refuses; the files in the bundle's directory are there all the same.
+pub(super) fn write(target: &Target, kubeconfig: Option<&Path>, files: &[(&str, &[u8])]) -> anyhow::Result<()> {
+    let mut data = BTreeMap::new();
+    for (name, content) in files {
+        let content = std::str::from_utf8(content).with_context(|| format!("{name} is no text"))?;
+        data.insert((*name).to_owned(), content.to_owned());
+    }
+    let kubeconfig = kubeconfig.map(Path::to_owned);
+    let written =
+        cluster::runtime()?.block_on(async { tokio::time::timeout(PATIENCE, apply(target, kubeconfig, &data)).await });
+    match written {
+        Ok(result) => result.with_context(|| {
+            format!("the bundle is written, but not into ConfigMap {target}; mend it and import again, which changes nothing else")
+        }),
+        Err(_) => anyhow::bail!("the API server does not answer; ConfigMap {target} is not written: import again"),
+    }
+}
+
+async fn apply(target: &Target, kubeconfig: Option<PathBuf>, data: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    let maps = Api::<ConfigMap>::namespaced(cluster::client(kubeconfig).await?, target.namespace.as_str());
+    let patch = Patch::Merge(json!({ "data": data }));
+    match maps.patch(&target.name, &PatchParams::default(), &patch).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        other => return other.map(|_| ()).map_err(Into::into),
+    }
+    let metadata = ObjectMeta { name: Some(target.name.clone()), ..ObjectMeta::default() };
+    let map = ConfigMap { metadata, data: Some(data.clone()), ..ConfigMap::default() };
+    match maps.create(&PostParams::default(), &map).await {
+        // Another token's import was faster.
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            maps.patch(&target.name, &PatchParams::default(), &patch).await.map(|_| ()).map_err(Into::into)
+        }
+        other => other.map(|_| ()).map_err(Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_has_a_namespace_and_a_name() {
+        assert_eq!("istio-system/bundle".parse::<Target>().unwrap().to_string(), "istio-system/bundle");
+        for wrong in ["bundle", "/bundle", "istio-system/", "a/b/c", "Not A Namespace/b"] {
+            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
+        }
+    }
+}
