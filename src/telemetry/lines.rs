@@ -1,8 +1,8 @@
 //! Log lines on their way to standard error: gathered in memory and written by a thread of their own.
 //!
 //! A request never waits for whoever reads the lines: a collector that hangs, or a full disk behind it, would hold up
-//! every certificate. Lines are written a moment later, an error's at once; when more have gathered than
-//! [`ROOM`], further ones are dropped and counted, and a line says how many. What has gathered is written when the
+//! every certificate. Lines are written a moment later, an error's at once; when more than 4 MiB
+//! have gathered, further ones are dropped and counted, and a line says how many. What has gathered is written when the
 //! [`Flushed`] guard goes. The issuance log has nothing to do with this: nothing of it is ever dropped.
 
 use std::{
