@@ -7,7 +7,8 @@ export RUSTDOCFLAGS := -D warnings
 IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions cast_possible_truncation \
 	cast_possible_wrap cast_sign_loss disallowed_methods unwrap_in_result)
 
-.PHONY: help demo run test test-foreign test-long faults check bench format packages dependencies
+.PHONY: help demo run test test-foreign test-long faults check bench format packages dependencies test-browser \
+	test-pkilint test-kube test-deploy image
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,11 +23,30 @@ test: packages ## every test, with SoftHSM
 	$(CARGO) test --locked --all-targets --no-fail-fast
 	$(CARGO) test --locked --doc
 
-test-foreign: packages ## checkpoints and proofs, judged by another implementation; needs Go (package golang-go)
+test-browser: ## the status page in a headless Chromium; pictures in target/tmp/status-page
+	@softhsm/packages.sh --for browser
+	$(CARGO) test --locked --test browser -- --ignored
+
+test-foreign: ## checkpoints and proofs, judged by another implementation, in Go
+	@softhsm/packages.sh --for foreign
 	$(CARGO) test --locked --test issuance_log -- --ignored --exact \
 		foreign::another_implementation_verifies_checkpoints_roots_and_proofs
 
-test-long: packages ## what takes too long for every change
+test-pkilint: ## leaves judged by pkilint, which is kept in a cache outside the tree
+	@softhsm/packages.sh --for pkilint
+	$(CARGO) test --locked --test leaf
+	@tests/pkilint.sh
+
+test-deploy: packages ## chart, manifests, units, images and the guide; needs Go once (Helm, an API server), and root
+	@softhsm/packages.sh --for deploy
+	$(CARGO) test --locked --test deploy -- --include-ignored
+
+test-kube: packages ## Kubernetes, by a real API server, which is built first; needs Go (package golang-go)
+	@tests/kube/api-server.sh >/dev/null
+	$(CARGO) test --locked --test kube -- --ignored
+
+test-long: packages ## what takes too long for every change; needs Go for the API server
+	@tests/kube/api-server.sh >/dev/null
 	$(CARGO) test --locked --release --all-targets -- --include-ignored
 
 faults: packages ## every return code at every PKCS#11 function, under load; writes docs/FAULTS.md; half an hour
@@ -38,7 +58,8 @@ check: packages dependencies ## format, lints, documentation, dependencies
 	$(CARGO) clippy --locked --lib --bins --examples -- -D warnings
 	$(CARGO) clippy --locked --all-targets -- -D warnings $(IN_TESTS)
 	$(CARGO) doc --locked --no-deps --document-private-items
-	@for script in .ci/run benches/*.sh softhsm/*.sh; do bash -n $$script || exit 1; done
+	@for script in .ci/run benches/*.sh softhsm/*.sh softhsm/softhsm-init deploy/*/*.sh tests/*.sh tests/kube/*.sh; do \
+		bash -n $$script || exit 1; done
 
 dependencies: ## licences, bans and sources of what the lock file names
 	@.ci/dependencies
@@ -49,6 +70,11 @@ bench: packages ## the pure parts (criterion), then a daemon beside its parts an
 
 format: ## format the sources
 	$(CARGO) fmt
+
+image: packages ## a container image (OCI layout) in target/image, without a registry
+	@softhsm/packages.sh --for deploy
+	@rm -rf target/image && mkdir -p target/image
+	@deploy/image/build.sh target/image/istio-hsm-ca
 
 packages: ## install the distribution packages that are missing
 	@softhsm/packages.sh

@@ -151,6 +151,7 @@ fn measure(directory: &Path) {
         serving_dns_names: Vec::new(),
         serving_ip_addresses: Vec::new(),
         serving_ttl: DAY,
+        clusters: Vec::new(),
     };
     let verified = VerifiedCsr::from_pem(&csr).unwrap();
     let asked = Asked { validity_seconds: 86_400, ..Asked::default() };

@@ -3,6 +3,7 @@
 #
 #   softhsm/packages.sh            what the build, the tests and the demo need
 #   softhsm/packages.sh --check    installs nothing; fails when something is missing, with the command to run
+#   softhsm/packages.sh --for WHAT what a further target needs besides: browser, deploy, foreign, pkilint
 #
 # Works as root or by sudo without a password prompt; where it can do neither, it prints the command.
 set -euo pipefail
@@ -18,6 +19,23 @@ needs=(
   "make:make"
   "strace:strace"               # failing flushes and the order of system calls in tests/issuance_log.rs
 )
+case "${1:-} ${2:-}" in
+  "--for browser") needs+=("chromium:chromium") ;;     # looks at the status page
+  "--for foreign") needs+=("golang-go:go") ;;          # the other implementation of the log's formats
+  "--for pkilint") needs+=("python3:python3" "python3-venv:/var/lib/dpkg/info/python3-venv.list") ;; # the linter's home
+  "--for deploy")
+    needs+=(
+      "systemd:systemd-analyze"     # judges the units
+      "skopeo:skopeo"               # judges the images
+      "umoci:umoci"                 # unpacks them
+      "bubblewrap:bwrap"            # runs them
+      "binutils:strip"
+      "curl:curl"
+    )
+    ;;
+  "--check " | " ") ;;
+  *) echo "usage: softhsm/packages.sh [--check | --for browser|deploy|foreign|pkilint]" >&2; exit 2 ;;
+esac
 
 missing=()
 for need in "${needs[@]}"; do

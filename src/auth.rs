@@ -1,7 +1,8 @@
 //! Who asks: credentials in, [`Caller`] out.
 //!
-//! The order is Istio's (`pilot/pkg/bootstrap/server.go`): client certificate, then JWT; TokenReview and node
-//! impersonation have their place behind them. What cannot be proven is nobody.
+//! The order is Istio's (`pilot/pkg/bootstrap/server.go`): client certificate, then a token, which its issuer's
+//! published keys or the API server of its issuer's cluster prove. What cannot be proven is nobody. Who is proven may
+//! ask for somebody else where `node` allows it.
 //!
 //! It never decides what a caller may have (that is `policy`), and never reads a clock. Called by `grpc` for each
 //! request; the admin socket and the daemon itself make their callers by [`Caller::operator`] and
@@ -12,6 +13,8 @@ pub mod authenticator;
 pub mod client_certificate;
 pub mod credentials;
 pub mod jwt;
+pub mod node;
+pub mod token_review;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -24,6 +27,8 @@ use crate::identity::SpiffeId;
 /// How a caller proved who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
+    /// `spec.username` of a Kubernetes CertificateSigningRequest, which the API server stamps.
+    CertificateSigningRequest,
     /// An X.509 leaf of this CA, by mutual TLS.
     ClientCertificate,
     /// The daemon itself (its serving certificate, controllers).
@@ -41,6 +46,7 @@ impl Method {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::CertificateSigningRequest => "certificate_signing_request",
             Self::ClientCertificate => "client_certificate",
             Self::Internal => "internal",
             Self::Jwt => "jwt",
@@ -57,15 +63,42 @@ pub enum InternalCaller {
     ServingCertificate,
 }
 
+/// Which controller asks, for an object of its cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Controller {
+    /// A short-lived CA for istiod.
+    Intermediate,
+    /// istiod's serving certificate.
+    IstiodCertificate,
+    /// A Secret for a service account, which the cluster's API server shows.
+    WorkloadSecret(SpiffeId),
+}
+
 /// Who a caller is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
+    /// A controller that acts on a cluster.
+    Controller {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Which one.
+        controller: Controller,
+    },
     /// A part of the daemon.
     Internal(InternalCaller),
     /// The operator: the user id at the admin socket, or of the command.
     Operator {
         /// The Unix user id.
         uid: u32,
+    },
+    /// Somebody who asked by a Kubernetes CertificateSigningRequest.
+    Requester {
+        /// The cluster.
+        cluster: ClusterName,
+        /// `spec.signerName`.
+        signer: Arc<str>,
+        /// `spec.username`.
+        username: Arc<str>,
     },
     /// A workload.
     Workload(SpiffeId),
@@ -74,6 +107,14 @@ pub enum Identity {
 impl std::fmt::Display for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Controller { cluster, controller } => match controller {
+                Controller::Intermediate => write!(f, "controller:intermediate:cluster={cluster}"),
+                Controller::IstiodCertificate => write!(f, "controller:istiod-certificate:cluster={cluster}"),
+                Controller::WorkloadSecret(id) => write!(f, "controller:workload-secret:cluster={cluster}:{id}"),
+            },
+            Self::Requester { cluster, signer, username } => {
+                write!(f, "requester:cluster={cluster}:signer={signer}:username={}", username.escape_debug())
+            }
             Self::Internal(InternalCaller::ServingCertificate) => f.write_str("internal:serving-certificate"),
             Self::Operator { uid } => write!(f, "operator:uid={uid}"),
             Self::Workload(id) => id.fmt(f),
@@ -98,25 +139,36 @@ pub struct Caller {
     cluster: Option<ClusterName>,
     pod: Option<Arc<BoundPod>>,
     peer: Option<IpAddr>,
+    acts_for: Option<SpiffeId>,
 }
 
 impl Caller {
     /// The operator of this machine; the caller's uid is the kernel's word (SO_PEERCRED or getuid).
     #[must_use]
     pub fn operator(uid: u32) -> Self {
-        Self { method: Method::Operator, identity: Identity::Operator { uid }, cluster: None, pod: None, peer: None }
+        Self::plain(Method::Operator, Identity::Operator { uid })
     }
 
     /// A part of the daemon.
     #[must_use]
     pub fn internal(who: InternalCaller) -> Self {
-        Self { method: Method::Internal, identity: Identity::Internal(who), cluster: None, pod: None, peer: None }
+        Self::plain(Method::Internal, Identity::Internal(who))
     }
 
     /// A workload, for the unit tests of the modules that take callers.
     #[cfg(test)]
     pub(crate) fn workload(id: SpiffeId, method: Method) -> Self {
-        Self { method, identity: Identity::Workload(id), cluster: None, pod: None, peer: None }
+        Self::plain(method, Identity::Workload(id))
+    }
+
+    /// The same caller, found to speak for somebody else.
+    #[must_use]
+    pub(crate) fn acting_for(self, id: SpiffeId) -> Self {
+        Self { acts_for: Some(id), ..self }
+    }
+
+    fn plain(method: Method, identity: Identity) -> Self {
+        Self { method, identity, cluster: None, pod: None, peer: None, acts_for: None }
     }
 
     /// How the caller proved who it is.
@@ -141,6 +193,27 @@ impl Caller {
     #[must_use]
     pub fn pod(&self) -> Option<&BoundPod> {
         self.pod.as_deref()
+    }
+
+    /// The workload that the caller was found to speak for, instead of for itself.
+    #[must_use]
+    pub fn acts_for(&self) -> Option<&SpiffeId> {
+        self.acts_for.as_ref()
+    }
+
+    /// The workload for whose sake the request is made: the one that the caller acts for, else the caller.
+    #[must_use]
+    pub fn for_whom(&self) -> Option<&SpiffeId> {
+        match (&self.acts_for, &self.identity) {
+            (Some(id), _) | (None, Identity::Workload(id)) => Some(id),
+            (
+                None,
+                Identity::Controller { .. }
+                | Identity::Internal(_)
+                | Identity::Operator { .. }
+                | Identity::Requester { .. },
+            ) => None,
+        }
     }
 
     /// Where the caller's connection comes from.

@@ -3,33 +3,20 @@
 //! Unknown keys are refused, and every mistake is told at once. What belongs to one module stands in that module's
 //! own settings; here they are put together and compared with each other.
 
+mod clusters;
 pub mod document;
 mod kubernetes;
 mod parts;
+mod sections;
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    num::{NonZeroU32, NonZeroU64},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
-use crate::{
-    auth, grpc,
-    identity::{DnsName, SpiffeId, TrustDomain},
-    issue::limits,
-    telemetry,
-    token::TokenUri,
-};
+use crate::{auth, grpc, telemetry};
 use document::{Document, Problem};
+pub use sections::{Admin, Ca, HostLimits, Log, RateLimits, Serving, Ship, Token};
 
 /// The largest configuration file in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
-
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The configuration as a whole.
 #[derive(Clone, Debug)]
@@ -56,243 +43,6 @@ pub struct Config {
     pub kubernetes: Option<crate::kubernetes::Settings>,
     /// `[logging]`.
     pub logging: telemetry::Settings,
-}
-
-/// `[ca]`: the plugged-in CA and what it issues.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ca {
-    /// The directory of ca-cert.pem, root-cert.pem and cert-chain.pem, as `import` wrote it.
-    pub bundle: PathBuf,
-    /// The trust domains in which this CA issues; the first is the mesh's own.
-    #[serde(default = "Ca::cluster_local")]
-    pub trust_domains: Vec<TrustDomain>,
-    /// The lifetime of a certificate when none is asked for. Istio: DEFAULT_WORKLOAD_CERT_TTL, 24 h.
-    #[serde(default = "Ca::default_ttl", with = "humantime_serde")]
-    pub default_ttl: Duration,
-    /// The longest lifetime that may be asked for. Istio: MAX_WORKLOAD_CERT_TTL, 90 d.
-    #[serde(default = "Ca::max_ttl", with = "humantime_serde")]
-    pub max_ttl: Duration,
-    /// The values of `CertSigner` in a request that are served; any other is refused.
-    #[serde(default)]
-    pub cert_signers: Vec<String>,
-    /// Identities whose requests go first: istiod's and the gateways'.
-    #[serde(default)]
-    pub first_class: Vec<SpiffeId>,
-    /// Take a new bundle even though it drops a root. Workloads that trust only that root then fail.
-    #[serde(default)]
-    pub allow_root_removal: bool,
-}
-
-impl Ca {
-    fn cluster_local() -> Vec<TrustDomain> {
-        "cluster.local".parse().into_iter().collect()
-    }
-
-    fn default_ttl() -> Duration {
-        DAY
-    }
-
-    fn max_ttl() -> Duration {
-        90 * DAY
-    }
-}
-
-/// `[[token]]`: a token that holds the CA's key, by its URI, or the socket of a host that somebody else runs.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Token {
-    /// The name in logs and metrics.
-    pub name: String,
-    /// The token, for a host that the daemon starts; its pin-source names the PIN's file.
-    #[serde(default)]
-    pub uri: Option<TokenUri>,
-    /// The socket of a host that is started by others.
-    #[serde(default)]
-    pub socket: Option<PathBuf>,
-    /// The user id that the host behind `socket` must have.
-    #[serde(default)]
-    pub socket_uid: Option<u32>,
-    /// How many sessions sign at once: 1 suits P-256 on SoftHSM, one a core RSA, as many as the HSM has cores else.
-    #[serde(default = "Token::one")]
-    pub sessions: NonZeroU32,
-    /// How long one PKCS#11 call may take before the host counts as hung and is replaced.
-    #[serde(default = "Token::call_timeout", with = "humantime_serde")]
-    pub call_timeout: Duration,
-    /// How often an idle token is exercised, so that links and sessions do not go stale.
-    #[serde(default = "Token::keep_alive", with = "humantime_serde")]
-    pub keep_alive: Duration,
-    /// Variables that the vendor's module reads, such as SOFTHSM2_CONF. Never secrets: a PIN is not taken from here.
-    #[serde(default)]
-    pub environment: std::collections::BTreeMap<String, String>,
-}
-
-impl Token {
-    fn one() -> NonZeroU32 {
-        NonZeroU32::MIN
-    }
-
-    fn call_timeout() -> Duration {
-        Duration::from_secs(10)
-    }
-
-    fn keep_alive() -> Duration {
-        Duration::from_secs(10)
-    }
-}
-
-/// `[token_host]`: what the token hosts sign, whatever the daemon asks. Left out, it follows `[ca]` and `[serving]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HostLimits {
-    /// The longest validity of a leaf.
-    #[serde(with = "humantime_serde")]
-    pub max_validity: Option<Duration>,
-    /// The trust domains of workloads.
-    pub trust_domains: Option<Vec<TrustDomain>>,
-    /// The DNS names of servers.
-    pub dns_names: Option<Vec<DnsName>>,
-    /// The addresses of servers.
-    pub ip_addresses: Option<Vec<IpAddr>>,
-    /// Whether intermediates (path length 0) are signed.
-    pub allow_intermediate: bool,
-}
-
-/// `[serving]`: the endpoint's own certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Serving {
-    /// Its DNS names: those by which clients call the endpoint.
-    pub dns_names: Vec<DnsName>,
-    /// Its addresses.
-    pub ip_addresses: Vec<IpAddr>,
-    /// Its lifetime; it is renewed at half of it.
-    #[serde(with = "humantime_serde")]
-    pub ttl: Duration,
-    /// PEM certificate chain from elsewhere, the leaf first; with `key_file`, instead of one that the CA issues.
-    pub certificate_file: Option<PathBuf>,
-    /// PEM private key of that leaf.
-    pub key_file: Option<PathBuf>,
-}
-
-impl Default for Serving {
-    fn default() -> Self {
-        Self { dns_names: Vec::new(), ip_addresses: Vec::new(), ttl: DAY, certificate_file: None, key_file: None }
-    }
-}
-
-/// `[log]`: the issuance log.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Log {
-    /// Its directory, for this daemon alone.
-    pub directory: PathBuf,
-    /// The log's name in its checkpoints, one for each replica: a host name with a path, without a scheme. Left out,
-    /// it is `HOSTNAME/istio-hsm-ca`.
-    #[serde(default)]
-    pub origin: Option<String>,
-    /// The length in bytes at which a segment is closed.
-    #[serde(default)]
-    pub segment_bytes: Option<NonZeroU64>,
-    /// A checkpoint is made after so many lines...
-    #[serde(default)]
-    pub checkpoint_lines: Option<NonZeroU64>,
-    /// ...or after this time, whichever comes first.
-    #[serde(default, with = "humantime_serde")]
-    pub checkpoint_interval: Option<Duration>,
-    /// How long a segment's lines are kept after its newest; left out, for ever.
-    #[serde(default, with = "humantime_serde")]
-    pub keep_for: Option<Duration>,
-    /// How many bytes of closed segments are kept; left out, all.
-    #[serde(default)]
-    pub keep_bytes: Option<u64>,
-    /// A program that takes each checkpoint elsewhere.
-    #[serde(default)]
-    pub ship: Option<Ship>,
-}
-
-impl Log {
-    /// The log's name in its checkpoints.
-    #[must_use]
-    pub fn origin(&self) -> String {
-        self.origin.clone().unwrap_or_else(Self::default_origin)
-    }
-
-    /// The name of a log for which none is configured: `HOSTNAME/istio-hsm-ca`.
-    #[must_use]
-    pub fn default_origin() -> String {
-        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-        format!("{}/istio-hsm-ca", host.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_owned()))
-    }
-}
-
-/// `[log.ship]`: a program that gets each checkpoint on its standard input.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ship {
-    /// The program.
-    pub program: PathBuf,
-    /// Its arguments.
-    #[serde(default)]
-    pub arguments: Vec<String>,
-    /// How long it may take.
-    #[serde(default = "Ship::timeout", with = "humantime_serde")]
-    pub timeout: Duration,
-}
-
-impl Ship {
-    fn timeout() -> Duration {
-        Duration::from_secs(10)
-    }
-}
-
-/// `[admin]`: probes, metrics, the operator's socket, the status page.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Admin {
-    /// Where `/livez`, `/readyz` and `/metrics` are served.
-    pub address: Option<SocketAddr>,
-    /// Where the status page is served; it shows identities.
-    pub status_address: Option<SocketAddr>,
-    /// The Unix socket for `istio-hsm-ca issue`.
-    pub socket: Option<PathBuf>,
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self { address: Some((Ipv4Addr::LOCALHOST, 15014).into()), status_address: None, socket: None }
-    }
-}
-
-/// `[rate_limits]`: certificates a second; without a value there is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RateLimits {
-    /// For one identity.
-    pub per_identity: Option<NonZeroU32>,
-    /// How many at once for one identity; by default ten seconds' worth.
-    pub per_identity_burst: Option<NonZeroU32>,
-    /// In all.
-    pub total: Option<NonZeroU32>,
-    /// How many at once in all; by default ten seconds' worth.
-    pub total_burst: Option<NonZeroU32>,
-}
-
-impl RateLimits {
-    /// The limits as the path takes them.
-    #[must_use]
-    pub fn settings(&self) -> limits::Settings {
-        let rate = |per_second: Option<NonZeroU32>, burst: Option<NonZeroU32>| {
-            per_second.map(|per_second| {
-                let ten_seconds = per_second.saturating_mul(NonZeroU32::MIN.saturating_add(9));
-                limits::Rate { per_second, burst: burst.unwrap_or(ten_seconds) }
-            })
-        };
-        limits::Settings {
-            per_identity: rate(self.per_identity, self.per_identity_burst),
-            total: rate(self.total, self.total_burst),
-        }
-    }
 }
 
 /// Why there is no configuration.
@@ -360,11 +110,11 @@ impl Config {
         let rate_limits: Option<RateLimits> = document.section_or_default("rate_limits");
         let logging: Option<telemetry::Settings> = document.section_or_default("logging");
         let kubernetes: Option<crate::kubernetes::Settings> = document.optional_section("kubernetes");
-        if let (Some(settings), Some(auth), Some(hosts)) = (&kubernetes, &auth, &token_host) {
-            kubernetes::check(settings, auth, hosts, &mut document);
+        if let (Some(settings), Some(ca), Some(auth), Some(hosts)) = (&kubernetes, &ca, &auth, &token_host) {
+            kubernetes::check(settings, ca, auth, hosts, &mut document);
         }
         ca.iter().for_each(|ca| ca.check(&mut document));
-        check_tokens(&tokens, &mut document);
+        sections::check_tokens(&tokens, &mut document);
         if let (Some(serving), Some(listen)) = (&serving, &listen) {
             serving.check(listen.plaintext, &mut document);
         }
@@ -380,76 +130,13 @@ impl Config {
     }
 }
 
-impl Ca {
-    fn check(&self, document: &mut Document<'_>) {
-        if self.trust_domains.is_empty() {
-            document.refuse("[ca] trust_domains", "names no trust domain; write for example [\"cluster.local\"]");
-        }
-        if self.default_ttl > self.max_ttl {
-            document.refuse("[ca] default_ttl", "is longer than max_ttl");
-        }
-        if self.default_ttl < Duration::from_secs(60) {
-            document.refuse("[ca] default_ttl", "is shorter than a minute; agents would renew without pause");
-        }
-        if self.cert_signers.iter().any(String::is_empty) {
-            document.refuse("[ca] cert_signers", "holds an empty name; an absent signer needs no entry");
-        }
-    }
-}
-
-impl Serving {
-    fn check(&self, plaintext: bool, document: &mut Document<'_>) {
-        if self.certificate_file.is_some() != self.key_file.is_some() {
-            document.refuse("[serving]", "certificate_file and key_file go together; set both or neither");
-        }
-        let nameless = self.dns_names.is_empty() && self.ip_addresses.is_empty();
-        if nameless && self.certificate_file.is_none() && !plaintext {
-            document.refuse(
-                "[serving] dns_names",
-                "is missing; name what clients call the endpoint, for example [\"istio-hsm-ca.istio-system.svc\"]",
-            );
-        }
-        if self.ttl < HOUR {
-            document.refuse("[serving] ttl", "is shorter than an hour; it is renewed at half of it");
-        }
-    }
-}
-
-fn check_tokens(tokens: &[Token], document: &mut Document<'_>) {
-    if tokens.is_empty() {
-        document.refuse("[[token]]", "no token is configured; add one with name and uri");
-    }
-    for (index, token) in tokens.iter().enumerate() {
-        let place = format!("[[token]] {}", index + 1);
-        if token.name.is_empty() || token.name.len() > 64 || token.name.chars().any(char::is_control) {
-            document.refuse(&format!("{place} name"), "must have 1 to 64 characters, none of them a control character");
-        }
-        if tokens.iter().take(index).any(|other| other.name == token.name) {
-            document.refuse(&format!("{place} name"), "is that of another token; give each its own");
-        }
-        match (&token.uri, &token.socket) {
-            (Some(uri), None) => {
-                if uri.module_path().is_none() {
-                    document.refuse(&format!("{place} uri"), "names no module; add ?module-path=/path/to/module.so");
-                }
-                if uri.pin_source().is_none() {
-                    document.refuse(&format!("{place} uri"), "names no PIN file; add pin-source=file:/path/to/pin");
-                }
-            }
-            (None, Some(_)) => {}
-            (Some(_), Some(_)) => document.refuse(&place, "has both uri and socket; a host is ours or somebody else's"),
-            (None, None) => document.refuse(&place, "has neither uri nor socket; name the token"),
-        }
-        if token.call_timeout < Duration::from_millis(100) {
-            document
-                .refuse(&format!("{place} call_timeout"), "is shorter than 100 ms; a token under load would be killed");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
 
     const GOOD: &str = r#"
 [ca]

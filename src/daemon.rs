@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod background;
+pub mod clusters;
 pub mod in_use;
 pub mod operator;
 pub mod overview;
@@ -12,6 +13,7 @@ pub mod readiness;
 pub mod reload;
 pub mod setup;
 pub mod status;
+pub mod systemd;
 
 use std::{
     sync::Arc,
@@ -27,8 +29,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{AcceptAny, Authenticator},
-    config::Config,
+    config::{Admin, Config},
     grpc::{self, listener::Listener, service::CertificateService},
+    hardening,
     telemetry::metrics::{self, Metrics},
 };
 use background::Background;
@@ -39,6 +42,8 @@ use setup::{Core, SetupError};
 const TOKENS_END: Duration = Duration::from_secs(5);
 /// How long the background tasks may take to end.
 const TASKS_END: Duration = Duration::from_secs(2);
+/// Open files that are kept for everything but connections of workloads.
+const OWN_FILES: usize = 256;
 /// How often the metrics that are counted elsewhere are set; Prometheus scrapes every 15 s or more by habit.
 const METRICS: Duration = Duration::from_secs(1);
 
@@ -58,6 +63,9 @@ pub enum DaemonError {
     /// Authentication cannot be set up.
     #[error("authentication cannot be set up: {}", .0.join("; "))]
     Authentication(Vec<String>),
+    /// The clusters cannot be used.
+    #[error("Kubernetes cannot be set up: {}", .0.join("; "))]
+    Kubernetes(Vec<String>),
     /// The endpoint cannot listen.
     #[error(transparent)]
     Listen(#[from] grpc::listener::ListenError),
@@ -82,7 +90,8 @@ pub enum DaemonError {
 ///
 /// # Errors
 /// When it cannot start, or its endpoint ended by itself.
-pub async fn run(config: Config) -> Result<(), DaemonError> {
+pub async fn run(mut config: Config) -> Result<(), DaemonError> {
+    fit_connections(&mut config.listen.limits);
     let stop = CancellationToken::new();
     let bell = Arc::new(Notify::new());
     signals(stop.clone(), Arc::clone(&bell))?;
@@ -94,15 +103,44 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let own = &config.ca.trust_domains;
     let authenticator = Authenticator::new(&config.auth, own)
         .map_err(|errors| DaemonError::Authentication(errors.iter().map(ToString::to_string).collect()))?;
-    let authenticator = Arc::new(authenticator);
+    let clusters = clusters::connect(&config, &readiness, &background)
+        .await
+        .map_err(|errors| DaemonError::Kubernetes(errors.iter().map(ToString::to_string).collect()))?;
+    let authenticator = Arc::new(match &clusters {
+        Some(clusters) => clusters::authenticate(clusters, authenticator, &background),
+        None => authenticator,
+    });
     authenticator.start();
     let core = setup::core(&config, &readiness, &background).await?;
+    let _leading = clusters.as_ref().and_then(|clusters| clusters::elect(&config, clusters, &background));
     let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
     tracing::info!("draining");
+    systemd::ending();
     background.end(TASKS_END).await;
     core.close(Instant::now() + TOKENS_END).await;
     tracing::info!("ended");
     served
+}
+
+/// Takes as many open files as the system gives, and no more connections than that allows: the log, the tokens' hosts
+/// and the admin address must never be without one.
+fn fit_connections(limits: &mut grpc::settings::Limits) {
+    match hardening::raise_open_files() {
+        Ok(files) => {
+            let room = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(OWN_FILES).max(1);
+            if limits.connections > room {
+                tracing::warn!(
+                    open_files = files,
+                    configured = limits.connections,
+                    connections = room,
+                    "the system's limit of open files allows fewer connections than [listen.limits] connections; \
+                     raise it (systemd: LimitNOFILE) or lower that"
+                );
+                limits.connections = room;
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 async fn serve(
@@ -142,10 +180,8 @@ async fn serve(
         })?;
         background.spawn(operator::serve(socket, Arc::clone(&core.ca), background.ended()));
     }
-    if let Some(address) = config.admin.status_address {
-        let socket = bind("the status page", address).await?;
-        tracing::info!(address = %address, "status page");
-        let take = overview::taker(core, readiness.watch());
+    if let Some(socket) = status_socket(config).await? {
+        let take = overview::taker(core, config, readiness.watch());
         background.spawn(status::serve(socket, take, background.ended()));
     }
     let reloader = core.reloader(config, Arc::clone(&authenticator), bell, readiness.part("CA certificate"));
@@ -158,6 +194,7 @@ async fn serve(
     let service = CertificateService::new(Arc::clone(&core.ca), authenticator, &listen.limits);
     let routes = grpc::server::routes(service, &listen, ready, stop.clone())?;
     tracing::info!(address = %at, tls = !listen.plaintext, "listening");
+    systemd::listening(readiness.watch(), background);
     match grpc::server::serve(listener, routes, &listen, stop).await? {
         grpc::server::Drained::Clean => tracing::info!("every request under way was answered"),
         grpc::server::Drained::Cut { connections } => tracing::warn!(connections, "connections were cut"),
@@ -194,6 +231,26 @@ async fn serve_admin(
     tracing::info!(address = %socket.local_addr().unwrap_or(address), "admin");
     background.spawn(admin::serve(socket, readiness.watch(), render, background.ended()));
     Ok(())
+}
+
+/// Where the status page is served. An address that nobody asked for and that is taken is no reason not to start.
+async fn status_socket(config: &Config) -> Result<Option<TcpListener>, DaemonError> {
+    if !config.admin.status_page {
+        return Ok(None);
+    }
+    let bound = bind("the status page", config.admin.status_address.unwrap_or(Admin::STATUS)).await;
+    match bound {
+        Ok(socket) => {
+            let address = socket.local_addr().unwrap_or(Admin::STATUS);
+            tracing::info!(%address, page = %format_args!("http://{address}/"), "status page");
+            Ok(Some(socket))
+        }
+        Err(error) if config.admin.status_address.is_none() => {
+            tracing::warn!(%error, "there is no status page; set [admin] status_address, or status_page = false");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn bind(what: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, DaemonError> {

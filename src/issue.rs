@@ -240,9 +240,9 @@ impl CertificateAuthority {
     }
 
     fn class(&self, caller: &Caller) -> Class {
-        match caller.identity() {
-            crate::auth::Identity::Workload(id) if !self.first_class.contains(id) => Class::Bulk,
-            _ => Class::First,
+        match caller.for_whom() {
+            Some(id) if !self.first_class.contains(id) => Class::Bulk,
+            Some(_) | None => Class::First,
         }
     }
 }

@@ -6,6 +6,8 @@
 
 pub mod cluster;
 pub mod leader;
+pub mod pods;
+pub mod reviewer;
 pub mod settings;
 
 pub use cluster::{Cluster, ClusterError, Clusters};

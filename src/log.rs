@@ -235,6 +235,7 @@ impl Log {
         let signed = recovered.checkpoint.as_ref().map_or(0, |c| c.size);
         let new_segment = u64::from(recovered.open.is_none());
         let counts = Counts::new(opened.lines, &recovered.counters, recovered.segments + new_segment, signed);
+        counts.found(recovered.bytes, recovered.checkpoint_time);
         let counts = Arc::new(counts);
         let checkpoints = if signer.is_some() { CheckpointHealth::Current } else { CheckpointHealth::Off };
         let (health, health_seen) = watch::channel(LogHealth { writable: Ok(()), checkpoints });

@@ -3,6 +3,7 @@
 mod algorithm;
 pub mod bundle;
 pub mod csr;
+pub mod held;
 pub mod key;
 pub mod lint;
 pub mod pem;
@@ -15,9 +16,10 @@ pub(crate) mod testing;
 pub mod verify;
 mod walk;
 
+pub use algorithm::SignatureAlgorithm;
 pub use bundle::{Bundle, Issuer};
 pub use csr::VerifiedCsr;
-pub use key::{KeyAlgorithm, PublicKey, SignatureAlgorithm};
+pub use key::{KeyAlgorithm, PublicKey};
 pub use profile::{Profile, Template};
 pub use tbs::Tbs;
 pub use verify::Issued;

@@ -4,12 +4,16 @@
 //! narrow or be refused, never add. No clock, no network, no state: the same question has the same answer.
 //! Called by `issue`.
 
+#[cfg(test)]
+mod cluster_tests;
+mod clusters;
 mod denied;
 #[cfg(test)]
 mod tests;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use clusters::{ClusterRules, IntermediateRules, RequesterRules, Scope, ServerRules, SignerRules, WorkloadRules};
 pub use denied::{Denied, Kind};
 
 use crate::{
@@ -52,6 +56,21 @@ pub struct Rules {
     pub serving_ip_addresses: Vec<std::net::IpAddr>,
     /// The lifetime of the daemon's serving certificate.
     pub serving_ttl: Duration,
+    /// What is granted in each Kubernetes cluster.
+    pub clusters: Vec<ClusterRules>,
+}
+
+/// What an identity may have: the kind of certificate, its names, its lifetime.
+struct Allowed {
+    profile: Profile,
+    names: Vec<Name>,
+    ttl: Duration,
+}
+
+impl Allowed {
+    fn leaf(names: Vec<Name>, ttl: Duration) -> Self {
+        Self { profile: Profile::Leaf, names, ttl }
+    }
 }
 
 /// Leave to have a certificate. Only [`Rules::decide`] makes one.
@@ -81,7 +100,13 @@ impl Rules {
         issuer: &Issuer,
         now: SystemTime,
     ) -> Result<Grant, Denied> {
-        self.grant(caller.identity(), csr, asked, issuer, now)
+        // Leave to ask for another is found by `auth`; here it must be for the very one that is asked for.
+        let impersonated = match (named(asked.impersonated_identity.as_deref()), caller.acts_for()) {
+            (None, None) => None,
+            (Some(text), Some(id)) if id.to_string() == text => Some(Identity::Workload(id.clone())),
+            (Some(_), Some(_) | None) | (None, Some(_)) => return Err(Denied::Impersonation),
+        };
+        self.grant(impersonated.as_ref().unwrap_or(caller.identity()), csr, asked, issuer, now)
     }
 
     /// [`Rules::decide`] for an identity that is taken as proven.
@@ -93,9 +118,6 @@ impl Rules {
         issuer: &Issuer,
         now: SystemTime,
     ) -> Result<Grant, Denied> {
-        if named(asked.impersonated_identity.as_deref()).is_some() {
-            return Err(Denied::Impersonation);
-        }
         if let Some(signer) = named(asked.cert_signer.as_deref())
             && !self.cert_signers.iter().any(|served| served == signer)
         {
@@ -104,13 +126,19 @@ impl Rules {
         if !matches!(identity, Identity::Operator { .. }) && !asked.operator_names.is_empty() {
             return Err(Denied::OperatorNames);
         }
-        let (names, ttl) = match identity {
-            Identity::Internal(InternalCaller::ServingCertificate) => (self.serving_names()?, self.serving_ttl),
-            Identity::Operator { .. } => (self.operator_names(&asked.operator_names)?, self.ttl(asked)?),
+        let Allowed { profile, names, ttl } = match identity {
+            Identity::Controller { cluster, controller } => self.controller(cluster, controller, issuer)?,
+            Identity::Internal(InternalCaller::ServingCertificate) => {
+                Allowed::leaf(self.serving_names()?, self.serving_ttl)
+            }
+            Identity::Operator { .. } => Allowed::leaf(self.operator_names(&asked.operator_names)?, self.ttl(asked)?),
+            Identity::Requester { cluster, signer, username } => {
+                Allowed::leaf(self.requested_names(cluster, signer, username, csr)?, self.ttl(asked)?)
+            }
             Identity::Workload(id) => {
                 let name = Name::Spiffe(id.clone());
                 self.in_trust_domain(&name)?;
-                (vec![name], self.ttl(asked)?)
+                Allowed::leaf(vec![name], self.ttl(asked)?)
             }
         };
         if !csr.subject_is_empty() {
@@ -121,7 +149,7 @@ impl Rules {
         }
         let (not_before, not_after) = validity(ttl, issuer, now)?;
         let public_key = csr.public_key().clone();
-        Ok(Grant { template: Template { profile: Profile::Leaf, public_key, names, not_before, not_after } })
+        Ok(Grant { template: Template { profile, public_key, names, not_before, not_after } })
     }
 
     /// The names of the daemon's own endpoint: a server's, never a workload's.

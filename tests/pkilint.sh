@@ -1,10 +1,25 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Has pkilint judge the leaves that `cargo test --test leaf` left behind (RFC 5280 rules, errors and worse).
-# Usage: tests/pkilint.sh [DIRECTORY]; PKILINT names the program where it is not in PATH.
-set -eu
+# Usage: tests/pkilint.sh [DIRECTORY]
+#
+# The linter is installed once into a cache outside the tree, at a fixed version; PKILINT names another program.
+set -euo pipefail
 directory=${1:-target/tmp/leaf}
-linter=${PKILINT:-lint_pkix_cert}
-command -v "$linter" >/dev/null || { echo "$linter is missing: pip install pkilint" >&2; exit 1; }
+
+version=0.13.3
+tools=${XDG_CACHE_HOME:-$HOME/.cache}/istio-hsm-ca/pkilint-$version
+linter=${PKILINT:-$tools/bin/lint_pkix_cert}
+if [[ -z ${PKILINT:-} && ! -x $linter ]]; then
+    echo "installing pkilint $version into $tools, once"
+    # Put in place as a whole, so that an interrupted installation is not taken for one.
+    rm -rf "$tools" "$tools.new"
+    python3 -m venv "$tools.new"
+    "$tools.new/bin/pip" install --quiet --disable-pip-version-check "pkilint==$version"
+    mv "$tools.new" "$tools"
+    # A virtual environment knows its own path; this one has moved.
+    sed -i "s|$tools.new|$tools|g" "$tools"/bin/lint_*
+fi
+command -v "$linter" >/dev/null || { echo "$linter is missing: unset PKILINT, and it is installed" >&2; exit 1; }
 
 # What pkilint finds in Istio's own leaves too, each with its reason; it must be found, and nothing else.
 expected_for() {
@@ -30,6 +45,6 @@ for leaf in "$directory"/*.leaf.pem; do
         failed=1
     fi
 done
-[ "$count" -gt 0 ] || { echo "no *.leaf.pem in $directory: run cargo test --test leaf first" >&2; exit 1; }
+[ "$count" -gt 0 ] || { echo "no *.leaf.pem in $directory: run make test-pkilint" >&2; exit 1; }
 [ "$failed" -eq 0 ] || exit 1
 echo "pkilint: $count leaves, nothing unexpected"

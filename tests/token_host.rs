@@ -7,6 +7,8 @@
 mod common;
 #[path = "token_host/faulty.rs"]
 mod faulty;
+#[path = "token_host/first_process.rs"]
+mod first_process;
 #[path = "token_host/forged.rs"]
 mod forged;
 #[path = "token_host/harness.rs"]

@@ -16,6 +16,8 @@ use super::{
     },
     credentials::{ClusterName, Credentials},
     jwt::{self, FetchError, Jwt, JwtError},
+    node::{ImpersonationError, Nodes},
+    token_review::{ReviewError, TokenReviews},
 };
 use crate::{identity::TrustDomain, pki::Issuer};
 
@@ -111,18 +113,21 @@ impl std::fmt::Display for NotReady {
 pub struct Refusals {
     /// The client certificate.
     pub client_certificate: Option<CertificateError>,
-    /// The token.
+    /// The token, by its issuer's published keys.
     pub jwt: Option<JwtError>,
+    /// The token, by the API server of its issuer's cluster.
+    pub token_review: Option<ReviewError>,
 }
 
 impl Refusals {
     /// The label of the last method that had something to say: a bounded set.
     #[must_use]
     pub fn reason(&self) -> &'static str {
-        match (&self.jwt, self.client_certificate) {
-            (Some(error), _) => error.reason(),
-            (None, Some(error)) => error.reason(),
-            (None, None) => "no_credentials",
+        match (&self.token_review, &self.jwt, self.client_certificate) {
+            (Some(error), _, _) => error.reason(),
+            (None, Some(error), _) => error.reason(),
+            (None, None, Some(error)) => error.reason(),
+            (None, None, None) => "no_credentials",
         }
     }
 }
@@ -135,9 +140,10 @@ impl fmt::Display for Refusals {
             None => f.write_str("none")?,
         }
         f.write_str("; token: ")?;
-        match &self.jwt {
-            Some(error) => error.fmt(f),
-            None => f.write_str("none"),
+        match (&self.token_review, &self.jwt) {
+            (Some(error), _) => error.fmt(f),
+            (None, Some(error)) => error.fmt(f),
+            (None, None) => f.write_str("none"),
         }
     }
 }
@@ -148,8 +154,8 @@ pub enum AuthError {
     /// No method proves who it is: gRPC's UNAUTHENTICATED.
     #[error("the caller is not authenticated ({0})")]
     Refused(Refusals),
-    /// It cannot be decided now, since an issuer's keys are not available: gRPC's UNAVAILABLE, which Istio's agents
-    /// try again.
+    /// It cannot be decided now, since an issuer's keys or API server are not available: gRPC's UNAVAILABLE, which
+    /// Istio's agents try again.
     #[error("the caller cannot be authenticated now ({0})")]
     Unavailable(Refusals),
 }
@@ -175,6 +181,9 @@ impl AuthError {
 pub struct Authenticator {
     client_certificates: ClientCertificates,
     jwt: Jwt,
+    token_reviews: TokenReviews,
+    nodes: Nodes,
+    default_cluster: ClusterName,
 }
 
 impl Authenticator {
@@ -188,9 +197,21 @@ impl Authenticator {
         let client_certificates = ClientCertificates::load(settings.client_certificate.clone(), own);
         let jwt = Jwt::new(&settings.jwt, settings.default_cluster.clone(), own);
         match (client_certificates, jwt) {
-            (Ok(client_certificates), Ok(jwt)) => Ok(Self { client_certificates, jwt }),
+            (Ok(client_certificates), Ok(jwt)) => Ok(Self {
+                client_certificates,
+                jwt,
+                token_reviews: TokenReviews::new(Vec::new()),
+                nodes: Nodes::default(),
+                default_cluster: settings.default_cluster.clone(),
+            }),
             (one, other) => Err(one.err().into_iter().flatten().chain(other.err().into_iter().flatten()).collect()),
         }
+    }
+
+    /// Has clusters' API servers judge their tokens, and their nodes' proxies ask for others.
+    #[must_use]
+    pub fn with_clusters(self, token_reviews: TokenReviews, nodes: Nodes) -> Self {
+        Self { token_reviews, nodes, ..self }
     }
 
     /// Starts to fetch the issuers' keys in the background, until this value is dropped. Needs a Tokio runtime.
@@ -228,32 +249,52 @@ impl Authenticator {
         if let Some(chain) = credentials.client_chain {
             match self.client_certificates.check(chain, issuer.into(), now) {
                 Ok(id) => {
-                    return Ok(Caller {
-                        method: Method::ClientCertificate,
-                        identity: Identity::Workload(id),
-                        cluster: None,
-                        pod: None,
-                        peer: credentials.peer,
-                    });
+                    let caller = Caller::plain(Method::ClientCertificate, Identity::Workload(id));
+                    return Ok(Caller { peer: credentials.peer, ..caller });
                 }
                 Err(error) => refusals.client_certificate = Some(error),
             }
         }
         let Some(token) = credentials.bearer else { return Err(AuthError::Refused(refusals)) };
-        match self.jwt.check(token, credentials.cluster_id, now).await {
-            Ok(jwt::Proven { identity, cluster, pod }) => Ok(Caller {
-                method: Method::Jwt,
-                identity: Identity::Workload(identity),
-                cluster: Some(cluster),
-                pod,
-                peer: credentials.peer,
-            }),
-            Err(error) => {
+        let reviewed = self.token_reviews.check(token, credentials.cluster_id, &self.default_cluster, now).await;
+        let temporary = match reviewed {
+            Some(Ok(proven)) => return Ok(Caller::by_token(Method::TokenReview, proven, credentials)),
+            Some(Err(error)) => {
                 let temporary = error.is_temporary();
-                refusals.jwt = Some(error);
-                Err(if temporary { AuthError::Unavailable(refusals) } else { AuthError::Refused(refusals) })
+                refusals.token_review = Some(error);
+                temporary
             }
+            None => match self.jwt.check(token, credentials.cluster_id, now).await {
+                Ok(proven) => return Ok(Caller::by_token(Method::Jwt, proven, credentials)),
+                Err(error) => {
+                    let temporary = error.is_temporary();
+                    refusals.jwt = Some(error);
+                    temporary
+                }
+            },
+        };
+        Err(if temporary { AuthError::Unavailable(refusals) } else { AuthError::Refused(refusals) })
+    }
+
+    /// Has a proven caller speak for somebody else, where a cluster allows that. Where none does, the caller comes
+    /// back as it is, and `policy` refuses what it asks.
+    ///
+    /// # Errors
+    /// When it may not, or when that cannot be known now.
+    pub async fn impersonate(&self, caller: Caller, asked: &str) -> Result<Caller, ImpersonationError> {
+        if self.nodes.is_empty() {
+            return Ok(caller);
         }
+        let id = self.nodes.authorize(&caller, asked).await?;
+        Ok(caller.acting_for(id))
+    }
+}
+
+impl Caller {
+    fn by_token(method: Method, proven: jwt::Proven, credentials: &Credentials<'_>) -> Self {
+        let jwt::Proven { identity, cluster, pod } = proven;
+        let caller = Self::plain(method, Identity::Workload(identity));
+        Self { cluster: Some(cluster), pod, peer: credentials.peer, ..caller }
     }
 }
 

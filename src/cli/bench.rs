@@ -7,6 +7,7 @@
 mod endpoint;
 mod load;
 mod process;
+mod queue;
 mod report;
 mod token;
 

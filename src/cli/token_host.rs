@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use nix::unistd::User;
+
 use crate::{
     telemetry::{self, Filter, Format},
     token::host::{self, Form},
@@ -28,6 +30,9 @@ pub struct Args {
     /// Which lines are logged: a level, or directives such as info,istio_hsm_ca::token=debug
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log_filter: Filter,
+    /// The same, by the user's name
+    #[arg(long, value_name = "NAME", conflicts_with = "child")]
+    user: Vec<String>,
 }
 
 /// Runs the host; logs to standard error.
@@ -37,7 +42,24 @@ pub fn run(args: Args) -> ExitCode {
     let _ = telemetry::init(&telemetry::Settings { format: args.log_format, filter: args.log_filter });
     match (args.child, args.config, args.socket) {
         (Some(name), _, _) => host::main(Form::Child(name)),
-        (None, Some(config), Some(socket)) => host::main(Form::Supervised { config, socket, uids: args.uid }),
+        (None, Some(config), Some(socket)) => {
+            let mut uids = args.uid;
+            for name in args.user {
+                match User::from_name(&name) {
+                    Ok(Some(user)) => uids.push(user.uid.as_raw()),
+                    Ok(None) => {
+                        return fail(&format!("there is no user {name}; make it, or give its number with --uid"));
+                    }
+                    Err(error) => return fail(&format!("user {name} cannot be looked up: {error}; give --uid")),
+                }
+            }
+            host::main(Form::Supervised { config, socket, uids })
+        }
         (None, _, _) => ExitCode::from(2),
     }
+}
+
+fn fail(reason: &str) -> ExitCode {
+    tracing::error!(reason, "the token host does not start");
+    ExitCode::FAILURE
 }

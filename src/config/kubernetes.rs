@@ -2,19 +2,28 @@
 
 use std::time::Duration;
 
-use super::{HostLimits, document::Document};
+use super::{Ca, HostLimits, document::Document};
 use crate::{
     auth,
+    identity::{Namespace, ServiceAccount, TrustDomain},
     kubernetes::{
         Settings,
-        settings::{Cluster, CsrSigner, Intermediate, TokenReview},
+        settings::{Cluster, CsrSigner, Intermediate, IstiodCertificate, RootConfigMap, TokenReview, WorkloadSecrets},
     },
+    pki::profile::{NAMES_MAX, ORGANIZATION_MAX},
+    policy::Scope,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Notes every mistake of the section.
-pub(super) fn check(settings: &Settings, auth: &auth::Settings, hosts: &HostLimits, document: &mut Document<'_>) {
+pub(super) fn check(
+    settings: &Settings,
+    ca: &Ca,
+    auth: &auth::Settings,
+    hosts: &HostLimits,
+    document: &mut Document<'_>,
+) {
     if settings.clusters.is_empty() {
         document.refuse("[kubernetes]", "names no cluster; add [[kubernetes.cluster]], or leave the section out");
     }
@@ -27,6 +36,10 @@ pub(super) fn check(settings: &Settings, auth: &auth::Settings, hosts: &HostLimi
         if cluster.kubeconfig.is_none() && before.iter().any(|other| other.kubeconfig.is_none()) {
             document.refuse(&format!("{place} kubeconfig"), "is missing; only one cluster can be the daemon's own");
         }
+        let foreign = |domain: &TrustDomain| !ca.trust_domains.contains(domain);
+        if let Some(domain) = cluster.trust_domain.as_ref().filter(|domain| foreign(domain)) {
+            document.refuse(&format!("{place} trust_domain"), not_ours(domain));
+        }
         if let Some(review) = &cluster.token_review {
             check_token_review(review, before, auth, &place, document);
         }
@@ -36,23 +49,23 @@ pub(super) fn check(settings: &Settings, auth: &auth::Settings, hosts: &HostLimi
                 "trusts no account; name one, or leave the section out",
             );
         }
-        for signer in &cluster.signers {
-            check_signer(signer, &place, document);
+        for (index, signer) in cluster.signers.iter().enumerate() {
+            check_signer(signer, ca, &place, document);
+            if cluster.signers.iter().take(index).any(|other| other.name == signer.name) {
+                document.refuse(&format!("{place} signer {}", signer.name), "stands there twice; join its requesters");
+            }
         }
         if let Some(intermediate) = &cluster.intermediate {
             check_intermediate(intermediate, hosts, &place, document);
         }
-        if cluster.istiod_certificate.as_ref().is_some_and(|istiod| istiod.ttl < HOUR) {
-            document.refuse(
-                &format!("{place} istiod_certificate.ttl"),
-                "is shorter than an hour; it is renewed at half of it",
-            );
+        if let Some(istiod) = &cluster.istiod_certificate {
+            check_istiod(istiod, &place, document);
         }
-        if cluster.workload_secrets.as_ref().is_some_and(|secrets| secrets.ttl < HOUR) {
-            document.refuse(
-                &format!("{place} workload_secrets.ttl"),
-                "is shorter than an hour; it is renewed at half of it",
-            );
+        if let Some(configmap) = &cluster.root_configmap {
+            check_root_configmap(configmap, &place, document);
+        }
+        if let Some(secrets) = &cluster.workload_secrets {
+            check_workload_secrets(secrets, &place, document);
         }
     }
 }
@@ -93,7 +106,52 @@ fn check_token_review(
     }
 }
 
-fn check_signer(signer: &CsrSigner, place: &str, document: &mut Document<'_>) {
+fn not_ours(domain: &TrustDomain) -> String {
+    format!("{domain} is not in [ca] trust_domains; add it there, since this CA issues in no other")
+}
+
+fn check_istiod(istiod: &IstiodCertificate, place: &str, document: &mut Document<'_>) {
+    let place = format!("{place} istiod_certificate");
+    if istiod.ttl < HOUR {
+        document.refuse(&format!("{place}.ttl"), "is shorter than an hour; it is renewed at half of it");
+    }
+    for revision in istiod.revisions.iter().filter(|revision| revision.parse::<Namespace>().is_err()) {
+        document
+            .refuse(&format!("{place}.revisions"), format!("{revision:?} is no revision; write it as istioctl does"));
+    }
+    let count = istiod.names().len();
+    if count > NAMES_MAX {
+        document.refuse(&place, format!("has {count} names; a certificate carries {NAMES_MAX} at most"));
+    }
+    check_object(&istiod.secret, &format!("{place}.secret"), document);
+}
+
+fn check_root_configmap(configmap: &RootConfigMap, place: &str, document: &mut Document<'_>) {
+    let place = format!("{place} root_configmap");
+    check_object(&configmap.name, &format!("{place}.name"), document);
+    if !configmap.namespace_selector.is_ascii() || configmap.namespace_selector.chars().any(char::is_control) {
+        document.refuse(&format!("{place}.namespace_selector"), "is no label selector; write it as for kubectl -l");
+    }
+}
+
+fn check_workload_secrets(secrets: &WorkloadSecrets, place: &str, document: &mut Document<'_>) {
+    let place = format!("{place} workload_secrets");
+    if secrets.namespaces.is_empty() {
+        document.refuse(&format!("{place}.namespaces"), "is empty; name the namespaces, or leave the section out");
+    }
+    if secrets.ttl < HOUR {
+        document.refuse(&format!("{place}.ttl"), "is shorter than an hour; it is renewed at half of it");
+    }
+}
+
+/// The name of a Secret or a ConfigMap: an RFC 1123 subdomain, as a service account's is.
+fn check_object(name: &str, place: &str, document: &mut Document<'_>) {
+    if name.parse::<ServiceAccount>().is_err() {
+        document.refuse(place, format!("{name:?} is no object's name"));
+    }
+}
+
+fn check_signer(signer: &CsrSigner, ca: &Ca, place: &str, document: &mut Document<'_>) {
     let well_formed =
         signer.name.split_once('/').is_some_and(|(domain, path)| domain.contains('.') && !path.is_empty());
     if !well_formed || signer.name.starts_with("kubernetes.io/") {
@@ -105,8 +163,20 @@ fn check_signer(signer: &CsrSigner, place: &str, document: &mut Document<'_>) {
             ),
         );
     }
-    if signer.requesters.iter().any(|requester| requester.username.is_empty()) {
-        document.refuse(&format!("{place} signer {}", signer.name), "has a requester without username");
+    let place = format!("{place} signer {}", signer.name);
+    for requester in &signer.requesters {
+        if requester.username.is_empty() {
+            document.refuse(&place, "has a requester without username");
+        }
+        match &requester.may {
+            Scope::AnyWorkload { trust_domain } if !ca.trust_domains.contains(trust_domain) => {
+                document.refuse(&format!("{place} requester {}", requester.username), not_ours(trust_domain));
+            }
+            Scope::DnsNames(names) if names.is_empty() => {
+                document.refuse(&format!("{place} requester {}", requester.username), "may ask for no name; list some");
+            }
+            Scope::AnyWorkload { .. } | Scope::DnsNames(_) | Scope::Itself => {}
+        }
     }
 }
 
@@ -117,6 +187,10 @@ fn check_intermediate(intermediate: &Intermediate, hosts: &HostLimits, place: &s
             "needs [token_host] allow_intermediate = true, since the token host signs no CA else; a host that others \
              run has that in its own configuration",
         );
+    }
+    check_object(&intermediate.secret, &format!("{place} intermediate.secret"), document);
+    if intermediate.organization.is_empty() || intermediate.organization.chars().count() > ORGANIZATION_MAX {
+        document.refuse(&format!("{place} intermediate.organization"), "must have 1 to 64 characters");
     }
     if intermediate.ttl < 24 * HOUR {
         document.refuse(&format!("{place} intermediate.ttl"), "is shorter than a day; istiod needs time to reload it");

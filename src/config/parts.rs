@@ -2,9 +2,11 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::{Config, Token};
+use super::{Config, Token, clusters};
 use crate::{
-    grpc, log,
+    grpc,
+    identity::Name,
+    log,
     token::{client, host},
 };
 
@@ -70,14 +72,18 @@ impl Config {
     /// What a host that the daemon starts is told.
     fn host_settings(&self, token: &Token, uri: String) -> host::Settings {
         let limits = &self.token_host;
-        let longest = limits.max_validity.unwrap_or_else(|| self.ca.max_ttl.max(self.serving.ttl));
+        let longest =
+            limits.max_validity.unwrap_or_else(|| self.ca.max_ttl.max(self.serving.ttl).max(self.cluster_ttl()));
         let mut settings = host::Settings::new(uri, self.pin_marker(token), self.ca.bundle.clone(), longest);
         settings.ca_certificates = vec![self.ca_in_use()];
         settings.sessions = token.sessions.get();
         settings.call_timeout = token.call_timeout;
         settings.trust_domains = limits.trust_domains.clone().unwrap_or_else(|| self.ca.trust_domains.clone());
-        settings.dns_names = limits.dns_names.clone().unwrap_or_else(|| self.serving.dns_names.clone());
-        settings.ip_addresses = limits.ip_addresses.clone().unwrap_or_else(|| self.serving.ip_addresses.clone());
+        let serving = self.serving.dns_names.iter().cloned().map(Name::Dns);
+        let serving = serving.chain(self.serving.ip_addresses.iter().copied().map(Name::Ip));
+        let (dns_names, ip_addresses) = clusters::split(serving.chain(self.cluster_names()).collect());
+        settings.dns_names = limits.dns_names.clone().unwrap_or(dns_names);
+        settings.ip_addresses = limits.ip_addresses.clone().unwrap_or(ip_addresses);
         settings.allow_intermediate = limits.allow_intermediate;
         settings
     }
@@ -86,6 +92,12 @@ impl Config {
     #[must_use]
     pub fn ca_in_use(&self) -> PathBuf {
         self.log.directory.join("ca-in-use.pem")
+    }
+
+    /// Where the roots in use are kept, for the next start.
+    #[must_use]
+    pub fn roots_in_use(&self) -> PathBuf {
+        self.log.directory.join("roots-in-use.pem")
     }
 
     /// Where it is remembered that a token's PIN was refused: beside the log, which outlives restarts.

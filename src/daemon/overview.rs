@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     clock,
+    config::{self, Config},
     grpc::connection::Connections,
     issue::CertificateAuthority,
     log::{CheckpointHealth, Log},
@@ -26,10 +27,14 @@ use crate::{
     token::client::Pool,
 };
 
+/// A flush that runs for longer is told on the status page.
+const SLOW_FLUSH: Duration = Duration::from_secs(2);
+
 /// What takes the status page's snapshot.
 #[must_use]
-pub fn taker(core: &Core, report: watch::Receiver<Report>) -> Take {
-    let started = clock::now();
+pub fn taker(core: &Core, config: &Config, report: watch::Receiver<Report>) -> Take {
+    let (started, lines_before) = (clock::now(), core.opened.lines);
+    let places: Vec<(String, String)> = config.tokens.iter().map(|token| (token.name.clone(), place(token))).collect();
     let (ca, pool, log, recent) =
         (Arc::clone(&core.ca), Arc::clone(&core.pool), core.log.clone(), Arc::clone(&core.recent));
     Arc::new(move || {
@@ -39,8 +44,8 @@ pub fn taker(core: &Core, report: watch::Receiver<Report>) -> Take {
             started,
             report: report.borrow().clone(),
             chain: chain(&ca.issuer()),
-            tokens: tokens(&pool),
-            log: log_entry(&log),
+            tokens: tokens(&pool, &places),
+            log: log_entry(&log, lines_before),
             hour: recent.hour(now),
         }
     })
@@ -108,6 +113,11 @@ fn gather_log(log: &Log) {
     metrics::level("istio_hsm_ca_log_writable", None, flag(log.health().borrow().writable.is_ok()));
     metrics::level("istio_hsm_ca_log_queue_length", None, count(stats.queued));
     metrics::level("istio_hsm_ca_log_segments", None, large(stats.segments));
+    metrics::level("istio_hsm_ca_log_disk_bytes", None, large(stats.disk_bytes));
+    if let Some(time) = stats.checkpoint_time {
+        let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        metrics::level("istio_hsm_ca_log_checkpoint_timestamp_seconds", None, seconds);
+    }
     let unsigned = stats.lines.saturating_sub(stats.checkpointed);
     metrics::level("istio_hsm_ca_log_unsigned_lines", None, large(unsigned));
 }
@@ -174,7 +184,20 @@ fn entry(role: &'static str, der: &[u8]) -> Option<ChainEntry> {
     })
 }
 
-fn tokens(pool: &Pool) -> Vec<TokenEntry> {
+/// Where a token is, as an operator knows it; the PIN's file is nobody's business here.
+fn place(token: &config::Token) -> String {
+    match (&token.uri, &token.socket) {
+        (Some(uri), _) => {
+            let module = uri.module_path().and_then(|path| path.file_name()).map(|name| name.to_string_lossy());
+            let label = uri.label().or(uri.serial()).unwrap_or("the only token");
+            format!("{label} in {}", module.unwrap_or_default())
+        }
+        (None, Some(socket)) => format!("host at {}", socket.display()),
+        (None, None) => String::new(),
+    }
+}
+
+fn tokens(pool: &Pool, places: &[(String, String)]) -> Vec<TokenEntry> {
     let health = pool.health().borrow().clone();
     let counters = pool.snapshot();
     let tokens = health.tokens.into_iter();
@@ -182,10 +205,16 @@ fn tokens(pool: &Pool) -> Vec<TokenEntry> {
         .map(|token| {
             let counted = counters.iter().find(|counted| counted.token == token.token);
             let signs = token.phase.is_ready() && token.keys > 0;
-            let reason = if token.reason.is_empty() { token.phase.as_str().to_owned() } else { token.reason };
+            let reason = match (token.reason.is_empty(), token.keys) {
+                (false, _) => token.reason,
+                (true, 0) if token.phase.is_ready() => "it does not hold the CA's key".to_owned(),
+                (true, _) => token.phase.in_words().to_owned(),
+            };
+            let place = places.iter().find(|(name, _)| **name == *token.token).map(|(_, place)| place.clone());
             TokenEntry {
                 name: token.token.to_string(),
-                what: token.phase.as_str().replace('_', " "),
+                place: place.unwrap_or_default(),
+                phase: token.phase.in_words(),
                 trouble: (!signs).then_some(reason),
                 signed: counted.map_or(0, |counted| counted.signed),
                 outstanding: counted.map_or(0, |counted| u64::try_from(counted.in_flight).unwrap_or(u64::MAX)),
@@ -196,21 +225,26 @@ fn tokens(pool: &Pool) -> Vec<TokenEntry> {
         .collect()
 }
 
-fn log_entry(log: &Log) -> LogEntry {
+fn log_entry(log: &Log, lines_before: u64) -> LogEntry {
     let (stats, health) = (log.stats(), log.health().borrow().clone());
-    let checkpoint = match health.checkpoints {
-        CheckpointHealth::Current if stats.checkpointed > 0 => Ok(stats.checkpointed),
-        CheckpointHealth::Current => Err("none yet".to_owned()),
-        CheckpointHealth::Failing(reason) => Err(reason),
-        CheckpointHealth::Off => Err("off: no token has a log key".to_owned()),
-    };
+    let slow = stats.flushing_for.filter(|since| *since > SLOW_FLUSH);
     LogEntry {
-        trouble: health.writable.err(),
+        trouble: health
+            .writable
+            .err()
+            .or_else(|| slow.map(|since| format!("the disk has not answered for {} seconds", since.as_secs()))),
         lines: stats.lines,
-        bytes: stats.bytes,
+        bytes: stats.disk_bytes,
+        segments: stats.segments,
         flushes: stats.flushes,
-        written: stats.lines,
-        checkpoint,
+        written: stats.lines.saturating_sub(lines_before),
+        checkpointed: stats.checkpointed,
+        checkpoint_time: stats.checkpoint_time,
+        checkpoint_trouble: match health.checkpoints {
+            CheckpointHealth::Current => None,
+            CheckpointHealth::Failing(reason) => Some(reason),
+            CheckpointHealth::Off => Some("off: no token has a log key".to_owned()),
+        },
     }
 }
 
@@ -218,9 +252,10 @@ fn flag(set: bool) -> f64 {
     if set { 1.0 } else { 0.0 }
 }
 
-/// A count as Prometheus holds it; beyond 2^32 its precision ends before ours does.
+/// A count as Prometheus holds it: exact up to 2^53.
 fn large(count: u64) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+    let half = |bits: u64| f64::from(u32::try_from(bits).unwrap_or(u32::MAX));
+    half(count >> 32) * 4_294_967_296.0 + half(count & 0xffff_ffff)
 }
 
 fn count(count: usize) -> f64 {

@@ -1,7 +1,8 @@
 //! Readiness: what keeps the daemon from issuing certificates, in words.
 //!
-//! Each part of the daemon says whether it can do its share; the daemon is ready when all can. Liveness does not
-//! follow: a dead HSM is no reason to restart the daemon.
+//! Each part of the daemon says whether it can do its share; the daemon is ready when all can that every certificate
+//! needs. What only some callers need is remarked and keeps nobody else waiting. Liveness does not follow: a dead HSM is
+//! no reason to restart the daemon.
 
 use tokio::sync::watch;
 
@@ -12,6 +13,8 @@ pub struct Part {
     pub name: String,
     /// Why it cannot do its share; `None` when it can.
     pub trouble: Option<String>,
+    /// Whether every certificate needs it.
+    pub needed: bool,
 }
 
 /// What every part says.
@@ -25,7 +28,7 @@ impl Report {
     /// Whether certificates can be issued.
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.parts.iter().all(|part| part.trouble.is_none())
+        self.parts.iter().all(|part| part.trouble.is_none() || !part.needed)
     }
 }
 
@@ -62,10 +65,20 @@ impl Readiness {
     /// Adds a part that cannot do its share until it says so.
     #[must_use]
     pub fn part(&self, name: impl Into<String>) -> Voice {
+        self.add(name.into(), true)
+    }
+
+    /// Adds a part that only some callers need: its trouble is told, and the daemon stays ready.
+    #[must_use]
+    pub fn remark(&self, name: impl Into<String>) -> Voice {
+        self.add(name.into(), false)
+    }
+
+    fn add(&self, name: String, needed: bool) -> Voice {
         let mut index = 0;
         self.report.send_modify(|report| {
             index = report.parts.len();
-            report.parts.push(Part { name: name.into(), trouble: Some("starting".to_owned()) });
+            report.parts.push(Part { name, trouble: Some("starting".to_owned()), needed });
         });
         Voice { report: self.report.clone(), index }
     }
@@ -118,5 +131,10 @@ mod tests {
         token.say(Some("the token is gone".to_owned()));
         assert!(!report().ready());
         assert_eq!(report().to_string(), "not ready\ntoken: the token is gone\nlog: ok\n");
+        token.say(None);
+        let cluster = readiness.remark("cluster");
+        cluster.say(Some("away".to_owned()));
+        assert!(report().ready());
+        assert_eq!(report().to_string(), "ready\ntoken: ok\nlog: ok\ncluster: away\n");
     }
 }

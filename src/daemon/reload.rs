@@ -14,7 +14,7 @@ use notify::{RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::readiness::Voice;
+use super::{in_use::InUse, readiness::Voice};
 use crate::{
     auth::Authenticator,
     issue::CertificateAuthority,
@@ -43,7 +43,8 @@ pub enum ReloadError {
     KeyMissing(Vec<String>),
     /// A root would be dropped.
     #[error(
-        "root-cert.pem lacks a root of the bundle in use, and workloads that trust only that one would fail; add it again, or set allow_root_removal"
+        "root-cert.pem lacks a root of the bundle in use, and workloads that trust only that one would fail; add it \
+         again, or set allow_root_removal"
     )]
     RootDropped,
 }
@@ -55,8 +56,8 @@ pub struct Reloader {
     pub directory: PathBuf,
     /// The files in use.
     pub in_use: BundleFiles,
-    /// Where the CA certificate in use is kept for the token hosts.
-    pub kept: PathBuf,
+    /// Where what is in use is kept, for the token hosts and for the next start.
+    pub in_use_kept: InUse,
     /// Whether a root may be dropped.
     pub allow_root_removal: bool,
     /// The CA that takes the new bundle.
@@ -86,6 +87,8 @@ impl Reloader {
         let mut watcher = watcher.inspect_err(|error| tracing::warn!(%error, "the bundle is polled, not watched")).ok();
         let mut refused: Option<String> = None;
         let mut stamps = stamps(&self.watched);
+        // Now, and not with the first poll: until then the daemon would not be ready.
+        self.say_expiry();
         loop {
             if let Some(watcher) = &mut watcher {
                 // Watched anew each time: a directory that was exchanged for another keeps no watch.
@@ -102,8 +105,9 @@ impl Reloader {
                 _ = changed.recv() => false,
                 () = tokio::time::sleep(POLL) => false,
             };
-            let now = self::stamps(&self.watched);
+            let now = self.settled(&stamps, rung).await;
             if rung || now != stamps {
+                // Taken before the files are read: what changes meanwhile is read again.
                 stamps = now;
                 self.reload_authentication();
             }
@@ -152,7 +156,7 @@ impl Reloader {
             }
             return Err(ReloadError::KeyMissing(missing));
         }
-        super::in_use::keep(&self.kept, &files.ca_cert.bytes);
+        self.in_use_kept.keep(&files);
         self.ca.replace_issuer(Arc::clone(new));
         if another_key {
             self.pool.forget(old.public_key());
@@ -176,6 +180,18 @@ impl Reloader {
         if same_content(&first, &second) { Ok(Some(second)) } else { Err(ReloadError::Changing) }
     }
 
+    /// The stamps of the watched files once they stay the same; the old ones while they are still changing, so that a
+    /// denylist that is being written is not read by halves. Who rings means the files as they are.
+    async fn settled(&self, old: &[Stamp], rung: bool) -> Vec<Stamp> {
+        let now = stamps(&self.watched);
+        if rung || now == old {
+            return now;
+        }
+        tokio::time::sleep(SETTLE).await;
+        // The change that came meanwhile has raised an event, and at the latest the next poll sees it.
+        if stamps(&self.watched) == now { now } else { old.to_vec() }
+    }
+
     fn reload_authentication(&self) {
         match self.authenticator.reload() {
             Ok(()) => tracing::info!("denylist, previous CAs and issuers' keys are read again"),
@@ -195,8 +211,10 @@ impl Reloader {
     }
 }
 
-/// What tells a changed file from the one that was read.
-fn stamps(files: &[PathBuf]) -> Vec<Option<(u64, i64, i64, u64)>> {
+/// What tells a changed file from the one that was read: inode, time of change, length; none where there is no file.
+type Stamp = Option<(u64, i64, i64, u64)>;
+
+fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
     use std::os::unix::fs::MetadataExt;
     let stamp = |file: &PathBuf| {
         std::fs::metadata(file).ok().map(|data| (data.ino(), data.mtime(), data.mtime_nsec(), data.len()))

@@ -1,6 +1,7 @@
 //! Builds the path: bundle, tokens, log, rules. Also for `issue`, where it runs alone.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::{
     background::Background,
-    in_use,
+    in_use::InUse,
     readiness::{Readiness, Voice},
     reload::Reloader,
 };
@@ -20,7 +21,6 @@ use crate::{
     issue::{CertificateAuthority, Parts, limits::Limits},
     log::{CheckpointHealth, CheckpointSignError, CheckpointSignature, CheckpointSigner, Log, OpenError, Opened},
     pki::{Bundle, PublicKey, bundle::BundleFiles},
-    policy::Rules,
     telemetry::recent::Recent,
     token::client::{Pool, PoolError},
 };
@@ -34,11 +34,32 @@ const PROOF: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// The bundle is refused.
-    #[error("the bundle is refused:{}", list(.0))]
-    Bundle(Vec<String>),
+    #[error(
+        "the bundle in {} is refused, and no certificate can be issued:{}\nput the files back as `import` or `install` \
+         wrote them, or run it again; `istio-hsm-ca check` tells whether all is well",
+        directory.display(), list(reasons)
+    )]
+    Bundle {
+        /// The bundle's directory.
+        directory: PathBuf,
+        /// Every reason.
+        reasons: Vec<String>,
+    },
     /// The issuance log cannot be opened.
     #[error("the issuance log: {0}")]
     Log(#[from] OpenError),
+    /// The bundle lacks a root that was in use.
+    #[error(
+        "root-cert.pem in {} lacks a root that was in use ({}), and workloads that trust only that one would fail; add \
+         it again, or set [ca] allow_root_removal = true",
+        directory.display(), kept.display()
+    )]
+    RootDropped {
+        /// The bundle's directory.
+        directory: PathBuf,
+        /// Where the roots that were in use are kept.
+        kept: PathBuf,
+    },
     /// The tokens' hosts cannot be started.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -70,25 +91,22 @@ pub struct Core {
 /// # Errors
 /// Every reason to refuse it.
 pub fn bundle(config: &Config) -> Result<Bundle, SetupError> {
-    let texts = |problems: Vec<crate::pki::bundle::Problem>| {
-        SetupError::Bundle(problems.iter().map(ToString::to_string).collect())
+    let refused = |problems: Vec<crate::pki::bundle::Problem>| SetupError::Bundle {
+        directory: config.ca.bundle.clone(),
+        reasons: problems.iter().map(ToString::to_string).collect(),
     };
-    let files = BundleFiles::read(&config.ca.bundle).map_err(texts)?;
-    Bundle::check(files, clock::now()).map_err(texts)
+    let files = BundleFiles::read(&config.ca.bundle).map_err(refused)?;
+    let bundle = Bundle::check(files, clock::now()).map_err(refused)?;
+    let kept = in_use(config);
+    if !config.ca.allow_root_removal && kept.drops_a_root(bundle.issuer()) {
+        return Err(SetupError::RootDropped { directory: config.ca.bundle.clone(), kept: kept.roots });
+    }
+    Ok(bundle)
 }
 
-/// The rules of policy that a configuration means.
-#[must_use]
-pub fn rules(config: &Config) -> Rules {
-    Rules {
-        default_ttl: config.ca.default_ttl,
-        max_ttl: config.ca.max_ttl,
-        trust_domains: config.ca.trust_domains.clone(),
-        cert_signers: config.ca.cert_signers.clone(),
-        serving_dns_names: config.serving.dns_names.clone(),
-        serving_ip_addresses: config.serving.ip_addresses.clone(),
-        serving_ttl: config.serving.ttl,
-    }
+/// Where what is in use is kept.
+fn in_use(config: &Config) -> InUse {
+    InUse { ca_cert: config.ca_in_use(), roots: config.roots_in_use() }
 }
 
 /// Builds the path. A token that is away does not fail it; a broken bundle or log does.
@@ -101,7 +119,7 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
         tracing::warn!(warning = warning.0, "bundle");
     }
     let issuer = Arc::clone(bundle.issuer());
-    in_use::keep(&config.ca_in_use(), &bundle.files().ca_cert.bytes);
+    in_use(config).keep(bundle.files());
     let pool = Arc::new(Pool::start(config.pool_settings())?);
     let signer: Arc<dyn CheckpointSigner> = Arc::new(LogKey(Arc::clone(&pool)));
     let (log, opened) = Log::open(config.log_settings(), Some(signer))?;
@@ -111,7 +129,7 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
     let recent = Arc::new(Recent::new());
     let ca = Arc::new(CertificateAuthority::new(Parts {
         issuer: Arc::clone(&issuer),
-        rules: rules(config),
+        rules: config.rules(),
         limits: Limits::new(config.rate_limits.settings()),
         first_class: config.ca.first_class.clone(),
         default_deadline: config.listen.limits.request_timeout,
@@ -144,7 +162,7 @@ impl Core {
         Reloader {
             directory: config.ca.bundle.clone(),
             in_use: self.files.clone(),
-            kept: config.ca_in_use(),
+            in_use_kept: in_use(config),
             allow_root_removal: config.ca.allow_root_removal,
             ca: Arc::clone(&self.ca),
             pool: Arc::clone(&self.pool),

@@ -6,6 +6,7 @@
 
 mod page;
 mod plot;
+mod text;
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
@@ -41,8 +42,10 @@ pub struct ChainEntry {
 pub struct TokenEntry {
     /// Its configured name.
     pub name: String,
-    /// Its label, model and serial number, as the module says.
-    pub what: String,
+    /// Where it is: its URI's label or serial number and its module, or the socket of its host.
+    pub place: String,
+    /// Where it stands, such as `serving`.
+    pub phase: &'static str,
     /// Why it does not sign; `None` when it does.
     pub trouble: Option<String>,
     /// Signatures since the daemon started.
@@ -62,14 +65,20 @@ pub struct LogEntry {
     pub trouble: Option<String>,
     /// Its lines.
     pub lines: u64,
-    /// Its bytes.
+    /// Bytes of its lines on the disk.
     pub bytes: u64,
-    /// Flushes since the daemon started, and the lines that they made durable.
+    /// Its segments.
+    pub segments: u64,
+    /// Flushes since the daemon started.
     pub flushes: u64,
     /// Lines since the daemon started.
     pub written: u64,
-    /// The lines under the last checkpoint; the reason in words where there is none.
-    pub checkpoint: Result<u64, String>,
+    /// The lines under the last checkpoint, 0 without one.
+    pub checkpointed: u64,
+    /// When the last checkpoint was signed.
+    pub checkpoint_time: Option<SystemTime>,
+    /// Why there is no newer one; `None` when all is well.
+    pub checkpoint_trouble: Option<String>,
 }
 
 /// All that the page shows.
@@ -94,9 +103,9 @@ pub struct Snapshot {
 /// Takes a snapshot.
 pub type Take = Arc<dyn Fn() -> Snapshot + Send + Sync>;
 
-/// The page may run its own inline style and script, may ask its own address again, and nothing else.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
-                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// The page may run its own inline style and script, may show its own icon, may ask its own address again, and nothing else.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; \
+                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Serves the page until `shutdown`.
 ///

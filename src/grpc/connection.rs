@@ -75,9 +75,6 @@ pub enum Refused {
     /// The address has as many connections as one may have.
     #[error("its address has too many connections")]
     Address,
-    /// Too many handshakes are under way.
-    #[error("too many handshakes are under way")]
-    Handshakes,
     /// There are as many connections as there may be.
     #[error("there are too many connections")]
     Total,

@@ -1,6 +1,8 @@
 //! Accepts connections and takes them through TLS, within limits that hold before anybody is known.
 //!
-//! Handshakes run beside each other, each within its time; one that is slow or wrong costs its own connection only.
+//! Handshakes run beside each other, so many at once and each within its time; one that is slow or wrong costs its own
+//! connection only. Those beyond that wait in line, first come, first served: when a whole mesh comes at once, to do all
+//! of them at once would let all of them come too late, and agents that are turned away have five tries in two seconds.
 //! Called by [`super::server`].
 
 use std::{
@@ -14,11 +16,13 @@ use std::{
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::Interest,
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Semaphore, mpsc},
     task::JoinSet,
+    time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +33,8 @@ use super::{
 
 /// Connections that are ready and wait for HTTP/2 to take them; it does so at once.
 const READY: usize = 64;
+/// Connections that the kernel holds for us until we accept them; it takes the smaller of this and net.core.somaxconn.
+const BACKLOG: u32 = 4096;
 /// How long nothing is accepted after the system refused (out of descriptors or memory), so that others can end.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often a line tells of connections that were turned away: a flood of them must not become one of lines.
@@ -68,6 +74,7 @@ struct Gate {
     connections: Connections,
     handshakes: Arc<Semaphore>,
     timeout: Duration,
+    wait: Duration,
 }
 
 impl std::fmt::Debug for Gate {
@@ -91,13 +98,14 @@ impl Listener {
             (false, Some(config)) => Some(TlsAcceptor::from(config)),
             (false, None) => return Err(ListenError::NoTls(address)),
         };
-        let socket = TcpListener::bind(address).await.map_err(|source| ListenError::Bind { address, source })?;
+        let socket = listen(address).map_err(|source| ListenError::Bind { address, source })?;
         let limits = &settings.limits;
         let gate = Gate {
             tls,
             connections: Connections::new(limits.connections, limits.connections_per_address),
             handshakes: Arc::new(Semaphore::new(limits.handshakes.min(Semaphore::MAX_PERMITS))),
             timeout: limits.handshake_timeout,
+            wait: limits.handshake_wait,
         };
         Ok(Self { socket, gate })
     }
@@ -176,31 +184,25 @@ impl Gate {
         cut: CancellationToken,
     ) -> Result<impl Future<Output = Option<Connection>> + use<>, Refused> {
         let place = self.connections.admit(address.ip())?;
-        let slot = Arc::clone(&self.handshakes).try_acquire_owned().map_err(|_| Refused::Handshakes)?;
         let gate = self.clone();
         Ok(async move {
-            let _slot = slot;
             // Replies are small and complete: to wait for more would only delay them.
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(peer = %address, %error, "TCP_NODELAY cannot be set");
             }
             let (transport, peer) = match &gate.tls {
                 None => (Transport::Plain(stream), Peer::new(address, &[])),
-                Some(tls) => match tokio::time::timeout(gate.timeout, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => {
+                Some(tls) => match gate.handshake(tls, stream).await {
+                    Ok(stream) => {
                         let chain: &[CertificateDer<'static>] =
                             stream.get_ref().1.peer_certificates().unwrap_or_default();
                         let peer = Peer::new(address, chain);
                         (Transport::Tls(Box::new(stream)), peer)
                     }
-                    Ok(Err(error)) => {
-                        handshake_failed("error");
-                        tracing::debug!(peer = %address, %error, "the TLS handshake failed");
-                        return None;
-                    }
-                    Err(_) => {
-                        handshake_failed("timeout");
-                        tracing::debug!(peer = %address, "the TLS handshake took too long");
+                    Err(failure) => {
+                        metrics::counter!("istio_hsm_ca_handshakes_failed_total", "reason" => failure.label())
+                            .increment(1);
+                        tracing::debug!(peer = %address, %failure, "no TLS");
                         return None;
                     }
                 },
@@ -210,8 +212,54 @@ impl Gate {
     }
 }
 
-fn handshake_failed(reason: &'static str) {
-    metrics::counter!("istio_hsm_ca_handshakes_failed_total", "reason" => reason).increment(1);
+/// Why a connection got no TLS.
+#[derive(Debug, thiserror::Error)]
+enum NoTls {
+    #[error("the client went away while it waited for its turn")]
+    Gone,
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(#[source] io::Error),
+    #[error("the TLS handshake took too long")]
+    Timeout,
+    #[error("too many handshakes are under way, and its turn did not come in time")]
+    Turn,
+}
+
+impl NoTls {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Handshake(_) => "error",
+            Self::Timeout => "timeout",
+            Self::Turn => "turn",
+        }
+    }
+}
+
+impl Gate {
+    /// Waits for the client's first bytes, then for its turn, then does the handshake. Who says nothing takes no turn.
+    async fn handshake(&self, tls: &TlsAcceptor, stream: TcpStream) -> Result<TlsStream<TcpStream>, NoTls> {
+        let spoke = timeout(self.timeout, stream.ready(Interest::READABLE)).await.map_err(|_| NoTls::Timeout)?;
+        spoke.map_err(NoTls::Handshake)?;
+        let turn = timeout(self.wait, self.handshakes.acquire()).await.map_err(|_| NoTls::Turn)?;
+        // Never closed; were it, nobody would have to wait.
+        let _turn = turn.ok();
+        // Whoever has hung up in the meantime costs no signature.
+        if stream.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed()) {
+            return Err(NoTls::Gone);
+        }
+        let accepted = timeout(self.timeout, tls.accept(stream)).await.map_err(|_| NoTls::Timeout)?;
+        accepted.map_err(NoTls::Handshake)
+    }
+}
+
+/// Listens, with room for many that come at once.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // As tokio's own bind does: a restart need not wait for the connections of the last run.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Whether an error of accept(2) belongs to the connection that was about to be accepted, not to the socket.

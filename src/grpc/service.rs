@@ -66,6 +66,10 @@ impl CertificateService {
             impersonated_identity: metadata::text(message.metadata.as_ref(), metadata::IMPERSONATED_IDENTITY)?,
             operator_names: Vec::new(),
         };
+        let caller = match &asked.impersonated_identity {
+            Some(id) => self.authenticator.impersonate(caller, id).await?,
+            None => caller,
+        };
         let request = issue::Request {
             id: line.id().clone().into(),
             caller,

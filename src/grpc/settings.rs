@@ -21,7 +21,7 @@ pub struct Settings {
     /// Answer reflection, by which `grpcurl` finds the service's description; it tells nothing that is not public.
     pub reflection: bool,
     /// How long requests under way may take to end after SIGTERM. Kubernetes kills after 30 s.
-    #[serde(with = "duration")]
+    #[serde(with = "humantime_serde")]
     pub drain: Duration,
     /// What strangers may use up.
     pub limits: Limits,
@@ -49,19 +49,27 @@ impl Default for Settings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Connections in all. A cluster of 5,000 pods with sidecars holds one each, through a roll-out two.
+    /// Connections in all. A cluster of 8,000 pods with sidecars holds one each, through a roll-out two; 25 KiB each.
+    /// The daemon takes fewer where the system's limit of open files (RLIMIT_NOFILE) is lower, and says so.
     pub connections: usize,
-    /// Connections of one address (IPv6: of one /64, which often is a node). A node has some 110 pods.
+    /// Connections of one address (IPv6: of one /64). A pod or ztunnel holds one or two, and a node has 110 to 250 pods,
+    /// which come from the node's address where the network translates addresses. Where more stand behind one address (a
+    /// gateway, a load balancer that does not keep addresses, an IPv6 /64 for the whole cluster), set it as high as
+    /// `connections`.
     pub connections_per_address: usize,
-    /// Handshakes at once: they cost the most that a stranger can ask for. More are closed at once.
+    /// Handshakes at once: they cost the most that a stranger can ask for. More wait for their turn.
     pub handshakes: usize,
+    /// How long a connection may wait for its turn. Ten thousand agents at once take some ten seconds of one core, and
+    /// gRPC's clients wait for 20 s.
+    #[serde(with = "humantime_serde")]
+    pub handshake_wait: Duration,
     /// How long a handshake may take, and after it the first bytes of HTTP/2. Istio's agents allow 5 s to connect.
-    #[serde(with = "duration")]
+    #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
     /// Requests under way in all; more are refused at once. At 4,000 certificates a second it is a second's work.
     pub requests: usize,
     /// How long a request may take, from its headers to the reply; a caller's own shorter limit counts first.
-    #[serde(with = "duration")]
+    #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
     /// Streams at once of one connection. ztunnel uses 8.
     pub streams: u32,
@@ -72,22 +80,23 @@ pub struct Limits {
     /// Streams that a client may have reset before we have looked at them; then the connection ends (CVE-2023-44487).
     pub pending_resets: usize,
     /// How often a silent connection is pinged, so that half-open ones end.
-    #[serde(with = "duration")]
+    #[serde(with = "humantime_serde")]
     pub keepalive_interval: Duration,
     /// How long a ping may stay unanswered.
-    #[serde(with = "duration")]
+    #[serde(with = "humantime_serde")]
     pub keepalive_timeout: Duration,
     /// The age at which a connection is asked to end, so that clients spread over replicas again; none by default.
-    #[serde(with = "duration::optional")]
+    #[serde(with = "humantime_serde")]
     pub connection_age: Option<Duration>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 10_000,
-            connections_per_address: 256,
+            connections: 16_384,
+            connections_per_address: 1024,
             handshakes: 512,
+            handshake_wait: Duration::from_secs(15),
             handshake_timeout: Duration::from_secs(5),
             requests: 4096,
             request_timeout: Duration::from_secs(10),
@@ -120,81 +129,9 @@ pub struct Serving {
     pub key_file: Option<PathBuf>,
 }
 
-/// Durations in configuration: a whole number and a unit, such as `250ms`, `10s`, `5m`, `24h`, `90d`.
-pub mod duration {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, de::Error};
-
-    /// Reads a duration.
-    ///
-    /// # Errors
-    /// When the text is not a whole number followed by `ms`, `s`, `m`, `h` or `d`.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is not a duration; write for example \"10s\"")))
-    }
-
-    /// The same where nothing may be set.
-    pub mod optional {
-        use std::time::Duration;
-
-        use serde::Deserializer;
-
-        /// Reads a duration that is there.
-        ///
-        /// # Errors
-        /// As [`super::deserialize`].
-        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-            super::deserialize(deserializer).map(Some)
-        }
-    }
-
-    /// Reads `10s` and the like.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Duration> {
-        let digits = text.find(|c: char| !c.is_ascii_digit())?;
-        let (number, unit) = text.split_at_checked(digits)?;
-        let number: u64 = number.parse().ok()?;
-        let seconds = |each: u64| number.checked_mul(each).map(Duration::from_secs);
-        match unit {
-            "ms" => Some(Duration::from_millis(number)),
-            "s" => seconds(1),
-            "m" => seconds(60),
-            "h" => seconds(3600),
-            "d" => seconds(86_400),
-            _ => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations() {
-        let cases: &[(&str, Option<u64>)] = &[
-            ("250ms", Some(250)),
-            ("10s", Some(10_000)),
-            ("5m", Some(300_000)),
-            ("24h", Some(86_400_000)),
-            ("90d", Some(7_776_000_000)),
-            ("0s", Some(0)),
-            ("10", None),
-            ("s", None),
-            ("-1s", None),
-            ("1.5s", None),
-            ("1 s", None),
-            ("1w", None),
-            ("99999999999999999999s", None),
-            ("18446744073709551615d", None),
-            ("", None),
-        ];
-        for (text, millis) in cases {
-            assert_eq!(duration::parse(text), millis.map(Duration::from_millis), "{text}");
-        }
-    }
 
     #[test]
     fn an_unknown_key_is_refused_and_defaults_stand() {

@@ -8,7 +8,7 @@
 use tonic::{Code, Status};
 
 use crate::{
-    auth::AuthError,
+    auth::{AuthError, node::ImpersonationError},
     issue::{IssueError, limits::Limited},
     log::LogError,
     pki::{csr::CsrError, tbs::TbsError, verify::VerifyError},
@@ -26,6 +26,9 @@ pub enum Refusal {
     /// The deadline passed before there was an answer.
     #[error("the deadline passed")]
     Deadline,
+    /// The caller may not ask for somebody else.
+    #[error(transparent)]
+    Impersonation(#[from] ImpersonationError),
     /// The path gave no certificate.
     #[error(transparent)]
     Issue(#[from] IssueError),
@@ -49,6 +52,7 @@ impl Refusal {
         match self {
             Self::Auth(error) => Some(error.reason()),
             Self::Deadline => Some("deadline"),
+            Self::Impersonation(error) => Some(error.reason()),
             Self::Issue(_) => None,
             Self::Metadata { .. } => Some("metadata"),
             Self::Overload => Some("overload"),
@@ -72,6 +76,7 @@ pub fn answer(refusal: &Refusal) -> Answer {
     match refusal {
         Refusal::Auth(error) => auth(error),
         Refusal::Deadline => (Code::DeadlineExceeded, "the deadline has passed"),
+        Refusal::Impersonation(error) => impersonation(error),
         Refusal::Issue(error) => issue(error),
         Refusal::Metadata { .. } => (Code::InvalidArgument, "the metadata is malformed"),
         Refusal::Overload => (Code::ResourceExhausted, "the CA is overloaded"),
@@ -82,6 +87,26 @@ fn auth(error: &AuthError) -> Answer {
     match error {
         AuthError::Refused(_) => (Code::Unauthenticated, "the caller is not authenticated"),
         AuthError::Unavailable(_) => (Code::Unavailable, "the caller cannot be authenticated now"),
+    }
+}
+
+/// ztunnel tries every code again, and so finds a pod that was not there yet.
+fn impersonation(error: &ImpersonationError) -> Answer {
+    match error {
+        ImpersonationError::CallerPod(_) | ImpersonationError::NoNode(_) => {
+            (Code::PermissionDenied, "the caller's pod is not the one of its token")
+        }
+        ImpersonationError::Cluster => (Code::PermissionDenied, "impersonation is not enabled"),
+        ImpersonationError::Identity(_) => (Code::InvalidArgument, "the impersonated identity is malformed"),
+        ImpersonationError::NotBound => (Code::PermissionDenied, "the caller's token is not bound to a pod"),
+        ImpersonationError::NotOnNode { .. } => {
+            (Code::PermissionDenied, "no pod of the impersonated identity is on the caller's node")
+        }
+        ImpersonationError::NotTrusted => (Code::PermissionDenied, "the caller may not ask for others"),
+        ImpersonationError::TrustDomain(_) => {
+            (Code::PermissionDenied, "the impersonated identity's trust domain is not the caller's")
+        }
+        ImpersonationError::Unanswered { .. } => (Code::Unavailable, "the caller's pods cannot be looked up now"),
     }
 }
 
@@ -126,6 +151,13 @@ fn denied(error: &Denied) -> Answer {
         Denied::IssuerExpired | Denied::IssuerNotYetValid => "the CA's certificate is not valid now",
         Denied::NoNames => "no name is asked for",
         Denied::NoServingNames => "no serving name is configured",
+        // Answers to controllers and to CertificateSigningRequests, which do not come by gRPC.
+        Denied::IntermediateName(_)
+        | Denied::IntermediatePath
+        | Denied::Namespace(_)
+        | Denied::NotAServiceAccount(_)
+        | Denied::NotConfigured(_)
+        | Denied::Requester { .. } => "not configured",
         Denied::NotServed(_) => "a name is asked for that is not configured",
         Denied::OperatorNames => "only the operator may ask for names",
         Denied::SeveralIdentities => "more than one identity is asked for",
@@ -184,6 +216,36 @@ mod tests {
             (AuthError::Refused(Refusals::default()).into(), Code::Unauthenticated, false),
             (AuthError::Unavailable(Refusals::default()).into(), Code::Unavailable, true),
             (Refusal::Deadline, Code::DeadlineExceeded, true),
+            (ImpersonationError::CallerPod(text()).into(), Code::PermissionDenied, false),
+            (ImpersonationError::Cluster.into(), Code::PermissionDenied, false),
+            (
+                "detail".parse::<crate::identity::SpiffeId>().map_err(ImpersonationError::from).unwrap_err().into(),
+                Code::InvalidArgument,
+                false,
+            ),
+            (ImpersonationError::NoNode(text()).into(), Code::PermissionDenied, false),
+            (ImpersonationError::NotBound.into(), Code::PermissionDenied, false),
+            (
+                ImpersonationError::NotOnNode {
+                    namespace: "detail".parse().unwrap(),
+                    account: "detail".parse().unwrap(),
+                    node: text(),
+                }
+                .into(),
+                Code::PermissionDenied,
+                false,
+            ),
+            (ImpersonationError::NotTrusted.into(), Code::PermissionDenied, false),
+            (ImpersonationError::TrustDomain("detail".parse().unwrap()).into(), Code::PermissionDenied, false),
+            (
+                ImpersonationError::Unanswered {
+                    cluster: crate::auth::ClusterName::default(),
+                    source: crate::auth::token_review::Unanswered(text()),
+                }
+                .into(),
+                Code::Unavailable,
+                true,
+            ),
             (Refusal::Metadata { field: "CertSigner", reason: "detail" }, Code::InvalidArgument, false),
             (Refusal::Overload, Code::ResourceExhausted, true),
             (issue(ClockError::BehindLog(Duration::ZERO).into()), Code::Unavailable, true),

@@ -1,17 +1,13 @@
 //! Rate limits: how often one identity, and all together, may ask.
 //!
 //! istiod is one caller for many workloads, so that the identity that a certificate is for counts as well as
-//! the one that asks.
+//! the one that asks. A node's proxy counts for nothing by itself: all nodes' proxies have one identity.
 
 use std::{num::NonZeroU32, sync::Arc};
 
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 
-use crate::{
-    auth::{Caller, Identity},
-    identity::Name,
-    pki::Template,
-};
+use crate::{auth::Caller, identity::Name, pki::Template};
 
 /// How many keyed requests pass between two sweeps of the identities that have their whole quota again.
 const SWEEP_EVERY: u64 = 4096;
@@ -75,7 +71,7 @@ impl Limits {
     /// # Errors
     /// When the caller or all together ask too often; the daemon's own requests and the operator's always pass.
     pub fn admit(&self, caller: &Caller) -> Result<(), Limited> {
-        let Identity::Workload(id) = caller.identity() else { return Ok(()) };
+        let Some(id) = caller.for_whom() else { return Ok(()) };
         self.count(&id.to_string())?;
         match &self.total {
             Some(total) if total.check().is_err() => Err(Limited::Total),
@@ -89,8 +85,8 @@ impl Limits {
     /// When one of them has too many certificates asked for.
     pub fn admit_names(&self, caller: &Caller, template: &Template) -> Result<(), Limited> {
         for name in &template.names {
-            match (name, caller.identity()) {
-                (Name::Spiffe(id), Identity::Workload(caller)) if id != caller => self.count(&id.to_string())?,
+            match (name, caller.for_whom()) {
+                (Name::Spiffe(id), Some(caller)) if id != caller => self.count(&id.to_string())?,
                 _ => {}
             }
         }

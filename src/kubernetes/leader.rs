@@ -242,7 +242,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_task_runs_exactly_while_this_replica_leads() {
         let (send, leading) = watch::channel(false);
         let (begun, running) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -261,7 +261,7 @@ mod tests {
         let script = async {
             for (leads, begun_so_far, now) in [(false, 0, 0), (true, 1, 1), (false, 1, 0), (true, 2, 1)] {
                 send.send_replace(leads);
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 assert_eq!(begun.load(Ordering::SeqCst), begun_so_far);
                 assert_eq!(running.load(Ordering::SeqCst), now);
             }

@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use crate::{
     auth::{ClusterName, jwt::settings::IssuerName},
-    identity::{DnsName, Namespace, ServiceAccount, TrustDomain},
+    identity::{DnsName, Name, Namespace, ServiceAccount, TrustDomain},
+    policy::Scope,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -125,7 +126,7 @@ pub struct RootConfigMap {
 pub struct IstiodCertificate {
     /// The Secret: tls.crt, tls.key, ca.crt.
     pub secret: String,
-    /// istiod's namespace.
+    /// istiod's namespace. Left out, istio-system.
     pub namespace: Option<Namespace>,
     /// istiod's revisions; `default` is the one without a name.
     pub revisions: Vec<String>,
@@ -147,6 +148,10 @@ pub struct CsrSigner {
     /// Who may ask; nobody by default.
     #[serde(default, rename = "requester")]
     pub requesters: Vec<Requester>,
+    /// Whether the root stands at the end of `status.certificate`, where istiod looks for it unless
+    /// `meshConfig.caCertificates` names it (ISTIO: security/pkg/pki/ra/k8s_ra.go).
+    #[serde(default = "CsrSigner::yes")]
+    pub include_root: bool,
 }
 
 /// `[[kubernetes.cluster.signer.requester]]`.
@@ -159,21 +164,6 @@ pub struct Requester {
     pub may: Scope,
 }
 
-/// What a requester may ask for.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Scope {
-    /// The identity of the service account that its user name says.
-    Itself,
-    /// Any workload of one trust domain: the requester is then as good as the CA.
-    AnyWorkload {
-        /// The trust domain.
-        trust_domain: TrustDomain,
-    },
-    /// These DNS names.
-    DnsNames(Vec<DnsName>),
-}
-
 /// `[kubernetes.cluster.intermediate]`: istiod stays the CA, with a key that lives for days.
 ///
 /// Such a CA can speak for the whole trust domain; it carries no name constraint, since rustls-webpki refuses every
@@ -181,7 +171,7 @@ pub enum Scope {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Intermediate {
-    /// istiod's namespace.
+    /// istiod's namespace. Left out, istio-system.
     pub namespace: Option<Namespace>,
     /// The Secret, in Istio's form: ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem.
     pub secret: String,
@@ -294,9 +284,60 @@ impl Default for IstiodCertificate {
     }
 }
 
+impl IstiodCertificate {
+    /// istiod's namespace.
+    #[must_use]
+    pub fn namespace(&self) -> Namespace {
+        self.namespace.clone().unwrap_or_else(istio_system)
+    }
+
+    /// The names by which proxies, webhooks and other clusters call istiod (ISTIO: pilot/pkg/bootstrap/server.go,
+    /// getDNSNames), each once.
+    #[must_use]
+    pub fn names(&self) -> Vec<Name> {
+        let namespace = self.namespace();
+        let services = self.revisions.iter().map(|revision| match revision.as_str() {
+            "" | "default" => "istiod".to_owned(),
+            revision => format!("istiod-{revision}"),
+        });
+        let services = services.chain(["istiod-remote".to_owned(), "istio-pilot".to_owned()]);
+        let dns = services.filter_map(|service| format!("{service}.{namespace}.svc").parse().ok());
+        let all = dns.chain(self.dns_names.iter().cloned()).map(Name::Dns);
+        let mut names = Vec::new();
+        for name in all.chain(self.ip_addresses.iter().copied().map(Name::Ip)) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+}
+
+impl CsrSigner {
+    fn yes() -> bool {
+        true
+    }
+}
+
+impl Intermediate {
+    /// istiod's namespace.
+    #[must_use]
+    pub fn namespace(&self) -> Namespace {
+        self.namespace.clone().unwrap_or_else(istio_system)
+    }
+}
+
+/// Where istiod is by default.
+#[expect(clippy::expect_used, reason = "a constant, which the tests parse")]
+fn istio_system() -> Namespace {
+    "istio-system".parse().expect("BUG: a namespace")
+}
+
 impl Default for Intermediate {
+    /// The organization is not the trust domain, which is the name of the root that Istio makes for itself, and of
+    /// `generate --self-signed`: a CA cannot have its own issuer's name.
     fn default() -> Self {
-        Self { namespace: None, secret: "cacerts".to_owned(), organization: "cluster.local".to_owned(), ttl: 7 * DAY }
+        Self { namespace: None, secret: "cacerts".to_owned(), organization: "istiod".to_owned(), ttl: 7 * DAY }
     }
 }
 

@@ -143,6 +143,7 @@ impl Checkpointer {
         tokio::task::spawn_blocking(keep).await.map_err(io::Error::other)??;
         self.counts.signed.fetch_max(head.checkpoint.size, Ordering::Relaxed);
         self.counts.checkpoints.fetch_add(1, Ordering::Relaxed);
+        self.counts.checkpoint_at(crate::clock::now());
         Ok(note)
     }
 

@@ -4,6 +4,9 @@
 //! last line beyond the newest checkpoint is what a crash leaves behind: it is set aside in a file of its own. Anything
 //! else is somebody's doing, or a broken disk, and is refused. (`verify` reads every line; this must be fast.)
 
+mod error;
+mod walk;
+
 use std::{
     collections::BTreeMap,
     fs::{DirBuilder, File, OpenOptions, TryLockError},
@@ -13,109 +16,12 @@ use std::{
 };
 
 use super::{
-    checkpoint::{Checkpoint, CheckpointError},
-    record::{Line, LineError},
-    segment::{CHECKPOINT, Counters, Directory, LOCK, Next, Part, Seal, read_optional},
-    tree::{Frontier, Hash, leaf_hash},
+    checkpoint::Checkpoint,
+    segment::{CHECKPOINT, Counters, Directory, LOCK, Part, read_optional},
+    tree::{Frontier, Hash},
 };
-
-/// What to do about a log that is not as it was written.
-const REMEDY: &str = "run `istio-hsm-ca log verify` to see how far it is sound; restore the directory from a copy, or \
-                      move it away as a whole (keep it: it is evidence) and start a new log under a new origin";
-
-/// Why a log was not opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A line is not the one that a checkpoint was signed for.
-    #[error("{path}: line {line} is not the line that was recorded under that number; {REMEDY}")]
-    Changed {
-        /// The segment.
-        path: PathBuf,
-        /// The line.
-        line: u64,
-    },
-    /// A checkpoint file is malformed.
-    #[error("{path}: {source}; restore the file from a copy, such as the one that was shipped elsewhere")]
-    Checkpoint {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: CheckpointError,
-    },
-    /// Lines between two segments are missing.
-    #[error("{path}: this segment should begin with line {expected}, so that lines are missing before it; {REMEDY}")]
-    Gap {
-        /// The segment.
-        path: PathBuf,
-        /// The line with which it should begin.
-        expected: u64,
-    },
-    /// The operating system refused.
-    #[error("{path}: {source}; the log's directory must be readable and writable for this user")]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A line is not one of ours.
-    #[error("{path}: line {line}: {source}; {REMEDY}")]
-    Line {
-        /// The segment.
-        path: PathBuf,
-        /// The number that the line should have.
-        line: u64,
-        /// Why.
-        source: LineError,
-    },
-    /// Another process writes this log.
-    #[error("{0}: another process has this log open; stop it, or ask the running daemon (its admin socket) instead")]
-    Locked(PathBuf),
-    /// A segment is gone and the log does not say that retention removed it.
-    #[error("{0}: this segment is missing and no line says that it was retired; {REMEDY}")]
-    Missing(PathBuf),
-    /// A line bears another number than its place.
-    #[error("{path}: the line in the place of line {line} bears another number; {REMEDY}")]
-    Number {
-        /// The segment.
-        path: PathBuf,
-        /// The number that the line should have.
-        line: u64,
-    },
-    /// The log belongs to another origin.
-    #[error("{path}: this log's origin is {found:?}, not {expected:?}; set the origin right, or give each its own log")]
-    Origin {
-        /// The checkpoint's file.
-        path: PathBuf,
-        /// What the checkpoint says.
-        found: String,
-        /// What is configured.
-        expected: String,
-    },
-    /// A segment is not as long as it was when it was sealed.
-    #[error("{path}: the segment has {found} bytes and was sealed at {expected}; {REMEDY}")]
-    SegmentLength {
-        /// The segment.
-        path: PathBuf,
-        /// Its length.
-        found: u64,
-        /// What it should be.
-        expected: u64,
-    },
-    /// The configuration is not one that a log can have.
-    #[error("{0}")]
-    Settings(String),
-    /// The log ends before its newest checkpoint.
-    #[error("{path}: a checkpoint was signed for {expected} lines and the log has {found}; {REMEDY}")]
-    Shorter {
-        /// The checkpoint's file.
-        path: PathBuf,
-        /// How many lines are there.
-        found: u64,
-        /// How many there should be.
-        expected: u64,
-    },
-}
+pub use error::OpenError;
+use walk::Walk;
 
 /// An unterminated last line that was moved out of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +63,10 @@ pub(super) struct Recovered {
     pub(super) open: Option<Open>,
     pub(super) segments: u64,
     pub(super) checkpoint: Option<Checkpoint>,
+    /// When the newest checkpoint's file was written.
+    pub(super) checkpoint_time: Option<std::time::SystemTime>,
+    /// Bytes of lines on the disk.
+    pub(super) bytes: u64,
     pub(super) set_aside: Option<SetAside>,
 }
 
@@ -171,8 +81,11 @@ pub(super) fn recover(directory: &Directory, path: &Path, origin: &str) -> Resul
     let walk = Walk::over(directory, &segments, heads, signed, true)?;
     let Walk { tree, counters, open, tail, .. } = walk;
     let set_aside = tail.map(|tail| set_aside(directory, &tail)).transpose()?;
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let bytes = segments.iter().map(|first| length(&directory.part(*first, Part::Lines))).sum();
+    let checkpoint_time = std::fs::metadata(directory.path(CHECKPOINT)).and_then(|metadata| metadata.modified()).ok();
     let segments = u64::try_from(segments.len()).unwrap_or(u64::MAX);
-    Ok(Recovered { lock, tree, counters, open, segments, checkpoint, set_aside })
+    Ok(Recovered { lock, tree, counters, open, segments, checkpoint, checkpoint_time, bytes, set_aside })
 }
 
 /// What [`recover`] would say and find, without changing anything: no file is made, cut or sealed.
@@ -244,178 +157,6 @@ struct Tail {
     segment: u64,
     offset: u64,
     bytes: Vec<u8>,
-}
-
-/// Goes over the segments in order.
-struct Walk<'a> {
-    directory: &'a Directory,
-    heads: Heads,
-    /// The size of the newest checkpoint.
-    signed: u64,
-    tree: Frontier,
-    counters: Counters,
-    open: Option<Open>,
-    tail: Option<Tail>,
-    missing: Vec<u64>,
-    /// Whether what a failing disk prevented is made good.
-    mend: bool,
-}
-
-impl<'a> Walk<'a> {
-    fn over(
-        directory: &'a Directory,
-        segments: &[u64],
-        heads: Heads,
-        signed: u64,
-        mend: bool,
-    ) -> Result<Self, OpenError> {
-        let (tree, counters) = (Frontier::default(), Counters::default());
-        let mut walk =
-            Self { directory, heads, signed, tree, counters, open: None, tail: None, missing: Vec::new(), mend };
-        let mut rest = segments.iter().peekable();
-        while let Some(first) = rest.next() {
-            walk.segment(*first, rest.peek().map(|next| **next))?;
-        }
-        walk.finish()?;
-        Ok(walk)
-    }
-
-    fn segment(&mut self, first: u64, next: Option<u64>) -> Result<(), OpenError> {
-        let path = self.directory.part(first, Part::Lines);
-        if first != self.tree.size() {
-            return Err(OpenError::Gap { path, expected: self.tree.size() });
-        }
-        let length = match std::fs::metadata(&path) {
-            Ok(metadata) => Some(metadata.len()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => return Err(OpenError::Io { path, source }),
-        };
-        let seal_path = self.directory.part(first, Part::Seal);
-        match (Seal::read(self.directory, first).map_err(io_error(&seal_path))?, length) {
-            (Some((seal, tree)), length) => {
-                match length {
-                    None => self.missing.push(first),
-                    Some(found) if found > seal.bytes => self.cut(first, next, seal.bytes, found)?,
-                    Some(found) if found < seal.bytes => {
-                        return Err(OpenError::SegmentLength { path, found, expected: seal.bytes });
-                    }
-                    Some(_) => {}
-                }
-                self.tree = tree;
-                self.counters.add(&seal.counters);
-                self.check_head(&path)
-            }
-            (None, Some(length)) => self.unsealed(first, next, length),
-            (None, None) => Err(OpenError::Missing(path)),
-        }
-    }
-
-    /// Reads a segment line by line; one that is not the last is sealed then, which a failing disk had prevented.
-    fn unsealed(&mut self, first: u64, next: Option<u64>, length: u64) -> Result<(), OpenError> {
-        let path = self.directory.part(first, Part::Lines);
-        let recorded = self.directory.hashes(first).map_err(io_error(&path))?;
-        let mut reader = self.directory.lines(first).map_err(io_error(&path))?;
-        let mut open = Open { first, ..Open::default() };
-        while next.is_none_or(|next| self.tree.size() < next) {
-            let line = self.tree.size();
-            let offset = reader.offset;
-            let text = match reader.next().map_err(io_error(&path))? {
-                Next::End => break,
-                Next::Unterminated(bytes) => {
-                    self.tail = Some(Tail { segment: first, offset, bytes: bytes.to_vec() });
-                    break;
-                }
-                Next::Line(text) => text,
-            };
-            let hash = leaf_hash(text);
-            // Beyond the newest checkpoint the file of hashes may itself be half written.
-            if line < self.signed && recorded.get(open.hashes.len()).is_some_and(|recorded| *recorded != hash) {
-                return Err(OpenError::Changed { path, line });
-            }
-            let parsed = Line::parse(text).map_err(|source| OpenError::Line { path: path.clone(), line, source })?;
-            let in_place = match &parsed {
-                Line::Intent(intent) => intent.index == self.counters.intents,
-                Line::Outcome(outcome) => outcome.index < self.counters.intents,
-                Line::Retired(_) | Line::Sealed(_) => true,
-            };
-            if parsed.number() != line || !in_place {
-                return Err(OpenError::Number { path, line });
-            }
-            self.tree.push(hash);
-            self.counters.count(&parsed);
-            open.counters.count(&parsed);
-            open.hashes.push(hash);
-            self.check_head(&path)?;
-        }
-        open.bytes = reader.offset;
-        match next {
-            None => self.open = Some(open),
-            Some(next) if self.tree.size() == next => {
-                self.cut(first, Some(next), open.bytes, length)?;
-                if !self.mend {
-                    return Ok(());
-                }
-                let seal = Seal::new(first, open.bytes, &open.counters, &self.tree);
-                seal.write(self.directory, &open.hashes).map_err(io_error(&path))?;
-            }
-            Some(next) => {
-                let path = self.directory.part(next, Part::Lines);
-                return Err(OpenError::Gap { path, expected: self.tree.size() });
-            }
-        }
-        Ok(())
-    }
-
-    /// Cuts off what a failed write left behind a segment's end, if the next segment says that one failed there.
-    fn cut(&self, first: u64, next: Option<u64>, end: u64, length: u64) -> Result<(), OpenError> {
-        let path = self.directory.part(first, Part::Lines);
-        if length == end {
-            return Ok(());
-        }
-        let accounted = match next {
-            Some(next) => {
-                let mut reader = self.directory.lines(next).map_err(io_error(&path))?;
-                let line = match reader.next().map_err(io_error(&path))? {
-                    Next::Line(text) => Line::parse(text).ok(),
-                    Next::End | Next::Unterminated(_) => None,
-                };
-                matches!(line, Some(Line::Sealed(sealed)) if sealed.segment == first && sealed.bytes == end)
-            }
-            None => false,
-        };
-        if !accounted {
-            return Err(OpenError::SegmentLength { path, found: length, expected: end });
-        }
-        if !self.mend {
-            return Ok(());
-        }
-        let file = OpenOptions::new().write(true).open(&path).map_err(io_error(&path))?;
-        file.set_len(end).and_then(|()| file.sync_all()).map_err(io_error(&path))
-    }
-
-    /// Compares the tree with the checkpoints of its present size.
-    fn check_head(&self, path: &Path) -> Result<(), OpenError> {
-        let Some(heads) = self.heads.get(&self.tree.size()) else { return Ok(()) };
-        let root = self.tree.root();
-        match heads.iter().any(|(signed, _)| *signed != root) {
-            true => Err(OpenError::Changed { path: path.to_owned(), line: self.tree.size().saturating_sub(1) }),
-            false => Ok(()),
-        }
-    }
-
-    fn finish(&self) -> Result<(), OpenError> {
-        if let Some(first) = self.missing.iter().find(|first| **first >= self.counters.retired_before) {
-            return Err(OpenError::Missing(self.directory.part(*first, Part::Lines)));
-        }
-        let found = self.tree.size();
-        match self.heads.iter().next_back() {
-            Some((expected, files)) if *expected > found => {
-                let path = files.first().map(|(_, path)| path.clone()).unwrap_or_default();
-                Err(OpenError::Shorter { path, found, expected: *expected })
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Moves an unterminated last line into a file of its own.

@@ -9,6 +9,7 @@ use super::{
     Settings,
     record::{Line, RetiredLine, VERSION},
     segment::{Directory, Part, Seal},
+    stats::Counts,
     timestamp,
 };
 
@@ -54,8 +55,8 @@ pub(super) fn line(before: u64, now: SystemTime) -> Line {
     Line::Retired(RetiredLine { v: VERSION, line: 0, time: timestamp::format(now), before })
 }
 
-/// Removes the lines of the segments that have been announced as retired.
-pub(super) fn remove(directory: &Directory, before: u64) -> io::Result<()> {
+/// Removes the lines of the segments that have been announced as retired; `counts` learns how many bytes.
+pub(super) fn remove(directory: &Directory, before: u64, counts: &Counts) -> io::Result<()> {
     for first in directory.segments()? {
         if first < before
             && let Some((seal, _)) = Seal::read(directory, first)?
@@ -63,7 +64,8 @@ pub(super) fn remove(directory: &Directory, before: u64) -> io::Result<()> {
         {
             match std::fs::remove_file(directory.part(first, Part::Lines)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
+                Ok(()) => counts.removed(seal.bytes),
+                Err(_) => {}
             }
         }
     }

@@ -5,7 +5,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use super::segment::Counters;
@@ -23,6 +23,8 @@ pub struct Stats {
     pub outcomes_lost: u64,
     /// Bytes written.
     pub bytes: u64,
+    /// Bytes of lines on the disk now: what retention removed is not in it.
+    pub disk_bytes: u64,
     /// Segments, with those of which retention has removed the lines.
     pub segments: u64,
     /// Flushes that succeeded.
@@ -39,6 +41,8 @@ pub struct Stats {
     pub checkpointed: u64,
     /// Checkpoints that were signed.
     pub checkpoints: u64,
+    /// When the newest checkpoint was signed, or its file written if that was before the log was opened; none without one.
+    pub checkpoint_time: Option<SystemTime>,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +52,7 @@ pub(super) struct Counts {
     outcomes: AtomicU64,
     outcomes_lost: AtomicU64,
     bytes: AtomicU64,
+    disk_bytes: AtomicU64,
     segments: AtomicU64,
     flushes: AtomicU64,
     flush_failures: AtomicU64,
@@ -55,6 +60,8 @@ pub(super) struct Counts {
     flushing: Mutex<Option<Instant>>,
     pub(super) signed: AtomicU64,
     pub(super) checkpoints: AtomicU64,
+    /// Seconds since the epoch; 0 is never.
+    checkpoint_time: AtomicU64,
 }
 
 impl Counts {
@@ -64,11 +71,33 @@ impl Counts {
         counts
     }
 
+    /// What is on the disk when the log is opened: bytes of lines, and the time of the newest checkpoint.
+    pub(super) fn found(&self, bytes: u64, checkpoint: Option<SystemTime>) {
+        self.disk_bytes.store(bytes, Relaxed);
+        if let Some(time) = checkpoint {
+            self.checkpoint_at(time);
+        }
+    }
+
+    /// Lines of so many bytes are no longer on the disk.
+    pub(super) fn removed(&self, bytes: u64) {
+        // Relaxed and saturating: the writer alone changes it.
+        self.disk_bytes.store(self.disk_bytes.load(Relaxed).saturating_sub(bytes), Relaxed);
+    }
+
+    /// The newest checkpoint was signed.
+    pub(super) fn checkpoint_at(&self, time: SystemTime) {
+        let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.checkpoint_time.store(seconds, Relaxed);
+    }
+
     pub(super) fn lines(&self, lines: u64, counters: &Counters, bytes: usize) {
         self.lines.store(lines, Relaxed);
         self.intents.store(counters.intents, Relaxed);
         self.outcomes.store(counters.outcomes, Relaxed);
-        self.bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Relaxed);
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.bytes.fetch_add(bytes, Relaxed);
+        self.disk_bytes.fetch_add(bytes, Relaxed);
     }
 
     pub(super) fn outcomes_lost(&self, lost: usize) {
@@ -98,6 +127,7 @@ impl Counts {
             outcomes: self.outcomes.load(Relaxed),
             outcomes_lost: self.outcomes_lost.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
+            disk_bytes: self.disk_bytes.load(Relaxed),
             segments: self.segments.load(Relaxed),
             flushes: self.flushes.load(Relaxed),
             flush_failures: self.flush_failures.load(Relaxed),
@@ -106,6 +136,10 @@ impl Counts {
             queued,
             checkpointed: self.signed.load(Relaxed),
             checkpoints: self.checkpoints.load(Relaxed),
+            checkpoint_time: match self.checkpoint_time.load(Relaxed) {
+                0 => None,
+                seconds => Some(UNIX_EPOCH + Duration::from_secs(seconds)),
+            },
         }
     }
 }

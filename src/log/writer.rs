@@ -378,7 +378,7 @@ impl Writer {
             }
         };
         if self.commit(vec![(line, None)])
-            && let Err(error) = retention::remove(&self.directory, self.counters.retired_before)
+            && let Err(error) = retention::remove(&self.directory, self.counters.retired_before, &self.counts)
         {
             tracing::warn!(%error, "a retired segment could not be removed");
         }

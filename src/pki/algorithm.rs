@@ -1,4 +1,4 @@
-//! Signature algorithms as AlgorithmIdentifiers (RFC 5280, section 4.1.1.2).
+//! Signature algorithms: their names, and their AlgorithmIdentifiers (RFC 5280, section 4.1.1.2).
 
 use const_oid::{
     ObjectIdentifier,
@@ -6,7 +6,41 @@ use const_oid::{
 };
 use der::Tag;
 
-use super::{SignatureAlgorithm, walk::Walk};
+use super::walk::Walk;
+
+/// The signature algorithms of certificates and requests (RFC 4055, RFC 5758, RFC 8410).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SignatureAlgorithm {
+    /// ecdsa-with-SHA256.
+    EcdsaSha256,
+    /// ecdsa-with-SHA384.
+    EcdsaSha384,
+    /// ecdsa-with-SHA512.
+    EcdsaSha512,
+    /// Ed25519.
+    Ed25519,
+    /// sha256WithRSAEncryption (PKCS #1 v1.5).
+    RsaSha256,
+    /// sha384WithRSAEncryption.
+    RsaSha384,
+    /// sha512WithRSAEncryption.
+    RsaSha512,
+}
+
+/// As OpenSSL writes it, such as `ecdsa-with-SHA256`.
+impl std::fmt::Display for SignatureAlgorithm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::EcdsaSha256 => "ecdsa-with-SHA256",
+            Self::EcdsaSha384 => "ecdsa-with-SHA384",
+            Self::EcdsaSha512 => "ecdsa-with-SHA512",
+            Self::Ed25519 => "ED25519",
+            Self::RsaSha256 => "sha256WithRSAEncryption",
+            Self::RsaSha384 => "sha384WithRSAEncryption",
+            Self::RsaSha512 => "sha512WithRSAEncryption",
+        })
+    }
+}
 
 /// Every algorithm that certificates and requests may be signed with.
 const ALL: [SignatureAlgorithm; 7] = [

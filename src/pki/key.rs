@@ -12,9 +12,8 @@ use aws_lc_rs::{
     digest,
     signature::{self, ParsedPublicKey, UnparsedPublicKey, VerificationAlgorithm},
 };
-use const_oid::db::{rfc5912, rfc8410};
-use der::{Any, asn1::Null};
-use spki::AlgorithmIdentifierOwned;
+
+use super::SignatureAlgorithm;
 
 /// The kinds of key that this CA knows (RFC 3279, RFC 5480, RFC 8410).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,78 +48,6 @@ impl std::fmt::Display for KeyAlgorithm {
             Self::P384 => f.write_str("P-384"),
             Self::Rsa { bits } => write!(f, "RSA-{bits}"),
         }
-    }
-}
-
-/// The signature algorithms of certificates and requests (RFC 4055, RFC 5758, RFC 8410).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SignatureAlgorithm {
-    /// ecdsa-with-SHA256.
-    EcdsaSha256,
-    /// ecdsa-with-SHA384.
-    EcdsaSha384,
-    /// ecdsa-with-SHA512.
-    EcdsaSha512,
-    /// Ed25519.
-    Ed25519,
-    /// sha256WithRSAEncryption (PKCS #1 v1.5).
-    RsaSha256,
-    /// sha384WithRSAEncryption.
-    RsaSha384,
-    /// sha512WithRSAEncryption.
-    RsaSha512,
-}
-
-impl SignatureAlgorithm {
-    /// The X.509 AlgorithmIdentifier: NULL parameters with RSA (RFC 4055, section 5), none otherwise
-    /// (RFC 5758, section 3.2; RFC 8410, section 3).
-    #[must_use]
-    pub fn algorithm_identifier(self) -> AlgorithmIdentifierOwned {
-        let (oid, null) = match self {
-            Self::EcdsaSha256 => (rfc5912::ECDSA_WITH_SHA_256, false),
-            Self::EcdsaSha384 => (rfc5912::ECDSA_WITH_SHA_384, false),
-            Self::EcdsaSha512 => (rfc5912::ECDSA_WITH_SHA_512, false),
-            Self::Ed25519 => (rfc8410::ID_ED_25519, false),
-            Self::RsaSha256 => (rfc5912::SHA_256_WITH_RSA_ENCRYPTION, true),
-            Self::RsaSha384 => (rfc5912::SHA_384_WITH_RSA_ENCRYPTION, true),
-            Self::RsaSha512 => (rfc5912::SHA_512_WITH_RSA_ENCRYPTION, true),
-        };
-        AlgorithmIdentifierOwned { oid, parameters: null.then(|| Any::from(Null)) }
-    }
-
-    /// Reads an AlgorithmIdentifier; `None` when it is another algorithm, or has parameters that it must not have.
-    /// RSA may leave its NULL out (RFC 4055, section 5: both MUST be accepted).
-    #[must_use]
-    pub fn from_algorithm_identifier(identifier: &AlgorithmIdentifierOwned) -> Option<Self> {
-        const ALL: [SignatureAlgorithm; 7] = [
-            SignatureAlgorithm::EcdsaSha256,
-            SignatureAlgorithm::EcdsaSha384,
-            SignatureAlgorithm::EcdsaSha512,
-            SignatureAlgorithm::Ed25519,
-            SignatureAlgorithm::RsaSha256,
-            SignatureAlgorithm::RsaSha384,
-            SignatureAlgorithm::RsaSha512,
-        ];
-        ALL.into_iter().find(|algorithm| {
-            let ours = algorithm.algorithm_identifier();
-            let no_null = identifier.parameters.is_none() && ours.parameters.is_some();
-            ours.oid == identifier.oid && (ours.parameters == identifier.parameters || no_null)
-        })
-    }
-}
-
-/// As OpenSSL writes it, such as `ecdsa-with-SHA256`.
-impl std::fmt::Display for SignatureAlgorithm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::EcdsaSha256 => "ecdsa-with-SHA256",
-            Self::EcdsaSha384 => "ecdsa-with-SHA384",
-            Self::EcdsaSha512 => "ecdsa-with-SHA512",
-            Self::Ed25519 => "ED25519",
-            Self::RsaSha256 => "sha256WithRSAEncryption",
-            Self::RsaSha384 => "sha384WithRSAEncryption",
-            Self::RsaSha512 => "sha512WithRSAEncryption",
-        })
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 pub use ca::Ca;
 pub use facts::Facts;
+pub(super) use facts::organization;
 
 use super::{
     Profile,

@@ -71,11 +71,29 @@ pub fn blocks(text: &[u8]) -> Result<Vec<Block>, PemError> {
 #[must_use]
 pub fn encode(label: &str, der: &[u8]) -> String {
     let base64 = STANDARD.encode(der);
-    let mut text = String::with_capacity(base64.len() + base64.len() / 64 + 2 * label.len() + 40);
+    let mut text = String::with_capacity(length(label, &base64));
+    write(&mut text, label, &base64);
+    text
+}
+
+/// As [`encode`], for a secret: every buffer is zeroized, and none grows.
+#[must_use]
+pub fn encode_secret(label: &str, der: &[u8]) -> Zeroizing<String> {
+    let base64 = Zeroizing::new(STANDARD.encode(der));
+    let mut text = Zeroizing::new(String::with_capacity(length(label, &base64)));
+    write(&mut text, label, &base64);
+    text
+}
+
+fn length(label: &str, base64: &str) -> usize {
+    base64.len() + base64.len() / 64 + 2 * label.len() + 40
+}
+
+fn write(text: &mut String, label: &str, base64: &str) {
     text.push_str("-----BEGIN ");
     text.push_str(label);
     text.push_str("-----\n");
-    let mut rest = base64.as_str();
+    let mut rest = base64;
     while let Some((row, tail)) = rest.split_at_checked(64) {
         text.push_str(row);
         text.push('\n');
@@ -88,7 +106,6 @@ pub fn encode(label: &str, der: &[u8]) -> String {
     text.push_str("-----END ");
     text.push_str(label);
     text.push_str("-----\n");
-    text
 }
 
 fn fail<T>(line: usize, reason: &'static str) -> Result<T, PemError> {

@@ -4,11 +4,11 @@
 //! Never signs. Called by `generate --csr`, whose token signs.
 
 use der::{
-    Decode, Encode, EncodePem,
+    Decode, Encode, EncodePem, Tag,
     asn1::{BitString, OctetString},
     pem::LineEnding,
 };
-use spki::SubjectPublicKeyInfoOwned;
+use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::{
     attr::{Attribute, Attributes},
     ext::{
@@ -19,7 +19,11 @@ use x509_cert::{
     request::{CertReq, CertReqInfo, ExtensionReq, Version},
 };
 
-use super::PublicKey;
+use super::{
+    PublicKey, algorithm, pem,
+    tbs::{TbsError, join},
+    walk::context,
+};
 
 /// The longest subject in bytes that is taken: a handful of attributes of 64 characters (RFC 5280, appendix A.1).
 const SUBJECT_MAX: usize = 1024;
@@ -105,11 +109,33 @@ impl CaRequest {
         let encoding = |_error: der::Error| RequestError::Encoding;
         let request = CertReq {
             info: self.info.clone(),
-            algorithm: algorithm.algorithm_identifier(),
+            algorithm: AlgorithmIdentifierOwned::from_der(algorithm::identifier(algorithm)).map_err(encoding)?,
             signature: BitString::from_bytes(signature).map_err(encoding)?,
         };
         request.to_pem(LineEnding::LF).map_err(encoding)
     }
+}
+
+/// What the owner of a key signs to ask for a certificate without naming anybody: no subject, no names, no
+/// attributes (RFC 2986). Who asks is known by other means.
+///
+/// # Errors
+/// When it cannot be encoded.
+pub fn nameless_info(key: &PublicKey) -> Result<Vec<u8>, RequestError> {
+    let info = || join(Tag::Sequence, &[b"\x02\x01\x00", b"\x30\x00", key.spki_der(), &join(context(0, true), &[])?]);
+    info().map_err(|_: TbsError| RequestError::Encoding)
+}
+
+/// The whole request of a [`nameless_info`] in PEM. `signature` is the content of signatureValue.
+///
+/// # Errors
+/// When it cannot be encoded.
+pub fn nameless(key: &PublicKey, info: &[u8], signature: &[u8]) -> Result<String, RequestError> {
+    let request = || {
+        let signature = join(Tag::BitString, &[b"\0", signature])?;
+        join(Tag::Sequence, &[info, algorithm::identifier(key.signature_algorithm()), &signature])
+    };
+    request().map(|der| pem::encode("CERTIFICATE REQUEST", &der)).map_err(|_: TbsError| RequestError::Encoding)
 }
 
 fn info(subject: &Subject, key: &PublicKey) -> der::Result<CertReqInfo> {

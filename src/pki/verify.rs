@@ -128,14 +128,14 @@ impl Issued {
 }
 
 /// A certificate's three parts.
-struct Parts<'a> {
-    tbs: &'a [u8],
-    algorithm: &'a [u8],
-    signature: &'a [u8],
+pub(super) struct Parts<'a> {
+    pub(super) tbs: &'a [u8],
+    pub(super) algorithm: &'a [u8],
+    pub(super) signature: &'a [u8],
 }
 
 impl<'a> Parts<'a> {
-    fn read(der: &'a [u8]) -> Result<Self, Malformed> {
+    pub(super) fn read(der: &'a [u8]) -> Result<Self, Malformed> {
         let mut walk = Walk::inside(der, Tag::Sequence)?;
         let (tbs, algorithm) = (walk.whole(Tag::Sequence)?, walk.whole(Tag::Sequence)?);
         let signature = walk.bytes_in_bits()?;

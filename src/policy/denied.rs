@@ -1,6 +1,6 @@
 //! Why a caller may not have what it asks for.
 
-use crate::identity::{Name, TrustDomain};
+use crate::identity::{Name, Namespace, TrustDomain};
 
 /// Why a caller may not have what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -11,6 +11,15 @@ pub enum Denied {
     /// The CSR names somebody else.
     #[error("the request asks for the name {0}, which is not the caller's")]
     ForeignName(String),
+    /// The CA has the organization that the intermediate is to have.
+    #[error("the intermediate's organization {0:?} is the CA's own name; configure another")]
+    IntermediateName(String),
+    /// No intermediate fits below the CA.
+    #[error(
+        "the CA's certificate, or one above it, forbids a CA below it (path length), as the certificates of Istio's own \
+         tools do; have one made with a path length of 1 or more, or none"
+    )]
+    IntermediatePath,
     /// Somebody asks for another identity.
     #[error("a certificate for another identity is not issued: node impersonation is not enabled")]
     Impersonation,
@@ -32,6 +41,23 @@ pub enum Denied {
     /// Names beside the CSR, from somebody other than the operator.
     #[error("only the operator may ask for names; a workload's name follows from its identity")]
     OperatorNames,
+    /// A controller or a signer that is not configured.
+    #[error("{0} is not configured for this cluster")]
+    NotConfigured(&'static str),
+    /// A namespace that is not configured.
+    #[error("the namespace {0} is not among those configured; add it there")]
+    Namespace(Namespace),
+    /// The user name is not a service account's.
+    #[error("the requester {0:?} is not a service account, and has no identity of its own here")]
+    NotAServiceAccount(String),
+    /// Nobody has configured the requester.
+    #[error("{username:?} may not ask the signer {signer}; list it as a requester if it should")]
+    Requester {
+        /// The signer.
+        signer: String,
+        /// The user name.
+        username: String,
+    },
     /// More than one SPIFFE ID.
     #[error("more than one SPIFFE ID is asked for; a certificate carries one (SPIFFE X.509-SVID, section 2)")]
     SeveralIdentities,
@@ -71,7 +97,12 @@ impl Denied {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::IssuerExpired | Self::IssuerNotYetValid | Self::NoServingNames => Kind::FailedPrecondition,
+            Self::IntermediateName(_)
+            | Self::IntermediatePath
+            | Self::IssuerExpired
+            | Self::IssuerNotYetValid
+            | Self::NoServingNames
+            | Self::NotConfigured(_) => Kind::FailedPrecondition,
             Self::CertSigner(_)
             | Self::NoNames
             | Self::SeveralIdentities
@@ -80,8 +111,11 @@ impl Denied {
             | Self::TtlTooLong { .. } => Kind::InvalidArgument,
             Self::ForeignName(_)
             | Self::Impersonation
+            | Self::Namespace(_)
+            | Self::NotAServiceAccount(_)
             | Self::NotServed(_)
             | Self::OperatorNames
+            | Self::Requester { .. }
             | Self::TrustDomain(_) => Kind::PermissionDenied,
         }
     }
@@ -95,12 +129,18 @@ impl Denied {
             Self::CertSigner(_) => "cert_signer",
             Self::ForeignName(_) => "foreign_name",
             Self::Impersonation => "impersonation",
+            Self::IntermediateName(_) => "intermediate_name",
+            Self::IntermediatePath => "intermediate_path",
             Self::IssuerExpired => "ca_expired",
             Self::IssuerNotYetValid => "ca_not_yet_valid",
             Self::NoNames => "no_names",
             Self::NoServingNames => "no_serving_names",
+            Self::Namespace(_) => "namespace",
+            Self::NotAServiceAccount(_) => "not_a_service_account",
+            Self::NotConfigured(_) => "not_configured",
             Self::NotServed(_) => "not_served",
             Self::OperatorNames => "operator_names",
+            Self::Requester { .. } => "requester",
             Self::SeveralIdentities => "several_identities",
             Self::Subject => "subject",
             Self::TooManyNames(_) => "too_many_names",

@@ -18,6 +18,7 @@ fn rules() -> Rules {
         serving_dns_names: vec!["istio-hsm-ca.istio-system.svc".parse().unwrap()],
         serving_ip_addresses: vec!["10.0.0.1".parse().unwrap()],
         serving_ttl: 7 * DAY,
+        clusters: Vec::new(),
     }
 }
 
@@ -74,7 +75,6 @@ fn each_refusal_with_its_kind() {
     let stranger = Identity::Workload("spiffe://evil.local/ns/foo/sa/bar".parse().unwrap());
     let evil = "evil.local".parse::<TrustDomain>().unwrap();
     let signer = |text: &str| Asked { cert_signer: Some(text.to_owned()), ..Asked::default() };
-    let impersonated = |text: &str| Asked { impersonated_identity: Some(text.to_owned()), ..Asked::default() };
     let none = Asked::default;
     let other = "URI:spiffe://cluster.local/ns/foo/sa/other";
     let seconds = |validity_seconds| Asked { validity_seconds, ..Asked::default() };
@@ -125,7 +125,6 @@ fn each_refusal_with_its_kind() {
         ),
         (workload(), vec![], signer("foo"), Denied::CertSigner("foo".to_owned()), InvalidArgument),
         (workload(), vec![], signer(&"x".repeat(500)), Denied::CertSigner("x".repeat(64)), InvalidArgument),
-        (workload(), vec![], impersonated(&ID[4..]), Denied::Impersonation, PermissionDenied),
         (workload(), vec![], seconds(90 * 86_400 + 1), too_long(longest + 1), InvalidArgument),
         (workload(), vec![], seconds(i64::MAX), too_long(i64::MAX.unsigned_abs()), InvalidArgument),
         (
@@ -140,6 +139,33 @@ fn each_refusal_with_its_kind() {
         let denied = decide(&identity, &names, &asked).expect_err(&expected.to_string());
         assert_eq!(denied, expected);
         assert_eq!(denied.kind(), kind, "{denied}");
+    }
+}
+
+#[test]
+fn who_speaks_for_another_gets_that_ones_name_and_no_other() {
+    let proxy = || Caller::workload("spiffe://cluster.local/ns/istio-system/sa/ztunnel".parse().unwrap(), Method::Jwt);
+    let foreign = "spiffe://evil.local/ns/foo/sa/bar";
+    let own = "spiffe://cluster.local/ns/istio-system/sa/ztunnel";
+    // (found to speak for, asks for, gets)
+    let cases = [
+        (None, None, Ok(own)),
+        (Some(&ID[4..]), Some(&ID[4..]), Ok(&ID[4..])),
+        (Some(&ID[4..]), None, Err(Denied::Impersonation)),
+        (None, Some(&ID[4..]), Err(Denied::Impersonation)),
+        (None, Some(own), Err(Denied::Impersonation)),
+        (Some(&ID[4..]), Some(own), Err(Denied::Impersonation)),
+        (Some(foreign), Some(foreign), Err(Denied::TrustDomain("evil.local".parse().unwrap()))),
+    ];
+    for (found, asked, expected) in cases {
+        let caller = match found {
+            Some(id) => proxy().acting_for(id.parse().unwrap()),
+            None => proxy(),
+        };
+        let asked = Asked { impersonated_identity: asked.map(str::to_owned), ..Asked::default() };
+        let got = rules().decide(&caller, &csr(&[]), &asked, &issuer(), now());
+        let got = got.map(|grant| grant.template().names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(got, expected.map(|id| vec![format!("URI:{id}")]).map_err(|denied| denied), "{caller:?} {asked:?}");
     }
 }
 

@@ -217,6 +217,9 @@ fn describe() {
         ("citadel_server_cert_chain_expiry_seconds", "Seconds until the CA's certificate path expires."),
         ("istio_hsm_ca_ready", "1 when certificates can be issued."),
         ("istio_hsm_ca_part_ready", "1 when a part of the daemon can do its share, by part."),
+        ("istio_hsm_ca_api_server_up", "1 when a cluster's API server answers, by cluster."),
+        ("istio_hsm_ca_leader", "1 when this replica's controllers lead."),
+        ("istio_hsm_ca_pods", "Pods remembered for node impersonation, by cluster."),
         ("istio_hsm_ca_token_up", "1 when a token signs."),
         ("istio_hsm_ca_token_in_flight", "Requests under way at a token's host."),
         ("istio_hsm_ca_queue_length", "Requests that wait for a token, by class."),
@@ -224,6 +227,8 @@ fn describe() {
         ("istio_hsm_ca_log_queue_length", "Lines that wait for the issuance log's writer."),
         ("istio_hsm_ca_log_unsigned_lines", "Lines of the issuance log beyond its last signed checkpoint."),
         ("istio_hsm_ca_log_segments", "Segments of the issuance log."),
+        ("istio_hsm_ca_log_disk_bytes", "Bytes of the issuance log's lines on the disk."),
+        ("istio_hsm_ca_log_checkpoint_timestamp_seconds", "When the last checkpoint was signed, Unix time in seconds."),
         ("istio_hsm_ca_excess_signatures", "ALARM above 0: signatures of the hosts beyond the log's intents."),
         ("istio_hsm_ca_connections", "Open connections of the gRPC endpoint."),
     ];

@@ -4,7 +4,7 @@
 //! here decides anything; it is told by `grpc` and `issue`, and read by the status page.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -91,6 +91,8 @@ struct State {
     newest: u64,
     certificates: VecDeque<Certificate>,
     refusals: VecDeque<Refusal>,
+    /// Refusals by reason for each bucket that has any, by its number, oldest first.
+    reasons: VecDeque<(u64, BTreeMap<&'static str, u32>)>,
 }
 
 /// The last hour.
@@ -108,6 +110,23 @@ pub struct Hour {
     pub certificates: Vec<Certificate>,
     /// Newest first.
     pub refusals: Vec<Refusal>,
+    /// Refusals of the whole hour by reason.
+    pub reasons: BTreeMap<&'static str, u64>,
+}
+
+impl Hour {
+    /// All buckets in one.
+    #[must_use]
+    pub fn total(&self) -> Bucket {
+        self.buckets.iter().fold(Bucket::default(), |mut total, bucket| {
+            total.issued = total.issued.saturating_add(bucket.issued);
+            total.refused = total.refused.saturating_add(bucket.refused);
+            for (sum, count) in total.bins.iter_mut().zip(bucket.bins) {
+                *sum = sum.saturating_add(count);
+            }
+            total
+        })
+    }
 }
 
 fn bucket_number(time: SystemTime) -> u64 {
@@ -134,6 +153,7 @@ impl Recent {
             newest: 0,
             certificates: VecDeque::with_capacity(KEPT),
             refusals: VecDeque::with_capacity(KEPT),
+            reasons: VecDeque::new(),
         };
         Self { state: Mutex::new(state) }
     }
@@ -155,6 +175,7 @@ impl Recent {
         let mut state = self.lock();
         if let Some(bucket) = state.bucket(refusal.time) {
             bucket.refused = bucket.refused.saturating_add(1);
+            state.reason(bucket_number(refusal.time), refusal.reason);
         }
         push(&mut state.refusals, refusal);
     }
@@ -168,6 +189,7 @@ impl Recent {
             buckets: state.buckets.iter().copied().collect(),
             certificates: state.certificates.iter().rev().cloned().collect(),
             refusals: state.refusals.iter().rev().cloned().collect(),
+            reasons: state.reasons(),
         }
     }
 
@@ -195,6 +217,28 @@ impl State {
         let behind = usize::try_from(self.newest - number).ok()?;
         let index = (BUCKETS - 1).checked_sub(behind)?;
         self.buckets.get_mut(index)
+    }
+
+    /// Counts a refusal in the bucket of this number; the oldest buckets go, so that an hour's worth stays.
+    fn reason(&mut self, number: u64, reason: &'static str) {
+        match self.reasons.iter_mut().rev().find(|(other, _)| *other == number) {
+            Some((_, counts)) => *counts.entry(reason).or_default() += 1,
+            None => self.reasons.push_back((number, BTreeMap::from([(reason, 1)]))),
+        }
+        while self.reasons.len() > BUCKETS {
+            self.reasons.pop_front();
+        }
+    }
+
+    fn reasons(&self) -> BTreeMap<&'static str, u64> {
+        let oldest = self.newest.saturating_sub(u64::try_from(BUCKETS - 1).unwrap_or(u64::MAX));
+        let mut sums: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for (_, counts) in self.reasons.iter().filter(|(number, _)| *number >= oldest) {
+            for (reason, count) in counts {
+                *sums.entry(reason).or_default() += u64::from(*count);
+            }
+        }
+        sums
     }
 }
 
@@ -246,6 +290,29 @@ mod tests {
         let hour = recent.hour(UNIX_EPOCH);
         assert_eq!(hour.certificates.len(), 50);
         assert_eq!(hour.certificates[0].serial, "119");
+    }
+
+    #[test]
+    fn every_refusal_of_the_hour_is_counted_by_its_reason() {
+        let recent = Recent::new();
+        let refuse = |second: u64, reason| {
+            recent.refused(Refusal {
+                time: UNIX_EPOCH + Duration::from_secs(second),
+                request_id: String::new(),
+                reason,
+                caller: String::new(),
+                detail: String::new(),
+            });
+        };
+        let start = 1_000_000;
+        (0..120).for_each(|n| refuse(start + n, "rate_limit"));
+        refuse(start + 200, "no_credentials");
+        let at = |second: u64| recent.hour(UNIX_EPOCH + Duration::from_secs(second));
+        assert_eq!(at(start + 300).reasons, BTreeMap::from([("no_credentials", 1), ("rate_limit", 120)]));
+        assert_eq!(at(start + 300).refusals.len(), 50);
+        assert_eq!(at(start + 300).total().refused, 121);
+        assert_eq!(at(start + 3600 + 150).reasons, BTreeMap::from([("no_credentials", 1)]));
+        assert_eq!(at(start + 7200).reasons, BTreeMap::new());
     }
 
     #[test]

@@ -95,12 +95,7 @@ impl Settings {
     /// Settings with the defaults for everything but the tokens.
     #[must_use]
     pub fn new(tokens: Vec<TokenSettings>) -> Self {
-        Self {
-            tokens,
-            queue: Self::QUEUE,
-            recovery_wait: Self::RECOVERY_WAIT,
-            logging: telemetry::Settings::default(),
-        }
+        Self { tokens, queue: Self::QUEUE, recovery_wait: Self::RECOVERY_WAIT, logging: telemetry::Settings::default() }
     }
 }
 

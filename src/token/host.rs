@@ -5,6 +5,7 @@
 //! Unix socket to listen on. It never touches the network, Kubernetes or the log, and signs a closed list of things
 //! ([`Kind`](super::protocol::Kind)) under its own limits. Started through [`main`].
 
+mod ending;
 mod policy;
 mod process;
 mod serve;
@@ -27,6 +28,7 @@ use std::{
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::protocol::{Fault, FaultClass, VERSION};
+use ending::Ending;
 use serve::{Connection, Served};
 pub use settings::Settings;
 use vault::Vault;
@@ -139,6 +141,7 @@ pub fn main(form: Form) -> ExitCode {
 pub fn run_child(name: &str) -> Result<(), HostError> {
     let system = |what| move |source| HostError::System { what, source };
     process::follow_parent().map_err(system("follow its parent's end"))?;
+    process::limit_open_files().map_err(system("limit its open files"))?;
     process::close_inherited().map_err(system("close what it inherited"))?;
     process::harden().map_err(system("forbid core dumps"))?;
     let socket = UnixStream::from(process::take_stdin().map_err(system("take its socket"))?);
@@ -166,7 +169,7 @@ pub fn run_child(name: &str) -> Result<(), HostError> {
     }
 }
 
-/// Listens for a daemon, and serves one after another.
+/// Listens for a daemon, and serves one after another, until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When it cannot begin, or ends because its token is broken: whoever supervises it starts it again.
@@ -175,12 +178,17 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
     process::close_inherited().map_err(system("close what it inherited"))?;
     process::harden().map_err(system("forbid core dumps"))?;
     let listener = listen(&supervised.socket).map_err(system("listen on its socket"))?;
+    let ending = Ending::on_signals(&listener).map_err(system("wait for signals"))?;
     let settings = &supervised.settings;
     let watchdog = Watchdog::start(settings.threads(), settings.call_timeout).map_err(system("start its watchdog"))?;
     let name = supervised.socket.display().to_string();
-    let mut vault = None;
-    loop {
-        let (socket, _) = listener.accept().map_err(system("accept a connection"))?;
+    let mut vault: Option<Vault> = None;
+    while !ending.begun() {
+        let socket = match listener.accept() {
+            Ok((socket, _)) => socket,
+            Err(_) if ending.begun() => break,
+            Err(error) => return Err(system("accept a connection")(error)),
+        };
         let peer =
             getsockopt(&socket, PeerCredentials).map_err(|error| system("see who connects")(error.into()))?.uid();
         if peer != nix::unistd::geteuid().as_raw() && !supervised.uids.contains(&peer) {
@@ -212,14 +220,21 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
                 }
             },
         };
-        watchdog.watch_socket(Some(connection.socket().map_err(system("use its socket"))?));
+        let socket = connection.socket().map_err(system("use its socket"))?;
+        watchdog.watch_socket(Some(Arc::clone(&socket)));
+        ending.serving(Some(socket));
         let served = connection.serve(hello.correlation, &open);
+        ending.serving(None);
         watchdog.watch_socket(None);
         match served {
             Served::HungUp => vault = Some(open),
             Served::Broken(reason) => return Err(HostError::Token(reason)),
         }
     }
+    if let Some(open) = vault {
+        open.close();
+    }
+    Ok(())
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {

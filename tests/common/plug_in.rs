@@ -29,7 +29,16 @@ impl PlugIn {
 
     /// The same with the intermediate's key given, with a subject key identifier or without.
     pub fn below(root: Authority, key: KeyPair, key_id: bool) -> Self {
-        let mut params = authority("Intermediate CA");
+        Self::of(root, key, key_id, "Intermediate CA")
+    }
+
+    /// A P-256 intermediate of this name.
+    pub fn named(common_name: &str) -> Self {
+        Self::of(new_root("Root CA"), p256(), true, common_name)
+    }
+
+    fn of(root: Authority, key: KeyPair, key_id: bool, common_name: &str) -> Self {
+        let mut params = authority(common_name);
         params.use_authority_key_identifier_extension = true;
         if !key_id {
             params = without_key_id(params);

@@ -25,7 +25,7 @@ fn mounts(container: &Value) -> BTreeSet<&str> {
 fn configurations(objects: &[Value]) -> (Vec<Config>, Vec<host::Settings>) {
     let (mut daemons, mut hosts) = (Vec::new(), Vec::new());
     for map in of_kind(objects, "ConfigMap") {
-        if let Some(text) = map["data"]["istio-hsm-ca.toml"].as_str() {
+        if let Some(text) = map["data"]["config.toml"].as_str() {
             daemons.push(Config::parse(text, "").unwrap_or_else(|problems| panic!("{problems:#?}\n{text}")));
         }
         if let Some(text) = map["data"]["token-host.toml"].as_str() {
@@ -62,11 +62,7 @@ fn the_hosts_allow_what_the_daemon_has_signed_and_no_more() {
             let kubernetes = daemon.kubernetes.iter().flat_map(|kubernetes| &kubernetes.clusters);
             let asks_for_names = kubernetes.clone().any(|cluster| cluster.istiod_certificate.is_some());
             let signs = kubernetes.clone().any(|cluster| !cluster.signers.is_empty());
-            assert_eq!(
-                host.dns_names.len() > daemon.serving.dns_names.len(),
-                asks_for_names || signs && name != "ra",
-                "{name}"
-            );
+            assert_eq!(host.dns_names.len() > daemon.serving.dns_names.len(), asks_for_names || signs, "{name}");
         }
     }
 }

@@ -75,11 +75,29 @@ async fn one_address_has_so_many_connections_and_gets_them_back() {
 }
 
 #[tokio::test]
-async fn handshakes_at_once_are_limited() {
-    let running = start(limited(Limits { handshakes: 1, ..Limits::default() })).await;
+async fn handshakes_beyond_the_limit_wait_for_their_turn() {
+    let wait = Duration::from_millis(400);
+    let limits = Limits { handshakes: 1, handshake_timeout: wait * 4, handshake_wait: wait, ..Limits::default() };
+    let running = start(limited(limits)).await;
+    let config = default_client_config(&running.pki);
+    // Who says nothing takes no turn.
     let _silent = TcpStream::connect(running.address).await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(tls(running.address, default_client_config(&running.pki)).await.is_err());
+    tls(running.address, config.clone()).await.unwrap();
+    // Who begins a handshake and does not go on has the only one, and the next waits in vain.
+    let mut slow = TcpStream::connect(running.address).await.unwrap();
+    slow.write_all(&[0x16, 0x03, 0x01]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let began = Instant::now();
+    assert!(tls(running.address, config.clone()).await.is_err());
+    assert!(began.elapsed() >= wait, "{:?}", began.elapsed());
+    // Once it is gone all that wait have their turn, one after the other.
+    let waiting: Vec<_> = (0..8).map(|_| tokio::spawn(tls(running.address, config.clone()))).collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(slow);
+    for handshake in waiting {
+        handshake.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]

@@ -202,8 +202,7 @@ async fn work(
             if token.1.elapsed() > NEW_TOKEN {
                 token = minted();
             }
-            let asked =
-                create_certificate(channel.clone(), Some(&token.0), "Kubernetes", agent.csr.clone(), 24 * 3600);
+            let asked = create_certificate(channel.clone(), Some(&token.0), "Kubernetes", agent.csr.clone(), 24 * 3600);
             match tokio::time::timeout(ANSWER, asked).await {
                 Ok(Ok(reply)) => {
                     let certificate = mesh.judge(&agent, &reply).unwrap_or_else(|error| panic!("{error}: {reply:?}"));

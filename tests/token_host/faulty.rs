@@ -23,7 +23,7 @@ use super::{
 };
 
 /// The module, built once; cargo is the one that runs the tests.
-static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
+pub static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("faulty-token");
     let output = Command::new(env!("CARGO"))

@@ -1,6 +1,10 @@
 //! The cases. Each asks the module what the predicate says, either way.
 
-use std::{fs, process::Command, time::{Duration, Instant}};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use istio_hsm_ca::{
     pki::{Issued, PublicKey},
@@ -64,8 +68,22 @@ pub async fn generated(module: Module, key: Key) {
     let place = Place::new(module);
     let (uri, bundle, log) = (place.uri(), place.text("bundle"), place.text("log"));
     let done = place.run(&[
-        "--output", "json", "generate", "--algorithm", key.name(), "--self-signed", "--organization", "Suite",
-        "--bundle", &bundle, "--log", &log, "--log-origin", "suite.test/log", "--token", &uri,
+        "--output",
+        "json",
+        "generate",
+        "--algorithm",
+        key.name(),
+        "--self-signed",
+        "--organization",
+        "Suite",
+        "--bundle",
+        &bundle,
+        "--log",
+        &log,
+        "--log-origin",
+        "suite.test/log",
+        "--token",
+        &uri,
     ]);
     agrees(module, Capability::Generate(key), done.good, &done.err);
     if done.good {

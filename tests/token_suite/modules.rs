@@ -1,6 +1,11 @@
 //! The modules, and what each of them cannot do.
 
-use std::{collections::BTreeMap, fs, path::{Path, PathBuf}, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use super::common::softhsm::{self, PIN, SO_PIN};
 

@@ -163,7 +163,8 @@ impl Place {
 
     /// The issuer of the bundle.
     pub fn issuer(&self) -> Arc<Issuer> {
-        let input = |name: &str| Input { name: name.to_owned(), bytes: fs::read(self.path("bundle").join(name)).unwrap() };
+        let input =
+            |name: &str| Input { name: name.to_owned(), bytes: fs::read(self.path("bundle").join(name)).unwrap() };
         let files = BundleFiles {
             ca_cert: input("ca-cert.pem"),
             cert_chain: input("cert-chain.pem"),
@@ -192,8 +193,7 @@ impl Place {
     }
 
     fn token_of(&self, name: &str, uri: String, environment: BTreeMap<String, String>) -> TokenSettings {
-        let mut settings =
-            host::Settings::new(uri, self.path("pin-refused"), self.path("bundle"), MAX_VALIDITY);
+        let mut settings = host::Settings::new(uri, self.path("pin-refused"), self.path("bundle"), MAX_VALIDITY);
         settings.trust_domains = vec!["cluster.local".parse().unwrap()];
         TokenSettings {
             name: Arc::from(name),

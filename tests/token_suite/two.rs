@@ -29,9 +29,10 @@ async fn both(first: Module, second: Module) {
     let environment: BTreeMap<String, String> = places.iter().flat_map(Place::environment).collect();
     let (from, bundle) = (places[0].text("ca"), places[0].text("bundle"));
     let uris = [places[0].uri(), places[1].uri()];
-    let done = place::run(&environment, &[
-        "--output", "json", "import", "--from", &from, "--bundle", &bundle, "--token", &uris[0], "--token", &uris[1],
-    ]);
+    let done = place::run(
+        &environment,
+        &["--output", "json", "import", "--from", &from, "--bundle", &bundle, "--token", &uris[0], "--token", &uris[1]],
+    );
     let summary = done.json();
     let tokens = summary["tokens"].as_array().unwrap();
     assert_eq!(tokens.len(), 2, "{summary}");

@@ -20,6 +20,7 @@ use super::{
     positive,
     process::{ProcessTime, Reading},
     progress_bar,
+    queue::Ideal,
     report::{Latency, Samples, count},
     token::{self, Plan, TokenChoice},
 };
@@ -50,6 +51,13 @@ pub struct EndpointArguments {
     /// Open loop: this many requests a second arrive by a Poisson process, answered or not; without it a closed loop
     #[arg(long, value_name = "PER_SECOND", value_parser = positive)]
     rate: Option<f64>,
+    /// Beside an open loop: the latencies of a token of so many sessions that alone had the same arrivals (M/D/s)
+    #[arg(long, value_name = "SESSIONS", requires = "rate", requires = "ideal_signature",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    ideal_sessions: Option<u16>,
+    /// How long each of that token's signatures takes, in microseconds
+    #[arg(long, value_name = "MICROSECONDS", requires = "ideal_sessions", value_parser = positive)]
+    ideal_signature: Option<f64>,
     /// A new connection with the workload's client certificate (mTLS) for each certificate
     #[arg(long)]
     new_connections: bool,
@@ -107,6 +115,7 @@ struct Report {
     certificates: usize,
     certificates_per_second: f64,
     latency: Option<Latency>,
+    ideal_latency: Option<Latency>,
     errors: BTreeMap<String, u64>,
     token_signatures_per_second: Option<f64>,
     ratio_to_token: Option<f64>,
@@ -183,9 +192,14 @@ async fn measure(arguments: &EndpointArguments) -> Result<Report> {
     let window = Window { start, end: start + Duration::from_secs_f64(arguments.seconds) };
 
     let watch = tokio::spawn(watch(window, arguments.pid));
+    let mut ideal_latency = None;
     let samples: Samples = match arguments.rate {
         None => load::closed(Arc::clone(&agents), workers, window).await,
-        Some(rate) => load::open(Arc::clone(&agents), workers, rate, window).await?,
+        Some(rate) => {
+            let opened = load::open(Arc::clone(&agents), workers, rate, window).await?;
+            ideal_latency = ideal(arguments).and_then(|ideal| ideal.play(&opened.arrivals, opened.from).latency());
+            opened.samples
+        }
     };
     let processes = watch.await??;
 
@@ -201,6 +215,7 @@ async fn measure(arguments: &EndpointArguments) -> Result<Report> {
         certificates,
         certificates_per_second: per_second,
         latency: samples.latency(),
+        ideal_latency,
         errors: samples.errors,
         token_signatures_per_second: None,
         ratio_to_token: None,
@@ -208,6 +223,12 @@ async fn measure(arguments: &EndpointArguments) -> Result<Report> {
             .then(|| cpu * 1e6 / count(certificates)),
         processes,
     })
+}
+
+/// The token beside which the open loop is shown.
+fn ideal(arguments: &EndpointArguments) -> Option<Ideal> {
+    let (sessions, micros) = (arguments.ideal_sessions?, arguments.ideal_signature?);
+    Some(Ideal { sessions: sessions.into(), signature: Duration::try_from_secs_f64(micros / 1e6).ok()? })
 }
 
 /// Shows the progress, and reads the daemon's CPU time over the measured window alone.
@@ -329,6 +350,10 @@ fn text(report: &Report) -> String {
     if let Some(Latency { p50_us, p99_us, max_us }) = report.latency {
         let [p50, p99, max] = [p50_us, p99_us, max_us].map(milliseconds);
         lines.push(format!("latency       p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms"));
+    }
+    if let Some(Latency { p50_us, p99_us, max_us }) = report.ideal_latency {
+        let [p50, p99, max] = [p50_us, p99_us, max_us].map(milliseconds);
+        lines.push(format!("ideal queue   p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms"));
     }
     lines.push(format!("errors        {}", report.errors.values().sum::<u64>()));
     lines.extend(report.errors.iter().map(|(kind, count)| format!("              {count} {kind}")));

@@ -67,20 +67,35 @@ pub async fn closed<A: Ask>(ask: Arc<A>, workers: usize, window: Window) -> Samp
     gather(tasks).await
 }
 
+/// What an open loop gave.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The answers to what was due within the window.
+    pub samples: Samples,
+    /// When each request was due, the warm-up's included, as offsets from the first moment.
+    pub arrivals: Vec<Duration>,
+    /// The window's start, as such an offset.
+    pub from: Duration,
+}
+
 /// Requests arrive at `rate` a second with exponential gaps, spread over the workers' identities.
 ///
 /// # Errors
 /// When the arrivals' thread cannot be started.
-pub async fn open<A: Ask>(ask: Arc<A>, workers: usize, rate: f64, window: Window) -> Result<Samples> {
+pub async fn open<A: Ask>(ask: Arc<A>, workers: usize, rate: f64, window: Window) -> Result<Opened> {
     let runtime = Handle::current();
     let unanswered = Arc::new(AtomicUsize::new(0));
     // A thread of its own: the runtime's timer has a resolution of a millisecond, arrivals have microseconds between.
     let arrivals = move || {
         let mut tasks = JoinSet::new();
         let mut refused = Samples::default();
-        let mut planned = Instant::now();
+        let began = Instant::now();
+        let from = window.start.saturating_duration_since(began);
+        let mut due = Vec::new();
+        let mut planned = began + gap(rate);
         let mut worker = 0;
         while planned < window.end {
+            due.push(planned.saturating_duration_since(began));
             if let Some(wait) = planned.checked_duration_since(Instant::now()) {
                 std::thread::sleep(wait);
             }
@@ -101,11 +116,12 @@ pub async fn open<A: Ask>(ask: Arc<A>, workers: usize, rate: f64, window: Window
             worker = (worker + 1) % workers.max(1);
             planned += gap(rate);
         }
-        (tasks, refused)
+        (tasks, refused, due, from)
     };
-    let (tasks, mut samples) = tokio::task::spawn_blocking(arrivals).await.context("the arrivals ended")?;
+    let (tasks, mut samples, arrivals, from) =
+        tokio::task::spawn_blocking(arrivals).await.context("the arrivals ended")?;
     samples.merge(gather(tasks).await);
-    Ok(samples)
+    Ok(Opened { samples, arrivals, from })
 }
 
 /// Keeps an answer to what was due after the warm-up.
@@ -131,7 +147,7 @@ async fn gather(mut tasks: JoinSet<Samples>) -> Samples {
 }
 
 /// An exponentially distributed gap with mean 1 / `rate` seconds.
-fn gap(rate: f64) -> Duration {
+pub(super) fn gap(rate: f64) -> Duration {
     let mut bytes = [0; 4];
     // Without randomness, which the crypto library does not run out of, the gaps are all the mean.
     let uniform = match rand::fill(&mut bytes) {
@@ -182,7 +198,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn an_open_loop_does_not_wait_for_answers() {
         let server = Arc::new(Server { took: Duration::from_millis(300), asked: AtomicUsize::new(0) });
-        let samples = open(Arc::clone(&server), 4, 200.0, window(300)).await.unwrap();
+        let opened = open(Arc::clone(&server), 4, 200.0, window(300)).await.unwrap();
+        let samples = opened.samples;
+        assert_eq!(opened.arrivals.len(), server.asked.load(Ordering::Relaxed));
+        assert!(opened.arrivals.is_sorted());
         // A closed loop of 4 would have asked 4 times.
         assert!(server.asked.load(Ordering::Relaxed) > 20);
         assert!(samples.latency().unwrap().p50_us >= 300_000);

@@ -28,7 +28,7 @@ pub(super) fn bundle(config: &Config) -> Vec<Finding> {
                 issuer.key_algorithm()
             ));
         }
-        Err(SetupError::Bundle(reasons)) => {
+        Err(SetupError::Bundle { reasons, .. }) => {
             for reason in reasons {
                 let (text, remedy) = match reason.rsplit_once("; ") {
                     Some((text, remedy)) => (text.to_owned(), remedy.to_owned()),
@@ -37,6 +37,7 @@ pub(super) fn bundle(config: &Config) -> Vec<Finding> {
                 found.error(text, remedy);
             }
         }
+        Err(error @ SetupError::RootDropped { .. }) => found.failed(&error, "add the root again"),
         Err(error @ (SetupError::Log(_) | SetupError::Pool(_))) => found.failed(&error, "see the message"),
     }
     found.into_vec()

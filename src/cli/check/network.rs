@@ -10,10 +10,17 @@ use super::{
     finding::{Finding, Findings},
     local::writable,
 };
-use crate::{auth::Authenticator, config::Config, grpc};
+use crate::{
+    auth::Authenticator,
+    config::{Admin, Config},
+    grpc,
+};
 
 /// How long the issuers of tokens have to publish their keys.
 const ISSUERS: Duration = Duration::from_secs(5);
+
+/// The key that says where the status page is served.
+const STATUS: &str = "[admin] status_address";
 
 /// Whether every address can be listened on, all at once.
 pub(super) fn addresses(config: &Config) -> Vec<Finding> {
@@ -21,13 +28,18 @@ pub(super) fn addresses(config: &Config) -> Vec<Finding> {
     let wanted = [
         ("[listen] address", Some(config.listen.address)),
         ("[admin] address", config.admin.address),
-        ("[admin] status_address", config.admin.status_address),
+        (STATUS, config.admin.status_page.then(|| config.admin.status_address.unwrap_or(Admin::STATUS))),
     ];
     let mut held = Vec::new();
     for (what, address) in wanted {
         let Some(address) = address else { continue };
         match TcpListener::bind(address) {
             Ok(listener) => held.push((what, address, listener)),
+            // Nobody asked for this address: the daemon goes on without the page.
+            Err(error) if what == STATUS && config.admin.status_address.is_none() => found.warning(
+                format!("the status page: {address}: {error}"),
+                "set [admin] status_address, or status_page = false; without, the daemon runs with no page",
+            ),
             Err(error) => found.error(format!("{what} {address}: {error}"), remedy(address, error.kind())),
         }
     }

@@ -1,14 +1,14 @@
 //! The status page's text, out of a snapshot. Pure.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use askama::Template;
 
-use super::{Snapshot, plot};
-use crate::telemetry::recent::{BUCKET_SECONDS, Bucket};
+use super::{
+    Snapshot, plot,
+    text::{date, latency, number, per_second, ratio, since, span, thousands, time},
+};
+use crate::telemetry::recent::Bucket;
 
 /// A certificate with less than this left is drawn in the colour of alarm.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -23,15 +23,21 @@ struct Page {
     uptime: String,
     now: String,
     troubles: Vec<Trouble>,
+    icon: String,
     rate_now: String,
-    issued_hour: u64,
-    refused_hour: u64,
+    rate_hour: String,
+    rate_peak: String,
+    issued_hour: String,
+    refused_hour: String,
+    refused_now: String,
     rate_area: String,
     rate_line: String,
     refused_line: String,
     rate_top: String,
     p50_now: String,
     p99_now: String,
+    p50_hour: String,
+    p99_hour: String,
     p50_line: String,
     p99_line: String,
     latency_top: String,
@@ -61,33 +67,41 @@ struct Life {
 
 struct Token {
     name: String,
-    what: String,
+    place: String,
     state: String,
     class: &'static str,
-    signed: u64,
-    outstanding: u64,
-    faults: u64,
-    restarts: u64,
+    signed: String,
+    outstanding: String,
+    faults: String,
+    restarts: String,
 }
 
 struct Log {
     state: String,
     class: &'static str,
-    lines: u64,
+    lines: String,
     size: String,
     flushes: String,
-    checkpoint: String,
+    checkpoint: Checkpoint,
+}
+
+struct Checkpoint {
+    covers: String,
+    at: String,
+    trouble: Option<String>,
 }
 
 struct Reason {
     name: &'static str,
-    count: usize,
+    count: u64,
+    permille: u64,
 }
 
 struct Certificate {
     time: String,
     names: String,
-    caller: String,
+    /// Who asked, where that is not who the certificate is for.
+    caller: Option<String>,
     method: &'static str,
     serial: String,
     not_after: String,
@@ -108,6 +122,9 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
     let hour = &snapshot.hour;
     // The newest bucket is under way: "now" is the one before it.
     let recent = hour.buckets.iter().rev().nth(1).copied().unwrap_or_default();
+    let total = hour.total();
+    // The hour that it remembers is as long as the daemon lives, at most.
+    let lived = since(snapshot.started, snapshot.now).min(Duration::from_secs(3600));
     let rates: Vec<f64> = hour.buckets.iter().map(|bucket| per_second(bucket.issued)).collect();
     let refused: Vec<f64> = hour.buckets.iter().map(|bucket| per_second(bucket.refused)).collect();
     let rate_top = plot::round_up(rates.iter().chain(&refused).copied().fold(0.0, f64::max));
@@ -120,9 +137,13 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
         uptime: span(since(snapshot.started, snapshot.now)),
         now: time(snapshot.now),
         troubles: troubles(snapshot),
+        icon: icon(snapshot.report.ready()),
         rate_now: number(per_second(recent.issued)),
-        issued_hour: sum(&hour.buckets, |bucket| bucket.issued),
-        refused_hour: sum(&hour.buckets, |bucket| bucket.refused),
+        rate_hour: number(f64::from(total.issued) / lived.as_secs_f64().max(1.0)),
+        rate_peak: number(rates.iter().copied().fold(0.0, f64::max)),
+        issued_hour: thousands(u64::from(total.issued)),
+        refused_hour: thousands(u64::from(total.refused)),
+        refused_now: number(per_second(recent.refused)),
         rate_area: plot::area(&rates, rate_top),
         rate_line: plot::line(&rates.iter().copied().map(Some).collect::<Vec<_>>(), rate_top),
         refused_line: plot::line(
@@ -132,6 +153,8 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
         rate_top: number(rate_top),
         p50_now: latency(recent.percentile(50)),
         p99_now: latency(recent.percentile(99)),
+        p50_hour: latency(total.percentile(50)),
+        p99_hour: latency(total.percentile(99)),
         p50_line: plot::line(&p50, latency_top),
         p99_line: plot::line(&p99, latency_top),
         latency_top: number(latency_top),
@@ -173,13 +196,13 @@ fn life(entry: &super::ChainEntry, now: SystemTime) -> Life {
 fn token(entry: &super::TokenEntry) -> Token {
     Token {
         name: entry.name.clone(),
-        what: entry.what.clone(),
-        state: entry.trouble.clone().unwrap_or_else(|| "signs".to_owned()),
+        place: entry.place.clone(),
+        state: entry.trouble.clone().unwrap_or_else(|| entry.phase.to_owned()),
         class: if entry.trouble.is_none() { "good" } else { "bad" },
-        signed: entry.signed,
-        outstanding: entry.outstanding,
-        faults: entry.faults,
-        restarts: entry.restarts,
+        signed: thousands(entry.signed),
+        outstanding: thousands(entry.outstanding),
+        faults: thousands(entry.faults),
+        restarts: thousands(entry.restarts),
     }
 }
 
@@ -187,27 +210,46 @@ fn log(snapshot: &Snapshot) -> Log {
     let entry = &snapshot.log;
     let per_flush = match entry.flushes {
         0 => "none yet".to_owned(),
-        flushes => format!("{flushes}, {} lines each", number(ratio(entry.written, flushes))),
+        flushes => format!("{}, {} lines each", thousands(flushes), number(ratio(entry.written, flushes))),
     };
+    let segments = if entry.segments == 1 { "segment" } else { "segments" };
     Log {
         state: entry.trouble.clone().unwrap_or_else(|| "durable".to_owned()),
         class: if entry.trouble.is_none() { "good" } else { "bad" },
-        lines: entry.lines,
-        size: indicatif::HumanBytes(entry.bytes).to_string(),
+        lines: thousands(entry.lines),
+        size: format!("{} in {} {segments}", indicatif::HumanBytes(entry.bytes), thousands(entry.segments)),
         flushes: per_flush,
-        checkpoint: match &entry.checkpoint {
-            Ok(size) => format!("over {size} lines"),
-            Err(reason) => reason.clone(),
-        },
+        checkpoint: checkpoint(entry, snapshot.now),
     }
 }
 
-fn reasons(snapshot: &Snapshot) -> Vec<Reason> {
-    let mut counts: BTreeMap<&'static str, usize> = BTreeMap::new();
-    for refusal in &snapshot.hour.refusals {
-        *counts.entry(refusal.reason).or_default() += 1;
+fn checkpoint(entry: &super::LogEntry, now: SystemTime) -> Checkpoint {
+    let beyond = match entry.lines.saturating_sub(entry.checkpointed) {
+        0 => "all lines".to_owned(),
+        1 => format!("{} lines, all but the last", thousands(entry.checkpointed)),
+        rest => format!("{} lines, all but the last {}", thousands(entry.checkpointed), thousands(rest)),
+    };
+    Checkpoint {
+        covers: if entry.checkpointed == 0 { "none yet".to_owned() } else { beyond },
+        at: entry.checkpoint_time.map_or_else(String::new, |at| format!("{} ago, {}", span(since(at, now)), time(at))),
+        trouble: entry.checkpoint_trouble.clone(),
     }
-    let mut reasons: Vec<Reason> = counts.into_iter().map(|(name, count)| Reason { name, count }).collect();
+}
+
+/// The page's icon: a dot in the colour of its state.
+fn icon(ready: bool) -> String {
+    let colour = if ready { "1b8a5a" } else { "c62f3b" };
+    format!(
+        "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Ccircle cx='8' cy='8' \
+         r='6' fill='%23{colour}'/%3E%3C/svg%3E"
+    )
+}
+
+fn reasons(snapshot: &Snapshot) -> Vec<Reason> {
+    let counts = &snapshot.hour.reasons;
+    let most = counts.values().copied().max().unwrap_or_default().max(1);
+    let bar = |(name, count): (&&'static str, &u64)| Reason { name, count: *count, permille: count * 1000 / most };
+    let mut reasons: Vec<Reason> = counts.iter().map(bar).collect();
     reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
     reasons
 }
@@ -216,7 +258,7 @@ fn certificate(entry: &crate::telemetry::recent::Certificate) -> Certificate {
     Certificate {
         time: time(entry.time),
         names: entry.names.clone(),
-        caller: entry.caller.clone(),
+        caller: (entry.caller != entry.names).then(|| entry.caller.clone()),
         method: entry.method,
         serial: entry.serial.clone(),
         not_after: time(entry.not_after),
@@ -237,64 +279,6 @@ fn refusal(entry: &crate::telemetry::recent::Refusal) -> Refusal {
 
 fn latencies(buckets: &[Bucket], percent: u32) -> Vec<Option<f64>> {
     buckets.iter().map(|bucket| bucket.percentile(percent).map(|value| value.as_secs_f64() * 1000.0)).collect()
-}
-
-fn sum(buckets: &[Bucket], count: impl Fn(&Bucket) -> u32) -> u64 {
-    buckets.iter().map(|bucket| u64::from(count(bucket))).sum()
-}
-
-fn per_second(count: u32) -> f64 {
-    f64::from(count) / f64::from(u32::try_from(BUCKET_SECONDS).unwrap_or(1))
-}
-
-fn ratio(of: u64, by: u64) -> f64 {
-    f64::from(u32::try_from(of).unwrap_or(u32::MAX)) / f64::from(u32::try_from(by).unwrap_or(u32::MAX))
-}
-
-fn since(from: SystemTime, to: SystemTime) -> Duration {
-    to.duration_since(from).unwrap_or_default()
-}
-
-fn latency(value: Option<Duration>) -> String {
-    value.map_or_else(|| "–".to_owned(), |value| format!("< {} ms", number(value.as_secs_f64() * 1000.0)))
-}
-
-/// Three digits at most, without trailing zeros.
-fn number(value: f64) -> String {
-    let digits = match value {
-        value if value >= 100.0 => 0,
-        value if value >= 10.0 => 1,
-        _ => 2,
-    };
-    let text = format!("{value:.digits$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
-}
-
-/// A length of time in the unit that fits it.
-fn span(length: Duration) -> String {
-    let seconds = length.as_secs();
-    let (count, unit) = match seconds {
-        0..=119 => (seconds, "second"),
-        120..=7_199 => (seconds / 60, "minute"),
-        7_200..=172_799 => (seconds / 3600, "hour"),
-        _ => (seconds / 86_400, "day"),
-    };
-    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
-}
-
-/// RFC 3339 in UTC, whole seconds.
-fn time(at: SystemTime) -> String {
-    let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let whole = Duration::from_secs(at.as_secs());
-    der::DateTime::from_unix_duration(whole).map_or_else(|_| "beyond 9999".to_owned(), |at| at.to_string())
-}
-
-fn date(at: SystemTime) -> String {
-    let mut text = time(at);
-    if let Some(end) = text.find('T') {
-        text.truncate(end);
-    }
-    text
 }
 
 #[cfg(test)]
@@ -333,7 +317,9 @@ mod tests {
         Snapshot {
             now,
             started: now - Duration::from_secs(3600),
-            report: Report { parts: vec![Part { name: "token".to_owned(), trouble: Some(hostile.to_owned()) }] },
+            report: Report {
+                parts: vec![Part { name: "token".to_owned(), trouble: Some(hostile.to_owned()), needed: true }],
+            },
             chain: vec![ChainEntry {
                 role: "CA",
                 subject: hostile.to_owned(),
@@ -343,7 +329,8 @@ mod tests {
             }],
             tokens: vec![TokenEntry {
                 name: hostile.to_owned(),
-                what: hostile.to_owned(),
+                place: hostile.to_owned(),
+                phase: "signs",
                 trouble: None,
                 signed: 1,
                 outstanding: 0,
@@ -352,11 +339,14 @@ mod tests {
             }],
             log: LogEntry {
                 trouble: None,
-                lines: 2,
+                lines: 1_234_567,
                 bytes: 3000,
-                flushes: 1,
-                written: 2,
-                checkpoint: Err(hostile.to_owned()),
+                segments: 1,
+                flushes: 2,
+                written: 5,
+                checkpointed: 1_234_560,
+                checkpoint_time: Some(now - Duration::from_secs(7)),
+                checkpoint_trouble: Some(hostile.to_owned()),
             },
             hour: recent.hour(now),
         }
@@ -366,25 +356,28 @@ mod tests {
     fn what_came_from_outside_is_escaped() {
         let html = render(&snapshot("<script>alert(1)</script>\"'&")).unwrap();
         assert!(!html.contains("<script>alert"));
-        assert_eq!(html.matches("&#60;script&#62;alert(1)").count(), 10);
+        assert_eq!(html.matches("&#60;script&#62;alert(1)").count(), 9);
     }
 
     #[test]
     fn figures_are_shown() {
         let html = render(&snapshot("x")).unwrap();
-        for expected in ["20 days left", "not ready", "foreign_name", "0.1 <small>a second", "2.93 KiB", "&#60; 1 ms"] {
+        let expected = [
+            "20 days left",
+            "not ready",
+            "foreign_name",
+            "0.1 <small>a second",
+            "2.93 KiB in 1 segment",
+            "2, 2.5 lines each",
+            "1\u{202f}234\u{202f}560 lines, all but the last 7",
+            "7 seconds ago, 2027-01-15T07:59:53Z",
+            "&#60; 1 ms",
+        ];
+        for expected in expected {
             assert!(html.contains(expected), "{expected}\n{html}");
         }
+        // A name space is no address; nothing else of the kind is there.
+        let html = html.replace("http://www.w3.org/2000/svg", "");
         assert!(!html.contains("http:") && !html.contains("https:"), "no external asset");
-    }
-
-    #[test]
-    fn numbers_read_well() {
-        let cases = [(0.0, "0"), (0.1, "0.1"), (9.876, "9.88"), (12.34, "12.3"), (100.0, "100"), (4321.9, "4322")];
-        for (value, text) in cases {
-            assert_eq!(number(value), text);
-        }
-        assert_eq!(span(Duration::from_secs(1)), "1 second");
-        assert_eq!(span(Duration::from_secs(86_400 * 400)), "400 days");
     }
 }

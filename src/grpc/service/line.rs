@@ -96,7 +96,7 @@ impl Line {
                 recent.refused(recent::Refusal { time, request_id, reason: label, caller, detail: reason });
             }
         }
-        if matches!(refusal, Refusal::Auth(_)) {
+        if matches!(refusal, Refusal::Auth(_) | Refusal::Impersonation(_)) {
             metrics::unauthenticated();
         }
     }

@@ -18,6 +18,8 @@ pub struct Issuer {
     path_pem: Vec<String>,
     roots_pem: String,
     roots: Vec<Vec<u8>>,
+    root_pem: String,
+    room_for_intermediate: bool,
 }
 
 impl Issuer {
@@ -36,6 +38,8 @@ impl Issuer {
             path_pem: Vec::new(),
             roots_pem: String::new(),
             roots: Vec::new(),
+            root_pem: String::new(),
+            room_for_intermediate: true,
         }
     }
 
@@ -52,12 +56,20 @@ impl Issuer {
             subject: ca.subject.clone(),
             public_key,
             subject_key_id: ca.subject_key_id.clone(),
-            path_len: ca.basic_constraints.as_ref().and_then(|constraints| constraints.path_len_constraint),
+            path_len: path_length(ca),
             not_before: ca.not_before,
             not_after: ends.fold(path.root.not_after, SystemTime::min),
             path_pem: path.below_root.iter().map(|certificate| pem::encode(LABEL, &certificate.der)).collect(),
             roots_pem,
             roots: roots.iter().map(|root| root.der.clone()).collect(),
+            root_pem: pem::encode(LABEL, &path.root.der),
+            room_for_intermediate: path
+                .below_root
+                .iter()
+                .copied()
+                .chain([path.root])
+                .zip(1_usize..)
+                .all(|(certificate, below)| path_length(certificate).is_none_or(|most| usize::from(most) >= below)),
         }
     }
 
@@ -122,6 +134,26 @@ impl Issuer {
         &self.roots
     }
 
+    /// The root at the end of the CA's path, as one PEM certificate.
+    #[must_use]
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
+    /// Whether every path length from the CA's certificate up to its root leaves room for one more CA below
+    /// (RFC 5280, section 4.2.1.9).
+    #[must_use]
+    pub fn has_room_for_intermediate(&self) -> bool {
+        self.room_for_intermediate
+    }
+
+    /// Whether the CA's subject is this organization and nothing else, in whatever encoding, as
+    /// [`crate::pki::Profile::Intermediate`] would have it.
+    #[must_use]
+    pub fn is_organization(&self, organization: &str) -> bool {
+        crate::pki::lint::organization(&self.subject).is_ok_and(|own| own == organization)
+    }
+
     /// How long the CA's certificate path still lives.
     #[must_use]
     pub fn remaining(&self, now: SystemTime) -> Duration {
@@ -133,4 +165,9 @@ impl Issuer {
     pub fn key_algorithm(&self) -> KeyAlgorithm {
         self.public_key.algorithm()
     }
+}
+
+/// pathLenConstraint of a certificate, if it has one.
+fn path_length(certificate: &Certificate) -> Option<u8> {
+    certificate.basic_constraints.as_ref().and_then(|constraints| constraints.path_len_constraint)
 }

@@ -150,7 +150,7 @@ fn profile(found: &Extensions<'_>, subject: &[u8]) -> Result<(Profile, bool, Opt
 }
 
 /// The text of a Name that is one organization and nothing else.
-fn organization(subject: &[u8]) -> Result<String, Finding> {
+pub(in crate::pki) fn organization(subject: &[u8]) -> Result<String, Finding> {
     let read = || -> Result<&str, Malformed> {
         let mut rdns = Walk::inside(subject, Tag::Sequence)?;
         let mut rdn = rdns.enter(Tag::Set)?;

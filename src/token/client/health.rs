@@ -33,6 +33,19 @@ impl Phase {
         }
     }
 
+    /// The same for people.
+    #[must_use]
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::HalfOpen => "on trial: one request at a time until one verifies",
+            Self::PinRefused => "its PIN was refused",
+            Self::Probing => "being probed after a fault",
+            Self::Serving => "signs",
+            Self::Starting => "starting",
+        }
+    }
+
     /// Whether real requests reach the token: all of them, or the one that a half-open breaker lets through.
     #[must_use]
     pub fn is_ready(self) -> bool {

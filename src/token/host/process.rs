@@ -10,7 +10,7 @@ use nix::{
     errno::Errno,
     sys::{
         prctl,
-        resource::{Resource, setrlimit},
+        resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal},
     },
     unistd,
@@ -21,6 +21,14 @@ pub(super) fn harden() -> io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     prctl::set_dumpable(false)?;
     Ok(())
+}
+
+/// Lowers the soft limit of open files, which the daemon raised for its connections, to the usual 1,024: vendors'
+/// libraries are written for it, and some use select(2) or close every possible descriptor.
+pub(super) fn limit_open_files() -> io::Result<()> {
+    const USUAL: u64 = 1024;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(USUAL), hard)?)
 }
 
 /// Closes every descriptor but the standard ones, and puts standard output where a vendor's library may write what it

@@ -4,7 +4,7 @@
 //! - ACTION: `return=CKR` (a number, also hexadecimal), `delay=MILLISECONDS`, `hang`, `abort`, `segv`, `exit`,
 //!   `print` (to standard output), `logout` (the login is lost before the call), `renumber=N` (all object handles are
 //!   N higher from this call on), `removed` (the token is out of its slot), `sessions=N` (of C_OpenSession: no more at
-//!   once), and of C_Sign `wrong`, `truncate`, `long`.
+//!   once), and of C_Sign `wrong`, `truncate`, `long`, `takes=MICROSECONDS` (with the real signature in it).
 //! - LIMIT: `times=N,ID` (N times in all processes together; ID is one that no earlier command had),
 //!   `until=MILLISECONDS` (of the Unix epoch), none: for good.
 //!
@@ -33,6 +33,7 @@ pub enum Action {
     Renumber(u64),
     Return(CK_RV),
     Sessions(u64),
+    Takes(Duration),
     Truncate,
     Wrong,
 }
@@ -133,6 +134,7 @@ fn act(action: &str, now: bool) -> Option<Action> {
         "renumber" => return Some(Action::Renumber(number())),
         "return" => return Some(Action::Return(number())),
         "sessions" => return Some(Action::Sessions(number())),
+        "takes" => return Some(Action::Takes(Duration::from_micros(number()))),
         "truncate" => return Some(Action::Truncate),
         "wrong" => return Some(Action::Wrong),
         _ if !now => {}

@@ -7,11 +7,12 @@ mod control;
 
 use std::{
     collections::HashMap,
-    ffi::c_void,
+    ffi::{c_int, c_ulong, c_void},
     sync::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use control::Action;
@@ -109,7 +110,7 @@ fn before(function: &'static str) -> Option<CK_RV> {
             OFFSET.fetch_add(by, Ordering::Relaxed);
             None
         }
-        Action::Long | Action::Sessions(_) | Action::Truncate | Action::Wrong => None,
+        Action::Long | Action::Sessions(_) | Action::Takes(_) | Action::Truncate | Action::Wrong => None,
     }
 }
 
@@ -294,6 +295,21 @@ unsafe extern "C" fn close_session(session: CK_SESSION_HANDLE) -> CK_RV {
     rv
 }
 
+unsafe extern "C" {
+    /// prctl(2), of the C library that is linked anyway.
+    fn prctl(option: c_int, ...) -> c_int;
+}
+
+/// Has this thread's sleeps end when they should: the kernel may add 50 us else, which counts where a call takes 5 ms.
+fn exact_timers() {
+    const PR_SET_TIMERSLACK: c_int = 29;
+    thread_local! {
+        // SAFETY: this option takes one number, nanoseconds, and concerns the calling thread's timers alone.
+        static SET: c_int = unsafe { prctl(PR_SET_TIMERSLACK, 1 as c_ulong) };
+    }
+    SET.with(|_| ());
+}
+
 unsafe extern "C" fn sign(
     session: CK_SESSION_HANDLE,
     data: *mut CK_BYTE,
@@ -301,10 +317,13 @@ unsafe extern "C" fn sign(
     signature: *mut CK_BYTE,
     length: *mut CK_ULONG,
 ) -> CK_RV {
+    let began = Instant::now();
     control::note_call("C_Sign");
     let action = match control::peek("C_Sign") {
         // A call that only asks for the length uses nothing up.
-        Some(action @ (Action::Long | Action::Truncate | Action::Wrong)) if signature.is_null() => Some(action),
+        Some(action @ (Action::Long | Action::Takes(_) | Action::Truncate | Action::Wrong)) if signature.is_null() => {
+            Some(action)
+        }
         _ => match control::fault("C_Sign") {
             Some(Action::Return(rv)) => return rv,
             Some(Action::Removed) => return CKR_DEVICE_REMOVED,
@@ -332,6 +351,10 @@ unsafe extern "C" fn sign(
         }
         // SAFETY: the real module has just written the length there.
         Some(Action::Truncate) if !signature.is_null() => unsafe { *length -= 1 },
+        Some(Action::Takes(all)) if !signature.is_null() => {
+            exact_timers();
+            std::thread::sleep(all.saturating_sub(began.elapsed()));
+        }
         Some(Action::Long) => {
             if !signature.is_null() {
                 // SAFETY: the caller's buffer has the length that was told when it was asked for, one byte more.

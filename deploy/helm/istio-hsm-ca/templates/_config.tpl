@@ -47,7 +47,7 @@ ttl = "{{ .ttlSeconds | default 86400 | int64 }}s"
 [kubernetes.cluster.intermediate]
 namespace = {{ .namespace | default "istio-system" | toJson }}
 secret = {{ .secret | default "cacerts" | toJson }}
-organization = {{ .organization | default "cluster.local" | toJson }}
+organization = {{ .organization | default "istiod" | toJson }}
 ttl = "{{ .ttlSeconds | default 604800 | int64 }}s"
 {{- end }}{{ end }}
 {{- with $cluster.workloadSecrets }}{{ if .enabled }}

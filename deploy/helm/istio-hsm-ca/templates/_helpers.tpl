@@ -59,7 +59,7 @@ seccompProfile:
 
 {{/* The tokens as JSON {"tokens": [...]}: the configured ones, and SoftHSM's for a trial. */}}
 {{- define "ca.tokens" -}}
-{{- $tokens := .Values.tokens -}}
+{{- $tokens := .Values.tokens | default list -}}
 {{- if .Values.softhsm.trial -}}
 {{- $image := include "ca.image" (dict "image" .Values.softhsm.image "root" .) -}}
 {{- $uri := printf "pkcs11:token=istio-ca?module-path=%s" .Values.softhsm.module -}}
@@ -82,20 +82,17 @@ seccompProfile:
 {{- concat (list $service) .Values.serving.dnsNames | uniq | toJson -}}
 {{- end }}
 
-{{/* istiod's names (Istio: istiod.<ns>.svc, istiod-remote, istio-pilot, istiod-<revision>), of one cluster's map. */}}
+{{/* istiod's names (istiod.<ns>.svc, istiod-<revision>, istiod-remote, istio-pilot) and requesters', of one cluster's map. */}}
 {{- define "ca.istiodNames" -}}
 {{- $names := list -}}
 {{- $istiod := .istiodCertificate | default dict -}}
 {{- if $istiod.enabled -}}
-{{- $namespace := $istiod.namespace | default "istio-system" -}}
+{{- $services := list -}}
 {{- range $revision := $istiod.revisions | default (list "default") -}}
-{{- if eq $revision "default" -}}
-{{- range $service := list "istiod" "istiod-remote" "istio-pilot" -}}
-{{- $names = append $names (printf "%s.%s.svc" $service $namespace) -}}
+{{- $services = append $services (eq $revision "default" | ternary "istiod" (printf "istiod-%s" $revision)) -}}
 {{- end -}}
-{{- else -}}
-{{- $names = append $names (printf "istiod-%s.%s.svc" $revision $namespace) -}}
-{{- end -}}
+{{- range $service := concat $services (list "istiod-remote" "istio-pilot") -}}
+{{- $names = append $names (printf "%s.%s.svc" $service ($istiod.namespace | default "istio-system")) -}}
 {{- end -}}
 {{- $names = concat $names ($istiod.dnsNames | default list) -}}
 {{- end -}}
@@ -109,7 +106,7 @@ seccompProfile:
 
 {{- define "ca.hostNames" -}}
 {{- $names := include "ca.servingNames" . | fromJsonArray -}}
-{{- range $cluster := prepend .Values.kubernetes.remoteClusters .Values.kubernetes -}}
+{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- $names = concat $names (include "ca.istiodNames" $cluster | fromJsonArray) -}}
 {{- end -}}
 {{- $names | uniq | toJson -}}
@@ -117,7 +114,7 @@ seccompProfile:
 
 {{- define "ca.hostAddresses" -}}
 {{- $addresses := .Values.serving.ipAddresses -}}
-{{- range $cluster := prepend .Values.kubernetes.remoteClusters .Values.kubernetes -}}
+{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- $istiod := $cluster.istiodCertificate | default dict -}}
 {{- if $istiod.enabled -}}
 {{- $addresses = concat $addresses ($istiod.ipAddresses | default list) -}}
@@ -129,7 +126,7 @@ seccompProfile:
 {{/* The longest life that the daemon has signed, in seconds. */}}
 {{- define "ca.longest" -}}
 {{- $longest := list .Values.ca.maxTtlSeconds .Values.serving.ttlSeconds -}}
-{{- range $cluster := prepend .Values.kubernetes.remoteClusters .Values.kubernetes -}}
+{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- range $section := list $cluster.istiodCertificate $cluster.intermediate $cluster.workloadSecrets -}}
 {{- if and $section $section.enabled $section.ttlSeconds -}}
 {{- $longest = append $longest $section.ttlSeconds -}}
@@ -143,7 +140,7 @@ seccompProfile:
 
 {{/* "true" when any cluster signs intermediates. */}}
 {{- define "ca.intermediates" -}}
-{{- range $cluster := prepend .Values.kubernetes.remoteClusters .Values.kubernetes -}}
+{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- if ($cluster.intermediate | default dict).enabled -}}true{{- end -}}
 {{- end -}}
 {{- end }}
@@ -158,7 +155,7 @@ seccompProfile:
 
 {{/* "true" when a controller runs for any cluster: then there is a Lease, in this one. */}}
 {{- define "ca.leads" -}}
-{{- range $cluster := prepend .Values.kubernetes.remoteClusters .Values.kubernetes -}}
+{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- include "ca.controllers" $cluster -}}
 {{- end -}}
 {{- end }}

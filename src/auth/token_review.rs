@@ -1,0 +1,346 @@
+//! Who calls, by a Kubernetes service account's token that an API server judges (authentication.k8s.io/v1
+//! TokenReview).
+//!
+//! A token goes to the API server that its `iss` is configured for and to no other, whatever cluster its bearer names;
+//! `iss` is read before anything is proven, but a token that lies about it only reaches an API server that refuses it.
+//! What the token says of itself is checked first, so that a stranger's tokens cost no API server anything; the answer
+//! is checked after, against more than Istio's own server asks for (its audiences must be ours). Called by
+//! [`super::Authenticator`]; `kubernetes` brings the API servers as [`Reviewer`]s.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::Semaphore;
+
+use super::{
+    BoundPod,
+    answers::{Answers, Hash, sha256},
+    credentials::{ClusterId, ClusterName, Token},
+    jwt::{
+        Proven,
+        claims::{Claims, ClaimsError, Rules, Subject},
+        token::Compact,
+    },
+};
+use crate::identity::{SpiffeId, TrustDomain};
+
+/// How many answers are kept: some hundred bytes each.
+const REMEMBERED: usize = 16_384;
+/// How many refusals are kept.
+const REFUSALS: usize = 1024;
+/// How long a refusal is believed: enough for an agent's quick retries, short enough that a mended cluster is noticed.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+/// How many reviews are under way at one API server; more wait, as long as one may take.
+const AT_ONCE: usize = 32;
+/// How far an API server's clock may be from ours.
+const LEEWAY: Duration = Duration::from_secs(60);
+/// The group of every service account.
+const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
+
+/// A future in a box.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What an API server answered (TokenReview's status).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Review {
+    /// `authenticated`.
+    pub authenticated: bool,
+    /// `error`, where it is not empty.
+    pub error: Option<String>,
+    /// `audiences`: those of the token's that were asked for.
+    pub audiences: Vec<String>,
+    /// `user.username`.
+    pub username: String,
+    /// `user.groups`.
+    pub groups: Vec<String>,
+    /// `user.extra["authentication.kubernetes.io/pod-name"]`, the first.
+    pub pod_name: Option<String>,
+    /// `user.extra["authentication.kubernetes.io/pod-uid"]`, the first.
+    pub pod_uid: Option<String>,
+}
+
+/// An API server did not answer the question.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unanswered(pub String);
+
+/// One cluster's API server, asked about tokens.
+pub trait Reviewer: std::fmt::Debug + Send + Sync {
+    /// Asks whether a token is good for one of the audiences.
+    fn review<'a>(&'a self, token: Token<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>>;
+}
+
+/// Why a token proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReviewError {
+    /// The answer is for audiences that are not ours.
+    #[error("the API server accepts the token, but for other audiences than ours")]
+    Audience,
+    /// What the token says of itself is refused.
+    #[error(transparent)]
+    Claims(#[from] ClaimsError),
+    /// The API server speaks of somebody else than the token.
+    #[error("the token's subject is not whom the API server names")]
+    Disagree,
+    /// The API server refuses the token.
+    #[error("the API server of cluster {cluster} refuses the token: {reason}")]
+    Refused {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Its words.
+        reason: String,
+    },
+    /// The answer is none that a service account gets.
+    #[error("the API server's answer is no service account's: {0}")]
+    NoServiceAccount(&'static str),
+    /// The API server is away.
+    #[error("the API server of cluster {cluster} did not judge the token: {source}")]
+    Unanswered {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Why not.
+        source: Unanswered,
+    },
+    /// The issuer is another cluster's.
+    #[error("the token's issuer does not belong to the cluster that the caller names")]
+    WrongCluster,
+}
+
+impl ReviewError {
+    /// The label in metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Audience => "review_audience",
+            Self::Claims(error) => error.reason(),
+            Self::Disagree => "review_disagree",
+            Self::NoServiceAccount(_) => "review_no_service_account",
+            Self::Refused { .. } => "review_refused",
+            Self::Unanswered { .. } => "review_unanswered",
+            Self::WrongCluster => "review_wrong_cluster",
+        }
+    }
+
+    /// Whether the same token may be good later, without a change to it or to the configuration.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Unanswered { .. } => true,
+            Self::Audience
+            | Self::Claims(_)
+            | Self::Disagree
+            | Self::NoServiceAccount(_)
+            | Self::Refused { .. }
+            | Self::WrongCluster => false,
+        }
+    }
+}
+
+/// A cluster whose API server judges its tokens.
+#[derive(Debug)]
+pub struct Reviewed {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The issuers of its tokens; no other cluster has any of them.
+    pub issuers: Vec<String>,
+    /// One of these must be the token's.
+    pub audiences: Vec<String>,
+    /// The namespaces whose workloads may have certificates; empty means all.
+    pub namespaces: Vec<crate::identity::Namespace>,
+    /// The trust domain of its workloads.
+    pub trust_domain: TrustDomain,
+    /// How long an answer is believed.
+    pub cache: Duration,
+    /// How long the API server may take.
+    pub timeout: Duration,
+    /// The API server.
+    pub reviewer: Arc<dyn Reviewer>,
+}
+
+/// Checks tokens by asking the API servers that issued them.
+#[derive(Debug)]
+pub struct TokenReviews {
+    clusters: Vec<Cluster>,
+    answers: Answers<Answer>,
+    refusals: Answers<Refusal>,
+}
+
+#[derive(Debug)]
+struct Cluster {
+    settings: Reviewed,
+    rules: Rules,
+    places: Semaphore,
+}
+
+/// What is remembered of a token that was good, and until when.
+#[derive(Debug)]
+struct Answer {
+    proven: Proven,
+    from: SystemTime,
+    until: SystemTime,
+}
+
+/// What is remembered of a token that the API server refused, and until when.
+#[derive(Debug)]
+struct Refusal {
+    error: ReviewError,
+    from: SystemTime,
+    until: SystemTime,
+}
+
+impl TokenReviews {
+    /// Puts the clusters together.
+    #[must_use]
+    pub fn new(clusters: Vec<Reviewed>) -> Self {
+        let cluster = |settings: Reviewed| Cluster {
+            rules: Rules {
+                audiences: settings.audiences.clone(),
+                namespaces: settings.namespaces.clone(),
+                leeway: LEEWAY,
+            },
+            settings,
+            places: Semaphore::new(AT_ONCE),
+        };
+        Self {
+            clusters: clusters.into_iter().map(cluster).collect(),
+            answers: Answers::new(REMEMBERED),
+            refusals: Answers::new(REFUSALS),
+        }
+    }
+
+    /// Decides who a token proves at a time; `None` when its issuer is none of these clusters', which also holds for
+    /// what is no token at all.
+    pub async fn check(
+        &self,
+        token: Token<'_>,
+        cluster_id: ClusterId<'_>,
+        default_cluster: &ClusterName,
+        now: SystemTime,
+    ) -> Option<Result<Proven, ReviewError>> {
+        if self.clusters.is_empty() {
+            return None;
+        }
+        let named = cluster_id.or(default_cluster);
+        let text = super::jwt::token::within_limit(token.expose()).ok()?;
+        let hash = sha256(text.as_bytes());
+        if let Some(proven) = self.remembered(&hash, named, now) {
+            return Some(Ok(proven));
+        }
+        let claims = Claims::parse(&Compact::parse(text).ok()?.payload).ok()?;
+        let cluster = self.clusters.iter().find(|cluster| cluster.settings.issuers.contains(&claims.iss))?;
+        if cluster.settings.cluster.as_str() != named {
+            return Some(Err(ReviewError::WrongCluster));
+        }
+        let refusal = self.refusals.find(&hash).filter(|refusal| (refusal.from..refusal.until).contains(&now));
+        if let Some(refusal) = refusal {
+            return Some(Err(refusal.error.clone()));
+        }
+        let result = cluster.judge(token, &claims, now).await;
+        match &result {
+            Ok((proven, expires)) => {
+                let until = (now + cluster.settings.cache).min(*expires);
+                let answer = Answer { proven: proven.clone(), from: now, until };
+                self.answers.keep(hash, Arc::new(answer));
+            }
+            // Only what the API server itself said is worth remembering; the rest costs nothing to find again.
+            Err(error @ (ReviewError::Refused { .. } | ReviewError::Audience)) => {
+                let refusal = Refusal { error: error.clone(), from: now, until: now + REFUSED_FOR };
+                self.refusals.keep(hash, Arc::new(refusal));
+            }
+            Err(_) => {}
+        }
+        Some(result.map(|(proven, _)| proven))
+    }
+
+    /// An answer that still holds, for the cluster that the bearer names. A clock that was set back ends it too.
+    fn remembered(&self, hash: &Hash, named: &str, now: SystemTime) -> Option<Proven> {
+        let answer = self.answers.find(hash)?;
+        let holds = (answer.from..answer.until).contains(&now) && answer.proven.cluster.as_str() == named;
+        holds.then(|| answer.proven.clone())
+    }
+}
+
+impl Cluster {
+    /// Who a token proves, and when it ends.
+    async fn judge(
+        &self,
+        token: Token<'_>,
+        claims: &Claims,
+        now: SystemTime,
+    ) -> Result<(Proven, SystemTime), ReviewError> {
+        let times = claims.times(&self.rules, now)?;
+        let claimed = claims.subject(&self.rules)?;
+        let unanswered = |source| ReviewError::Unanswered { cluster: self.settings.cluster.clone(), source };
+        let asking = async {
+            let _place = self.places.acquire().await.map_err(|_| Unanswered("the daemon is ending".to_owned()))?;
+            self.settings.reviewer.review(token, &self.settings.audiences).await
+        };
+        let review = match tokio::time::timeout(self.settings.timeout, asking).await {
+            Ok(review) => review.map_err(unanswered)?,
+            Err(_) => {
+                let seconds = self.settings.timeout.as_secs_f64();
+                return Err(unanswered(Unanswered(format!("no answer within {seconds} s"))));
+            }
+        };
+        let subject = self.subject(&review)?;
+        if subject != claimed {
+            return Err(ReviewError::Disagree);
+        }
+        let Subject { namespace, service_account, pod } = subject;
+        let proven = Proven {
+            identity: SpiffeId::new(self.settings.trust_domain.clone(), namespace, service_account),
+            cluster: self.settings.cluster.clone(),
+            pod: pod.map(Arc::new),
+        };
+        Ok((proven, times.expires))
+    }
+
+    /// Whom the API server's answer names (ISTIO: security/pkg/k8s/tokenreview/k8sauthn.go, and the audiences).
+    fn subject(&self, review: &Review) -> Result<Subject, ReviewError> {
+        let refused = |reason: &str| ReviewError::Refused {
+            cluster: self.settings.cluster.clone(),
+            reason: reason.chars().take(REASON_MAX).collect(),
+        };
+        if let Some(reason) = &review.error {
+            return Err(refused(reason));
+        }
+        if !review.authenticated {
+            return Err(refused("not authenticated"));
+        }
+        if !review.audiences.iter().any(|audience| self.settings.audiences.contains(audience)) {
+            return Err(ReviewError::Audience);
+        }
+        if !review.groups.iter().any(|group| group == SERVICE_ACCOUNTS) {
+            return Err(ReviewError::NoServiceAccount("its groups lack system:serviceaccounts"));
+        }
+        let malformed = || ReviewError::NoServiceAccount("its username is not system:serviceaccount:NAMESPACE:NAME");
+        let mut parts = review.username.split(':');
+        let (Some("system"), Some("serviceaccount"), Some(namespace), Some(account), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(malformed());
+        };
+        let pod = match (&review.pod_name, &review.pod_uid) {
+            (Some(name), Some(uid)) => Some(BoundPod { name: name.clone(), uid: uid.clone() }),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => {
+                return Err(ReviewError::NoServiceAccount("of the pod's name and UID it has one"));
+            }
+        };
+        Ok(Subject {
+            namespace: namespace.parse().map_err(|_| malformed())?,
+            service_account: account.parse().map_err(|_| malformed())?,
+            pod,
+        })
+    }
+}
+
+/// How much of an API server's words a message repeats.
+const REASON_MAX: usize = 300;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+//! The rules, with API servers that answer what they are told; real ones are asked in tests/kube.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::UNIX_EPOCH,
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+
+use super::*;
+
+const EAST: &str = "https://east.test";
+const WEST: &str = "https://west.test";
+const NOW: u64 = 1_800_000_000;
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+/// A token of `iss`; nobody here looks at its signature.
+fn token(iss: &str, change: impl FnOnce(&mut Value)) -> String {
+    let mut claims = json!({
+        "iss": iss, "sub": "system:serviceaccount:shop:web", "aud": ["istio-ca"], "exp": NOW + 600, "iat": NOW - 5,
+        "kubernetes.io": {
+            "namespace": "shop", "serviceaccount": {"name": "web", "uid": "s1"}, "pod": {"name": "web-1", "uid": "p1"}
+        }
+    });
+    change(&mut claims);
+    let part = |text: String| URL_SAFE_NO_PAD.encode(text);
+    format!("{}.{}.c2ln", part(r#"{"alg":"RS256"}"#.to_owned()), part(claims.to_string()))
+}
+
+fn review() -> Review {
+    Review {
+        authenticated: true,
+        error: None,
+        audiences: vec!["istio-ca".into()],
+        username: "system:serviceaccount:shop:web".into(),
+        groups: vec!["system:serviceaccounts".into(), "system:authenticated".into()],
+        pod_name: Some("web-1".into()),
+        pod_uid: Some("p1".into()),
+    }
+}
+
+#[derive(Debug)]
+struct Server {
+    answer: Mutex<Result<Review, Unanswered>>,
+    asked: AtomicUsize,
+}
+
+impl Server {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { answer: Mutex::new(Ok(review())), asked: AtomicUsize::new(0) })
+    }
+
+    fn say(&self, answer: Result<Review, Unanswered>) {
+        *self.answer.lock().unwrap() = answer;
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+impl Reviewer for Server {
+    fn review<'a>(&'a self, _: Token<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
+        assert_eq!(audiences, ["istio-ca"]);
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let answer = self.answer.lock().unwrap().clone();
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+fn cluster(name: &str, issuer: &str, server: &Arc<Server>) -> Reviewed {
+    Reviewed {
+        cluster: name.to_owned().try_into().unwrap(),
+        issuers: vec![issuer.into()],
+        audiences: vec!["istio-ca".into()],
+        namespaces: vec!["shop".parse().unwrap()],
+        trust_domain: format!("{name}.test").parse().unwrap(),
+        cache: Duration::from_secs(60),
+        timeout: Duration::from_secs(1),
+        reviewer: Arc::<Server>::clone(server),
+    }
+}
+
+struct Two {
+    east: Arc<Server>,
+    west: Arc<Server>,
+    reviews: TokenReviews,
+}
+
+impl Two {
+    fn new() -> Self {
+        let (east, west) = (Server::new(), Server::new());
+        let reviews = TokenReviews::new(vec![cluster("east", EAST, &east), cluster("west", WEST, &west)]);
+        Self { east, west, reviews }
+    }
+
+    /// `spiffe://...`, the label of the refusal, or "" when the token is nobody's here.
+    async fn check(&self, token: &str, cluster: &str, now: u64) -> String {
+        let default = ClusterName::try_from("east".to_owned()).unwrap();
+        let cluster = ClusterId::from_values(Some(cluster).filter(|cluster| !cluster.is_empty()));
+        match self.reviews.check(Token::new(token), cluster, &default, at(now)).await {
+            None => String::new(),
+            Some(Ok(proven)) => proven.identity.to_string(),
+            Some(Err(error)) => error.reason().to_owned(),
+        }
+    }
+}
+
+const EAST_WEB: &str = "spiffe://east.test/ns/shop/sa/web";
+
+#[tokio::test]
+async fn only_the_issuers_own_api_server_sees_a_token() {
+    let two = Two::new();
+    let (east, west) = (token(EAST, |_| ()), token(WEST, |_| ()));
+    assert_eq!(two.check(&west, "east", NOW).await, "review_wrong_cluster");
+    assert_eq!(two.check(&west, "", NOW).await, "review_wrong_cluster");
+    assert_eq!(two.check(&east, "west", NOW).await, "review_wrong_cluster");
+    assert_eq!(two.check(&east, "north", NOW).await, "review_wrong_cluster");
+    assert_eq!(two.check(&token("https://other.test", |_| ()), "east", NOW).await, "");
+    assert_eq!(two.check("garbage", "east", NOW).await, "");
+    assert_eq!((two.east.asked(), two.west.asked()), (0, 0));
+    assert_eq!(two.check(&west, "west", NOW).await, "spiffe://west.test/ns/shop/sa/web");
+    assert_eq!((two.east.asked(), two.west.asked()), (0, 1));
+    assert_eq!(two.check(&west, "east", NOW).await, "review_wrong_cluster", "nor from memory");
+    assert_eq!(two.check(&east, "", NOW).await, EAST_WEB);
+}
+
+#[tokio::test]
+async fn what_the_token_says_is_checked_before_anybody_is_asked() {
+    let two = Two::new();
+    let cases: [(fn(&mut Value), &str); 5] = [
+        (|claims| claims["aud"] = json!(["other"]), "jwt_audience"),
+        (|claims| claims["exp"] = json!(NOW - 61), "jwt_expired"),
+        (|claims| claims["sub"] = json!("system:node:n1"), "jwt_subject"),
+        (|claims| claims["kubernetes.io"]["serviceaccount"]["name"] = json!("root"), "jwt_disagree"),
+        (
+            |claims| {
+                claims["sub"] = json!("system:serviceaccount:bank:web");
+                claims["kubernetes.io"]["namespace"] = json!("bank");
+            },
+            "jwt_namespace",
+        ),
+    ];
+    for (change, expected) in cases {
+        assert_eq!(two.check(&token(EAST, change), "east", NOW).await, expected);
+    }
+    assert_eq!(two.east.asked(), 0);
+}
+
+#[tokio::test]
+async fn the_answer_is_checked_to_the_last_word() {
+    let cases: [(fn(&mut Review), &str); 13] = [
+        (|_| (), EAST_WEB),
+        (|review| review.authenticated = false, "review_refused"),
+        (|review| review.error = Some("no".into()), "review_refused"),
+        (|review| review.audiences.clear(), "review_audience"),
+        (|review| review.audiences = vec!["https://kubernetes.default.svc".into()], "review_audience"),
+        (|review| review.groups = vec!["system:authenticated".into()], "review_no_service_account"),
+        (|review| review.username = "system:serviceaccount:shop".into(), "review_no_service_account"),
+        (|review| review.username = "system:serviceaccount:shop:web:x".into(), "review_no_service_account"),
+        (|review| review.username = "system:serviceaccount::web".into(), "review_no_service_account"),
+        (|review| review.username = "admin:serviceaccount:shop:web".into(), "review_no_service_account"),
+        (|review| review.username = "system:serviceaccount:shop:root".into(), "review_disagree"),
+        (|review| review.pod_uid = Some("p2".into()), "review_disagree"),
+        (|review| review.pod_uid = None, "review_no_service_account"),
+    ];
+    for (change, expected) in cases {
+        let two = Two::new();
+        let mut answer = review();
+        change(&mut answer);
+        two.east.say(Ok(answer.clone()));
+        assert_eq!(two.check(&token(EAST, |_| ()), "east", NOW).await, expected, "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn answers_are_believed_for_a_while_and_never_past_the_tokens_end() {
+    let two = Two::new();
+    let (long, short) = (token(EAST, |_| ()), token(EAST, |claims| claims["exp"] = json!(NOW + 10)));
+    for (now, asked) in [(NOW, 1), (NOW + 59, 1), (NOW + 60, 2)] {
+        assert_eq!(two.check(&long, "east", now).await, EAST_WEB);
+        assert_eq!(two.east.asked(), asked, "{now}");
+    }
+    assert_eq!(two.check(&short, "east", NOW).await, EAST_WEB);
+    two.east.say(Ok(Review { authenticated: false, ..review() }));
+    assert_eq!(two.check(&short, "east", NOW + 9).await, EAST_WEB);
+    assert_eq!(two.check(&short, "east", NOW + 10).await, "review_refused", "asked again at its end");
+    assert_eq!(two.check(&long, "east", NOW - 1).await, "review_refused", "a clock set back ends it too");
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_believed_long_and_an_outage_not_at_all() {
+    let two = Two::new();
+    let token = token(EAST, |_| ());
+    two.east.say(Err(Unanswered("away".into())));
+    assert_eq!(two.check(&token, "east", NOW).await, "review_unanswered");
+    two.east.say(Ok(Review { authenticated: false, ..review() }));
+    assert_eq!(two.check(&token, "east", NOW).await, "review_refused");
+    two.east.say(Ok(review()));
+    assert_eq!(two.check(&token, "east", NOW + 1).await, "review_refused");
+    assert_eq!(two.east.asked(), 2);
+    assert_eq!(two.check(&token, "east", NOW + 2).await, EAST_WEB);
+}
+
+#[derive(Debug)]
+struct Silent;
+
+impl Reviewer for Silent {
+    fn review<'a>(&'a self, _: Token<'a>, _: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn a_silent_api_server_is_given_up() {
+    let server = Server::new();
+    let silent =
+        Reviewed { timeout: Duration::from_millis(20), reviewer: Arc::new(Silent), ..cluster("east", EAST, &server) };
+    let reviews = TokenReviews::new(vec![silent]);
+    let (token, default) = (token(EAST, |_| ()), ClusterName::try_from("east".to_owned()).unwrap());
+    let result = reviews.check(Token::new(&token), ClusterId::Default, &default, at(NOW)).await;
+    let error = result.unwrap().unwrap_err();
+    assert!(error.is_temporary());
+}

@@ -1,0 +1,62 @@
+//! What systemd is told where it runs the daemon (`Type=notify`, sd_notify(3)): that it listens, how it is, that it ends.
+//!
+//! Started is not ready: a token that is away is no reason for systemd to start the daemon again. Called by the
+//! composition root; elsewhere than under systemd it does nothing.
+
+use sd_notify::NotifyState;
+use tokio::sync::watch;
+
+use super::{background::Background, readiness::Report};
+
+/// Tells that the daemon listens, and from now on whether it is ready and why not.
+pub fn listening(mut report: watch::Receiver<Report>, background: &Background) {
+    tell(&[NotifyState::Ready]);
+    background.spawn_until_end(async move {
+        loop {
+            let status = status(&report.borrow_and_update());
+            tell(&[NotifyState::Status(&status)]);
+            if report.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Tells that the daemon ends.
+pub fn ending() {
+    tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd cannot be told");
+    }
+}
+
+/// One line: what keeps the daemon from issuing, if anything does.
+fn status(report: &Report) -> String {
+    let mut troubles = Vec::new();
+    for part in &report.parts {
+        if let Some(trouble) = &part.trouble {
+            troubles.push(format!("{}: {}", part.name, trouble.replace('\n', " ")));
+        }
+    }
+    if troubles.is_empty() { "ready".to_owned() } else { format!("not ready: {}", troubles.join("; ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::readiness::Part;
+
+    #[test]
+    fn a_status_is_one_line_with_every_trouble() {
+        let part =
+            |name: &str, trouble: Option<&str>| Part { name: name.to_owned(), trouble: trouble.map(str::to_owned) };
+        let mut report = Report { parts: vec![part("log", None), part("token a", None)] };
+        assert_eq!(status(&report), "ready");
+        report.parts.push(part("token b", Some("the PIN\nwas refused")));
+        report.parts.push(part("CA certificate", Some("expired")));
+        assert_eq!(status(&report), "not ready: token b: the PIN was refused; CA certificate: expired");
+    }
+}

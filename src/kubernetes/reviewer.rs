@@ -1,0 +1,74 @@
+//! TokenReview (authentication.k8s.io/v1) at one cluster's API server, for `auth`.
+//!
+//! The token goes into the request's body and nowhere else: errors hold the API server's words, never ours.
+//! RBAC: create tokenreviews.authentication.k8s.io.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kube::{Api, api::PostParams};
+
+use super::cluster::{Cluster, Clusters, chain};
+use crate::auth::{
+    credentials::Token,
+    token_review::{BoxFuture, Review, Reviewed, Reviewer, TokenReviews, Unanswered},
+};
+
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+
+/// An API server that judges tokens.
+#[derive(Debug)]
+pub struct ApiServer(Arc<Cluster>);
+
+/// The clusters whose API servers judge their tokens, as configured.
+#[must_use]
+pub fn token_reviews(clusters: &Clusters) -> TokenReviews {
+    let reviewed = |cluster: &Arc<Cluster>| {
+        let review = cluster.settings().token_review.clone()?;
+        Some(Reviewed {
+            cluster: cluster.name().clone(),
+            issuers: review.issuers.iter().map(|issuer| issuer.as_str().to_owned()).collect(),
+            audiences: review.audiences,
+            namespaces: review.namespaces,
+            trust_domain: cluster.trust_domain().clone(),
+            cache: review.cache,
+            timeout: review.timeout,
+            reviewer: Arc::new(ApiServer(Arc::clone(cluster))),
+        })
+    };
+    TokenReviews::new(clusters.iter().filter_map(reviewed).collect())
+}
+
+impl ApiServer {
+    /// The API server of a cluster.
+    #[must_use]
+    pub fn new(cluster: Arc<Cluster>) -> Self {
+        Self(cluster)
+    }
+
+    async fn ask(&self, token: Token<'_>, audiences: &[String]) -> Result<Review, kube::Error> {
+        let spec = TokenReviewSpec { audiences: Some(audiences.to_vec()), token: Some(token.expose().to_owned()) };
+        let question = TokenReview { spec, ..TokenReview::default() };
+        let reviews: Api<TokenReview> = Api::all(self.0.client());
+        let status = reviews.create(&PostParams::default(), &question).await?.status.unwrap_or_default();
+        let user = status.user.unwrap_or_default();
+        let extra = |key: &str| user.extra.as_ref()?.get(key)?.first().cloned();
+        let (pod_name, pod_uid) = (extra(POD_NAME), extra(POD_UID));
+        Ok(Review {
+            authenticated: status.authenticated.unwrap_or_default(),
+            error: status.error.filter(|error| !error.is_empty()),
+            audiences: status.audiences.unwrap_or_default(),
+            username: user.username.unwrap_or_default(),
+            groups: user.groups.unwrap_or_default(),
+            pod_name,
+            pod_uid,
+        })
+    }
+}
+
+impl Reviewer for ApiServer {
+    fn review<'a>(&'a self, token: Token<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
+        Box::pin(async move { self.ask(token, audiences).await.map_err(|error| Unanswered(chain(&error))) })
+    }
+}

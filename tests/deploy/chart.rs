@@ -1,0 +1,201 @@
+//! The chart by Helm itself: lint, the schema's refusals, the manifests' age, Istio's overlays.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use serde_json::Value;
+
+use crate::{
+    rendered::{objects, of_kind, root},
+    tools::{chart, helm, template, tool},
+};
+
+/// Every file of values that is meant for the chart as it is.
+pub fn values() -> Vec<PathBuf> {
+    let directory = root().join("deploy/manifests/values");
+    let mut found: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    found
+}
+
+/// Values over others, for one mode of Istio: the file, and the files that it lies over.
+pub fn overlays() -> Vec<PathBuf> {
+    let modes = fs::read_dir(root().join("deploy/istio")).unwrap().map(|entry| entry.unwrap().path());
+    let files = modes.filter(|mode| mode.is_dir()).flat_map(|mode| fs::read_dir(mode).unwrap());
+    let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.file_name().unwrap().to_str().unwrap().starts_with("ca"));
+    files.sort();
+    assert!(files.len() >= 6, "{files:?}");
+    files
+}
+
+/// What must be refused: a value over `minimal.yaml`, and a word of the reason.
+const REFUSED: [(&str, &str); 39] = [
+    ("replicas=0", "replicas"),
+    ("replicas=two", "replicas"),
+    ("replicaCount=2", "replicaCount"),
+    ("trustDomains=", "trustDomains"),
+    ("trustDomains[0]=Cluster Local", "trustDomains"),
+    ("tokens[0].name=Not A Name", "name"),
+    ("tokens[0].uri=http://example.com", "uri"),
+    ("tokens[0].uri=pkcs11:token=a", "uri"),
+    ("tokens[0].uri=pkcs11:slot-id=1?module-path=/a.so", "uri"),
+    ("tokens[0].uri=pkcs11:token=a?module-path=/a.so&pin-value=1234", "uri"),
+    ("tokens[0].uri=pkcs11:token=a?module-path=/a.so&pin-source=file:/pin", "uri"),
+    ("tokens[0].pin=1234", "pin"),
+    ("tokens[0].pin.value=1234", "pin"),
+    ("tokens[0].env.PIN=1234", "env"),
+    ("tokens[0].env.VENDOR_PASSWORD=1234", "env"),
+    ("tokens[0].sessions=0", "sessions"),
+    ("tokens=null", "no token"),
+    ("tokenHost.runAsUser=0", "runAsUser"),
+    ("tokenHost.runAsUser=10001", "one user"),
+    ("tokenHost.runAsGroup=10001", "one user"),
+    ("daemon.runAsUser=0", "runAsUser"),
+    ("fsGroup=10002", "fsGroup"),
+    ("listen.port=443", "port"),
+    ("listen.address=127.0.0.1", "address"),
+    ("log.retention=Keep", "retention"),
+    ("bundle.files.ca-key\\.pem=-----BEGIN PRIVATE KEY-----", "files"),
+    ("bundle.files.ca-cert\\.pem=-----BEGIN CERTIFICATE-----", "files"),
+    ("auth.jwt[0].url=http://issuer.example.com", "jwt"),
+    ("auth.jwt[0].url=https://issuer.example.com", "jwt"),
+    ("kubernetes.tokenReview.issuers=,kubernetes.tokenReview.enabled=true", "issuers"),
+    ("kubernetes.nodeImpersonation.trustedAccounts[0]=ztunnel", "trustedAccounts"),
+    ("kubernetes.signers[0].name=istio", "signers"),
+    ("kubernetes.signers[0].name=kubernetes.io/kubelet-serving", "signers"),
+    ("kubernetes.signers[0].name=a.example/b,kubernetes.signers[0].requesters[0].username=u", "requesters"),
+    ("kubernetes.intermediate.ttlSeconds=60", "ttlSeconds"),
+    ("kubernetes.istiodCertificate.ttlSeconds=60", "ttlSeconds"),
+    ("kubernetes.workloadSecrets.enabled=true", "workloadSecrets"),
+    ("podDisruptionBudget.maxUnavailable=0", "maxUnavailable"),
+    ("image.digest=sha256:1", "digest"),
+];
+
+#[test]
+#[ignore = "needs Helm: make test-deploy"]
+fn what_is_wrong_is_refused_with_its_name() {
+    let minimal = root().join("deploy/manifests/values/minimal.yaml");
+    let minimal = minimal.to_str().unwrap();
+    template(&["--values", minimal]).unwrap();
+    for (set, word) in REFUSED {
+        // A comma inside a value separates two.
+        match template(&["--values", minimal, "--set", set]) {
+            Ok(_) => panic!("{set} is taken"),
+            Err(reason) => assert!(reason.contains(word), "{set}: {reason}"),
+        }
+    }
+    let monitor = helm(&[
+        "template",
+        chart().to_str().unwrap(),
+        "--kube-version=1.33.0",
+        "--values",
+        minimal,
+        "--set",
+        "serviceMonitor.enabled=true",
+    ]);
+    assert!(!monitor.status.success(), "a ServiceMonitor where the API is not");
+    assert!(
+        !helm(&["template", chart().to_str().unwrap(), "--kube-version=1.28.0", "--values", minimal]).status.success()
+    );
+}
+
+#[test]
+#[ignore = "needs Helm: make test-deploy"]
+fn every_file_of_values_passes_the_linter() {
+    let hsm = root().join("deploy/manifests/values/sidecar.yaml");
+    let over = overlays().into_iter().map(|file| vec![hsm.clone(), file]);
+    for files in values().into_iter().map(|file| vec![file]).chain(over) {
+        let chart = chart();
+        let mut arguments = vec!["lint", "--strict", "--kube-version=1.33.0", chart.to_str().unwrap()];
+        for file in &files {
+            arguments.extend(["--values", file.to_str().unwrap()]);
+        }
+        let output = helm(&arguments);
+        assert!(output.status.success(), "{files:?}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+#[ignore = "needs Helm: make test-deploy"]
+fn the_manifests_are_what_the_chart_renders() {
+    let output = Command::new(root().join("deploy/manifests/render.sh"))
+        .arg("--check")
+        .env("HELM", tool("helm"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+#[ignore = "needs Helm: make test-deploy"]
+fn the_notes_warn_of_what_is_dangerous() {
+    let notes = |arguments: &[&str]| {
+        let chart = chart();
+        let mut all = vec!["install", "istio-hsm-ca", chart.to_str().unwrap(), "--dry-run=client"];
+        all.extend(["--namespace", "istio-system"]);
+        all.extend(arguments);
+        let output = helm(&all);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        text.split_once("NOTES:").unwrap().1.to_owned()
+    };
+    let minimal = root().join("deploy/manifests/values/minimal.yaml");
+    let trial = root().join("deploy/manifests/values/trial.yaml");
+    let ra = root().join("deploy/manifests/values/ra.yaml");
+    assert!(!notes(&["--values", minimal.to_str().unwrap()]).contains("WARNING"));
+    assert!(notes(&["--values", trial.to_str().unwrap()]).contains("WARNING: softhsm.trial"));
+    assert!(notes(&["--values", ra.to_str().unwrap()]).contains("as good as the CA"));
+}
+
+/// The schema knows every value that has a default, and documents none that is not there.
+#[test]
+fn the_schema_and_the_values_name_the_same_things() {
+    fn names(schema: &Value, values: &Value, path: &str) {
+        let (Some(properties), Some(values)) = (schema["properties"].as_object(), values.as_object()) else { return };
+        for (name, value) in values {
+            assert!(properties.contains_key(name), "values.schema.json lacks {path}{name}");
+            names(&properties[name], value, &format!("{path}{name}."));
+        }
+        let optional = ["global", "limits", "keys", "perIdentity", "perIdentityBurst", "total", "totalBurst"];
+        for name in properties.keys().filter(|name| !values.is_empty() && !optional.contains(&name.as_str())) {
+            assert!(values.contains_key(name), "values.yaml lacks {path}{name}");
+        }
+    }
+    let schema: Value = serde_json::from_str(&fs::read_to_string(chart().join("values.schema.json")).unwrap()).unwrap();
+    let values = objects(&fs::read_to_string(chart().join("values.yaml")).unwrap());
+    names(&schema, &values[0], "");
+}
+
+/// Istio's values name the address that our certificate is for.
+#[test]
+fn istios_values_lead_to_the_endpoint() {
+    let rendered = crate::rendered::one("sidecar");
+    let service =
+        of_kind(&rendered, "Service").into_iter().find(|service| service["metadata"]["name"] == "istio-hsm-ca");
+    let service = service.unwrap();
+    let port = &service["spec"]["ports"][0]["port"];
+    let address = format!("istio-hsm-ca.{}.svc:{port}", service["metadata"]["namespace"].as_str().unwrap());
+    let mut seen = 0;
+    for mode in ["sidecar", "ambient"] {
+        for entry in fs::read_dir(root().join("deploy/istio").join(mode)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "yaml") {
+                continue;
+            }
+            let values = &objects(&fs::read_to_string(&path).unwrap())[0];
+            for named in [&values["caAddress"], &values["global"]["caAddress"]] {
+                if let Some(named) = named.as_str() {
+                    assert_eq!(named, address, "{}", path.display());
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(seen, 5);
+    // RA mode: Istio and we name one signer.
+    let signer = |path: &str| objects(&fs::read_to_string(root().join(path)).unwrap()).remove(0);
+    let (ours, istios) = (signer("deploy/istio/ra/ca.yaml"), signer("deploy/istio/ra/istiod.yaml"));
+    let name = &ours["kubernetes"]["signers"][0]["name"];
+    assert_eq!(&istios["pilot"]["env"]["K8S_SIGNER"], name);
+    assert_eq!(&istios["global"]["certSigners"][0], name);
+}

@@ -1,0 +1,89 @@
+//! docs/GUIDE.md: the blocks that say so are run, in order, in one shell, against a real API server and SoftHSM.
+
+use std::{
+    fmt::Write,
+    fs,
+    os::unix::fs::symlink,
+    process::{Command, Stdio},
+};
+
+use crate::{
+    rendered::root,
+    tools::{Cluster, tool},
+};
+
+/// The blocks of a page whose fence says `sh run`, each with its line.
+fn blocks(page: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut lines = page.lines().enumerate();
+    while let Some((number, line)) = lines.next() {
+        if line == "```sh run" {
+            let block: Vec<&str> = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```").collect();
+            found.push((number + 2, block.join("\n")));
+        }
+    }
+    found
+}
+
+/// One script of all blocks, which tells where it is before each.
+fn script(page: &str) -> String {
+    let mut script = String::from("set -euo pipefail\n");
+    for (line, block) in blocks(page) {
+        write!(script, "echo '## line {line}' >&2\n{block}\n").unwrap();
+    }
+    script
+}
+
+#[test]
+fn every_block_is_run_or_said_not_to_be() {
+    let page = fs::read_to_string(root().join("docs/GUIDE.md")).unwrap();
+    let fences: Vec<&str> = page.lines().filter(|line| line.starts_with("```") && *line != "```").collect();
+    assert!(fences.len() >= 10 && fences.iter().all(|fence| *fence == "```sh run"), "{fences:?}");
+    for (line, block) in blocks(&page) {
+        let tools = ["istioctl", "systemctl", "rollout", "port-forward"];
+        assert!(tools.iter().all(|tool| !block.contains(tool)), "line {line} cannot be run without more");
+    }
+}
+
+#[test]
+#[ignore = "needs Helm and an API server: make test-deploy"]
+fn the_guide_works_as_it_is_written() {
+    let server = Cluster::start();
+    let directory = tempfile::tempdir().unwrap();
+    let programs = directory.path().join("programs");
+    fs::create_dir(&programs).unwrap();
+    symlink(env!("CARGO_BIN_EXE_istio-hsm-ca"), programs.join("istio-hsm-ca")).unwrap();
+    for name in ["kubectl", "helm"] {
+        symlink(tool(name), programs.join(name)).unwrap();
+    }
+    // The page is read in a checkout.
+    let checkout = directory.path().join("checkout");
+    fs::create_dir(&checkout).unwrap();
+    for name in ["deploy", "softhsm"] {
+        symlink(root().join(name), checkout.join(name)).unwrap();
+    }
+    let page = fs::read_to_string(root().join("docs/GUIDE.md")).unwrap();
+    fs::write(directory.path().join("guide.sh"), script(&page)).unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("bash")
+        .arg(directory.path().join("guide.sh"))
+        .current_dir(&checkout)
+        .env("PATH", path)
+        .env("KUBECONFIG", server.kubeconfig())
+        .env("HOME", directory.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    let tail: Vec<_> = told.lines().rev().take(30).collect();
+    let tail: Vec<_> = tail.into_iter().rev().collect();
+    assert!(output.status.success(), "{tail:#?}\n{}", String::from_utf8_lossy(&output.stdout));
+
+    // What the page says is so: the public files are in the ConfigMap, the key is in no Secret any more.
+    let bundle = server.must(&["get", "configmap", "istio-hsm-ca-bundle", "-n", "istio-system", "-o", "json"]);
+    for file in ["ca-cert.pem", "root-cert.pem", "cert-chain.pem"] {
+        assert!(bundle.contains(file), "{file}");
+    }
+    let secrets = server.must(&["get", "secrets", "-A", "-o", "json"]);
+    assert!(!secrets.contains("\"ca-key.pem\"") && !secrets.contains("\"ca.key\""));
+}

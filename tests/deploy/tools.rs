@@ -1,0 +1,97 @@
+//! Programs that the tests need and no distribution packages: Helm, kubectl, an API server with its etcd.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::OnceLock,
+};
+
+use crate::{rendered::root, servers::ApiServer};
+
+/// The chart.
+pub fn chart() -> PathBuf {
+    root().join("deploy/helm/istio-hsm-ca")
+}
+
+/// A program that `tests/kube/api-server.sh` builds once.
+pub fn tool(name: &str) -> PathBuf {
+    let script = root().join("tests/kube/api-server.sh");
+    let output = Command::new(&script).arg(name).stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "{name} cannot be built; see above");
+    Path::new(String::from_utf8(output.stdout).unwrap().trim()).join(name)
+}
+
+/// What Helm says; the version of Kubernetes is the oldest that the chart takes, plus what the values need.
+pub fn helm(arguments: &[&str]) -> Output {
+    static HELM: OnceLock<PathBuf> = OnceLock::new();
+    Command::new(HELM.get_or_init(|| tool("helm"))).args(arguments).output().unwrap()
+}
+
+/// The rendering of the chart with these arguments, or what Helm has against it.
+pub fn template(arguments: &[&str]) -> Result<String, String> {
+    let chart = chart();
+    let mut all = vec!["template", "istio-hsm-ca", chart.to_str().unwrap(), "--namespace", "istio-system"];
+    all.extend(["--kube-version", "1.33.0", "--api-versions", "monitoring.coreos.com/v1"]);
+    all.extend(arguments);
+    let output = helm(&all);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() { Ok(String::from_utf8(output.stdout).unwrap()) } else { Err(error) }
+}
+
+/// An API server with its etcd, for one test.
+pub struct Cluster {
+    directory: tempfile::TempDir,
+    _server: ApiServer,
+}
+
+impl Cluster {
+    /// Starts one and waits until it is ready.
+    pub fn start() -> Self {
+        for program in ["etcd", "kube-apiserver", "kubectl"] {
+            tool(program);
+        }
+        let server = ApiServer::start("https://kubernetes.default.svc.cluster.local");
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, key) = server.user("admin", Some("system:masters"));
+        for (name, content) in [("ca.crt", &server.ca), ("admin.crt", &certificate), ("admin.key", &key)] {
+            fs::write(directory.path().join(name), content).unwrap();
+        }
+        let config = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+             clusters: [{{name: test, cluster: {{server: '{}', certificate-authority: ca.crt}}}}]\n\
+             users: [{{name: test, user: {{client-certificate: admin.crt, client-key: admin.key}}}}]\n\
+             contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n",
+            server.url
+        );
+        fs::write(directory.path().join("kubeconfig"), config).unwrap();
+        Self { directory, _server: server }
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.directory.path().join("kubeconfig")
+    }
+
+    /// What kubectl says.
+    pub fn kubectl(&self, arguments: &[&str]) -> Output {
+        static KUBECTL: OnceLock<PathBuf> = OnceLock::new();
+        let mut command = Command::new(KUBECTL.get_or_init(|| tool("kubectl")));
+        command.args(arguments).env("KUBECONFIG", self.kubeconfig()).output().unwrap()
+    }
+
+    /// What kubectl says, where it must not fail.
+    pub fn must(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "kubectl {arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// Ports that nobody listens on.
+pub fn ports<const N: usize>() -> [u16; N] {
+    let listeners: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}

@@ -1,0 +1,150 @@
+//! Leader election: one leads, another takes over when it is gone, and nobody leads who cannot renew.
+
+use std::time::{Duration, Instant};
+
+use istio_hsm_ca::kubernetes::leader::{Election, Timing};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, ResourceExt, api::PostParams};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    harness::{Cluster, eventually, named, rule},
+    servers::{EAST, SOON},
+};
+
+const QUICK: Timing =
+    Timing { lease: Duration::from_secs(3), renew: Duration::from_secs(2), retry: Duration::from_millis(300) };
+
+struct Replica {
+    leading: watch::Receiver<bool>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Replica {
+    fn start(cluster: &Cluster, client: kube::Client, name: &str) -> Self {
+        let election = Election::new("lease".into(), name.into(), QUICK);
+        let (leading, stop) = (election.leading(), CancellationToken::new());
+        let task = tokio::spawn(election.run(client, cluster.namespace.parse().unwrap(), stop.clone()));
+        Self { leading, stop, task }
+    }
+
+    fn leads(&self) -> bool {
+        *self.leading.borrow()
+    }
+
+    async fn until(&mut self, leads: bool) {
+        let changed = self.leading.wait_for(|now| *now == leads);
+        tokio::time::timeout(SOON, changed).await.expect("it does not come").unwrap();
+    }
+}
+
+async fn lease(cluster: &Cluster) -> Lease {
+    cluster.api::<Lease>().get("lease").await.unwrap()
+}
+
+async fn holder(cluster: &Cluster) -> String {
+    lease(cluster).await.spec.unwrap().holder_identity.unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn one_leads_and_another_takes_over() {
+    let cluster = Cluster::new(&EAST, "leader").await;
+    let mut first = Replica::start(&cluster, cluster.client.clone(), "a");
+    first.until(true).await;
+    let mut second = Replica::start(&cluster, cluster.client.clone(), "b");
+    // Longer than a Lease lasts: renewals hold it.
+    tokio::time::sleep(QUICK.lease * 2).await;
+    assert!(first.leads() && !second.leads());
+    assert_eq!(holder(&cluster).await, "a");
+
+    // Stopped in good order: the Lease is given up, and nobody waits for its end.
+    first.stop.cancel();
+    first.task.await.unwrap();
+    assert!(!*first.leading.borrow());
+    second.until(true).await;
+    let spec = lease(&cluster).await.spec.unwrap();
+    assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("b"), Some(2)));
+
+    // Killed: another waits for the Lease's end, by its own clock, and not longer.
+    let mut third = Replica::start(&cluster, cluster.client.clone(), "c");
+    tokio::time::sleep(QUICK.retry * 3).await;
+    let killed = Instant::now();
+    second.task.abort();
+    third.until(true).await;
+    assert!(killed.elapsed() > QUICK.lease - QUICK.renew, "{:?}", killed.elapsed());
+    assert_eq!(holder(&cluster).await, "c");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn who_is_robbed_of_the_lease_leads_no_more() {
+    let cluster = Cluster::new(&EAST, "robbed").await;
+    let mut first = Replica::start(&cluster, cluster.client.clone(), "a");
+    first.until(true).await;
+    // A holder that renews by hand; a clock far behind ours says nothing.
+    let leases: Api<Lease> = cluster.api();
+    let robbed = async {
+        loop {
+            let mut lease = lease(&cluster).await;
+            let spec = lease.spec.as_mut().unwrap();
+            spec.holder_identity = Some("robber".into());
+            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or_default() + 1);
+            let _ = leases.replace("lease", &PostParams::default(), &lease).await;
+            tokio::time::sleep(QUICK.retry).await;
+        }
+    };
+    tokio::select! {
+        () = first.until(false) => {}
+        () = robbed => {}
+    }
+    // The robber is silent now; its Lease ends by itself.
+    first.until(true).await;
+    assert_eq!(holder(&cluster).await, "a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn each_right_on_leases_is_needed() {
+    let cluster = Cluster::new(&EAST, "leaserights").await;
+    let create = rule("coordination.k8s.io", &["leases"], &["create"]);
+    let mut hold = rule("coordination.k8s.io", &["leases"], &["get", "update"]);
+    hold.resource_names = Some(vec!["lease".into()]);
+    let ns = cluster.namespace.as_str();
+    // (what it may, whether it leads where there is no Lease yet, and whether it goes on leading)
+    let without = |verb: &str| {
+        let mut rule = hold.clone();
+        rule.verbs.retain(|other| other != verb);
+        rule
+    };
+    let cases = [
+        ("all", vec![create.clone(), hold.clone()], true, true),
+        ("nocreate", vec![hold.clone()], false, false),
+        ("noget", vec![create.clone(), without("get")], false, false),
+        ("noupdate", vec![create.clone(), without("update")], true, false),
+    ];
+    for (name, rules, takes, keeps) in cases {
+        let rules: Vec<_> = rules.into_iter().map(|rule| (ns, rule)).collect();
+        let kubeconfig = cluster.user(name, &[], &rules).await;
+        let client = super::harness::client_of(&kubeconfig).await;
+        let replica = Replica::start(&cluster, client, name);
+        let deadline = Instant::now() + Duration::from_secs(if takes { 60 } else { 3 });
+        while !replica.leads() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(replica.leads(), takes, "{name}");
+        if takes && !keeps {
+            eventually("the end of its lead", async || (!replica.leads()).then_some(())).await;
+        } else if keeps {
+            tokio::time::sleep(QUICK.renew * 2).await;
+            assert!(replica.leads(), "{name}");
+        }
+        replica.stop.cancel();
+        replica.task.await.unwrap();
+        let _ = cluster.api::<Lease>().delete("lease", &kube::api::DeleteParams::default()).await;
+    }
+    let lease = Lease { metadata: named("other"), ..Lease::default() };
+    assert_eq!(cluster.api::<Lease>().create(&PostParams::default(), &lease).await.unwrap().name_any(), "other");
+}

@@ -1,0 +1,126 @@
+//! A supervised host as the first process of a container: it hears no signal that it has no handler for, and even
+//! SIGKILL does not reach it from within.
+//!
+//! Needs root, to make a process namespace; elsewhere the tests say that they were skipped.
+
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use istio_hsm_ca::token::protocol::{Request, VERSION};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    common::softhsm::module_path,
+    faulty::MODULE,
+    forged::Forger,
+    harness::{PATIENCE, PROGRAM, Site},
+};
+
+/// How long a call may take here.
+const CALL: Duration = Duration::from_secs(1);
+
+/// A host that `unshare` made the first process of a namespace.
+struct Container {
+    site: Site,
+    unshare: Child,
+    host: Pid,
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _already_gone = kill(self.host, Signal::SIGKILL);
+        let _already_gone = self.unshare.wait();
+    }
+}
+
+impl Container {
+    /// `None` where this process may not make one.
+    fn start() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: making a process namespace needs root");
+            return None;
+        }
+        let site = Site::new();
+        let directory = site.directory.path().to_owned();
+        let mut settings = site.host_settings();
+        settings.uri = settings.uri.replace(&module_path().display().to_string(), &MODULE.display().to_string());
+        settings.call_timeout = CALL;
+        let config = directory.join("token-host.toml");
+        fs::write(&config, toml::to_string(&settings).unwrap()).unwrap();
+        let unshare = Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "--", PROGRAM, "token-host", "--config"])
+            .arg(&config)
+            .arg("--socket")
+            .arg(directory.join("host.sock"))
+            .envs(site.environment())
+            .env("FAULTY_TOKEN_MODULE", module_path())
+            .env("FAULTY_TOKEN_CONTROL", directory.join("faults"))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut container = Self { site, unshare, host: Pid::from_raw(0) };
+        let began = Instant::now();
+        while !container.socket().exists() {
+            assert!(began.elapsed() < PATIENCE, "the host does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let id = container.unshare.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        container.host = Pid::from_raw(children.trim().parse().unwrap());
+        Some(container)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.site.directory.path().join("host.sock")
+    }
+
+    fn connect(&self) -> Forger {
+        Forger::new(UnixStream::connect(self.socket()).unwrap())
+    }
+
+    /// `unshare` ends as its child does: with its status, or by a signal.
+    fn ends_within(&mut self, limit: Duration) -> ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.unshare.try_wait().unwrap() {
+                return status;
+            }
+            assert!(began.elapsed() < limit, "the host does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn it_ends_when_told_while_nobody_is_connected() {
+    let Some(mut container) = Container::start() else { return };
+    kill(container.host, Signal::SIGTERM).unwrap();
+    assert!(container.ends_within(Duration::from_secs(10)).success());
+}
+
+#[test]
+fn it_ends_when_told_while_a_daemon_is_connected_and_closes_its_sessions() {
+    let Some(mut container) = Container::start() else { return };
+    let mut daemon = container.connect();
+    daemon.hello(b"");
+    kill(container.host, Signal::SIGTERM).unwrap();
+    assert!(container.ends_within(Duration::from_secs(10)).success());
+    assert_eq!(daemon.ask(&Request::Ping), None, "the daemon sees that the host is gone");
+}
+
+#[test]
+fn it_ends_itself_when_its_module_hangs() {
+    let Some(mut container) = Container::start() else { return };
+    fs::write(container.site.directory.path().join("faults"), "C_OpenSession hang").unwrap();
+    let mut daemon = container.connect();
+    assert_eq!(daemon.ask(&Request::Hello { version: VERSION, settings: b"" }), None);
+    assert!(!container.ends_within(CALL + Duration::from_secs(10)).success());
+}
