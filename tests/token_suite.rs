@@ -68,3 +68,9 @@ macro_rules! suite {
 suite!(softhsm, SoftHsm);
 suite!(kryoptic, Kryoptic, ignore = "needs another module: make test-tokens");
 suite!(nss, Nss, ignore = "needs another module: make test-tokens");
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs another module: make test-tokens"]
+async fn nss_serves_a_key_that_its_own_tool_has_made() {
+    cases::made_by_the_vendor(Module::Nss).await;
+}

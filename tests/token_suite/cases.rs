@@ -40,6 +40,7 @@ pub async fn imported(module: Module, key: Key) {
         done = place.import(&ca, &["--allow-plaintext-import"]);
         agrees(module, Capability::Take(key), done.good, &done.err);
         if !done.good {
+            assert_eq!(place.keys(), 0, "what was begun is undone: {done:?}");
             return;
         }
     }
@@ -89,7 +90,14 @@ pub async fn generated(module: Module, key: Key) {
     if done.good {
         held(module, &done.json(), true);
         seen_and_serving(&place, &format!("{module:?}-{key:?}-generated")).await;
+    } else {
+        assert_eq!(place.keys(), 0, "what was begun is undone: {done:?}");
     }
+}
+
+/// A key that the vendor's own tool has made: no canary key and no log key beside it.
+pub async fn made_by_the_vendor(module: Module) {
+    seen_and_serving(&Place::filled(module), &format!("{module:?}-vendor")).await;
 }
 
 /// The receipt that an import has written.
@@ -143,7 +151,8 @@ async fn seen_and_serving(place: &Place, name: &str) {
     let answers = futures_util::future::join_all((0..20).map(|_| mill.issue())).await;
     assert!(answers.iter().all(Result::is_ok));
     for proof in mill.pool.canary().await {
-        assert_eq!(proof.result, Ok(()));
+        let evidence = format!("{proof:?}");
+        agrees(place.module, Capability::Generate(Key::P256), proof.result.is_ok(), &evidence);
     }
     let text = b"suite.test/log\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n";
     let checkpoint = mill.pool.sign_checkpoint(text, Instant::now() + PATIENCE).await;
@@ -178,8 +187,7 @@ fn patient(place: &Place, name: &str) -> Settings {
 
 /// A lost session, a lost login, a token that goes and comes back.
 pub async fn recovers(module: Module) {
-    let place = Place::new(module);
-    place.import(&plug_in(Key::P256), &[]).json();
+    let place = Place::filled(module);
     let name = format!("{module:?}-recovers");
     let mill = Mill::proven(patient(&place, &name), &place.issuer()).await;
     mill.issue().await.unwrap();
@@ -205,8 +213,7 @@ pub async fn recovers(module: Module) {
 /// A wrong PIN is tried once, by whatever host; the right one in its file is taken by itself.
 #[tokio::main]
 pub async fn wrong_pin(module: Module) {
-    let place = Place::new(module);
-    place.import(&plug_in(Key::P256), &[]).json();
+    let place = Place::filled(module);
     place.write_pin("wrong-and-long-enough");
     let name = format!("{module:?}-pin");
     let mill = Mill::start(patient(&place, &name), &place.issuer());

@@ -76,9 +76,10 @@ impl Module {
             (Self::Kryoptic, Generate(Key::Ed25519) | Take(Key::Ed25519) | Unwrap(Key::Ed25519)) => {
                 Some("Kryoptic has Ed25519 with OpenSSL 3.2 and later; Debian 12 has 3.0")
             }
-            (Self::Nss, Generate(Key::Ed25519) | Take(Key::Ed25519) | Unwrap(Key::Ed25519)) => {
-                Some("NSS has Ed25519 from 3.99 on; Debian 12 has 3.87")
-            }
+            (Self::Nss, Generate(_) | Take(_) | Unwrap(_)) => Some(
+                "NSS stores no key that is restricted to a mechanism, forgets usage flags, and wraps keys out that are \
+                 not extractable: the program refuses to put one there; certutil does",
+            ),
             _ => None,
         }
     }
@@ -158,13 +159,34 @@ impl Module {
         }
     }
 
-    fn tool(self, program: &str, directory: &Path, arguments: &[&str]) {
+    /// Has the vendor's own tool make a P-256 key with a self-signed CA certificate; answers the certificate.
+    pub fn make_key(self, directory: &Path) -> String {
+        assert_eq!(self, Self::Nss, "the other modules take keys from the program");
+        let path = |name: &str| directory.join(name).display().to_string();
+        let mut noise = [0; 64];
+        aws_lc_rs::rand::fill(&mut noise).unwrap();
+        fs::write(directory.join("noise"), noise).unwrap();
+        let script = format!(
+            "printf 'y\\n-1\\ny\\n' | certutil -S -x -d 'sql:{}' -f '{}' -z '{}' -n ca -s 'CN=Suite,O=Suite' -k ec \
+             -q nistp256 -t C,, -v 120 -m 4711 -2 --keyUsage certSigning,crlSigning \
+             --keyAttrFlags token,private,sensitive,unextractable",
+            path("nss"),
+            path("pin"),
+            path("noise")
+        );
+        self.tool("sh", directory, &["-c", &script]);
+        self.tool("certutil", directory, &["-L", "-d", &format!("sql:{}", path("nss")), "-n", "ca", "-a"])
+    }
+
+    fn tool(self, program: &str, directory: &Path, arguments: &[&str]) -> String {
         let output = Command::new(program)
             .args(arguments)
             .envs(self.environment(directory))
             .output()
             .unwrap_or_else(|error| panic!("{program} cannot be run ({error}): run tests/modules.sh"));
-        let text = [output.stdout, output.stderr].concat();
-        assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&text));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{program} {arguments:?}: {out}{err}");
+        out
     }
 }

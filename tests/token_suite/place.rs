@@ -27,7 +27,7 @@ use serde_json::Value;
 use super::{
     common::{faulty, plug_in::PlugIn, softhsm::PIN},
     harness::{MAX_VALIDITY, PROGRAM},
-    modules::{Key, LABEL, Module},
+    modules::{Capability, Key, LABEL, Module},
 };
 
 /// A self-signed CA as an operator has it.
@@ -133,6 +133,29 @@ impl Place {
         let (from, uri, bundle) = (self.text("ca"), self.uri(), self.text("bundle"));
         let words = ["--output", "json", "import", "--from", &from, "--token", &uri, "--bundle", &bundle];
         self.run(&[&words, more].concat())
+    }
+
+    /// A place whose token holds a P-256 CA key, however its module gets one.
+    pub fn filled(module: Module) -> Self {
+        let place = Self::new(module);
+        if module.cannot(Capability::Unwrap(Key::P256)).is_none() {
+            place.import(&plug_in(Key::P256), &[]).json();
+        } else {
+            let certificate = module.make_key(place.root.path());
+            fs::create_dir(place.path("bundle")).unwrap();
+            for (name, text) in
+                [("ca-cert.pem", certificate.as_str()), ("root-cert.pem", &certificate), ("cert-chain.pem", "")]
+            {
+                fs::write(place.path("bundle").join(name), text).unwrap();
+            }
+        }
+        place
+    }
+
+    /// How many private keys the token holds.
+    pub fn keys(&self) -> usize {
+        let uri = self.uri();
+        self.run(&["--output", "json", "inspect", "--token", &uri]).json()["keys"].as_array().unwrap().len()
     }
 
     /// `inspect`, with the bundle.

@@ -16,12 +16,6 @@ async fn softhsm_and_kryoptic() {
     both(Module::SoftHsm, Module::Kryoptic).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs other modules: make test-tokens"]
-async fn kryoptic_and_nss() {
-    both(Module::Kryoptic, Module::Nss).await;
-}
-
 async fn both(first: Module, second: Module) {
     let places = [Place::new(first), Place::new(second)];
     let ca = plug_in(Key::P256);
