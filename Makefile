@@ -8,7 +8,7 @@ IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions
 	cast_possible_wrap cast_sign_loss disallowed_methods type_complexity unwrap_in_result)
 
 .PHONY: help demo run test test-foreign test-long faults check bench format packages dependencies test-browser \
-	test-pkilint test-kube test-deploy image
+	test-pkilint test-kube test-deploy test-tokens image
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -43,11 +43,16 @@ test-deploy: packages ## chart, manifests, units, images and the guide; needs Go
 	@softhsm/packages.sh --for deploy
 	$(CARGO) test --locked --test deploy -- --include-ignored
 
+test-tokens: packages ## the token suite on SoftHSM, Kryoptic and NSS, and on two of them at once
+	@tests/modules.sh
+	$(CARGO) test --locked --test token_suite -- --include-ignored
+
 test-kube: packages ## Kubernetes, by a real API server, which is built first; needs Go (package golang-go)
 	@tests/kube/api-server.sh >/dev/null
 	$(CARGO) test --locked --test kube -- --ignored --skip scale::
 
 test-long: packages ## what takes too long for every change, an hour of random faults among it; needs Go for the API server
+	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
 	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --release --all-targets -- --include-ignored
 

@@ -3,7 +3,7 @@
 #
 #   softhsm/packages.sh            what the build, the tests and the demo need
 #   softhsm/packages.sh --check    installs nothing; fails when something is missing, with the command to run
-#   softhsm/packages.sh --for WHAT what a further target needs besides: browser, deploy, foreign, pkilint
+#   softhsm/packages.sh --for WHAT what a further target needs besides: browser, deploy, foreign, pkilint, tokens
 #
 # Works as root or by sudo without a password prompt; where it can do neither, it prints the command.
 set -euo pipefail
@@ -34,8 +34,18 @@ case "${1:-} ${2:-}" in
       "curl:curl"
     )
     ;;
+  "--for tokens")
+    needs+=(
+      "libnss3:/usr/lib/$(uname -m)-linux-gnu/libsoftokn3.so"    # NSS, as a token
+      "libnss3-tools:certutil"                                   # makes its token
+      "libclang-dev:/var/lib/dpkg/info/libclang-dev.list"        # Kryoptic's bindings
+      "libssl-dev:/usr/include/openssl/evp.h"                    # Kryoptic's cryptography
+      "libsqlite3-dev:/usr/include/sqlite3.h"                    # Kryoptic's store
+      "pkg-config:pkg-config"
+    )
+    ;;
   "--check " | " ") ;;
-  *) echo "usage: softhsm/packages.sh [--check | --for browser|deploy|foreign|pkilint]" >&2; exit 2 ;;
+  *) echo "usage: softhsm/packages.sh [--check | --for browser|deploy|foreign|pkilint|tokens]" >&2; exit 2 ;;
 esac
 
 missing=()

@@ -3,6 +3,7 @@
 //! Never logs what libraries know of a request below `INFO`: their debug lines may hold headers, and an
 //! authorization header is a secret. Called once, by `main`, before anything else starts.
 
+pub mod calls;
 pub mod lines;
 pub mod metrics;
 pub mod recent;
@@ -36,7 +37,7 @@ const GUARDED: &[&str] = &[
 ];
 
 /// How a log line is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// One JSON object a line, for collectors.
@@ -46,10 +47,29 @@ pub enum Format {
     Text,
 }
 
+impl Format {
+    /// Its name in the configuration and on the command line.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Text => "text",
+        }
+    }
+}
+
 /// Which lines are written: a level, or directives such as `info,istio_hsm_ca::grpc=debug`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Filter(String);
+
+impl Filter {
+    /// The filter as it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 impl Default for Filter {
     fn default() -> Self {

@@ -3,6 +3,7 @@
 //! `serve` uses it from the token host's process alone, admin commands from their own. Nothing in here deletes an
 //! object that it has not made itself or recognised as the leftover of an interrupted import.
 
+pub mod calls;
 pub mod ceremony;
 pub mod client;
 pub mod error;

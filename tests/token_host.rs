@@ -17,6 +17,8 @@ mod harness;
 mod killed;
 #[path = "token_host/pin.rs"]
 mod pin;
+#[path = "token_host/several.rs"]
+mod several;
 #[path = "token_host/signing.rs"]
 mod signing;
 #[path = "token_host/supervised.rs"]

@@ -100,7 +100,7 @@ fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Res
         let contents = inspect::contents(&session)?;
         view(opened.token.info().clone(), Some(&session), contents, bundle)
     } else {
-        let module = Module::load(module_path(&args.token)?)?;
+        let module = Module::load_with(module_path(&args.token)?, args.token.library_parameters())?;
         let token = module.find_token(&args.token)?;
         let contents = inspect::contents(&token.open_session(false)?)?;
         output.note("without a PIN private keys stay hidden; give --pin-file");

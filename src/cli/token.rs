@@ -108,7 +108,7 @@ impl Opened {
 }
 
 fn open(uri: &TokenUri, pin_file: Option<&PathBuf>, pin_fd: Option<u32>) -> anyhow::Result<Opened> {
-    let module = Module::load(module_path(uri)?)?;
+    let module = Module::load_with(module_path(uri)?, uri.library_parameters())?;
     let token = module.find_token(uri)?;
     let pin = match (pin_file.map(PathBuf::as_path).or(uri.pin_source()), pin_fd) {
         (_, Some(number)) => {

@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use nix::unistd::User;
 
-use crate::token::host::{self, Form};
+use crate::{
+    telemetry::{self, Filter, Format},
+    token::host::{self, Form},
+};
 
 /// Arguments of `token-host`.
 #[derive(Debug, clap::Args)]
@@ -21,6 +24,12 @@ pub struct Args {
     /// A user whose daemon may connect, besides this process's own; may be given again
     #[arg(long, value_name = "NUMBER")]
     uid: Vec<u32>,
+    /// How log lines are written
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: Format,
+    /// Which lines are logged: a level, or directives such as info,istio_hsm_ca::token=debug
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log_filter: Filter,
     /// The same, by the user's name
     #[arg(long, value_name = "NAME", conflicts_with = "child")]
     user: Vec<String>,
@@ -30,7 +39,7 @@ pub struct Args {
 #[must_use]
 pub fn run(args: Args) -> ExitCode {
     // A host that cannot log still signs.
-    let _ = crate::telemetry::init(&crate::telemetry::Settings::default());
+    let _ = telemetry::init(&telemetry::Settings { format: args.log_format, filter: args.log_filter });
     match (args.child, args.config, args.socket) {
         (Some(name), _, _) => host::main(Form::Child(name)),
         (None, Some(config), Some(socket)) => {

@@ -46,7 +46,10 @@ impl Config {
     /// What the tokens' client takes.
     #[must_use]
     pub fn pool_settings(&self) -> client::Settings {
-        client::Settings::new(self.tokens.iter().map(|token| self.token_settings(token)).collect())
+        let tokens = self.tokens.iter().map(|token| self.token_settings(token)).collect();
+        let mut settings = client::Settings::new(tokens);
+        settings.logging = self.logging.clone();
+        settings
     }
 
     fn token_settings(&self, token: &Token) -> client::TokenSettings {

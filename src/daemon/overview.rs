@@ -96,6 +96,7 @@ fn gather_tokens(pool: &Pool) {
         let label = Some(("token", token.token.to_string()));
         metrics::level("istio_hsm_ca_token_up", label, flag(token.phase.is_ready() && token.keys > 0));
     }
+    metrics::pkcs11_calls(pool.calls());
     let (bulk, first) = pool.queued();
     metrics::level("istio_hsm_ca_queue_length", Some(("class", "bulk".to_owned())), count(bulk));
     metrics::level("istio_hsm_ca_queue_length", Some(("class", "first".to_owned())), count(first));

@@ -4,12 +4,14 @@
 //! adds `_total` to sums). Labels come from closed sets and from the configuration, never from a caller.
 
 use std::{
-    sync::{Arc, LazyLock, OnceLock},
+    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::calls::{self, Calls};
 
 /// Bounds in seconds: from one PKCS#11 call in software to the longest request.
 const SECONDS: &[f64] = &[
@@ -20,6 +22,9 @@ const SECONDS: &[f64] = &[
 pub const UPKEEP: Duration = Duration::from_secs(5);
 
 static INSTALLED: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// What the tokens' hosts have counted of their calls, as last told.
+static CALLS: Mutex<Vec<Calls>> = Mutex::new(Vec::new());
 
 /// The process's metrics.
 #[derive(Clone)]
@@ -111,7 +116,11 @@ impl Metrics {
     #[must_use]
     pub fn render(&self) -> Arc<dyn Fn() -> String + Send + Sync> {
         let handle = self.handle.clone();
-        Arc::new(move || handle.render())
+        Arc::new(move || {
+            let mut text = handle.render();
+            text.push_str(&calls::render(&CALLS.lock().unwrap_or_else(PoisonError::into_inner)));
+            text
+        })
     }
 
     /// Folds together what the exporter buffers.
@@ -214,6 +223,11 @@ pub fn in_error(controller: &'static str, cluster: &str, before: usize, now: usi
     let cluster = cluster.to_owned();
     gauge!("istio_hsm_ca_objects_in_error", "controller" => controller, "cluster" => cluster)
         .increment(count(now) - count(before));
+}
+
+/// Sets what the tokens' hosts have counted of their calls of PKCS#11 functions.
+pub fn pkcs11_calls(calls: Vec<Calls>) {
+    *CALLS.lock().unwrap_or_else(PoisonError::into_inner) = calls;
 }
 
 /// Sets a gauge.

@@ -36,6 +36,7 @@ use crate::{
     log::Recorded,
     pki::{Profile, PublicKey, Tbs},
     signer::{BoxFuture, Class, Context, SignError, Signed, Signer, Source},
+    telemetry::{self, calls::Calls},
 };
 
 /// How to reach a token's host.
@@ -81,6 +82,8 @@ pub struct Settings {
     pub queue: usize,
     /// How long a request waits for a token to recover, within its deadline.
     pub recovery_wait: Duration,
+    /// How the hosts that are started log.
+    pub logging: telemetry::Settings,
 }
 
 impl Settings {
@@ -92,7 +95,7 @@ impl Settings {
     /// Settings with the defaults for everything but the tokens.
     #[must_use]
     pub fn new(tokens: Vec<TokenSettings>) -> Self {
-        Self { tokens, queue: Self::QUEUE, recovery_wait: Self::RECOVERY_WAIT }
+        Self { tokens, queue: Self::QUEUE, recovery_wait: Self::RECOVERY_WAIT, logging: telemetry::Settings::default() }
     }
 }
 
@@ -161,7 +164,7 @@ impl Pool {
                 return Err(PoolError::SameName(Arc::clone(&token.name)));
             }
         }
-        let spawner = child::Spawner::start().map_err(PoolError::Thread)?;
+        let spawner = child::Spawner::start(&settings.logging).map_err(PoolError::Thread)?;
         let shared = Arc::new(Shared::new(&settings));
         let mut supervisors: Vec<_> = (0..)
             .zip(settings.tokens)
@@ -181,6 +184,12 @@ impl Pool {
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
         self.shared.snapshot()
+    }
+
+    /// How long the hosts' calls of PKCS#11 functions took and which failed, as the hosts last told, for the metrics.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Calls> {
+        self.shared.calls()
     }
 
     /// How many requests wait in the queues: bulk, first.

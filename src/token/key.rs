@@ -11,7 +11,7 @@ use cryptoki::{
 };
 use serde::Serialize;
 
-use super::Fault;
+use super::{Fault, calls};
 use crate::pki::{KeyAlgorithm, PublicKey};
 
 pub mod objects;
@@ -140,7 +140,7 @@ impl Flags {
             AttributeType::NeverExtractable,
         ];
         let mut flags = Self::default();
-        for attribute in session.get_attributes(handle, &wanted)? {
+        for attribute in calls::call(calls::Function::GetAttributeValue, || session.get_attributes(handle, &wanted))? {
             match attribute {
                 Attribute::Token(value) => flags.token = Some(value),
                 Attribute::Private(value) => flags.private = Some(value),
@@ -198,12 +198,13 @@ pub fn find_private_key(session: &Session, key: &PublicKey) -> Result<ObjectHand
 /// # Errors
 /// When the call fails.
 pub fn private_keys(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHandle>, Fault> {
-    Ok(session.find_objects(&[
+    let template = [
         Attribute::Class(ObjectClass::PRIVATE_KEY),
         Attribute::Token(true),
         Attribute::KeyType(key_type(key.algorithm())),
         Attribute::Id(key.key_id().to_vec()),
-    ])?)
+    ];
+    Ok(calls::call(calls::Function::FindObjects, || session.find_objects(&template))?)
 }
 
 /// A key that we made in the token ourselves, by its label ([`LOG_KEY_LABEL`], [`CANARY_KEY_LABEL`]).
@@ -217,7 +218,8 @@ pub fn find_by_label(session: &Session, label: &str) -> Result<Found, KeyError> 
         Attribute::Token(true),
         Attribute::Label(label.as_bytes().to_vec()),
     ];
-    let handle = only(what.clone(), session.find_objects(&template).map_err(Fault::from))?;
+    let found = calls::call(calls::Function::FindObjects, || session.find_objects(&template));
+    let handle = only(what.clone(), found.map_err(Fault::from))?;
     check(session, handle, what.clone())?;
     let call = |source| KeyError::Call { what: what.clone(), source };
     let id = public::id_of(session, handle).map_err(call)?;

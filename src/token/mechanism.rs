@@ -15,7 +15,7 @@ use cryptoki::{
     session::Session,
 };
 
-use super::{Class, Fault};
+use super::{Class, Fault, calls};
 use crate::pki::{KeyAlgorithm, PublicKey};
 
 /// DER of DigestInfo up to the hash, for SHA-256 (RFC 8017, section 9.2, note 1).
@@ -97,7 +97,7 @@ pub fn signing_mechanism(algorithm: KeyAlgorithm, token: &[MechanismType]) -> Op
 }
 
 fn call(session: &Session, mechanism: &Mechanism<'_>, handle: ObjectHandle, data: &[u8]) -> Result<Vec<u8>, Fault> {
-    Ok(session.sign(mechanism, handle, data)?)
+    Ok(calls::call(calls::Function::Sign, || session.sign(mechanism, handle, data))?)
 }
 
 fn exactly(expected: usize, signature: Vec<u8>) -> Result<Vec<u8>, SignFault> {

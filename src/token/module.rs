@@ -3,7 +3,11 @@
 //! Sessions are the binding's own; they must be dropped before the module is finalized. A library's state does not
 //! survive fork(2): who forks loads it afterwards. Called by the token host and by admin commands.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::{CStr, CString},
+    path::{Path, PathBuf},
+    ptr::NonNull,
+};
 
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
@@ -15,7 +19,10 @@ use cryptoki::{
 use secrecy::SecretString;
 use serde::Serialize;
 
-use super::{Class, Fault, TokenUri};
+use super::{
+    Class, Fault, TokenUri,
+    calls::{Function, call},
+};
 
 /// A vendor's PKCS#11 library, initialised. Clones share it.
 #[derive(Clone, Debug)]
@@ -181,9 +188,21 @@ impl Module {
     /// # Errors
     /// When the file cannot be loaded, is no PKCS#11 library, or does not initialise.
     pub fn load(path: &Path) -> Result<Self, TokenError> {
+        Self::load_with(path, None)
+    }
+
+    /// The same, with text for the library in the reserved field of C_Initialize's arguments (PKCS#11 v3.1, section
+    /// 5.4): NSS wants its configuration there ([`TokenUri::library_parameters`]).
+    ///
+    /// # Errors
+    /// As [`Module::load`].
+    pub fn load_with(path: &Path, parameters: Option<&str>) -> Result<Self, TokenError> {
         let failed = |source: Fault| TokenError::Module { path: path.to_owned(), source };
         let pkcs11 = Pkcs11::new(path).map_err(|e| failed(e.into()))?;
-        if let Err(error) = pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        // The URI lets no control character through.
+        let parameters = parameters.and_then(|text| CString::new(text).ok());
+        let arguments = arguments(parameters.as_deref());
+        if let Err(error) = call(Function::Initialize, || pkcs11.initialize(arguments)) {
             let fault = Fault::from(error);
             if !fault.is(RvError::CryptokiAlreadyInitialized) {
                 return Err(failed(fault));
@@ -213,10 +232,10 @@ impl Module {
             return Err(TokenError::Forked(self.path.clone()));
         }
         let failed = |source: Fault| TokenError::Call { module: self.path.clone(), source };
-        let slots = self.pkcs11.get_slots_with_token().map_err(|e| failed(e.into()))?;
+        let slots = call(Function::GetSlotList, || self.pkcs11.get_slots_with_token()).map_err(|e| failed(e.into()))?;
         let mut tokens = Vec::new();
         for slot in slots {
-            match self.pkcs11.get_token_info(slot) {
+            match call(Function::GetTokenInfo, || self.pkcs11.get_token_info(slot)) {
                 Ok(info) if info.token_initialized() => {
                     tokens.push(Token { pkcs11: self.pkcs11.clone(), slot, info: Info::from(&info) });
                 }
@@ -251,7 +270,7 @@ impl Module {
     /// # Errors
     /// When the library says so.
     pub fn finalize(self) -> Result<(), Fault> {
-        self.pkcs11.finalize().map_err(Fault::from)
+        call(Function::Finalize, || self.pkcs11.finalize()).map_err(Fault::from)
     }
 }
 
@@ -267,7 +286,7 @@ impl Token {
     /// # Errors
     /// When the call fails.
     pub fn current_info(&self) -> Result<Info, Fault> {
-        Ok(Info::from(&self.pkcs11.get_token_info(self.slot)?))
+        Ok(Info::from(&call(Function::GetTokenInfo, || self.pkcs11.get_token_info(self.slot))?))
     }
 
     /// Opens a session; `rw` to create token objects.
@@ -275,8 +294,8 @@ impl Token {
     /// # Errors
     /// When the call fails, CKR_SESSION_COUNT ([`Class::Busy`]) above all.
     pub fn open_session(&self, rw: bool) -> Result<Session, Fault> {
-        let session = if rw { self.pkcs11.open_rw_session(self.slot) } else { self.pkcs11.open_ro_session(self.slot) }?;
-        Ok(session)
+        let open = || if rw { self.pkcs11.open_rw_session(self.slot) } else { self.pkcs11.open_ro_session(self.slot) };
+        Ok(call(Function::OpenSession, open)?)
     }
 
     /// Logs the whole process in at this token; one call suffices for all sessions, and lasts until the last one
@@ -293,7 +312,7 @@ impl Token {
             PinState::Locked => return Err(LoginError::Locked(label())),
             PinState::Unset => return Err(LoginError::Unset(label())),
         }
-        match session.login(UserType::User, Some(pin)).map_err(Fault::from) {
+        match call(Function::Login, || session.login(UserType::User, Some(pin))).map_err(Fault::from) {
             Ok(()) => Ok(()),
             Err(fault) => match fault.class() {
                 Class::Success => Ok(()),
@@ -359,6 +378,22 @@ impl From<&TokenInfo> for Info {
             },
         }
     }
+}
+
+/// C_Initialize's arguments: the system's own locks, and the library's parameters where it has some.
+fn arguments(parameters: Option<&CStr>) -> CInitializeArgs {
+    let flags = CInitializeFlags::OS_LOCKING_OK;
+    match parameters {
+        None => CInitializeArgs::new(flags),
+        Some(text) => reserved(flags, text),
+    }
+}
+
+#[expect(unsafe_code, reason = "the binding takes the reserved field as a bare pointer, and NSS takes nothing else")]
+fn reserved(flags: CInitializeFlags, text: &CStr) -> CInitializeArgs {
+    // SAFETY: whoever configures the parameters says that this library reads a C string there, which this is; it lives
+    // until C_Initialize has returned, since the only caller holds it. No library may keep the arguments for longer.
+    unsafe { CInitializeArgs::new_with_reserved(flags, NonNull::from(text).cast()) }
 }
 
 fn names(tokens: &[Token]) -> String {

@@ -34,6 +34,7 @@ pub struct TokenUri {
     manufacturer: Option<String>,
     model: Option<String>,
     module_path: Option<PathBuf>,
+    library_parameters: Option<String>,
     pin_source: Option<PathBuf>,
 }
 
@@ -88,7 +89,7 @@ pub enum UriError {
     Unbounded,
     /// An attribute that is not known at that place.
     #[error(
-        "the token URI has the attribute `{0}`, which is not known at that place; before `?` stand token, serial, manufacturer, model (with `;`), after it module-path, pin-source (with `&`)"
+        "the token URI has the attribute `{0}`, which is not known at that place; before `?` stand token, serial, manufacturer, model (with `;`), after it module-path, library-parameters, pin-source (with `&`)"
     )]
     Unknown(String),
     /// Neither label nor serial.
@@ -127,6 +128,13 @@ impl TokenUri {
         self.module_path.as_deref()
     }
 
+    /// What the library is given at C_Initialize, in the field that the standard reserves. An attribute of our own, for
+    /// NSS, which finds its database by it and calls it so.
+    #[must_use]
+    pub fn library_parameters(&self) -> Option<&str> {
+        self.library_parameters.as_deref()
+    }
+
     /// The file that holds the PIN.
     #[must_use]
     pub fn pin_source(&self) -> Option<&Path> {
@@ -154,8 +162,15 @@ impl FromStr for TokenUri {
             return Err(UriError::NotPkcs11);
         }
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let mut uri =
-            Self { label: None, serial: None, manufacturer: None, model: None, module_path: None, pin_source: None };
+        let mut uri = Self {
+            label: None,
+            serial: None,
+            manufacturer: None,
+            model: None,
+            module_path: None,
+            library_parameters: None,
+            pin_source: None,
+        };
         for attribute in path.split(';').filter(|a| !a.is_empty()) {
             uri.take_path_attribute(attribute)?;
         }
@@ -197,6 +212,10 @@ impl TokenUri {
                 let path = bounded("module-path", value, MAX_PATH)?;
                 set(&mut self.module_path, "module-path", absolute("module-path", &path)?)
             }
+            "library-parameters" => {
+                let parameters = bounded("library-parameters", value, MAX_PATH)?;
+                set(&mut self.library_parameters, "library-parameters", parameters)
+            }
             "pin-source" => {
                 let source = bounded("pin-source", value, MAX_PATH)?;
                 // RFC 8089: `file:/path`, `file:///path` and `file://localhost/path` are the same file.
@@ -231,11 +250,16 @@ impl Display for TokenUri {
             }
         }
         // Both paths came out of UTF-8 text, so that the conversion loses nothing.
-        let query = [("module-path=", &self.module_path), ("pin-source=file:", &self.pin_source)];
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
+        let query = [
+            ("module-path=", path(&self.module_path)),
+            ("library-parameters=", self.library_parameters.clone()),
+            ("pin-source=file:", path(&self.pin_source)),
+        ];
         separator = "?";
         for (name, value) in query {
             if let Some(value) = value {
-                write!(f, "{separator}{name}{}", utf8_percent_encode(&value.to_string_lossy(), ENCODED))?;
+                write!(f, "{separator}{name}{}", utf8_percent_encode(&value, ENCODED))?;
                 separator = "&";
             }
         }
@@ -327,6 +351,10 @@ mod tests {
                 "pkcs11:token=My%20token;manufacturer=SoftHSM;model=v2?module-path=/usr/lib/m.so&pin-source=file:/run/pin",
             ),
             ("pkcs11:token=t?pin-source=file:%2Frun%2Fpin", "pkcs11:token=t?pin-source=file:/run/pin"),
+            (
+                "pkcs11:token=t?library-parameters=configdir='sql:/d'%20flags=x&module-path=/m",
+                "pkcs11:token=t?module-path=/m&library-parameters=configdir%3D%27sql%3A/d%27%20flags%3Dx",
+            ),
             ("pkcs11:token=t?pin-source=file://localhost/p", "pkcs11:token=t?pin-source=file:/p"),
             ("pkcs11:token=%C3%A4%3B%26", "pkcs11:token=%C3%A4%3B%26"),
         ];
@@ -378,6 +406,7 @@ mod tests {
             ("pkcs11:token=a;x-vendor=1", UriError::Unknown("x-vendor".to_owned())),
             ("pkcs11:token=a;module-path=/m", UriError::Unknown("module-path".to_owned())),
             ("pkcs11:token=a;1234", UriError::Unknown("...".to_owned())),
+            ("pkcs11:token=a?library-parameters=", UriError::NoValue("library-parameters")),
             (long.as_str(), UriError::TooLong { name: "token", max: 32 }),
             (endless.as_str(), UriError::Unbounded),
         ];

@@ -205,3 +205,51 @@ async fn probes_say_in_words_that_the_token_is_away() {
     daemon.wait_ready();
     daemon.send(daemon.ask()).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_function_of_the_module_is_measured() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon =
+        site.serve(&format!("[[token]]\nname = 'softhsm \"one\"'\nuri = '{}'\nkeep_alive = '200ms'", site.uri()));
+    daemon.send(daemon.ask()).await.unwrap();
+    let functions = [
+        "C_FindObjects",
+        "C_GetAttributeValue",
+        "C_GetSessionInfo",
+        "C_GetSlotList",
+        "C_GetTokenInfo",
+        "C_Initialize",
+        "C_Login",
+        "C_OpenSession",
+        "C_Sign",
+    ];
+    let deadline = std::time::Instant::now() + crate::common::daemon::SOON;
+    loop {
+        let scraped = Scraped::new(&daemon);
+        let missing = functions.iter().find(|function| {
+            let labels = [("token", "softhsm \"one\""), ("function", **function)];
+            scraped.of("istio_hsm_ca_pkcs11_call_duration_seconds", &labels).is_none_or(|calls| calls < 1.0)
+        });
+        // The serving certificate, the request's, and canaries.
+        let signed = scraped.of("istio_hsm_ca_pkcs11_call_duration_seconds", &[("function", "C_Sign")]);
+        if missing.is_none() && signed >= Some(3.0) {
+            break;
+        }
+        let text = daemon.get("/metrics").1;
+        assert!(std::time::Instant::now() < deadline, "{missing:?}, signed {signed:?}: {text}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[test]
+fn hosts_log_as_the_daemon_does() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon = site.serve("[logging]\nfilter = 'info,istio_hsm_ca::token=debug'");
+    let of_the_host = |line: &serde_json::Value| line["message"] == "the token host is logged in";
+    let line = daemon.wait_line(of_the_host);
+    assert_eq!((&line["level"], &line["name"]), (&"INFO".into(), &"softhsm".into()), "{line}");
+    // The serving certificate's signature, told by the host below the default level.
+    daemon.wait_line(|line| line["message"] == "signed" && line["level"] == "DEBUG");
+    let stray: Vec<_> = daemon.stderr().lines().filter(|line| !line.starts_with('{')).map(str::to_owned).collect();
+    assert!(stray.is_empty(), "{stray:?}");
+}

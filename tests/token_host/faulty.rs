@@ -157,3 +157,41 @@ async fn a_full_queue_refuses_at_once_and_the_rest_is_served() {
     assert!(bulk.iter().any(|answer| matches!(answer, Err(SignError::QueueFull))));
     assert!(first.iter().all(Result::is_ok), "the bulk filled the first class's queue");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_and_failed_calls_are_told_by_function() {
+    use istio_hsm_ca::telemetry::calls::{BOUNDS, Calls};
+
+    let often = |settings: &mut Settings| settings.tokens[0].keep_alive = Duration::from_millis(50);
+    let faulty = Faulty::new("measured", often).await;
+    // Calls of C_Sign between 0.2 s and 0.5 s.
+    let slow = |calls: &Calls| {
+        let at = BOUNDS.iter().position(|bound| *bound == 500_000_000).unwrap();
+        calls.durations.iter().find(|(name, _)| *name == "C_Sign").map_or(0, |(_, histogram)| histogram.buckets[at])
+    };
+    let until = async |what: &str, wanted: &dyn Fn(&Calls) -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let calls = faulty.pool().calls().remove(0);
+            if wanted(&calls) {
+                return calls;
+            }
+            assert!(Instant::now() < deadline, "{what}: {calls:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let told = until("the calls of the start", &|calls| !calls.durations.is_empty()).await;
+    assert_eq!((told.token.as_str(), slow(&told)), ("measured", 0), "{told:?}");
+
+    // The binding asks for the length first: twice 150 ms.
+    faulty.breaks("C_Sign delay=150 times=2,slow");
+    faulty.mill.issue().await.unwrap();
+    let told = until("the slow signature", &|calls| slow(calls) > 0).await;
+    assert_eq!(slow(&told), 1, "{told:?}");
+
+    faulty.breaks("C_SignInit return=0x30 times=1,failed");
+    faulty.mill.issue().await.unwrap();
+    let told = until("the failed call", &|calls| !calls.errors.is_empty()).await;
+    assert_eq!(told.errors, [("C_SignInit", "CKR_DEVICE_ERROR", 1)]);
+    assert!(slow(&told) >= 1, "what earlier hosts counted stays: {told:?}");
+}

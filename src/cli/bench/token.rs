@@ -112,7 +112,7 @@ pub(super) fn measure(plan: &Plan<'_>) -> Result<Vec<Row>> {
         plan.token.module_path().context("the token URI names no module; add ?module-path=/path/to/module.so")?;
     let pin_file = plan.choice.pin_file.as_deref().or(plan.token.pin_source());
     let pin = pin::read(pin_file.context("no PIN; give --pin-file, or pin-source=file:/path in the token URI")?)?;
-    let module = Module::load(path)?;
+    let module = Module::load_with(path, plan.token.library_parameters())?;
     let token = module.find_token(plan.token)?;
     // Open to the end: the login lasts as long as the process has a session.
     let session = token.open_session(false)?;

@@ -34,7 +34,7 @@ pub(super) fn findings(config: &Config, configured: &config::Token) -> Vec<Findi
 
 fn look(config: &Config, configured: &config::Token, uri: &TokenUri, found: &mut Findings) {
     let Some(path) = uri.module_path() else { return };
-    let module = match Module::load(path) {
+    let module = match Module::load_with(path, uri.library_parameters()) {
         Ok(module) => module,
         Err(error) => return found.failed(&error, "check module-path and the library's own configuration"),
     };

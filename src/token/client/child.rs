@@ -16,6 +16,8 @@ use std::{
 
 use tokio::{net::UnixStream, sync::oneshot};
 
+use crate::telemetry;
+
 /// How long a child whose socket was closed has to end by itself, so that its module can close its sessions.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -29,10 +31,14 @@ struct Order {
 
 /// The thread that starts children. It ends with the last handle on it.
 #[derive(Clone, Debug)]
-pub(super) struct Spawner(mpsc::Sender<Order>);
+pub(super) struct Spawner {
+    orders: mpsc::Sender<Order>,
+    /// Hosts log as the daemon does, on its standard error.
+    logging: [String; 4],
+}
 
 impl Spawner {
-    pub(super) fn start() -> io::Result<Self> {
+    pub(super) fn start(logging: &telemetry::Settings) -> io::Result<Self> {
         let (orders, taken) = mpsc::channel::<Order>();
         std::thread::Builder::new().name("token-spawner".to_owned()).spawn(move || {
             for mut order in taken {
@@ -41,7 +47,8 @@ impl Spawner {
                 }
             }
         })?;
-        Ok(Self(orders))
+        let logging = ["--log-format", logging.format.as_str(), "--log-filter", logging.filter.as_str()];
+        Ok(Self { orders, logging: logging.map(str::to_owned) })
     }
 
     /// Starts a host: its process, and our end of the socket.
@@ -57,13 +64,15 @@ impl Spawner {
         let program = program.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let mut command = Command::new(program);
         command
-            .args(["token-host", "--child", name])
+            .arg("token-host")
+            .args(&self.logging)
+            .args(["--child", name])
             .envs(environment)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null());
         let (child, started) = oneshot::channel();
         let gone = || io::Error::other("the thread that starts token hosts is gone");
-        self.0.send(Order { command, child }).map_err(|_| gone())?;
+        self.orders.send(Order { command, child }).map_err(|_| gone())?;
         let child = started.await.map_err(|_| gone())??;
         Ok((Running(child), UnixStream::from_std(ours)?))
     }

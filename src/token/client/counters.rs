@@ -34,8 +34,8 @@ macro_rules! counters {
 counters! {
     /// Signatures that came back.
     signed,
-    /// Signatures of certificates that its hosts say they have made since this process knows them; told when they are
-    /// idle, so that it lags behind under load.
+    /// Signatures of certificates that its hosts say they have made since this process knows them; told at
+    /// each keep-alive, so that it lags behind.
     told,
     /// Signatures that did not verify.
     wrong,

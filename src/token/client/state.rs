@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     signer::SignError,
+    telemetry::calls::Calls,
     token::protocol::{Fingerprint, Reply, Request, Status},
 };
 
@@ -101,6 +102,10 @@ impl Shared {
         let inner = self.lock();
         let pairs = self.fixed.iter().zip(&inner.tokens);
         pairs.map(|(fixed, token)| fixed.counters.snapshot(Arc::clone(&fixed.name), token.in_flight())).collect()
+    }
+
+    pub(super) fn calls(&self) -> Vec<Calls> {
+        self.lock().tokens.iter().map(|token| token.calls.told(&token.name)).collect()
     }
 
     pub(super) fn queued(&self) -> (usize, usize) {

@@ -9,7 +9,10 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{health::Phase, job::Job};
-use crate::token::protocol::{Fingerprint, Kind, ProtocolError, Reply, Request, Status};
+use crate::token::{
+    calls,
+    protocol::{Fingerprint, Kind, ProtocolError, Reply, Request, Status},
+};
 
 /// Frames in flight to a host for each of its sessions: enough for batches, few enough that what waits behind them
 /// waits here, where deadlines drop it.
@@ -39,6 +42,8 @@ pub(super) struct Token {
     pub(super) host: u64,
     pub(super) linked: bool,
     pub(super) status: Status,
+    /// How its hosts' calls of the module went, all hosts of this token together.
+    pub(super) calls: calls::Sum,
     /// The host that has told it.
     told_by: u64,
     /// The host is to be replaced.
@@ -68,6 +73,7 @@ impl Token {
             host: 0,
             linked: false,
             status: Status::default(),
+            calls: calls::Sum::default(),
             told_by: 0,
             replace: false,
             opened: HashSet::new(),
@@ -163,10 +169,13 @@ impl Token {
         self.window = WINDOW * usize::try_from(status.sessions.max(1)).unwrap_or(1);
         let signed = certificates(&status);
         // What a host had signed before this process knew it is not this process's to account for.
-        let before = if self.told_by == self.host { certificates(&self.status) } else { signed };
+        let known = if self.told_by == self.host { certificates(&self.status) } else { signed };
         self.told_by = self.host;
+        let same = status.instance == self.status.instance;
+        let before = if same { (&*self.status.calls, &*self.status.call_errors) } else { (&[][..], &[][..]) };
+        self.calls.add((&status.calls, &status.call_errors), before);
         self.status = status;
-        signed.saturating_sub(before)
+        signed.saturating_sub(known)
     }
 
     /// Takes everything back from a host that is gone, the youngest first.

@@ -25,7 +25,7 @@ use super::{Settings, chain, policy::Rules, watchdog::Watchdog};
 use crate::{
     pki::{PublicKey, lint::OwnedCa, pem},
     token::{
-        self, Module, Token, TokenUri,
+        self, Module, Token, TokenUri, calls,
         key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, hex},
         module::LoginError,
         pin,
@@ -71,6 +71,8 @@ pub(super) struct Vault {
     anchor: Mutex<Option<Session>>,
     logins: AtomicU64,
     sessions: AtomicU32,
+    /// See [`Status::instance`].
+    instance: u64,
     discarded: Mutex<Vec<u32>>,
     log_key: Option<PublicKey>,
     canary_key: Option<PublicKey>,
@@ -99,7 +101,7 @@ impl Vault {
         marker.check(&pin_file).map_err(|error| pin_fault(&chain(&error)))?;
 
         let call = watchdog.call(MAIN_THREAD);
-        let module = Module::load(module_path).map_err(|error| token_fault(&error))?;
+        let module = Module::load_with(module_path, uri.library_parameters()).map_err(|error| token_fault(&error))?;
         drop(call);
         let call = watchdog.call(MAIN_THREAD);
         let token = module.find_token(&uri).map_err(|error| token_fault(&error))?;
@@ -124,6 +126,7 @@ impl Vault {
             anchor: Mutex::new(None),
             logins: AtomicU64::new(0),
             sessions: AtomicU32::new(0),
+            instance: instance(),
             discarded: Mutex::new(Vec::new()),
             log_key: None,
             canary_key: None,
@@ -246,6 +249,7 @@ impl Vault {
         let spki = |key: Option<&PublicKey>| key.map(|key| key.spki_der().to_vec()).unwrap_or_default();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let info = self.token.info();
+        let (calls, call_errors) = calls::told();
         let signed = lock(&self.counters.signed);
         Status {
             version: VERSION,
@@ -266,6 +270,9 @@ impl Vault {
             failed: load(&self.counters.failed),
             sessions_reopened: load(&self.counters.reopened),
             logins: load(&self.counters.logins),
+            instance: self.instance,
+            calls,
+            call_errors,
         }
     }
 
@@ -283,6 +290,16 @@ impl Vault {
                 Ok(None)
             }
         }
+    }
+}
+
+/// A number that no other host has.
+fn instance() -> u64 {
+    let mut bytes = [0; 8];
+    // Should there be no randomness, process ids still differ on one machine.
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => u64::from_be_bytes(bytes),
+        Err(_) => std::process::id().into(),
     }
 }
 

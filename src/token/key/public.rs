@@ -8,7 +8,7 @@ use cryptoki::{
 };
 
 use super::Fault;
-use crate::pki::PublicKey;
+use crate::{pki::PublicKey, token::calls};
 
 /// Why a public key object cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +36,7 @@ impl Unreadable {
 /// # Errors
 /// When the call fails.
 pub fn id_of(session: &Session, object: ObjectHandle) -> Result<Option<Vec<u8>>, Fault> {
-    let attributes = session.get_attributes(object, &[AttributeType::Id])?;
+    let attributes = read_attributes(session, object, &[AttributeType::Id])?;
     Ok(attributes.into_iter().find_map(|attribute| match attribute {
         Attribute::Id(id) => Some(id),
         _ => None,
@@ -48,7 +48,7 @@ pub fn id_of(session: &Session, object: ObjectHandle) -> Result<Option<Vec<u8>>,
 /// # Errors
 /// When the call fails.
 pub fn label_of(session: &Session, object: ObjectHandle) -> Result<Option<String>, Fault> {
-    let attributes = session.get_attributes(object, &[AttributeType::Label])?;
+    let attributes = read_attributes(session, object, &[AttributeType::Label])?;
     Ok(attributes.into_iter().find_map(|attribute| match attribute {
         Attribute::Label(label) => Some(String::from_utf8_lossy(&label).into_owned()),
         _ => None,
@@ -60,11 +60,8 @@ pub fn label_of(session: &Session, object: ObjectHandle) -> Result<Option<String
 /// # Errors
 /// When the call fails.
 pub fn by_id(session: &Session, id: &[u8]) -> Result<Vec<ObjectHandle>, Fault> {
-    Ok(session.find_objects(&[
-        Attribute::Class(ObjectClass::PUBLIC_KEY),
-        Attribute::Token(true),
-        Attribute::Id(id.to_vec()),
-    ])?)
+    let template = [Attribute::Class(ObjectClass::PUBLIC_KEY), Attribute::Token(true), Attribute::Id(id.to_vec())];
+    Ok(calls::call(calls::Function::FindObjects, || session.find_objects(&template))?)
 }
 
 /// Reads a public key object.
@@ -72,13 +69,13 @@ pub fn by_id(session: &Session, id: &[u8]) -> Result<Vec<ObjectHandle>, Fault> {
 /// # Errors
 /// The outer error is a failed call, the inner one a key that cannot be used.
 pub fn read(session: &Session, object: ObjectHandle) -> Result<Result<PublicKey, Unreadable>, Fault> {
-    let kind = session.get_attributes(object, &[AttributeType::KeyType])?;
+    let kind = read_attributes(session, object, &[AttributeType::KeyType])?;
     let attributes = match kind.as_slice() {
         [Attribute::KeyType(kind)] if *kind == KeyType::RSA => {
-            session.get_attributes(object, &[AttributeType::Modulus, AttributeType::PublicExponent])?
+            read_attributes(session, object, &[AttributeType::Modulus, AttributeType::PublicExponent])?
         }
         [Attribute::KeyType(kind)] if *kind == KeyType::EC || *kind == KeyType::EC_EDWARDS => {
-            session.get_attributes(object, &[AttributeType::EcParams, AttributeType::EcPoint])?
+            read_attributes(session, object, &[AttributeType::EcParams, AttributeType::EcPoint])?
         }
         _ => return Ok(Err(Unreadable::Unsupported)),
     };
@@ -98,4 +95,8 @@ pub fn read(session: &Session, object: ObjectHandle) -> Result<Result<PublicKey,
         _ => return Ok(Err(Unreadable::Incomplete)),
     };
     Ok(key.map_err(|_| Unreadable::Unsupported))
+}
+
+fn read_attributes(session: &Session, object: ObjectHandle, wanted: &[AttributeType]) -> Result<Vec<Attribute>, Fault> {
+    Ok(calls::call(calls::Function::GetAttributeValue, || session.get_attributes(object, wanted))?)
 }

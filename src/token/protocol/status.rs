@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, ProtocolError};
+use crate::token::calls::{FunctionCalls, FunctionErrors};
 
 /// A host's state and what it has signed since it began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,12 @@ pub struct Status {
     pub sessions_reopened: u64,
     /// Logins, the first one included.
     pub logins: u64,
+    /// A number that each host's process makes up for itself: what it counts began with it.
+    pub instance: u64,
+    /// How long its calls of PKCS#11 functions took.
+    pub calls: Vec<FunctionCalls>,
+    /// Which of them failed.
+    pub call_errors: Vec<FunctionErrors>,
 }
 
 /// How many messages of one kind a key has signed.

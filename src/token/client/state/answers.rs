@@ -39,8 +39,9 @@ impl Shared {
                 None => tracing::warn!(token = &*token.name, correlation, "the token host answers what nobody asked"),
                 Some(Pending::Control(answer)) => {
                     // Whoever asked may have given up waiting, or never waited.
-                    if let Err(Reply::Status(status)) = answer.send(reply) {
-                        token.ready(*status);
+                    if let (Err(Reply::Status(status)), Some(fixed)) = (answer.send(reply), self.fixed.get(at)) {
+                        let told = token.ready(*status);
+                        fixed.counters.told.fetch_add(told, std::sync::atomic::Ordering::Relaxed);
                     }
                 }
                 Some(Pending::Job { job, sent }) => {

@@ -13,6 +13,7 @@ use super::{Vault, call_fault, fault_of, key_fault, sign_fault};
 use crate::{
     pki::PublicKey,
     token::{
+        calls,
         host::canary_message,
         key::{self, CANARY_KEY_LABEL, LOG_KEY_LABEL, public},
         mechanism,
@@ -201,7 +202,8 @@ impl<'a> Worker<'a> {
         let (vault, thread) = (self.vault, self.thread);
         let open = self.ensure()?;
         let _call = vault.watchdog.call(thread);
-        let info = open.session.get_session_info().map_err(|error| call_fault(&error.into(), "C_GetSessionInfo"))?;
+        let info = calls::call(calls::Function::GetSessionInfo, || open.session.get_session_info())
+            .map_err(|error| call_fault(&error.into(), "C_GetSessionInfo"))?;
         match info.session_state() {
             SessionState::RoUser | SessionState::RwUser => Ok(()),
             _ => Err(fault_of(FaultClass::Login, "the token has ended the login")),
@@ -246,7 +248,7 @@ impl<'a> Worker<'a> {
             self.vault.live.fetch_sub(1, Ordering::Relaxed);
             self.vault.counters.reopened.fetch_add(1, Ordering::Relaxed);
             let _call = self.vault.watchdog.call(self.thread);
-            drop(open);
+            close(open);
         }
     }
 }
@@ -256,7 +258,15 @@ impl Drop for Worker<'_> {
         if let Some(open) = self.open.take() {
             self.vault.live.fetch_sub(1, Ordering::Relaxed);
             let _call = self.vault.watchdog.call(self.thread);
-            drop(open);
+            close(open);
         }
+    }
+}
+
+/// Closes the session; one that is lost is gone without it.
+fn close(open: Open) {
+    let closed = calls::call(calls::Function::CloseSession, || open.session.close());
+    if let Err(error) = closed {
+        tracing::debug!(error = %crate::token::Fault::from(error), "a session does not close well");
     }
 }
