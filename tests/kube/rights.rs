@@ -91,7 +91,7 @@ async fn the_chart_grants_what_the_program_says_it_needs() {
     let objects = manifest("all-features.yaml");
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("istio-hsm-ca.toml");
-    let text = objects.iter().find_map(|object| object["data"]["istio-hsm-ca.toml"].as_str()).unwrap();
+    let text = objects.iter().find_map(|object| object["data"]["config.toml"].as_str()).unwrap();
     std::fs::write(&file, text).unwrap();
     let config = Config::read(&file, "").unwrap();
     let settings = config.kubernetes.as_ref().unwrap();
