@@ -83,10 +83,10 @@ pub fn needed(settings: &Settings, cluster: &settings::Cluster, own: Option<&Nam
     if let Some(configmap) = &cluster.root_configmap {
         needed.add(("", "namespaces"), &["list", "watch"], None, None);
         needed.add(CONFIGMAPS, &["create"], None, None);
-        needed.add(CONFIGMAPS, &["get", "list", "watch", "patch"], None, Some(&configmap.name));
+        needed.add(CONFIGMAPS, &["list", "watch", "patch"], None, Some(&configmap.name));
     }
     if !cluster.signers.is_empty() {
-        needed.add(CSRS, &["get", "list", "watch"], None, None);
+        needed.add(CSRS, &["list", "watch"], None, None);
         needed.add(CSR_STATUS, &["update"], None, None);
         for signer in &cluster.signers {
             needed.add(SIGNERS, &["sign"], None, Some(&signer.name));
@@ -112,7 +112,7 @@ pub fn needed(settings: &Settings, cluster: &settings::Cluster, own: Option<&Nam
         }
         if let Some(checkpoints) = &settings.checkpoints {
             needed.add(CONFIGMAPS, &["create"], own, None);
-            needed.add(CONFIGMAPS, &["get", "patch"], own, Some(&checkpoints.configmap));
+            needed.add(CONFIGMAPS, &["patch"], own, Some(&checkpoints.configmap));
         }
     }
     needed.0
