@@ -132,7 +132,7 @@ impl Rig {
         let (leading, watched) = watch::channel(true);
         let background = Background::default();
         controllers::start(&config, &clusters, &ca, Some(&watched), &background);
-        Self { ca, config, leading, signer, background: Some(background), _files: files }
+        Self { ca, leading, signer, background: Some(background), _files: files }
     }
 
     /// Takes another CA certificate or roots, as a reload does.
