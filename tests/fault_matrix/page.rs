@@ -141,6 +141,7 @@ fn the_worst_code_speaks_for_its_class() {
         lasts: Lasts::Once,
         back: Duration::from_millis(milliseconds),
         served: 0,
+        serving: 0.0,
         hosts,
         pin: false,
     };

@@ -10,7 +10,7 @@ use istio_hsm_ca::token::error::Entry;
 use tokio::{runtime, task::LocalSet};
 
 use super::{
-    cell::{self, BACK, Outcome},
+    cell::{self, Outcome},
     lane::Lane,
     page,
     plan::{FUNCTIONS, Job, Lasts, all, sample, seed},
@@ -100,7 +100,7 @@ fn drive(job: &Job, results: &Mutex<Results>) {
                         outcome.hosts
                     );
                     let mut results = results.lock().unwrap();
-                    if outcome.back > BACK {
+                    if !outcome.is_good() {
                         results.late.push((Job { cells: vec![(code, lasts)], ..job.clone() }, outcome));
                     } else {
                         results.outcomes.push(outcome);
