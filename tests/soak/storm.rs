@@ -32,7 +32,8 @@ fn kib(pid: Pid, field: &str) -> u64 {
 async fn a_mesh_that_comes_at_once_is_served() {
     let agents: u64 = std::env::var("STORM_AGENTS").map_or(1000, |text| text.parse().expect("STORM_AGENTS"));
     let site = Site::new(&PlugIn::intermediate());
-    let mut daemon = site.serve("[logging]\nfilter = \"warn,istio_hsm_ca::daemon=info\"\n[listen.limits]\nhandshake_wait = \"60s\"\n");
+    let mut daemon = site
+        .serve("[logging]\nfilter = \"warn,istio_hsm_ca::daemon=info\"\n[listen.limits]\nhandshake_wait = \"60s\"\n");
     let host = children(daemon.pid())[0];
     tokio::time::sleep(Duration::from_millis(500)).await;
     let idle = kib(daemon.pid(), "VmRSS:");
