@@ -16,7 +16,6 @@ use std::{
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::{
-    io::Interest,
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{Semaphore, mpsc},
     task::JoinSet,
@@ -215,7 +214,7 @@ impl Gate {
 /// Why a connection got no TLS.
 #[derive(Debug, thiserror::Error)]
 enum NoTls {
-    #[error("the client went away while it waited for its turn")]
+    #[error("the client went away without a word")]
     Gone,
     #[error("the TLS handshake failed: {0}")]
     Handshake(#[source] io::Error),
@@ -239,15 +238,13 @@ impl NoTls {
 impl Gate {
     /// Waits for the client's first bytes, then for its turn, then does the handshake. Who says nothing takes no turn.
     async fn handshake(&self, tls: &TlsAcceptor, stream: TcpStream) -> Result<TlsStream<TcpStream>, NoTls> {
-        let spoke = timeout(self.timeout, stream.ready(Interest::READABLE)).await.map_err(|_| NoTls::Timeout)?;
-        spoke.map_err(NoTls::Handshake)?;
+        let first = timeout(self.timeout, stream.peek(&mut [0])).await.map_err(|_| NoTls::Timeout)?;
+        if first.map_err(NoTls::Handshake)? == 0 {
+            return Err(NoTls::Gone);
+        }
         let turn = timeout(self.wait, self.handshakes.acquire()).await.map_err(|_| NoTls::Turn)?;
         // Never closed; were it, nobody would have to wait.
         let _turn = turn.ok();
-        // Whoever has hung up in the meantime costs no signature.
-        if stream.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed()) {
-            return Err(NoTls::Gone);
-        }
         let accepted = timeout(self.timeout, tls.accept(stream)).await.map_err(|_| NoTls::Timeout)?;
         accepted.map_err(NoTls::Handshake)
     }

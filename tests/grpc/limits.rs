@@ -76,8 +76,8 @@ async fn one_address_has_so_many_connections_and_gets_them_back() {
 
 #[tokio::test]
 async fn handshakes_beyond_the_limit_wait_for_their_turn() {
-    let wait = Duration::from_millis(400);
-    let limits = Limits { handshakes: 1, handshake_timeout: wait * 4, handshake_wait: wait, ..Limits::default() };
+    let wait = Duration::from_secs(2);
+    let limits = Limits { handshakes: 1, handshake_timeout: SOON, handshake_wait: wait, ..Limits::default() };
     let running = start(limited(limits)).await;
     let config = default_client_config(&running.pki);
     // Who says nothing takes no turn.
