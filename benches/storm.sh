@@ -42,7 +42,7 @@ lost=0 most=0 tries=
 for ((round = 1; round <= rounds; round++)); do
   printf 'round %d of %d\n' "$round" "$rounds" >&2
   rm -rf "$disk/parts"; mkdir "$disk/parts"
-  taskset -c 0 "$PARTS" measure "$disk/parts" | sed 's/^/part./' >>"$figures"
+  taskset -c 0 "$PARTS" measure "$disk/parts" 2>"$disk/parts.log" | sed 's/^/part./' >>"$figures"
   taskset -c 0 "$CA" bench token --token "$uri" --pin-file "$memory/softhsm/pin" --ca-cert "$memory/bundle/ca-cert.pem" \
     --sessions 1 --rounds 2 --seconds 0.4 --output json >"$memory/run"
   note token "$(field cpu_us_per_signature)"
@@ -62,7 +62,7 @@ for ((round = 1; round <= rounds; round++)); do
   end_daemon
 done
 # The frames between daemon and token host: a constant, as in endpoint.sh.
-sum=$(calculate "$(median rpc) + $(median part.csr) + $(median part.jwt-new) + $(median part.tbs-p256) + $(median part.verify-p256) + $(median part.host-check) + $(median part.log) + $(median token) + 3.2" 1)
+sum=$(calculate "$(median rpc) + $(median part.csr) + $(median part.jwt-new) + $(median part.tbs-p256) + $(median part.verify-p256) + $(median part.host-check) + $(median part.telemetry) + $(median part.log) + $(median token) + 3.2" 1)
 echo "agents $agents, served in $(median seconds) s, $(median rate) a second; tries (number: agents): $tries"
 echo "CPU us an agent: $(median whole); of the parts $sum, with $(median rpc) for connection, TLS and RPC, and $(median part.jwt-new) for a token not seen before"
 echo "the connections alone: $(median rpc.rate) a second"

@@ -23,7 +23,10 @@ use crate::{
     issue::CertificateAuthority,
     log::{CheckpointHealth, Log},
     pki::{Issuer, KeyAlgorithm, PublicKey},
-    telemetry::metrics::{self, Metrics},
+    telemetry::{
+        self,
+        metrics::{self, Metrics},
+    },
     token::client::Pool,
 };
 
@@ -110,6 +113,7 @@ fn gather_log(log: &Log) {
     metrics::absolute("istio_hsm_ca_log_flush_failures_total", None, stats.flush_failures);
     metrics::absolute("istio_hsm_ca_log_outcomes_lost_total", None, stats.outcomes_lost);
     metrics::absolute("istio_hsm_ca_log_checkpoints_total", None, stats.checkpoints);
+    metrics::absolute("istio_hsm_ca_messages_dropped_total", None, telemetry::lines::dropped());
     metrics::level("istio_hsm_ca_log_writable", None, flag(log.health().borrow().writable.is_ok()));
     metrics::level("istio_hsm_ca_log_queue_length", None, count(stats.queued));
     metrics::level("istio_hsm_ca_log_segments", None, large(stats.segments));

@@ -251,6 +251,7 @@ fn describe() {
         ("istio_hsm_ca_log_flushes_total", "Flushes of the issuance log; one makes many lines durable."),
         ("istio_hsm_ca_log_flush_failures_total", "Writes or flushes of the issuance log that failed."),
         ("istio_hsm_ca_log_outcomes_lost_total", "Outcome lines that could not be kept; their intents are."),
+        ("istio_hsm_ca_messages_dropped_total", "Lines for standard error that nobody took in time; none of the log."),
         ("istio_hsm_ca_log_checkpoints_total", "Checkpoints of the issuance log that were signed."),
         ("istio_hsm_ca_connections_refused_total", "Connections that were turned away, since a limit was reached."),
     ];
