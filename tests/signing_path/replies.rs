@@ -1,5 +1,7 @@
 //! What a workload gets, for every shape of plug-in CA: by token, then by the certificate it got.
 
+use std::time::{Duration, Instant};
+
 use istio_hsm_ca::agent::KeyKind;
 use rcgen::{CertifiedIssuer, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize};
 
@@ -41,7 +43,13 @@ async fn obtain(name: &str, plug_in: &PlugIn, between: &[String]) {
         is_istios(name, &renewed[0], &plug_in.ca_cert, &csr, IDENTITY, (now, 86_400));
         assert_ne!(reply[0], renewed[0]);
     }
-    let issued: Vec<_> = daemon.lines().into_iter().filter(|line| line["message"] == "issued").collect();
+    // Lines are written a moment after the reply.
+    let issued = || daemon.lines().into_iter().filter(|line| line["message"] == "issued").collect::<Vec<_>>();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while issued().len() < 4 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let issued = issued();
     let methods: Vec<_> = issued.iter().map(|line| line["method"].as_str().unwrap().to_owned()).collect();
     assert_eq!(methods, ["jwt", "client_certificate", "jwt", "client_certificate"], "{name}");
 }
