@@ -7,14 +7,14 @@ use nix::sys::signal::{Signal, kill};
 use rcgen::KeyPair;
 
 use super::{
-    common::faulty::{Control, through},
+    common::faulty::{Control, MODULE, through},
     harness::{Ca, Mill, PATIENCE, Site, host_of, is, pool},
 };
 
 /// The site's token behind the module that breaks on command.
 fn faulty(site: &Site, name: &str, control: &Control) -> TokenSettings {
     let mut settings = site.host_settings();
-    settings.uri = through(&settings.uri);
+    settings.uri = through(&MODULE, &settings.uri);
     let mut token = site.token_with(name, settings);
     if let Link::Child { environment, .. } = &mut token.link {
         environment.extend(BTreeMap::from(control.environment()));

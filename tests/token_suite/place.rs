@@ -54,11 +54,6 @@ impl Done {
         assert!(self.good, "{}\n{}", self.out, self.err);
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.out))
     }
-
-    /// It must have been refused, with these words.
-    pub fn refused(&self, words: &str) {
-        assert!(!self.good && self.err.contains(words), "{words:?} is missing: {self:?}");
-    }
 }
 
 /// Runs the program.
