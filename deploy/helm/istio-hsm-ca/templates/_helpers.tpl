@@ -108,6 +108,11 @@ seccompProfile:
 {{- $names := include "ca.servingNames" . | fromJsonArray -}}
 {{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
 {{- $names = concat $names (include "ca.istiodNames" $cluster | fromJsonArray) -}}
+{{- range $signer := $cluster.signers | default list -}}
+{{- range $requester := $signer.requesters | default list -}}
+{{- $names = concat $names ($requester.dnsNames | default list) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- $names | uniq | toJson -}}
 {{- end }}
