@@ -353,6 +353,8 @@ impl Daemon {
 
     /// Its log lines.
     pub fn lines(&self) -> Vec<Value> {
+        // They are gathered for 20 ms before they are written.
+        std::thread::sleep(Duration::from_millis(100));
         self.stderr().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
