@@ -227,8 +227,9 @@ async fn each_function_of_the_module_is_measured() {
     loop {
         let scraped = Scraped::new(&daemon);
         let missing = functions.iter().find(|function| {
-            let labels = [("token", "softhsm \"one\""), ("function", **function)];
-            scraped.of("istio_hsm_ca_pkcs11_call_duration_seconds", &labels).is_none_or(|calls| calls < 1.0)
+            // There is one token; its name has quotes, which the parser does not take back.
+            let calls = scraped.of("istio_hsm_ca_pkcs11_call_duration_seconds", &[("function", **function)]);
+            calls.is_none_or(|calls| calls < 1.0)
         });
         // The serving certificate, the request's, and canaries.
         let signed = scraped.of("istio_hsm_ca_pkcs11_call_duration_seconds", &[("function", "C_Sign")]);
