@@ -46,7 +46,7 @@ pub enum Capability {
     /// AES-KWP under the standard's number, CKM_AES_KEY_WRAP_KWP.
     KwpNumber,
     /// Wrap an extractable key out, so that the refusal to wrap ours means something.
-    WrapOut,
+    WrapOut(Key),
     /// Restrict a key to one mechanism (CKA_ALLOWED_MECHANISMS).
     Restrict,
     /// Make an object unmodifiable (CKA_MODIFIABLE).
@@ -68,9 +68,12 @@ impl Key {
 impl Module {
     /// Why the module cannot do something; `None` when it can. Checked by every case: neither answer is believed.
     pub fn cannot(self, what: Capability) -> Option<&'static str> {
-        use Capability::{Generate, KwpNumber, OaepSha256, Take, Unwrap};
+        use Capability::{Generate, KwpNumber, OaepSha256, Take, Unwrap, WrapOut};
         match (self, what) {
             (Self::SoftHsm, Unwrap(Key::Ed25519)) => Some("SoftHSM before 2.7 unwraps no CKK_EC_EDWARDS key"),
+            (Self::SoftHsm, WrapOut(Key::Ed25519)) => {
+                Some("SoftHSM before 2.7 wraps no CKK_EC_EDWARDS key, not even one that may go")
+            }
             (Self::SoftHsm, OaepSha256) => Some("SoftHSM knows RSA-OAEP with SHA-1 alone"),
             (Self::SoftHsm, KwpNumber) => Some("SoftHSM has RFC 5649 under the older number, CKM_AES_KEY_WRAP_PAD"),
             (Self::Kryoptic, Generate(Key::Ed25519) | Take(Key::Ed25519) | Unwrap(Key::Ed25519)) => {
@@ -167,7 +170,7 @@ impl Module {
         aws_lc_rs::rand::fill(&mut noise).unwrap();
         fs::write(directory.join("noise"), noise).unwrap();
         let script = format!(
-            "printf 'y\\n-1\\ny\\n' | certutil -S -x -d 'sql:{}' -f '{}' -z '{}' -n ca -s 'CN=Suite,O=Suite' -k ec \
+            "printf 'y\\n-1\\ny\\n' | certutil -S -x -d 'sql:{}' -f '{}' -z '{}' -n ca -s 'CN=Suite,O=Suite' -w -1 -k ec \
              -q nistp256 -t C,, -v 120 -m 4711 -2 --keyUsage certSigning,crlSigning \
              --keyAttrFlags token,private,sensitive,unextractable",
             path("nss"),
