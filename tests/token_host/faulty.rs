@@ -189,9 +189,9 @@ async fn slow_and_failed_calls_are_told_by_function() {
     let told = until("the slow signature", &|calls| slow(calls) > 0).await;
     assert_eq!(slow(&told), 1, "{told:?}");
 
-    faulty.breaks("C_SignInit return=0x30 times=1,failed");
+    faulty.breaks("C_SignInit return=0xb3 times=1,failed");
     faulty.mill.issue().await.unwrap();
     let told = until("the failed call", &|calls| !calls.errors.is_empty()).await;
-    assert_eq!(told.errors, [("C_SignInit", "CKR_DEVICE_ERROR", 1)]);
+    assert_eq!(told.errors, [("C_SignInit", "CKR_SESSION_HANDLE_INVALID", 1)]);
     assert!(slow(&told) >= 1, "what earlier hosts counted stays: {told:?}");
 }
