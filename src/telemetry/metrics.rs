@@ -292,6 +292,10 @@ fn describe() {
             "istio_hsm_ca_bundle_refused",
             "1 while the bundle on the disk is one that is refused; the old one is in use.",
         ),
+        (
+            "istio_hsm_ca_serving_certificate_expiry_timestamp_seconds",
+            "The end of the endpoint's own certificate, Unix time in seconds.",
+        ),
         ("istio_hsm_ca_api_server_up", "1 when a cluster's API server answers, by cluster."),
         ("istio_hsm_ca_leader", "1 when this replica's controllers lead."),
         ("istio_hsm_ca_pods", "Pods remembered for node impersonation, by cluster."),
