@@ -63,7 +63,7 @@ async fn an_api_server_comes_back_and_everything_with_it() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(ask(&daemon, &web, "Kubernetes", &id("web")).await, "Unavailable");
     served_on(&daemon, outage() / 2).await;
-    eventually("a word on it", async || daemon.get("/readyz").1.contains("did not answer").then_some(())).await;
+    word(&daemon, false).await;
     AWAY.signal(Signal::SIGCONT);
     back(&daemon, &ztunnel, &web, &id).await;
 
@@ -91,7 +91,16 @@ async fn back(daemon: &Daemon, ztunnel: &str, web: &str, id: &impl Fn(&str) -> S
     eventually("its return", async || (ask(daemon, web, "Kubernetes", &id("web")).await == "issued").then_some(()))
         .await;
     eventually("ztunnel", async || (ask_for(daemon, ztunnel, &id("web")).await == "issued").then_some(())).await;
-    eventually("a word on it", async || daemon.get("/readyz").1.contains("cluster Kubernetes: ok").then_some(())).await;
+    word(daemon, true).await;
+}
+
+/// Waits until `/readyz` says how the API server is: it is asked every 10 s, and has 5 s to answer.
+async fn word(daemon: &Daemon, good: bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while daemon.get("/readyz").1.contains("cluster Kubernetes: ok") != good {
+        assert!(std::time::Instant::now() < deadline, "{}", daemon.get("/readyz").1);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
