@@ -58,6 +58,9 @@ use tonic::{Request, Response, Status};
 const DAY: Duration = Duration::from_secs(86_400);
 const ROUNDS: usize = 9;
 const ROUND: Duration = Duration::from_millis(60);
+/// Keys of workloads, as many as the load of `benches/endpoint.sh` has: a processor that sees one signature again and
+/// again learns its branches by heart.
+const WORKLOADS: usize = 64;
 /// Requests whose lines share a flush, about as many as do in the daemon at 64 in flight.
 const GROUP: usize = 8;
 
@@ -118,8 +121,10 @@ fn measure(directory: &Path) {
     let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
     let id = "spiffe://cluster.local/ns/bench/sa/w1";
 
-    let csr = WorkloadKey::generate(KeyKind::P256).and_then(|key| key.request(id)).unwrap();
-    part("csr", 1, || drop(VerifiedCsr::from_pem(black_box(&csr)).unwrap()));
+    let csrs: Vec<String> =
+        (0..WORKLOADS).map(|_| WorkloadKey::generate(KeyKind::P256).and_then(|key| key.request(id)).unwrap()).collect();
+    let mut next = csrs.iter().cycle();
+    part("csr", 1, || drop(VerifiedCsr::from_pem(black_box(next.next().unwrap())).unwrap()));
 
     // The caller by a token whose answer is cached.
     let issuer_key = TokenIssuer::generate_key().unwrap();
@@ -172,24 +177,26 @@ fn measure(directory: &Path) {
         serving_ttl: DAY,
         clusters: Vec::new(),
     };
-    let verified = VerifiedCsr::from_pem(&csr).unwrap();
+    let verified: Vec<VerifiedCsr> = csrs.iter().map(|csr| VerifiedCsr::from_pem(csr).unwrap()).collect();
     let asked = Asked { validity_seconds: 86_400, ..Asked::default() };
     for (name, key) in [("p256", &p256), ("rsa", &rsa)] {
         let issuer = issuer(key, now);
-        let decide = || rules.decide(&caller, &verified, &asked, &issuer, now).unwrap();
-        let build = || {
-            let template = decide().template().clone();
-            Arc::new(Tbs::build(template, Arc::clone(&issuer), Serial::random()).unwrap())
+        let build = |csr: &VerifiedCsr| {
+            let grant = rules.decide(&caller, csr, &asked, &issuer, now).unwrap();
+            Arc::new(Tbs::build(grant.template().clone(), Arc::clone(&issuer), Serial::random()).unwrap())
         };
-        part(&format!("tbs-{name}"), 1, || drop(build()));
-        let tbs = build();
-        let signature = key.sign(tbs.der()).unwrap();
+        let mut next = verified.iter().cycle();
+        part(&format!("tbs-{name}"), 1, || drop(build(next.next().unwrap())));
+        let signed: Vec<_> =
+            verified.iter().map(build).map(|tbs| (Arc::clone(&tbs), key.sign(tbs.der()).unwrap())).collect();
+        let mut next = signed.iter().cycle();
         part(&format!("verify-{name}"), 1, || {
-            drop(Issued::assemble(Arc::clone(&tbs), black_box(&signature)).unwrap().chain());
+            let (tbs, signature) = next.next().unwrap();
+            drop(Issued::assemble(Arc::clone(tbs), black_box(signature)).unwrap().chain());
         });
     }
     let issuer = issuer(&p256, now);
-    let grant = rules.decide(&caller, &verified, &asked, &issuer, now).unwrap();
+    let grant = rules.decide(&caller, verified.first().unwrap(), &asked, &issuer, now).unwrap();
     let tbs = Arc::new(Tbs::build(grant.template().clone(), Arc::clone(&issuer), Serial::random()).unwrap());
     // The token host's own check of the same bytes.
     let ca = Ca::from(&*issuer);
