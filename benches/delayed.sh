@@ -24,27 +24,27 @@ if [[ -z ${CA:-} || -z ${FAULTY:-} ]]; then
   cargo build --quiet --release --locked --manifest-path tests/faulty-token/Cargo.toml --target-dir "$target/faulty-token"
   CA=$target/release/istio-hsm-ca FAULTY=$target/faulty-token/release/libfaulty_token.so
 fi
-prepare "$CA"
+PARTS=none built
+token p256 p256
 export FAULTY_TOKEN_MODULE FAULTY_TOKEN_CONTROL=$memory/control
-FAULTY_TOKEN_MODULE=$(sed -n 's/^.*module-path=\([^&]*\).*$/\1/p' <<<"$uri")
-slow=${uri/"$FAULTY_TOKEN_MODULE"/"$FAULTY"}
+FAULTY_TOKEN_MODULE=$(sed -n 's/^.*module-path=\([^&]*\).*$/\1/p' <<<"${uri[p256]}")
+uri[p256]=${uri[p256]/"$FAULTY_TOKEN_MODULE"/"$FAULTY"}
 
 printf '%8s %8s %10s %7s %8s %8s %8s %8s %8s %7s\n' d s 'token ms' rate/s 'of s/d' 'at /s' 'p50 ms' 'p99 ms' 'M/D/s' ratio
 worst_rate=9 worst_ratio=0 worst_of_eight=0
 for d in 5 20; do
   echo "C_Sign takes=$((d * 1000))" >"$memory/control"
   for s in 1 2 4 8; do
-    "$ca" bench token --token "$slow" --pin-file "$memory/softhsm/pin" --ca-cert "$memory/bundle/ca-cert.pem" \
-      --sessions "$s" --rounds 3 --seconds 0.4 --output json >"$memory/run"
+    alone p256 "$s" 0.4 3
     alone=$(calculate "$s / $(field signatures_per_second) * 1e6" 0)
-    daemon "$slow" "$s"
-    load --warm-up 0.5 --seconds 3
+    SESSIONS=$s daemon slow p256
+    load slow --warm-up 0.5 --seconds 3
     rate=$(field certificates_per_second)
     share=$(calculate "$rate * $d / 1000 / $s" 3)
     offered=$(calculate "0.8 * $s * 1000 / $d" 1)
-    load --warm-up 1 --seconds "$seconds" --rate "$offered" --ideal-sessions "$s" --ideal-signature "$alone"
+    load slow --warm-up 1 --seconds "$seconds" --rate "$offered" --ideal-sessions "$s" --ideal-signature "$alone"
     p50=$(field p50_us latency) p99=$(field p99_us latency) ideal=$(field p99_us ideal_latency)
-    end_daemon
+    end_daemon slow
     ratio=$(calculate "$p99 / $ideal")
     printf '%8s %8s %10s %7s %8s %8s %8s %8s %8s %7s\n' "$d ms" "$s" "$(calculate "$alone / 1000")" \
       "$(calculate "$rate" 0)" "$share" "$offered" "$(calculate "$p50 / 1000" 1)" "$(calculate "$p99 / 1000" 1)" \

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What delayed.sh and storm.sh share: a SoftHSM token with a plug-in CA, daemons on it, figures, goals. Sourced by them.
+# What the scripts beside it share: SoftHSM tokens with a plug-in CA each, daemons on them, figures, goals.
 # The token and the bundle are in memory (/dev/shm), the issuance log on the disk of TMPDIR.
 set -euo pipefail
 umask 077
@@ -16,6 +16,7 @@ stop() {
   trap - EXIT INT TERM
   for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
   for pid in "${started[@]}"; do wait "$pid" 2>/dev/null || true; done
+  [[ -z ${KEEP:-} ]] || cat "$figures" >>"$KEEP"
   rm -rf "$memory" "$disk"
   exit "$status"
 }
@@ -26,15 +27,33 @@ quietly() { "$@" >"$memory/output" 2>&1 || { cat "$memory/output" >&2; fail "thi
 
 issuer=https://bench.invalid server_name=istiod.istio-system.svc
 
-# prepare BINARY: a P-256 CA in a token, and a token issuer. Sets $uri.
-prepare() {
-  ca=$1
-  uri=$(softhsm/init.sh "$memory/softhsm")
-  softhsm/sample-ca.sh "$memory/cacerts" --type p256
-  export SOFTHSM2_CONF=$memory/softhsm/softhsm2.conf
-  quietly "$ca" import --from "$memory/cacerts" --token "$uri" --pin-file "$memory/softhsm/pin" --bundle "$memory/bundle"
-  quietly "$(dirname "$ca")/examples/workload_token" --directory "$memory/issuer" --issuer "$issuer" \
+# built: builds what $CA and $PARTS do not name, and makes an issuer of workloads' tokens.
+built() {
+  if [[ -z ${CA:-} || -z ${PARTS:-} ]]; then
+    cargo build --quiet --release --locked --bin istio-hsm-ca --example workload_token
+    cargo bench --locked --no-run --bench parts 2>"$memory/build" || { cat "$memory/build" >&2; exit 1; }
+    PARTS=$root/$(sed -n 's/^ *Executable benches\/parts\.rs (\(.*\))$/\1/p' "$memory/build")
+    CA=${CARGO_TARGET_DIR:-$root/target}/release/istio-hsm-ca
+  fi
+  quietly "$(dirname "$CA")/examples/workload_token" --directory "$memory/issuer" --issuer "$issuer" \
     --audience istio-ca --namespace bench --service-account w0 --out "$memory/workload-token"
+}
+
+# token NAME TYPE: a SoftHSM token with an imported plug-in CA of a type (p256, rsa-2048), in $memory/NAME.
+declare -A uri
+token() {
+  local dir=$memory/$1
+  uri[$1]=$(softhsm/init.sh "$dir")
+  softhsm/sample-ca.sh "$dir/cacerts" --type "$2"
+  SOFTHSM2_CONF=$dir/softhsm2.conf quietly "$CA" import --from "$dir/cacerts" --token "${uri[$1]}" --pin-file "$dir/pin" \
+    --bundle "$dir/bundle"
+}
+# alone TOKEN SESSIONS SECONDS ROUNDS: what the token alone signs; the report goes to $memory/run.
+alone() {
+  local dir=$memory/$1
+  SOFTHSM2_CONF=$dir/softhsm2.conf ${CORES:+taskset -c "$CORES"} "$CA" bench token --token "${uri[$1]}" \
+    --pin-file "$dir/pin" --ca-cert "$dir/bundle/ca-cert.pem" --sessions "$2" --seconds "$3" --rounds "$4" --output json \
+    >"$memory/run"
 }
 
 next_port=$((20000 + RANDOM % 8000))
@@ -50,23 +69,25 @@ ready() {
   exec 3>&-
   [[ $line == *" 200 "* ]]
 }
-# daemon URI SESSIONS [MORE]: starts one and waits until it is ready; MORE is added to [listen]. Sets $pid, $port.
+# daemon NAME TOKEN: starts one on $CORES (all, if unset) with $SESSIONS (1) and its log in $LOG (on the disk), and waits
+# until it is ready.
+declare -A pid port tokens
 daemon() {
-  local admin
-  free_port; port=$((next_port - 1))
+  local name=$1 dir=$memory/$2 admin
+  free_port; port[$name]=$((next_port - 1))
   free_port; admin=$((next_port - 1))
-  rm -rf "$disk/log"
-  cat >"$memory/config.toml" <<TOML
+  tokens[$name]=$2
+  cat >"$memory/$name.toml" <<TOML
 [ca]
-bundle = "$memory/bundle"
+bundle = "$dir/bundle"
 trust_domains = ["cluster.local"]
 [[token]]
 name = "token"
-uri = "$1"
-sessions = $2
+uri = "${uri[$2]}"
+sessions = ${SESSIONS:-1}
 [listen]
-address = "127.0.0.1:$port"
-${3:-}
+address = "127.0.0.1:${port[$name]}"
+limits = { connections_per_address = 4096 }
 [serving]
 dns_names = ["$server_name"]
 [[auth.jwt]]
@@ -75,28 +96,33 @@ keys = { file = { path = "$memory/issuer/jwks.json" } }
 audiences = ["istio-ca"]
 trust_domain = "cluster.local"
 [log]
-directory = "$disk/log"
+directory = "${LOG:-$disk/$name}"
 [admin]
 address = "127.0.0.1:$admin"
 TOML
-  ${CORES:+taskset -c "$CORES"} "$ca" serve --config "$memory/config.toml" 2>"$disk/daemon.log" &
-  pid=$!
-  started+=("$pid")
+  SOFTHSM2_CONF=$dir/softhsm2.conf ${CORES:+taskset -c "$CORES"} "$CA" serve --config "$memory/$name.toml" \
+    2>"$disk/$name.log" &
+  pid[$name]=$!
+  started+=("$!")
   for _ in {1..150}; do
-    kill -0 "$pid" 2>/dev/null || { tail -n 20 "$disk/daemon.log" >&2; fail "the daemon ended"; }
+    kill -0 "${pid[$name]}" 2>/dev/null || { tail -n 20 "$disk/$name.log" >&2; fail "the daemon $name ended"; }
     ready "$admin" 2>/dev/null && return
     sleep 0.1
   done
-  tail -n 20 "$disk/daemon.log" >&2
-  fail "the daemon was not ready within 15 seconds"
+  tail -n 20 "$disk/$name.log" >&2
+  fail "the daemon $name was not ready within 15 seconds"
 }
-end_daemon() { kill "$pid"; wait "$pid" || true; }
+end_daemon() {
+  kill "${pid[$1]}"
+  wait "${pid[$1]}" || true
+  rm -rf "${disk:?}/$1"
+}
 
 # drive ADDRESS ROOTS PID ARGUMENTS...: loads a server; the report goes to $memory/run.
 drive() {
   local address=$1 roots=$2 server=$3
   shift 3
-  ${LOAD_CORES:+taskset -c "$LOAD_CORES"} "$ca" bench endpoint --address "$address" --server-name "$server_name" \
+  ${LOAD_CORES:+taskset -c "$LOAD_CORES"} "$CA" bench endpoint --address "$address" --server-name "$server_name" \
     --roots "$roots" --token-key "$memory/issuer/key.pem" --issuer "$issuer" --pid "$server" --output json "$@" \
     >"$memory/run" || { cat "$memory/run" >&2; fail "the load failed"; }
   if grep -q '"errors": *{$' "$memory/run"; then
@@ -104,15 +130,44 @@ drive() {
     grep -A3 '"errors"' "$memory/run" >&2
   fi
 }
-load() { drive "127.0.0.1:$port" "$memory/bundle/root-cert.pem" "$pid" "$@"; }
+# load DAEMON ARGUMENTS...
+load() { drive "127.0.0.1:${port[$1]}" "$memory/${tokens[$1]}/bundle/root-cert.pem" "${pid[$1]}" "${@:2}"; }
+
+# The endpoint's own stack with a handler that only answers, as a part; on core 0. Sets $echo_address, $echo_pid.
+echo_server() {
+  mkdir "$memory/echo"
+  taskset -c 0 "$PARTS" echo "$memory/echo" >"$memory/echo/address" &
+  echo_pid=$!
+  started+=("$echo_pid")
+  for _ in {1..50}; do [[ -s $memory/echo/address ]] && break; sleep 0.1; done
+  echo_address=$(<"$memory/echo/address")
+}
+echo_load() { drive "$echo_address" "$memory/echo/root.pem" "$echo_pid" "$@"; }
+# parts: CPU time of the other parts, noted as part.NAME.
+parts() {
+  rm -rf "$disk/parts"
+  mkdir "$disk/parts"
+  taskset -c 0 "$PARTS" measure "$disk/parts" 2>"$disk/parts.log" | sed 's/^/part./' >>"$figures"
+}
 # field NAME [WITHIN]: a number of the last report; of the object WITHIN, if given.
 field() {
   local from=${2:+/\"$2\"/,}
   sed -n "${from:-1,}\$s/^.*\"$1\": *\([0-9.]*\).*$/\1/p" "$memory/run" | head -n 1
 }
+
+# Figures. Each is measured many times for a moment each, parts and whole in turn, and the best one counts: cores that are
+# shared with others have two speeds, 1.4 apart, which change several times a second, and what a program costs is what it
+# costs undisturbed. (The median says more about the neighbours.)
+figures=$memory/figures
+: >"$figures"
+note() { printf '%s %s\n' "$1" "$2" >>"$figures"; }
+every() { sed -n "s/^$1 //p" "$figures" | sort -g; }
+least() { every "$1" | head -n 1; }
+most() { every "$1" | tail -n 1; }
+median() { every "$1" | awk '{v[NR]=$1} END {if (NR) print v[int((NR+1)/2)]; else print "nan"}'; }
 calculate() { awk "BEGIN {printf \"%.${2:-2}f\", $1}" </dev/null; }
 goal() { # TEXT VALUE COMPARISON GOAL
   local verdict
   verdict=$(awk "BEGIN {print ($2 $3 $4) ? \"reached\" : \"MISSED\"}" </dev/null)
-  printf '%-74s %9s  goal %s %-6s %s\n' "$1" "$2" "$3" "$4" "$verdict"
+  printf '%-78s %9s  goal %s %-6s %s\n' "$1" "$2" "$3" "$4" "$verdict"
 }

@@ -21,45 +21,29 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/harness.sh"
 (( $(nproc) >= 2 )) || fail "two cores are needed, one for the server and one for the agents"
 (( $(ulimit -Hn) >= agents + 500 )) || fail "the hard limit of open files ($(ulimit -Hn)) is too low for $agents agents"
 
-if [[ -z ${CA:-} || -z ${PARTS:-} ]]; then
-  cargo build --quiet --release --locked --bin istio-hsm-ca --example workload_token
-  cargo bench --locked --no-run --bench parts 2>"$memory/build" || { cat "$memory/build" >&2; exit 1; }
-  PARTS=$root/$(sed -n 's/^ *Executable benches\/parts\.rs (\(.*\))$/\1/p' "$memory/build")
-  CA=${CARGO_TARGET_DIR:-$root/target}/release/istio-hsm-ca
-fi
-prepare "$CA"
+built
+token p256 p256
 sources=$((agents / 1000 + 1))
-figures=$memory/figures
-note() { printf '%s %s\n' "$1" "$2" >>"$figures"; }
-median() { sed -n "s/^$1 //p" "$figures" | sort -g | awk '{v[NR]=$1} END {if (NR) print v[int((NR+1)/2)]; else print "nan"}'; }
-
-mkdir "$memory/echo" "$disk/parts"
-taskset -c 0 "$PARTS" echo "$memory/echo" >"$memory/echo/address" &
-echo_pid=$!
-started+=("$echo_pid")
-for _ in {1..50}; do [[ -s $memory/echo/address ]] && break; sleep 0.1; done
-lost=0 most=0 tries=
+echo_server
+lost=0 memory_most=0 tries=
 for ((round = 1; round <= rounds; round++)); do
   printf 'round %d of %d\n' "$round" "$rounds" >&2
-  rm -rf "$disk/parts"; mkdir "$disk/parts"
-  taskset -c 0 "$PARTS" measure "$disk/parts" 2>"$disk/parts.log" | sed 's/^/part./' >>"$figures"
-  taskset -c 0 "$CA" bench token --token "$uri" --pin-file "$memory/softhsm/pin" --ca-cert "$memory/bundle/ca-cert.pem" \
-    --sessions 1 --rounds 2 --seconds 0.4 --output json >"$memory/run"
+  parts
+  CORES=0 alone p256 1 0.4 2
   note token "$(field cpu_us_per_signature)"
-  LOAD_CORES=1 drive "$(<"$memory/echo/address")" "$memory/echo/root.pem" "$echo_pid" --storm "$agents" \
-    --storm-sources "$sources"
+  LOAD_CORES=1 echo_load --storm "$agents" --storm-sources "$sources"
   note rpc "$(field daemon_cpu_us_per_certificate)"
   note rpc.rate "$(field certificates_per_second)"
-  CORES=0 daemon "$uri" 1
-  LOAD_CORES=1 load --storm "$agents" --storm-sources "$sources"
+  CORES=0 daemon whole p256
+  LOAD_CORES=1 load whole --storm "$agents" --storm-sources "$sources"
   note whole "$(field daemon_cpu_us_per_certificate)"
   note rate "$(field certificates_per_second)"
   note seconds "$(field seconds)"
   lost=$((lost + $(field agents) - $(field served)))
   tries=$(tr -d ' \n' <"$memory/run" | sed -n 's/.*"tries":{\([^}]*\)}.*/\1/p')
-  now=$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB$/\1/p' "/proc/$pid/status")
-  (( now <= most )) || most=$now
-  end_daemon
+  now=$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB$/\1/p' "/proc/${pid[whole]}/status")
+  (( now <= memory_most )) || memory_most=$now
+  end_daemon whole
 done
 # The frames between daemon and token host: a constant, as in endpoint.sh.
 sum=$(calculate "$(median rpc) + $(median part.csr) + $(median part.jwt-new) + $(median part.tbs-p256) + $(median part.verify-p256) + $(median part.host-check) + $(median part.telemetry) + $(median part.log) + $(median token) + 3.2" 1)
@@ -68,4 +52,4 @@ echo "CPU us an agent: $(median whole); of the parts $sum, with $(median rpc) fo
 echo "the connections alone: $(median rpc.rate) a second"
 goal "storm: agents without a certificate" "$lost" '<=' 0
 goal "storm: rate for CPU time / what new connections and the other parts allow" "$(calculate "$sum / $(median whole)")" '>=' 0.8
-goal "storm: the daemon's memory at most, MiB" "$(calculate "$most / 1024" 0)" '<=' "$((40 + agents * 64 / 1024))"
+goal "storm: the daemon's memory at most, MiB" "$(calculate "$memory_most / 1024" 0)" '<=' "$((40 + agents * 64 / 1024))"
