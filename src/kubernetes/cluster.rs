@@ -11,7 +11,10 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use super::settings::{self, Settings};
+use super::{
+    settings::{self, Settings},
+    standing::{Standing, Standings},
+};
 use crate::{
     auth::ClusterName,
     identity::{Namespace, TrustDomain},
@@ -80,6 +83,7 @@ pub struct Cluster {
     client: Quiet,
     settings: settings::Cluster,
     health: watch::Sender<Option<String>>,
+    standings: Standings,
 }
 
 /// A client that has a `Debug`.
@@ -131,7 +135,7 @@ impl Cluster {
             source: Box::new(source),
         })?;
         let health = watch::Sender::new(Some("starting".to_owned()));
-        Ok(Self { name, trust_domain, client: Quiet(client), settings, health })
+        Ok(Self { name, trust_domain, client: Quiet(client), settings, health, standings: Standings::default() })
     }
 
     /// The cluster ID.
@@ -162,6 +166,22 @@ impl Cluster {
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Option<String>> {
         self.health.subscribe()
+    }
+
+    /// How one of its controllers stands, by the controller's name, now and later.
+    #[must_use]
+    pub fn standing(&self, controller: &'static str) -> watch::Receiver<Standing> {
+        self.standings.watch(controller)
+    }
+
+    /// How its controllers stand, by name.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<(&'static str, Standing)> {
+        self.standings.all()
+    }
+
+    pub(super) fn standings(&self) -> &Standings {
+        &self.standings
     }
 
     /// Asks the API server again and again whether it is there, until dropped. `/version` is open to every

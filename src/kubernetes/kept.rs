@@ -72,6 +72,21 @@ pub(super) enum KeptError {
     Secret(#[from] SecretError),
 }
 
+/// A key with its certificate that did not get into its Secret yet, for the next attempt: an API server that is away
+/// or refuses must not cost a certificate at each.
+pub(super) struct Unwritten {
+    key: Zeroizing<String>,
+    issued: Issued,
+}
+
+impl Unwritten {
+    /// Whether it is still what would be made.
+    fn serves(&self, issuer: &Arc<Issuer>, now: SystemTime) -> bool {
+        Arc::ptr_eq(self.issued.tbs().issuer(), issuer)
+            && half_life(self.issued.not_before(), self.issued.not_after()) > now
+    }
+}
+
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
@@ -112,11 +127,12 @@ impl Form {
     }
 }
 
-/// Has a Secret as it should be.
+/// Has a Secret as it should be. `unwritten` is what the last attempt left, and what this one leaves.
 pub(super) async fn keep(
     client: &Client,
     ca: &CertificateAuthority,
     wanted: &Wanted,
+    unwritten: &mut Option<Unwritten>,
     now: SystemTime,
 ) -> Result<Kept, KeptError> {
     let found = secret::get(client, &wanted.namespace, &wanted.name).await?;
@@ -126,48 +142,67 @@ pub(super) async fn keep(
         Some(secret) if !secret.is_ours() => return Err(KeptError::Foreign),
         Some(secret) if secret.kind != wanted.form.kind() => return Err(KeptError::Kind(secret.kind.clone())),
         Some(secret) => match judge(secret, wanted, &issuer) {
-            Ok(due) if due > now => return Ok(Kept { written: false, due }),
+            Ok(due) if due > now => {
+                *unwritten = None;
+                return Ok(Kept { written: false, due });
+            }
             Ok(_) => "half of its life is over".to_owned(),
             Err(reason) => reason,
         },
     };
-    let key = FreshKey::generate()?;
-    let issued = issue(ca, &wanted.caller, key.csr, Arc::clone(&issuer)).await?;
-    let content = content(wanted, found.as_ref(), &issued, key.pem.as_bytes());
+    let made = match unwritten.take().filter(|unwritten| unwritten.serves(&issuer, now)) {
+        Some(made) => made,
+        None => {
+            let key = FreshKey::generate()?;
+            Unwritten { issued: issue(ca, &wanted.caller, key.csr, Arc::clone(&issuer)).await?, key: key.pem }
+        }
+    };
+    let Unwritten { key, issued } = unwritten.insert(made);
+    let content = content(wanted, found.as_ref(), issued, key.as_bytes());
     match &found {
         None => secret::create(client, &wanted.namespace, &content).await?,
         Some(_) => secret::change(client, &wanted.namespace, &wanted.name, &content).await?,
     }
+    let kept = Kept { written: true, due: half_life(issued.not_before(), issued.not_after()) };
     let Wanted { namespace, name, .. } = wanted;
     tracing::info!(namespace, name, reason, serial = issued.serial().to_hex(), "wrote a Secret");
-    Ok(Kept { written: true, due: half_life(issued.not_before(), issued.not_after()) })
+    *unwritten = None;
+    Ok(kept)
 }
 
 /// Keeps one Secret until dropped.
-pub(super) async fn keep_one(name: &'static str, cluster: &Cluster, ca: Arc<CertificateAuthority>, wanted: Wanted) {
+pub(super) async fn keep_one(
+    name: &'static str,
+    cluster: &Arc<Cluster>,
+    ca: Arc<CertificateAuthority>,
+    wanted: Wanted,
+) {
     let secrets: Api<PartialObjectMeta<core::Secret>> = Api::namespaced(cluster.client(), &wanted.namespace);
     let only = watcher::Config::default().fields(&format!("metadata.name={}", wanted.name));
-    let (_store, signals) = controller::cached(watcher::watcher(secrets, only));
+    let (_store, signals) = controller::cached(secrets, only, format!("Secret {}/{}", wanted.namespace, wanted.name));
     let replaced = ca.replacements();
-    let work = One { client: cluster.client(), ca, wanted };
-    controller::run(name, cluster.name(), vec![signals], replaced, work).await;
+    let work = One { client: cluster.client(), ca, wanted, unwritten: None };
+    controller::run(name, cluster, vec![signals], replaced, work).await;
 }
 
 struct One {
     client: Client,
     ca: Arc<CertificateAuthority>,
     wanted: Wanted,
+    unwritten: Option<Unwritten>,
 }
 
 impl Reconcile for One {
     async fn look(&mut self) -> Look {
         let mut look = Look::default();
         let object = format!("{}/{}", self.wanted.namespace, self.wanted.name);
-        match keep(&self.client, &self.ca, &self.wanted, clock::now()).await {
+        match keep(&self.client, &self.ca, &self.wanted, &mut self.unwritten, clock::now()).await {
             Ok(kept) => {
                 look.changed = usize::from(kept.written);
                 look.at(kept.due);
             }
+            // It is another by now, which the watch shows; and if that was missed, another look does.
+            Err(KeptError::Secret(error)) if error.is_conflict() => look.at(clock::now()),
             Err(error) => look.failed(object, error.to_string()),
         }
         look

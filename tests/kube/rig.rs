@@ -14,7 +14,7 @@ use std::{
 use istio_hsm_ca::{
     clock::{self, Clock},
     config::Config,
-    daemon::{background::Background, controllers},
+    daemon::{background::Background, controllers, readiness::Readiness},
     issue::{CertificateAuthority, Parts, limits::Limits},
     kubernetes::{
         Clusters,
@@ -29,15 +29,22 @@ use istio_hsm_ca::{
     telemetry::recent::Recent,
 };
 use k8s_openapi::api::rbac::v1::PolicyRule;
+use kube::Client;
 use rcgen::SigningKey;
 use tokio::sync::watch;
 
-use super::{common::plug_in::PlugIn, harness::Cluster};
+use super::{
+    common::plug_in::PlugIn,
+    harness::{Cluster, client_of},
+};
 
 /// A replica.
 pub struct Rig {
     pub ca: Arc<CertificateAuthority>,
     pub leading: watch::Sender<bool>,
+    pub readiness: Readiness,
+    /// The account under which it runs.
+    pub account: Client,
     signer: Arc<Software>,
     background: Option<Background>,
     _files: tempfile::TempDir,
@@ -109,7 +116,8 @@ impl Rig {
             rules.iter().filter_map(|(namespace, rule)| Some((namespace.as_deref()?, rule.clone()))).collect();
         let kubeconfig = cluster.user("controllers", &everywhere, &inside).await;
         let settings = config.kubernetes.as_mut().unwrap();
-        settings.clusters[0].kubeconfig = Some(kubeconfig);
+        settings.clusters[0].kubeconfig = Some(kubeconfig.clone());
+        let account = client_of(&kubeconfig).await;
         let clusters = Clusters::new(settings, &config.ca.trust_domains).await.unwrap();
 
         let plug_in = Arc::new(plug_in);
@@ -130,8 +138,9 @@ impl Rig {
         }));
         let (leading, watched) = watch::channel(true);
         let background = Background::default();
-        controllers::start(&config, &clusters, &ca, Some(&watched), &background);
-        Self { ca, leading, signer, background: Some(background), _files: files }
+        let readiness = Readiness::new();
+        controllers::start(&config, &clusters, &ca, Some(&watched), &readiness, &background);
+        Self { ca, leading, readiness, account, signer, background: Some(background), _files: files }
     }
 
     /// Takes another CA certificate or roots, as a reload does.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use askama::Template;
 
 use super::{
-    Snapshot, plot,
+    Snapshot, clusters, plot,
     text::{date, latency, number, per_second, ratio, since, span, thousands, time},
 };
 use crate::telemetry::recent::Bucket;
@@ -44,6 +44,8 @@ struct Page {
     lives: Vec<Life>,
     tokens: Vec<Token>,
     log: Log,
+    clusters: Vec<clusters::Row>,
+    leader: &'static str,
     reasons: Vec<Reason>,
     certificates: Vec<Certificate>,
     refusals: Vec<Refusal>,
@@ -161,6 +163,8 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
         lives: snapshot.chain.iter().map(|entry| life(entry, snapshot.now)).collect(),
         tokens: snapshot.tokens.iter().map(token).collect(),
         log: log(snapshot),
+        clusters: clusters::rows(&snapshot.clusters, snapshot.now),
+        leader: clusters::leader(snapshot.leads),
         reasons: reasons(snapshot),
         certificates: hour.certificates.iter().map(certificate).collect(),
         refusals: hour.refusals.iter().map(refusal).collect(),
@@ -291,7 +295,7 @@ mod tests {
     use crate::{
         daemon::{
             readiness::{Part, Report},
-            status::{ChainEntry, LogEntry, TokenEntry},
+            status::{ChainEntry, ClusterEntry, ControllerEntry, LogEntry, TokenEntry},
         },
         telemetry::recent::{self, Recent},
     };
@@ -350,6 +354,18 @@ mod tests {
                 checkpoint_time: Some(now - Duration::from_secs(7)),
                 checkpoint_trouble: Some(hostile.to_owned()),
             },
+            clusters: vec![ClusterEntry {
+                name: hostile.to_owned(),
+                trouble: Some(hostile.to_owned()),
+                controllers: vec![ControllerEntry {
+                    name: "root_configmap",
+                    running: true,
+                    trouble: Some(hostile.to_owned()),
+                    last_success: None,
+                    last_error: Some((now, hostile.to_owned())),
+                }],
+            }],
+            leads: Some(true),
             hour: recent.hour(now),
         }
     }
@@ -358,7 +374,7 @@ mod tests {
     fn what_came_from_outside_is_escaped() {
         let html = render(&snapshot("<script>alert(1)</script>\"'&")).unwrap();
         assert!(!html.contains("<script>alert"));
-        assert_eq!(html.matches("&#60;script&#62;alert(1)").count(), 9);
+        assert_eq!(html.matches("&#60;script&#62;alert(1)").count(), 14);
     }
 
     #[test]
@@ -374,6 +390,9 @@ mod tests {
             "1\u{202f}234\u{202f}560 lines, all but the last 7",
             "7 seconds ago, 2027-01-15T07:59:53Z",
             "&#60; 1 ms",
+            "this replica leads",
+            "root_configmap",
+            "none yet",
         ];
         for expected in expected {
             assert!(html.contains(expected), "{expected}\n{html}");
