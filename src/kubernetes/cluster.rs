@@ -23,6 +23,11 @@ use crate::{
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long the API server lets a watch go on before it is asked for again, in seconds: one that was cut without a word
+/// is found out by then.
+pub(super) const WATCH_SECONDS: u32 = 60;
+/// How long a connection on which an answer is due may be silent; longer than a watch is.
+const SILENCE: Duration = Duration::from_secs(75);
 /// How often an API server is asked whether it is there.
 const PROBE: Duration = Duration::from_secs(10);
 /// How long it may take to answer that.
@@ -126,6 +131,9 @@ impl Cluster {
             None => Config::incluster().map_err(|source| ClusterError::InCluster { cluster: name.clone(), source })?,
         };
         config.connect_timeout = Some(CONNECT);
+        // A connection that is dead without a word must not hold a controller up for ever.
+        config.read_timeout = Some(SILENCE);
+        config.reset_reader_on_write = true;
         let client = Client::try_from(config).map_err(|source| ClusterError::Client {
             cluster: name.clone(),
             kubeconfig: settings

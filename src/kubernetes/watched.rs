@@ -17,7 +17,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::cluster::chain;
+use super::cluster::{WATCH_SECONDS, chain};
 
 /// The pause after a first failure; it doubles up to [`PAUSE_MOST`].
 const PAUSE: Duration = Duration::from_millis(500);
@@ -43,6 +43,7 @@ pub(super) fn watched<K>(api: Api<K>, config: watcher::Config) -> impl Stream<It
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    let config = config.timeout(WATCH_SECONDS);
     from(move || watcher::watcher(api.clone(), config.clone()).boxed())
 }
 
