@@ -45,10 +45,7 @@ impl Scene {
         }
         let kubeconfig = cluster.admin();
         if let Some(proxy) = proxy {
-            let text = std::fs::read_to_string(&kubeconfig).unwrap();
-            let through = text.replace(&server.url, &format!("https://{}", proxy.address));
-            assert_ne!(text, through);
-            std::fs::write(&kubeconfig, through).unwrap();
+            proxy.redirect(&kubeconfig, &server.url);
         }
         let site = site();
         let parts: String = ALL.map(|kind| kind.toml(&cluster)).concat();
