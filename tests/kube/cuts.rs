@@ -75,6 +75,12 @@ impl Scene {
         }
     }
 
+    /// The status page's text.
+    async fn page(&self) -> String {
+        let line = self.daemon.wait_line(|line| line["message"] == "status page");
+        reqwest::get(line["page"].as_str().unwrap()).await.unwrap().text().await.unwrap()
+    }
+
     async fn serials(&self) -> Option<Serials> {
         let mut serials = Serials::new();
         for kind in ALL {
@@ -160,10 +166,19 @@ async fn an_api_server_goes_and_comes_back_and_nothing_is_issued_twice() {
     let issued = scene.issued();
     assert_eq!(u64::try_from(issued).unwrap(), ALL.iter().map(|kind| kind.certificates()).sum::<u64>());
     tokio::time::sleep(Duration::from_secs(1)).await;
+    let page = scene.page().await;
+    assert!(page.contains("this replica leads") && page.contains("answers"), "{page}");
+    assert_eq!(page.matches("all is as it should be").count(), ALL.len(), "{page}");
+    for kind in ALL {
+        assert!(page.contains(kind.name()), "{}", kind.name());
+    }
 
     GONE.kill();
     // Longer than a Lease is held: what led must lead again.
     assert!(scene.served(Duration::from_secs(20)).await > 10);
+    let page = scene.page().await;
+    assert!(page.contains("this replica does not lead"), "{page}");
+    assert_eq!(page.matches("stands by").count(), ALL.len(), "{page}");
     GONE.run();
     assert_eq!(scene.well().await, before, "everything stays as it was");
     eventually("its lead", async || {

@@ -43,7 +43,7 @@ fn server(cluster: &ClusterEntry) -> Row {
         what: "API server",
         state: cluster.trouble.clone().unwrap_or_else(|| "answers".to_owned()),
         class: if cluster.trouble.is_none() { "good" } else { "bad" },
-        success: String::new(),
+        success: "–".to_owned(),
         error: None,
     }
 }
@@ -99,7 +99,7 @@ mod tests {
         let shown: Vec<_> =
             rows.iter().map(|row| (row.what, row.state.as_str(), row.class, row.success.as_str())).collect();
         let expected = [
-            ("API server", "it is away", "bad", ""),
+            ("API server", "it is away", "bad", "–"),
             ("root_configmap", "all is as it should be", "good", "5 seconds ago"),
             ("root_configmap", "x/y: forbidden", "bad", "5 seconds ago"),
             ("root_configmap", "stands by", "soft", "none yet"),
