@@ -50,7 +50,7 @@ fn the_reference_of_kubernetes_is_true() {
     let kept = ["issuers", "namespaces = [\"legacy\"]", "name = \"hsm", "username", "may", "identity"];
     let least = |line: &&str| line.starts_with('[') || kept.iter().any(|kept| line.starts_with(kept));
     let mut written = frame(block);
-    let mut least = frame(&block.lines().filter(least).collect::<Vec<_>>().join("\n"));
+    let least = frame(&block.lines().filter(least).collect::<Vec<_>>().join("\n"));
     // These are the pod's to say.
     assert!(written.namespace.take().is_some() && least.namespace.is_none());
     for cluster in &mut written.clusters {

@@ -4,6 +4,7 @@
 //! Everything that came from outside passes through the template's escaping; the page loads nothing and, by its
 //! Content-Security-Policy, may not.
 
+mod asked;
 mod clusters;
 mod page;
 mod plot;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use askama::Template;
 
 use super::{
-    Snapshot, clusters, plot,
+    Snapshot, asked, clusters, plot,
     text::{date, latency, number, per_second, ratio, since, span, thousands, time},
 };
 use crate::telemetry::recent::Bucket;
@@ -46,9 +46,9 @@ struct Page {
     log: Log,
     clusters: Vec<clusters::Row>,
     leader: &'static str,
-    reasons: Vec<Reason>,
-    certificates: Vec<Certificate>,
-    refusals: Vec<Refusal>,
+    reasons: Vec<asked::Reason>,
+    certificates: Vec<asked::Certificate>,
+    refusals: Vec<asked::Refusal>,
 }
 
 struct Trouble {
@@ -91,32 +91,6 @@ struct Checkpoint {
     covers: String,
     at: String,
     trouble: Option<String>,
-}
-
-struct Reason {
-    name: &'static str,
-    count: u64,
-    permille: u64,
-}
-
-struct Certificate {
-    time: String,
-    names: String,
-    /// Who asked, where that is not who the certificate is for.
-    caller: Option<String>,
-    method: &'static str,
-    serial: String,
-    not_after: String,
-    token: String,
-    ms: String,
-}
-
-struct Refusal {
-    time: String,
-    request_id: String,
-    reason: &'static str,
-    caller: String,
-    detail: String,
 }
 
 /// Renders the page.
@@ -165,9 +139,9 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
         log: log(snapshot),
         clusters: clusters::rows(&snapshot.clusters, snapshot.now),
         leader: clusters::leader(snapshot.leads),
-        reasons: reasons(snapshot),
-        certificates: hour.certificates.iter().map(certificate).collect(),
-        refusals: hour.refusals.iter().map(refusal).collect(),
+        reasons: asked::reasons(hour),
+        certificates: hour.certificates.iter().map(asked::certificate).collect(),
+        refusals: hour.refusals.iter().map(asked::refusal).collect(),
     };
     page.render()
 }
@@ -247,40 +221,6 @@ fn icon(ready: bool) -> String {
         "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Ccircle cx='8' cy='8' \
          r='6' fill='%23{colour}'/%3E%3C/svg%3E"
     )
-}
-
-fn reasons(snapshot: &Snapshot) -> Vec<Reason> {
-    let counts = &snapshot.hour.reasons;
-    let most = counts.values().copied().max().unwrap_or_default().max(1);
-    let bar = |(name, count): (&&'static str, &u64)| Reason { name, count: *count, permille: count * 1000 / most };
-    let mut reasons: Vec<Reason> = counts.iter().map(bar).collect();
-    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
-    reasons
-}
-
-fn certificate(entry: &crate::telemetry::recent::Certificate) -> Certificate {
-    // A SPIFFE ID says by itself that it is a URI.
-    let names = entry.names.replace("URI:spiffe://", "spiffe://");
-    Certificate {
-        time: time(entry.time),
-        caller: (entry.caller != names).then(|| entry.caller.clone()),
-        names,
-        method: entry.method,
-        serial: entry.serial.clone(),
-        not_after: time(entry.not_after),
-        token: entry.token.clone(),
-        ms: number(entry.latency.as_secs_f64() * 1000.0),
-    }
-}
-
-fn refusal(entry: &crate::telemetry::recent::Refusal) -> Refusal {
-    Refusal {
-        time: time(entry.time),
-        request_id: entry.request_id.clone(),
-        reason: entry.reason,
-        caller: entry.caller.clone(),
-        detail: entry.detail.clone(),
-    }
 }
 
 fn latencies(buckets: &[Bucket], percent: u32) -> Vec<Option<f64>> {
