@@ -61,7 +61,7 @@ async fn without(kind: Kind, number: usize) -> bool {
         assert!(rig.in_error() >= 1.0, "the metric");
         // What `check` says, and the daemon's own log at its start.
         let missing = permissions::missing(rig.account.clone(), needed.clone()).await.unwrap();
-        assert_eq!(missing, [right.clone()]);
+        assert_eq!(missing, std::slice::from_ref(right));
         // Nobody else is kept from anything, however often it is tried again.
         for _ in 0..8 {
             rig.sign().await;
