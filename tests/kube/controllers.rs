@@ -1,7 +1,13 @@
 //! Each right of each controller: without it the controller says which one it lacks, the CA goes on signing, nothing is
 //! issued in vain, and when the right is given everything comes right by itself.
 
-use istio_hsm_ca::kubernetes::permissions::{self, Permission};
+use std::sync::Arc;
+
+use istio_hsm_ca::kubernetes::{
+    Clusters, checkpoints,
+    permissions::{self, Permission},
+};
+use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::{
     common::plug_in::PlugIn,
@@ -114,4 +120,38 @@ async fn the_signer_tells_each_right_that_it_lacks() {
 #[ignore = "needs an API server: make test-kube"]
 async fn workload_secrets_tell_each_right_that_they_lack() {
     each(Kind::Workloads, 8).await;
+}
+
+/// The copies of checkpoints, which every replica keeps, whether it leads or not.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn checkpoints_tell_each_right_that_they_lack() {
+    for lacking in ["create", "patch", ""] {
+        let cluster = Cluster::new(&EAST, "right-checkpoints").await;
+        let config = rig::configuration(&cluster.admin(), &cluster, "[kubernetes.checkpoints]\n");
+        let needed = rig::permissions(&config);
+        assert_eq!(needed.iter().map(|right| right.verb).collect::<Vec<_>>(), ["create", "patch"]);
+        let (rest, without): (Vec<_>, Vec<_>) = needed.iter().partition(|right| right.verb != lacking);
+        let rules: Vec<_> = rest.iter().map(|right| (cluster.namespace.as_str(), rig::rule(right).1)).collect();
+        let mut settings = config.kubernetes.clone().unwrap();
+        settings.clusters[0].kubeconfig = Some(cluster.user("copier", &[], &rules).await);
+        let clusters = Clusters::new(&settings, &config.ca.trust_domains).await.unwrap();
+        let one = Arc::clone(clusters.first().unwrap());
+        let standing = one.standing(checkpoints::NAME);
+        let newest = Arc::new(|| Some("a checkpoint".to_owned()));
+        let copies = settings.checkpoints.clone().unwrap();
+        let task = tokio::spawn(checkpoints::run(one, cluster.namespace.clone(), "a".into(), copies, newest));
+        if let [right] = without.as_slice() {
+            let words = format!("cannot {lacking} resource \"configmaps\"");
+            eventually(&words, async || standing.borrow().trouble()?.contains(&words).then_some(())).await;
+            cluster.grant("copier", "more", &[], &[(&cluster.namespace, rig::rule(right).1)]).await;
+        }
+        let api = cluster.api::<ConfigMap>();
+        eventually("the copy", async || {
+            let data = api.get_opt("istio-hsm-ca-checkpoints").await.unwrap()?.data?;
+            (data.get("a")? == "a checkpoint" && standing.borrow().trouble().is_none()).then_some(())
+        })
+        .await;
+        task.abort();
+    }
 }

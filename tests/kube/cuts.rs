@@ -19,6 +19,7 @@ use super::{
     common::daemon::{Daemon, IDENTITY, Site},
     harness::{Cluster, eventually, site},
     kinds::{ALL, Kind},
+    outage::outage,
     proxy::Proxy,
     servers::{ApiServer, SOON},
 };
@@ -175,7 +176,7 @@ async fn an_api_server_goes_and_comes_back_and_nothing_is_issued_twice() {
 
     GONE.kill();
     // Longer than a Lease is held: what led must lead again.
-    assert!(scene.served(Duration::from_secs(20)).await > 10);
+    assert!(scene.served(outage()).await > 10);
     let page = scene.page().await;
     assert!(page.contains("this replica does not lead"), "{page}");
     assert_eq!(page.matches("stands by").count(), ALL.len(), "{page}");

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use k8s_openapi::{ByteString, api::core::v1::Secret};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Secret},
+};
 use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -187,4 +190,45 @@ async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
     running.await.unwrap().unwrap();
     assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await, None);
     assert_eq!(key_of(&api, "cacerts", "ca-cert.pem").await.as_deref(), Some(plug_in.ca_cert.as_bytes()));
+}
+
+/// Each right of an import: what it says without it, and what stays as it was.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn each_right_of_an_import_is_needed() {
+    let cluster = Cluster::new(&EAST, "importrights").await;
+    let (api, maps): (Api<Secret>, Api<ConfigMap>) = (cluster.api(), cluster.api());
+    let plug_in = PlugIn::intermediate();
+    let key = plug_in.ca.key().serialize_pem();
+    let values = [
+        ("ca-cert.pem", plug_in.ca_cert.as_str()),
+        ("ca-key.pem", key.as_str()),
+        ("root-cert.pem", plug_in.root_cert.as_str()),
+    ];
+    put(&api, "cacerts", "Opaque", &values).await;
+    let secret = format!("{}/cacerts", cluster.namespace);
+    let map = format!("--bundle-configmap={}/bundle", cluster.namespace);
+    let flags = [map.as_str(), "--remove-key-from-secret", "--i-have-a-backup"];
+    let all = [("secrets", "get"), ("secrets", "patch"), ("configmaps", "create"), ("configmaps", "patch")];
+    let site = Site::bare();
+    for (number, lacking) in all.iter().enumerate() {
+        let rules: Vec<_> = all
+            .iter()
+            .filter(|right| *right != lacking)
+            .map(|(resource, verb)| (cluster.namespace.as_str(), rule("", &[resource], &[verb])))
+            .collect();
+        let kubeconfig = cluster.user(&format!("importer-{number}"), &[], &rules).await;
+        let refused = import(&site, &kubeconfig, &secret, &flags).unwrap_err();
+        let words = format!("cannot {} resource \"{}\"", lacking.1, lacking.0);
+        assert!(refused.contains(&words), "{words}: {refused}");
+        assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await.as_deref(), Some(key.as_bytes()), "{words}");
+        let _none = maps.delete("bundle", &DeleteParams::default()).await;
+    }
+    let rules = all.map(|(resource, verb)| (cluster.namespace.as_str(), rule("", &[resource], &[verb])));
+    let kubeconfig = cluster.user("importer-all", &[], &rules).await;
+    import(&site, &kubeconfig, &secret, &flags).unwrap();
+    assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await, None);
+    let data = maps.get("bundle").await.unwrap().data.unwrap();
+    assert_eq!(data["ca-cert.pem"], plug_in.ca_cert);
+    assert!(data.keys().any(|name| name.starts_with("import-receipt-")), "{:?}", data.keys());
 }

@@ -258,7 +258,8 @@ pub fn permissions(config: &Config) -> Vec<Permission> {
     all.into_iter().filter(|permission| permission.resource != "leases").collect()
 }
 
-fn rule(permission: &Permission) -> (Option<String>, PolicyRule) {
+/// A permission as a rule, and its namespace.
+pub fn rule(permission: &Permission) -> (Option<String>, PolicyRule) {
     let rule = PolicyRule {
         api_groups: Some(vec![permission.group.to_owned()]),
         resources: Some(vec![permission.resource.to_owned()]),
