@@ -115,11 +115,13 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     });
     authenticator.start();
     let core = setup::core(&config, &readiness, &background).await?;
-    if let Some(clusters) = &clusters {
+    let standing = clusters.as_ref().map(|clusters| {
         let leading = clusters::elect(&config, clusters, &background);
-        controllers::start(&config, clusters, &core.ca, leading.as_ref(), &background);
-    }
-    let served = serve(&config, &core, authenticator, &metrics, &readiness, &background, (stop, bell)).await;
+        controllers::start(&config, clusters, &core.ca, leading.as_ref(), &readiness, &background);
+        clusters::Standing::new(clusters, leading)
+    });
+    let parts = (authenticator, standing);
+    let served = serve(&config, &core, parts, &metrics, &readiness, &background, (stop, bell)).await;
     tracing::info!("draining");
     systemd::ending();
     background.end(TASKS_END).await;
@@ -152,7 +154,7 @@ fn fit_connections(limits: &mut grpc::settings::Limits) {
 async fn serve(
     config: &Config,
     core: &Core,
-    authenticator: Arc<Authenticator>,
+    (authenticator, clusters): (Arc<Authenticator>, Option<clusters::Standing>),
     metrics: &Metrics,
     readiness: &Readiness,
     background: &Background,
@@ -187,7 +189,7 @@ async fn serve(
         background.spawn(operator::serve(socket, Arc::clone(&core.ca), background.ended()));
     }
     if let Some(socket) = status_socket(config).await? {
-        let take = overview::taker(core, config, readiness.watch());
+        let take = overview::taker(core, config, readiness.watch(), clusters);
         background.spawn(status::serve(socket, take, background.ended()));
     }
     let reloader = core.reloader(config, Arc::clone(&authenticator), bell, readiness.part("CA certificate"));

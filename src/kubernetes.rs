@@ -4,6 +4,7 @@
 //! needed, that the configuration does not name. Certificates come from `issue` alone, as everybody's do. Called by
 //! `daemon`.
 
+mod board;
 pub mod checkpoints;
 pub mod cluster;
 mod controller;
@@ -19,6 +20,8 @@ pub mod reviewer;
 pub mod root_configmap;
 pub mod secret;
 pub mod settings;
+pub mod standing;
+mod watched;
 pub mod workload_secret;
 
 pub use cluster::{Cluster, ClusterError, Clusters};

@@ -32,3 +32,43 @@ fn with_kubernetes(text: &str) -> String {
     let before = before.replace("#: allow_intermediate = false", "allow_intermediate = true");
     format!("{before}\n[kubernetes]{part}\n[admin]{after}")
 }
+
+/// docs/KUBERNETES.md names every setting, and what it says of defaults is so.
+#[test]
+fn the_reference_of_kubernetes_is_true() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/KUBERNETES.md")).unwrap();
+    let (_, rest) = page.split_once("```toml\n").unwrap();
+    let (block, _) = rest.split_once("```").unwrap();
+    let frame = |part: &str| {
+        let text = format!(
+            "[ca]\nbundle = '/b'\n[[token]]\nname = 't'\nuri = 'pkcs11:token=t?module-path=/m.so&pin-source=file:/p'\n\
+             [serving]\ndns_names = ['ca.test']\n[log]\ndirectory = '/l'\n[token_host]\nallow_intermediate = true\n{part}"
+        );
+        Config::parse(&text, "").unwrap_or_else(|problems| panic!("{problems:#?}\n{text}")).kubernetes.unwrap()
+    };
+    // What has no default, and nothing else.
+    let kept = ["issuers", "namespaces = [\"legacy\"]", "name = \"hsm", "username", "may", "identity"];
+    let least = |line: &&str| line.starts_with('[') || kept.iter().any(|kept| line.starts_with(kept));
+    let mut written = frame(block);
+    let least = frame(&block.lines().filter(least).collect::<Vec<_>>().join("\n"));
+    // These are the pod's to say.
+    assert!(written.namespace.take().is_some() && least.namespace.is_none());
+    for cluster in &mut written.clusters {
+        cluster.istiod_certificate.as_mut().unwrap().namespace = None;
+        cluster.intermediate.as_mut().unwrap().namespace = None;
+    }
+    assert_eq!(written, least);
+
+    // Every name that the settings have stands in the block.
+    let source = include_str!("../src/kubernetes/settings.rs");
+    let (structs, _) = source.split_once("\nimpl Settings").unwrap();
+    let fields =
+        structs.lines().filter_map(|line| line.strip_prefix("    pub ")?.split_once(':').map(|(name, _)| name));
+    let mut seen = 0;
+    for field in fields.filter(|field| !["clusters", "signers", "requesters", "service_account"].contains(field)) {
+        let there = block.contains(&format!("{field} =")) || block.contains(&format!(".{field}]"));
+        assert!(there, "docs/KUBERNETES.md does not name {field}");
+        seen += 1;
+    }
+    assert!(seen > 30, "{seen}");
+}

@@ -13,16 +13,24 @@ mod servers;
 #[path = "kube/rig.rs"]
 mod rig;
 
+#[path = "kube/controllers.rs"]
+mod controllers;
 #[path = "kube/csrs.rs"]
 mod csrs;
+#[path = "kube/cuts.rs"]
+mod cuts;
 #[path = "kube/imports.rs"]
 mod imports;
+#[path = "kube/kinds.rs"]
+mod kinds;
 #[path = "kube/leader.rs"]
 mod leader;
 #[path = "kube/nodes.rs"]
 mod nodes;
 #[path = "kube/outage.rs"]
 mod outage;
+#[path = "kube/proxy.rs"]
+mod proxy;
 #[path = "kube/replicas.rs"]
 mod replicas;
 #[path = "kube/rights.rs"]

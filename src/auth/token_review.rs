@@ -7,6 +7,8 @@
 //! is checked after, against more than Istio's own server asks for (its audiences must be ours). Called by
 //! [`super::Authenticator`]; `kubernetes` brings the API servers as [`Reviewer`]s.
 
+mod error;
+
 use std::{
     future::Future,
     pin::Pin,
@@ -16,13 +18,14 @@ use std::{
 
 use tokio::sync::Semaphore;
 
+pub use self::error::ReviewError;
 use super::{
     BoundPod,
     answers::{Answers, Hash, sha256},
     credentials::{ClusterId, ClusterName, Token},
     jwt::{
         Proven,
-        claims::{Claims, ClaimsError, Rules, Subject},
+        claims::{Claims, Rules, Subject},
         token::Compact,
     },
 };
@@ -77,72 +80,6 @@ pub struct Unanswered(pub String);
 pub trait Reviewer: std::fmt::Debug + Send + Sync {
     /// Asks whether a token is good for one of the audiences.
     fn review<'a>(&'a self, token: Token<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>>;
-}
-
-/// Why a token proves nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReviewError {
-    /// The answer is for audiences that are not ours.
-    #[error("the API server accepts the token, but for other audiences than ours")]
-    Audience,
-    /// What the token says of itself is refused.
-    #[error(transparent)]
-    Claims(#[from] ClaimsError),
-    /// The API server speaks of somebody else than the token.
-    #[error("the token's subject is not whom the API server names")]
-    Disagree,
-    /// The API server refuses the token.
-    #[error("the API server of cluster {cluster} refuses the token: {reason}")]
-    Refused {
-        /// The cluster.
-        cluster: ClusterName,
-        /// Its words.
-        reason: String,
-    },
-    /// The answer is none that a service account gets.
-    #[error("the API server's answer is no service account's: {0}")]
-    NoServiceAccount(&'static str),
-    /// The API server is away.
-    #[error("the API server of cluster {cluster} did not judge the token: {source}")]
-    Unanswered {
-        /// The cluster.
-        cluster: ClusterName,
-        /// Why not.
-        source: Unanswered,
-    },
-    /// The issuer is another cluster's.
-    #[error("the token's issuer does not belong to the cluster that the caller names")]
-    WrongCluster,
-}
-
-impl ReviewError {
-    /// The label in metrics.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Audience => "review_audience",
-            Self::Claims(error) => error.reason(),
-            Self::Disagree => "review_disagree",
-            Self::NoServiceAccount(_) => "review_no_service_account",
-            Self::Refused { .. } => "review_refused",
-            Self::Unanswered { .. } => "review_unanswered",
-            Self::WrongCluster => "review_wrong_cluster",
-        }
-    }
-
-    /// Whether the same token may be good later, without a change to it or to the configuration.
-    #[must_use]
-    pub fn is_temporary(&self) -> bool {
-        match self {
-            Self::Unanswered { .. } => true,
-            Self::Audience
-            | Self::Claims(_)
-            | Self::Disagree
-            | Self::NoServiceAccount(_)
-            | Self::Refused { .. }
-            | Self::WrongCluster => false,
-        }
-    }
 }
 
 /// A cluster whose API server judges its tokens.
@@ -245,7 +182,7 @@ impl TokenReviews {
             return Some(Err(refusal.error.clone()));
         }
         let result = cluster.judge(token, &claims, now).await;
-        if let Some(outcome) = outcome(&result) {
+        if let Some(outcome) = result.as_ref().map_or_else(ReviewError::outcome, |_| Some("good")) {
             metrics::token_review(cluster.settings.cluster.as_str(), outcome);
         }
         match &result {
@@ -344,21 +281,6 @@ impl Cluster {
             service_account: account.parse().map_err(|_| malformed())?,
             pod,
         })
-    }
-}
-
-/// What the API server's part in a decision was, as metrics count it; `None` where it was not asked.
-fn outcome<T>(result: &Result<T, ReviewError>) -> Option<&'static str> {
-    match result {
-        Ok(_) => Some("good"),
-        Err(ReviewError::Unanswered { .. }) => Some("unanswered"),
-        Err(ReviewError::Claims(_) | ReviewError::WrongCluster) => None,
-        Err(
-            ReviewError::Audience
-            | ReviewError::Disagree
-            | ReviewError::NoServiceAccount(_)
-            | ReviewError::Refused { .. },
-        ) => Some("refused"),
     }
 }
 

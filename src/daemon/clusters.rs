@@ -7,7 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::{background::Background, readiness::Readiness};
+use super::{
+    background::Background,
+    readiness::Readiness,
+    status::{ClusterEntry, ControllerEntry},
+};
 use crate::{
     auth::Authenticator,
     config::Config,
@@ -15,7 +19,7 @@ use crate::{
         Cluster, ClusterError, Clusters,
         leader::{Election, Timing},
         permissions::{self, Permission},
-        pods, reviewer,
+        pods, reviewer, standing,
     },
 };
 
@@ -81,4 +85,46 @@ pub fn elect(config: &Config, clusters: &Clusters, background: &Background) -> O
     let leading = election.leading();
     background.spawn(election.run(cluster.client(), namespace.clone(), background.ended()));
     Some(leading)
+}
+
+/// What the status page asks: how clusters and controllers stand, and whether this replica leads.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    clusters: Arc<Clusters>,
+    leading: Option<watch::Receiver<bool>>,
+}
+
+impl Standing {
+    /// `leading` is what [`elect`] gave.
+    #[must_use]
+    pub fn new(clusters: &Arc<Clusters>, leading: Option<watch::Receiver<bool>>) -> Self {
+        Self { clusters: Arc::clone(clusters), leading }
+    }
+
+    /// Whether this replica leads; `None` where nobody need lead.
+    #[must_use]
+    pub fn leads(&self) -> Option<bool> {
+        self.leading.as_ref().map(|leading| *leading.borrow())
+    }
+
+    /// Every cluster with its controllers.
+    #[must_use]
+    pub fn entries(&self) -> Vec<ClusterEntry> {
+        let entry = |cluster: &Arc<Cluster>| ClusterEntry {
+            name: cluster.name().to_string(),
+            trouble: cluster.health().borrow().clone(),
+            controllers: cluster.controllers().into_iter().map(|(name, standing)| controller(name, standing)).collect(),
+        };
+        self.clusters.iter().map(entry).collect()
+    }
+}
+
+fn controller(name: &'static str, standing: standing::Standing) -> ControllerEntry {
+    ControllerEntry {
+        name,
+        running: standing.running > 0,
+        trouble: standing.trouble(),
+        last_success: standing.last_success,
+        last_error: standing.last_error,
+    }
 }

@@ -4,6 +4,8 @@
 //! Everything that came from outside passes through the template's escaping; the page loads nothing and, by its
 //! Content-Security-Policy, may not.
 
+mod asked;
+mod clusters;
 mod page;
 mod plot;
 mod text;
@@ -81,6 +83,32 @@ pub struct LogEntry {
     pub checkpoint_trouble: Option<String>,
 }
 
+/// A cluster as it stands.
+#[derive(Clone, Debug)]
+pub struct ClusterEntry {
+    /// Its configured name.
+    pub name: String,
+    /// Why its API server does not answer; `None` when it does.
+    pub trouble: Option<String>,
+    /// What this daemon does there.
+    pub controllers: Vec<ControllerEntry>,
+}
+
+/// A controller of a cluster as it stands.
+#[derive(Clone, Debug)]
+pub struct ControllerEntry {
+    /// Its name in logs and metrics.
+    pub name: &'static str,
+    /// Whether it runs here; where another replica leads, it stands by.
+    pub running: bool,
+    /// What is not as it should be; `None` when all is.
+    pub trouble: Option<String>,
+    /// When it last found or made everything as it should be.
+    pub last_success: Option<SystemTime>,
+    /// When something last failed, and what.
+    pub last_error: Option<(SystemTime, String)>,
+}
+
 /// All that the page shows.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -96,6 +124,10 @@ pub struct Snapshot {
     pub tokens: Vec<TokenEntry>,
     /// The log.
     pub log: LogEntry,
+    /// The clusters, where there are any.
+    pub clusters: Vec<ClusterEntry>,
+    /// Whether this replica's controllers run; `None` where none is configured.
+    pub leads: Option<bool>,
     /// The last hour.
     pub hour: Hour,
 }

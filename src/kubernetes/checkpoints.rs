@@ -14,13 +14,8 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    Cluster,
-    cluster::chain,
-    controller::{Board, is_conflict},
-    secret::MANAGED_BY,
-    settings::Checkpoints,
+    Cluster, board::Board, cluster::chain, controller::is_conflict, secret::MANAGED_BY, settings::Checkpoints,
 };
-use crate::telemetry::metrics;
 
 /// The name in logs and metrics.
 pub const NAME: &str = "checkpoints";
@@ -37,7 +32,7 @@ pub async fn run(cluster: Arc<Cluster>, namespace: String, replica: String, sett
     let configmaps: Api<ConfigMap> = Api::namespaced(cluster.client(), &namespace);
     let object = format!("{namespace}/{}", settings.configmap);
     let key = key(&replica);
-    let mut board = Board::new(NAME, cluster.name());
+    let mut board = Board::new(NAME, &cluster);
     let mut kept = None;
     let mut pause = LOOK;
     loop {
@@ -45,14 +40,14 @@ pub async fn run(cluster: Arc<Cluster>, namespace: String, replica: String, sett
         if let Some(text) = now.filter(|text| kept.as_ref() != Some(text)) {
             match keep(&configmaps, &settings, &key, &text).await {
                 Ok(()) => {
-                    metrics::reconciled(NAME, cluster.name().as_str(), "changed");
-                    board.tell_one(&object, None);
+                    board.object(&object, None);
+                    board.count("changed");
                     kept = Some(text);
                     pause = LOOK;
                 }
                 Err(error) => {
-                    metrics::reconciled(NAME, cluster.name().as_str(), "error");
-                    board.tell_one(&object, Some(chain(&error)));
+                    board.object(&object, Some(chain(&error)));
+                    board.count("error");
                     pause = (pause * 2).min(PAUSE_MOST);
                 }
             }

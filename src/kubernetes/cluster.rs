@@ -11,7 +11,10 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use super::settings::{self, Settings};
+use super::{
+    settings::{self, Settings},
+    standing::{Standing, Standings},
+};
 use crate::{
     auth::ClusterName,
     identity::{Namespace, TrustDomain},
@@ -20,6 +23,11 @@ use crate::{
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long the API server lets a watch go on before it is asked for again, in seconds: one that was cut without a word
+/// is found out by then.
+pub(super) const WATCH_SECONDS: u32 = 60;
+/// How long a connection on which an answer is due may be silent; longer than a watch is.
+const SILENCE: Duration = Duration::from_secs(75);
 /// How often an API server is asked whether it is there.
 const PROBE: Duration = Duration::from_secs(10);
 /// How long it may take to answer that.
@@ -80,6 +88,7 @@ pub struct Cluster {
     client: Quiet,
     settings: settings::Cluster,
     health: watch::Sender<Option<String>>,
+    standings: Standings,
 }
 
 /// A client that has a `Debug`.
@@ -122,6 +131,9 @@ impl Cluster {
             None => Config::incluster().map_err(|source| ClusterError::InCluster { cluster: name.clone(), source })?,
         };
         config.connect_timeout = Some(CONNECT);
+        // A connection that is dead without a word must not hold a controller up for ever.
+        config.read_timeout = Some(SILENCE);
+        config.reset_reader_on_write = true;
         let client = Client::try_from(config).map_err(|source| ClusterError::Client {
             cluster: name.clone(),
             kubeconfig: settings
@@ -131,7 +143,7 @@ impl Cluster {
             source: Box::new(source),
         })?;
         let health = watch::Sender::new(Some("starting".to_owned()));
-        Ok(Self { name, trust_domain, client: Quiet(client), settings, health })
+        Ok(Self { name, trust_domain, client: Quiet(client), settings, health, standings: Standings::default() })
     }
 
     /// The cluster ID.
@@ -162,6 +174,22 @@ impl Cluster {
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Option<String>> {
         self.health.subscribe()
+    }
+
+    /// How one of its controllers stands, by the controller's name, now and later.
+    #[must_use]
+    pub fn standing(&self, controller: &'static str) -> watch::Receiver<Standing> {
+        self.standings.watch(controller)
+    }
+
+    /// How its controllers stand, by name.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<(&'static str, Standing)> {
+        self.standings.all()
+    }
+
+    pub(super) fn standings(&self) -> &Standings {
+        &self.standings
     }
 
     /// Asks the API server again and again whether it is there, until dropped. `/version` is open to every

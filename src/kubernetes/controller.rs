@@ -5,29 +5,34 @@
 //! event. Called by the controllers of this module, inside [`super::leader::while_leading`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt::Debug,
     future::Future,
     hash::Hash,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use futures_util::{
-    Stream, StreamExt,
+    StreamExt,
     stream::{self, BoxStream},
 };
 use kube::{
-    Resource,
+    Api, Resource,
     runtime::{
-        WatchStreamExt,
         reflector::{self, Store},
         watcher::{self, Event},
     },
 };
+use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::Instant};
 
-use super::cluster::chain;
-use crate::{auth::ClusterName, clock, telemetry::metrics};
+use super::{
+    Cluster,
+    board::Board,
+    watched::{Seen, watched},
+};
+use crate::clock;
 
 /// How long a burst of changes is let gather.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -47,10 +52,16 @@ pub(super) enum Signal {
     Ready,
     /// The watch fails, and is tried again.
     Trouble(String),
+    /// The watch holds again.
+    Holds,
 }
 
 /// A watch's signals.
-pub(super) type Signals = BoxStream<'static, Signal>;
+pub(super) struct Signals {
+    /// What is watched, as messages call it.
+    of: String,
+    signals: BoxStream<'static, Signal>,
+}
 
 /// What came of a look.
 #[derive(Debug, Default)]
@@ -81,41 +92,46 @@ pub(super) trait Reconcile: Send {
     fn look(&mut self) -> impl Future<Output = Look> + Send;
 }
 
-/// A cache of the objects that a watch shows, and the watch's signals, which must be read for the cache to fill.
-pub(super) fn cached<K>(events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static) -> (Store<K>, Signals)
+/// A cache of the objects that a watch shows, and the watch's signals, which must be read for the cache to fill. `of` is
+/// what is watched, in words.
+pub(super) fn cached<K>(api: Api<K>, config: watcher::Config, of: impl Into<String>) -> (Store<K>, Signals)
 where
-    K: Resource + Clone + Debug + Send + Sync + 'static,
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Send + Sync + 'static,
 {
-    let (store, writer) = reflector::store();
-    (store, signals(events.default_backoff().reflect(writer)))
-}
-
-fn signals<K: Send + 'static>(events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static) -> Signals {
-    let signal = |event| async move {
-        match event {
-            Ok(Event::Apply(_) | Event::Delete(_)) => Some(Signal::Changed),
-            Ok(Event::InitDone) => Some(Signal::Ready),
-            Ok(Event::Init | Event::InitApply(_)) => None,
-            Err(error) => Some(Signal::Trouble(chain(&error))),
+    let (store, mut writer) = reflector::store();
+    let signal = move |seen| {
+        if let Seen::Event(event) = &seen {
+            writer.apply_watcher_event(event);
         }
+        std::future::ready(match seen {
+            Seen::Event(Event::Apply(_) | Event::Delete(_)) => Some(Signal::Changed),
+            Seen::Event(Event::InitDone) => Some(Signal::Ready),
+            Seen::Event(Event::Init | Event::InitApply(_)) => None,
+            Seen::Trouble(reason) => Some(Signal::Trouble(reason)),
+            Seen::Holds => Some(Signal::Holds),
+        })
     };
-    events.filter_map(signal).boxed()
+    (
+        store,
+        Signals { of: format!("the watch of {}", of.into()), signals: watched(api, config).filter_map(signal).boxed() },
+    )
 }
 
 /// Runs a controller until dropped. `replaced` tells of another CA certificate or roots.
 pub(super) async fn run(
     name: &'static str,
-    cluster: &ClusterName,
+    cluster: &Arc<Cluster>,
     watches: Vec<Signals>,
     mut replaced: watch::Receiver<u64>,
     mut work: impl Reconcile,
 ) {
     let wanted = watches.len();
-    let watches =
-        watches.into_iter().enumerate().map(|(index, watch)| watch.map(move |signal| (index, signal)).boxed());
+    let names: Vec<String> = watches.iter().map(|watch| watch.of.clone()).collect();
+    let watches = watches.into_iter().zip(names);
+    let watches = watches.map(|(watch, of)| watch.signals.map(move |signal| (of.clone(), signal)).boxed());
     let mut signals = stream::select_all(watches);
-    let (mut ready, mut troubles) = (BTreeSet::new(), BTreeMap::new());
+    let mut ready = BTreeSet::new();
     let mut board = Board::new(name, cluster);
     let mut due = Instant::now();
     let mut pause = PAUSE;
@@ -124,15 +140,12 @@ pub(super) async fn run(
             signal = signals.next(), if wanted > 0 => match signal {
                 None => return,
                 Some((_, Signal::Changed)) => due = due.min(Instant::now() + SETTLE),
-                Some((index, Signal::Ready)) => {
-                    ready.insert(index);
-                    troubles.remove(&index);
+                Some((of, Signal::Ready)) => {
+                    ready.insert(of);
                     due = Instant::now();
                 }
-                Some((index, Signal::Trouble(reason))) => {
-                    troubles.insert(index, ("the watch".to_owned(), reason));
-                    board.tell(troubles.values().cloned().collect());
-                }
+                Some((of, Signal::Trouble(reason))) => board.watch(&of, Some(reason)),
+                Some((of, Signal::Holds)) => board.watch(&of, None),
             },
             changed = replaced.changed() => {
                 if changed.is_err() {
@@ -141,72 +154,15 @@ pub(super) async fn run(
                 due = Instant::now();
             }
             () = tokio::time::sleep_until(due), if ready.len() == wanted => {
-                let mut look = work.look().await;
-                board.count(&look);
-                look.failures.extend(troubles.values().cloned());
+                let look = work.look().await;
                 let failed = !look.failures.is_empty();
-                board.tell(look.failures);
                 let rest = look.due.map_or(LOOK, |due| due.duration_since(clock::now()).unwrap_or_default());
                 let rest = if failed { rest.min(pause) } else { rest };
                 pause = if failed { (pause * 2).min(PAUSE_MOST) } else { PAUSE };
                 due = Instant::now() + rest.clamp(PAUSE, LOOK);
+                board.looked(look);
             }
         }
-    }
-}
-
-/// Tells what fails: in the log when it changes, and in the metrics.
-#[derive(Debug)]
-pub(super) struct Board {
-    name: &'static str,
-    cluster: ClusterName,
-    told: BTreeMap<String, String>,
-}
-
-impl Board {
-    pub(super) fn new(name: &'static str, cluster: &ClusterName) -> Self {
-        metrics::in_error(name, cluster.as_str(), 0, 0);
-        Self { name, cluster: cluster.clone(), told: BTreeMap::new() }
-    }
-
-    fn count(&self, look: &Look) {
-        let result = match (look.failures.is_empty(), look.changed) {
-            (false, _) => "error",
-            (true, 0) => "unchanged",
-            (true, _) => "changed",
-        };
-        metrics::reconciled(self.name, self.cluster.as_str(), result);
-    }
-
-    /// Tells every failure there is now.
-    fn tell(&mut self, failures: Vec<(String, String)>) {
-        let now: BTreeMap<String, String> = failures.into_iter().collect();
-        let (controller, cluster) = (self.name, &self.cluster);
-        for (object, reason) in now.iter().filter(|(object, reason)| self.told.get(*object) != Some(reason)) {
-            tracing::error!(controller, %cluster, object, reason, "an object is not as it should be; tried again");
-        }
-        for object in self.told.keys().filter(|object| !now.contains_key(*object)) {
-            tracing::info!(controller, %cluster, object, "an object is as it should be again");
-        }
-        metrics::in_error(self.name, self.cluster.as_str(), self.told.len(), now.len());
-        self.told = now;
-    }
-
-    /// Tells that one object's failure is there or gone, where the others are not looked at.
-    pub(super) fn tell_one(&mut self, object: &str, reason: Option<String>) {
-        let mut failures = self.told.clone();
-        match reason {
-            Some(reason) => failures.insert(object.to_owned(), reason),
-            None => failures.remove(object),
-        };
-        self.tell(failures.into_iter().collect());
-    }
-}
-
-/// A replica that leads no more tells nothing.
-impl Drop for Board {
-    fn drop(&mut self) {
-        metrics::in_error(self.name, self.cluster.as_str(), self.told.len(), 0);
     }
 }
 

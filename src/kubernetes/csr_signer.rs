@@ -7,16 +7,15 @@
 //! Approving is not done here. Called by `daemon` while this replica leads.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use k8s_openapi::{
     ByteString,
-    api::certificates::v1::{
-        CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestSpec,
-    },
+    api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
 };
@@ -25,15 +24,18 @@ use kube::{
     api::PostParams,
     runtime::{
         controller::{Action, Config, Controller, Error as RunError},
-        watcher,
+        reflector,
+        watcher::{self, Event},
     },
 };
 
 use super::{
     Cluster,
+    board::Board,
     cluster::chain,
-    controller::{Board, is_conflict},
+    controller::is_conflict,
     settings::CsrSigner,
+    watched::{Seen, watched},
 };
 use crate::{
     auth::Caller,
@@ -41,7 +43,7 @@ use crate::{
     issue::{CertificateAuthority, IssueError, Request},
     pki::Issued,
     policy::{Asked, Kind},
-    telemetry::{RequestId, metrics},
+    telemetry::RequestId,
 };
 
 /// The controller's name in logs and metrics.
@@ -64,22 +66,64 @@ enum SignerError {
     Issue(#[from] IssueError),
 }
 
-/// Signs requests until dropped.
-pub async fn run(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, signer: CsrSigner) {
+/// Signs requests for every signer name until dropped.
+pub async fn run(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, signers: Vec<CsrSigner>) {
+    let all = signers.into_iter().map(|signer| sign_for(Arc::clone(&cluster), Arc::clone(&ca), signer));
+    futures_util::future::join_all(all).await;
+}
+
+async fn sign_for(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, signer: CsrSigner) {
     let requests: Api<CertificateSigningRequest> = Api::all(cluster.client());
     let ours = watcher::Config::default().fields(&format!("spec.signerName={}", signer.name));
-    let board = Mutex::new(Board::new(NAME, cluster.name()));
-    let context = Arc::new(Signer { cluster, ca, signer, requests: requests.clone(), board });
+    let board = Mutex::new(Board::new(NAME, &cluster));
+    let watch = format!("the watch of CertificateSigningRequests for {}", signer.name);
+    let seen = watched(requests.clone(), ours);
+    let context = Arc::new(Signer { cluster, ca, signer, requests, board, unwritten: Mutex::default() });
+    let (store, mut writer) = reflector::store();
     let told = Arc::clone(&context);
-    Controller::new(requests, ours)
+    let mut listed = Vec::new();
+    let changed = seen.flat_map(move |seen| {
+        if let Seen::Event(event) = &seen {
+            writer.apply_watcher_event(event);
+        }
+        let requests = match seen {
+            Seen::Event(Event::Apply(request)) => vec![request],
+            Seen::Event(Event::Init) => {
+                listed.clear();
+                Vec::new()
+            }
+            // The cache shows a list when it is complete, and not before.
+            Seen::Event(Event::InitApply(request)) => {
+                listed.push(request);
+                Vec::new()
+            }
+            Seen::Event(Event::InitDone) => {
+                told.board().count("unchanged");
+                std::mem::take(&mut listed)
+            }
+            Seen::Event(Event::Delete(request)) => {
+                told.forget(request.metadata.name.as_deref().unwrap_or_default());
+                Vec::new()
+            }
+            Seen::Trouble(reason) => {
+                told.board().watch(&watch, Some(reason));
+                Vec::new()
+            }
+            Seen::Holds => {
+                told.board().watch(&watch, None);
+                Vec::new()
+            }
+        };
+        stream::iter(requests.into_iter().map(Ok))
+    });
+    let told = Arc::clone(&context);
+    Controller::for_stream(changed, store)
         .with_config(Config::default().concurrency(AT_ONCE))
         .run(|request, context| async move { context.look(&request).await }, again, context)
         .for_each(|result| {
-            match result {
-                Ok(_) => told.tell("the watch", None),
-                Err(RunError::QueueError(error)) => told.tell("the watch", Some(chain(&error))),
-                // Told by [`again`].
-                Err(RunError::ObjectNotFound(_) | RunError::ReconcilerFailed(..) | RunError::RunnerError(_)) => {}
+            // What else fails is told by [`again`], and by the watch.
+            if let Err(RunError::ObjectNotFound(request)) = result {
+                told.forget(&request.name);
             }
             std::future::ready(())
         })
@@ -88,8 +132,9 @@ pub async fn run(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, signer: C
 
 fn again(request: Arc<CertificateSigningRequest>, error: &SignerError, context: Arc<Signer>) -> Action {
     let name = request.metadata.name.as_deref().unwrap_or_default();
-    metrics::reconciled(NAME, context.cluster.name().as_str(), "error");
-    context.tell(name, Some(error.to_string()));
+    let mut board = context.board();
+    board.object(name, Some(error.to_string()));
+    board.count("error");
     Action::requeue(PAUSE)
 }
 
@@ -99,49 +144,80 @@ struct Signer {
     signer: CsrSigner,
     requests: Api<CertificateSigningRequest>,
     board: Mutex<Board>,
+    /// What was issued and not yet written, by the request's name, with its UID: an API server that is away or refuses
+    /// must not cost a certificate at each attempt.
+    unwritten: Mutex<HashMap<String, (Option<String>, Issued)>>,
 }
 
 impl Signer {
-    fn tell(&self, object: &str, reason: Option<String>) {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner).tell_one(object, reason);
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, HashMap<String, (Option<String>, Issued)>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request needs nothing more, or is gone.
+    fn forget(&self, name: &str) {
+        self.unwritten().remove(name);
+        self.board().object(name, None);
     }
 
     async fn look(&self, request: &CertificateSigningRequest) -> Result<Action, SignerError> {
         let name = request.metadata.name.as_deref().unwrap_or_default();
         if !is_open(request) || request.spec.signer_name != self.signer.name {
-            self.tell(name, None);
+            self.forget(name);
             return Ok(Action::await_change());
         }
         let mut answered = request.clone();
-        match self.decide(&request.spec).await? {
+        let issuer = self.ca.issuer();
+        let unwritten = self
+            .unwritten()
+            .remove(name)
+            .filter(|(uid, issued)| *uid == request.metadata.uid && Arc::ptr_eq(issued.tbs().issuer(), &issuer));
+        let decided = match unwritten {
+            Some((_, issued)) => Ok(issued),
+            None => self.decide(request).await?,
+        };
+        match &decided {
             Ok(issued) => {
-                tracing::info!(
-                    request = name,
-                    username = request.spec.username,
-                    serial = issued.serial().to_hex(),
-                    "signed"
-                );
                 let status = answered.status.get_or_insert_default();
-                status.certificate = Some(ByteString(chain_pem(&issued, self.signer.include_root).into_bytes()));
+                status.certificate = Some(ByteString(chain_pem(issued, self.signer.include_root).into_bytes()));
             }
-            Err(refusal) => {
-                tracing::warn!(request = name, username = request.spec.username, refusal, "refused");
-                fail(&mut answered, refusal);
+            Err(refusal) => fail(&mut answered, refusal),
+        }
+        let username = request.spec.username.as_deref();
+        let result = self.requests.replace_status(name, &PostParams::default(), &answered).await;
+        match (&result, decided) {
+            (Ok(_), Ok(issued)) => {
+                tracing::info!(request = name, username, serial = issued.serial().to_hex(), "signed")
             }
+            (Ok(_), Err(refusal)) => tracing::warn!(request = name, username, refusal, "refused"),
+            (Err(_), Ok(issued)) => {
+                self.unwritten().insert(name.to_owned(), (request.metadata.uid.clone(), issued));
+            }
+            (Err(_), Err(_)) => {}
         }
-        match self.requests.replace_status(name, &PostParams::default(), &answered).await {
-            Ok(_) => metrics::reconciled(NAME, self.cluster.name().as_str(), "changed"),
-            // It has gone, or is another by now, which the watch shows.
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) if is_conflict(&error) => {}
-            Err(error) => return Err(error.into()),
+        match result {
+            Ok(_) => {
+                self.forget(name);
+                self.board().count("changed");
+                Ok(Action::await_change())
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                self.forget(name);
+                Ok(Action::await_change())
+            }
+            // It is another by now, which the watch shows; and if that was missed, another look does.
+            Err(error) if is_conflict(&error) => Ok(Action::requeue(PAUSE)),
+            Err(error) => Err(error.into()),
         }
-        self.tell(name, None);
-        Ok(Action::await_change())
     }
 
     /// A certificate, or why there will never be one.
-    async fn decide(&self, spec: &CertificateSigningRequestSpec) -> Result<Result<Issued, String>, SignerError> {
+    async fn decide(&self, request: &CertificateSigningRequest) -> Result<Result<Issued, String>, SignerError> {
+        let spec = &request.spec;
         if let Some(usage) = spec.usages.iter().flatten().find(|usage| !USAGES.contains(&usage.as_str())) {
             return Ok(Err(format!("the usage {usage:?} is not granted; ask for: {}", USAGES.join(", "))));
         }
@@ -199,7 +275,7 @@ fn chain_pem(issued: &Issued, include_root: bool) -> String {
     format!("{}{}{root}", issued.to_pem(), issuer.path_pem().concat())
 }
 
-fn fail(request: &mut CertificateSigningRequest, message: String) {
+fn fail(request: &mut CertificateSigningRequest, message: &str) {
     let now = Timestamp::try_from(clock::now()).ok().map(Time);
     let cut = message.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= MESSAGE_MAX).last();
     let condition = CertificateSigningRequestCondition {
@@ -240,7 +316,7 @@ mod tests {
             assert_eq!(is_open(&request(&conditions, certificate)), open, "{conditions:?}");
         }
         let mut failed = request(&[("Approved", "True")], None);
-        fail(&mut failed, "ü".repeat(1000));
+        fail(&mut failed, &"ü".repeat(1000));
         assert!(!is_open(&failed));
     }
 }

@@ -23,7 +23,7 @@ use kube::{
 use tokio::sync::{Semaphore, watch};
 
 use self::store::{PodView, Store};
-use super::cluster::{Cluster, Clusters, chain};
+use super::cluster::{Cluster, Clusters, WATCH_SECONDS, chain};
 use crate::{
     auth::{
         node::{NodeCluster, Nodes, Pod, Pods},
@@ -95,7 +95,7 @@ impl WatchedPods {
     /// Watches until dropped; a watch that is cut is begun again where it ended, or from a new list.
     pub async fn watch(self: Arc<Self>) {
         let pods: Api<PodView> = Api::all(self.cluster.client());
-        let config = watcher::Config::default().fields(NOT_FAILED);
+        let config = watcher::Config::default().fields(NOT_FAILED).timeout(WATCH_SECONDS);
         let mut events = std::pin::pin!(watcher(pods, config).default_backoff());
         let mut told = None;
         loop {

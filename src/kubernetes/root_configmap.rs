@@ -49,11 +49,11 @@ pub async fn run(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, settings:
     let configmaps: Api<ConfigMap> = Api::all(cluster.client());
     let selected = watcher::Config::default().labels(&settings.namespace_selector);
     let named = watcher::Config::default().fields(&format!("metadata.name={}", settings.name));
-    let (namespaces, seen) = controller::cached(watcher::watcher(namespaces, selected));
-    let (configmaps, changed) = controller::cached(watcher::watcher(configmaps, named));
+    let (namespaces, seen) = controller::cached(namespaces, selected, "Namespaces");
+    let (configmaps, changed) = controller::cached(configmaps, named, "ConfigMaps");
     let replaced = ca.replacements();
     let work = Roots { client: cluster.client(), ca, settings, namespaces, configmaps, corrected: HashMap::new() };
-    controller::run(NAME, cluster.name(), vec![seen, changed], replaced, work).await;
+    controller::run(NAME, &cluster, vec![seen, changed], replaced, work).await;
 }
 
 struct Roots {

@@ -1,5 +1,7 @@
 //! The part `[kubernetes]` of the configuration.
 
+mod defaults;
+
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
@@ -9,8 +11,6 @@ use crate::{
     identity::{DnsName, Name, Namespace, ServiceAccount, TrustDomain},
     policy::Scope,
 };
-
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// `[kubernetes]`: absent, no API server is asked anything.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -215,30 +215,6 @@ impl Settings {
                 || cluster.workload_secrets.is_some()
         })
     }
-
-    fn lease() -> String {
-        "istio-hsm-ca".to_owned()
-    }
-}
-
-impl TokenReview {
-    fn audiences() -> Vec<String> {
-        vec!["istio-ca".to_owned()]
-    }
-
-    fn cache() -> Duration {
-        Duration::from_secs(60)
-    }
-
-    fn timeout() -> Duration {
-        Duration::from_secs(5)
-    }
-}
-
-impl NodeImpersonation {
-    fn trusted_accounts() -> Vec<Account> {
-        Account::try_from("istio-system/ztunnel".to_owned()).into_iter().collect()
-    }
 }
 
 impl TryFrom<String> for Account {
@@ -257,30 +233,6 @@ impl TryFrom<String> for Account {
 impl std::fmt::Display for Account {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.service_account)
-    }
-}
-
-impl Default for RootConfigMap {
-    fn default() -> Self {
-        let ignored = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
-        Self {
-            name: "istio-ca-root-cert".to_owned(),
-            namespace_selector: String::new(),
-            ignored_namespaces: ignored.iter().filter_map(|name| name.parse().ok()).collect(),
-        }
-    }
-}
-
-impl Default for IstiodCertificate {
-    fn default() -> Self {
-        Self {
-            secret: "istiod-tls".to_owned(),
-            namespace: None,
-            revisions: vec!["default".to_owned()],
-            dns_names: Vec::new(),
-            ip_addresses: Vec::new(),
-            ttl: DAY,
-        }
     }
 }
 
@@ -313,12 +265,6 @@ impl IstiodCertificate {
     }
 }
 
-impl CsrSigner {
-    fn yes() -> bool {
-        true
-    }
-}
-
 impl Intermediate {
     /// istiod's namespace.
     #[must_use]
@@ -331,24 +277,4 @@ impl Intermediate {
 #[expect(clippy::expect_used, reason = "a constant, which the tests parse")]
 fn istio_system() -> Namespace {
     "istio-system".parse().expect("BUG: a namespace")
-}
-
-impl Default for Intermediate {
-    /// The organization is not the trust domain, which is the name of the root that Istio makes for itself, and of
-    /// `generate --self-signed`: a CA cannot have its own issuer's name.
-    fn default() -> Self {
-        Self { namespace: None, secret: "cacerts".to_owned(), organization: "istiod".to_owned(), ttl: 7 * DAY }
-    }
-}
-
-impl WorkloadSecrets {
-    fn ttl() -> Duration {
-        DAY
-    }
-}
-
-impl Default for Checkpoints {
-    fn default() -> Self {
-        Self { configmap: "istio-hsm-ca-checkpoints".to_owned(), labels: BTreeMap::new() }
-    }
 }

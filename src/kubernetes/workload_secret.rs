@@ -27,7 +27,7 @@ use super::{
     Cluster,
     cluster::chain,
     controller::{self, Look, Reconcile, is_conflict},
-    kept::{self, Form, Kept, KeptError, Wanted},
+    kept::{self, Form, Kept, KeptError, Unwritten, Wanted},
     secret,
     settings::WorkloadSecrets,
 };
@@ -55,12 +55,20 @@ async fn keep_namespace(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, na
     let accounts: Api<Meta<ServiceAccount>> = Api::namespaced(cluster.client(), namespace.as_str());
     let secrets: Api<Meta<Secret>> = Api::namespaced(cluster.client(), namespace.as_str());
     let ours = watcher::Config::default().labels(&format!("{}={}", secret::MANAGED_BY.0, secret::MANAGED_BY.1));
-    let (accounts, seen) = controller::cached(watcher::watcher(accounts, watcher::Config::default()));
-    let (secrets, changed) = controller::cached(watcher::watcher(secrets, ours));
+    let (accounts, seen) =
+        controller::cached(accounts, watcher::Config::default(), format!("ServiceAccounts in {namespace}"));
+    let (secrets, changed) = controller::cached(secrets, ours, format!("Secrets in {namespace}"));
     let replaced = ca.replacements();
-    let name = cluster.name().clone();
-    let work = Workloads { cluster, ca, namespace, accounts, secrets, judged: HashMap::new() };
-    controller::run(NAME, &name, vec![seen, changed], replaced, work).await;
+    let work = Workloads {
+        cluster: Arc::clone(&cluster),
+        ca,
+        namespace,
+        accounts,
+        secrets,
+        judged: HashMap::new(),
+        unwritten: HashMap::new(),
+    };
+    controller::run(NAME, &cluster, vec![seen, changed], replaced, work).await;
 }
 
 /// Keeps the Secrets until dropped.
@@ -78,6 +86,8 @@ struct Workloads {
     secrets: Store<Meta<Secret>>,
     /// Secrets that were looked at: by name the resourceVersion, the issuer's number, and when they are due.
     judged: HashMap<String, (String, u64, SystemTime)>,
+    /// What was issued and not yet written, by the Secret's name.
+    unwritten: HashMap<String, Unwritten>,
 }
 
 impl Reconcile for Workloads {
@@ -106,14 +116,28 @@ impl Reconcile for Workloads {
             }
         }
         self.judged.retain(|name, _| names.contains(name));
+        self.unwritten.retain(|name, _| names.contains(name));
+        let wanted: Vec<_> = wanted
+            .into_iter()
+            .map(|(one, version)| {
+                let unwritten = self.unwritten.remove(&one.name);
+                (one, version, unwritten)
+            })
+            .collect();
         let (client, ca) = (self.cluster.client(), &self.ca);
         let mut kept = stream::iter(wanted)
-            .map(|(one, version)| {
+            .map(|(one, version, mut unwritten)| {
                 let client = &client;
-                async move { (kept::keep(client, ca, &one, now).await, one.name, version) }
+                async move {
+                    let result = kept::keep(client, ca, &one, &mut unwritten, now).await;
+                    (result, one.name, version, unwritten)
+                }
             })
             .buffer_unordered(AT_ONCE);
-        while let Some((result, name, version)) = kept.next().await {
+        while let Some((result, name, version, unwritten)) = kept.next().await {
+            if let Some(unwritten) = unwritten {
+                self.unwritten.insert(name.clone(), unwritten);
+            }
             match result {
                 Ok(Kept { written, due }) => {
                     look.changed += usize::from(written);

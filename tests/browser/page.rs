@@ -13,6 +13,11 @@ use crate::common::{
 /// Marks up, runs and loads, wherever it is not escaped.
 const HOSTILE: &str = "<img src=x onerror=alert(1)>";
 
+const KUBECONFIG: &str = r#"{"apiVersion": "v1", "kind": "Config", "current-context": "x",
+    "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+    "users": [{"name": "u", "user": {"token": "t"}}],
+    "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}]}"#;
+
 /// A daemon that has issued and refused.
 struct Scene {
     _site: Site,
@@ -23,7 +28,16 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let site = Site::new(&PlugIn::named(HOSTILE));
-        let daemon = site.serve("[admin]\nstatus_address = \"127.0.0.1:0\"\n[log]\ncheckpoint_interval = \"1s\"");
+        // A cluster whose API server is away, which is no reason not to be ready.
+        let kubeconfig = site.softhsm.path().join("kubeconfig");
+        fs::write(&kubeconfig, KUBECONFIG).unwrap();
+        let daemon = site.serve(&format!(
+            "[admin]\nstatus_address = '127.0.0.1:0'\n[log]\ncheckpoint_interval = '1s'\n\
+             [kubernetes]\nnamespace = 'istio-system'\nidentity = 'one'\n\
+             [[kubernetes.cluster]]\nname = 'east'\nkubeconfig = '{}'\n[kubernetes.cluster.root_configmap]\n\
+             [kubernetes.cluster.istiod_certificate]\n",
+            kubeconfig.display()
+        ));
         let line = daemon.wait_line(|line| line["message"] == "status page");
         let address = line["page"].as_str().unwrap().to_owned();
         let scene = Self { _site: site, daemon, address };
@@ -87,6 +101,14 @@ const PARTS: &[&str] = &[
     "ago, 20",
     "Refusals in the last hour, by reason",
     "no_credentials",
+    "Clusters",
+    "this replica does not lead",
+    "API server",
+    "onnection refused",
+    "root_configmap",
+    "istiod_certificate",
+    "stands by",
+    "none yet",
     "Last certificates",
     "spiffe://cluster.local/ns/demo/sa/httpbin",
     "Last refusals",

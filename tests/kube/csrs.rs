@@ -21,9 +21,9 @@ use super::{
     servers::EAST,
 };
 
-const USAGES: [&str; 4] = ["digital signature", "key encipherment", "server auth", "client auth"];
+pub const USAGES: [&str; 4] = ["digital signature", "key encipherment", "server auth", "client auth"];
 
-fn pem(names: &[&str]) -> String {
+pub fn pem(names: &[&str]) -> String {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let san = |name: &&str| match name.contains("://") {

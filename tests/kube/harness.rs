@@ -129,7 +129,14 @@ impl Cluster {
     /// namespaces.
     pub async fn user(&self, account: &str, everywhere: &[PolicyRule], inside: &[(&str, PolicyRule)]) -> PathBuf {
         self.account(account).await;
-        let name = format!("{}-{account}", self.namespace);
+        self.grant(account, "all", everywhere, inside).await;
+        let token = self.token(account, self.server.issuer, None).await;
+        self.kubeconfig(account, &json!({"token": token}))
+    }
+
+    /// Gives a service account rights, in the whole cluster and in namespaces, under a name for them.
+    pub async fn grant(&self, account: &str, what: &str, everywhere: &[PolicyRule], inside: &[(&str, PolicyRule)]) {
+        let name = format!("{}-{account}-{what}", self.namespace);
         let subject = json!([{"kind": "ServiceAccount", "name": account, "namespace": self.namespace}]);
         let made = PostParams::default();
         if !everywhere.is_empty() {
@@ -156,8 +163,6 @@ impl Cluster {
             .unwrap();
             Api::<RoleBinding>::namespaced(self.client.clone(), namespace).create(&made, &binding).await.unwrap();
         }
-        let token = self.token(account, self.server.issuer, None).await;
-        self.kubeconfig(account, &json!({"token": token}))
     }
 
     /// A kubeconfig of the administrator.

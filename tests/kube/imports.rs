@@ -2,16 +2,20 @@
 
 use std::path::Path;
 
-use k8s_openapi::{ByteString, api::core::v1::Secret};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Secret},
+};
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 
 use super::{
     common::{daemon::Site, plug_in::PlugIn},
     harness::{Cluster, named, rule},
+    proxy::Proxy,
     servers::EAST,
 };
 
@@ -104,4 +108,127 @@ async fn a_secret_is_imported_and_loses_its_key_only_when_all_is_proven() {
     api.patch("cacerts", &PatchParams::default(), &edit).await.unwrap();
     import(&site, &kubeconfig, &named("cacerts"), &remove).unwrap();
     assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await, None);
+}
+
+/// The Secret is changed after it was read, and before its key is taken out.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
+    let cluster = Cluster::new(&EAST, "race").await;
+    let api: Api<Secret> = cluster.api();
+    let plug_in = PlugIn::intermediate();
+    let key = plug_in.ca.key().serialize_pem();
+    let values = [
+        ("ca-cert.pem", plug_in.ca_cert.as_str()),
+        ("ca-key.pem", key.as_str()),
+        ("root-cert.pem", plug_in.root_cert.as_str()),
+        ("cert-chain.pem", plug_in.cert_chain.as_str()),
+    ];
+    put(&api, "cacerts", "Opaque", &values).await;
+    let named = format!("{}/cacerts", cluster.namespace);
+    let rights = [(cluster.namespace.as_str(), rule("", &["secrets"], &["get", "patch"]))];
+    let kubeconfig = cluster.user("importer", &[], &rights).await;
+    let proxy = Proxy::start(EAST.url.strip_prefix("https://").unwrap().parse().unwrap()).await;
+    proxy.redirect(&kubeconfig, &EAST.url);
+    let site = std::sync::Arc::new(Site::bare());
+    let remove = || {
+        // One connection reads the Secret, the next is to change it.
+        proxy.hold_after(1);
+        let (site, kubeconfig, named) = (std::sync::Arc::clone(&site), kubeconfig.clone(), named.clone());
+        let flags = ["--remove-key-from-secret", "--i-have-a-backup"];
+        tokio::task::spawn_blocking(move || import(&site, &kubeconfig, &named, &flags))
+    };
+    let merge = async |change: serde_json::Value| {
+        api.patch("cacerts", &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
+    };
+
+    // A note, another key, other roots: whatever it is, it stays as the other one wrote it, and so does all the rest.
+    for change in [
+        json!({"metadata": {"annotations": {"by": "hand"}}}),
+        json!({"stringData": {"root-cert.pem": format!("{0}{0}", plug_in.root_cert)}}),
+        json!({"stringData": {"ca-key.pem": "another key, the only copy of it"}}),
+    ] {
+        let running = remove();
+        proxy.held().await;
+        merge(change.clone()).await;
+        let theirs = api.get("cacerts").await.unwrap();
+        proxy.release();
+        let refused = running.await.unwrap().unwrap_err();
+        assert!(refused.contains("was changed since it was read, and its key is kept"), "{refused}");
+        assert!(refused.contains("see who changed it, and import again"), "{refused}");
+        assert!(refused.contains(&named) && !refused.contains("PRIVATE KEY"), "{refused}");
+        assert_eq!(api.get("cacerts").await.unwrap(), theirs, "{change}");
+        // As it was, but for the note.
+        merge(json!({"stringData": {"ca-key.pem": key, "root-cert.pem": plug_in.root_cert}})).await;
+    }
+
+    // Another Secret of the same name.
+    let running = remove();
+    proxy.held().await;
+    api.delete("cacerts", &DeleteParams::default()).await.unwrap();
+    put(&api, "cacerts", "Opaque", &[("ca-key.pem", "somebody else's")]).await;
+    proxy.release();
+    let refused = running.await.unwrap().unwrap_err();
+    assert!(refused.contains("was changed since it was read"), "{refused}");
+    assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await.as_deref(), Some(b"somebody else's".as_slice()));
+
+    // None any more.
+    api.delete("cacerts", &DeleteParams::default()).await.unwrap();
+    put(&api, "cacerts", "Opaque", &values).await;
+    let running = remove();
+    proxy.held().await;
+    api.delete("cacerts", &DeleteParams::default()).await.unwrap();
+    proxy.release();
+    let refused = running.await.unwrap().unwrap_err();
+    assert!(refused.contains("is gone since it was read"), "{refused}");
+
+    // Nobody else: what was kept before is taken out now.
+    put(&api, "cacerts", "Opaque", &values).await;
+    let running = remove();
+    proxy.held().await;
+    proxy.release();
+    running.await.unwrap().unwrap();
+    assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await, None);
+    assert_eq!(key_of(&api, "cacerts", "ca-cert.pem").await.as_deref(), Some(plug_in.ca_cert.as_bytes()));
+}
+
+/// Each right of an import: what it says without it, and what stays as it was.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn each_right_of_an_import_is_needed() {
+    let cluster = Cluster::new(&EAST, "importrights").await;
+    let (api, maps): (Api<Secret>, Api<ConfigMap>) = (cluster.api(), cluster.api());
+    let plug_in = PlugIn::intermediate();
+    let key = plug_in.ca.key().serialize_pem();
+    let values = [
+        ("ca-cert.pem", plug_in.ca_cert.as_str()),
+        ("ca-key.pem", key.as_str()),
+        ("root-cert.pem", plug_in.root_cert.as_str()),
+    ];
+    put(&api, "cacerts", "Opaque", &values).await;
+    let secret = format!("{}/cacerts", cluster.namespace);
+    let map = format!("--bundle-configmap={}/bundle", cluster.namespace);
+    let flags = [map.as_str(), "--remove-key-from-secret", "--i-have-a-backup"];
+    let all = [("secrets", "get"), ("secrets", "patch"), ("configmaps", "create"), ("configmaps", "patch")];
+    let site = Site::bare();
+    for (number, lacking) in all.iter().enumerate() {
+        let rules: Vec<_> = all
+            .iter()
+            .filter(|right| *right != lacking)
+            .map(|(resource, verb)| (cluster.namespace.as_str(), rule("", &[resource], &[verb])))
+            .collect();
+        let kubeconfig = cluster.user(&format!("importer-{number}"), &[], &rules).await;
+        let refused = import(&site, &kubeconfig, &secret, &flags).unwrap_err();
+        let words = format!("cannot {} resource \"{}\"", lacking.1, lacking.0);
+        assert!(refused.contains(&words), "{words}: {refused}");
+        assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await.as_deref(), Some(key.as_bytes()), "{words}");
+        let _none = maps.delete("bundle", &DeleteParams::default()).await;
+    }
+    let rules = all.map(|(resource, verb)| (cluster.namespace.as_str(), rule("", &[resource], &[verb])));
+    let kubeconfig = cluster.user("importer-all", &[], &rules).await;
+    import(&site, &kubeconfig, &secret, &flags).unwrap();
+    assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await, None);
+    let data = maps.get("bundle").await.unwrap().data.unwrap();
+    assert_eq!(data["ca-cert.pem"], plug_in.ca_cert);
+    assert!(data.keys().any(|name| name.starts_with("import-receipt-")), "{:?}", data.keys());
 }

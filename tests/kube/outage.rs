@@ -14,7 +14,7 @@ use super::{
 static AWAY: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://away.kube.test"));
 
 /// How long the API server is away; `KUBE_OUTAGE_SECONDS` sets another.
-fn outage() -> Duration {
+pub fn outage() -> Duration {
     let seconds = std::env::var("KUBE_OUTAGE_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(20))
 }

@@ -12,32 +12,45 @@ use std::{
 };
 
 use istio_hsm_ca::{
+    auth::{Caller, InternalCaller},
     clock::{self, Clock},
     config::Config,
-    daemon::{background::Background, controllers},
-    issue::{CertificateAuthority, Parts, limits::Limits},
+    daemon::{background::Background, controllers, readiness::Readiness},
+    issue::{CertificateAuthority, Parts, Request, limits::Limits},
     kubernetes::{
         Clusters,
         permissions::{self, Permission},
+        standing::Standing,
     },
     log::{Log, Recorded},
     pki::{
         Bundle, Issuer, Tbs,
         bundle::{BundleFiles, Input},
     },
+    policy::Asked,
     signer::{BoxFuture, Context, SignError, Signed, Signer, Source},
-    telemetry::recent::Recent,
+    telemetry::{RequestId, metrics, recent::Recent},
 };
 use k8s_openapi::api::rbac::v1::PolicyRule;
+use kube::Client;
 use rcgen::SigningKey;
 use tokio::sync::watch;
 
-use super::{common::plug_in::PlugIn, harness::Cluster};
+use super::{
+    common::plug_in::PlugIn,
+    csrs::pem,
+    harness::{Cluster, client_of},
+};
 
 /// A replica.
 pub struct Rig {
     pub ca: Arc<CertificateAuthority>,
     pub leading: watch::Sender<bool>,
+    pub readiness: Readiness,
+    /// The account under which it runs.
+    pub account: Client,
+    clusters: Clusters,
+    log: Log,
     signer: Arc<Software>,
     background: Option<Background>,
     _files: tempfile::TempDir,
@@ -97,6 +110,8 @@ impl Rig {
         change: impl Fn(&mut Config),
         without: Option<&Permission>,
     ) -> Self {
+        // What is counted before is lost.
+        let _all = metrics::install();
         let files = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut config = configuration(&cluster.admin(), cluster, toml);
         change(&mut config);
@@ -109,7 +124,8 @@ impl Rig {
             rules.iter().filter_map(|(namespace, rule)| Some((namespace.as_deref()?, rule.clone()))).collect();
         let kubeconfig = cluster.user("controllers", &everywhere, &inside).await;
         let settings = config.kubernetes.as_mut().unwrap();
-        settings.clusters[0].kubeconfig = Some(kubeconfig);
+        settings.clusters[0].kubeconfig = Some(kubeconfig.clone());
+        let account = client_of(&kubeconfig).await;
         let clusters = Clusters::new(settings, &config.ca.trust_domains).await.unwrap();
 
         let plug_in = Arc::new(plug_in);
@@ -117,6 +133,7 @@ impl Rig {
             Arc::new(Software { authorities: Mutex::new(vec![Arc::clone(&plug_in)]), away: AtomicBool::new(false) });
         let directory = files.path().join("log");
         let (log, opened) = Log::open(istio_hsm_ca::log::Settings::new(directory, "test.invalid/log"), None).unwrap();
+        let kept_log = log.clone();
         let ca = Arc::new(CertificateAuthority::new(Parts {
             issuer: issuer(&plug_in),
             rules: config.rules(),
@@ -130,8 +147,19 @@ impl Rig {
         }));
         let (leading, watched) = watch::channel(true);
         let background = Background::default();
-        controllers::start(&config, &clusters, &ca, Some(&watched), &background);
-        Self { ca, leading, signer, background: Some(background), _files: files }
+        let readiness = Readiness::new();
+        controllers::start(&config, &clusters, &ca, Some(&watched), &readiness, &background);
+        Self {
+            ca,
+            leading,
+            readiness,
+            account,
+            clusters,
+            log: kept_log,
+            signer,
+            background: Some(background),
+            _files: files,
+        }
     }
 
     /// Takes another CA certificate or roots, as a reload does.
@@ -144,6 +172,56 @@ impl Rig {
     /// Takes the token away, or brings it back.
     pub fn take_token(&self, away: bool) {
         self.signer.away.store(away, Ordering::SeqCst);
+    }
+
+    /// How one of its controllers stands.
+    pub fn standing(&self, controller: &'static str) -> Standing {
+        self.clusters.first().unwrap().standing(controller).borrow().clone()
+    }
+
+    /// What `/readyz` says against one of its controllers; the daemon stays ready all the same.
+    pub fn remark(&self, controller: &str) -> Option<String> {
+        let report = self.readiness.watch().borrow().clone();
+        assert!(report.ready());
+        let name = format!("controller {controller} in {}", self.clusters.first().unwrap().name());
+        report.parts.into_iter().find(|part| part.name == name).unwrap().trouble
+    }
+
+    /// How many objects the metrics say are not as they should be.
+    pub fn in_error(&self) -> f64 {
+        let cluster = format!("cluster=\"{}\"", self.clusters.first().unwrap().name());
+        let text = metrics::install().render()();
+        let of_ours = |line: &&str| line.starts_with("istio_hsm_ca_objects_in_error{") && line.contains(&cluster);
+        let lines = text.lines().filter(of_ours);
+        lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    }
+
+    /// How many certificates were ever to be signed.
+    pub fn intents(&self) -> u64 {
+        self.log.stats().intents
+    }
+
+    /// Has a certificate issued that has to do with no cluster.
+    pub async fn sign(&self) {
+        let request = Request {
+            id: RequestId::random().into(),
+            caller: Caller::internal(InternalCaller::ServingCertificate),
+            csr: pem(&[]),
+            asked: Asked::default(),
+            issuer: None,
+            arrived: std::time::Instant::now(),
+            deadline: None,
+        };
+        self.ca.issue(request).await.unwrap();
+    }
+
+    /// Gives its account one more right.
+    pub async fn grant(&self, cluster: &Cluster, permission: &Permission) {
+        let (namespace, rule) = rule(permission);
+        match namespace {
+            None => cluster.grant("controllers", "more", &[rule], &[]).await,
+            Some(namespace) => cluster.grant("controllers", "more", &[], &[(&namespace, rule)]).await,
+        }
     }
 
     /// Ends the replica.
@@ -180,7 +258,8 @@ pub fn permissions(config: &Config) -> Vec<Permission> {
     all.into_iter().filter(|permission| permission.resource != "leases").collect()
 }
 
-fn rule(permission: &Permission) -> (Option<String>, PolicyRule) {
+/// A permission as a rule, and its namespace.
+pub fn rule(permission: &Permission) -> (Option<String>, PolicyRule) {
     let rule = PolicyRule {
         api_groups: Some(vec![permission.group.to_owned()]),
         resources: Some(vec![permission.resource.to_owned()]),

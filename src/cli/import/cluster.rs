@@ -179,6 +179,10 @@ impl KeySecret {
             Err(error) if error.is_conflict() => anyhow::bail!(
                 "{self} was changed since it was read, and its key is kept; see who changed it, and import again"
             ),
+            Err(SecretError::Api(kube::Error::Api(status))) if status.code == 404 => anyhow::bail!(
+                "{self} is gone since it was read, so that no key was taken out of it; see who deleted it, and whether the \
+                 key is kept elsewhere"
+            ),
             Err(error) => Err(told(&self.to_string(), "changed, and its key is kept", &error)),
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use askama::Template;
 
 use super::{
-    Snapshot, plot,
+    Snapshot, asked, clusters, plot,
     text::{date, latency, number, per_second, ratio, since, span, thousands, time},
 };
 use crate::telemetry::recent::Bucket;
@@ -44,9 +44,11 @@ struct Page {
     lives: Vec<Life>,
     tokens: Vec<Token>,
     log: Log,
-    reasons: Vec<Reason>,
-    certificates: Vec<Certificate>,
-    refusals: Vec<Refusal>,
+    clusters: Vec<clusters::Row>,
+    leader: &'static str,
+    reasons: Vec<asked::Reason>,
+    certificates: Vec<asked::Certificate>,
+    refusals: Vec<asked::Refusal>,
 }
 
 struct Trouble {
@@ -89,32 +91,6 @@ struct Checkpoint {
     covers: String,
     at: String,
     trouble: Option<String>,
-}
-
-struct Reason {
-    name: &'static str,
-    count: u64,
-    permille: u64,
-}
-
-struct Certificate {
-    time: String,
-    names: String,
-    /// Who asked, where that is not who the certificate is for.
-    caller: Option<String>,
-    method: &'static str,
-    serial: String,
-    not_after: String,
-    token: String,
-    ms: String,
-}
-
-struct Refusal {
-    time: String,
-    request_id: String,
-    reason: &'static str,
-    caller: String,
-    detail: String,
 }
 
 /// Renders the page.
@@ -161,9 +137,11 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
         lives: snapshot.chain.iter().map(|entry| life(entry, snapshot.now)).collect(),
         tokens: snapshot.tokens.iter().map(token).collect(),
         log: log(snapshot),
-        reasons: reasons(snapshot),
-        certificates: hour.certificates.iter().map(certificate).collect(),
-        refusals: hour.refusals.iter().map(refusal).collect(),
+        clusters: clusters::rows(&snapshot.clusters, snapshot.now),
+        leader: clusters::leader(snapshot.leads),
+        reasons: asked::reasons(hour),
+        certificates: hour.certificates.iter().map(asked::certificate).collect(),
+        refusals: hour.refusals.iter().map(asked::refusal).collect(),
     };
     page.render()
 }
@@ -245,40 +223,6 @@ fn icon(ready: bool) -> String {
     )
 }
 
-fn reasons(snapshot: &Snapshot) -> Vec<Reason> {
-    let counts = &snapshot.hour.reasons;
-    let most = counts.values().copied().max().unwrap_or_default().max(1);
-    let bar = |(name, count): (&&'static str, &u64)| Reason { name, count: *count, permille: count * 1000 / most };
-    let mut reasons: Vec<Reason> = counts.iter().map(bar).collect();
-    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
-    reasons
-}
-
-fn certificate(entry: &crate::telemetry::recent::Certificate) -> Certificate {
-    // A SPIFFE ID says by itself that it is a URI.
-    let names = entry.names.replace("URI:spiffe://", "spiffe://");
-    Certificate {
-        time: time(entry.time),
-        caller: (entry.caller != names).then(|| entry.caller.clone()),
-        names,
-        method: entry.method,
-        serial: entry.serial.clone(),
-        not_after: time(entry.not_after),
-        token: entry.token.clone(),
-        ms: number(entry.latency.as_secs_f64() * 1000.0),
-    }
-}
-
-fn refusal(entry: &crate::telemetry::recent::Refusal) -> Refusal {
-    Refusal {
-        time: time(entry.time),
-        request_id: entry.request_id.clone(),
-        reason: entry.reason,
-        caller: entry.caller.clone(),
-        detail: entry.detail.clone(),
-    }
-}
-
 fn latencies(buckets: &[Bucket], percent: u32) -> Vec<Option<f64>> {
     buckets.iter().map(|bucket| bucket.percentile(percent).map(|value| value.as_secs_f64() * 1000.0)).collect()
 }
@@ -291,7 +235,7 @@ mod tests {
     use crate::{
         daemon::{
             readiness::{Part, Report},
-            status::{ChainEntry, LogEntry, TokenEntry},
+            status::{ChainEntry, ClusterEntry, ControllerEntry, LogEntry, TokenEntry},
         },
         telemetry::recent::{self, Recent},
     };
@@ -350,6 +294,18 @@ mod tests {
                 checkpoint_time: Some(now - Duration::from_secs(7)),
                 checkpoint_trouble: Some(hostile.to_owned()),
             },
+            clusters: vec![ClusterEntry {
+                name: hostile.to_owned(),
+                trouble: Some(hostile.to_owned()),
+                controllers: vec![ControllerEntry {
+                    name: "root_configmap",
+                    running: true,
+                    trouble: Some(hostile.to_owned()),
+                    last_success: None,
+                    last_error: Some((now, hostile.to_owned())),
+                }],
+            }],
+            leads: Some(true),
             hour: recent.hour(now),
         }
     }
@@ -358,7 +314,7 @@ mod tests {
     fn what_came_from_outside_is_escaped() {
         let html = render(&snapshot("<script>alert(1)</script>\"'&")).unwrap();
         assert!(!html.contains("<script>alert"));
-        assert_eq!(html.matches("&#60;script&#62;alert(1)").count(), 9);
+        assert_eq!(html.matches("&#60;script&#62;alert(1)").count(), 14);
     }
 
     #[test]
@@ -374,6 +330,9 @@ mod tests {
             "1\u{202f}234\u{202f}560 lines, all but the last 7",
             "7 seconds ago, 2027-01-15T07:59:53Z",
             "&#60; 1 ms",
+            "this replica leads",
+            "root_configmap",
+            "none yet",
         ];
         for expected in expected {
             assert!(html.contains(expected), "{expected}\n{html}");

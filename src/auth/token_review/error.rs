@@ -1,0 +1,79 @@
+//! Why a token that an API server judges proves nothing.
+
+use super::Unanswered;
+use crate::auth::{credentials::ClusterName, jwt::claims::ClaimsError};
+
+/// Why a token proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReviewError {
+    /// The answer is for audiences that are not ours.
+    #[error("the API server accepts the token, but for other audiences than ours")]
+    Audience,
+    /// What the token says of itself is refused.
+    #[error(transparent)]
+    Claims(#[from] ClaimsError),
+    /// The API server speaks of somebody else than the token.
+    #[error("the token's subject is not whom the API server names")]
+    Disagree,
+    /// The API server refuses the token.
+    #[error("the API server of cluster {cluster} refuses the token: {reason}")]
+    Refused {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Its words.
+        reason: String,
+    },
+    /// The answer is none that a service account gets.
+    #[error("the API server's answer is no service account's: {0}")]
+    NoServiceAccount(&'static str),
+    /// The API server is away.
+    #[error("the API server of cluster {cluster} did not judge the token: {source}")]
+    Unanswered {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Why not.
+        source: Unanswered,
+    },
+    /// The issuer is another cluster's.
+    #[error("the token's issuer does not belong to the cluster that the caller names")]
+    WrongCluster,
+}
+
+impl ReviewError {
+    /// The label in metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Audience => "review_audience",
+            Self::Claims(error) => error.reason(),
+            Self::Disagree => "review_disagree",
+            Self::NoServiceAccount(_) => "review_no_service_account",
+            Self::Refused { .. } => "review_refused",
+            Self::Unanswered { .. } => "review_unanswered",
+            Self::WrongCluster => "review_wrong_cluster",
+        }
+    }
+
+    /// Whether the same token may be good later, without a change to it or to the configuration.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Unanswered { .. } => true,
+            Self::Audience
+            | Self::Claims(_)
+            | Self::Disagree
+            | Self::NoServiceAccount(_)
+            | Self::Refused { .. }
+            | Self::WrongCluster => false,
+        }
+    }
+
+    /// What the API server's part in it was, as metrics count it; `None` where it was not asked.
+    pub(super) fn outcome(&self) -> Option<&'static str> {
+        match self {
+            Self::Unanswered { .. } => Some("unanswered"),
+            Self::Claims(_) | Self::WrongCluster => None,
+            Self::Audience | Self::Disagree | Self::NoServiceAccount(_) | Self::Refused { .. } => Some("refused"),
+        }
+    }
+}

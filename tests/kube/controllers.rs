@@ -1,0 +1,157 @@
+//! Each right of each controller: without it the controller says which one it lacks, the CA goes on signing, nothing is
+//! issued in vain, and when the right is given everything comes right by itself.
+
+use std::sync::Arc;
+
+use istio_hsm_ca::kubernetes::{
+    Clusters, checkpoints,
+    permissions::{self, Permission},
+};
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use super::{
+    common::plug_in::PlugIn,
+    harness::{Cluster, eventually},
+    kinds::Kind,
+    rig::{self, Rig},
+    servers::EAST,
+};
+
+/// What a controller needs in a cluster of its own.
+async fn needed(kind: Kind, cluster: &Cluster) -> Vec<Permission> {
+    rig::permissions(&rig::configuration(&cluster.admin(), cluster, &kind.toml(cluster)))
+}
+
+/// One controller without one of its rights, by its number; with all of them where there is no such number. Says
+/// whether there is.
+async fn without(kind: Kind, number: usize) -> bool {
+    let cluster = Cluster::new(&EAST, &format!("right-{}", kind.name().replace('_', "-"))).await;
+    let needed = needed(kind, &cluster).await;
+    let lacking = needed.get(number);
+    kind.prepare(&cluster).await;
+    if lacking.is_some_and(|right| right.verb == "patch") {
+        kind.prepare_to_mend(&cluster).await;
+    }
+    // The metrics of all tests are one: each has a cluster name of its own.
+    let name = |config: &mut istio_hsm_ca::config::Config| {
+        config.kubernetes.as_mut().unwrap().clusters[0].name = cluster.namespace.clone().try_into().unwrap();
+    };
+    let rig = Rig::start(&cluster, PlugIn::intermediate(), &kind.toml(&cluster), name, lacking).await;
+    let all_well = async || {
+        kind.serials(&cluster).await?;
+        (rig.standing(kind.name()).failures.is_empty() && rig.remark(kind.name()).is_none()).then_some(())
+    };
+    let mut certificates = kind.certificates();
+    if kind == Kind::Workloads {
+        // The rig's own account, in the namespace where every account has a Secret.
+        certificates += 1;
+    }
+    if let Some(right) = lacking {
+        let words = if right.resource == "signers" {
+            "not permitted to sign requests with signerName".to_owned()
+        } else {
+            format!("cannot {} resource \"{}\" in API group \"{}\"", right.verb, right.resource, right.group)
+        };
+        let told = eventually(&format!("word of {right}"), async || {
+            let told = rig.remark(kind.name())?;
+            told.contains(&words).then_some(told)
+        })
+        .await;
+        let place = format!("in the namespace \"{}", cluster.namespace);
+        assert!(
+            right.resource == "signers" || told.contains(&place) || told.contains("at the cluster scope"),
+            "{told}"
+        );
+        let standing = rig.standing(kind.name());
+        assert!(standing.running > 0 && standing.last_error.is_some(), "{standing:?}");
+        assert!(rig.in_error() >= 1.0, "the metric");
+        // What `check` says, and the daemon's own log at its start.
+        let missing = permissions::missing(rig.account.clone(), needed.clone()).await.unwrap();
+        assert_eq!(missing, std::slice::from_ref(right));
+        // Nobody else is kept from anything, however often it is tried again.
+        for _ in 0..8 {
+            rig.sign().await;
+            certificates += 1;
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        }
+        rig.grant(&cluster, right).await;
+    }
+    let what = lacking.map_or_else(|| kind.name().to_owned(), |right| format!("{} after {right}", kind.name()));
+    eventually(&what, all_well).await;
+    assert!(rig.standing(kind.name()).last_success.is_some());
+    eventually("the metric", async || (rig.in_error() == 0.0).then_some(())).await;
+    assert_eq!(rig.intents(), certificates, "{what}: a certificate for each object, and no other");
+    let there = lacking.is_some();
+    rig.end().await;
+    there
+}
+
+async fn each(kind: Kind, count: usize) {
+    let all = futures_util::future::join_all((0..=count).map(|number| without(kind, number))).await;
+    let there = all.iter().filter(|there| **there).count();
+    assert_eq!(there, count, "{kind:?} needs another number of rights; say so here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn the_roots_tell_each_right_that_they_lack() {
+    each(Kind::Roots, 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn istiods_certificate_tells_each_right_that_it_lacks() {
+    each(Kind::Istiod, 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn the_intermediate_tells_each_right_that_it_lacks() {
+    each(Kind::Intermediate, 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn the_signer_tells_each_right_that_it_lacks() {
+    each(Kind::Signer, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn workload_secrets_tell_each_right_that_they_lack() {
+    each(Kind::Workloads, 8).await;
+}
+
+/// The copies of checkpoints, which every replica keeps, whether it leads or not.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn checkpoints_tell_each_right_that_they_lack() {
+    for lacking in ["create", "patch", ""] {
+        let cluster = Cluster::new(&EAST, "right-checkpoints").await;
+        let config = rig::configuration(&cluster.admin(), &cluster, "[kubernetes.checkpoints]\n");
+        let needed = rig::permissions(&config);
+        assert_eq!(needed.iter().map(|right| right.verb).collect::<Vec<_>>(), ["create", "patch"]);
+        let (rest, without): (Vec<_>, Vec<_>) = needed.iter().partition(|right| right.verb != lacking);
+        let rules: Vec<_> = rest.iter().map(|right| (cluster.namespace.as_str(), rig::rule(right).1)).collect();
+        let mut settings = config.kubernetes.clone().unwrap();
+        settings.clusters[0].kubeconfig = Some(cluster.user("copier", &[], &rules).await);
+        let clusters = Clusters::new(&settings, &config.ca.trust_domains).await.unwrap();
+        let one = Arc::clone(clusters.first().unwrap());
+        let standing = one.standing(checkpoints::NAME);
+        let newest = Arc::new(|| Some("a checkpoint".to_owned()));
+        let copies = settings.checkpoints.clone().unwrap();
+        let task = tokio::spawn(checkpoints::run(one, cluster.namespace.clone(), "a".into(), copies, newest));
+        if let [right] = without.as_slice() {
+            let words = format!("cannot {lacking} resource \"configmaps\"");
+            eventually(&words, async || standing.borrow().trouble()?.contains(&words).then_some(())).await;
+            cluster.grant("copier", "more", &[], &[(&cluster.namespace, rig::rule(right).1)]).await;
+        }
+        let api = cluster.api::<ConfigMap>();
+        eventually("the copy", async || {
+            let data = api.get_opt("istio-hsm-ca-checkpoints").await.unwrap()?.data?;
+            (data.get("a")? == "a checkpoint" && standing.borrow().trouble().is_none()).then_some(())
+        })
+        .await;
+        task.abort();
+    }
+}
