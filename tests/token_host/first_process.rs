@@ -5,7 +5,6 @@
 
 use std::{
     fs,
-    os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -82,7 +81,7 @@ impl Container {
     }
 
     fn connect(&self) -> Forger {
-        Forger::new(UnixStream::connect(self.socket()).unwrap())
+        Forger::connect(&self.socket())
     }
 
     /// `unshare` ends as its child does: with its status, or by a signal.

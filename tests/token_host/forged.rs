@@ -3,9 +3,10 @@
 use std::{
     io::{Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use der::{Decode, Encode};
@@ -29,6 +30,18 @@ pub struct Forger {
 }
 
 impl Forger {
+    /// Connects to a host's socket. Its file is there a moment before somebody listens.
+    pub fn connect(socket: &Path) -> Self {
+        let began = Instant::now();
+        loop {
+            match UnixStream::connect(socket) {
+                Ok(socket) => return Self::new(socket),
+                Err(error) => assert!(began.elapsed() < PATIENCE, "{}: {error}", socket.display()),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     pub fn new(socket: UnixStream) -> Self {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { socket, buffer: Vec::new(), correlation: 0 }

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -223,7 +223,7 @@ async fn helper_daemon() {
 #[ignore = "a helper process"]
 fn helper_forger() {
     let Some(shared) = shared() else { return };
-    let mut forger = Forger::new(UnixStream::connect(shared.join("run/host.sock")).unwrap());
+    let mut forger = Forger::connect(&shared.join("run/host.sock"));
     // What a daemon asks of its child means nothing to a supervised host.
     forger.hello(br#"{"max_validity_seconds": 4000000000, "allow_intermediate": true}"#);
     refuses_all(&mut forger, &issuer(&shared));
@@ -233,7 +233,7 @@ fn helper_forger() {
 #[ignore = "a helper process"]
 fn helper_stranger() {
     let Some(shared) = shared() else { return };
-    let mut forger = Forger::new(UnixStream::connect(shared.join("run/host.sock")).unwrap());
+    let mut forger = Forger::connect(&shared.join("run/host.sock"));
     assert_eq!(forger.ask(&Request::Hello { version: VERSION, settings: b"" }), None);
 }
 
