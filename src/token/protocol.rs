@@ -5,11 +5,13 @@
 //!
 //! ```text
 //! frame   := length:u32 kind:u8 correlation:u64 body     length counts what follows it; all numbers big-endian
-//! request := Hello | Open | Sign | Ping | Discard
-//! reply   := Status | Opened | Signed | Refused | Fault
+//! request := Hello | Open | Sign | Ping | Cancel | Discard
+//! reply   := Status | Opened | Signed | Refused | Fault | Expired
 //! ```
 //!
-//! Every request gets exactly one reply with its correlation number, in any order; a [`Request::Discard`] gets none.
+//! Every request gets exactly one reply with its correlation number, in any order; [`Request::Cancel`] and
+//! [`Request::Discard`] get none. A [`Reply::Status`] with the correlation number 0 answers nothing: it is the last word of
+//! a host that ends itself.
 
 mod status;
 mod wire;
@@ -74,6 +76,12 @@ impl Kind {
 /// What the daemon asks of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
+    /// Nobody waits any more for a message that was to be signed: it is answered with [`Reply::Expired`] unless it has
+    /// reached the token. Only for hosts that know it ([`Status::cancels`]). Not answered itself.
+    Cancel {
+        /// The correlation number of its [`Request::Sign`].
+        correlation: u64,
+    },
     /// A session of the host made a wrong signature and is not to be used again. Not answered.
     Discard {
         /// The session, as in [`Reply::Signed`].
@@ -183,7 +191,7 @@ pub struct Fault {
 /// What the host answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// The deadline passed before the token was asked.
+    /// The deadline passed, or the message was cancelled, before the token was asked.
     Expired,
     /// The token, or something before it, failed.
     Fault(Fault),
@@ -253,6 +261,7 @@ mod kind {
     pub(super) const OPEN: u8 = 0x03;
     pub(super) const PING: u8 = 0x04;
     pub(super) const SIGN: u8 = 0x05;
+    pub(super) const CANCEL: u8 = 0x06;
     pub(super) const EXPIRED: u8 = 0x81;
     pub(super) const FAULT: u8 = 0x82;
     pub(super) const OPENED: u8 = 0x83;
@@ -268,6 +277,7 @@ impl<'a> Request<'a> {
     /// When it is larger than [`MAX_FRAME`]; the buffer then is as it was.
     pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
         let code = match self {
+            Self::Cancel { .. } => kind::CANCEL,
             Self::Discard { .. } => kind::DISCARD,
             Self::Hello { .. } => kind::HELLO,
             Self::Open { .. } => kind::OPEN,
@@ -276,6 +286,7 @@ impl<'a> Request<'a> {
         };
         let mut writer = Writer::begin(out, code, correlation);
         match self {
+            Self::Cancel { correlation } => writer.u64(*correlation),
             Self::Discard { session } => writer.u32(*session),
             Self::Hello { version, settings } => {
                 writer.u16(*version);
@@ -294,6 +305,13 @@ impl<'a> Request<'a> {
         writer.finish()
     }
 
+    /// Which message a frame cancels; none where it is another request or malformed.
+    #[must_use]
+    pub fn cancelled_by(frame: &Frame<'a>) -> Option<u64> {
+        let mut reader = (frame.kind == kind::CANCEL).then(|| Reader::new(frame.body))?;
+        reader.u64("correlation").ok()
+    }
+
     /// Reads a request.
     ///
     /// # Errors
@@ -301,6 +319,11 @@ impl<'a> Request<'a> {
     pub fn decode(frame: &Frame<'a>) -> Result<Self, ProtocolError> {
         let mut reader = Reader::new(frame.body);
         Ok(match frame.kind {
+            kind::CANCEL => {
+                let correlation = reader.u64("correlation")?;
+                reader.end("Cancel")?;
+                Self::Cancel { correlation }
+            }
             kind::DISCARD => {
                 let session = reader.u32("session")?;
                 reader.end("Discard")?;

@@ -210,6 +210,11 @@ impl Shared {
     pub(super) fn sweep(&self, now: Instant) {
         let mut inner = self.lock();
         self.tend_trials(&mut inner, now);
+        for (token, fixed) in inner.tokens.iter_mut().zip(&self.fixed) {
+            if token.cancel_abandoned() {
+                fixed.writer.notify_one();
+            }
+        }
         let Inner { tokens, queues, .. } = &mut *inner;
         if queues.len() == (0, 0) {
             return;

@@ -29,9 +29,11 @@ const HOLD: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) enum Pending {
     Control(oneshot::Sender<Reply>),
+    /// A request of a caller's; `cancelled` once the host was told that the caller is gone.
     Job {
         job: Box<Job>,
         sent: Instant,
+        cancelled: bool,
     },
     /// Another token does it meanwhile; what this one answers still tells whether it signs.
     TakenOver(Arc<Tbs>),
@@ -170,7 +172,7 @@ impl Token {
             self.trial = Some(Trial { correlation, since: now, taken_over: false });
         }
         self.jobs += 1;
-        self.outstanding.insert(correlation, Pending::Job { job: Box::new(job), sent: now });
+        self.outstanding.insert(correlation, Pending::Job { job: Box::new(job), sent: now, cancelled: false });
         Ok(())
     }
 
@@ -207,6 +209,24 @@ impl Token {
         Some(*job)
     }
 
+    /// Tells the host whose requests nobody waits for any more; whether there were any. The request on trial goes on:
+    /// its signature is worth having.
+    pub(super) fn cancel_abandoned(&mut self) -> bool {
+        let trial = self.trial.as_ref().map(|trial| trial.correlation);
+        let before = self.outbox.len();
+        if self.status.cancels && self.linked {
+            for (correlation, pending) in &mut self.outstanding {
+                let Pending::Job { job, cancelled: cancelled @ false, .. } = pending else { continue };
+                if job.is_abandoned() && trial != Some(*correlation) {
+                    *cancelled = true;
+                    // Of fixed size, far below the limit.
+                    let _ = Request::Cancel { correlation: *correlation }.encode(0, &mut self.outbox);
+                }
+            }
+        }
+        self.outbox.len() > before
+    }
+
     /// Has the host drop a session.
     pub(super) fn discard(&mut self, session: u32) {
         // Of fixed size, far below the limit; and nothing answers it.
@@ -222,6 +242,20 @@ impl Token {
         self.host
     }
 
+    /// Takes the last word of a host that ends itself: how its calls went. Its keys are none any more.
+    pub(super) fn last_word(&mut self, status: Status) {
+        self.add_calls(&status);
+        (self.status.instance, self.status.calls) = (status.instance, status.calls);
+        self.status.call_errors = status.call_errors;
+    }
+
+    /// Adds what a host has counted since it last told.
+    fn add_calls(&mut self, status: &Status) {
+        let same = status.instance == self.status.instance;
+        let before = if same { (&*self.status.calls, &*self.status.call_errors) } else { (&[][..], &[][..]) };
+        self.calls.add((&status.calls, &status.call_errors), before);
+    }
+
     /// Takes what its host tells of itself; returns how many certificates the host has signed since it last told.
     pub(super) fn ready(&mut self, status: Status) -> u64 {
         self.window = WINDOW * usize::try_from(status.sessions.max(1)).unwrap_or(1);
@@ -229,9 +263,7 @@ impl Token {
         // What a host had signed before this process knew it is not this process's to account for.
         let known = if self.told_by == self.host { certificates(&self.status) } else { signed };
         self.told_by = self.host;
-        let same = status.instance == self.status.instance;
-        let before = if same { (&*self.status.calls, &*self.status.call_errors) } else { (&[][..], &[][..]) };
-        self.calls.add((&status.calls, &status.call_errors), before);
+        self.add_calls(&status);
         self.status = status;
         signed.saturating_sub(known)
     }

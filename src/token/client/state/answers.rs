@@ -37,6 +37,11 @@ impl Shared {
             let Some(token) = inner.tokens.get_mut(at).filter(|token| token.host == host) else { return Ok(()) };
             token.progress = now;
             match token.outstanding.remove(&correlation) {
+                None if correlation == 0
+                    && let Reply::Status(status) = reply =>
+                {
+                    token.last_word(*status)
+                }
                 None => tracing::warn!(token = &*token.name, correlation, "the token host answers what nobody asked"),
                 Some(Pending::Control(answer)) => {
                     // Whoever asked may have given up waiting, or never waited.
@@ -48,7 +53,7 @@ impl Shared {
                 Some(Pending::TakenOver(tbs)) => {
                     self.answered_late(&mut inner, at, correlation, &tbs, reply);
                 }
-                Some(Pending::Job { job, sent }) => {
+                Some(Pending::Job { job, sent, .. }) => {
                     self.finish(&mut inner, at, correlation, *job, reply, now.saturating_duration_since(sent))?;
                 }
             }
