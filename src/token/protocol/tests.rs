@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{codec::kind, *};
 
 fn requests() -> Vec<Request<'static>> {
     let sign = |kind| {
