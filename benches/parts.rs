@@ -311,7 +311,7 @@ fn echo(directory: &Path) {
         println!("{}", listener.local_addr().unwrap());
         let (_ready, watched) = watch::channel(true);
         let stop = CancellationToken::new();
-        let routes = routes(service, &settings, watched, stop.clone()).unwrap();
+        let routes = routes(service, &settings, watched, stop.clone(), Arc::default()).unwrap();
         serve(listener, routes, &settings, stop).await.unwrap();
     });
 }

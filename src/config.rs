@@ -179,6 +179,7 @@ directory = "/var/lib/istio-hsm-ca/log"
             ("[ca]", "[ca]\ntrust_domains = [\"a/b\"]", "[ca] trust_domains: "),
             ("[ca]", "[ca]\ndefault_ttl = \"100d\"", "[ca] default_ttl: is longer than max_ttl"),
             ("[ca]", "[ca]\nmax_ttl = \"long\"", "[ca] max_ttl: "),
+            ("[ca]", "[ca]\nqueue = 0", "[ca] queue: "),
             ("pkcs11:token", "pkcs11:slot-id=1;token", "[[token]] 1 uri: "),
             ("?module-path=/usr/lib/softhsm/libsofthsm2.so&", "?", "[[token]] 1 uri: names no module"),
             ("&pin-source=file:/etc/istio-hsm-ca/pin", "&pin-value=1234", "[[token]] 1 uri: "),

@@ -200,7 +200,7 @@ async fn serve(
 
     let ready = ready_flag(readiness.watch(), background);
     let service = CertificateService::new(Arc::clone(&core.ca), authenticator, &listen.limits);
-    let routes = grpc::server::routes(service, &listen, ready, stop.clone())?;
+    let routes = grpc::server::routes(service, &listen, ready, stop.clone(), Arc::clone(&core.recent))?;
     tracing::info!(address = %at, tls = !listen.plaintext, "listening");
     systemd::listening(readiness.watch(), background);
     match grpc::server::serve(listener, routes, &listen, stop).await? {

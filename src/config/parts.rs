@@ -48,6 +48,7 @@ impl Config {
     pub fn pool_settings(&self) -> client::Settings {
         let tokens = self.tokens.iter().map(|token| self.token_settings(token)).collect();
         let mut settings = client::Settings::new(tokens);
+        settings.queue = self.ca.queue.get();
         settings.logging = self.logging.clone();
         settings
     }

@@ -4,7 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    num::{NonZeroU32, NonZeroU64},
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     path::PathBuf,
     time::Duration,
 };
@@ -15,7 +15,7 @@ use super::document::Document;
 use crate::{
     identity::{DnsName, SpiffeId, TrustDomain},
     issue::limits,
-    token::TokenUri,
+    token::{TokenUri, client},
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -42,6 +42,9 @@ pub struct Ca {
     /// Identities whose requests go first: istiod's and the gateways'.
     #[serde(default)]
     pub first_class: Vec<SpiffeId>,
+    /// How many requests of each class may wait for a token; more are told to come again (RESOURCE_EXHAUSTED).
+    #[serde(default = "Ca::queue")]
+    pub queue: NonZeroUsize,
     /// Take a new bundle even though it drops a root. Workloads that trust only that root then fail.
     #[serde(default)]
     pub allow_root_removal: bool,
@@ -54,6 +57,10 @@ impl Ca {
 
     fn default_ttl() -> Duration {
         DAY
+    }
+
+    fn queue() -> NonZeroUsize {
+        NonZeroUsize::new(client::Settings::QUEUE).unwrap_or(NonZeroUsize::MIN)
     }
 
     fn max_ttl() -> Duration {

@@ -100,7 +100,7 @@ fn gather_tokens(pool: &Pool) {
     }
     for token in &pool.health().borrow().tokens {
         let label = Some(("token", token.token.to_string()));
-        metrics::level("istio_hsm_ca_token_up", label, flag(token.phase.is_ready() && token.keys > 0));
+        metrics::level("istio_hsm_ca_token_up", label, flag(token.ready));
     }
     metrics::pkcs11_calls(pool.calls());
     let (bulk, first) = pool.queued();
@@ -211,7 +211,6 @@ fn tokens(pool: &Pool, places: &[(String, String)]) -> Vec<TokenEntry> {
     tokens
         .map(|token| {
             let counted = counters.iter().find(|counted| counted.token == token.token);
-            let signs = token.phase.is_ready() && token.keys > 0;
             let reason = match (token.reason.is_empty(), token.keys) {
                 (false, _) => token.reason,
                 (true, 0) if token.phase.is_ready() => "it does not hold the CA's key".to_owned(),
@@ -222,7 +221,7 @@ fn tokens(pool: &Pool, places: &[(String, String)]) -> Vec<TokenEntry> {
                 name: token.token.to_string(),
                 place: place.unwrap_or_default(),
                 phase: token.phase.in_words(),
-                trouble: (!signs).then_some(reason),
+                trouble: (!token.ready).then_some(reason),
                 signed: counted.map_or(0, |counted| counted.signed),
                 outstanding: counted.map_or(0, |counted| u64::try_from(counted.in_flight).unwrap_or(u64::MAX)),
                 faults: counted.map_or(0, |counted| counted.faults),

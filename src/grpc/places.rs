@@ -22,20 +22,21 @@ use super::{
     service::line::Line,
     status::{Refusal, status},
 };
-use crate::telemetry::RequestId;
+use crate::telemetry::{RequestId, recent::Recent};
 
 /// A service with so many places; clones share them.
 #[derive(Clone, Debug)]
 pub struct Places<S> {
     service: S,
     places: Arc<Semaphore>,
+    recent: Arc<Recent>,
 }
 
 impl<S> Places<S> {
-    /// Puts so many places before a service.
+    /// Puts so many places before a service; `recent` is told whom there was none for.
     #[must_use]
-    pub fn new(service: S, places: usize) -> Self {
-        Self { service, places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))) }
+    pub fn new(service: S, places: usize, recent: Arc<Recent>) -> Self {
+        Self { service, places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))), recent }
     }
 }
 
@@ -69,7 +70,7 @@ where
                 let peer = request.extensions().get::<Peer>().map(|peer| peer.address);
                 let line = Line::start(RequestId::random(), peer, Instant::now());
                 let status = status(&Refusal::Overload, line.id());
-                line.refused(&Refusal::Overload, status.code(), None);
+                line.refused(&Refusal::Overload, status.code(), &self.recent);
                 Box::pin(std::future::ready(Ok(status.into_http())))
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Called by the daemon, once for each endpoint.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use super::{
     places::Places,
     settings::{Limits, Settings},
 };
+use crate::telemetry::recent::Recent;
 
 /// How long connections that are cut at the end of the drain may take to notice.
 const CUT: Duration = Duration::from_secs(1);
@@ -57,10 +58,11 @@ pub fn routes(
     settings: &Settings,
     ready: watch::Receiver<bool>,
     stop: CancellationToken,
+    recent: Arc<Recent>,
 ) -> Result<Routes, ServeError> {
     let certificates =
         IstioCertificateServiceServer::new(certificates).max_decoding_message_size(settings.limits.message_bytes);
-    let certificates = Places::new(certificates, settings.limits.requests);
+    let certificates = Places::new(certificates, settings.limits.requests, recent);
     let mut routes = Routes::new(certificates).add_service(health::service(ready, stop));
     if settings.reflection {
         let builder = || {

@@ -107,7 +107,7 @@ impl IstioCertificateService for CertificateService {
             }
             Err(refusal) => {
                 let status = status(&refusal, line.id());
-                line.refused(&refusal, status.code(), Some(self.ca.recent()));
+                line.refused(&refusal, status.code(), self.ca.recent());
                 Err(status)
             }
         }

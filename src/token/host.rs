@@ -157,7 +157,7 @@ pub fn run_child(name: &str) -> Result<(), HostError> {
         Ok(vault) => vault,
         Err(fault) => {
             let text = fault.text.clone();
-            connection.refuse(hello.correlation, fault);
+            connection.give_up(hello.correlation, fault);
             return Err(HostError::Unable(text));
         }
     };
@@ -208,7 +208,7 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
                     tracing::error!(reason = fault.text, "the token cannot be used");
                     let ends = matches!(fault.class, FaultClass::Module | FaultClass::Token);
                     let text = fault.text.clone();
-                    connection.refuse(hello.correlation, fault);
+                    connection.give_up(hello.correlation, fault);
                     if ends {
                         return Err(HostError::Token(text));
                     }

@@ -5,17 +5,20 @@
 //!
 //! ```text
 //! frame   := length:u32 kind:u8 correlation:u64 body     length counts what follows it; all numbers big-endian
-//! request := Hello | Open | Sign | Ping | Discard
-//! reply   := Status | Opened | Signed | Refused | Fault
+//! request := Hello | Open | Sign | Ping | Cancel | Discard
+//! reply   := Status | Opened | Signed | Refused | Fault | Expired
 //! ```
 //!
-//! Every request gets exactly one reply with its correlation number, in any order; a [`Request::Discard`] gets none.
+//! Every request gets exactly one reply with its correlation number, in any order; [`Request::Cancel`] and
+//! [`Request::Discard`] get none. A [`Reply::Status`] with the correlation number 0 answers nothing: it is the last word of
+//! a host that ends itself.
 
+mod codec;
 mod status;
 mod wire;
 
 pub use status::{KeyCount, Status};
-use wire::{Reader, Writer};
+use wire::Reader;
 
 /// The version that both sides must speak; told in [`Request::Hello`].
 pub const VERSION: u16 = 1;
@@ -74,6 +77,12 @@ impl Kind {
 /// What the daemon asks of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
+    /// Nobody waits any more for a message that was to be signed: it is answered with [`Reply::Expired`] unless it has
+    /// reached the token. Only for hosts that know it ([`Status::cancels`]). Not answered itself.
+    Cancel {
+        /// The correlation number of its [`Request::Sign`].
+        correlation: u64,
+    },
     /// A session of the host made a wrong signature and is not to be used again. Not answered.
     Discard {
         /// The session, as in [`Reply::Signed`].
@@ -183,7 +192,7 @@ pub struct Fault {
 /// What the host answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// The deadline passed before the token was asked.
+    /// The deadline passed, or the message was cancelled, before the token was asked.
     Expired,
     /// The token, or something before it, failed.
     Fault(Fault),
@@ -244,158 +253,6 @@ impl<'a> Frame<'a> {
         let kind = reader.u8("kind")?;
         let correlation = reader.u64("correlation")?;
         Ok(Some((Self { correlation, kind, body: reader.rest() }, 4 + length)))
-    }
-}
-
-mod kind {
-    pub(super) const DISCARD: u8 = 0x01;
-    pub(super) const HELLO: u8 = 0x02;
-    pub(super) const OPEN: u8 = 0x03;
-    pub(super) const PING: u8 = 0x04;
-    pub(super) const SIGN: u8 = 0x05;
-    pub(super) const EXPIRED: u8 = 0x81;
-    pub(super) const FAULT: u8 = 0x82;
-    pub(super) const OPENED: u8 = 0x83;
-    pub(super) const REFUSED: u8 = 0x84;
-    pub(super) const SIGNED: u8 = 0x85;
-    pub(super) const STATUS: u8 = 0x86;
-}
-
-impl<'a> Request<'a> {
-    /// Appends the request's frame to a buffer.
-    ///
-    /// # Errors
-    /// When it is larger than [`MAX_FRAME`]; the buffer then is as it was.
-    pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
-        let code = match self {
-            Self::Discard { .. } => kind::DISCARD,
-            Self::Hello { .. } => kind::HELLO,
-            Self::Open { .. } => kind::OPEN,
-            Self::Ping => kind::PING,
-            Self::Sign(_) => kind::SIGN,
-        };
-        let mut writer = Writer::begin(out, code, correlation);
-        match self {
-            Self::Discard { session } => writer.u32(*session),
-            Self::Hello { version, settings } => {
-                writer.u16(*version);
-                writer.all(settings);
-            }
-            Self::Open { key } => writer.all(key),
-            Self::Ping => {}
-            Self::Sign(sign) => {
-                writer.u8(sign.kind.code());
-                writer.all(&sign.key);
-                writer.u32(sign.deadline_ms);
-                writer.text(sign.request_id, MAX_REQUEST_ID);
-                writer.all(sign.message);
-            }
-        }
-        writer.finish()
-    }
-
-    /// Reads a request.
-    ///
-    /// # Errors
-    /// When the frame is none.
-    pub fn decode(frame: &Frame<'a>) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new(frame.body);
-        Ok(match frame.kind {
-            kind::DISCARD => {
-                let session = reader.u32("session")?;
-                reader.end("Discard")?;
-                Self::Discard { session }
-            }
-            kind::HELLO => Self::Hello { version: reader.u16("version")?, settings: reader.rest() },
-            kind::OPEN => {
-                let key = reader.array("key")?;
-                reader.end("Open")?;
-                Self::Open { key }
-            }
-            kind::PING => {
-                reader.end("Ping")?;
-                Self::Ping
-            }
-            kind::SIGN => Self::Sign(Sign {
-                kind: Kind::from_code(reader.u8("kind of message")?)
-                    .ok_or(ProtocolError::Malformed("kind of message"))?,
-                key: reader.array("key")?,
-                deadline_ms: reader.u32("deadline")?,
-                request_id: reader.text("request id", MAX_REQUEST_ID)?,
-                message: reader.rest(),
-            }),
-            other => return Err(ProtocolError::UnknownKind(other)),
-        })
-    }
-}
-
-impl Reply {
-    /// Appends the reply's frame to a buffer.
-    ///
-    /// # Errors
-    /// When it is larger than [`MAX_FRAME`]; the buffer then is as it was.
-    pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
-        let code = match self {
-            Self::Expired => kind::EXPIRED,
-            Self::Fault(_) => kind::FAULT,
-            Self::Opened => kind::OPENED,
-            Self::Refused { .. } => kind::REFUSED,
-            Self::Signed { .. } => kind::SIGNED,
-            Self::Status(_) => kind::STATUS,
-        };
-        let mut writer = Writer::begin(out, code, correlation);
-        match self {
-            Self::Expired | Self::Opened => {}
-            Self::Fault(fault) => {
-                writer.u8(fault.class.code());
-                writer.u64(fault.code);
-                writer.text(&fault.function, MAX_TEXT);
-                writer.text(&fault.text, MAX_TEXT);
-            }
-            Self::Refused { reason } => writer.text(reason, MAX_TEXT),
-            Self::Signed { session, signature } => {
-                writer.u32(*session);
-                writer.all(signature);
-            }
-            Self::Status(status) => writer.all(&status.to_json()),
-        }
-        writer.finish()
-    }
-
-    /// Reads a reply.
-    ///
-    /// # Errors
-    /// When the frame is none.
-    pub fn decode(frame: &Frame<'_>) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new(frame.body);
-        Ok(match frame.kind {
-            kind::EXPIRED => {
-                reader.end("Expired")?;
-                Self::Expired
-            }
-            kind::FAULT => {
-                let fault = Fault {
-                    class: FaultClass::from_code(reader.u8("class")?).ok_or(ProtocolError::Malformed("class"))?,
-                    code: reader.u64("code")?,
-                    function: reader.text("function", MAX_TEXT)?.to_owned(),
-                    text: reader.text("text", MAX_TEXT)?.to_owned(),
-                };
-                reader.end("Fault")?;
-                Self::Fault(fault)
-            }
-            kind::OPENED => {
-                reader.end("Opened")?;
-                Self::Opened
-            }
-            kind::REFUSED => {
-                let reason = reader.text("reason", MAX_TEXT)?.to_owned();
-                reader.end("Refused")?;
-                Self::Refused { reason }
-            }
-            kind::SIGNED => Self::Signed { session: reader.u32("session")?, signature: reader.rest().to_vec() },
-            kind::STATUS => Self::Status(Box::new(Status::from_json(reader.rest())?)),
-            other => return Err(ProtocolError::UnknownKind(other)),
-        })
     }
 }
 

@@ -392,7 +392,18 @@ impl Daemon {
 
     /// GET at the admin address: status and body.
     pub fn get(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.admin).unwrap();
+        Self::get_at(self.admin, path)
+    }
+
+    /// The status page as a reader without JavaScript has it.
+    pub fn status_page(&self) -> String {
+        let line = self.wait_line(|line| line["message"] == "status page");
+        let address = line["page"].as_str().unwrap().trim_start_matches("http://").trim_end_matches('/');
+        Self::get_at(address.parse().unwrap(), "/").1
+    }
+
+    fn get_at(address: SocketAddr, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
         write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
         let mut text = String::new();

@@ -34,8 +34,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long after the last certificate the health service may still say SERVING.
 const SLOW_HEALTH: Duration = Duration::from_secs(1);
 
-/// How much of that time it may say SERVING: a token whose canary signs is ready for one real request, which fails.
-const SERVING_MOST: f64 = 0.33;
+/// How much of that time it may say SERVING: a token whose canary signs, and of which nobody has asked anything for a
+/// while, is ready for one real request, which may fail.
+const SERVING_MOST: f64 = 0.1;
 
 /// How long nobody tries a refused PIN again, at least.
 const NO_RETRY: Duration = Duration::from_millis(1300);

@@ -63,9 +63,10 @@ fn matrix(mut jobs: Vec<Job>) -> Vec<Outcome> {
         }
         if !alone.lock().unwrap().outcomes.iter().any(|outcome| same(outcome, &last)) {
             wrong.push(format!(
-                "{} back only after {:?}, also alone",
+                "{} back only after {:?}, SERVING for {:.0} % of the time without certificates, also alone",
                 name(last.function, &last.code, last.lasts),
-                last.back
+                last.back,
+                last.serving * 100.0
             ));
         }
     }
@@ -94,10 +95,11 @@ fn drive(job: &Job, results: &Mutex<Results>) {
             match outcome {
                 Ok(outcome) => {
                     println!(
-                        "{name} {} certificates, back after {} ms, {} hosts",
+                        "{name} {} certificates, back after {} ms, {} hosts, SERVING {:.0} % of the rest",
                         outcome.served,
                         outcome.back.as_millis(),
-                        outcome.hosts
+                        outcome.hosts,
+                        outcome.serving * 100.0
                     );
                     let mut results = results.lock().unwrap();
                     if !outcome.is_good() {

@@ -121,7 +121,7 @@ pub async fn start_with(settings: Settings, pki: Pki, tls: Option<Arc<rustls::Se
     let address = listener.local_addr().unwrap();
     let (ready, watched) = watch::channel(false);
     let stop = CancellationToken::new();
-    let routes = routes(Echo, &settings, watched, stop.clone()).unwrap();
+    let routes = routes(Echo, &settings, watched, stop.clone(), Arc::default()).unwrap();
     let token = stop.clone();
     let task = tokio::spawn(async move { serve(listener, routes, &settings, token).await });
     Running { address, pki, ready, stop, task: Some(task) }

@@ -1,6 +1,9 @@
 //! SIGKILL of the daemon under load, again and again on one log and one token: what a client holds is in the books.
 
 use std::{
+    fs,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -37,6 +40,24 @@ async fn ended(host: Pid, kill: usize) {
     }
 }
 
+/// The log's files with this ending, oldest first.
+fn files(log: &Path, ending: &str) -> Vec<PathBuf> {
+    let all = fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = all.filter(|path| path.extension().is_some_and(|extension| extension == ending)).collect();
+    files.sort();
+    files
+}
+
+/// Adds half a line, as a power cut leaves one that was being written: nobody was told that it is there.
+fn tear(log: &Path) {
+    let newest = files(log, "jsonl").pop().unwrap();
+    let text = fs::read(&newest).unwrap();
+    // The space that is kept for more is no line.
+    let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let file = fs::OpenOptions::new().write(true).open(&newest).unwrap();
+    file.write_all_at(br#"{"type":"intent","index":7,"time":"20"#, end.try_into().unwrap()).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_killed_thirty_times_under_load_leaves_sound_books() {
     let mut random = Random::seeded("killed");
@@ -46,6 +67,7 @@ async fn a_daemon_killed_thirty_times_under_load_leaves_sound_books() {
         site.softhsm.uri("istio-ca")
     );
     let (mesh, held) = (Arc::new(Mesh::new(&site)), Arc::new(Held::default()));
+    let mut torn = 0;
     for kill in 0..KILLS {
         let mut daemon = site.serve(&configuration);
         let before = held.count();
@@ -64,6 +86,13 @@ async fn a_daemon_killed_thirty_times_under_load_leaves_sound_books() {
             tokio::time::sleep(Duration::from_millis(1300)).await;
             assert_eq!(books::metric(&daemon, "istio_hsm_ca_excess_signatures"), 0.0, "kill {kill}: a false alarm");
         }
+        if kill.is_multiple_of(2) {
+            // At the very moment at which somebody has a certificate: its line must be there already.
+            let now = held.count();
+            while held.count() == now {
+                tokio::task::yield_now().await;
+            }
+        }
         let at_kill = held.count();
         daemon.signal(Signal::SIGKILL);
         daemon.ended();
@@ -72,6 +101,10 @@ async fn a_daemon_killed_thirty_times_under_load_leaves_sound_books() {
         assert!(at_kill > before, "kill {kill}: it was not under load");
         if kill % 10 == 9 {
             books::are_right(&site, &held);
+        }
+        if kill % 3 == 2 {
+            torn += 1;
+            tear(&site.log());
         }
     }
     // The last one's remains are taken up as well.
@@ -82,6 +115,7 @@ async fn a_daemon_killed_thirty_times_under_load_leaves_sound_books() {
     assert_eq!(books::metric(&daemon, "istio_hsm_ca_excess_signatures"), 0.0, "a false alarm");
     clients.stop().await;
     assert!(held.count() > before);
+    assert_eq!(files(&site.log(), "torn").len(), torn, "each line that was cut was set aside");
     let (status, text) = daemon.stop();
     assert_eq!(status.code(), Some(0), "{text}");
     let intents = books::are_right(&site, &held);

@@ -13,7 +13,7 @@ use istio_hsm_ca::{
 use nix::sys::signal::{Signal, kill};
 
 use super::{
-    common::faulty::{Control, MODULE, once, through},
+    common::faulty::{Control, MODULE, once, through, until},
     harness::{Mill, PATIENCE, Site, hosts_of, is, pool},
 };
 
@@ -194,4 +194,56 @@ async fn slow_and_failed_calls_are_told_by_function() {
     let told = until("the failed call", &|calls| !calls.errors.is_empty()).await;
     assert_eq!(told.errors, [("C_SignInit", "CKR_SESSION_HANDLE_INVALID", 1)]);
     assert!(slow(&told) >= 1, "what earlier hosts counted stays: {told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_a_token_hides_at_first_are_found() {
+    let often = |settings: &mut Settings| settings.tokens[0].keep_alive = Duration::from_millis(200);
+    let faulty = Faulty::new("faulty-hidden", often).await;
+    let text = b"example.org/log\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n";
+    let log_keys = faulty.pool().log_keys();
+    assert_eq!(log_keys.len(), 1);
+    // The library says that somebody is logged in, and nobody is; and then a token that shows nothing for a while.
+    let hidden = Duration::from_secs(2);
+    for command in [format!("C_Login return=0x100 {}", once()), format!("C_FindObjects hide {}", until(hidden))] {
+        let mark = faulty.control.mark();
+        let hosts = faulty.mill.snapshot(0).hosts;
+        faulty.breaks(&command);
+        faulty.kill_host();
+        faulty.mill.issue().await.unwrap_or_else(|error| panic!("{command}: {error}"));
+        let function = command.split(' ').next().unwrap();
+        assert!(faulty.control.books_since(mark).faults_of(function) > 0, "{command}");
+        let made = faulty.pool().sign_checkpoint(text, Instant::now() + Duration::from_secs(3)).await;
+        assert_eq!(made.unwrap_or_else(|error| panic!("{command}: {error}")).log_key, log_keys[0].1, "{command}");
+        for proof in faulty.pool().canary().await {
+            assert_eq!(proof.result, Ok(()), "{command}");
+        }
+        assert_eq!(faulty.mill.snapshot(0).hosts, hosts + 1, "{command}: in the same host");
+        faulty.works();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_last_in_a_host_that_ends_itself_is_counted() {
+    let faulty = Faulty::new("faulty-last", |_| {}).await;
+    let errors = || faulty.pool().calls().remove(0).errors;
+    // Of a signature, and of the start, which the daemon never hears of otherwise: no keep-alive comes so soon.
+    let mut expected = Vec::new();
+    for (function, code, name) in [
+        ("C_SignInit", 0x30, "CKR_DEVICE_ERROR"),
+        ("C_Login", 0x5, "CKR_GENERAL_ERROR"),
+        ("C_GetSessionInfo", 0x32, "CKR_DEVICE_REMOVED"),
+        ("C_OpenSession", 0x30, "CKR_DEVICE_ERROR"),
+    ] {
+        let hosts = faulty.mill.snapshot(0).hosts;
+        faulty.breaks(&format!("{function} return=0x{code:x} {}", once()));
+        if function != "C_SignInit" {
+            faulty.kill_host();
+        }
+        faulty.mill.issue().await.unwrap_or_else(|error| panic!("{function}: {error}"));
+        expected.push((function, name, 1));
+        expected.sort_unstable();
+        assert_eq!(errors(), expected, "{function}");
+        assert!(faulty.mill.snapshot(0).hosts > hosts, "{function}: its host ended");
+    }
 }

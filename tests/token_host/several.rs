@@ -1,13 +1,18 @@
 //! Several tokens: who gets the work, and that a token that holds another key gets none.
 
-use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use istio_hsm_ca::token::client::{Link, Phase, TokenSettings};
 use nix::sys::signal::{Signal, kill};
 use rcgen::KeyPair;
 
 use super::{
-    common::faulty::{Control, MODULE, through},
+    common::faulty::{Control, MODULE, once, through},
     harness::{Ca, Mill, PATIENCE, Site, host_of, is, pool},
 };
 
@@ -22,19 +27,103 @@ fn faulty(site: &Site, name: &str, control: &Control) -> TokenSettings {
     token
 }
 
+/// One request after the other, and one for each token.
+async fn both_serve(mill: &Mill) {
+    for at in [0, 1] {
+        mill.until("half-open", is(at, Phase::HalfOpen)).await;
+    }
+    for at in [0, 1] {
+        mill.issue().await.unwrap();
+        mill.until("serving", is(at, Phase::Serving)).await;
+    }
+}
+
+/// A token that serves before one that breaks on command, whose calls may take this long.
+async fn behind(name: &str, call: Duration) -> (Mill, Control, [Site; 2]) {
+    let sites = [Site::new(), Site::new()];
+    let control = Control::new(sites[1].directory.path());
+    let mut trial = faulty(&sites[1], name, &control);
+    trial.call_timeout = call;
+    if let Link::Child { settings, .. } = &mut trial.link {
+        settings.call_timeout = call;
+    }
+    let settings = pool(vec![sites[0].token("before"), trial]);
+    let mill = Mill::proven(settings, &sites[0].issuer).await;
+    both_serve(&mill).await;
+    (mill, control, sites)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_behind_a_serving_one_is_proven_by_the_first_request() {
+    let (mill, control, _sites) = behind("proven", Duration::from_secs(10)).await;
+    for _ in 0..3 {
+        kill(host_of("proven"), Signal::SIGKILL).unwrap();
+        mill.until("half-open", is(1, Phase::HalfOpen)).await;
+        let before = mill.snapshot(1).signed;
+        mill.issue().await.unwrap();
+        mill.until("serving", is(1, Phase::Serving)).await;
+        assert_eq!(mill.snapshot(1).signed, before + 1);
+    }
+    // Slower than a caller should wait: another token does it, and the signature that comes late is proof enough.
+    kill(host_of("proven"), Signal::SIGKILL).unwrap();
+    mill.until("half-open", is(1, Phase::HalfOpen)).await;
+    control.breaks(&format!("C_Sign delay=1500 {}", once()));
+    let (before, began) = ([mill.snapshot(0).signed, mill.snapshot(1).signed], Instant::now());
+    mill.issue().await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(1400), "{:?}", began.elapsed());
+    assert_eq!([mill.snapshot(0).signed, mill.snapshot(1).signed], [before[0] + 1, before[1]]);
+    mill.until("serving", is(1, Phase::Serving)).await;
+    assert_eq!(mill.snapshot(1).signed, before[1] + 1);
+    // A caller with little time is no trial.
+    kill(host_of("proven"), Signal::SIGKILL).unwrap();
+    mill.until("half-open", is(1, Phase::HalfOpen)).await;
+    mill.issue_within(Duration::from_millis(400)).await.unwrap();
+    assert!(is(1, Phase::HalfOpen)(&mill.pool.health().borrow().clone()));
+    mill.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_that_fails_costs_its_caller_nothing() {
+    let call = Duration::from_secs(2);
+    let (mill, control, _sites) = behind("on-trial", call).await;
+    for action in ["return=0x30", "return=0x6", "return=0x21", "abort", "hang"] {
+        kill(host_of("on-trial"), Signal::SIGKILL).unwrap();
+        mill.until("half-open", is(1, Phase::HalfOpen)).await;
+        control.breaks(&format!("C_Sign {action}"));
+        let (faults, before) = (control.mark(), mill.snapshot(0).signed);
+        // All the while one after the other, and for longer than the module may hang.
+        let began = Instant::now();
+        let (mut longest, mut count) = (Duration::ZERO, 0);
+        while began.elapsed() < call * 2 {
+            let asked = Instant::now();
+            mill.issue().await.unwrap_or_else(|error| panic!("{action}: {error}"));
+            longest = longest.max(asked.elapsed());
+            count += 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(control.books_since(faults).faults_of("C_Sign") > 0, "{action}: the trial did not happen");
+        assert_eq!(mill.snapshot(0).signed - before, count, "{action}");
+        assert!(longest < Duration::from_millis(1500), "{action}: somebody waited for {longest:?}");
+        println!("{action}: {count} certificates, the longest took {} ms", longest.as_millis());
+        control.works();
+        // Back in by itself, with one request at a time.
+        let deadline = Instant::now() + PATIENCE;
+        while !is(1, Phase::Serving)(&mill.pool.health().borrow().clone()) {
+            assert!(Instant::now() < deadline, "{action}: {:?}", mill.pool.health().borrow());
+            mill.issue().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    mill.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_token_with_the_least_work_is_first() {
     let (slow, fast) = (Site::new(), Site::new());
     let control = Control::new(slow.directory.path());
     let tokens = vec![faulty(&slow, "slow", &control), fast.token("fast")];
     let mill = Arc::new(Mill::proven(pool(tokens), &slow.issuer).await);
-    // One after the other they would all go to the first.
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while ![0, 1].iter().all(|at| is(*at, Phase::Serving)(&mill.pool.health().borrow().clone())) {
-        assert!(std::time::Instant::now() < deadline, "{:?}", mill.pool.health().borrow());
-        let (one, other) = tokio::join!(mill.issue(), mill.issue());
-        one.and(other).unwrap();
-    }
+    both_serve(&mill).await;
     // Two calls a signature: a fifth of a second each.
     control.breaks("C_Sign delay=100");
     let before = [mill.snapshot(0).signed, mill.snapshot(1).signed];

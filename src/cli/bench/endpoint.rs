@@ -1,21 +1,20 @@
 //! `bench endpoint`: many Istio agents against one running daemon.
 
+mod all_at_once;
+mod tokens;
+
 use std::{
     collections::BTreeMap,
-    fs,
     net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use tokens::{read, tokens};
 use tonic::transport::Channel;
 
 use super::{
@@ -25,11 +24,10 @@ use super::{
     progress_bar,
     queue::Ideal,
     report::{Latency, Samples, count},
-    storm::{self, Comer, Route, Storm},
     token::{self, Plan, TokenChoice},
 };
 use crate::{
-    agent::{KeyKind, Tls, TokenIssuer, Workload, WorkloadKey, connect, create_certificate},
+    agent::{KeyKind, Tls, Workload, WorkloadKey, connect, create_certificate},
     cli::output::Output,
     token::TokenUri,
 };
@@ -179,7 +177,7 @@ impl Ask for Agents {
 pub(super) fn run(arguments: &EndpointArguments, output: Output) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let Some(agents) = arguments.storm {
-        return runtime.block_on(storm(arguments, usize::try_from(agents)?, output));
+        return runtime.block_on(all_at_once::run(arguments, usize::try_from(agents)?, output));
     }
     let mut report = runtime.block_on(measure(arguments))?;
     if let Some(token) = &arguments.token {
@@ -189,61 +187,6 @@ pub(super) fn run(arguments: &EndpointArguments, output: Output) -> Result<()> {
     }
     output.print(&report, text)?;
     ensure!(report.certificates > 0, "no certificate was issued; the errors above say why");
-    Ok(())
-}
-
-/// A storm's figures, as JSON prints them.
-#[derive(Clone, Debug, Serialize)]
-struct StormReport {
-    #[serde(flatten)]
-    storm: Storm,
-    certificates_per_second: f64,
-    daemon_cpu_us_per_certificate: Option<f64>,
-    processes: Vec<ProcessTime>,
-}
-
-/// Lets all agents come at once, and prints what became of them.
-async fn storm(arguments: &EndpointArguments, agents: usize, output: Output) -> Result<()> {
-    crate::hardening::raise_open_files()?;
-    let roots = read(&arguments.roots)?;
-    let route = Route {
-        address: arguments.address,
-        tls: Tls::new(&roots, &arguments.server_name, None)?,
-        sources: arguments.storm_sources,
-        cluster: arguments.cluster.clone(),
-        lifetime: arguments.lifetime,
-    };
-    let mut comers = Vec::with_capacity(agents);
-    for (Workload { namespace, service_account }, token) in tokens(arguments, agents)? {
-        let identity = format!("spiffe://{}/ns/{namespace}/sa/{service_account}", arguments.trust_domain);
-        comers.push(Comer { token, request: WorkloadKey::generate(arguments.key)?.request(&identity)? });
-    }
-    let reading = || arguments.pid.map(Reading::take).transpose();
-    let before = reading()?;
-    let done = Arc::new(AtomicUsize::new(0));
-    let running = tokio::spawn(storm::all(Arc::new(route), comers, Arc::clone(&done)));
-    let bar = progress_bar(u64::try_from(agents)?)?;
-    while !running.is_finished() {
-        bar.set_position(u64::try_from(done.load(Ordering::Relaxed))?);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    bar.finish_and_clear();
-    let storm = running.await?;
-    let processes = match (before, reading()?) {
-        (Some(before), Some(after)) => after.since(&before),
-        _ => Vec::new(),
-    };
-    let cpu: f64 = processes.iter().map(|process| process.cpu_seconds).sum();
-    let report = StormReport {
-        certificates_per_second: count(storm.served) / storm.seconds.max(1e-3),
-        daemon_cpu_us_per_certificate: (!processes.is_empty() && storm.served > 0)
-            .then(|| cpu * 1e6 / count(storm.served)),
-        storm,
-        processes,
-    };
-    output.print(&report, storm_text)?;
-    let lost = report.storm.agents - report.storm.served;
-    ensure!(lost == 0, "{lost} of {} agents have no certificate; the reasons are above", report.storm.agents);
     Ok(())
 }
 
@@ -363,55 +306,6 @@ async fn first_certificate(
     Ok(Tls::new(roots, &arguments.server_name, Some((issued.concat().as_bytes(), key.pem()?.as_bytes())))?)
 }
 
-/// The workloads and their tokens: minted, or read from files and used in turn.
-fn tokens(arguments: &EndpointArguments, wanted: usize) -> Result<Vec<(Workload, String)>> {
-    let read_tokens = arguments.token_directory.as_deref().map(read_tokens).transpose()?;
-    if let Some(tokens) = read_tokens {
-        return Ok(tokens.iter().cycle().take(wanted).cloned().collect());
-    }
-    let key = arguments.token_key.as_deref().context("give --token-key or --token-directory")?;
-    let issuer = arguments.issuer.clone().context("--token-key needs --issuer")?;
-    let issuer = TokenIssuer::new(&read(key)?, issuer, arguments.audience.clone())?;
-    // A token that outlives the run, whatever its length.
-    let lifetime = Duration::from_secs_f64(arguments.seconds + arguments.warm_up) + Duration::from_secs(3600);
-    let mint = |number: usize| {
-        let workload = Workload { namespace: arguments.namespace.clone(), service_account: format!("w{number}") };
-        let token = issuer.mint(&workload, crate::clock::now(), lifetime)?;
-        Ok((workload, token))
-    };
-    (0..wanted).map(mint).collect()
-}
-
-/// Reads a directory of tokens; the subject is read without a check, since it only names what to ask for.
-fn read_tokens(directory: &Path) -> Result<Vec<(Workload, String)>> {
-    let listing = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
-    let mut paths: Vec<PathBuf> = listing.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
-    paths.sort();
-    ensure!(!paths.is_empty(), "{} holds no token", directory.display());
-    let one = |path: &PathBuf| {
-        let token = String::from_utf8(read(path)?).map_err(|_| anyhow::anyhow!("{} is not text", path.display()))?;
-        let token = token.trim().to_owned();
-        let workload = subject(&token).with_context(|| format!("{} is no service-account token", path.display()))?;
-        Ok((workload, token))
-    };
-    paths.iter().map(one).collect()
-}
-
-fn subject(token: &str) -> Option<Workload> {
-    #[derive(Deserialize)]
-    struct Claims {
-        sub: String,
-    }
-    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-    let claims: Claims = serde_json::from_slice(&payload).ok()?;
-    let (namespace, service_account) = claims.sub.strip_prefix("system:serviceaccount:")?.split_once(':')?;
-    Some(Workload { namespace: namespace.to_owned(), service_account: service_account.to_owned() })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
 fn text(report: &Report) -> String {
     let milliseconds = |micros: u64| Duration::from_micros(micros).as_secs_f64() * 1e3;
     let mut lines = vec![format!(
@@ -439,40 +333,4 @@ fn text(report: &Report) -> String {
         lines.extend(report.processes.iter().map(process));
     }
     lines.join("\n") + "\n"
-}
-
-fn storm_text(report: &StormReport) -> String {
-    let Storm { agents, served, tries, seconds, latency, refusals, lost } = &report.storm;
-    let mut lines = vec![format!(
-        "served        {served} of {agents} in {seconds:.2} s, {:.0} a second",
-        report.certificates_per_second
-    )];
-    if let Some(Latency { p50_us, p99_us, max_us }) = latency {
-        let [p50, p99, max] = [p50_us, p99_us, max_us].map(|micros| Duration::from_micros(*micros).as_secs_f64());
-        lines.push(format!("latency       p50 {p50:.2} s, p99 {p99:.2} s, max {max:.2} s"));
-    }
-    lines.extend(tries.iter().map(|(tries, agents)| format!("tries         {tries}: {agents} agents")));
-    lines.extend(refusals.iter().map(|(reason, count)| format!("tried again   {count} {reason}")));
-    lines.extend(lost.iter().map(|(reason, count)| format!("lost          {count} {reason}")));
-    if let Some(cpu) = report.daemon_cpu_us_per_certificate {
-        lines.push(format!("CPU           {cpu:.0} us a certificate"));
-    }
-    lines.join("\n") + "\n"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tokens_subject_is_read() {
-        let key = TokenIssuer::generate_key().unwrap();
-        let issuer = TokenIssuer::new(key.as_bytes(), "https://i".into(), "istio-ca".into()).unwrap();
-        let workload = Workload { namespace: "demo".into(), service_account: "httpbin".into() };
-        let token = issuer.mint(&workload, crate::clock::now(), Duration::from_secs(60)).unwrap();
-        assert_eq!(subject(&token), Some(workload));
-        for bad in ["", "a.b.c", "..", "a.e30.c"] {
-            assert_eq!(subject(bad), None, "{bad}");
-        }
-    }
 }

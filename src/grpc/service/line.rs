@@ -72,7 +72,7 @@ impl Line {
     }
 
     /// Ends with an error.
-    pub fn refused(mut self, refusal: &Refusal, code: Code, recent: Option<&Recent>) {
+    pub fn refused(mut self, refusal: &Refusal, code: Code, recent: &Recent) {
         let code = name(code);
         let causes = std::iter::successors(std::error::Error::source(refusal), |cause| cause.source());
         let reason = causes.fold(refusal.to_string(), |text, cause| format!("{text}: {cause}"));
@@ -92,9 +92,7 @@ impl Line {
             metrics::answered(label, self.method, self.started.elapsed());
             let (time, request_id) = (crate::clock::now(), self.id.to_string());
             let caller = self.identity.take().unwrap_or_default();
-            if let Some(recent) = recent {
-                recent.refused(recent::Refusal { time, request_id, reason: label, caller, detail: reason });
-            }
+            recent.refused(recent::Refusal { time, request_id, reason: label, caller, detail: reason });
         }
         if matches!(refusal, Refusal::Auth(_) | Refusal::Impersonation(_)) {
             metrics::unauthenticated();

@@ -69,6 +69,8 @@ pub struct TokenHealth {
     pub since: Instant,
     /// How many CA keys were found in it.
     pub keys: usize,
+    /// Whether it counts as able to sign: it serves, or it is half-open and waits for a first request in vain.
+    pub ready: bool,
 }
 
 /// The tokens' health.
@@ -79,11 +81,11 @@ pub struct PoolHealth {
 }
 
 impl PoolHealth {
-    /// Whether at least one token signs. Half-open counts: without a request there is none that could close the
-    /// breaker, and a daemon that is not ready gets no requests.
+    /// Whether at least one token signs. Half-open may count ([`TokenHealth::ready`]): without a request there is none
+    /// that could close the breaker, and a daemon that is not ready gets no requests.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.tokens.iter().any(|token| token.phase.is_ready() && token.keys > 0)
+        self.tokens.iter().any(|token| token.ready)
     }
 
     /// Why no token signs, in words.

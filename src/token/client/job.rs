@@ -88,6 +88,19 @@ impl Job {
         self.failed_at.as_ref() == Some(token)
     }
 
+    /// The certificate that is to be signed; none for anything else.
+    pub(super) fn tbs(&self) -> Option<&Arc<Tbs>> {
+        match &self.message {
+            Message::Bytes(_) => None,
+            Message::Tbs(tbs) => Some(tbs),
+        }
+    }
+
+    /// How long anybody waits for it.
+    pub(super) fn left(&self, now: Instant) -> Duration {
+        self.deadline.saturating_duration_since(now)
+    }
+
     /// Whether it needs the CA's key.
     pub(super) fn is_real(&self) -> bool {
         match self.kind {
@@ -105,7 +118,7 @@ impl Job {
 
     /// The frame's content, with the time that is left.
     pub(super) fn sign(&self, now: Instant) -> Sign<'_> {
-        let left = self.deadline.saturating_duration_since(now);
+        let left = self.left(now);
         Sign {
             kind: self.kind,
             key: self.key,
@@ -117,7 +130,7 @@ impl Job {
 
     /// Whether less than a millisecond is left, which the wire cannot tell from none.
     pub(super) fn is_expired(&self, now: Instant) -> bool {
-        self.deadline.saturating_duration_since(now) < Duration::from_millis(1)
+        self.left(now) < Duration::from_millis(1)
     }
 
     /// Answers it; false when nobody listens.

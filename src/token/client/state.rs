@@ -1,6 +1,7 @@
 //! What the pool's callers, writers, readers and supervisors share: one mutex, held for moments and never across I/O.
 
 mod answers;
+mod trial;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -23,9 +24,6 @@ use crate::{
     telemetry::calls::Calls,
     token::protocol::{Fingerprint, Reply, Request, Status},
 };
-
-/// How long a half-open breaker waits for the verdict on the request that it let through.
-const TRIAL_LIMIT: Duration = Duration::from_secs(2);
 
 /// What of a token needs no lock.
 #[derive(Debug)]
@@ -150,7 +148,7 @@ impl Shared {
             return Err(SignError::Unavailable("the daemon is ending".to_owned()));
         }
         let able = (0..inner.tokens.len()).filter(|&at| inner.may(at, &job));
-        match able.min_by_key(|&at| inner.tokens.get(at).map_or(usize::MAX, Token::in_flight)) {
+        match able.min_by_key(|&at| inner.rank(at, &job, now)) {
             Some(at) => self.dispatch(&mut inner, at, job, now),
             None if inner.tokens.iter().all(|token| token.phase == Phase::PinRefused) => {
                 return Err(SignError::Unavailable(inner.health().reason()));
@@ -208,11 +206,14 @@ impl Shared {
         Some(answered)
     }
 
-    /// Makes room in the queues, and gives up on a half-open breaker's request whose verdict never comes.
+    /// Makes room in the queues, and looks after half-open breakers.
     pub(super) fn sweep(&self, now: Instant) {
         let mut inner = self.lock();
-        for token in &mut inner.tokens {
-            token.trial.take_if(|trial| now.saturating_duration_since(trial.since) > TRIAL_LIMIT);
+        self.tend_trials(&mut inner, now);
+        for (token, fixed) in inner.tokens.iter_mut().zip(&self.fixed) {
+            if token.cancel_abandoned() {
+                fixed.writer.notify_one();
+            }
         }
         let Inner { tokens, queues, .. } = &mut *inner;
         if queues.len() == (0, 0) {
@@ -344,12 +345,14 @@ impl Inner {
     }
 
     fn health_of(tokens: &[Token]) -> PoolHealth {
+        let now = Instant::now();
         let tokens = tokens.iter().map(|token| TokenHealth {
             token: Arc::clone(&token.name),
             phase: token.phase,
             reason: token.reason.clone(),
             since: token.since,
             keys: token.opened.len(),
+            ready: token.is_ready(now),
         });
         PoolHealth { tokens: tokens.collect() }
     }

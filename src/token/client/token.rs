@@ -3,26 +3,40 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
 
 use super::{health::Phase, job::Job};
-use crate::token::{
-    calls,
-    protocol::{Fingerprint, Kind, ProtocolError, Reply, Request, Status},
+use crate::{
+    pki::Tbs,
+    token::{
+        calls,
+        protocol::{Fingerprint, Kind, ProtocolError, Reply, Request, Status},
+    },
 };
 
 /// Frames in flight to a host for each of its sessions: enough for batches, few enough that what waits behind them
 /// waits here, where deadlines drop it.
 const WINDOW: usize = 32;
 
+/// How long a token that has failed must be half-open without a request before it counts as ready: where requests
+/// come, the first of them decides sooner.
+const HOLD: Duration = Duration::from_millis(500);
+
 /// Something that a host is to answer.
 #[derive(Debug)]
 pub(super) enum Pending {
     Control(oneshot::Sender<Reply>),
-    Job { job: Box<Job>, sent: Instant },
+    /// A request of a caller's; `cancelled` once the host was told that the caller is gone.
+    Job {
+        job: Box<Job>,
+        sent: Instant,
+        cancelled: bool,
+    },
+    /// Another token does it meanwhile; what this one answers still tells whether it signs.
+    TakenOver(Arc<Tbs>),
 }
 
 /// The one real request that a half-open breaker has let through.
@@ -30,6 +44,8 @@ pub(super) enum Pending {
 pub(super) struct Trial {
     pub(super) correlation: u64,
     pub(super) since: Instant,
+    /// Another token has taken the request over.
+    pub(super) taken_over: bool,
 }
 
 #[derive(Debug)]
@@ -55,6 +71,8 @@ pub(super) struct Token {
     /// When the host last answered, or was first asked after it had answered everything.
     pub(super) progress: Instant,
     pub(super) trial: Option<Trial>,
+    /// It was out of service, and no real signature of its has verified since.
+    distrusted: bool,
     /// Wrong signatures in a row.
     pub(super) wrong: u32,
     /// Requests in a row that it could not do, although it works.
@@ -82,6 +100,7 @@ impl Token {
             outbox: Vec::new(),
             progress: Instant::now(),
             trial: None,
+            distrusted: false,
             wrong: 0,
             refusals: 0,
             window: 0,
@@ -95,6 +114,26 @@ impl Token {
 
     pub(super) fn has_room(&self) -> bool {
         self.phase.is_ready() && self.jobs < self.window
+    }
+
+    /// Whether it counts as able to sign. Half-open does, since a daemon that is not ready may get no request that
+    /// could close the breaker; but after a failure only once no request came for a while.
+    pub(super) fn is_ready(&self, now: Instant) -> bool {
+        let held = |since: Instant| now.saturating_duration_since(since) >= HOLD;
+        let ready = match self.phase {
+            Phase::Serving => true,
+            Phase::HalfOpen if self.distrusted => {
+                held(self.since) && self.trial.as_ref().is_none_or(|trial| !held(trial.since))
+            }
+            Phase::HalfOpen => true,
+            Phase::Down | Phase::PinRefused | Phase::Probing | Phase::Starting => false,
+        };
+        ready && !self.opened.is_empty()
+    }
+
+    /// Whether time alone may make it ready or not.
+    pub(super) fn waits_for_readiness(&self) -> bool {
+        self.phase == Phase::HalfOpen && self.distrusted
     }
 
     /// Whether it serves requests such as this one.
@@ -130,10 +169,10 @@ impl Token {
             return Err((Box::new(job), error));
         }
         if self.phase == Phase::HalfOpen && job.is_real() {
-            self.trial = Some(Trial { correlation, since: now });
+            self.trial = Some(Trial { correlation, since: now, taken_over: false });
         }
         self.jobs += 1;
-        self.outstanding.insert(correlation, Pending::Job { job: Box::new(job), sent: now });
+        self.outstanding.insert(correlation, Pending::Job { job: Box::new(job), sent: now, cancelled: false });
         Ok(())
     }
 
@@ -147,6 +186,45 @@ impl Token {
         request.encode(correlation, &mut self.outbox)?;
         self.outstanding.insert(correlation, Pending::Control(answer));
         Ok(())
+    }
+
+    /// The request on trial, while its caller waits for this token.
+    pub(super) fn on_trial(&self) -> Option<(&Trial, &Job)> {
+        let trial = self.trial.as_ref()?;
+        match self.outstanding.get(&trial.correlation)? {
+            Pending::Job { job, .. } => Some((trial, job)),
+            Pending::Control(_) | Pending::TakenOver(_) => None,
+        }
+    }
+
+    /// Gives up the request on trial, for another token to do; the trial itself goes on.
+    pub(super) fn hand_over_trial(&mut self) -> Option<Job> {
+        let trial = self.trial.as_mut()?;
+        let pending = self.outstanding.get_mut(&trial.correlation)?;
+        let Pending::Job { job, .. } = pending else { return None };
+        let taken_over = Pending::TakenOver(Arc::clone(job.tbs()?));
+        let Pending::Job { job, .. } = std::mem::replace(pending, taken_over) else { return None };
+        trial.taken_over = true;
+        self.jobs = self.jobs.saturating_sub(1);
+        Some(*job)
+    }
+
+    /// Tells the host whose requests nobody waits for any more; whether there were any. The request on trial goes on:
+    /// its signature is worth having.
+    pub(super) fn cancel_abandoned(&mut self) -> bool {
+        let trial = self.trial.as_ref().map(|trial| trial.correlation);
+        let before = self.outbox.len();
+        if self.status.cancels && self.linked {
+            for (correlation, pending) in &mut self.outstanding {
+                let Pending::Job { job, cancelled: cancelled @ false, .. } = pending else { continue };
+                if job.is_abandoned() && trial != Some(*correlation) {
+                    *cancelled = true;
+                    // Of fixed size, far below the limit.
+                    let _ = Request::Cancel { correlation: *correlation }.encode(0, &mut self.outbox);
+                }
+            }
+        }
+        self.outbox.len() > before
     }
 
     /// Has the host drop a session.
@@ -164,6 +242,20 @@ impl Token {
         self.host
     }
 
+    /// Takes the last word of a host that ends itself: how its calls went. Its keys are none any more.
+    pub(super) fn last_word(&mut self, status: Status) {
+        self.add_calls(&status);
+        (self.status.instance, self.status.calls) = (status.instance, status.calls);
+        self.status.call_errors = status.call_errors;
+    }
+
+    /// Adds what a host has counted since it last told.
+    fn add_calls(&mut self, status: &Status) {
+        let same = status.instance == self.status.instance;
+        let before = if same { (&*self.status.calls, &*self.status.call_errors) } else { (&[][..], &[][..]) };
+        self.calls.add((&status.calls, &status.call_errors), before);
+    }
+
     /// Takes what its host tells of itself; returns how many certificates the host has signed since it last told.
     pub(super) fn ready(&mut self, status: Status) -> u64 {
         self.window = WINDOW * usize::try_from(status.sessions.max(1)).unwrap_or(1);
@@ -171,15 +263,14 @@ impl Token {
         // What a host had signed before this process knew it is not this process's to account for.
         let known = if self.told_by == self.host { certificates(&self.status) } else { signed };
         self.told_by = self.host;
-        let same = status.instance == self.status.instance;
-        let before = if same { (&*self.status.calls, &*self.status.call_errors) } else { (&[][..], &[][..]) };
-        self.calls.add((&status.calls, &status.call_errors), before);
+        self.add_calls(&status);
         self.status = status;
         signed.saturating_sub(known)
     }
 
     /// Takes everything back from a host that is gone, the youngest first.
     pub(super) fn link_down(&mut self, phase: Phase, reason: &str) -> Vec<Job> {
+        self.distrusted |= self.phase.is_ready();
         self.linked = false;
         self.host += 1;
         self.outbox.clear();
@@ -191,7 +282,7 @@ impl Token {
         let mut pending: Vec<_> = self.outstanding.drain().collect();
         pending.sort_unstable_by_key(|(correlation, _)| std::cmp::Reverse(*correlation));
         let jobs = pending.into_iter().filter_map(|(_, pending)| match pending {
-            Pending::Control(_) => None,
+            Pending::Control(_) | Pending::TakenOver(_) => None,
             Pending::Job { job, .. } => Some(*job),
         });
         jobs.collect()
@@ -200,6 +291,7 @@ impl Token {
     /// Opens the breaker: no real request until a probe has passed.
     pub(super) fn trip(&mut self, reason: &str, replace: bool) {
         self.trial = None;
+        self.distrusted = true;
         self.wrong = 0;
         self.replace |= replace;
         self.set(Phase::Probing, reason);
@@ -215,6 +307,7 @@ impl Token {
     /// Closes the breaker.
     pub(super) fn serve(&mut self) {
         self.trial = None;
+        self.distrusted = false;
         self.wrong = 0;
         self.refusals = 0;
         self.set(Phase::Serving, "");
@@ -263,5 +356,34 @@ mod tests {
         token.link_up();
         assert_eq!(token.ready(status(0, 0)), 0);
         assert_eq!(token.ready(status(3, 0)), 3);
+    }
+
+    #[test]
+    fn half_open_counts_as_ready_at_the_start_and_later_only_when_no_request_decides() {
+        let mut token = Token::new("one".into());
+        token.link_up();
+        token.half_open();
+        let now = Instant::now();
+        assert!(!token.is_ready(now), "it holds no key");
+        token.opened.insert([1; 32]);
+        assert!(token.is_ready(now));
+        token.trip("a request failed", false);
+        assert!(!token.is_ready(now + HOLD));
+        token.half_open();
+        let since = token.since;
+        assert!(!token.is_ready(since) && !token.is_ready(since + HOLD / 2));
+        assert!(token.is_ready(since + HOLD), "nobody asked, and nobody will");
+        let asked = since + HOLD * 2;
+        token.trial = Some(Trial { correlation: 1, since: asked, taken_over: false });
+        assert!(token.is_ready(asked), "the request decides in a moment");
+        assert!(!token.is_ready(asked + HOLD), "the request hangs");
+        token.serve();
+        assert!(token.is_ready(asked + HOLD));
+        token.link_down(Phase::Down, "gone");
+        assert!(!token.is_ready(asked + HOLD));
+        token.link_up();
+        token.opened.insert([1; 32]);
+        token.half_open();
+        assert!(!token.is_ready(token.since), "it was away, and has proven nothing yet");
     }
 }

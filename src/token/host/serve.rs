@@ -13,17 +13,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use inbox::Inbox;
+use inbox::{Inbox, Taken};
 use outbox::Outbox;
 
 use super::{
     HostError, policy, share,
-    vault::{Vault, Worker},
+    vault::{Vault, Worker, last_word},
 };
 use crate::{
     pki::PublicKey,
     token::protocol::{Fault, FaultClass, Fingerprint, Frame, Kind, ProtocolError, Reply, Request, Sign},
 };
+
+/// How long the last request must have taken for what has come meanwhile to be read before the next one: a system call
+/// that is worth it where signatures are slow.
+const LONG: Duration = Duration::from_millis(1);
 
 /// How long a thread without a session leaves the work to the others before it tries to open one again.
 const NO_SESSION: Duration = Duration::from_millis(200);
@@ -83,29 +87,43 @@ impl Connection {
             Request::Hello { settings, .. } => {
                 Ok(Some(Hello { correlation: frame.correlation, settings: settings.to_vec() }))
             }
-            Request::Discard { .. } | Request::Open { .. } | Request::Ping | Request::Sign(_) => {
-                Err(ProtocolError::Malformed("first frame").into())
-            }
+            Request::Cancel { .. }
+            | Request::Discard { .. }
+            | Request::Open { .. }
+            | Request::Ping
+            | Request::Sign(_) => Err(ProtocolError::Malformed("first frame").into()),
         }
+    }
+
+    /// Tells the daemon why there will be no service, and how the calls went that were made for it.
+    pub(super) fn give_up(&mut self, correlation: u64, fault: Fault) {
+        self.tell(&[(0, Reply::Status(Box::new(last_word()))), (correlation, Reply::Fault(fault))]);
     }
 
     /// Tells the daemon why there will be no service.
     pub(super) fn refuse(&mut self, correlation: u64, fault: Fault) {
+        self.tell(&[(correlation, Reply::Fault(fault))]);
+    }
+
+    fn tell(&mut self, replies: &[(u64, Reply)]) {
         let Ok(socket) = self.socket.try_clone() else { return };
         let writer = Mutex::new(socket);
         let mut outbox = Outbox::new(&writer);
         // The daemon may be gone already, and then nobody needs to know.
-        let _ = outbox.push(correlation, &Reply::Fault(fault)).and_then(|()| outbox.flush());
+        let pushed = replies.iter().try_for_each(|(correlation, reply)| outbox.push(*correlation, reply));
+        let _ = pushed.and_then(|()| outbox.flush());
     }
 
     /// Answers the hello, and serves until one side ends it.
     pub(super) fn serve(mut self, hello: u64, vault: &Vault) -> Served {
         let workers: Vec<_> =
             (1..=vault.session_count()).map(|thread| Mutex::new(Worker::new(vault, thread))).collect();
-        if let Some(Err(fault)) = workers.first().map(|first| lock(first).touch()) {
+        let first = workers.first().map_or(Ok(()), |first| lock(first).touch());
+        // Tokens hide objects from whoever is not logged in, which only the touch has found out.
+        if let Err(fault) = first.and_then(|()| vault.look_for_own_keys()) {
             let text = fault.text.clone();
             let broken = is_broken(&fault);
-            self.refuse(hello, fault);
+            self.give_up(hello, fault);
             return if broken { Served::Broken(text) } else { Served::HungUp };
         }
         let Ok(writer) = self.socket.try_clone() else { return Served::HungUp };
@@ -142,14 +160,6 @@ impl Connection {
     }
 }
 
-/// A frame was taken.
-struct Taken {
-    /// When it was read.
-    read_at: Instant,
-    /// About how many more have been read.
-    waiting: usize,
-}
-
 /// What the threads of a connection share.
 struct Service<'a> {
     vault: &'a Vault,
@@ -174,6 +184,7 @@ impl Service<'_> {
     fn frames(&self, worker: &Mutex<Worker<'_>>) -> Result<(), EndOfService> {
         let mut outbox = Outbox::new(&self.writer);
         let mut bytes = Vec::new();
+        let mut took = Duration::ZERO;
         loop {
             // Others may have sessions where the token has no room for one more.
             while !lock(worker).has_session() && self.vault.live.load(Ordering::Relaxed) > 0 {
@@ -183,33 +194,37 @@ impl Service<'_> {
                 }
                 std::thread::sleep(NO_SESSION);
             }
-            let Some(Taken { read_at, waiting }) = self.next_frame(&mut outbox, &mut bytes)? else { return Ok(()) };
+            let Some(taken) = self.next_frame(&mut outbox, &mut bytes, took)? else { return Ok(()) };
             let Some((frame, _)) = Frame::split(&bytes)? else { continue };
             let request = Request::decode(&frame)?;
             let began = Instant::now();
-            let broken = match self.answer(worker, &request, read_at, began) {
-                None => None,
-                Some(reply) => {
-                    outbox.push(frame.correlation, &reply)?;
-                    match reply {
-                        Reply::Fault(fault) if is_broken(&fault) => Some(fault.text),
-                        _ => None,
-                    }
+            match self.answer(worker, &request, taken, began) {
+                Some(Reply::Fault(fault)) if is_broken(&fault) => {
+                    let reason = fault.text.clone();
+                    // Before the fault, after which the daemon hangs up.
+                    outbox.push(0, &Reply::Status(Box::new(last_word())))?;
+                    outbox.push(frame.correlation, &Reply::Fault(fault))?;
+                    outbox.flush()?;
+                    *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                    return Ok(());
                 }
-            };
-            if let Some(reason) = broken {
-                outbox.flush()?;
-                *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-                return Ok(());
+                Some(reply) => outbox.push(frame.correlation, &reply)?,
+                None => {}
             }
-            if outbox.is_due(began.elapsed(), waiting / self.workers.len().max(1)) {
+            took = began.elapsed();
+            if outbox.is_due(took, taken.waiting / self.workers.len().max(1)) {
                 outbox.flush()?;
             }
         }
     }
 
     /// Takes the next frame. `None` when the daemon has hung up.
-    fn next_frame(&self, outbox: &mut Outbox<'_>, bytes: &mut Vec<u8>) -> Result<Option<Taken>, EndOfService> {
+    fn next_frame(
+        &self,
+        outbox: &mut Outbox<'_>,
+        bytes: &mut Vec<u8>,
+        took: Duration,
+    ) -> Result<Option<Taken>, EndOfService> {
         let mut inbox = match self.inbox.try_lock() {
             Ok(inbox) => inbox,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -224,22 +239,20 @@ impl Service<'_> {
                 return Ok(None);
             }
         }
-        inbox.take(bytes)?;
-        Ok(Some(Taken { read_at: inbox.read_at(), waiting: inbox.waiting(bytes.len()) }))
+        if took >= LONG {
+            inbox.look_ahead();
+        }
+        Ok(inbox.take(bytes)?)
     }
 
     fn is_over(&self) -> bool {
         self.inbox.try_lock().is_ok_and(|inbox| inbox.is_over())
     }
 
-    fn answer(
-        &self,
-        worker: &Mutex<Worker<'_>>,
-        request: &Request<'_>,
-        read_at: Instant,
-        now: Instant,
-    ) -> Option<Reply> {
+    fn answer(&self, worker: &Mutex<Worker<'_>>, request: &Request<'_>, taken: Taken, now: Instant) -> Option<Reply> {
         Some(match request {
+            // It was heeded when it was read.
+            Request::Cancel { .. } => return None,
             Request::Discard { session } => {
                 self.vault.discard(*session);
                 return None;
@@ -250,7 +263,7 @@ impl Service<'_> {
                 Ok(()) => Reply::Status(Box::new(self.vault.status())),
                 Err(fault) => Reply::Fault(fault),
             },
-            Request::Sign(sign) => self.sign(&mut lock(worker), sign, read_at, now),
+            Request::Sign(sign) => self.sign(&mut lock(worker), sign, taken, now),
         })
     }
 
@@ -258,6 +271,10 @@ impl Service<'_> {
     /// idle sessions one by one.
     fn exercise(&self, own: &Mutex<Worker<'_>>) -> Result<(), Fault> {
         lock(own).exercise()?;
+        // Made or seen only since the start; a token that has none is asked at each keep-alive.
+        if let Err(fault) = self.vault.look_for_own_keys() {
+            tracing::warn!(reason = fault.text, "the host's own keys cannot be looked for");
+        }
         for worker in &self.workers {
             // One that is held is at work; this thread's own has just been used.
             let Ok(mut worker) = worker.try_lock() else { continue };
@@ -289,10 +306,10 @@ impl Service<'_> {
         }
     }
 
-    fn sign(&self, worker: &mut Worker<'_>, sign: &Sign<'_>, read_at: Instant, now: Instant) -> Reply {
+    fn sign(&self, worker: &mut Worker<'_>, sign: &Sign<'_>, taken: Taken, now: Instant) -> Reply {
         let counters = &self.vault.counters;
-        let deadline = read_at + Duration::from_millis(sign.deadline_ms.into());
-        if now >= deadline {
+        let deadline = taken.read_at + Duration::from_millis(sign.deadline_ms.into());
+        if taken.cancelled || now >= deadline {
             counters.expired.fetch_add(1, Ordering::Relaxed);
             return Reply::Expired;
         }

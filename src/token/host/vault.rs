@@ -4,13 +4,14 @@
 //! process's, made once and kept by a session that does nothing else.
 
 mod faults;
+mod own_keys;
 mod worker;
 
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -19,6 +20,7 @@ use cryptoki::session::Session;
 use faults::{
     call_fault, fault, fault_of, key_fault, login_fault, pin_fault, pin_file_fault, setting, sign_fault, token_fault,
 };
+use own_keys::OwnKeys;
 pub(super) use worker::Worker;
 
 use super::{Settings, chain, policy::Rules, watchdog::Watchdog};
@@ -26,7 +28,7 @@ use crate::{
     pki::{PublicKey, lint::OwnedCa, pem},
     token::{
         self, Module, Token, TokenUri, calls,
-        key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, hex},
+        key::hex,
         module::LoginError,
         pin,
         pin_marker::{PinMarker, state_of},
@@ -71,11 +73,8 @@ pub(super) struct Vault {
     anchor: Mutex<Option<Session>>,
     logins: AtomicU64,
     sessions: AtomicU32,
-    /// See [`Status::instance`].
-    instance: u64,
     discarded: Mutex<Vec<u32>>,
-    log_key: Option<PublicKey>,
-    canary_key: Option<PublicKey>,
+    own_keys: OwnKeys,
 }
 
 /// The watchdog's place of the thread that opens the vault.
@@ -113,7 +112,7 @@ impl Vault {
             ip_addresses: settings.ip_addresses.clone(),
             allow_intermediate: settings.allow_intermediate,
         };
-        let mut vault = Self {
+        let vault = Self {
             rules,
             watchdog: Arc::clone(watchdog),
             counters: Counters::default(),
@@ -126,14 +125,11 @@ impl Vault {
             anchor: Mutex::new(None),
             logins: AtomicU64::new(0),
             sessions: AtomicU32::new(0),
-            instance: instance(),
             discarded: Mutex::new(Vec::new()),
-            log_key: None,
-            canary_key: None,
+            own_keys: OwnKeys::default(),
         };
         vault.login(MAIN_THREAD, 0)?;
-        vault.log_key = vault.own_key(LOG_KEY_LABEL)?;
-        vault.canary_key = vault.own_key(CANARY_KEY_LABEL)?;
+        vault.look_for_own_keys()?;
         tracing::info!(name, token = vault.token.info().label, "the token host is logged in");
         Ok(vault)
     }
@@ -170,14 +166,6 @@ impl Vault {
         }
         *held = Arc::new(certificates);
         Ok(())
-    }
-
-    pub(super) fn log_key(&self) -> Option<&PublicKey> {
-        self.log_key.as_ref()
-    }
-
-    pub(super) fn canary_key(&self) -> Option<&PublicKey> {
-        self.canary_key.as_ref()
     }
 
     /// How many logins there were: a thread that finds its login lost tells with it which one.
@@ -249,14 +237,11 @@ impl Vault {
         let spki = |key: Option<&PublicKey>| key.map(|key| key.spki_der().to_vec()).unwrap_or_default();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let info = self.token.info();
-        let (calls, call_errors) = calls::told();
         let signed = lock(&self.counters.signed);
         Status {
-            version: VERSION,
             token: info.label.clone(),
             serial: info.serial.clone(),
             model: info.model.clone(),
-            pid: std::process::id(),
             sessions: self.settings.sessions.max(1),
             ca_keys: self.certificates().iter().map(|ca| hex(&ca.fingerprint)).collect(),
             log_key: spki(self.log_key()),
@@ -270,37 +255,29 @@ impl Vault {
             failed: load(&self.counters.failed),
             sessions_reopened: load(&self.counters.reopened),
             logins: load(&self.counters.logins),
-            instance: self.instance,
-            calls,
-            call_errors,
-        }
-    }
-
-    /// The public half of a key that we made in the token ourselves; none where the token has none.
-    fn own_key(&self, label: &str) -> Result<Option<PublicKey>, Fault> {
-        let anchor = lock(&self.anchor);
-        let Some(session) = anchor.as_ref() else { return Ok(None) };
-        let _call = self.watchdog.call(MAIN_THREAD);
-        match key::find_by_label(session, label) {
-            Ok(found) => Ok(Some(found.public_key)),
-            Err(KeyError::NotFound(_)) => Ok(None),
-            Err(error @ KeyError::Call { .. }) => Err(key_fault(&error)),
-            Err(error) => {
-                tracing::warn!(error = chain(&error), label, "one of our own keys cannot be used");
-                Ok(None)
-            }
+            cancels: true,
+            ..last_word()
         }
     }
 }
 
-/// A number that no other host has.
+/// What a host that cannot serve has to tell: how its calls went.
+pub(super) fn last_word() -> Status {
+    let (calls, call_errors) = calls::told();
+    Status { version: VERSION, pid: std::process::id(), instance: instance(), calls, call_errors, ..Status::default() }
+}
+
+/// A number that no other host's process has ([`Status::instance`]).
 fn instance() -> u64 {
-    let mut bytes = [0; 8];
-    // Should there be no randomness, process ids still differ on one machine.
-    match aws_lc_rs::rand::fill(&mut bytes) {
-        Ok(()) => u64::from_be_bytes(bytes),
-        Err(_) => std::process::id().into(),
-    }
+    static INSTANCE: OnceLock<u64> = OnceLock::new();
+    *INSTANCE.get_or_init(|| {
+        let mut bytes = [0; 8];
+        // Should there be no randomness, process ids still differ on one machine.
+        match aws_lc_rs::rand::fill(&mut bytes) {
+            Ok(()) => u64::from_be_bytes(bytes),
+            Err(_) => std::process::id().into(),
+        }
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

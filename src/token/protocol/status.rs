@@ -31,7 +31,7 @@ pub struct Status {
     pub signed: Vec<KeyCount>,
     /// Messages that the host's own rules refused.
     pub refused: u64,
-    /// Messages whose deadline had passed before the token was asked.
+    /// Messages whose deadline had passed, or that were cancelled, before the token was asked.
     pub expired: u64,
     /// Signatures that the token failed to make.
     pub failed: u64,
@@ -39,6 +39,8 @@ pub struct Status {
     pub sessions_reopened: u64,
     /// Logins, the first one included.
     pub logins: u64,
+    /// Whether it takes [`Request::Cancel`](super::Request::Cancel).
+    pub cancels: bool,
     /// A number that each host's process makes up for itself: what it counts began with it.
     pub instance: u64,
     /// How long its calls of PKCS#11 functions took.

@@ -1,12 +1,13 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{codec::kind, *};
 
 fn requests() -> Vec<Request<'static>> {
     let sign = |kind| {
         Request::Sign(Sign { kind, key: [7; 32], request_id: "req-1", deadline_ms: 250, message: b"to be signed" })
     };
     vec![
+        Request::Cancel { correlation: 77 },
         Request::Discard { session: 9 },
         Request::Hello { version: VERSION, settings: b"{}" },
         Request::Open { key: [3; 32] },

@@ -4,7 +4,7 @@
 //! - ACTION: `return=CKR` (a number, also hexadecimal), `delay=MILLISECONDS`, `hang`, `abort`, `segv`, `exit`,
 //!   `print` (to standard output), `logout` (the login is lost before the call), `renumber=N` (all object handles are
 //!   N higher from this call on), `removed` (the token is out of its slot), `sessions=N` (of C_OpenSession: no more at
-//!   once), and of C_Sign `wrong`, `truncate`, `long`, `takes=MICROSECONDS` (with the real signature in it).
+//!   once), of C_FindObjects `hide` (nothing is found), and of C_Sign `wrong`, `truncate`, `long`, `takes=MICROSECONDS` (with the real signature in it).
 //! - LIMIT: `times=N,ID` (N times in all processes together; ID is one that no earlier command had),
 //!   `until=MILLISECONDS` (of the Unix epoch), none: for good.
 //!
@@ -27,6 +27,7 @@ use cryptoki_sys::CK_RV;
 /// What is left to do by the function itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    Hide,
     Long,
     Logout,
     Removed,
@@ -128,6 +129,7 @@ fn act(action: &str, now: bool) -> Option<Action> {
         None => value.parse().unwrap_or(5),
     };
     match name {
+        "hide" => return Some(Action::Hide),
         "long" => return Some(Action::Long),
         "logout" => return Some(Action::Logout),
         "removed" => return Some(Action::Removed),

@@ -10,10 +10,11 @@ use super::{
         token::{Pending, Token},
     },
     Inner, Shared,
+    trial::others_serve,
 };
 use crate::{
     signer::{SignError, Signed, Source},
-    token::protocol::{Fault, FaultClass, ProtocolError, Reply},
+    token::protocol::{Fault, FaultClass, Fingerprint, ProtocolError, Reply},
 };
 
 /// Wrong signatures in a row that take a token out of service; one is enough while it is half-open.
@@ -36,6 +37,11 @@ impl Shared {
             let Some(token) = inner.tokens.get_mut(at).filter(|token| token.host == host) else { return Ok(()) };
             token.progress = now;
             match token.outstanding.remove(&correlation) {
+                None if correlation == 0
+                    && let Reply::Status(status) = reply =>
+                {
+                    token.last_word(*status)
+                }
                 None => tracing::warn!(token = &*token.name, correlation, "the token host answers what nobody asked"),
                 Some(Pending::Control(answer)) => {
                     // Whoever asked may have given up waiting, or never waited.
@@ -44,7 +50,10 @@ impl Shared {
                         fixed.counters.told.fetch_add(told, std::sync::atomic::Ordering::Relaxed);
                     }
                 }
-                Some(Pending::Job { job, sent }) => {
+                Some(Pending::TakenOver(tbs)) => {
+                    self.answered_late(&mut inner, at, correlation, &tbs, reply);
+                }
+                Some(Pending::Job { job, sent, .. }) => {
                     self.finish(&mut inner, at, correlation, *job, reply, now.saturating_duration_since(sent))?;
                 }
             }
@@ -67,16 +76,32 @@ impl Shared {
         token.jobs = token.jobs.saturating_sub(1);
         let delivered = match reply {
             Reply::Signed { session, signature } => {
-                count(&counters.signed);
                 token.refusals = 0;
                 let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
                 counters.busy_nanoseconds.fetch_add(nanoseconds, std::sync::atomic::Ordering::Relaxed);
                 let source = Source { token: std::sync::Arc::clone(&token.name), host: token.host, session };
-                job.answer(Ok(Signed { signature, source }))
+                match job.tbs() {
+                    Some(tbs) if job.is_abandoned() && token.phase == Phase::HalfOpen => {
+                        self.proven_late(inner, at, &std::sync::Arc::clone(tbs), &signature, session);
+                        false
+                    }
+                    Some(_) | None => {
+                        count(&counters.signed);
+                        job.answer(Ok(Signed { signature, source }))
+                    }
+                }
             }
             Reply::Refused { reason } => {
                 count(&counters.refused);
-                job.answer(Err(SignError::Refused(reason)));
+                let on_trial = token.phase == Phase::HalfOpen;
+                // A host on trial may have rules that the others have not: they decide.
+                if on_trial && others_serve(&inner.tokens, at, &job) && job.may_try_again(&fixed.name) {
+                    count(&counters.retried);
+                    inner.queues.put_back(job);
+                    self.pump_all(inner);
+                } else {
+                    job.answer(Err(SignError::Refused(reason)));
+                }
                 false
             }
             Reply::Expired => {
@@ -85,19 +110,13 @@ impl Shared {
                 false
             }
             Reply::Fault(fault) => {
-                count(&counters.faults);
-                token.fault(&fault, &job);
-                if token.phase == Phase::Probing {
-                    count(&counters.outages);
-                }
-                fixed.supervisor.notify_one();
+                self.failed(inner, at, &fault, job.is_real().then_some(job.key));
                 if job.may_try_again(&fixed.name) {
                     count(&counters.retried);
                     inner.queues.put_back(job);
                 } else {
                     job.answer(Err(SignError::Unavailable(fault.text)));
                 }
-                self.publish(inner);
                 self.pump_all(inner);
                 false
             }
@@ -111,6 +130,18 @@ impl Shared {
         Ok(())
     }
 
+    /// What a failed signature, by a CA key of that number or another key, does to its token.
+    pub(super) fn failed(&self, inner: &mut Inner, at: usize, fault: &Fault, ca_key: Option<Fingerprint>) {
+        let (Some(token), Some(fixed)) = (inner.tokens.get_mut(at), self.fixed.get(at)) else { return };
+        count(&fixed.counters.faults);
+        token.fault(fault, ca_key);
+        if token.phase == Phase::Probing {
+            count(&fixed.counters.outages);
+        }
+        fixed.supervisor.notify_one();
+        self.publish(inner);
+    }
+
     /// As [`Signer::verdict`](crate::signer::Signer::verdict).
     pub(in super::super) fn verdict(&self, source: &Source, verified: bool) {
         let mut inner = self.lock();
@@ -119,26 +150,31 @@ impl Shared {
         if !verified {
             count(&fixed.counters.wrong);
         }
-        if token.host != source.host {
-            return;
+        if token.host == source.host {
+            self.judge(&mut inner, at, source.session, verified);
         }
+    }
+
+    /// Draws the conclusion from whether a signature of a token's present host verified.
+    pub(super) fn judge(&self, inner: &mut Inner, at: usize, session: u32, verified: bool) {
+        let (Some(token), Some(fixed)) = (inner.tokens.get_mut(at), self.fixed.get(at)) else { return };
         match (verified, token.phase) {
             (true, Phase::HalfOpen) => {
                 token.serve();
                 tracing::info!(token = &*token.name, "the token signs, and its signature verifies");
-                self.publish(&inner);
-                self.pump_all(&mut inner);
+                self.publish(inner);
+                self.pump_all(inner);
             }
             (true, _) => token.wrong = 0,
             (false, phase) => {
                 token.wrong += 1;
-                token.discard(source.session);
+                token.discard(session);
                 fixed.writer.notify_one();
                 if phase == Phase::HalfOpen || token.wrong >= WRONG_LIMIT {
                     token.trip("it makes signatures that do not verify", true);
                     count(&fixed.counters.outages);
                     fixed.supervisor.notify_one();
-                    self.publish(&inner);
+                    self.publish(inner);
                 }
             }
         }
@@ -147,7 +183,7 @@ impl Shared {
 
 impl Token {
     /// What a failed signature means for its token.
-    fn fault(&mut self, fault: &Fault, job: &Job) {
+    fn fault(&mut self, fault: &Fault, ca_key: Option<Fingerprint>) {
         tracing::warn!(
             token = &*self.name,
             code = fault.code,
@@ -156,8 +192,8 @@ impl Token {
             "the token did not sign"
         );
         match fault.class {
-            FaultClass::Key if job.is_real() => {
-                self.opened.remove(&job.key);
+            FaultClass::Key if let Some(key) = &ca_key => {
+                self.opened.remove(key);
             }
             FaultClass::Request if self.phase == Phase::Serving && self.refusals < REQUEST_LIMIT => {
                 self.refusals += 1;
