@@ -49,9 +49,9 @@ for d in 5 20; do
     printf '%8s %8s %10s %7s %8s %8s %8s %8s %8s %7s\n' "$d ms" "$s" "$(calculate "$alone / 1000")" \
       "$(calculate "$rate" 0)" "$share" "$offered" "$(calculate "$p50 / 1000" 1)" "$(calculate "$p99 / 1000" 1)" \
       "$(calculate "$ideal / 1000" 1)" "$ratio"
-    worst_rate=$(calculate "$share < $worst_rate ? $share : $worst_rate" 3)
-    worst_ratio=$(calculate "$ratio > $worst_ratio ? $ratio : $worst_ratio")
-    (( s != 8 )) || worst_of_eight=$(calculate "$p99 / 1000 / $d > $worst_of_eight ? $p99 / 1000 / $d : $worst_of_eight")
+    worst_rate=$(calculate "($share < $worst_rate) ? $share : $worst_rate" 3)
+    worst_ratio=$(calculate "($ratio > $worst_ratio) ? $ratio : $worst_ratio")
+    (( s != 8 )) || worst_of_eight=$(calculate "($p99 / 1000 / $d > $worst_of_eight) ? $p99 / 1000 / $d : $worst_of_eight")
   done
 done
 echo
