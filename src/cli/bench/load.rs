@@ -32,7 +32,7 @@ pub trait Ask: Send + Sync + 'static {
 /// When a run measures.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// From here on samples count: connections and caches are warm.
+    /// From here on answers count: connections and caches are warm.
     pub start: Instant,
     /// Nothing is asked from here on.
     pub end: Instant,
@@ -51,12 +51,16 @@ pub async fn closed<A: Ask>(ask: Arc<A>, workers: usize, window: Window) -> Samp
                     return samples;
                 }
                 let outcome = ask.ask(worker).await;
-                // What is answered late is left out: the rate is what was done within the window.
-                if Instant::now() >= window.end {
+                let answered = Instant::now();
+                // The rate is what was answered within the window, whenever it was asked: where answers take long, to
+                // leave out what was under way at the start would leave out a good part.
+                if answered >= window.end {
                     return samples;
                 }
                 let failed = outcome.is_err();
-                sample(&mut samples, outcome, asked, window);
+                if answered >= window.start {
+                    sample(&mut samples, outcome, asked);
+                }
                 if failed {
                     // A refusing server is not to be hammered: it would be measured by its refusals.
                     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -105,7 +109,10 @@ pub async fn open<A: Ask>(ask: Arc<A>, workers: usize, rate: f64, window: Window
                     let mut samples = Samples::default();
                     let outcome = ask.ask(worker).await;
                     unanswered.fetch_sub(1, Ordering::Relaxed);
-                    sample(&mut samples, outcome, at, window);
+                    // Latencies are those of what was due after the warm-up.
+                    if at >= window.start {
+                        sample(&mut samples, outcome, at);
+                    }
                     samples
                 };
                 tasks.spawn_on(request, &runtime);
@@ -124,11 +131,7 @@ pub async fn open<A: Ask>(ask: Arc<A>, workers: usize, rate: f64, window: Window
     Ok(Opened { samples, arrivals, from })
 }
 
-/// Keeps an answer to what was due after the warm-up.
-fn sample(samples: &mut Samples, outcome: Result<(), String>, due: Instant, window: Window) {
-    if due < window.start {
-        return;
-    }
+fn sample(samples: &mut Samples, outcome: Result<(), String>, due: Instant) {
     match outcome {
         Ok(()) => samples.latencies.push(due.elapsed()),
         Err(kind) => samples.failed(kind),
@@ -193,6 +196,15 @@ mod tests {
         let sampled = samples.latencies.len() + usize::try_from(samples.errors["first"]).unwrap();
         assert!((1..=22).contains(&asked), "{asked}");
         assert!((asked.saturating_sub(2)..=asked).contains(&sampled), "{sampled} of {asked}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_closed_loop_counts_what_was_under_way_when_the_window_began() {
+        let server = Arc::new(Server { took: Duration::from_millis(300), asked: AtomicUsize::new(0) });
+        let start = Instant::now() + Duration::from_millis(100);
+        let samples = closed(server, 8, Window { start, end: start + Duration::from_millis(350) }).await;
+        assert_eq!(samples.latencies.len(), 7, "all but that of the worker whose requests fail");
+        assert_eq!(samples.errors["first"], 1);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
