@@ -35,10 +35,10 @@ token_alone() { # TOKEN SESSIONS PREFIX
   note "$3.rate" "$(field signatures_per_second)"
   note "$3.cpu" "$(field cpu_us_per_signature)"
 }
-resident() { # PID: KiB of a process and its children
+resident() { # PID: KiB of a process and its children in memory; a page that they share, such as the program's, counts once
   local all=0 one size
   for one in "$1" $(cat "/proc/$1/task/"*/children); do
-    size=$(sed -n 's/^VmRSS:[[:space:]]*\([0-9]*\) kB$/\1/p' "/proc/$one/status")
+    size=$(sed -n 's/^Pss:[[:space:]]*\([0-9]*\) kB$/\1/p' "/proc/$one/smaps_rollup")
     all=$((all + size))
   done
   echo "$all"

@@ -24,7 +24,7 @@ impl<'a> Request<'a> {
     /// Appends the request's frame to a buffer.
     ///
     /// # Errors
-    /// When it is larger than [`MAX_FRAME`]; the buffer then is as it was.
+    /// When it is larger than [`MAX_FRAME`](super::MAX_FRAME); the buffer then is as it was.
     pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
         let code = match self {
             Self::Cancel { .. } => kind::CANCEL,
@@ -106,7 +106,7 @@ impl Reply {
     /// Appends the reply's frame to a buffer.
     ///
     /// # Errors
-    /// When it is larger than [`MAX_FRAME`]; the buffer then is as it was.
+    /// When it is larger than [`MAX_FRAME`](super::MAX_FRAME); the buffer then is as it was.
     pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
         let code = match self {
             Self::Expired => kind::EXPIRED,
