@@ -88,6 +88,7 @@ default_ttl = "{{ int64 .Values.ca.defaultTtlSeconds }}s"
 max_ttl = "{{ int64 .Values.ca.maxTtlSeconds }}s"
 cert_signers = {{ .Values.ca.certSigners | toJson }}
 first_class = {{ .Values.ca.firstClass | toJson }}
+queue = {{ int64 .Values.ca.queue }}
 allow_root_removal = {{ .Values.ca.allowRootRemoval }}
 {{- range (include "ca.tokens" . | fromJson).tokens }}
 
