@@ -8,7 +8,7 @@ use super::{
     Snapshot, asked, clusters, plot,
     text::{date, latency, number, per_second, ratio, since, span, thousands, time},
 };
-use crate::telemetry::recent::Bucket;
+use crate::telemetry::recent::{BUCKET_SECONDS, Bucket};
 
 /// A certificate with less than this left is drawn in the colour of alarm.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -99,8 +99,9 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
     // The newest bucket is under way: "now" is the one before it.
     let recent = hour.buckets.iter().rev().nth(1).copied().unwrap_or_default();
     let total = hour.total();
-    // The hour that it remembers is as long as the daemon lives, at most.
-    let lived = since(snapshot.started, snapshot.now).min(Duration::from_secs(3600));
+    // The hour that it remembers is as long as the daemon lives, and a bucket long at least, as the highest rate's.
+    let lived =
+        since(snapshot.started, snapshot.now).clamp(Duration::from_secs(BUCKET_SECONDS), Duration::from_secs(3600));
     let rates: Vec<f64> = hour.buckets.iter().map(|bucket| per_second(bucket.issued)).collect();
     let refused: Vec<f64> = hour.buckets.iter().map(|bucket| per_second(bucket.refused)).collect();
     let rate_top = plot::round_up(rates.iter().chain(&refused).copied().fold(0.0, f64::max));
@@ -115,7 +116,7 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
         troubles: troubles(snapshot),
         icon: icon(snapshot.report.ready()),
         rate_now: number(per_second(recent.issued)),
-        rate_hour: number(f64::from(total.issued) / lived.as_secs_f64().max(1.0)),
+        rate_hour: number(f64::from(total.issued) / lived.as_secs_f64()),
         rate_peak: number(rates.iter().copied().fold(0.0, f64::max)),
         issued_hour: thousands(u64::from(total.issued)),
         refused_hour: thousands(u64::from(total.refused)),
