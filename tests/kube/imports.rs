@@ -25,6 +25,16 @@ async fn put(api: &Api<Secret>, name: &str, kind: &str, values: &[(&str, &str)])
     api.create(&PostParams::default(), &secret).await.unwrap();
 }
 
+/// What Istio's Secret `cacerts` holds.
+fn cacerts<'a>(plug_in: &'a PlugIn, key: &'a str) -> [(&'static str, &'a str); 4] {
+    [
+        ("ca-cert.pem", &plug_in.ca_cert),
+        ("ca-key.pem", key),
+        ("root-cert.pem", &plug_in.root_cert),
+        ("cert-chain.pem", &plug_in.cert_chain),
+    ]
+}
+
 async fn key_of(api: &Api<Secret>, name: &str, key: &str) -> Option<Vec<u8>> {
     let secret = api.get(name).await.unwrap();
     secret.data.unwrap_or_default().remove(key).map(|ByteString(bytes)| bytes)
@@ -48,12 +58,7 @@ async fn a_secret_is_imported_and_loses_its_key_only_when_all_is_proven() {
     let api: Api<Secret> = cluster.api();
     let plug_in = PlugIn::intermediate();
     let key = plug_in.ca.key().serialize_pem();
-    let values = [
-        ("ca-cert.pem", plug_in.ca_cert.as_str()),
-        ("ca-key.pem", key.as_str()),
-        ("root-cert.pem", plug_in.root_cert.as_str()),
-        ("cert-chain.pem", plug_in.cert_chain.as_str()),
-    ];
+    let values = cacerts(&plug_in, &key);
     put(&api, "cacerts", "Opaque", &values).await;
     let renamed = [("cert", values[0].1), ("private", values[1].1), ("roots", values[2].1)];
     put(&api, "other", "Opaque", &renamed).await;
@@ -118,12 +123,7 @@ async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
     let api: Api<Secret> = cluster.api();
     let plug_in = PlugIn::intermediate();
     let key = plug_in.ca.key().serialize_pem();
-    let values = [
-        ("ca-cert.pem", plug_in.ca_cert.as_str()),
-        ("ca-key.pem", key.as_str()),
-        ("root-cert.pem", plug_in.root_cert.as_str()),
-        ("cert-chain.pem", plug_in.cert_chain.as_str()),
-    ];
+    let values = cacerts(&plug_in, &key);
     put(&api, "cacerts", "Opaque", &values).await;
     let named = format!("{}/cacerts", cluster.namespace);
     let rights = [(cluster.namespace.as_str(), rule("", &["secrets"], &["get", "patch"]))];

@@ -311,3 +311,13 @@ pub fn host_of(name: &str) -> nix::unistd::Pid {
     assert_eq!(hosts.len(), 1, "{name}: {hosts:?}");
     nix::unistd::Pid::from_raw(hosts[0].try_into().unwrap())
 }
+
+/// OpenSSL's opinion of a leaf under its root.
+pub fn openssl_verifies(issued: &Issued, root: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let (leaf, roots) = (directory.path().join("leaf.pem"), directory.path().join("root.pem"));
+    fs::write(&leaf, issued.to_pem()).unwrap();
+    fs::write(&roots, root).unwrap();
+    let output = Command::new("openssl").args(["verify", "-CAfile"]).arg(&roots).arg(&leaf).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

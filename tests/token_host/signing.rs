@@ -1,29 +1,15 @@
 //! What works when nothing fails.
 
-use std::{
-    fs,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use istio_hsm_ca::{
-    pki::{Issued, PublicKey},
+    pki::PublicKey,
     signer::{Class, SignError, Signer},
     token::client::Phase,
 };
 use rcgen::{KeyPair, RsaKeySize};
 
-use super::harness::{Ca, Mill, PATIENCE, Site, hosts_of, is, pool};
-
-/// OpenSSL's opinion of a leaf under its root.
-fn openssl_verifies(issued: &Issued, root: &str) {
-    let directory = tempfile::tempdir().unwrap();
-    let (leaf, roots) = (directory.path().join("leaf.pem"), directory.path().join("root.pem"));
-    fs::write(&leaf, issued.to_pem()).unwrap();
-    fs::write(&roots, root).unwrap();
-    let output = Command::new("openssl").args(["verify", "-CAfile"]).arg(&roots).arg(&leaf).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
+use super::harness::{Ca, Mill, PATIENCE, Site, hosts_of, is, openssl_verifies, pool};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recorded_leaf_is_signed_and_verifies() {

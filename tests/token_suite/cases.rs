@@ -2,12 +2,11 @@
 
 use std::{
     fs,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use istio_hsm_ca::{
-    pki::{Issued, PublicKey},
+    pki::PublicKey,
     token::client::{Phase, Settings},
 };
 use nix::sys::signal::{Signal, kill};
@@ -15,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     common::{faulty, softhsm::PIN},
-    harness::{Mill, PATIENCE, host_of, is, pool},
+    harness::{Mill, PATIENCE, host_of, is, openssl_verifies, pool},
     modules::{Capability, Key, Module},
     place::{Place, plug_in},
 };
@@ -167,16 +166,6 @@ async fn seen_and_serving(place: &Place, name: &str) {
     let snapshot = mill.snapshot(0);
     assert_eq!((snapshot.hosts, snapshot.wrong), (2, 0), "{snapshot:?}");
     mill.end().await;
-}
-
-/// OpenSSL's opinion of a leaf under its root.
-fn openssl_verifies(issued: &Issued, root: &str) {
-    let directory = tempfile::tempdir().unwrap();
-    let (leaf, roots) = (directory.path().join("leaf.pem"), directory.path().join("root.pem"));
-    fs::write(&leaf, issued.to_pem()).unwrap();
-    fs::write(&roots, root).unwrap();
-    let output = Command::new("openssl").args(["verify", "-CAfile"]).arg(&roots).arg(&leaf).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn patient(place: &Place, name: &str) -> Settings {
