@@ -21,6 +21,8 @@ mod books;
 mod cell;
 #[path = "fault_matrix/clients.rs"]
 mod clients;
+#[path = "fault_matrix/crowd.rs"]
+mod crowd;
 #[path = "fault_matrix/lane.rs"]
 mod lane;
 #[path = "fault_matrix/others.rs"]

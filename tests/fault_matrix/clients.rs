@@ -27,7 +27,7 @@ use crate::common::daemon::{Daemon, IDENTITY, SOON};
 pub const CLIENTS: usize = 3;
 
 /// How long an agent rests after an answer.
-const PAUSE: Duration = Duration::from_millis(60);
+const PAUSE: Duration = Duration::from_millis(150);
 
 /// What an agent may be told while a token fails: what it asks again for, by Istio's agent.
 const PASSING: [Code; 3] = [Code::DeadlineExceeded, Code::ResourceExhausted, Code::Unavailable];

@@ -4,6 +4,8 @@
 
 use std::{
     fs,
+    path::Path,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -12,6 +14,7 @@ use tokio::{runtime, task::LocalSet};
 
 use super::{
     cell::{BACK, PATIENCE, health_told, still_there},
+    crowd::{beside, beside_or_alone},
     lane::Lane,
 };
 use crate::common::{
@@ -107,13 +110,34 @@ fn cases() -> Vec<Case> {
 fn on_a_lane(call: Duration, test: impl AsyncFnOnce(&mut Lane) -> Result<(), String>) -> Result<(), String> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
-        let mut lane = Lane::start_on(&MODULE, call).await;
-        served(&lane, Instant::now(), PATIENCE).await?;
-        test(&mut lane).await?;
-        still_there(&mut lane).await?;
+        let lane = uncompared(&MODULE, call, test).await?;
         let (_, wrong) = lane.end().await;
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
     })
+}
+
+/// Runs something on a daemon of its own with a copy of the module, and hands it over.
+async fn uncompared(
+    module: &Path,
+    call: Duration,
+    test: impl AsyncFnOnce(&mut Lane) -> Result<(), String>,
+) -> Result<Lane, String> {
+    let mut lane = Lane::start_on(module, call).await;
+    served(&lane, Instant::now(), PATIENCE).await?;
+    test(&mut lane).await?;
+    still_there(&mut lane).await?;
+    Ok(lane)
+}
+
+fn ensure(holds: bool, otherwise: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise.to_owned()) }
+}
+
+/// The daemon is not ready, and names the file for whose sake.
+async fn unready(lane: &Lane, file: &Path) -> Result<(), String> {
+    let ready = lane.get("/readyz").await;
+    let named = ready.starts_with("HTTP/1.0 503") && ready.contains(&file.display().to_string());
+    ensure(named, &format!("{} is not named: {ready}", file.display()))
 }
 
 /// Every client has a certificate soon after a moment.
@@ -174,123 +198,111 @@ async fn run(case: &Case, lane: &mut Lane) -> Result<(), String> {
 
 #[test]
 fn every_other_fault_ends_with_the_service_back() {
-    let cases = std::sync::Mutex::new(cases());
-    let wrong = std::sync::Mutex::new(Vec::new());
+    let names: Vec<&str> = cases().iter().map(|case| case.name).collect();
+    let (names, failures) = (Mutex::new(names), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..12 {
             scope.spawn(|| {
-                while let Some(case) = { cases.lock().unwrap().pop() } {
-                    // What is late beside eleven others has one more try.
-                    let once = || on_a_lane(CALL, async |lane| run(&case, lane).await);
-                    if let Err(reason) = once() {
-                        println!("{}: {reason}; tried again", case.name);
-                        wrong.lock().unwrap().push(case);
+                while let Some(name) = { names.lock().unwrap().pop() } {
+                    // Each try has limits that no earlier one has used up.
+                    let once = || on_a_lane(CALL, async |lane| run(&case_of(name), lane).await);
+                    if let Err(reason) = beside_or_alone(name, once) {
+                        failures.lock().unwrap().push(format!("{name}: {reason}"));
                     }
                 }
             });
         }
     });
-    let again = wrong.into_inner().unwrap();
-    let failures: Vec<String> = again
-        .iter()
-        .filter_map(|case| {
-            let case = cases_of(case.name);
-            let result = on_a_lane(CALL, async |lane| run(&case, lane).await);
-            result.err().map(|reason| format!("{}: {reason}", case.name))
-        })
-        .collect();
+    let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
-/// The same case with limits that no earlier run has used up.
-fn cases_of(name: &str) -> Case {
+fn case_of(name: &str) -> Case {
     cases().into_iter().find(|case| case.name == name).unwrap()
 }
 
 #[test]
 fn the_modules_file_may_be_replaced() {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
+    beside_or_alone("replaced modules", || {
         let directory = tempfile::tempdir().unwrap();
         let module = directory.path().join("module.so");
-        let put = |from: &std::path::Path| {
+        let put = |from: &Path| {
             let beside = directory.path().join("beside.so");
             fs::copy(from, &beside).unwrap();
             fs::rename(beside, &module).unwrap();
         };
         put(&MODULE);
-        let mut lane = Lane::start_on(&module, CALL).await;
-        served(&lane, Instant::now(), PATIENCE).await.unwrap();
+        // The books of the module that keeps none cannot be compared.
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let test = async |lane: &mut Lane| {
+            // Another version takes its place: the host that runs keeps what it has loaded...
+            let hosts = lane.hosts();
+            put(&module_path());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            served(lane, Instant::now(), BACK).await?;
+            ensure(lane.hosts() == hosts, "the host was replaced")?;
+            // ...and the next one loads the new one, which keeps no books.
+            let mark = lane.control.mark();
+            lane.kill_hosts().await;
+            served(lane, Instant::now(), BACK + BACK).await?;
+            ensure(lane.hosts() != hosts, "the host was not replaced")?;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            ensure(lane.control.mark() == mark, "the old version still signs")?;
 
-        // Another version takes its place: the host that runs keeps what it has loaded...
-        let hosts = lane.hosts();
-        put(&module_path());
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        served(&lane, Instant::now(), BACK).await.unwrap();
-        assert_eq!(lane.hosts(), hosts);
-        // ...and the next one loads the new one, which keeps no books.
-        let mark = lane.control.mark();
-        lane.kill_hosts().await;
-        served(&lane, Instant::now(), BACK + BACK).await.unwrap();
-        assert_ne!(lane.hosts(), hosts);
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(lane.control.mark(), mark, "the old version still signs");
+            // What is no library is named, and waited for.
+            fs::write(directory.path().join("garbage"), "no library").unwrap();
+            put(&directory.path().join("garbage"));
+            let began = Instant::now();
+            lane.kill_hosts().await;
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            unready(lane, &module).await?;
+            put(&MODULE);
+            let end = Instant::now();
+            served(lane, end, BACK).await?;
+            health_told(lane, began, end)?;
 
-        // What is no library is named, and waited for.
-        fs::write(directory.path().join("garbage"), "no library").unwrap();
-        put(&directory.path().join("garbage"));
-        let began = Instant::now();
-        lane.kill_hosts().await;
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        let ready = lane.get("/readyz").await;
-        assert!(ready.starts_with("HTTP/1.0 503") && ready.contains(&module.display().to_string()), "{ready}");
-        put(&MODULE);
-        let end = Instant::now();
-        served(&lane, end, BACK).await.unwrap();
-        health_told(&lane, began, end).unwrap();
-
-        // Overwritten in place, as nobody should: whatever it does to the host, a new one starts.
-        let bytes = fs::read(&*MODULE).unwrap();
-        fs::write(&module, &bytes[..bytes.len() / 2]).unwrap();
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        fs::write(&module, &bytes).unwrap();
-        served(&lane, Instant::now(), PATIENCE).await.unwrap();
-        still_there(&mut lane).await.unwrap();
-    });
+            // Overwritten in place, as nobody should: whatever it does to the host, a new one starts.
+            let bytes = fs::read(&*MODULE).unwrap();
+            fs::write(&module, &bytes[..bytes.len() / 2]).unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            fs::write(&module, &bytes).unwrap();
+            served(lane, Instant::now(), PATIENCE).await.map(drop)
+        };
+        LocalSet::new().block_on(&runtime, uncompared(&module, CALL, test)).map(drop)
+    })
+    .unwrap();
 }
 
 #[test]
 fn a_pin_file_that_vanishes_is_named_and_waited_for() {
-    let result = on_a_lane(CALL, async |lane| {
-        let (pin, away) = (lane.site.softhsm.path().join("pin"), lane.site.softhsm.path().join("pin-away"));
-        fs::rename(&pin, &away).unwrap();
-        let began = Instant::now();
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if lane.load.served_between(began + Duration::from_millis(200), Instant::now()).is_empty() {
-            return Err("a login that lasts needs no PIN".to_owned());
-        }
-        let (mark, began) = (lane.control.mark(), Instant::now());
-        lane.kill_hosts().await;
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        let ready = lane.get("/readyz").await;
-        if !ready.starts_with("HTTP/1.0 503") || !ready.contains(&pin.display().to_string()) {
-            return Err(ready);
-        }
-        fs::rename(&away, &pin).unwrap();
-        let end = Instant::now();
-        served(lane, end, BACK).await?;
-        health_told(lane, began, end)?;
-        let logins = lane.control.books_since(mark).logins.len();
-        if logins == 1 { Ok(()) } else { Err(format!("{logins} logins")) }
-    });
-    result.unwrap();
+    let once = || {
+        on_a_lane(CALL, async |lane| {
+            let (pin, away) = (lane.site.softhsm.path().join("pin"), lane.site.softhsm.path().join("pin-away"));
+            fs::rename(&pin, &away).unwrap();
+            let began = Instant::now();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let meanwhile = lane.load.served_between(began + Duration::from_millis(200), Instant::now());
+            ensure(!meanwhile.is_empty(), "a login that lasts needs no PIN")?;
+            let (mark, began) = (lane.control.mark(), Instant::now());
+            lane.kill_hosts().await;
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            unready(lane, &pin).await?;
+            fs::rename(&away, &pin).unwrap();
+            let end = Instant::now();
+            served(lane, end, BACK).await?;
+            health_told(lane, began, end)?;
+            let logins = lane.control.books_since(mark).logins.len();
+            ensure(logins == 1, &format!("{logins} logins"))
+        })
+    };
+    beside_or_alone("vanished PIN file", once).unwrap();
 }
 
 #[test]
 fn the_daemons_death_under_load_leaves_no_host() {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for commands in ["", "C_Sign hang", "* delay=50"] {
-        LocalSet::new().block_on(&runtime, async {
+        let death = async {
             let lane = Lane::start_on(&MODULE, Duration::from_secs(60)).await;
             served(&lane, Instant::now(), PATIENCE).await.unwrap();
             lane.control.breaks(commands);
@@ -302,6 +314,7 @@ fn the_daemons_death_under_load_leaves_no_host() {
                 assert!(began.elapsed() < Duration::from_secs(5), "{commands}: the host lives on");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-        });
+        };
+        beside(|| LocalSet::new().block_on(&runtime, death));
     }
 }

@@ -11,6 +11,7 @@ use tokio::{runtime, task::LocalSet};
 
 use super::{
     cell::{self, Outcome},
+    crowd::{alone, beside},
     lane::Lane,
     page,
     plan::{FUNCTIONS, Job, Lasts, all, sample, seed},
@@ -43,25 +44,24 @@ fn matrix(mut jobs: Vec<Job>) -> Vec<Outcome> {
         for _ in 0..LANES {
             scope.spawn(|| {
                 while let Some(job) = { jobs.lock().unwrap().pop_front() } {
-                    drive(&job, &results);
+                    beside(|| drive(&job, &results));
                 }
             });
         }
     });
     let Results { outcomes, late, mut wrong } = results.into_inner().unwrap();
     println!("{} cells in {:?}, {} to be tried again alone", outcomes.len() + late.len(), began.elapsed(), late.len());
-    let alone = Mutex::new(Results { outcomes, late: Vec::new(), wrong: Vec::new() });
+    let again = Mutex::new(Results { outcomes, late: Vec::new(), wrong: Vec::new() });
     for (job, first) in late {
         let mut last = first;
         for _ in 0..AGAIN {
-            drive(&job, &alone);
-            let mut alone = alone.lock().unwrap();
-            match alone.late.pop() {
+            alone(|| drive(&job, &again));
+            match { again.lock().unwrap().late.pop() } {
                 Some((_, outcome)) => last = outcome,
                 None => break,
             }
         }
-        if !alone.lock().unwrap().outcomes.iter().any(|outcome| same(outcome, &last)) {
+        if !again.lock().unwrap().outcomes.iter().any(|outcome| same(outcome, &last)) {
             wrong.push(format!(
                 "{} back only after {:?}, SERVING for {:.0} % of the time without certificates, also alone",
                 name(last.function, &last.code, last.lasts),
@@ -70,10 +70,10 @@ fn matrix(mut jobs: Vec<Job>) -> Vec<Outcome> {
             ));
         }
     }
-    let alone = alone.into_inner().unwrap();
-    wrong.extend(alone.wrong);
+    let again = again.into_inner().unwrap();
+    wrong.extend(again.wrong);
     assert!(wrong.is_empty(), "{} failures:\n{}", wrong.len(), wrong.join("\n"));
-    alone.outcomes
+    again.outcomes
 }
 
 fn same(one: &Outcome, other: &Outcome) -> bool {

@@ -265,14 +265,6 @@ fn child() {
     let acks = Arc::new(OpenOptions::new().append(true).create(true).open(acks).unwrap());
     runtime().block_on(async {
         let (log, _) = Log::open(settings, Some(Arc::new(LogKey::new(1)))).unwrap();
-        let mut health = log.health();
-        let to = Arc::clone(&acks);
-        tokio::spawn(async move {
-            while health.changed().await.is_ok() {
-                let writable = health.borrow_and_update().writable.clone();
-                tell(&to, &format!("health {}", writable.err().unwrap_or_else(|| "well".to_owned())));
-            }
-        });
         let (intents, left) = (Arc::new(Intents::new()), Arc::new(AtomicU64::new(count)));
         let workers: Vec<_> = (0..tasks)
             .map(|_| tokio::spawn(work(log.clone(), Arc::clone(&intents), Arc::clone(&left), Arc::clone(&acks))))
@@ -286,11 +278,18 @@ fn child() {
 }
 
 async fn work(log: Log, intents: Arc<Intents>, left: Arc<AtomicU64>, acks: Arc<File>) {
+    let mut health = log.health();
     while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
         loop {
             let intent = intents.next("a");
             let serial = intent.tbs.serial().to_hex();
-            match log.record(intent).await {
+            let result = log.record(intent).await;
+            // By whoever tells of the record, so that the two keep their order.
+            if health.has_changed().unwrap() {
+                let writable = health.borrow_and_update().writable.clone();
+                tell(&acks, &format!("health {}", writable.err().unwrap_or_else(|| "well".to_owned())));
+            }
+            match result {
                 Ok(recorded) => {
                     tell(&acks, &format!("ack {} {serial}", recorded.index()));
                     log.outcome(recorded.index(), Outcome::Issued { token: "one".to_owned() });
