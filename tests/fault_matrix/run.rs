@@ -17,11 +17,8 @@ use super::{
     plan::{FUNCTIONS, Job, Lasts, all, sample, seed},
 };
 
-/// Daemons beside each other: they mostly wait.
-const LANES: usize = 20;
-
-/// How often a late cell is tried again, alone.
-const AGAIN: usize = 2;
+/// Daemons beside each other, which mostly wait, in each round; what is late goes into the next. The last ones are alone.
+const LANES: [usize; 4] = [20, 5, 1, 1];
 
 struct Results {
     outcomes: Vec<Outcome>,
@@ -37,47 +34,35 @@ fn matrix(mut jobs: Vec<Job>) -> Vec<Outcome> {
     if let Ok(only) = std::env::var("FAULT_ONLY") {
         jobs.retain(|job| format!("{} {:?}", job.function, job.class).contains(&only));
     }
-    let began = Instant::now();
     let results = Mutex::new(Results { outcomes: Vec::new(), late: Vec::new(), wrong: Vec::new() });
-    let jobs = Mutex::new(VecDeque::from(jobs));
-    std::thread::scope(|scope| {
-        for _ in 0..LANES {
-            scope.spawn(|| {
-                while let Some(job) = { jobs.lock().unwrap().pop_front() } {
-                    beside(|| drive(&job, &results));
-                }
-            });
-        }
-    });
-    let Results { outcomes, late, mut wrong } = results.into_inner().unwrap();
-    println!("{} cells in {:?}, {} to be tried again alone", outcomes.len() + late.len(), began.elapsed(), late.len());
-    let again = Mutex::new(Results { outcomes, late: Vec::new(), wrong: Vec::new() });
-    for (job, first) in late {
-        let mut last = first;
-        for _ in 0..AGAIN {
-            alone(|| drive(&job, &again));
-            match { again.lock().unwrap().late.pop() } {
-                Some((_, outcome)) => last = outcome,
-                None => break,
+    for lanes in LANES {
+        let late = std::mem::take(&mut results.lock().unwrap().late);
+        jobs.extend(late.into_iter().map(|(job, _)| job));
+        let (began, cells) = (Instant::now(), jobs.iter().map(|job| job.cells.len()).sum::<usize>());
+        let queue = Mutex::new(VecDeque::from(std::mem::take(&mut jobs)));
+        std::thread::scope(|scope| {
+            for _ in 0..lanes {
+                scope.spawn(|| {
+                    while let Some(job) = { queue.lock().unwrap().pop_front() } {
+                        if lanes == 1 { alone(|| drive(&job, &results)) } else { beside(|| drive(&job, &results)) }
+                    }
+                });
             }
-        }
-        if !again.lock().unwrap().outcomes.iter().any(|outcome| same(outcome, &last)) {
-            wrong.push(format!(
-                "{} back only after {:?}, SERVING for {:.0} % of the time without certificates, also alone",
-                name(last.function, &last.code, last.lasts),
-                last.back,
-                last.serving * 100.0
-            ));
-        }
+        });
+        let late = results.lock().unwrap().late.len();
+        println!("{cells} cells, {lanes} beside each other, in {:?}; {late} of them late", began.elapsed());
     }
-    let again = again.into_inner().unwrap();
-    wrong.extend(again.wrong);
+    let Results { outcomes, late, mut wrong } = results.into_inner().unwrap();
+    wrong.extend(late.iter().map(|(_, outcome)| {
+        format!(
+            "{} back only after {:?}, SERVING for {:.0} % of the time without certificates, also alone",
+            name(outcome.function, &outcome.code, outcome.lasts),
+            outcome.back,
+            outcome.serving * 100.0
+        )
+    }));
     assert!(wrong.is_empty(), "{} failures:\n{}", wrong.len(), wrong.join("\n"));
-    again.outcomes
-}
-
-fn same(one: &Outcome, other: &Outcome) -> bool {
-    (one.function, one.code.code, one.lasts) == (other.function, other.code.code, other.lasts)
+    outcomes
 }
 
 fn name(function: &str, code: &Entry, lasts: Lasts) -> String {
