@@ -47,11 +47,13 @@ test-tokens: packages ## the token suite on SoftHSM, Kryoptic and NSS, and on tw
 	@tests/modules.sh
 	$(CARGO) test --locked --test token_suite -- --include-ignored
 
-test-kube: packages ## Kubernetes, by a real API server, which is built first; needs Go (package golang-go)
-	@tests/kube/api-server.sh >/dev/null
+test-kube: packages ## Kubernetes, by a real API server, which is built by Go first, once: ten minutes
+	@softhsm/packages.sh --for kube
+	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
 	$(CARGO) test --locked --test kube -- --ignored --skip scale::
 
-test-long: packages ## what takes too long for every change, an hour of random faults among it; needs Go for the API server
+test-long: packages ## what takes too long for every change, an hour of random faults among it
+	@softhsm/packages.sh --for kube
 	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
 	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --release --all-targets -- --include-ignored

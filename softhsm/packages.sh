@@ -3,7 +3,7 @@
 #
 #   softhsm/packages.sh            what the build, the tests and the demo need
 #   softhsm/packages.sh --check    installs nothing; fails when something is missing, with the command to run
-#   softhsm/packages.sh --for WHAT what a further target needs besides: browser, deploy, foreign, pkilint, tokens
+#   softhsm/packages.sh --for WHAT what a further target needs besides: browser, deploy, foreign, kube, pkilint, tokens
 #
 # Works as root or by sudo without a password prompt; where it can do neither, it prints the command.
 set -euo pipefail
@@ -23,6 +23,7 @@ case "${1:-} ${2:-}" in
   "--for browser") needs+=("chromium:chromium") ;;     # looks at the status page
   # The other implementation of the log's formats; Prometheus' judge of metrics and rules.
   "--for foreign") needs+=("golang-go:go" "prometheus:promtool") ;;
+  "--for kube") needs+=("golang-go:go") ;;             # builds the API server
   "--for pkilint") needs+=("python3:python3" "python3-venv:/var/lib/dpkg/info/python3-venv.list") ;; # the linter's home
   "--for deploy")
     needs+=(
@@ -45,7 +46,7 @@ case "${1:-} ${2:-}" in
     )
     ;;
   "--check " | " ") ;;
-  *) echo "usage: softhsm/packages.sh [--check | --for browser|deploy|foreign|pkilint|tokens]" >&2; exit 2 ;;
+  *) echo "usage: softhsm/packages.sh [--check | --for browser|deploy|foreign|kube|pkilint|tokens]" >&2; exit 2 ;;
 esac
 
 missing=()

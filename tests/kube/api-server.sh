@@ -68,6 +68,10 @@ kubernetes() {
 one() {
     [ -x "$cache/bin/$1" ] && return
     command -v go >/dev/null || die "Go is missing; install it (apt-get install golang-go, or https://go.dev/dl)"
+    # From 1.21 on it fetches the version that a module asks for by itself; Debian 12 packages 1.19.
+    local go_minor
+    go_minor=$(go env GOVERSION | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
+    [ "${go_minor:-0}" -ge 21 ] || die "Go $(go env GOVERSION) cannot fetch what the build needs; install 1.21 or later (https://go.dev/dl)"
     # Two builds at once would write the same files.
     exec 8>"$cache/lock"
     flock 8
