@@ -71,11 +71,11 @@ ready() {
 }
 # daemon NAME TOKEN: starts one on $CORES (all, if unset) with $SESSIONS (1) and its log in $LOG (on the disk), and waits
 # until it is ready.
-declare -A pid port tokens
+declare -A pid port admin tokens
 daemon() {
-  local name=$1 dir=$memory/$2 admin
+  local name=$1 dir=$memory/$2
   free_port; port[$name]=$((next_port - 1))
-  free_port; admin=$((next_port - 1))
+  free_port; admin[$name]=$((next_port - 1))
   tokens[$name]=$2
   cat >"$memory/$name.toml" <<TOML
 [ca]
@@ -98,7 +98,7 @@ trust_domain = "cluster.local"
 [log]
 directory = "${LOG:-$disk/$name}"
 [admin]
-address = "127.0.0.1:$admin"
+address = "127.0.0.1:${admin[$name]}"
 TOML
   SOFTHSM2_CONF=$dir/softhsm2.conf ${CORES:+taskset -c "$CORES"} "$CA" serve --config "$memory/$name.toml" \
     2>"$disk/$name.log" &
@@ -106,7 +106,7 @@ TOML
   started+=("$!")
   for _ in {1..150}; do
     kill -0 "${pid[$name]}" 2>/dev/null || { tail -n 20 "$disk/$name.log" >&2; fail "the daemon $name ended"; }
-    ready "$admin" 2>/dev/null && return
+    ready "${admin[$name]}" 2>/dev/null && return
     sleep 0.1
   done
   tail -n 20 "$disk/$name.log" >&2

@@ -211,8 +211,9 @@ impl Service<'_> {
                 Some(reply) => outbox.push(frame.correlation, &reply)?,
                 None => {}
             }
-            took = began.elapsed();
-            if outbox.is_due(took, taken.waiting / self.workers.len().max(1)) {
+            let now = Instant::now();
+            took = now.saturating_duration_since(began);
+            if outbox.is_due(now, took, taken.waiting / self.workers.len().max(1)) {
                 outbox.flush()?;
             }
         }

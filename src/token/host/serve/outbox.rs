@@ -15,7 +15,8 @@ const MOST: usize = 16;
 /// Longest time that an answer is held back: a few signatures of RSA, none of a slow token.
 const LINGER: Duration = Duration::from_millis(3);
 
-/// The same while many requests wait, whose own wait is a multiple of it.
+/// The same while many requests wait, whose own wait is a multiple of it; not for a slow token, which has nothing to gain
+/// from runs of signatures.
 const LINGER_MANY: Duration = Duration::from_millis(10);
 
 /// How many requests must wait for each answer that is held back for longer than [`LINGER`].
@@ -45,9 +46,10 @@ impl<'a> Outbox<'a> {
 
     /// Whether what is held back must go before another request is taken that lasts as long as the last one, of so
     /// many that wait. Runs of signatures are cheaper than the same signatures with other work in between.
-    pub(super) fn is_due(&self, last: Duration, waiting: usize) -> bool {
-        let held = self.since.elapsed() + last;
-        let most = if self.count.saturating_mul(MANY) < waiting { LINGER_MANY } else { LINGER };
+    pub(super) fn is_due(&self, now: Instant, last: Duration, waiting: usize) -> bool {
+        let held = now.saturating_duration_since(self.since) + last;
+        let many = self.count.saturating_mul(MANY) < waiting && last < LINGER;
+        let most = if many { LINGER_MANY } else { LINGER };
         self.count >= MOST || (self.count > 0 && held > most)
     }
 
@@ -76,13 +78,13 @@ mod tests {
         let ms = Duration::from_millis;
         let cases = [
             (0, ms(500), 100, false),
-            (1, ms(1), 0, false),
-            (1, ms(4), 0, true),
-            (1, ms(4), 4, true),
-            (1, ms(4), 5, false),
-            (1, ms(11), 100, true),
-            (8, ms(4), 32, true),
-            (7, ms(4), 32, false),
+            (1, ms(0), 0, false),
+            (1, ms(2), 0, true),
+            (1, ms(2), 4, true),
+            (1, ms(2), 5, false),
+            (1, ms(5), 100, true),
+            (8, ms(2), 32, true),
+            (7, ms(2), 32, false),
             (MOST, ms(0), 1000, true),
         ];
         for (count, last, waiting, due) in cases {
@@ -90,7 +92,8 @@ mod tests {
             for correlation in 0..count {
                 outbox.push(u64::try_from(correlation).unwrap(), &Reply::Opened).unwrap();
             }
-            assert_eq!(outbox.is_due(last, waiting), due, "{count} held, {last:?}, {waiting} waiting");
+            let now = outbox.since + ms(2);
+            assert_eq!(outbox.is_due(now, last, waiting), due, "{count} held, {last:?}, {waiting} waiting");
         }
     }
 }
