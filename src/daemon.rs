@@ -116,9 +116,10 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     authenticator.start();
     let core = setup::core(&config, &readiness, &background).await?;
     let standing = clusters.as_ref().map(|clusters| {
-        let leading = clusters::elect(&config, clusters, &background);
-        controllers::start(&config, clusters, &core.ca, leading.as_ref(), &readiness, &background);
-        clusters::Standing::new(clusters, leading)
+        let leadership = clusters::elect(&config, clusters, &background);
+        let leading = leadership.as_ref().map(|leadership| &leadership.here);
+        controllers::start(&config, clusters, &core.ca, leading, &readiness, &background);
+        clusters::Standing::new(clusters, leadership)
     });
     let parts = (authenticator, standing);
     let served = serve(&config, &core, parts, &metrics, &readiness, &background, (stop, bell)).await;

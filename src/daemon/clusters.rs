@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::{
     background::Background,
     readiness::Readiness,
-    status::{ClusterEntry, ControllerEntry},
+    status::{ClusterEntry, ControllerEntry, Leader},
 };
 use crate::{
     auth::Authenticator,
@@ -76,35 +76,46 @@ pub fn authenticate(clusters: &Clusters, authenticator: Authenticator, backgroun
     authenticator.with_clusters(reviewer::token_reviews(clusters), nodes)
 }
 
-/// Stands for election, where anything is configured that one replica does for all; says whether this one leads.
+/// Which replica leads.
+#[derive(Clone, Debug)]
+pub struct Leadership {
+    /// Whether this one does.
+    pub here: watch::Receiver<bool>,
+    /// The Lease's holder, as last read.
+    pub holder: watch::Receiver<Option<String>>,
+}
+
+/// Stands for election, where anything is configured that one replica does for all.
 #[must_use]
-pub fn elect(config: &Config, clusters: &Clusters, background: &Background) -> Option<watch::Receiver<bool>> {
+pub fn elect(config: &Config, clusters: &Clusters, background: &Background) -> Option<Leadership> {
     let settings = config.kubernetes.as_ref().filter(|settings| settings.needs_leader())?;
     let (cluster, namespace) = (clusters.first()?, clusters.namespace()?);
     let election = Election::new(settings.lease.clone(), clusters.identity().to_owned(), Timing::default());
-    let leading = election.leading();
+    let leadership = Leadership { here: election.leading(), holder: election.holder() };
     background.spawn(election.run(cluster.client(), namespace.clone(), background.ended()));
-    Some(leading)
+    Some(leadership)
 }
 
 /// What the status page asks: how clusters and controllers stand, and whether this replica leads.
 #[derive(Clone, Debug)]
 pub struct Standing {
     clusters: Arc<Clusters>,
-    leading: Option<watch::Receiver<bool>>,
+    leadership: Option<Leadership>,
 }
 
 impl Standing {
-    /// `leading` is what [`elect`] gave.
+    /// `leadership` is what [`elect`] gave.
     #[must_use]
-    pub fn new(clusters: &Arc<Clusters>, leading: Option<watch::Receiver<bool>>) -> Self {
-        Self { clusters: Arc::clone(clusters), leading }
+    pub fn new(clusters: &Arc<Clusters>, leadership: Option<Leadership>) -> Self {
+        Self { clusters: Arc::clone(clusters), leadership }
     }
 
-    /// Whether this replica leads; `None` where nobody need lead.
+    /// Which replica leads; `None` where nobody need lead.
     #[must_use]
-    pub fn leads(&self) -> Option<bool> {
-        self.leading.as_ref().map(|leading| *leading.borrow())
+    pub fn leader(&self) -> Option<Leader> {
+        let Leadership { here, holder } = self.leadership.as_ref()?;
+        let (here, holder) = (*here.borrow(), holder.borrow().clone());
+        Some(if here { Leader::Here } else { Leader::Elsewhere { holder } })
     }
 
     /// Every cluster with its controllers.

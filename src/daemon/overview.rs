@@ -51,7 +51,7 @@ pub fn taker(core: &Core, config: &Config, report: watch::Receiver<Report>, clus
             tokens: tokens(&pool, &places),
             log: log_entry(&log, lines_before),
             clusters: clusters.as_ref().map(Standing::entries).unwrap_or_default(),
-            leads: clusters.as_ref().and_then(Standing::leads),
+            leader: clusters.as_ref().and_then(Standing::leader),
             hour: recent.hour(now),
         }
     })

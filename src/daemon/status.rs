@@ -126,10 +126,22 @@ pub struct Snapshot {
     pub log: LogEntry,
     /// The clusters, where there are any.
     pub clusters: Vec<ClusterEntry>,
-    /// Whether this replica's controllers run; `None` where none is configured.
-    pub leads: Option<bool>,
+    /// Which replica's controllers run; `None` where none is configured.
+    pub leader: Option<Leader>,
     /// The last hour.
     pub hour: Hour,
+}
+
+/// Which replica leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leader {
+    /// Another one, or none.
+    Elsewhere {
+        /// The Lease's holder, as last read.
+        holder: Option<String>,
+    },
+    /// This one.
+    Here,
 }
 
 /// Takes a snapshot.

@@ -49,6 +49,7 @@ pub struct Election {
     identity: String,
     timing: Timing,
     leading: watch::Sender<bool>,
+    holder: watch::Sender<Option<String>>,
     observed: Option<Observed>,
 }
 
@@ -76,7 +77,14 @@ impl Election {
     /// A candidacy for the Lease `name`, under this replica's own name.
     #[must_use]
     pub fn new(name: String, identity: String, timing: Timing) -> Self {
-        Self { name, identity, timing, leading: watch::Sender::new(false), observed: None }
+        let (leading, holder) = (watch::Sender::new(false), watch::Sender::new(None));
+        Self { name, identity, timing, leading, holder, observed: None }
+    }
+
+    /// Which replica holds the Lease, as it was last read; `None` while that is not known.
+    #[must_use]
+    pub fn holder(&self) -> watch::Receiver<Option<String>> {
+        self.holder.subscribe()
     }
 
     /// Whether this replica leads, now and later.
@@ -137,6 +145,7 @@ impl Election {
             let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
             let lease = Lease { metadata, spec: Some(self.spec(None)?) };
             written(leases.create(&PostParams::default(), &lease).await)?;
+            self.holds(&self.identity);
             return Ok(true);
         };
         let spec = lease.spec.take().unwrap_or_default();
@@ -148,13 +157,27 @@ impl Election {
         let holder = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty());
         let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
         let lasts = seconds.map_or(self.timing.lease, Duration::from_secs);
-        if holder.is_some_and(|holder| holder != self.identity) && since.elapsed() < lasts {
+        if let Some(holder) = holder.filter(|holder| *holder != self.identity)
+            && since.elapsed() < lasts
+        {
+            self.holds(holder);
             return Ok(false);
         }
         lease.spec = Some(self.spec(Some(spec))?);
         // The resourceVersion that was read goes with it.
         written(leases.replace(&self.name, &PostParams::default(), &lease).await)?;
+        self.holds(&self.identity);
         Ok(true)
+    }
+
+    fn holds(&self, holder: &str) {
+        self.holder.send_if_modified(|known| {
+            let changed = known.as_deref() != Some(holder);
+            if changed {
+                *known = Some(holder.to_owned());
+            }
+            changed
+        });
     }
 
     /// The Lease as this replica's, following another.

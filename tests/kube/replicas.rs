@@ -28,7 +28,7 @@ async fn when_the_leader_is_killed_the_other_goes_on() {
     namespaces.patch(namespace, &PatchParams::default(), &label).await.unwrap();
     let toml = |identity: &str| {
         format!(
-            "[token_host]\nallow_intermediate = true\n[log]\ncheckpoint_interval = '1s'\n\
+            "[admin]\nstatus_address = '127.0.0.1:0'\n[token_host]\nallow_intermediate = true\n[log]\ncheckpoint_interval = '1s'\n\
              [kubernetes]\nnamespace = '{namespace}'\nidentity = '{identity}'\n[kubernetes.checkpoints]\n\
              [[kubernetes.cluster]]\nkubeconfig = '{}'\n\
              [kubernetes.cluster.root_configmap]\nnamespace_selector = 'mesh={namespace}'\n\
@@ -64,6 +64,8 @@ async fn when_the_leader_is_killed_the_other_goes_on() {
     })
     .await;
 
+    let page = tokio::task::block_in_place(|| second.status_page());
+    assert!(page.contains("one holds the Lease"), "{page}");
     first.signal(Signal::SIGKILL);
     first.ended();
     for name in ["istiod-tls", "cacerts"] {

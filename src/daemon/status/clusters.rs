@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::{
-    ClusterEntry, ControllerEntry,
+    ClusterEntry, ControllerEntry, Leader,
     text::{since, span, time},
 };
 
@@ -24,11 +24,16 @@ pub(super) struct Failure {
 }
 
 /// Which replica leads, in words.
-pub(super) fn leader(leads: Option<bool>) -> &'static str {
-    match leads {
-        None => "no controller is configured that one replica runs for all",
-        Some(true) => "this replica leads: its controllers run",
-        Some(false) => "this replica does not lead: its controllers stand by",
+pub(super) fn leader(leader: Option<&Leader>) -> String {
+    match leader {
+        None => "no controller is configured that one replica runs for all".to_owned(),
+        Some(Leader::Here) => "this replica leads: its controllers run".to_owned(),
+        Some(Leader::Elsewhere { holder: Some(holder) }) => {
+            format!("{holder} holds the Lease: the controllers of this replica stand by")
+        }
+        Some(Leader::Elsewhere { holder: None }) => {
+            "this replica does not lead, and has not read the Lease: its controllers stand by".to_owned()
+        }
     }
 }
 

@@ -45,7 +45,7 @@ struct Page {
     tokens: Vec<Token>,
     log: Log,
     clusters: Vec<clusters::Row>,
-    leader: &'static str,
+    leader: String,
     reasons: Vec<asked::Reason>,
     certificates: Vec<asked::Certificate>,
     refusals: Vec<asked::Refusal>,
@@ -139,7 +139,7 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
         tokens: snapshot.tokens.iter().map(token).collect(),
         log: log(snapshot),
         clusters: clusters::rows(&snapshot.clusters, snapshot.now),
-        leader: clusters::leader(snapshot.leads),
+        leader: clusters::leader(snapshot.leader.as_ref()),
         reasons: asked::reasons(hour),
         certificates: hour.certificates.iter().map(asked::certificate).collect(),
         refusals: hour.refusals.iter().map(asked::refusal).collect(),
@@ -236,7 +236,7 @@ mod tests {
     use crate::{
         daemon::{
             readiness::{Part, Report},
-            status::{ChainEntry, ClusterEntry, ControllerEntry, LogEntry, TokenEntry},
+            status::{ChainEntry, ClusterEntry, ControllerEntry, Leader, LogEntry, TokenEntry},
         },
         telemetry::recent::{self, Recent},
     };
@@ -306,7 +306,7 @@ mod tests {
                     last_error: Some((now, hostile.to_owned())),
                 }],
             }],
-            leads: Some(true),
+            leader: Some(Leader::Elsewhere { holder: Some(hostile.to_owned()) }),
             hour: recent.hour(now),
         }
     }
@@ -315,7 +315,7 @@ mod tests {
     fn what_came_from_outside_is_escaped() {
         let html = render(&snapshot("<script>alert(1)</script>\"'&")).unwrap();
         assert!(!html.contains("<script>alert"));
-        assert_eq!(html.matches("&#60;script&#62;alert(1)").count(), 14);
+        assert_eq!(html.matches("&#60;script&#62;alert(1)").count(), 15);
     }
 
     #[test]
@@ -331,7 +331,7 @@ mod tests {
             "1\u{202f}234\u{202f}560 lines, all but the last 7",
             "7 seconds ago, 2027-01-15T07:59:53Z",
             "&#60; 1 ms",
-            "this replica leads",
+            "x holds the Lease",
             "root_configmap",
             "none yet",
         ];
