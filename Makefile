@@ -8,7 +8,7 @@ IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions
 	cast_possible_wrap cast_sign_loss disallowed_methods type_complexity unwrap_in_result)
 
 .PHONY: help demo run test test-foreign test-long faults check bench format packages dependencies test-browser \
-	test-pkilint test-kube test-deploy test-tokens image
+	test-pkilint test-istio test-kube test-deploy test-tokens image
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -50,12 +50,19 @@ test-tokens: packages ## the token suite on SoftHSM, Kryoptic and NSS, and on tw
 test-kube: packages ## Kubernetes, by a real API server, which is built by Go first, once: ten minutes
 	@softhsm/packages.sh --for kube
 	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
-	$(CARGO) test --locked --test kube -- --ignored --skip scale::
+	$(CARGO) test --locked --test kube -- --ignored --skip scale:: --skip istio::
+
+test-istio: packages ## Istio's own agent, registration authority and CA against ours; its code is built by Go first, once
+	@softhsm/packages.sh --for kube
+	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
+	@tests/istio/build.sh >/dev/null
+	$(CARGO) test --locked --test kube -- --ignored istio::
 
 test-long: packages ## what takes too long for every change, an hour of random faults among it
 	@softhsm/packages.sh --for kube
 	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
+	@tests/istio/build.sh >/dev/null
 	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --release --all-targets -- --include-ignored
 
 faults: packages ## every return code at every PKCS#11 function, under load; writes docs/FAULTS.md; half an hour

@@ -1,6 +1,7 @@
 //! Kubernetes, by a real API server: etcd and kube-apiserver as built by tests/kube/api-server.sh.
 //!
-//! Every test is ignored, so that `make test` needs no Go; `make test-kube` builds what they need and runs them.
+//! Every test is ignored, so that `make test` needs no Go; `make test-kube` builds what they need and runs them. `istio` needs
+//! Istio's code besides: `make test-istio`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -21,6 +22,8 @@ mod csrs;
 mod cuts;
 #[path = "kube/imports.rs"]
 mod imports;
+#[path = "kube/istio.rs"]
+mod istio;
 #[path = "kube/kinds.rs"]
 mod kinds;
 #[path = "kube/leader.rs"]

@@ -12,6 +12,11 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use super::{daemon::Site, softhsm::module_path};
 
 /// The module, built once; cargo is the one that runs the tests.
@@ -112,6 +117,23 @@ impl Control {
     /// Nothing is broken any more.
     pub fn works(&self) {
         self.breaks("");
+    }
+
+    /// Sends SIGKILL or SIGSTOP to hosts, but to none within its login; answers how many there were.
+    pub async fn signal(&self, hosts: impl Fn() -> Vec<Pid>, signal: Signal) -> usize {
+        for _ in 0..200 {
+            let hosts = hosts();
+            let all = |signal| hosts.iter().filter(|host| kill(**host, signal).is_ok()).count();
+            // What stands still cannot begin a login between the look and the kill.
+            all(Signal::SIGSTOP);
+            let books = self.books_since(0);
+            if !hosts.iter().any(|host| books.is_logging_in(host.as_raw())) {
+                return all(signal);
+            }
+            all(Signal::SIGCONT);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the hosts do not come out of their login");
     }
 
     /// How long the books are now.

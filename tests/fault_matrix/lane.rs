@@ -7,10 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::{sys::signal::Signal, unistd::Pid};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -59,19 +56,7 @@ impl Lane {
 
     /// Kills the daemon's token hosts, but none within its login; answers how many there were.
     pub async fn kill_hosts(&self) -> usize {
-        for _ in 0..200 {
-            let hosts = self.hosts();
-            let all = |signal| hosts.iter().filter(|host| kill(**host, signal).is_ok()).count();
-            // What stands still cannot begin a login between the look and the kill.
-            all(Signal::SIGSTOP);
-            let books = self.control.books_since(0);
-            if !hosts.iter().any(|host| books.is_logging_in(host.as_raw())) {
-                return all(Signal::SIGKILL);
-            }
-            all(Signal::SIGCONT);
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("the hosts do not come out of their login");
+        self.control.signal(|| self.hosts(), Signal::SIGKILL).await
     }
 
     /// The daemon's token hosts.

@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::{sys::signal::Signal, unistd::Pid};
 
 use crate::{
     books,
@@ -179,8 +176,8 @@ async fn a_token_that_fails_at_random_costs_nothing_for_good() {
         let fault = fault(&mut random);
         let what = format!("{} ({})", fault.name, fault.command);
         control.breaks(&fault.command);
-        if let (Some(signal), Some(host)) = (fault.signal, host(&daemon)) {
-            let _already_gone = kill(host, signal);
+        if let Some(signal) = fault.signal {
+            control.signal(|| host(&daemon).into_iter().collect(), signal).await;
         }
         tokio::time::sleep(fault.lasts).await;
         control.works();
