@@ -14,6 +14,8 @@ mod common;
 
 #[path = "signing_path/client_certificates.rs"]
 mod client_certificates;
+#[path = "signing_path/counted.rs"]
+mod counted;
 #[path = "signing_path/disk.rs"]
 mod disk;
 #[path = "signing_path/ending.rs"]

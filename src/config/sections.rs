@@ -89,7 +89,8 @@ pub struct Token {
     /// How long one PKCS#11 call may take before the host counts as hung and is replaced.
     #[serde(default = "Token::call_timeout", with = "humantime_serde")]
     pub call_timeout: Duration,
-    /// How often an idle token is exercised, so that links and sessions do not go stale.
+    /// How often an idle token is exercised, so that links and sessions do not go stale. A session that was used
+    /// since the last time has its turn only the next time: half of what token or firewall allow, or less.
     #[serde(default = "Token::keep_alive", with = "humantime_serde")]
     pub keep_alive: Duration,
     /// Variables that the vendor's module reads, such as SOFTHSM2_CONF. Never secrets: a PIN is not taken from here.

@@ -85,6 +85,27 @@ impl PinMarker {
         })
     }
 
+    /// Makes sure that a refusal could be remembered, before a PIN is tried: what cannot be remembered would be tried
+    /// again by whoever comes next.
+    ///
+    /// # Errors
+    /// When no file can be written where the marker is kept.
+    pub fn ready(&self) -> Result<(), MarkerError> {
+        // Not the name that `mark` uses: another process may be about to.
+        let probe = self.beside(".probe");
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&probe)?;
+            file.write_all(&[b'\n'; 1024])?;
+            drop(file);
+            match fs::remove_file(&probe) {
+                // Another process tried at the same time.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        };
+        write().map_err(|source| MarkerError::Io { path: self.path.clone(), source })
+    }
+
     /// Remembers that the PIN of a file was refused, durably; `state` was taken with [`state_of`] before the file was
     /// read, so that a PIN written in between is not held to be refused.
     ///
@@ -93,7 +114,7 @@ impl PinMarker {
     pub fn mark(&self, state: &str, reason: &str) -> Result<(), MarkerError> {
         let io = |source| MarkerError::Io { path: self.path.clone(), source };
         let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(512).collect();
-        let new = self.path.with_extension("new");
+        let new = self.beside(".new");
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             writeln!(file, "{state}\n{reason}")?;
@@ -116,6 +137,13 @@ impl PinMarker {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A file that belongs to this marker alone: those of several tokens lie in one directory.
+    fn beside(&self, ending: &str) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(ending);
+        name.into()
     }
 
     fn read(&self) -> io::Result<String> {
@@ -187,6 +215,40 @@ mod tests {
         marker.mark(&state_of(&pin).unwrap(), "").unwrap();
         marker.clear().unwrap();
         marker.check(&pin).unwrap();
+    }
+
+    #[test]
+    fn what_could_not_be_remembered_is_told_before() {
+        let (directory, pin, marker) = files();
+        marker.ready().unwrap();
+        let names = || fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names().count(), 1, "it leaves nothing behind: {:?}", names().collect::<Vec<_>>());
+        marker.mark(&state_of(&pin).unwrap(), "refused").unwrap();
+        marker.ready().unwrap();
+        assert!(marker.check(&pin).is_err(), "the mark stays");
+        let nowhere = PinMarker::new(directory.path().join("nowhere/pin-refused"));
+        assert!(matches!(nowhere.ready(), Err(MarkerError::Io { .. })));
+    }
+
+    #[test]
+    fn tokens_that_are_refused_at_the_same_time_have_each_its_mark() {
+        let (directory, pin, _) = files();
+        let state = state_of(&pin).unwrap();
+        let markers = ["pin-refused.a", "pin-refused.b"].map(|name| PinMarker::new(directory.path().join(name)));
+        std::thread::scope(|scope| {
+            for marker in &markers {
+                let (state, pin) = (&state, &pin);
+                scope.spawn(move || {
+                    for _ in 0..100 {
+                        marker.ready().unwrap();
+                        marker.mark(state, &marker.path.display().to_string()).unwrap();
+                        let error = marker.check(pin).unwrap_err();
+                        assert!(matches!(&error, MarkerError::Refused { reason, .. }
+                            if *reason == marker.path.display().to_string()));
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -165,6 +165,26 @@ fn a_wrong_pin_is_tried_once_and_never_again() {
 }
 
 #[test]
+fn a_wrong_pin_is_tried_once_also_where_no_daemon_has_been_yet() {
+    let ready = Ready::new();
+    let pin = ready.machine.pin_file("wrong-pin", "999999\n");
+    let (right, root) = (
+        ready.machine.directory.pin_file().display().to_string(),
+        ready.machine.directory.path().display().to_string(),
+    );
+    let ready = ready
+        .with(&format!("file:{right}"), &format!("file:{}", pin.display()))
+        .with(&format!("{root}/log"), &format!("{root}/new/log"));
+    ready.fails(&[("token hsm", "refuses the PIN", "correct the PIN file")]);
+    ready.fails(&[("token hsm", "wrong-pin, and it is not tried again", "write the right PIN into that file")]);
+    // Where no mark could be left the PIN is not tried, the right one included.
+    fs::write(&pin, format!("{}\n", super::common::softhsm::PIN)).unwrap();
+    ready.fails(&[]);
+    fs::create_dir(ready.machine.path("new/log/pin-refused.hsm.probe")).unwrap();
+    ready.fails(&[("token hsm", "pin-refused.hsm cannot be used", "check its directory")]);
+}
+
+#[test]
 fn tokens_keys_and_modules() {
     // Another CA's key in the token: the bundle's is not there.
     let (ready, other) = (Ready::new(), Ready::new());

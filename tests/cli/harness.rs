@@ -11,7 +11,10 @@ use std::{
 
 use serde_json::Value;
 
-use super::common::softhsm::{Directory, PIN, module_path};
+use super::common::{
+    faulty::Control,
+    softhsm::{Directory, PIN, module_path},
+};
 
 /// How long any command may take; RSA keys of 4096 bits take SoftHSM some seconds on a busy machine.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -85,6 +88,7 @@ impl Machine {
             .env_clear()
             .env("SOFTHSM2_CONF", self.directory.conf())
             .env("KRYOPTIC_CONF", self.path("kryoptic.conf"))
+            .envs(Control::new(self.directory.path()).environment())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -7,7 +7,10 @@ use rcgen::{
     PKCS_ECDSA_P384_SHA384, PKCS_ED25519, date_time_ymd,
 };
 
-use super::harness::{Done, Machine, exists};
+use super::{
+    common::faulty::{Control, MODULE, through, times},
+    harness::{Done, Machine, exists},
+};
 
 const IMPORT: &str = "import --from $/ca --bundle $/bundle";
 
@@ -330,6 +333,65 @@ fn tokens() {
     // The second holds it, so that the file may go.
     let done = machine.run(&format!("{IMPORT} --remove-key-file"), &both);
     assert_eq!(done.status, 0, "{done:?}");
+    assert!(!exists(&machine.path("ca/ca-key.pem")), "{done:?}");
+}
+
+/// Any function that an import needs may fail: nothing half-made stays, and the next import is as if it never was.
+#[test]
+fn each_function_may_fail() {
+    let machine = Machine::new();
+    good(&machine);
+    let control = Control::new(machine.directory.path());
+    let pin = machine.directory.pin_file().display().to_string();
+    let token = ["--token", &through(&MODULE, &machine.uri("ca")), "--pin-file", &pin].map(str::to_owned);
+    let keys = || {
+        let pin = ["--pin-file".to_owned(), pin.clone()];
+        let view = machine.run(&format!("inspect --output json --token {}", machine.uri("ca")), &pin);
+        let view: serde_json::Value =
+            serde_json::from_str(&view.out).unwrap_or_else(|error| panic!("{error}: {view:?}"));
+        view["keys"].as_array().unwrap().len()
+    };
+    for function in
+        ["C_OpenSession", "C_GenerateKeyPair", "C_UnwrapKey", "C_CreateObject", "C_CopyObject", "C_SignInit"]
+    {
+        let mark = control.mark();
+        control.breaks(&format!("{function} return=0x30"));
+        let done = machine.run(IMPORT, &token);
+        assert_eq!(done.status, 1, "{function}: {done:?}");
+        assert!(format!("{}{}", done.out, done.err).contains("CKR_DEVICE_ERROR"), "{function}: {done:?}");
+        assert!(control.books_since(mark).faults_of(function) > 0, "{function}");
+        assert_eq!(keys(), 0, "{function}: something stayed");
+    }
+    control.works();
+    let done = machine.run(IMPORT, &token);
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(keys() > 0);
+}
+
+#[test]
+fn several_tokens_are_told_each_for_itself() {
+    let machine = Machine::new();
+    good(&machine);
+    machine.directory.init_token("second");
+    let control = Control::new(machine.directory.path());
+    let pin = machine.directory.pin_file().display().to_string();
+    let uris = ["ca", "second"].map(|name| through(&MODULE, &machine.uri(name)));
+    let both = ["--token", &uris[0], "--token", &uris[1], "--pin-file", &pin].map(str::to_owned);
+    // The first one's log key, canary key and the CA's.
+    control.breaks(&format!("C_CopyObject return=0x30 {}", times(3)));
+    let done = machine.run(&format!("{IMPORT} --output json --remove-key-file"), &both);
+    assert_eq!(done.status, 1, "{done:?}");
+    let value: serde_json::Value = serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"));
+    let told = |at: usize| &value["tokens"][at];
+    assert!(told(0)["error"].as_str().unwrap().contains("CKR_DEVICE_ERROR"), "{value}");
+    assert!(told(1)["error"].is_null() && told(1)["receipt"].is_string(), "{value}");
+    assert!(done.err.contains("not every token took the key") && exists(&machine.path("ca/ca-key.pem")), "{done:?}");
+    // What is done stays done, and the rest is made up for.
+    let done = machine.run(&format!("{IMPORT} --output json --remove-key-file"), &both);
+    assert_eq!(done.status, 0, "{done:?}");
+    let value: serde_json::Value = serde_json::from_str(&done.out).unwrap();
+    let how = [0, 1].map(|at| value["tokens"][at]["private_key"]["how"].as_str().unwrap().to_owned());
+    assert_eq!(how, ["wrapped", "already_there"], "{value}");
     assert!(!exists(&machine.path("ca/ca-key.pem")), "{done:?}");
 }
 

@@ -13,7 +13,7 @@ use istio_hsm_ca::{
 use nix::sys::signal::{Signal, kill};
 
 use super::{
-    common::faulty::{Control, MODULE, once, through, until},
+    common::faulty::{Control, MODULE, once, through, times, until},
     harness::{Mill, PATIENCE, Site, hosts_of, is, pool},
 };
 
@@ -113,8 +113,18 @@ async fn no_wrong_signature_leaves() {
         faulty.pool().verdict(&signed.source, false);
     }
     faulty.mill.until("out of service", |health| !health.is_ready()).await;
-    faulty.works();
-    faulty.mill.issue().await.unwrap();
+    // The canary's signature is verified: while it is wrong no request is let through, however long one waits.
+    let mark = faulty.control.mark();
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let (signed, id) = (faulty.control.books_since(mark).signed, faulty.mill.issuer.public_key().key_id());
+        let id = istio_hsm_ca::token::key::hex(&id);
+        assert!(signed.len() > 1 && signed.iter().all(|(key, _)| *key != id), "{signed:?}");
+        assert!(faulty.mill.snapshot(0).canaries_failed > 1);
+        faulty.works();
+    };
+    let (issued, ()) = tokio::join!(faulty.mill.issue(), end);
+    issued.unwrap();
     assert_eq!(faulty.mill.snapshot(0).wrong, 3);
     faulty.mill.until("serving", is(0, Phase::Serving)).await;
 }
@@ -194,6 +204,14 @@ async fn slow_and_failed_calls_are_told_by_function() {
     let told = until("the failed call", &|calls| !calls.errors.is_empty()).await;
     assert_eq!(told.errors, [("C_SignInit", "CKR_SESSION_HANDLE_INVALID", 1)]);
     assert!(slow(&told) >= 1, "what earlier hosts counted stays: {told:?}");
+    // The host's own count of what it signed, which the daemon compares with the log.
+    let began = Instant::now();
+    while faulty.mill.snapshot(0).told < faulty.mill.snapshot(0).signed {
+        assert!(began.elapsed() < PATIENCE, "{:?}", faulty.mill.snapshot(0));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let snapshot = faulty.mill.snapshot(0);
+    assert_eq!((snapshot.told, snapshot.signed), (3, 3), "{snapshot:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,4 +264,92 @@ async fn what_failed_last_in_a_host_that_ends_itself_is_counted() {
         assert_eq!(errors(), expected, "{function}");
         assert!(faulty.mill.snapshot(0).hosts > hosts, "{function}: its host ended");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_dropped_after_any_failed_signature() {
+    let faulty = Faulty::new("faulty-dropped", |settings| {
+        let Link::Child { settings, .. } = &mut settings.tokens[0].link else { panic!() };
+        settings.sessions = 1;
+    })
+    .await;
+    let session = async || {
+        let recorded = faulty.mill.recorded().await;
+        let signed = faulty.mill.sign(&recorded, istio_hsm_ca::signer::Class::Bulk, PATIENCE).await.unwrap();
+        faulty.pool().verdict(&signed.source, true);
+        signed.source.session
+    };
+    let mut before = session().await;
+    assert_eq!(before, session().await, "and one that works stays");
+    // One code of each class that does not end the host.
+    for code in [0x6, 0x21, 0x31, 0x70, 0x90, 0x101] {
+        for function in ["C_Sign", "C_SignInit"] {
+            faulty.breaks(&format!("{function} return=0x{code:x} {}", once()));
+            let after = session().await;
+            assert_ne!(before, after, "0x{code:x} of {function}: the session that failed signs again");
+            before = after;
+        }
+    }
+    assert_eq!(faulty.mill.snapshot(0).hosts, 1, "all in the same host");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_comes_back_signs_its_canary_and_then_one_request_until_that_is_verified() {
+    let faulty = Faulty::new("faulty-one", |_| {}).await;
+    let id = istio_hsm_ca::token::key::hex(&faulty.mill.issuer.public_key().key_id());
+    let by_ca = |mark: u64| {
+        let signed = faulty.control.books_since(mark).signed;
+        signed.into_iter().map(|(key, _)| key == id).collect::<Vec<_>>()
+    };
+    let recorded = faulty.mill.recorded().await;
+    let sign = || faulty.mill.sign(&recorded, istio_hsm_ca::signer::Class::Bulk, PATIENCE);
+    // In the host that is there: the request fails twice, and is what is let through.
+    let mark = faulty.control.mark();
+    faulty.breaks(&format!("C_Sign return=0x31 {}", times(2)));
+    let signed = sign().await.unwrap();
+    assert_eq!(by_ca(mark), [false, true], "the canary, and then one of the CA's");
+    faulty.pool().verdict(&signed.source, true);
+    faulty.mill.until("serving", is(0, Phase::Serving)).await;
+    // In a new one.
+    let mark = faulty.control.mark();
+    faulty.kill_host();
+    faulty.mill.until("half-open", is(0, Phase::HalfOpen)).await;
+    assert_eq!(by_ca(mark), [false], "the canary alone has signed");
+    let asked: Vec<_> = (0..10).map(|_| Box::pin(sign())).collect();
+    let (first, _, rest) = futures_util::future::select_all(asked).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(by_ca(mark), [false, true], "one request, however many wait");
+    faulty.pool().verdict(&first.unwrap().source, true);
+    for answer in futures_util::future::join_all(rest).await {
+        answer.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_a_token_drops_when_idle_cost_no_request() {
+    const IDLE: Duration = Duration::from_millis(2500);
+    // So many that they do not all have their turn with the keep-alive's own question before they are idle.
+    const SESSIONS: u32 = 8;
+    let with = async |name: &str, keep_alive: Duration| {
+        let faulty = Faulty::new(name, |settings| {
+            settings.tokens[0].keep_alive = keep_alive;
+            let Link::Child { settings, .. } = &mut settings.tokens[0].link else { panic!() };
+            settings.sessions = SESSIONS;
+        })
+        .await;
+        faulty.breaks(&format!("C_SignInit idle={}", IDLE.as_millis()));
+        tokio::time::sleep(IDLE * 2).await;
+        let mark = faulty.control.mark();
+        for answer in futures_util::future::join_all((0..60).map(|_| faulty.mill.issue())).await {
+            answer.unwrap();
+        }
+        let lost = faulty.control.books_since(mark).faults_of("C_SignInit");
+        (faulty, lost)
+    };
+    let (faulty, lost) = with("faulty-idle", Duration::from_millis(800)).await;
+    let snapshot = faulty.mill.snapshot(0);
+    assert_eq!((lost, snapshot.faults, snapshot.hosts), (0, 0, 1), "{snapshot:?}");
+    // Without it they do.
+    let (_faulty, lost) = with("faulty-idle-lost", Duration::from_secs(60)).await;
+    assert!(lost > 0, "the token dropped none");
 }

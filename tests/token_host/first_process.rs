@@ -1,7 +1,7 @@
 //! A supervised host as the first process of a container: it hears no signal that it has no handler for, and even
 //! SIGKILL does not reach it from within.
 //!
-//! Needs root, to make a process namespace; elsewhere the tests say that they were skipped.
+//! Needs root, to make a process namespace; elsewhere the tests fail and say so.
 
 use std::{
     fs,
@@ -40,12 +40,11 @@ impl Drop for Container {
 }
 
 impl Container {
-    /// `None` where this process may not make one.
-    fn start() -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: making a process namespace needs root");
-            return None;
-        }
+    fn start() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "making a process namespace needs root: run the tests as root, or leave these out with --skip first_process"
+        );
         let site = Site::new();
         let directory = site.directory.path().to_owned();
         let mut settings = site.host_settings();
@@ -73,7 +72,7 @@ impl Container {
         let id = container.unshare.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
         container.host = Pid::from_raw(children.trim().parse().unwrap());
-        Some(container)
+        container
     }
 
     fn socket(&self) -> PathBuf {
@@ -99,14 +98,14 @@ impl Container {
 
 #[test]
 fn it_ends_when_told_while_nobody_is_connected() {
-    let Some(mut container) = Container::start() else { return };
+    let mut container = Container::start();
     kill(container.host, Signal::SIGTERM).unwrap();
     assert!(container.ends_within(Duration::from_secs(10)).success());
 }
 
 #[test]
 fn it_ends_when_told_while_a_daemon_is_connected_and_closes_its_sessions() {
-    let Some(mut container) = Container::start() else { return };
+    let mut container = Container::start();
     let mut daemon = container.connect();
     daemon.hello(b"");
     kill(container.host, Signal::SIGTERM).unwrap();
@@ -116,7 +115,7 @@ fn it_ends_when_told_while_a_daemon_is_connected_and_closes_its_sessions() {
 
 #[test]
 fn it_ends_itself_when_its_module_hangs() {
-    let Some(mut container) = Container::start() else { return };
+    let mut container = Container::start();
     fs::write(container.site.directory.path().join("faults"), "C_OpenSession hang").unwrap();
     let mut daemon = container.connect();
     assert_eq!(daemon.ask(&Request::Hello { version: VERSION, settings: b"" }), None);

@@ -14,13 +14,16 @@ use istio_hsm_ca::{
     identity::Name,
     pki::{Issuer, Profile, PublicKey, Tbs, tbs::Serial},
     token::{
-        host::canary_message,
+        host::{self, canary_message},
         protocol::{Frame, Kind, Reply, Request, Sign, Status, VERSION},
     },
 };
 use rcgen::KeyPair;
 
-use super::harness::{MAX_VALIDITY, PATIENCE, PROGRAM, Site, soft_issuer, template};
+use super::{
+    common::faulty::{Control, MODULE, through},
+    harness::{MAX_VALIDITY, PATIENCE, PROGRAM, Site, soft_issuer, template},
+};
 
 /// The other end of a host, byte by byte.
 pub struct Forger {
@@ -54,6 +57,23 @@ impl Forger {
         request.encode(self.correlation, &mut bytes).unwrap();
         self.socket.write_all(&bytes).ok()?;
         self.reply()
+    }
+
+    /// Asks several things at once, in one write, and gives the replies in their order; waits for none that never come.
+    fn ask_all(&mut self, requests: &[Request<'_>]) -> Vec<Reply> {
+        let mut bytes = Vec::new();
+        for request in requests {
+            self.correlation += 1;
+            request.encode(self.correlation, &mut bytes).unwrap();
+        }
+        self.socket.write_all(&bytes).unwrap();
+        self.correlation -= u64::try_from(requests.len()).unwrap();
+        let mut replies = Vec::new();
+        for _ in requests {
+            self.correlation += 1;
+            replies.extend(self.reply());
+        }
+        replies
     }
 
     fn reply(&mut self) -> Option<Reply> {
@@ -92,10 +112,16 @@ impl Forger {
 
 /// A host as a child of this process.
 fn child(site: &Site) -> (Child, Forger) {
+    child_of(Command::new(PROGRAM), site)
+}
+
+/// The same, with this in front of the arguments.
+fn child_of(mut command: Command, site: &Site) -> (Child, Forger) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let child = Command::new(PROGRAM)
+    let child = command
         .args(["token-host", "--child", "forged"])
         .envs(site.environment())
+        .envs(Control::new(site.directory.path()).environment())
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .spawn()
@@ -264,12 +290,126 @@ fn a_host_shows_nothing_of_itself() {
     let limits = std::fs::read_to_string(process.join("limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
-    // A process that is not dumpable belongs to root in /proc, whoever runs it; as root that shows nothing.
+    // A process that is not dumpable belongs to root in /proc, whoever runs it; as root that shows nothing, and
+    // `supervised` has it for another user.
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(process.join("mem")).unwrap());
     assert_eq!(owner, 0);
     for secret in ["environ", "cmdline"] {
         let text = std::fs::read(process.join(secret)).unwrap_or_default();
         assert!(!String::from_utf8_lossy(&text).contains(super::common::softhsm::PIN), "{secret}");
+    }
+    drop(forger);
+    host.wait().unwrap();
+}
+
+/// The settings with the module that breaks on command, one whose calls may take long.
+fn faulty_settings(site: &Site) -> Vec<u8> {
+    let mut settings = site.host_settings();
+    settings.uri = through(&MODULE, &settings.uri);
+    settings.call_timeout = Duration::from_secs(60);
+    serde_json::to_vec(&settings).unwrap()
+}
+
+#[test]
+fn what_is_late_at_the_host_is_not_signed() {
+    let site = Site::new();
+    let control = Control::new(site.directory.path());
+    let (mut host, mut forger) = child(&site);
+    forger.hello(&faulty_settings(&site));
+    let key = site.issuer.public_key().fingerprint();
+    let message = leaf(&site.issuer, |_| {});
+    let sign =
+        |deadline_ms| Request::Sign(Sign { kind: Kind::Leaf, key, request_id: "late", deadline_ms, message: &message });
+    assert_eq!(forger.ask(&sign(0)), Some(Reply::Expired));
+    assert!(matches!(forger.ask(&sign(30_000)), Some(Reply::Signed { .. })));
+    // Behind one that takes long, the second one's time is over; the third one's is not.
+    control.breaks("C_Sign delay=300");
+    let mark = control.mark();
+    let replies = forger.ask_all(&[sign(30_000), sign(100), sign(30_000)]);
+    assert!(matches!(replies[..], [Reply::Signed { .. }, Reply::Expired, Reply::Signed { .. }]), "{replies:?}");
+    assert_eq!(control.books_since(mark).signed.len(), 2, "it reached the token");
+    let Some(Reply::Status(status)) = forger.ask(&Request::Ping) else { panic!() };
+    assert_eq!(status.expired, 2);
+    drop(forger);
+    host.wait().unwrap();
+}
+
+/// Neither the parent's death nor a call's limit is at hand here: the watchdog sees that the daemon has hung up.
+#[test]
+fn a_host_whose_daemon_hangs_up_ends_although_a_call_hangs() {
+    for supervised in [false, true] {
+        let site = Site::new();
+        let control = Control::new(site.directory.path());
+        let socket = site.directory.path().join("host.sock");
+        let (mut host, mut forger) = if supervised {
+            let config = site.directory.path().join("token-host.toml");
+            let settings: host::Settings = serde_json::from_slice(&faulty_settings(&site)).unwrap();
+            std::fs::write(&config, toml::to_string(&settings).unwrap()).unwrap();
+            let mut command = Command::new(PROGRAM);
+            command.args(["token-host", "--config"]).arg(&config).arg("--socket").arg(&socket);
+            let started = command.envs(site.environment()).envs(control.environment()).stdin(Stdio::null()).spawn();
+            (started.unwrap(), Forger::connect(&socket))
+        } else {
+            child(&site)
+        };
+        forger.hello(&faulty_settings(&site));
+        control.breaks("C_Sign hang");
+        let mark = control.mark();
+        let (key, message) = (site.issuer.public_key().fingerprint(), leaf(&site.issuer, |_| {}));
+        let sign = Sign { kind: Kind::Leaf, key, request_id: "hangs", deadline_ms: 30_000, message: &message };
+        let mut bytes = Vec::new();
+        Request::Sign(sign).encode(99, &mut bytes).unwrap();
+        forger.socket.write_all(&bytes).unwrap();
+        let began = Instant::now();
+        while control.books_since(mark).faults_of("C_Sign") == 0 {
+            assert!(began.elapsed() < PATIENCE, "it was not asked");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(forger);
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = host.try_wait().unwrap() {
+                break status;
+            }
+            if began.elapsed() > Duration::from_secs(10) {
+                host.kill().unwrap();
+                panic!("supervised {supervised}: the host lives on");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert!(!status.success(), "supervised {supervised}: {status}");
+    }
+}
+
+/// What a host may have open: standard input and output, one socket, and what its module has opened.
+#[test]
+fn a_host_keeps_no_descriptor_of_whoever_started_it() {
+    let site = Site::new();
+    let theirs = ["log", "key"].map(|name| site.directory.path().join(name));
+    theirs.iter().for_each(|path| std::fs::write(path, "secret").unwrap());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 7<\"$1\" 9>>\"$2\"; shift 2; exec \"$@\"", "sh"]).args(&theirs).arg(PROGRAM);
+    let (mut host, mut forger) = child_of(shell, &site);
+    // No module is loaded before it is told which.
+    forger.hello(&serde_json::to_vec(&site.host_settings()).unwrap());
+    let open = |process: u32| -> Vec<(u32, String)> {
+        let listing = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+        let number = |entry: &std::fs::DirEntry| entry.file_name().to_str().unwrap().parse().unwrap();
+        let target = |entry: &std::fs::DirEntry| std::fs::read_link(entry.path()).unwrap().display().to_string();
+        listing.flatten().map(|entry| (number(&entry), target(&entry))).collect()
+    };
+    let descriptors = open(host.id());
+    assert_eq!(descriptors.iter().find(|(number, _)| *number == 0).unwrap().1, "/dev/null", "{descriptors:?}");
+    let error = &descriptors.iter().find(|(number, _)| *number == 2).unwrap().1;
+    let sockets: std::collections::BTreeSet<_> =
+        descriptors.iter().filter(|(_, to)| to.starts_with("socket:")).collect();
+    let sockets: std::collections::BTreeSet<_> =
+        sockets.into_iter().map(|(_, to)| to).filter(|to| *to != error).collect();
+    assert_eq!(sockets.len(), 1, "its own alone: {descriptors:?}");
+    let module = site.directory.path().join("tokens").display().to_string();
+    for (number, to) in &descriptors {
+        let known = *number <= 2 || sockets.contains(to) || to.starts_with(&module);
+        assert!(known, "{number} is {to}: {descriptors:?}");
     }
     drop(forger);
     host.wait().unwrap();

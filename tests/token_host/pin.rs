@@ -14,7 +14,10 @@ use istio_hsm_ca::{
 use nix::sys::signal::{Signal, kill};
 
 use super::{
-    common::softhsm::{PIN, module_path},
+    common::{
+        faulty::{Control, MODULE, once, through},
+        softhsm::{PIN, module_path},
+    },
     harness::{Mill, PATIENCE, Site, host_of, is, pool},
 };
 
@@ -78,6 +81,111 @@ async fn a_wrong_pin_is_tried_once_and_never_again_until_its_file_changes() {
     mill.issue().await.unwrap();
     assert_eq!(logins(&calls), 2);
     assert!(!site.marker().exists(), "a right PIN clears the marker");
+    mill.end().await;
+}
+
+/// The token behind the module that breaks on command, with so many sessions.
+fn faulty(site: &Site, name: &str, sessions: u32) -> (TokenSettings, Control) {
+    let control = Control::new(site.directory.path());
+    let mut settings = site.host_settings();
+    settings.uri = through(&MODULE, &settings.uri);
+    settings.sessions = sessions;
+    let mut token = site.token_with(name, settings);
+    if let Link::Child { environment, .. } = &mut token.link {
+        environment.extend(control.environment());
+    }
+    (token, control)
+}
+
+/// Two more hosts have been started, or connected to, since there were so many.
+async fn two_more_hosts(mill: &Mill, before: u64) {
+    let began = std::time::Instant::now();
+    while mill.snapshot(0).hosts < before + 2 {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_that_became_wrong_is_tried_once_by_all_sessions_together() {
+    let site = Site::new();
+    let (token, control) = faulty(&site, "pin-sessions", 4);
+    let mut settings = pool(vec![token]);
+    settings.recovery_wait = PATIENCE;
+    let mill = Mill::proven(settings, &site.issuer).await;
+    mill.issue().await.unwrap();
+    // All sessions are open, and in use.
+    for answer in futures_util::future::join_all((0..100).map(|_| mill.issue())).await {
+        answer.unwrap();
+    }
+    fs::write(site.pin(), "wrong-pin").unwrap();
+    let mark = control.mark();
+    control.breaks(&format!("C_SignInit logout {}", once()));
+    for answer in futures_util::future::join_all((0..100).map(|_| mill.issue())).await {
+        if let Err(error) = answer {
+            assert!(matches!(error, SignError::Unavailable(_)), "{error}");
+        }
+    }
+    mill.until("refused", is(0, Phase::PinRefused)).await;
+    two_more_hosts(&mill, mill.snapshot(0).hosts).await;
+    assert_eq!(control.books_since(mark).logins.len(), 1);
+    fs::write(site.pin(), PIN).unwrap();
+    mill.until("up", |health| health.is_ready()).await;
+    mill.issue().await.unwrap();
+    assert_eq!(control.books_since(mark).logins.len(), 2);
+    mill.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_try_is_not_spent_and_a_locked_pin_is_not_tried() {
+    let site = Site::new();
+    let (token, control) = faulty(&site, "pin-last", 1);
+    let mut settings = pool(vec![token]);
+    settings.recovery_wait = PATIENCE;
+    let mill = Mill::proven(settings, &site.issuer).await;
+    mill.issue().await.unwrap();
+    for (state, word) in [("final", "one PIN try left"), ("locked", "is locked")] {
+        let mark = control.mark();
+        control.breaks(&format!("C_GetTokenInfo pin={state}"));
+        kill(host_of("pin-last"), Signal::SIGKILL).unwrap();
+        let told = |health: &_| is(0, Phase::PinRefused)(health) && health.reason().contains(word);
+        mill.until(state, told).await;
+        // What is known does not depend on what the token says next, as long as the file is the same.
+        control.works();
+        two_more_hosts(&mill, mill.snapshot(0).hosts).await;
+        mill.until(state, told).await;
+        assert_eq!(control.books_since(mark).logins.len(), 0, "{state}");
+        assert!(site.marker().exists());
+        fs::write(site.pin(), PIN).unwrap();
+        mill.until("up", |health| health.is_ready()).await;
+        mill.issue().await.unwrap();
+        assert_eq!(control.books_since(mark).logins.len(), 1, "{state}");
+    }
+    // A wrong try of somebody else's is no reason.
+    control.breaks("C_GetTokenInfo pin=low");
+    kill(host_of("pin-last"), Signal::SIGKILL).unwrap();
+    mill.issue().await.unwrap();
+    mill.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_whose_refusal_could_not_be_remembered_is_not_tried() {
+    let site = Site::new();
+    fs::write(site.pin(), "wrong-pin").unwrap();
+    let (mut token, calls) = spied(&site, "pin-forgetful", 1);
+    let state = site.directory.path().join("state");
+    if let Link::Child { settings, .. } = &mut token.link {
+        settings.pin_marker = state.join("pin-refused");
+    }
+    let mill = Mill::start(pool(vec![token]), &site.issuer);
+    let told = |health: &_| is(0, Phase::Down)(health) && health.reason().contains("pin-refused cannot be used");
+    mill.until("down", told).await;
+    two_more_hosts(&mill, mill.snapshot(0).hosts).await;
+    assert_eq!(logins(&calls), 0);
+    fs::create_dir(&state).unwrap();
+    mill.until("refused", is(0, Phase::PinRefused)).await;
+    two_more_hosts(&mill, mill.snapshot(0).hosts).await;
+    assert_eq!(logins(&calls), 1);
     mill.end().await;
 }
 

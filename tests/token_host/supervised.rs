@@ -331,6 +331,43 @@ async fn the_whole_daemon_serves_agents_as_another_user_than_its_host() {
     assert!(status.contains(&format!("\nUid:\t{DAEMON}\t{DAEMON}\t{DAEMON}\t{DAEMON}\n")), "{status}");
 }
 
+/// A host is not dumpable: another process of its own user, which is not root, sees nothing of its memory.
+#[test]
+fn not_even_a_process_of_the_hosts_user_looks_into_it() {
+    let stage = stage();
+    run_as(HOST, "supervised::helper_neighbour", &stage);
+}
+
+#[test]
+#[ignore = "a helper process"]
+fn helper_neighbour() {
+    let Some(shared) = shared() else { return };
+    let hides = |process: &str| {
+        let process = Path::new("/proc").join(process);
+        for secret in ["mem", "environ", "maps"] {
+            denied(&process.join(secret));
+        }
+        assert!(fs::read_dir(process.join("fd")).is_err());
+    };
+    hides(&fs::read_to_string(shared.join("host.pid")).unwrap());
+    // The other form, as a child.
+    let private = shared.join("private");
+    let settings = istio_hsm_ca::token::host::Settings::read(&private.join("token-host.toml")).unwrap();
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let child = Command::new(shared.join("istio-hsm-ca"))
+        .args(["token-host", "--child", "neighbour"])
+        .env("SOFTHSM2_CONF", private.join("softhsm2.conf"))
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+        .spawn();
+    let child = Ending(child.unwrap());
+    let mut forger = Forger::new(ours);
+    forger.hello(&serde_json::to_vec(&settings).unwrap());
+    hides(&child.0.id().to_string());
+    // What that is worth: this process itself, which is an ordinary one, can be looked into.
+    fs::File::open("/proc/self/mem").unwrap();
+    fs::read_dir(format!("/proc/{}/fd", std::process::id())).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_supervised_host_survives_its_daemons_and_daemons_survive_it() {
     let mut stage = stage();

@@ -87,21 +87,26 @@ pub(super) fn clock(newest: Option<SystemTime>) -> Vec<Finding> {
     found.into_vec()
 }
 
-/// Whether this user may make files in a directory, or make the directory.
-pub(super) fn writable(directory: &Path, what: &str, found: &mut Findings) {
-    let Some(there) = directory.ancestors().find(|path| path.exists() || path.as_os_str().is_empty()) else { return };
+/// Whether this user may make files in a directory, or make the directory; says so where not.
+pub(super) fn writable(directory: &Path, what: &str, found: &mut Findings) -> bool {
+    let there = directory.ancestors().find(|path| path.exists() || path.as_os_str().is_empty());
+    let there = there.unwrap_or(Path::new("."));
     let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
     if !there.is_dir() {
         found.error(
             format!("{what} {} cannot be: {} is no directory", directory.display(), there.display()),
             "name another path",
         );
-    } else if let Err(error) = eaccess(there, AccessFlags::W_OK | AccessFlags::X_OK) {
+        return false;
+    }
+    if let Err(error) = eaccess(there, AccessFlags::W_OK | AccessFlags::X_OK) {
         found.error(
             format!("{what}: {} cannot be written: {error}", there.display()),
             "make it writable for the daemon's user",
         );
+        return false;
     }
+    true
 }
 
 /// What this user may do is what the daemon may do only if they are the same.

@@ -1,11 +1,15 @@
 //! One token: library, token, PIN, keys, mechanisms, sessions. Runs in a process of its own.
 
 use std::{
-    os::unix::fs::{MetadataExt, chown},
+    fs::DirBuilder,
+    os::unix::fs::{DirBuilderExt, MetadataExt, chown},
     path::Path,
 };
 
-use super::finding::{Finding, Findings};
+use super::{
+    finding::{Finding, Findings},
+    local,
+};
 use crate::{
     config::{self, Config},
     daemon::setup,
@@ -16,7 +20,7 @@ use crate::{
         mechanism::signing_mechanism,
         module::{LoginError, PinState},
         pin,
-        pin_marker::{PinMarker, state_of},
+        pin_marker::{MarkerError, PinMarker, state_of},
     },
 };
 
@@ -100,6 +104,9 @@ fn login(token: &Token, pin_file: &Path, marker_path: &Path, found: &mut Finding
     if token.info().pin == PinState::CountLow {
         found.warning("a wrong PIN was tried since the last good one", "find out who tried it");
     }
+    if !can_remember(&marker, marker_path, found) {
+        return None;
+    }
     let session = match token.open_session(false) {
         Ok(session) => session,
         Err(error) => {
@@ -113,24 +120,50 @@ fn login(token: &Token, pin_file: &Path, marker_path: &Path, found: &mut Finding
             Some(session)
         }
         Err(error) => {
-            if let (LoginError::WrongPin { .. }, Ok(state)) = (&error, &state) {
-                remember(&marker, marker_path, state, &error);
-            }
             found.failed(&error, remedy);
+            if let (LoginError::WrongPin { .. } | LoginError::Locked(_) | LoginError::FinalTry(_), Ok(state)) =
+                (&error, &state)
+                && let Err(error) = remember(&marker, marker_path, state, &error.to_string())
+            {
+                found.failed(&error, "correct the PIN file before anybody tries it again");
+            }
             None
         }
     }
 }
 
-/// Leaves the mark that `serve` would leave, for whoever owns the directory; where there is none yet, no daemon has
-/// tried the PIN either.
-fn remember(marker: &PinMarker, path: &Path, state: &str, error: &LoginError) {
-    if marker.mark(state, &error.to_string()).is_ok()
-        && let Some(Ok(directory)) = path.parent().map(std::fs::metadata)
-    {
-        // Matters only where root checks for another user.
-        let _ = chown(path, Some(directory.uid()), Some(directory.gid()));
+/// Whether a refusal could be remembered; a PIN that would be tried again and again is not tried at all.
+fn can_remember(marker: &PinMarker, path: &Path, found: &mut Findings) -> bool {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    if directory.is_dir() {
+        let ready = marker.ready();
+        if let Err(error) = &ready {
+            found.failed(error, "make its directory writable for the daemon's user");
+        }
+        return ready.is_ok();
     }
+    local::writable(directory, "the mark of a refused PIN in", found)
+}
+
+/// Leaves the mark that `serve` would leave, for whoever owns the directory, which is made where no daemon has yet.
+fn remember(marker: &PinMarker, path: &Path, state: &str, reason: &str) -> Result<(), MarkerError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let owned = directory.ancestors().find(|path| path.is_dir());
+    let owner = owned.and_then(|path| std::fs::metadata(path).ok());
+    let missing = directory.ancestors().take_while(|path| Some(*path) != owned);
+    let made: Vec<&Path> = missing.chain(std::iter::once(path)).collect();
+    if Some(directory) != owned {
+        let made = DirBuilder::new().recursive(true).mode(0o750).create(directory);
+        made.map_err(|source| MarkerError::Io { path: path.to_owned(), source })?;
+    }
+    marker.mark(state, reason)?;
+    if let Some(owner) = owner {
+        for path in made {
+            // Matters only where root checks for another user.
+            let _ = chown(path, Some(owner.uid()), Some(owner.gid()));
+        }
+    }
+    Ok(())
 }
 
 fn ca_key(session: &Session, ca: &PublicKey, found: &mut Findings) {

@@ -1,6 +1,7 @@
 //! What the pool's callers, writers, readers and supervisors share: one mutex, held for moments and never across I/O.
 
 mod answers;
+mod hosts;
 mod trial;
 
 use std::{
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Settings, Snapshot,
-    counters::{Counters, count},
+    counters::Counters,
     health::{Phase, PoolHealth, TokenHealth},
     job::Job,
     queue::Queues,
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     signer::SignError,
     telemetry::calls::Calls,
-    token::protocol::{Fingerprint, Reply, Request, Status},
+    token::protocol::{Fingerprint, Reply, Request},
 };
 
 /// What of a token needs no lock.
@@ -237,94 +238,6 @@ impl Shared {
             Some(SignError::Unavailable(reason.clone()))
         });
         self.pump_all(&mut inner);
-    }
-
-    // === what the supervisors do ===
-
-    /// A connection to a host begins; answers its number.
-    pub(super) fn link_up(&self, at: usize) -> u64 {
-        let mut inner = self.lock();
-        let host = inner.tokens.get_mut(at).map(Token::link_up).unwrap_or_default();
-        self.publish(&inner);
-        host
-    }
-
-    /// A host has told that it is ready.
-    pub(super) fn ready(&self, at: usize, status: Status) {
-        let mut inner = self.lock();
-        if let (Some(token), Some(fixed)) = (inner.tokens.get_mut(at), self.fixed.get(at)) {
-            fixed.counters.told.fetch_add(token.ready(status), std::sync::atomic::Ordering::Relaxed);
-        }
-        self.publish(&inner);
-    }
-
-    /// A host is gone: what it had in flight goes elsewhere or waits.
-    pub(super) fn link_down(&self, at: usize, phase: Phase, reason: &str) {
-        let mut inner = self.lock();
-        let (Some(token), Some(fixed)) = (inner.tokens.get_mut(at), self.fixed.get(at)) else { return };
-        if token.phase.is_ready() {
-            count(&fixed.counters.outages);
-        }
-        for mut job in token.link_down(phase, reason) {
-            if job.may_try_again(&fixed.name) {
-                count(&fixed.counters.retried);
-                inner.queues.put_back(job);
-            } else {
-                job.answer(Err(SignError::Unavailable(reason.to_owned())));
-            }
-        }
-        self.publish(&inner);
-        self.pump_all(&mut inner);
-    }
-
-    /// A probe has passed: one real request may go through.
-    pub(super) fn half_open(&self, at: usize) {
-        let mut inner = self.lock();
-        if let Some(token) = inner.tokens.get_mut(at) {
-            token.half_open();
-        }
-        self.publish(&inner);
-        self.pump_all(&mut inner);
-    }
-
-    /// A key was found in a token, or no longer is.
-    pub(super) fn opened(&self, at: usize, host: u64, key: Fingerprint, found: bool) {
-        let mut inner = self.lock();
-        if let Some(token) = inner.tokens.get_mut(at).filter(|token| token.host == host) {
-            if found {
-                token.opened.insert(key);
-            } else {
-                token.opened.remove(&key);
-            }
-        }
-        self.publish(&inner);
-        self.pump_all(&mut inner);
-    }
-
-    /// Remembers a key that each token is to hold.
-    pub(super) fn want(&self, key: Fingerprint) {
-        let mut inner = self.lock();
-        if !inner.keys.contains(&key) {
-            inner.keys.push(key);
-        }
-    }
-
-    /// Forgets a key.
-    pub(super) fn forget(&self, key: &Fingerprint) {
-        let mut inner = self.lock();
-        inner.keys.retain(|wanted| wanted != key);
-    }
-
-    /// The keys that a token is to hold and does not.
-    pub(super) fn missing_keys(&self, at: usize) -> Vec<Fingerprint> {
-        let inner = self.lock();
-        let Some(token) = inner.tokens.get(at) else { return Vec::new() };
-        inner.keys.iter().filter(|key| !token.opened.contains(*key)).copied().collect()
-    }
-
-    /// A look at a token.
-    pub(super) fn view<T>(&self, at: usize, look: impl FnOnce(&Token) -> T) -> Option<T> {
-        self.lock().tokens.get(at).map(look)
     }
 }
 

@@ -344,3 +344,23 @@ fn unwilling(reply: Reply) -> End {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_and_new_hosts_come_ever_later_and_once_a_second_at_least() {
+        let mut backoff = Duration::ZERO;
+        let all = std::iter::from_fn(|| {
+            backoff = next(backoff);
+            Some(backoff.as_millis())
+        });
+        assert_eq!(all.take(8).collect::<Vec<_>>(), [50, 100, 200, 400, 800, 1000, 1000, 1000]);
+        let mut probing = Probing::new();
+        assert!(probing.at <= Instant::now(), "the first one at once");
+        (0..10).for_each(|_| probing.failed());
+        let wait = probing.at.saturating_duration_since(Instant::now());
+        assert!((Duration::from_millis(900)..=Duration::from_secs(1)).contains(&wait), "{wait:?}");
+    }
+}

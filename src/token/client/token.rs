@@ -1,4 +1,8 @@
-//! One token as the pool's state sees it: its breaker, its window and what is in flight.
+//! One token as the pool's state sees it: its breaker, and who may have a request. What is in flight to its host is in
+//! `in_flight`, what the host tells of itself in `told`.
+
+mod in_flight;
+mod told;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -6,47 +10,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+pub(super) use in_flight::{Pending, Trial};
 
 use super::{health::Phase, job::Job};
-use crate::{
-    pki::Tbs,
-    token::{
-        calls,
-        protocol::{Fingerprint, Kind, ProtocolError, Reply, Request, Status},
-    },
+use crate::token::{
+    calls,
+    protocol::{Fingerprint, Kind, Status},
 };
-
-/// Frames in flight to a host for each of its sessions: enough for batches, few enough that what waits behind them
-/// waits here, where deadlines drop it.
-const WINDOW: usize = 32;
 
 /// How long a token that has failed must be half-open without a request before it counts as ready: where requests
 /// come, the first of them decides sooner.
 const HOLD: Duration = Duration::from_millis(500);
-
-/// Something that a host is to answer.
-#[derive(Debug)]
-pub(super) enum Pending {
-    Control(oneshot::Sender<Reply>),
-    /// A request of a caller's; `cancelled` once the host was told that the caller is gone.
-    Job {
-        job: Box<Job>,
-        sent: Instant,
-        cancelled: bool,
-    },
-    /// Another token does it meanwhile; what this one answers still tells whether it signs.
-    TakenOver(Arc<Tbs>),
-}
-
-/// The one real request that a half-open breaker has let through.
-#[derive(Debug)]
-pub(super) struct Trial {
-    pub(super) correlation: u64,
-    pub(super) since: Instant,
-    /// Another token has taken the request over.
-    pub(super) taken_over: bool,
-}
 
 #[derive(Debug)]
 pub(super) struct Token {
@@ -155,84 +129,6 @@ impl Token {
             }
     }
 
-    fn next_correlation(&mut self, now: Instant) -> u64 {
-        if self.outstanding.is_empty() {
-            self.progress = now;
-        }
-        self.correlation += 1;
-        self.correlation
-    }
-
-    pub(super) fn send_job(&mut self, job: Job, now: Instant) -> Result<(), (Box<Job>, ProtocolError)> {
-        let correlation = self.next_correlation(now);
-        if let Err(error) = Request::Sign(job.sign(now)).encode(correlation, &mut self.outbox) {
-            return Err((Box::new(job), error));
-        }
-        if self.phase == Phase::HalfOpen && job.is_real() {
-            self.trial = Some(Trial { correlation, since: now, taken_over: false });
-        }
-        self.jobs += 1;
-        self.outstanding.insert(correlation, Pending::Job { job: Box::new(job), sent: now, cancelled: false });
-        Ok(())
-    }
-
-    pub(super) fn send_control(
-        &mut self,
-        request: &Request<'_>,
-        answer: oneshot::Sender<Reply>,
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        let correlation = self.next_correlation(now);
-        request.encode(correlation, &mut self.outbox)?;
-        self.outstanding.insert(correlation, Pending::Control(answer));
-        Ok(())
-    }
-
-    /// The request on trial, while its caller waits for this token.
-    pub(super) fn on_trial(&self) -> Option<(&Trial, &Job)> {
-        let trial = self.trial.as_ref()?;
-        match self.outstanding.get(&trial.correlation)? {
-            Pending::Job { job, .. } => Some((trial, job)),
-            Pending::Control(_) | Pending::TakenOver(_) => None,
-        }
-    }
-
-    /// Gives up the request on trial, for another token to do; the trial itself goes on.
-    pub(super) fn hand_over_trial(&mut self) -> Option<Job> {
-        let trial = self.trial.as_mut()?;
-        let pending = self.outstanding.get_mut(&trial.correlation)?;
-        let Pending::Job { job, .. } = pending else { return None };
-        let taken_over = Pending::TakenOver(Arc::clone(job.tbs()?));
-        let Pending::Job { job, .. } = std::mem::replace(pending, taken_over) else { return None };
-        trial.taken_over = true;
-        self.jobs = self.jobs.saturating_sub(1);
-        Some(*job)
-    }
-
-    /// Tells the host whose requests nobody waits for any more; whether there were any. The request on trial goes on:
-    /// its signature is worth having.
-    pub(super) fn cancel_abandoned(&mut self) -> bool {
-        let trial = self.trial.as_ref().map(|trial| trial.correlation);
-        let before = self.outbox.len();
-        if self.status.cancels && self.linked {
-            for (correlation, pending) in &mut self.outstanding {
-                let Pending::Job { job, cancelled: cancelled @ false, .. } = pending else { continue };
-                if job.is_abandoned() && trial != Some(*correlation) {
-                    *cancelled = true;
-                    // Of fixed size, far below the limit.
-                    let _ = Request::Cancel { correlation: *correlation }.encode(0, &mut self.outbox);
-                }
-            }
-        }
-        self.outbox.len() > before
-    }
-
-    /// Has the host drop a session.
-    pub(super) fn discard(&mut self, session: u32) {
-        // Of fixed size, far below the limit; and nothing answers it.
-        let _ = Request::Discard { session }.encode(0, &mut self.outbox);
-    }
-
     pub(super) fn link_up(&mut self) -> u64 {
         self.host += 1;
         self.linked = true;
@@ -240,32 +136,6 @@ impl Token {
         self.window = 0;
         self.progress = Instant::now();
         self.host
-    }
-
-    /// Takes the last word of a host that ends itself: how its calls went. Its keys are none any more.
-    pub(super) fn last_word(&mut self, status: Status) {
-        self.add_calls(&status);
-        (self.status.instance, self.status.calls) = (status.instance, status.calls);
-        self.status.call_errors = status.call_errors;
-    }
-
-    /// Adds what a host has counted since it last told.
-    fn add_calls(&mut self, status: &Status) {
-        let same = status.instance == self.status.instance;
-        let before = if same { (&*self.status.calls, &*self.status.call_errors) } else { (&[][..], &[][..]) };
-        self.calls.add((&status.calls, &status.call_errors), before);
-    }
-
-    /// Takes what its host tells of itself; returns how many certificates the host has signed since it last told.
-    pub(super) fn ready(&mut self, status: Status) -> u64 {
-        self.window = WINDOW * usize::try_from(status.sessions.max(1)).unwrap_or(1);
-        let signed = certificates(&status);
-        // What a host had signed before this process knew it is not this process's to account for.
-        let known = if self.told_by == self.host { certificates(&self.status) } else { signed };
-        self.told_by = self.host;
-        self.add_calls(&status);
-        self.status = status;
-        signed.saturating_sub(known)
     }
 
     /// Takes everything back from a host that is gone, the youngest first.
@@ -325,38 +195,9 @@ impl Token {
     }
 }
 
-/// How many certificates a host says that it has signed.
-fn certificates(status: &Status) -> u64 {
-    let counted = |kind| match kind {
-        Kind::Intermediate | Kind::Leaf => true,
-        Kind::Canary | Kind::Checkpoint => false,
-    };
-    status.signed.iter().filter(|signed| counted(signed.kind)).map(|signed| signed.count).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::protocol::KeyCount;
-
-    #[test]
-    fn what_hosts_tell_of_their_signatures() {
-        let status = |leaves, canaries| Status {
-            signed: [(Kind::Leaf, leaves), (Kind::Canary, canaries)]
-                .map(|(kind, count)| KeyCount { key: "aa".to_owned(), kind, count })
-                .into(),
-            ..Status::default()
-        };
-        let mut token = Token::new("one".into());
-        token.link_up();
-        assert_eq!(token.ready(status(7, 1)), 0, "made before this process knew the host");
-        assert_eq!(token.ready(status(9, 5)), 2);
-        assert_eq!(token.ready(status(9, 6)), 0);
-        token.link_down(Phase::Down, "gone");
-        token.link_up();
-        assert_eq!(token.ready(status(0, 0)), 0);
-        assert_eq!(token.ready(status(3, 0)), 3);
-    }
 
     #[test]
     fn half_open_counts_as_ready_at_the_start_and_later_only_when_no_request_decides() {

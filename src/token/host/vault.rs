@@ -184,6 +184,7 @@ impl Vault {
         marker.check(&self.pin_file).map_err(|error| pin_fault(&chain(&error)))?;
         let state = state_of(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
         let pin = pin::read(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
+        marker.ready().map_err(|error| setting(&error))?;
         let call = self.watchdog.call(thread);
         *anchor = None;
         let session = self.token.open_session(false).map_err(|error| call_fault(&error, ""))?;

@@ -4,7 +4,9 @@
 //! - ACTION: `return=CKR` (a number, also hexadecimal), `delay=MILLISECONDS`, `hang`, `abort`, `segv`, `exit`,
 //!   `print` (to standard output), `logout` (the login is lost before the call), `renumber=N` (all object handles are
 //!   N higher from this call on), `removed` (the token is out of its slot), `sessions=N` (of C_OpenSession: no more at
-//!   once), of C_FindObjects `hide` (nothing is found), and of C_Sign `wrong`, `truncate`, `long`, `takes=MICROSECONDS` (with the real signature in it).
+//!   once), of C_FindObjects `hide` (nothing is found), of C_GetTokenInfo `pin=low`, `pin=final`, `pin=locked` (what the
+//!   token says of its PIN), of C_SignInit `idle=MILLISECONDS` (a session that has not signed for longer is gone), and of
+//!   C_Sign `wrong`, `truncate`, `long`, `takes=MICROSECONDS` (with the real signature in it).
 //! - LIMIT: `times=N,ID` (N times in all processes together; ID is one that no earlier command had),
 //!   `until=MILLISECONDS` (of the Unix epoch), none: for good.
 //!
@@ -22,14 +24,16 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use cryptoki_sys::CK_RV;
+use cryptoki_sys::{CK_FLAGS, CK_RV, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_LOCKED};
 
 /// What is left to do by the function itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Hide,
+    Idle(Duration),
     Long,
     Logout,
+    Pin(CK_FLAGS),
     Removed,
     Renumber(u64),
     Return(CK_RV),
@@ -130,8 +134,10 @@ fn act(action: &str, now: bool) -> Option<Action> {
     };
     match name {
         "hide" => return Some(Action::Hide),
+        "idle" => return Some(Action::Idle(Duration::from_millis(number()))),
         "long" => return Some(Action::Long),
         "logout" => return Some(Action::Logout),
+        "pin" => return Some(Action::Pin(pin_flag(value))),
         "removed" => return Some(Action::Removed),
         "renumber" => return Some(Action::Renumber(number())),
         "return" => return Some(Action::Return(number())),
@@ -154,6 +160,16 @@ fn act(action: &str, now: bool) -> Option<Action> {
         _ => {}
     }
     None
+}
+
+/// What a token says of its user's PIN.
+fn pin_flag(state: &str) -> CK_FLAGS {
+    match state {
+        "low" => CKF_USER_PIN_COUNT_LOW,
+        "final" => CKF_USER_PIN_FINAL_TRY,
+        "locked" => CKF_USER_PIN_LOCKED,
+        _ => 0,
+    }
 }
 
 fn segv() {

@@ -4,6 +4,7 @@
 //! see [`control`]. Only tests load it.
 
 mod control;
+mod rest;
 
 use std::{
     collections::HashMap,
@@ -12,7 +13,7 @@ use std::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use control::Action;
@@ -20,7 +21,8 @@ use cryptoki_sys::{
     CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_MECHANISM, CK_MECHANISM_INFO,
     CK_MECHANISM_TYPE, CK_NOTIFY, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SLOT_ID,
     CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CKA_ID, CKR_DEVICE_REMOVED,
-    CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR, CKR_OK, CKR_SESSION_COUNT, CKR_TOKEN_NOT_PRESENT, Pkcs11,
+    CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR, CKR_OK, CKR_SESSION_COUNT, CKR_SESSION_HANDLE_INVALID,
+    CKR_TOKEN_NOT_PRESENT, Pkcs11,
 };
 
 /// The real module's functions.
@@ -39,6 +41,8 @@ static OFFSET: AtomicU64 = AtomicU64::new(0);
 static WAS_REMOVED: AtomicBool = AtomicBool::new(false);
 /// CKA_ID of the key with which each session is about to sign.
 static SIGNING: Mutex<Option<HashMap<CK_SESSION_HANDLE, Vec<u8>>>> = Mutex::new(None);
+/// When each session was opened or last signed.
+static USED: Mutex<Option<HashMap<CK_SESSION_HANDLE, Instant>>> = Mutex::new(None);
 
 /// The function list, with faults in front of it.
 ///
@@ -53,8 +57,10 @@ pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> 
     let faulty = LIST.get_or_init(|| {
         let mut faulty = *real;
         install(&mut faulty);
+        rest::install(&mut faulty);
         faulty.C_GetFunctionList = Some(C_GetFunctionList);
         faulty.C_GetSlotList = Some(slot_list);
+        faulty.C_GetTokenInfo = Some(token_info);
         faulty.C_OpenSession = Some(open_session);
         faulty.C_CloseSession = Some(close_session);
         faulty.C_Login = Some(login);
@@ -108,7 +114,14 @@ fn before(function: &'static str) -> Option<CK_RV> {
             OFFSET.fetch_add(by, Ordering::Relaxed);
             None
         }
-        Action::Hide | Action::Long | Action::Sessions(_) | Action::Takes(_) | Action::Truncate | Action::Wrong => None,
+        Action::Hide
+        | Action::Idle(_)
+        | Action::Long
+        | Action::Pin(_)
+        | Action::Sessions(_)
+        | Action::Takes(_)
+        | Action::Truncate
+        | Action::Wrong => None,
     }
 }
 
@@ -149,18 +162,19 @@ macro_rules! pass_on {
             }
         )*
 
-        fn install(list: &mut CK_FUNCTION_LIST) {
+        pub(crate) fn install(list: &mut CK_FUNCTION_LIST) {
             $(list.$name = Some($name);)*
         }
     };
 }
+
+pub(crate) use pass_on;
 
 pass_on! {
     C_Initialize(arguments: *mut c_void);
     C_Finalize(reserved: *mut c_void);
     C_GetInfo(info: *mut CK_INFO);
     C_GetSlotInfo(slot: CK_SLOT_ID, info: *mut CK_SLOT_INFO);
-    C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO);
     C_GetMechanismList(slot: CK_SLOT_ID, list: *mut CK_MECHANISM_TYPE, count: *mut CK_ULONG);
     C_GetMechanismInfo(slot: CK_SLOT_ID, mechanism: CK_MECHANISM_TYPE, info: *mut CK_MECHANISM_INFO);
     C_GetSessionInfo(session: CK_SESSION_HANDLE, info: *mut CK_SESSION_INFO);
@@ -181,6 +195,21 @@ unsafe extern "C" fn slot_list(present: CK_BBOOL, slots: *mut CK_SLOT_ID, count:
     let Some(function) = real().and_then(|real| real.C_GetSlotList) else { return CKR_FUNCTION_NOT_SUPPORTED };
     // SAFETY: the caller's arguments, as they came.
     unsafe { function(present, slots, count) }
+}
+
+unsafe extern "C" fn token_info(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> CK_RV {
+    let pin = control::peek("C_GetTokenInfo");
+    if let Some(rv) = before("C_GetTokenInfo") {
+        return rv;
+    }
+    let Some(function) = real().and_then(|real| real.C_GetTokenInfo) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    // SAFETY: the caller's arguments, as they came.
+    let rv = unsafe { function(slot, info) };
+    if let (Some(Action::Pin(flags)), CKR_OK) = (pin, rv) {
+        // SAFETY: the real module has just written there.
+        unsafe { (*info).flags |= flags };
+    }
+    rv
 }
 
 unsafe extern "C" fn login(
@@ -249,7 +278,12 @@ unsafe extern "C" fn sign_init(
     mechanism: *mut CK_MECHANISM,
     key: CK_OBJECT_HANDLE,
 ) -> CK_RV {
-    if let Some(rv) = before("C_SignInit") {
+    if let Some(Action::Idle(most)) = control::peek("C_SignInit") {
+        if idle_since_last(session) > most {
+            control::note("fault C_SignInit idle");
+            return CKR_SESSION_HANDLE_INVALID;
+        }
+    } else if let Some(rv) = before("C_SignInit") {
         return rv;
     }
     let Some(function) = real().and_then(|real| real.C_SignInit) else { return CKR_FUNCTION_NOT_SUPPORTED };
@@ -259,6 +293,13 @@ unsafe extern "C" fn sign_init(
     drop(signing);
     // SAFETY: the caller's arguments, but for the number of the object.
     unsafe { function(session, mechanism, key) }
+}
+
+/// How long a session has not been used to sign, or since when it is open; it is in use from now on.
+fn idle_since_last(session: CK_SESSION_HANDLE) -> Duration {
+    let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    used.get_or_insert_default().insert(session, now).map_or(Duration::ZERO, |last| now.duration_since(last))
 }
 
 /// CKA_ID of an object; empty when it has none.
@@ -299,7 +340,9 @@ unsafe extern "C" fn open_session(
         WAS_REMOVED.store(false, Ordering::Relaxed);
         LAST_SLOT.store(slot, Ordering::Relaxed);
         // SAFETY: the real module has just written there.
-        LAST_SESSION.store(unsafe { *session }, Ordering::Relaxed);
+        let session = unsafe { *session };
+        LAST_SESSION.store(session, Ordering::Relaxed);
+        let _new = idle_since_last(session);
     }
     rv
 }
@@ -363,6 +406,7 @@ unsafe extern "C" fn sign(
     }
     // SAFETY: the caller's arguments, as they came.
     let rv = unsafe { function(session, data, data_length, signature, length) };
+    let _used = idle_since_last(session);
     if rv != CKR_OK {
         return rv;
     }
