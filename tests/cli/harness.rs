@@ -182,6 +182,7 @@ impl Machine {
         let mut child = self
             .command("script")
             .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .env("TERM", "xterm")
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
