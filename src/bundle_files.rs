@@ -53,6 +53,14 @@ impl BundlePaths {
     /// # Errors
     /// One problem for each file that is missing, unreadable, or larger than 1 MiB.
     pub fn read(&self) -> Result<BundleFiles, Vec<Problem>> {
+        let (files, problems) = self.read_what_is_there();
+        if problems.is_empty() { Ok(files) } else { Err(problems) }
+    }
+
+    /// The same; a file with a problem is empty, so that the others can be checked all the same
+    /// ([`Bundle::check_read`](crate::pki::Bundle::check_read)).
+    #[must_use]
+    pub fn read_what_is_there(&self) -> (BundleFiles, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut input = |path: &Path| {
             let name = path.display().to_string();
@@ -70,7 +78,7 @@ impl BundlePaths {
             None => Input { name: ca_cert.name.clone(), bytes: Vec::new() },
         };
         let files = BundleFiles { root_cert: input(&self.root_cert), ca_cert, cert_chain };
-        if problems.is_empty() { Ok(files) } else { Err(problems) }
+        (files, problems)
     }
 }
 
@@ -99,6 +107,9 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
             Err("is missing; a plug-in CA has ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, \
                  tls.key and ca.crt"
                 .to_owned())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {
+            Err("cannot be read: it is a directory; put the PEM file in its place".to_owned())
         }
         Err(error) => Err(format!("cannot be read ({error}); make it readable for this user")),
     }

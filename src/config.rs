@@ -102,7 +102,7 @@ impl Config {
         document.overlay(flags);
         let ca: Option<Ca> = document.section("ca");
         let any_token = document.has("token");
-        let tokens: Vec<Token> = document.sections("token");
+        let tokens: Vec<Option<Token>> = document.sections("token");
         let token_host: Option<HostLimits> = document.section_or_default("token_host");
         let listen: Option<grpc::settings::Settings> = document.section_or_default("listen");
         let serving: Option<Serving> = document.section_or_default("serving");
@@ -120,6 +120,7 @@ impl Config {
         if let (Some(serving), Some(listen)) = (&serving, &listen) {
             serving.check(listen.plaintext, &mut document);
         }
+        let tokens = tokens.into_iter().flatten().collect();
         let config = || {
             let (ca, token_host, listen, serving) = (ca?, token_host?, listen?, serving?);
             let (auth, log, admin, rate_limits, logging) = (auth?, log?, admin?, rate_limits?, logging?);
@@ -202,5 +203,53 @@ directory = "/var/lib/istio-hsm-ca/log"
             let none = problems.iter().any(|problem| problem.reason.contains("no token is configured"));
             assert_eq!(none, to.contains("tokens"), "a token with a mistake is one all the same: {problems:#?}");
         }
+    }
+
+    /// Each as if it were the only one: none hides another, and nothing is told that only follows from one.
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = r#"
+[ca]
+bundle = "/b"
+trust_domains = ["a/b"]
+default_ttl = "100d"
+[[token]]
+name = 7
+uri = "pkcs11:token=a"
+[[token]]
+name = "b"
+uri = "pkcs11:token=a"
+[listen.limits]
+streams = -1
+requests = "many"
+[serving]
+dns_names = ["a b"]
+[log]
+directory = "/l"
+[[auth.jwt]]
+issuer = ""
+keys = { file = "x" }
+[logging]
+filter = "inof"
+"#;
+        let problems = Config::parse(text, "").unwrap_err();
+        let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        let expected = [
+            "[ca] default_ttl: is longer than max_ttl",
+            "[[token]] 2 uri: names no module",
+            "[[token]] 2 uri: names no PIN file",
+            "line 4: [ca] trust_domains: ",
+            "line 7: [[token]] 1 name: ",
+            "line 13: [listen] limits.streams: ",
+            "line 14: [listen] limits.requests: ",
+            "line 16: [serving] dns_names: \"a b\"",
+            "line 20: [auth] jwt.issuer: ",
+            "line 21: [auth] jwt.keys.file: ",
+            "line 23: [logging] filter: ",
+        ];
+        for expected in expected {
+            assert!(told.iter().any(|problem| problem.starts_with(expected)), "{expected}: {told:#?}");
+        }
+        assert_eq!(told.len(), expected.len(), "{told:#?}");
     }
 }

@@ -118,6 +118,16 @@ pub enum TelemetryError {
     /// Logging is set up already in this process.
     #[error("BUG: logging is set up twice")]
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),
+    /// A word that is no level.
+    #[error(
+        "the log filter {text:?} has {word:?}, which is no level; write error, warn, info, debug, trace or target=level"
+    )]
+    Level {
+        /// The filter as configured.
+        text: String,
+        /// The word.
+        word: String,
+    },
     /// The filter is not one.
     #[error("the log filter {text:?} is not a level or a list of target=level; write for example \"info\"")]
     Filter {
@@ -165,10 +175,19 @@ where
 }
 
 fn parse(text: &str) -> Result<EnvFilter, TelemetryError> {
+    if let Some(word) = text.split(',').map(str::trim).find(|part| !part.is_empty() && !is_directive(part)) {
+        return Err(TelemetryError::Level { text: text.to_owned(), word: word.to_owned() });
+    }
     EnvFilter::builder()
         .with_default_directive(LevelFilter::ERROR.into())
         .parse(text)
         .map_err(|source| TelemetryError::Filter { text: text.to_owned(), source })
+}
+
+/// Whether a part of a filter is a level, or names a target. A mistyped level would pass for the name of a target that
+/// nobody has, and all lines would be gone.
+fn is_directive(part: &str) -> bool {
+    part.contains(['=', ':', '[']) || part.starts_with("istio_hsm_ca") || part.parse::<LevelFilter>().is_ok()
 }
 
 fn is_allowed(line: &Metadata<'_>) -> bool {
@@ -253,6 +272,13 @@ mod tests {
             [("info", true), ("warn,istio_hsm_ca=debug", true), ("istio_hsm_ca=loud", false), ("a=b=c", false)]
         {
             assert_eq!(text.parse::<Filter>().is_ok(), good, "{text}");
+        }
+        for good in ["DEBUG", "off", "", "warn, istio_hsm_ca::grpc", "info,h2=warn", "[issue]=debug"] {
+            good.parse::<Filter>().unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        for mistyped in ["inof", "info,debg", "h2,info", "7"] {
+            let error = mistyped.parse::<Filter>().unwrap_err();
+            assert!(matches!(error, TelemetryError::Level { .. }), "{error}");
         }
     }
 

@@ -21,5 +21,7 @@ mod import;
 mod inspect;
 #[path = "cli/install.rs"]
 mod install;
+#[path = "cli/refused.rs"]
+mod refused;
 #[path = "cli/terminal.rs"]
 mod terminal;

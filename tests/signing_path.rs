@@ -12,6 +12,8 @@
 
 mod common;
 
+#[path = "signing_path/bench.rs"]
+mod bench;
 #[path = "signing_path/client_certificates.rs"]
 mod client_certificates;
 #[path = "signing_path/counted.rs"]
@@ -32,6 +34,8 @@ mod overload;
 mod refusals;
 #[path = "signing_path/replies.rs"]
 mod replies;
+#[path = "signing_path/starts.rs"]
+mod starts;
 #[path = "signing_path/swap.rs"]
 mod swap;
 #[path = "signing_path/telemetry.rs"]

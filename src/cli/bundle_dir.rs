@@ -27,6 +27,23 @@ fn failed(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> WriteErr
     move |source| WriteError { path, what, source }
 }
 
+/// Whether a bundle could be written there, before anything else is done: the directory is one or could be made, and
+/// what is above it can be written. Leaves nothing behind.
+///
+/// # Errors
+/// What stands in the way.
+pub fn check(directory: &Path) -> Result<(), WriteError> {
+    if directory.exists() && !directory.is_dir() {
+        let source = io::ErrorKind::NotADirectory.into();
+        return Err(failed(directory, "is no directory; name one, or a path where there is nothing yet")(source));
+    }
+    let above = directory.ancestors().skip(1).find(|path| path.as_os_str().is_empty() || path.exists());
+    let above = above.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A file without a name, where the file system has that.
+    let probed = tempfile::tempfile_in(above).map(drop);
+    probed.map_err(failed(above, "cannot be written; the bundle's parent directory must be writable"))
+}
+
 /// Writes `files` (name and content) into `directory`, replacing those of the same name and keeping the others.
 ///
 /// The files are made in a directory beside it, flushed, and then exchanged with it in one step
@@ -169,5 +186,24 @@ mod tests {
     fn an_unwritable_place_is_named() {
         let error = write(Path::new("/proc/nothing/bundle"), &[("a", b"")]).unwrap_err();
         assert!(error.to_string().contains("/proc"), "{error}");
+    }
+
+    #[test]
+    fn a_place_is_checked_without_a_trace() {
+        let temp = tempfile::tempdir().unwrap();
+        for good in ["new", "new/and/deeper", "."] {
+            check(&temp.path().join(good)).unwrap();
+        }
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
+        let file = temp.path().join("file");
+        fs::write(&file, "").unwrap();
+        for (bad, reason) in [
+            (file.clone(), "file: is no directory; name one"),
+            (file.join("below"), "file: cannot be written"),
+            (PathBuf::from("/proc/nothing/bundle"), "/proc: cannot be written"),
+        ] {
+            let error = check(&bad).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 }

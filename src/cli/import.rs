@@ -19,9 +19,7 @@ use super::{
     token::{Opened, TokensArgs},
 };
 use crate::{
-    clock,
     log::checkpoint,
-    pki::Bundle,
     token::{
         TokenUri,
         import::{self, ImportReport, Options, Ready},
@@ -130,6 +128,10 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
         );
     }
     let mut reasons = Vec::new();
+    if args.label.is_empty() || args.label.len() > 64 || args.label.chars().any(char::is_control) {
+        reasons.push("--label must have 1 to 64 bytes, none of them a control character".to_owned());
+    }
+    reasons.extend(unfit_bundle(&args.bundle, args.source.key_path().as_deref()));
     let (source, public_key) = match args.source.read() {
         Ok(source) => (Some(source), None),
         Err((problems, public_key)) => {
@@ -147,12 +149,15 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     }
     let mut ready = Vec::new();
     // A refusal for the files' sake does not hide one for the token's.
-    if let Some(key) = source.as_ref().map(|source| source.key.public_key()).or(public_key.as_ref()) {
-        for (uri, opened) in &opened {
-            match import::plan(&opened.module, uri, &opened.pin, key, &options) {
-                Ok(plan) => ready.push((uri.to_string(), plan)),
-                Err(problems) => reasons.extend(problems.iter().map(|problem| chain(problem))),
-            }
+    let key = source.as_ref().map(|source| source.key.public_key()).or(public_key.as_ref());
+    for (uri, opened) in &opened {
+        let planned = match key {
+            Some(key) => import::plan(&opened.module, uri, &opened.pin, key, &options).map(Some),
+            None => import::reach(&opened.module, uri, &opened.pin).map(|()| None),
+        };
+        match planned {
+            Ok(plan) => ready.extend(plan.map(|plan| (uri.to_string(), plan))),
+            Err(problems) => reasons.extend(problems.iter().map(|problem| chain(problem))),
         }
     }
     let Some(source) = source.filter(|_| reasons.is_empty()) else {
@@ -330,7 +335,17 @@ fn shown(path: &Path) -> String {
     if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
 }
 
-/// The bundle's warnings at the present time, for a bundle that was accepted.
-fn accepted(files: crate::pki::bundle::BundleFiles) -> Result<Bundle, Vec<String>> {
-    Bundle::check(files, clock::now()).map_err(|problems| problems.iter().map(ToString::to_string).collect())
+/// Why the public files cannot go where the operator wants them.
+fn unfit_bundle(bundle: &Path, key: Option<&Path>) -> Option<String> {
+    let named = |reason: String| format!("--bundle {reason}");
+    let directory = |path: &Path| {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        path.canonicalize().ok()
+    };
+    let key_at = key.filter(|key| key.exists()).and_then(Path::parent).and_then(directory);
+    if key_at.is_some() && key_at == directory(bundle) {
+        let reason = "the private key's file lies there, and the bundle is public; name another directory";
+        return Some(named(format!("{}: {reason}", bundle.display())));
+    }
+    bundle_dir::check(bundle).err().map(|error| named(chain(&error)))
 }

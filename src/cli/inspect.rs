@@ -11,7 +11,6 @@ use super::{
     token::{PinArgs, TokenArgs, module_path},
 };
 use crate::{
-    bundle_files::BundlePaths,
     clock,
     pki::{Bundle, PublicKey, bundle::BundleFiles},
     token::{
@@ -111,8 +110,7 @@ fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Res
 
 /// The CA's key by the bundle's certificate. A bundle that is refused is told as a whole.
 fn read_bundle(directory: PathBuf) -> anyhow::Result<(PathBuf, PublicKey)> {
-    let files = BundlePaths::in_directory(&directory).read();
-    match files.and_then(|files: BundleFiles| Bundle::check(files, clock::now())) {
+    match BundleFiles::read(&directory).and_then(|files| Bundle::check(files, clock::now())) {
         Ok(bundle) => Ok((directory, bundle.issuer().public_key().clone())),
         Err(problems) => {
             let reasons = problems.iter().map(ToString::to_string).collect();

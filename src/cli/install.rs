@@ -16,7 +16,7 @@ use crate::{
     bundle_files::BundlePaths,
     clock,
     log::{timestamp, tree::sha256},
-    pki::Bundle,
+    pki::{Bundle, bundle::Problem},
     token::{
         generate::{self, GenerateError, Installed},
         key::{KeyError, hex},
@@ -75,11 +75,19 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
             root_cert: root_cert.clone().unwrap_or_default(),
         },
     };
-    let refused = |problems: Vec<crate::pki::bundle::Problem>| Refused {
+    let refused = |problems: Vec<Problem>| Refused {
         what: "nothing was installed:".to_owned(),
         reasons: problems.iter().map(ToString::to_string).collect(),
     };
-    let bundle = paths.read().and_then(|files| Bundle::check(files, clock::now())).map_err(refused)?;
+    if let Some(from) = args.from.as_deref().filter(|from| !from.is_dir()) {
+        let reason = "is no directory; name the one that holds the signed certificate and the roots";
+        return Err(refused(vec![Problem::new(&format!("--from {}", from.display()), reason)]).into());
+    }
+    let (files, mut unread) = paths.read_what_is_there();
+    if let Err(error) = bundle_dir::check(&args.bundle) {
+        unread.push(Problem::new("--bundle", format!("{:#}", anyhow::Error::from(error))));
+    }
+    let bundle = Bundle::check_read(files, unread, clock::now()).map_err(refused)?;
     for warning in bundle.warnings() {
         output.warn(&warning.to_string());
     }

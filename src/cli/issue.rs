@@ -20,7 +20,8 @@ use crate::{
         readiness::{Readiness, Report},
         setup,
     },
-    pki::csr::CSR_MAX,
+    identity::{DnsName, SpiffeId},
+    pki::{VerifiedCsr, csr::CSR_MAX},
     telemetry::{self, RequestId},
 };
 
@@ -37,10 +38,10 @@ pub struct Args {
     csr: PathBuf,
     /// The SPIFFE ID that the certificate is for: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT
     #[arg(long, value_name = "URI", required_unless_present_any = ["dns_name", "ip_address"])]
-    spiffe_id: Option<String>,
+    spiffe_id: Option<SpiffeId>,
     /// A DNS name of those configured for serving certificates; may be given again
     #[arg(long, value_name = "NAME")]
-    dns_name: Vec<String>,
+    dns_name: Vec<DnsName>,
     /// An address of those configured for serving certificates; may be given again
     #[arg(long, value_name = "ADDRESS")]
     ip_address: Vec<IpAddr>,
@@ -63,8 +64,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     let config = args.config.read()?;
     let request = IssueRequest {
         csr: read_csr(&args.csr)?,
-        spiffe_id: args.spiffe_id.clone(),
-        dns_names: args.dns_name.clone(),
+        spiffe_id: args.spiffe_id.as_ref().map(ToString::to_string),
+        dns_names: args.dns_name.iter().map(ToString::to_string).collect(),
         ip_addresses: args.ip_address.clone(),
         validity_seconds: args.ttl.map_or(0, |ttl| i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX)),
     };
@@ -79,7 +80,9 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     match &args.out {
         None => output.print(&reply, |reply| reply.chain.concat()),
         Some(path) => {
-            bundle_dir::write_file(path, reply.chain.concat().as_bytes(), 0o644)?;
+            bundle_dir::write_file(path, reply.chain.concat().as_bytes(), 0o644).with_context(|| {
+                format!("the certificate {} was issued, and is lost; name another file by --out", reply.serial)
+            })?;
             output.print(&reply, |reply| format!("issued {} to {}\n", reply.serial, path.display()))
         }
     }
@@ -93,10 +96,15 @@ fn read_csr(path: &Path) -> anyhow::Result<String> {
     } else {
         std::fs::File::open(path).and_then(|file| file.take(most).read_to_string(&mut text))
     };
-    read.with_context(|| format!("{}: the request cannot be read", path.display()))?;
+    read.with_context(|| {
+        format!("{}: the request cannot be read; name a PEM certificate request by --csr", path.display())
+    })?;
     if text.len() > CSR_MAX {
         bail!("{}: larger than {CSR_MAX} bytes; this is no certificate request", path.display());
     }
+    // Before a daemon or a token is asked; the path checks it again.
+    VerifiedCsr::from_pem(&text)
+        .with_context(|| format!("{}: no request that a certificate is issued for", path.display()))?;
     Ok(text)
 }
 

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use toml::{
     Spanned,
-    de::{DeTable, DeValue, ValueDeserializer},
+    de::{DeArray, DeTable, DeValue, ValueDeserializer},
 };
 
 /// The place of what did not come from the file.
@@ -83,8 +83,8 @@ impl<'i> Document<'i> {
         self.take(name).and_then(|value| self.read(&format!("[{name}]"), value))
     }
 
-    /// Takes every element of an array of tables.
-    pub fn sections<T: DeserializeOwned>(&mut self, name: &str) -> Vec<T> {
+    /// Takes every element of an array of tables; `None` for one of which nothing could be made.
+    pub fn sections<T: DeserializeOwned>(&mut self, name: &str) -> Vec<Option<T>> {
         let Some(value) = self.take(name) else { return Vec::new() };
         let start = value.span().start;
         let DeValue::Array(array) = value.into_inner() else {
@@ -93,7 +93,7 @@ impl<'i> Document<'i> {
             return Vec::new();
         };
         let elements = array.into_iter().enumerate();
-        elements.filter_map(|(i, value)| self.read(&format!("[[{name}]] {}", i + 1), value)).collect()
+        elements.map(|(i, value)| self.read(&format!("[[{name}]] {}", i + 1), value)).collect()
     }
 
     /// Whether there is such a section or array that nobody has taken.
@@ -102,9 +102,15 @@ impl<'i> Document<'i> {
         self.table.keys().any(|key| key.as_ref() == name)
     }
 
-    /// Notes a mistake that only several values together make.
+    /// Notes a mistake that only several values together make; not where a value is wrong by itself, since this may
+    /// only follow from it.
     pub fn refuse(&mut self, place: &str, reason: impl Into<String>) {
-        self.problem(None, place, reason.into());
+        let within = |rest: &str| rest.is_empty() || rest.starts_with([' ', '.']);
+        let wrong_itself =
+            |problem: &Problem| problem.line.is_some() && problem.place.strip_prefix(place).is_some_and(within);
+        if !self.problems.iter().any(wrong_itself) {
+            self.problem(None, place, reason.into());
+        }
     }
 
     /// Every mistake, with one for each section that nobody took.
@@ -123,38 +129,24 @@ impl<'i> Document<'i> {
         self.table.remove(&Spanned::new(0..0, std::borrow::Cow::Owned(name.to_owned())))
     }
 
-    /// Reads one section. After an error the key that caused it is set aside and the rest is read again, so that
-    /// one mistake does not hide the next.
+    /// Reads one section. After an error the key that caused it, however deep, is set aside and the rest is read again,
+    /// so that one mistake does not hide the next. What is read without them serves for further checks only.
     fn read<T: DeserializeOwned>(&mut self, place: &str, mut value: Spanned<DeValue<'i>>) -> Option<T> {
-        let mut whole = true;
+        let mut aside: Vec<String> = Vec::new();
         loop {
             let error = match T::deserialize(ValueDeserializer::from(value.clone())) {
-                Ok(read) => return whole.then_some(read),
+                Ok(read) => return Some(read),
                 Err(error) => error,
             };
             let span = error.span().filter(|span| *span != value.span());
-            let set_aside = match (&span, value.get_mut()) {
-                (Some(span), DeValue::Table(table)) => {
-                    let key = table
-                        .iter()
-                        .find(|(key, value)| key.span().contains(&span.start) || value.span().contains(&span.start))
-                        .map(|(key, _)| key.clone());
-                    key.and_then(|key| table.remove(&key).map(|_| key.as_ref().to_string()))
-                }
-                _ => None,
-            };
-            let missing = error.message().starts_with("missing field");
-            if whole || !missing {
-                let line = span.as_ref().unwrap_or(&value.span()).start;
-                let line = (value.span().end > 0).then(|| self.line(line));
-                let place = match &set_aside {
-                    Some(key) => format!("{place} {key}"),
-                    None => place.to_owned(),
-                };
+            let path = span.as_ref().and_then(|span| set_aside(value.get_mut(), span.start));
+            if !follows(error.message(), path.as_deref(), &aside) {
+                let at = span.as_ref().unwrap_or(&value.span()).clone();
+                let line = (at.end > 0).then(|| self.line(at.start));
+                let place = path.as_ref().map_or_else(|| place.to_owned(), |path| format!("{place} {path}"));
                 self.problem(line, &place, error.message().trim().replace('\n', "; "));
             }
-            whole = false;
-            set_aside?;
+            aside.push(path?);
         }
     }
 
@@ -164,6 +156,58 @@ impl<'i> Document<'i> {
 
     fn problem(&mut self, line: Option<usize>, place: &str, reason: impl Into<String>) {
         self.problems.push(Problem { line, place: place.to_owned(), reason: reason.into() });
+    }
+}
+
+/// Whether a mistake is only that something was set aside: its field is missing, or what it stood in is empty.
+fn follows(message: &str, path: Option<&str>, aside: &[String]) -> bool {
+    let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split_once('`'));
+    aside.iter().any(|gone| {
+        let key = gone.rsplit('.').next().unwrap_or(gone);
+        let below = path.and_then(|path| gone.strip_prefix(path)).is_some_and(|rest| rest.starts_with('.'));
+        below || missing.is_some_and(|(name, _)| name == key)
+    })
+}
+
+/// Removes the smallest thing that stands at a place of the text; tells the way to it, such as `limits.streams`.
+fn set_aside(value: &mut DeValue<'_>, at: usize) -> Option<String> {
+    match value {
+        DeValue::Array(items) => {
+            let mut found = None;
+            for (index, item) in items.iter_mut().enumerate() {
+                if let Some(path) = set_aside(item.get_mut(), at) {
+                    return Some(path);
+                }
+                if item.span().contains(&at) {
+                    found = Some(index);
+                    break;
+                }
+            }
+            let index = found?;
+            let all = std::mem::replace(items, DeArray::new()).into_iter().enumerate();
+            *items = all.filter(|(other, _)| *other != index).map(|(_, item)| item).collect();
+            Some(String::new())
+        }
+        DeValue::Table(table) => {
+            let mut found = None;
+            for (key, item) in table.iter_mut() {
+                match set_aside(item.get_mut(), at) {
+                    Some(path) if path.is_empty() => return Some(key.as_ref().to_string()),
+                    Some(path) => return Some(format!("{}.{path}", key.as_ref())),
+                    None if key.span().contains(&at) || item.span().contains(&at) => {
+                        found = Some(key.clone());
+                        break;
+                    }
+                    None => {}
+                }
+            }
+            let key = found?;
+            table.remove(&key)?;
+            Some(key.as_ref().to_string())
+        }
+        DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Float(_) | DeValue::Integer(_) | DeValue::String(_) => {
+            None
+        }
     }
 }
 
@@ -213,9 +257,11 @@ mod tests {
     fn every_mistake_is_told_with_its_line() {
         let text = "[a]\nnumber = 300\ntext = 1\nmistyped = 2\n\n[[b]]\nnumber = 1\n[[b]]\nlist = 3\n[c]\n";
         let mut document = Document::parse(text);
-        assert!(document.section::<Section>("a").is_none());
-        assert_eq!(document.sections::<Section>("b").len(), 1);
+        assert!(document.section::<Section>("a").is_some(), "for what else is to be checked");
+        assert_eq!(document.sections::<Section>("b").len(), 2);
         assert!(document.section::<Section>("d").is_none());
+        document.refuse("[a] number", "only follows from the mistake in it");
+        document.refuse("[a]", "only follows from the mistakes in it");
         let problems: Vec<String> = document.finish().iter().map(ToString::to_string).collect();
         let expected = [
             "[d]: the section is missing",
@@ -229,6 +275,43 @@ mod tests {
         for (problem, expected) in problems.iter().zip(expected) {
             assert!(problem.starts_with(expected), "{problem} / {expected}");
         }
+    }
+
+    #[test]
+    fn mistakes_in_tables_of_tables_do_not_hide_each_other() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only read")]
+        struct Inner {
+            name: String,
+            number: u8,
+        }
+        #[derive(Debug, Default, serde::Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        #[expect(dead_code, reason = "only read")]
+        struct Outer {
+            limits: Section,
+            many: Vec<Inner>,
+            inline: Option<Inner>,
+        }
+        let text = "[a]\ninline = { name = 1, number = 2 }\n[a.limits]\nnumber = -1\nlist = [1, \"x\", \"y\"]\nmistyped = 1\n\
+                    [[a.many]]\nname = 7\nnumber = 8\n[[a.many]]\nnumber = 9\nmore = 1\n";
+        let mut document = Document::parse(text);
+        let _partly: Option<Outer> = document.section("a");
+        let problems: Vec<String> = document.finish().iter().map(ToString::to_string).collect();
+        let expected = [
+            "line 2: [a] inline.name: invalid type",
+            "line 4: [a] limits.number: invalid value",
+            "line 5: [a] limits.list: invalid type: string \"x\"",
+            "line 5: [a] limits.list: invalid type: string \"y\"",
+            "line 6: [a] limits.mistyped: unknown field",
+            "line 8: [a] many.name: invalid type",
+            "line 12: [a] many.more: unknown field",
+        ];
+        for expected in expected {
+            assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:#?}");
+        }
+        assert_eq!(problems.len(), expected.len(), "{problems:#?}");
     }
 
     #[test]
@@ -252,7 +335,7 @@ mod tests {
         fn no_text_makes_it_panic(text in "[\\[\\]a-c=\"'0-9.\n {}]{0,200}") {
             let mut document = Document::parse(&text);
             let _: Option<Section> = document.section("a");
-            let _: Vec<Section> = document.sections("b");
+            let _: Vec<Option<Section>> = document.sections("b");
             let _ = document.finish();
         }
     }

@@ -318,16 +318,17 @@ impl Serving {
 /// Tells what is wrong within the sections of tokens.
 ///
 /// `configured` says whether there are any, be they understood or not.
-pub(super) fn check_tokens(tokens: &[Token], configured: bool, document: &mut Document<'_>) {
+pub(super) fn check_tokens(tokens: &[Option<Token>], configured: bool, document: &mut Document<'_>) {
     if !configured {
         document.refuse("[[token]]", "no token is configured; add one with name and uri");
     }
     for (index, token) in tokens.iter().enumerate() {
+        let Some(token) = token else { continue };
         let place = format!("[[token]] {}", index + 1);
         if token.name.is_empty() || token.name.len() > 64 || token.name.chars().any(char::is_control) {
             document.refuse(&format!("{place} name"), "must have 1 to 64 characters, none of them a control character");
         }
-        if tokens.iter().take(index).any(|other| other.name == token.name) {
+        if tokens.iter().take(index).flatten().any(|other| other.name == token.name) {
             document.refuse(&format!("{place} name"), "is that of another token; give each its own");
         }
         match (&token.uri, &token.socket) {

@@ -43,7 +43,9 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address is taken, not ours, or needs a privilege.
-    #[error("cannot listen on {address}; see whether another process does")]
+    #[error(
+        "cannot listen on {address}; stop what listens there (a daemon that runs already?), or configure another [listen] address"
+    )]
     Bind {
         /// The configured address.
         address: SocketAddr,

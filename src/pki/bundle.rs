@@ -77,15 +77,44 @@ impl std::fmt::Display for Warning {
     }
 }
 
+impl BundleFiles {
+    /// The key in the CA's certificate, if that can be read and is of a kind that we sign with; also where the files
+    /// as a whole are refused.
+    #[must_use]
+    pub fn ca_key(&self) -> Option<PublicKey> {
+        let ca = certificates(&self.ca_cert, &mut Vec::new()).into_iter().next()?;
+        ca_key(&ca, &mut Vec::new())
+    }
+
+    /// [`Bundle::check_key`] for files that are refused as a whole: where the certificate cannot be read, there is
+    /// nothing to compare.
+    ///
+    /// # Errors
+    /// When the key is another than the certificate's.
+    pub fn check_key(&self, key_name: &str, key: &PublicKey) -> Result<(), Problem> {
+        self.ca_key().map_or(Ok(()), |ours| same_key(self, &ours, key_name, key))
+    }
+}
+
 impl Bundle {
     /// Checks the files as a whole at a time.
     ///
     /// # Errors
     /// Every reason to refuse them, not only the first.
     pub fn check(files: BundleFiles, now: SystemTime) -> Result<Self, Vec<Problem>> {
-        let mut problems = Vec::new();
+        Self::check_read(files, Vec::new(), now)
+    }
+
+    /// The same for files of which some could not be read, and are empty here: what is wrong with the others is told
+    /// along with the `problems` that reading them had, and not what only follows from those.
+    ///
+    /// # Errors
+    /// As [`Bundle::check`]; always when there are problems already.
+    pub fn check_read(files: BundleFiles, mut problems: Vec<Problem>, now: SystemTime) -> Result<Self, Vec<Problem>> {
         let mut ca_certs = certificates(&files.ca_cert, &mut problems);
         let chain = certificates(&files.cert_chain, &mut problems);
+        // What is missing on the path may stand in the chain that could not be read.
+        let whole_chain = !problems.iter().any(|problem| problem.file == files.cert_chain.name);
         let roots = certificates(&files.root_cert, &mut problems);
         for (input, found) in [(&files.ca_cert, &ca_certs), (&files.root_cert, &roots)] {
             // Where a certificate is malformed, that is the reason, and not that there is none.
@@ -111,7 +140,7 @@ impl Bundle {
             problems.extend(rules::problems_of(&ca, 0, now));
             return Err(problems);
         }
-        let path = choose(&ca, &others, &roots, now).map_err(|found| problems.extend(found)).ok();
+        let path = choose(&ca, &others, &roots, whole_chain, now).map_err(|found| problems.extend(found)).ok();
         let (Some(path), Some(public_key), true) = (path, public_key, problems.is_empty()) else {
             return Err(problems);
         };
@@ -127,20 +156,7 @@ impl Bundle {
     /// # Errors
     /// When it is another; `key_name` says in the message whose it is.
     pub fn check_key(&self, key_name: &str, key: &PublicKey) -> Result<(), Problem> {
-        let ours = self.issuer.public_key();
-        if key == ours {
-            return Ok(());
-        }
-        let reason = format!(
-            "is not the key of {} ({} with SHA-256 {}; the certificate has {} with {}); give the two that belong \
-             together",
-            self.files.ca_cert.name,
-            key.algorithm(),
-            short(key),
-            ours.algorithm(),
-            short(ours)
-        );
-        Err(Problem::new(key_name, reason))
+        same_key(&self.files, self.issuer.public_key(), key_name, key)
     }
 
     /// The files, byte for byte as given.
@@ -193,6 +209,21 @@ fn certificates(input: &Input, problems: &mut Vec<Problem>) -> Vec<Certificate> 
     found
 }
 
+fn same_key(files: &BundleFiles, ours: &PublicKey, key_name: &str, key: &PublicKey) -> Result<(), Problem> {
+    if key == ours {
+        return Ok(());
+    }
+    let reason = format!(
+        "is not the key of {} ({} with SHA-256 {}; the certificate has {} with {}); give the two that belong together",
+        files.ca_cert.name,
+        key.algorithm(),
+        short(key),
+        ours.algorithm(),
+        short(ours)
+    );
+    Err(Problem::new(key_name, reason))
+}
+
 /// The CA's key, which unlike a root's must be one that we sign with.
 fn ca_key(ca: &Certificate, problems: &mut Vec<Problem>) -> Option<PublicKey> {
     let reason = match PublicKey::from_spki_der(&ca.spki) {
@@ -209,11 +240,14 @@ fn choose<'a>(
     ca: &'a Certificate,
     others: &'a [Certificate],
     roots: &'a [Certificate],
+    whole_chain: bool,
     now: SystemTime,
 ) -> Result<Path<'a>, Vec<Problem>> {
     let paths = path::find(ca, others, roots).map_err(|DeadEnd { at, reason }| {
         let mut problems = rules::problems_of(ca, 0, now);
-        problems.push(Problem::new(&at.file, format!("{} {reason}", at.label())));
+        if whole_chain {
+            problems.push(Problem::new(&at.file, format!("{} {reason}", at.label())));
+        }
         problems
     })?;
     let judged = paths.into_iter().map(|path| (rules::path_problems(&path, now), path));

@@ -97,16 +97,16 @@ pub enum PrivateKeyError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// Not DER of the form that the PEM label says.
-    #[error("the private key is malformed: {0}")]
+    #[error("the private key is malformed: {0}; take it from a backup")]
     Malformed(&'static str),
     /// No block with a private key.
-    #[error("there is no private key in PEM form in it (RSA, EC or PKCS#8 PRIVATE KEY)")]
+    #[error("there is no private key in PEM form in it (RSA, EC or PKCS#8 PRIVATE KEY); give the CA's")]
     NoKey,
     /// Encrypted, and no passphrase was given.
     #[error("the private key is encrypted; give its passphrase")]
     PassphraseNeeded,
     /// Decryption failed.
-    #[error("the passphrase is wrong, or the encrypted key is damaged")]
+    #[error("the passphrase is wrong, or the encrypted key is damaged; give the right one")]
     PassphraseWrong,
     /// Not PEM.
     #[error(transparent)]
@@ -126,10 +126,10 @@ pub enum PrivateKeyError {
     )]
     UnsupportedEncryption(&'static str),
     /// A private key in a form of another world, such as `OPENSSH PRIVATE KEY`.
-    #[error("a `{0}` is not supported; RSA, EC and PKCS#8 private keys are")]
+    #[error("a `{0}` is not supported; RSA, EC and PKCS#8 private keys are: convert it")]
     UnsupportedForm(String),
     /// An RSA exponent other than 65537: legal, but what tokens and peers make of it is not known.
-    #[error("the RSA key's public exponent is not 65537, which a CA's key must have")]
+    #[error("the RSA key's public exponent is not 65537, which a CA's key must have; make another CA key")]
     UnusualExponent,
 }
 

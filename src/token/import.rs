@@ -32,7 +32,7 @@ mod report;
 mod wrap;
 
 pub use clear::ClearTemplate;
-pub use plan::{Problem, Ready, plan};
+pub use plan::{Problem, Ready, plan, reach};
 pub use report::{Control, How, ImportReport, WrapAttempt};
 use wrap::Wrapping;
 pub use wrap::{KeyWrap, OaepHash, WrapError};

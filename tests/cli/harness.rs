@@ -102,9 +102,52 @@ impl Machine {
 
     /// Runs the binary with this on its standard input.
     pub fn run_with(&self, words: &str, more: &[String], input: &[u8]) -> Done {
+        let command = self.command(env!("CARGO_BIN_EXE_istio-hsm-ca"));
+        self.finish(command, self.arguments(words, more), input)
+    }
+
+    /// Runs the binary; pkcs11-spy writes its calls into a file.
+    pub fn run_spied(&self, words: &str, more: &[String], calls: &Path) -> Done {
+        let mut command = self.command(env!("CARGO_BIN_EXE_istio-hsm-ca"));
+        command.env("PKCS11SPY", module_path()).env("PKCS11SPY_OUTPUT", calls);
+        self.finish(command, self.arguments(words, more), &[])
+    }
+
+    /// What the system allows the binary while it waits for the end of its standard input.
+    pub fn limits_while_it_reads(&self, words: &str, more: &[String]) -> String {
         let arguments = self.arguments(words, more);
-        let mut child = self
-            .command(env!("CARGO_BIN_EXE_istio-hsm-ca"))
+        let mut child =
+            self.command(env!("CARGO_BIN_EXE_istio-hsm-ca")).args(&arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let proc = PathBuf::from(format!("/proc/{}", child.id()));
+        let deadline = Instant::now() + LONGEST;
+        // Asleep in read(), which is system call 0 on x86-64 and 63 on arm64.
+        let reads = || {
+            let call = fs::read_to_string(proc.join("syscall")).unwrap_or_default();
+            matches!(call.split(' ').next(), Some("0" | "63"))
+                && fs::read_to_string(proc.join("stat")).is_ok_and(|stat| stat.contains(") S "))
+        };
+        while !reads() {
+            assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "{arguments:?} does not read");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let limits = fs::read_to_string(proc.join("limits")).unwrap();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        limits
+    }
+
+    /// A configuration for the token `ca` that the daemon would take.
+    pub fn configuration(&self) -> String {
+        let root = self.directory.path().display();
+        format!(
+            "[ca]\nbundle = \"{root}/bundle\"\n[[token]]\nname = \"hsm\"\nuri = \"{}\"\n[serving]\ndns_names = [\"ca.test\"]\n\
+             [log]\ndirectory = \"{root}/log\"\n",
+            self.directory.uri("ca")
+        )
+    }
+
+    fn finish(&self, mut command: Command, arguments: Vec<String>, input: &[u8]) -> Done {
+        let mut child = command
             .args(&arguments)
             .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
             .spawn()
@@ -143,6 +186,7 @@ impl Machine {
         let mut child = self
             .command("script")
             .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .env("TERM", "xterm")
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
@@ -259,6 +303,14 @@ fn collect(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<Stri
         from.read_to_end(&mut bytes).unwrap();
         String::from_utf8_lossy(&bytes).into_owned()
     })
+}
+
+/// The library that writes down every call of another one.
+pub fn pkcs11_spy() -> PathBuf {
+    let places =
+        ["/usr/lib/x86_64-linux-gnu/pkcs11-spy.so", "/usr/lib/pkcs11/pkcs11-spy.so", "/usr/lib64/pkcs11-spy.so"];
+    let found = places.into_iter().map(PathBuf::from).find(|path| path.exists());
+    found.expect("pkcs11-spy.so is missing: install the package opensc-pkcs11")
 }
 
 /// Whether a path exists.

@@ -10,6 +10,19 @@ use super::{
 
 const IMPORT: &str = "import --from $/ca --bundle $/bundle";
 
+#[test]
+fn a_measurement_shows_its_progress_at_a_terminal() {
+    let machine = Machine::new();
+    good(&machine);
+    machine.done(IMPORT);
+    let words = "bench token --seconds 0.3 --rounds 2 --sessions 1";
+    let (status, shown) = machine.at_terminal(words, &machine.token(), &[]);
+    assert_eq!(status, 0, "{shown}");
+    assert!(shown.contains("measuring") && shown.contains("signatures/s"), "{shown}");
+    let plain = machine.done(words);
+    assert!(plain.err.is_empty(), "{plain:?}");
+}
+
 fn without_pin(machine: &Machine) -> Vec<String> {
     vec!["--token".into(), machine.uri("ca")]
 }

@@ -4,6 +4,7 @@ use std::{
     io::{self, Read, Write},
     net::TcpStream,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -16,7 +17,7 @@ use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 
 use crate::common::{
     daemon::{Daemon, SERVER, SOON, Site},
-    plug_in::PlugIn,
+    plug_in::{PlugIn, authority, p256},
 };
 
 /// What a handshake came to.
@@ -90,6 +91,29 @@ async fn tls_1_2_where_it_is_configured() {
     for version in [&TLS12, &TLS13] {
         assert!(handshake(&daemon, version, &[b"h2"], None).is_ok(), "{version:?}");
     }
+}
+
+/// A CA that ends soon cuts the serving certificate's life to its own, so that half of it can be waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_serving_certificate_is_renewed_at_half_its_life() {
+    const LIFE: Duration = Duration::from_secs(40);
+    let mut params = authority("Root CA");
+    params.not_after = (istio_hsm_ca::clock::now() + LIFE).into();
+    let made = Instant::now();
+    let ca = rcgen::CertifiedIssuer::self_signed(params, p256()).unwrap();
+    let pem = ca.pem();
+    let plug_in = PlugIn { root: None, ca, ca_cert: pem.clone(), cert_chain: String::new(), root_cert: pem };
+    let site = Site::new(&plug_in);
+    let daemon = site.serve("");
+    let certificates = || daemon.stderr().matches("the endpoint has a new serving certificate").count();
+    daemon.wait_line(|_| certificates() == 1);
+    let first = made.elapsed();
+    daemon.wait_line(|_| certificates() == 2);
+    let renewed = made.elapsed();
+    let half = first + (LIFE - first) / 2;
+    let slack = Duration::from_secs(4);
+    assert!(renewed + slack > half && renewed < half + slack, "renewed after {renewed:?}, half is {half:?}");
+    daemon.send(daemon.ask()).await.expect("it serves on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

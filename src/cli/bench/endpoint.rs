@@ -267,11 +267,13 @@ async fn watch(window: Window, pid: Option<u32>) -> Result<Vec<ProcessTime>> {
 /// Makes every key, request and token, and opens every connection, before anything is measured.
 async fn prepare(arguments: &EndpointArguments) -> Result<Agents> {
     let roots = read(&arguments.roots)?;
-    let tls = Tls::new(&roots, &arguments.server_name, None)?;
+    let tls = Tls::new(&roots, &arguments.server_name, None)
+        .with_context(|| format!("--roots {}", arguments.roots.display()))?;
     let wanted = usize::from(arguments.connections) * usize::from(arguments.streams);
     let mut channels = Vec::new();
     for _ in 0..arguments.connections {
-        channels.push(connect(arguments.address, &tls).await?);
+        let channel = connect(arguments.address, &tls).await;
+        channels.push(channel.context("start the daemon, or give its [listen] address by --address")?);
     }
     let mut agents = Vec::new();
     for (workload, token) in tokens(arguments, wanted)? {

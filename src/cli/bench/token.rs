@@ -140,7 +140,8 @@ fn keys(token: &Token, choice: &TokenChoice) -> Result<Vec<(String, SpeedKey)>> 
     for path in &choice.ca_cert {
         let named = || path.display().to_string();
         let pem = fs::read(path).with_context(|| format!("cannot read {}", named()))?;
-        let certificate = Certificate::from_pem(&pem).with_context(|| format!("{} is no certificate", named()))?;
+        let certificate = Certificate::from_pem(&pem)
+            .with_context(|| format!("{} is no certificate; give the CA's, in PEM", named()))?;
         let spki = certificate.tbs_certificate().subject_public_key_info().to_der()?;
         let public_key = PublicKey::from_spki_der(&spki).with_context(named)?;
         keys.push((named(), SpeedKey::of(public_key)));

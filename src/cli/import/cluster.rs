@@ -77,6 +77,11 @@ impl SecretArgs {
         self.kubeconfig.as_deref()
     }
 
+    /// Whether the arguments name a Secret.
+    pub(super) fn is_named(&self) -> bool {
+        self.from_secret.is_some()
+    }
+
     /// Reads the Secret that the arguments name, if they name one.
     pub(super) fn fetch(&self) -> Option<Result<Fetched, String>> {
         let named = self.from_secret.as_deref()?;

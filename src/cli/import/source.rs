@@ -10,11 +10,12 @@ use std::{
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use super::{accepted, cluster, shown};
+use super::{cluster, shown};
 use crate::{
     bundle_files::BundlePaths,
     cli::output,
-    pki::{Bundle, PublicKey, bundle::BundleFiles, private_key::PrivateKey},
+    clock,
+    pki::{Bundle, PublicKey, private_key::PrivateKey},
     token::{
         import::{How, ImportReport},
         pin,
@@ -84,36 +85,31 @@ impl SourceArgs {
         self.secret.kubeconfig()
     }
 
-    /// Reads and checks everything. Every reason to refuse is told, and the key's public half, if there is one, so
-    /// that the token can be looked at all the same.
+    /// Reads and checks everything. Every reason to refuse is told, whatever else is wrong, and the public key of the
+    /// key or, where that cannot be read, of the certificate, so that the token can be looked at all the same.
     pub(super) fn read(&self) -> Result<Source, (Vec<String>, Option<PublicKey>)> {
         if let Some(from) = self.from.as_deref().filter(|from| !from.is_dir()) {
             let reason = "is no directory; name the one that holds the plug-in CA's files";
             return Err((vec![format!("--from {}: {reason}", from.display())], None));
         }
-        let mut problems = Vec::new();
-        let (files, text, origin) = match self.secret.fetch() {
-            Some(Ok(fetched)) => (Ok(fetched.files), Ok((fetched.key, None)), Origin::Secret(fetched.secret)),
+        let (files, unread, text, origin) = match self.secret.fetch() {
+            Some(Ok(fetched)) => (fetched.files, Vec::new(), Ok((fetched.key, None)), Origin::Secret(fetched.secret)),
             Some(Err(reason)) => return Err((vec![reason], None)),
             None => {
                 let paths = self.paths();
-                let files = paths.read().map_err(|found| found.iter().map(ToString::to_string).collect::<Vec<_>>());
-                (files, read_key(&paths.ca_key), Origin::File(paths.ca_key))
+                let (files, unread) = paths.read_what_is_there();
+                (files, unread, read_key(&paths.ca_key), Origin::File(paths.ca_key))
             }
         };
-        let bundle = files.and_then(|files: BundleFiles| accepted(files));
-        let bundle = bundle.map_err(|found| problems.extend(found)).ok();
         let name = origin.key_name();
         let key = text.and_then(|(text, warning)| Ok((self.key(&name, &text)?, warning)));
-        let key = key.map_err(|reason| problems.push(reason)).ok();
-        if let (Some(bundle), Some((key, _))) = (&bundle, &key) {
-            problems.extend(bundle.check_key(&name, key.public_key()).err().map(|problem| problem.to_string()));
-            if !key.public_key().has_usual_exponent() {
-                problems.push(format!(
-                    "{name}: the RSA public exponent is unusual; tokens and clients expect 65537: make another key"
-                ));
-            }
-        }
+        let other_key = |key: &PrivateKey| files.check_key(&name, key.public_key()).err();
+        let mismatch = key.as_ref().ok().and_then(|(key, _)| other_key(key));
+        let of_certificate = files.ca_key();
+        let bundle = Bundle::check_read(files, unread, clock::now());
+        let found = bundle.as_ref().err().into_iter().flatten().chain(&mismatch);
+        let mut problems: Vec<String> = found.map(ToString::to_string).collect();
+        let (bundle, key) = (bundle.ok(), key.map_err(|reason| problems.push(reason)).ok());
         match (bundle, key) {
             (Some(bundle), Some((key, key_warning))) if problems.is_empty() => {
                 let (key_file, secret) = match origin {
@@ -122,13 +118,18 @@ impl SourceArgs {
                 };
                 Ok(Source { bundle, key, key_file, secret, key_warning })
             }
-            (_, key) => Err((problems, key.map(|(key, _)| key.public_key().clone()))),
+            (_, key) => Err((problems, key.map(|(key, _)| key.public_key().clone()).or(of_certificate))),
         }
     }
 
     /// Whether the key comes by standard input.
     pub(super) fn is_standard_input(&self) -> bool {
         self.ca_key.as_deref() == Some(Path::new("-"))
+    }
+
+    /// Where the key's file is, unless it comes otherwise.
+    pub(super) fn key_path(&self) -> Option<PathBuf> {
+        (!self.secret.is_named() && !self.is_standard_input()).then(|| self.paths().ca_key)
     }
 
     fn paths(&self) -> BundlePaths {
@@ -154,7 +155,11 @@ impl SourceArgs {
 
     fn passphrase(&self, name: &str) -> Result<SecretString, String> {
         match &self.key_passphrase_file {
-            Some(path) => pin::read(path).map_err(|error| error.to_string()),
+            // The same rules as for a PIN's file, in words of its own.
+            Some(path) => pin::read(path).map_err(|error| {
+                let told = super::chain(&error).replace("the PIN ", "the passphrase ");
+                format!("--key-passphrase-file: {told}")
+            }),
             None if output::interactive() => {
                 let typed = rpassword::prompt_password(format!("Passphrase of {name}: "));
                 let typed = Zeroizing::new(typed.map_err(|error| format!("no passphrase could be read: {error}"))?);
@@ -188,6 +193,9 @@ fn read_key(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), String>
             "{name}: is missing; a plug-in CA has ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, \
              tls.key and ca.crt"
         ),
+        std::io::ErrorKind::IsADirectory => {
+            format!("{name}: cannot be read: it is a directory; put the PEM file in its place")
+        }
         _ => format!("{name}: cannot be read ({error}); make it readable for this user"),
     };
     let mut buffer = Zeroizing::new(vec![0; KEY_MAX + 1]);

@@ -92,27 +92,8 @@ pub fn plan(
     key: &PublicKey,
     options: &Options,
 ) -> Result<Ready, Vec<Problem>> {
-    let token = module.find_token(uri).map_err(|error| vec![error.into()])?;
+    let (token, session, mut problems) = open(module, uri, pin, Some(key.algorithm()))?;
     let label = token.info().label.clone();
-    let mut problems = Vec::new();
-    if token.info().write_protected {
-        problems.push(Problem::WriteProtected(label.clone()));
-    }
-    match token.mechanisms() {
-        Ok(mechanisms) => problems.extend(lacking(&mechanisms, key.algorithm(), &label)),
-        Err(source) => problems.push(Problem::Call { label: label.clone(), source }),
-    }
-    let session = match token.open_session(true) {
-        Ok(session) => session,
-        Err(source) => {
-            problems.push(Problem::Call { label, source });
-            return Err(problems);
-        }
-    };
-    if let Err(error) = token.login(&session, pin) {
-        problems.push(error.into());
-        return Err(problems);
-    }
     let (mut already_there, mut interrupted) = (false, false);
     match existing::look(&session, key) {
         Ok(found) => {
@@ -129,6 +110,49 @@ pub fn plan(
         }));
     }
     if problems.is_empty() { Ok(Ready { token, session, already_there, interrupted }) } else { Err(problems) }
+}
+
+/// What can be checked of the token where the key cannot be read: it is there and the only one, takes objects, and
+/// takes the PIN (tried once).
+///
+/// # Errors
+/// As [`plan`].
+pub fn reach(module: &Module, uri: &TokenUri, pin: &SecretString) -> Result<(), Vec<Problem>> {
+    let (_token, _session, problems) = open(module, uri, pin, None)?;
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+/// The token with a session that is logged in, and what is wrong with it so far.
+fn open(
+    module: &Module,
+    uri: &TokenUri,
+    pin: &SecretString,
+    algorithm: Option<KeyAlgorithm>,
+) -> Result<(Token, Session, Vec<Problem>), Vec<Problem>> {
+    let token = module.find_token(uri).map_err(|error| vec![error.into()])?;
+    let label = token.info().label.clone();
+    let mut problems = Vec::new();
+    if token.info().write_protected {
+        problems.push(Problem::WriteProtected(label.clone()));
+    }
+    match token.mechanisms() {
+        Ok(mechanisms) => {
+            problems.extend(algorithm.and_then(|algorithm| lacking(&mechanisms, algorithm, &label)));
+        }
+        Err(source) => problems.push(Problem::Call { label: label.clone(), source }),
+    }
+    let session = match token.open_session(true) {
+        Ok(session) => session,
+        Err(source) => {
+            problems.push(Problem::Call { label, source });
+            return Err(problems);
+        }
+    };
+    if let Err(error) = token.login(&session, pin) {
+        problems.push(error.into());
+        return Err(problems);
+    }
+    Ok((token, session, problems))
 }
 
 fn lacking(mechanisms: &[MechanismType], algorithm: KeyAlgorithm, label: &str) -> Option<Problem> {

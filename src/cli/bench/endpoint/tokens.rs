@@ -21,7 +21,8 @@ pub(super) fn tokens(arguments: &EndpointArguments, wanted: usize) -> Result<Vec
     }
     let key = arguments.token_key.as_deref().context("give --token-key or --token-directory")?;
     let issuer = arguments.issuer.clone().context("--token-key needs --issuer")?;
-    let issuer = TokenIssuer::new(&read(key)?, issuer, arguments.audience.clone())?;
+    let issuer = TokenIssuer::new(&read(key)?, issuer, arguments.audience.clone())
+        .with_context(|| format!("--token-key {}", key.display()))?;
     // A token that outlives the run, whatever its length.
     let lifetime = Duration::from_secs_f64(arguments.seconds + arguments.warm_up) + Duration::from_secs(3600);
     let mint = |number: usize| {
@@ -59,7 +60,7 @@ fn subject(token: &str) -> Option<Workload> {
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    fs::read(path).with_context(|| format!("cannot read {}; check its path", path.display()))
 }
 
 #[cfg(test)]

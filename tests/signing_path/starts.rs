@@ -1,0 +1,52 @@
+//! What keeps `serve` from starting is named, with what to do: another daemon on the same log, an address or a socket
+//! in use, a configuration with several mistakes.
+
+use crate::common::{daemon::Site, plug_in::PlugIn};
+
+#[test]
+fn a_second_daemon_is_told_what_the_first_one_has() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon = site.serve("");
+    let log = site.softhsm.path().join("other-log").display().to_string();
+    let other = format!("[log]\ndirectory = \"{log}\"\n");
+    let socket = "[admin]\nsocket = \"/nowhere/admin.sock\"\n";
+    let cases: [(String, &[&str]); 5] = [
+        (String::new(), &["another process has this log open", "/log/lock", "stop it"]),
+        (
+            format!("{other}[listen]\naddress = \"{}\"", daemon.address),
+            &["cannot listen on", &daemon.address.to_string(), "configure another [listen] address"],
+        ),
+        (
+            format!("{other}[admin]\naddress = \"{}\"", daemon.admin),
+            &["the admin address", &daemon.admin.to_string(), "stop what listens there"],
+        ),
+        (other.clone(), &["the operator's socket", "admin.sock", "another daemon answers there"]),
+        (format!("{other}{socket}"), &["the operator's socket", "/nowhere/admin.sock"]),
+    ];
+    for (more, reasons) in cases {
+        let error = site.does_not_start(&more);
+        let last = error.lines().rfind(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("{error}"));
+        assert!(reasons.iter().all(|reason| last.contains(reason)), "{more}: {last}");
+    }
+    let (status, text) = daemon.stop();
+    assert_eq!(status.code(), Some(0), "the first one was not harmed: {text}");
+}
+
+#[test]
+fn several_mistakes_are_told_at_once() {
+    let site = Site::new(&PlugIn::intermediate());
+    let error = site.does_not_start(
+        "[ca]\ndefault_ttl = \"100d\"\nbundel = \"x\"\n[listen.limits]\nstreams = -1\nrequests = \"many\"\n\
+         [logging]\nfilter = \"inof\"",
+    );
+    for reason in [
+        "istio-hsm-ca.toml: 5 mistakes",
+        "[ca] default_ttl: is longer than max_ttl",
+        "[ca] bundel: unknown field",
+        "[listen] limits.streams: ",
+        "[listen] limits.requests: ",
+        "[logging] filter: the log filter \"inof\"",
+    ] {
+        assert!(error.contains(reason), "{reason}: {error}");
+    }
+}
