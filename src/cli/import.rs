@@ -285,7 +285,7 @@ fn text(summary: &Summary) -> String {
             let _ = writeln!(text, "  receipt: {}", receipt.display());
         }
     }
-    if !summary.dry_run {
+    if summary.tokens.iter().any(|token| token.report.is_some()) {
         let _ = writeln!(text, "bundle: {}", summary.bundle.display());
     }
     match (&summary.key_file_removed, &summary.secret, summary.key_removed_from_secret) {
