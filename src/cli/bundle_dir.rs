@@ -166,9 +166,12 @@ mod tests {
         let bundle = temp.path().join("a/bundle");
         write(&bundle, &[("ca-cert.pem", b"one"), ("root-cert.pem", b"root")]).unwrap();
         fs::write(bundle.join("receipt.json"), "{}").unwrap();
+        let before = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&bundle).unwrap());
         write(&bundle, &[("ca-cert.pem", b"two"), ("root-cert.pem", b"root")]).unwrap();
         assert_eq!(fs::read(bundle.join("ca-cert.pem")).unwrap(), b"two");
         assert_eq!(fs::read(bundle.join("receipt.json")).unwrap(), b"{}");
+        let after = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&bundle).unwrap());
+        assert_ne!(after, before, "the directory was exchanged as a whole");
         assert_eq!(fs::read_dir(temp.path().join("a")).unwrap().count(), 1, "no leftovers beside it");
     }
 

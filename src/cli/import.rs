@@ -285,7 +285,7 @@ fn text(summary: &Summary) -> String {
             let _ = writeln!(text, "  receipt: {}", receipt.display());
         }
     }
-    if !summary.dry_run {
+    if summary.tokens.iter().any(|token| token.report.is_some()) {
         let _ = writeln!(text, "bundle: {}", summary.bundle.display());
     }
     match (&summary.key_file_removed, &summary.secret, summary.key_removed_from_secret) {
@@ -337,15 +337,11 @@ fn shown(path: &Path) -> String {
 
 /// Why the public files cannot go where the operator wants them.
 fn unfit_bundle(bundle: &Path, key: Option<&Path>) -> Option<String> {
-    let named = |reason: String| format!("--bundle {reason}");
-    let directory = |path: &Path| {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        path.canonicalize().ok()
-    };
-    let key_at = key.filter(|key| key.exists()).and_then(Path::parent).and_then(directory);
-    if key_at.is_some() && key_at == directory(bundle) {
+    let place = |path: &Path| Path::new(".").join(path).canonicalize().ok();
+    let key_at = key.filter(|key| key.exists()).and_then(Path::parent).and_then(place);
+    if key_at.is_some() && key_at == place(bundle) {
         let reason = "the private key's file lies there, and the bundle is public; name another directory";
-        return Some(named(format!("{}: {reason}", bundle.display())));
+        return Some(format!("--bundle {}: {reason}", bundle.display()));
     }
-    bundle_dir::check(bundle).err().map(|error| named(chain(&error)))
+    bundle_dir::check(bundle).err().map(|error| format!("--bundle {}", chain(&error)))
 }

@@ -288,7 +288,6 @@ mod tests {
         }
         #[derive(Debug, Default, serde::Deserialize)]
         #[serde(deny_unknown_fields, default)]
-        #[expect(dead_code, reason = "only read")]
         struct Outer {
             limits: Section,
             many: Vec<Inner>,

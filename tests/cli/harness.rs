@@ -106,10 +106,10 @@ impl Machine {
         self.finish(command, self.arguments(words, more), input)
     }
 
-    /// Runs the binary; pkcs11-spy writes its calls into a file.
-    pub fn run_spied(&self, words: &str, more: &[String], calls: &Path) -> Done {
+    /// Runs the binary with more variables.
+    pub fn run_in(&self, words: &str, more: &[String], environment: &[(String, String)]) -> Done {
         let mut command = self.command(env!("CARGO_BIN_EXE_istio-hsm-ca"));
-        command.env("PKCS11SPY", module_path()).env("PKCS11SPY_OUTPUT", calls);
+        command.envs(environment.iter().cloned());
         self.finish(command, self.arguments(words, more), &[])
     }
 

@@ -5,6 +5,10 @@ use std::fs;
 use rcgen::{BasicConstraints, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, date_time_ymd};
 
 use super::{
+    common::{
+        faulty::{Control, MODULE, through},
+        softhsm::module_path,
+    },
     harness::{Machine, exists, pkcs11_spy},
     import::{Files, IMPORT, authority, good, imports, p256},
 };
@@ -202,6 +206,32 @@ fn every_reason_is_told_at_once() {
     ]);
 }
 
+/// The token hides its objects, so that what has been made in it is not found again.
+#[test]
+fn an_import_that_fails_half_way_leaves_the_token_and_the_key_file_as_they_were() {
+    let machine = Machine::new();
+    good(&machine);
+    machine.done("generate --algorithm p256 --label older --csr $/older.csr --subject CN=older");
+    let before = machine.contents();
+    let control = Control::new(machine.directory.path());
+    control.breaks("C_FindObjects hide");
+    let token: Vec<String> = machine.token().iter().map(|word| through(&MODULE, word)).collect();
+    let words = format!("{IMPORT} --remove-key-file --i-have-a-backup");
+    let done = machine.run_in(&words, &token, &control.environment());
+    assert_eq!(done.status, 1, "{done:?}");
+    assert!(done.out.contains("FAILED: ") && done.out.contains("the token holds no private key"), "{done:?}");
+    assert!(!done.out.contains("bundle:"), "none is claimed: {done:?}");
+    assert!(done.err.contains("not every token took the key"), "{done:?}");
+    assert!(control.books_since(0).faults_of("C_FindObjects") > 3, "the fault did not happen");
+    assert_eq!(machine.contents(), before, "what was made is gone, and only that");
+    assert!(exists(&machine.path("ca/ca-key.pem")), "the key file stays");
+    assert!(!exists(&machine.path("bundle")), "and there is no bundle");
+    control.breaks("");
+    let done = machine.run_in(&words, &token, &control.environment());
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(!exists(&machine.path("ca/ca-key.pem")));
+}
+
 /// By pkcs11-spy, which writes down every call.
 #[test]
 fn a_wrong_pin_is_tried_once_whatever_else_is_wrong() {
@@ -216,7 +246,9 @@ fn a_wrong_pin_is_tried_once_whatever_else_is_wrong() {
         }
         let calls = machine.path("calls");
         let token = format!("pkcs11:token=ca?module-path={}", pkcs11_spy().display());
-        let done = machine.run_spied(IMPORT, &["--token".into(), token, "--pin-file".into(), wrong.clone()], &calls);
+        let spied = [("PKCS11SPY", module_path()), ("PKCS11SPY_OUTPUT", calls.clone())];
+        let spied = spied.map(|(name, value)| (name.to_owned(), value.display().to_string()));
+        let done = machine.run_in(IMPORT, &["--token".into(), token, "--pin-file".into(), wrong.clone()], &spied);
         done.refused(&["refuses the PIN"]);
         let told = fs::read_to_string(&calls).unwrap();
         assert_eq!(told.lines().filter(|line| line.ends_with(": C_Login")).count(), 1, "{files}: {told}");

@@ -108,7 +108,7 @@ pub struct EndpointArguments {
     /// The daemon's process: its CPU time and its token hosts' is read too
     #[arg(long)]
     pid: Option<u32>,
-    /// The daemon's token, to measure right after what it signs alone, for the ratio
+    /// The daemon's token, to measure right after what the key of --ca-cert signs alone, for the ratio
     #[arg(long, value_name = "PKCS11_URI", requires = "ca_cert")]
     token: Option<TokenUri>,
     #[command(flatten)]
