@@ -69,7 +69,7 @@ ready() {
   exec 3>&-
   [[ $line == *" 200 "* ]]
 }
-# daemon NAME TOKEN: starts one on $CORES (all, if unset) with $SESSIONS (1) and its log in $LOG (on the disk), and waits
+# daemon NAME TOKEN: starts one on $CORES (all, if unset) with $SESSIONS (1), $KEEP_ALIVE (10s) and its log in $LOG (on the disk), and waits
 # until it is ready.
 declare -A pid port admin tokens
 daemon() {
@@ -85,6 +85,7 @@ trust_domains = ["cluster.local"]
 name = "token"
 uri = "${uri[$2]}"
 sessions = ${SESSIONS:-1}
+keep_alive = "${KEEP_ALIVE:-10s}"
 [listen]
 address = "127.0.0.1:${port[$name]}"
 limits = { connections_per_address = 4096 }
