@@ -35,11 +35,12 @@ export FAULTY_TOKEN_MODULE FAULTY_TOKEN_CONTROL=$memory/control
 FAULTY_TOKEN_MODULE=$(sed -n 's/^.*module-path=\([^&]*\).*$/\1/p' <<<"${uri[p256]}")
 uri[p256]=${uri[p256]/"$FAULTY_TOKEN_MODULE"/"$FAULTY"}
 
-# signed: how many signatures the token has made, and the seconds that they took, by the daemon's metrics.
+# signed: how many signatures the token has made, and the seconds of C_SignInit and C_Sign, by the daemon's metrics.
 signed() {
   exec 3<>"/dev/tcp/127.0.0.1/${admin[slow]}"
   printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
-  awk -F'[ ]' '/^istio_hsm_ca_pkcs11_call_duration_seconds_(sum|count).*"C_Sign"/ {if ($1 ~ /_count/) n=$2; else s=$2} END {print n, s}' <&3
+  awk '/^istio_hsm_ca_pkcs11_call_duration_seconds_sum.*"C_Sign(Init)?"/ {s += $2}
+    /^istio_hsm_ca_pkcs11_call_duration_seconds_count.*"C_Sign"/ {n = $2} END {print n, s}' <&3
   exec 3>&-
 }
 # open_loop SECONDS: at the rate $offered, beside M/D/s with the signature time $took, microseconds; sets $took anew.

@@ -114,8 +114,12 @@ impl Standing {
     #[must_use]
     pub fn leader(&self) -> Option<Leader> {
         let Leadership { here, holder } = self.leadership.as_ref()?;
-        let (here, holder) = (*here.borrow(), holder.borrow().clone());
-        Some(if here { Leader::Here } else { Leader::Elsewhere { holder } })
+        if *here.borrow() {
+            return Some(Leader::Here);
+        }
+        // This replica's own name stays in a Lease that it can no longer renew.
+        let holder = holder.borrow().clone().filter(|holder| holder != self.clusters.identity());
+        Some(Leader::Elsewhere { holder })
     }
 
     /// Every cluster with its controllers.

@@ -137,7 +137,7 @@ pub struct Snapshot {
 pub enum Leader {
     /// Another one, or none.
     Elsewhere {
-        /// The Lease's holder, as last read.
+        /// Which other replica holds the Lease, as last read.
         holder: Option<String>,
     },
     /// This one.

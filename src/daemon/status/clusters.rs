@@ -31,9 +31,7 @@ pub(super) fn leader(leader: Option<&Leader>) -> String {
         Some(Leader::Elsewhere { holder: Some(holder) }) => {
             format!("{holder} holds the Lease: the controllers of this replica stand by")
         }
-        Some(Leader::Elsewhere { holder: None }) => {
-            "this replica does not lead, and has not read the Lease: its controllers stand by".to_owned()
-        }
+        Some(Leader::Elsewhere { holder: None }) => "this replica does not lead: its controllers stand by".to_owned(),
     }
 }
 
