@@ -59,7 +59,7 @@ test-istio: packages ## Istio's own agent, registration authority and CA against
 	$(CARGO) test --locked --test kube -- --ignored istio::
 
 test-long: packages ## what takes too long for every change, an hour of random faults among it
-	@softhsm/packages.sh --for kube
+	@for part in browser deploy foreign kube; do softhsm/packages.sh --for $$part || exit 1; done
 	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
 	@tests/istio/build.sh >/dev/null

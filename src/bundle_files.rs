@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -103,15 +103,21 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     match File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)) {
         Ok(_) if bytes.len() > TEXT_MAX => Err("is larger than 1 MiB; give the PEM file itself".to_owned()),
         Ok(_) => Ok(bytes),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err("is missing; a plug-in CA has ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, \
-                 tls.key and ca.crt"
-                .to_owned())
+        Err(error) => Err(unreadable(&error)),
+    }
+}
+
+/// Why one of a plug-in CA's files cannot be read, and what to do; to be put behind its name.
+#[must_use]
+pub fn unreadable(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "is missing; a plug-in CA has ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, tls.key \
+             and ca.crt"
+                .to_owned()
         }
-        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {
-            Err("cannot be read: it is a directory; put the PEM file in its place".to_owned())
-        }
-        Err(error) => Err(format!("cannot be read ({error}); make it readable for this user")),
+        io::ErrorKind::IsADirectory => "cannot be read: it is a directory; put the PEM file in its place".to_owned(),
+        _ => format!("cannot be read ({error}); make it readable for this user"),
     }
 }
 

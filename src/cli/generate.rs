@@ -13,7 +13,7 @@ use clap::ValueEnum;
 
 use super::{
     output::Output,
-    token::{Opened, TokenArgs},
+    token::{Opened, TokenArgs, label_problem},
 };
 use crate::{
     pki::{KeyAlgorithm, profile::ORGANIZATION_MAX, request::Subject},
@@ -98,8 +98,8 @@ impl From<Algorithm> for KeyAlgorithm {
 /// # Errors
 /// When something is refused, or the token fails.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
-    if args.label.is_empty() || args.label.len() > 64 || args.label.chars().any(char::is_control) {
-        bail!("--label must have 1 to 64 bytes, none of them a control character");
+    if let Some(problem) = label_problem(&args.label) {
+        bail!(problem);
     }
     let key = Key { token: &args.token, algorithm: args.algorithm.into(), label: &args.label };
     match (args.organization, args.bundle, args.log, args.csr, args.subject) {

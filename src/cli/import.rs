@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{
     bundle_dir,
     output::{Output, Refused},
-    token::{Opened, TokensArgs},
+    token::{Opened, TokensArgs, label_problem},
 };
 use crate::{
     log::checkpoint,
@@ -128,9 +128,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
         );
     }
     let mut reasons = Vec::new();
-    if args.label.is_empty() || args.label.len() > 64 || args.label.chars().any(char::is_control) {
-        reasons.push("--label must have 1 to 64 bytes, none of them a control character".to_owned());
-    }
+    reasons.extend(label_problem(&args.label).map(str::to_owned));
     reasons.extend(unfit_bundle(&args.bundle, args.source.key_path().as_deref()));
     let (source, public_key) = match args.source.read() {
         Ok(source) => (Some(source), None),

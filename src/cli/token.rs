@@ -130,6 +130,12 @@ fn open(uri: &TokenUri, pin_file: Option<&PathBuf>, pin_fd: Option<u32>) -> anyh
     Ok(Opened { token, module, pin })
 }
 
+/// What is wrong with the label of a new key (CKA_LABEL), which lists show as one line.
+pub fn label_problem(label: &str) -> Option<&'static str> {
+    let fit = (1..=64).contains(&label.len()) && !label.chars().any(char::is_control);
+    (!fit).then_some("--label must have 1 to 64 bytes, none of them a control character")
+}
+
 /// The module's path, which every URI of ours must name.
 ///
 /// # Errors

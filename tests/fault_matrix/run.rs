@@ -1,4 +1,4 @@
-//! Runs the cells, many daemons beside each other; a cell that is late beside the others is tried again alone.
+//! Runs the cells, many daemons beside each other; a cell that is late there is tried again beside few, and then alone.
 
 use std::{
     collections::VecDeque,

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{cluster, shown};
 use crate::{
-    bundle_files::BundlePaths,
+    bundle_files::{BundlePaths, unreadable},
     cli::output,
     clock,
     pki::{Bundle, PublicKey, private_key::PrivateKey},
@@ -188,16 +188,7 @@ impl Origin {
 /// The key file's text, in one buffer that is zeroized and never grows.
 fn read_key(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), String> {
     let name = shown(path);
-    let failed = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => format!(
-            "{name}: is missing; a plug-in CA has ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, \
-             tls.key and ca.crt"
-        ),
-        std::io::ErrorKind::IsADirectory => {
-            format!("{name}: cannot be read: it is a directory; put the PEM file in its place")
-        }
-        _ => format!("{name}: cannot be read ({error}); make it readable for this user"),
-    };
+    let failed = |error: std::io::Error| format!("{name}: {}", unreadable(&error));
     let mut buffer = Zeroizing::new(vec![0; KEY_MAX + 1]);
     let mut warning = None;
     let mut file = if path == Path::new("-") {
