@@ -24,9 +24,11 @@ done
 source "$(dirname -- "${BASH_SOURCE[0]}")/harness.sh"
 
 if [[ -z ${CA:-} || -z ${FAULTY:-} ]]; then
+  umask "$users_umask"
   cargo build --quiet --release --locked --bin istio-hsm-ca --example workload_token
   target=${CARGO_TARGET_DIR:-$root/target}
   cargo build --quiet --release --locked --manifest-path tests/faulty-token/Cargo.toml --target-dir "$target/faulty-token"
+  umask 077
   CA=$target/release/istio-hsm-ca FAULTY=$target/faulty-token/release/libfaulty_token.so
 fi
 PARTS=none built

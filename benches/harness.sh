@@ -2,6 +2,8 @@
 # What the scripts beside it share: SoftHSM tokens with a plug-in CA each, daemons on them, figures, goals.
 # The token and the bundle are in memory (/dev/shm), the issuance log on the disk of TMPDIR.
 set -euo pipefail
+# Not for what is built: tests run that program as other users.
+users_umask=$(umask)
 umask 077
 root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
 cd "$root"
@@ -30,8 +32,10 @@ issuer=https://bench.invalid server_name=istiod.istio-system.svc
 # built: builds what $CA and $PARTS do not name, and makes an issuer of workloads' tokens.
 built() {
   if [[ -z ${CA:-} || -z ${PARTS:-} ]]; then
+    umask "$users_umask"
     cargo build --quiet --release --locked --bin istio-hsm-ca --example workload_token
     cargo bench --locked --no-run --bench parts 2>"$memory/build" || { cat "$memory/build" >&2; exit 1; }
+    umask 077
     PARTS=$root/$(sed -n 's/^ *Executable benches\/parts\.rs (\(.*\))$/\1/p' "$memory/build")
     CA=${CARGO_TARGET_DIR:-$root/target}/release/istio-hsm-ca
   fi

@@ -7,6 +7,8 @@
 # CACERTS=DIR takes the user's own ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem instead of a sample.
 # They are only read. Everything made here lives in one private directory, which is removed at the end.
 set -euo pipefail
+# Not for what is built: tests run that program as other users.
+users_umask=$(umask)
 umask 077
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 root=$(dirname -- "$here")
@@ -68,10 +70,10 @@ ready() {
   [[ $line == *" 200 "* ]]
 }
 
-"$here/packages.sh"
+(umask "$users_umask" && "$here/packages.sh")
 step "packages are there: softhsm2, opensc, openssl, a C compiler and cmake"
 
-cargo build --quiet --locked --bin istio-hsm-ca --example agent --example workload_token
+(umask "$users_umask" && cargo build --quiet --locked --bin istio-hsm-ca --example agent --example workload_token)
 target=${CARGO_TARGET_DIR:-$root/target}/debug
 ca=$target/istio-hsm-ca agent=$target/examples/agent workload_token=$target/examples/workload_token
 step "built $ca"

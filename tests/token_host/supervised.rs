@@ -93,9 +93,10 @@ fn stage() -> Stage {
     fs::create_dir(&run).unwrap();
     mode(&run, 0o755);
     give(&run, HOST);
-    // The program may stand where other users cannot go.
+    // The program may stand where other users cannot go, and may have been built for its owner alone (umask 077).
     let program = shared.path().join("istio-hsm-ca");
-    fs::hard_link(PROGRAM, &program).or_else(|_| fs::copy(PROGRAM, &program).map(|_| ())).unwrap();
+    fs::copy(PROGRAM, &program).unwrap();
+    mode(&program, 0o755);
     let directory = site.directory.path();
     let private = shared.path().join("private");
     fs::create_dir(&private).unwrap();
