@@ -74,6 +74,13 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
+/// Copies a program for everybody to run. By a process of its own: what this one has open for writing, a child that another
+/// test starts meanwhile holds open too, and then nobody can run it ("Text file busy").
+fn install(from: &Path, to: &Path) {
+    let status = Command::new("install").args(["-m", "755"]).args([from, to]).status().unwrap();
+    assert!(status.success());
+}
+
 /// A host at work under its own user.
 fn stage() -> Stage {
     assert!(
@@ -95,8 +102,7 @@ fn stage() -> Stage {
     give(&run, HOST);
     // The program may stand where other users cannot go, and may have been built for its owner alone (umask 077).
     let program = shared.path().join("istio-hsm-ca");
-    fs::copy(PROGRAM, &program).unwrap();
-    mode(&program, 0o755);
+    install(Path::new(PROGRAM), &program);
     let directory = site.directory.path();
     let private = shared.path().join("private");
     fs::create_dir(&private).unwrap();
@@ -154,7 +160,7 @@ fn run_as(uid: u32, test: &str, stage: &Stage) {
     // The test's own program may stand where other users cannot go, too.
     let program = stage.shared.path().join("test");
     if !program.exists() {
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        install(&std::env::current_exe().unwrap(), &program);
     }
     let output = Command::new(program)
         .args(["--exact", test, "--ignored", "--nocapture"])
