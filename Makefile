@@ -63,10 +63,10 @@ test-long: packages ## what takes too long for every change, an hour of random f
 	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
 	@tests/istio/build.sh >/dev/null
-	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --release --all-targets -- --include-ignored
+	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --profile fast-tests --all-targets -- --include-ignored
 
 faults: packages ## every return code at every PKCS#11 function, under load; writes docs/FAULTS.md; half an hour
-	FAULTS_PAGE=write $(CARGO) test --locked --release --test fault_matrix -- --ignored --nocapture \
+	FAULTS_PAGE=write $(CARGO) test --locked --profile fast-tests --test fault_matrix -- --ignored --nocapture \
 		every_code_at_every_function
 
 check: packages dependencies ## format, lints, documentation, dependencies
