@@ -67,22 +67,26 @@ impl Forger {
             request.encode(self.correlation, &mut bytes).unwrap();
         }
         self.socket.write_all(&bytes).unwrap();
-        self.correlation -= u64::try_from(requests.len()).unwrap();
-        let mut replies = Vec::new();
-        for _ in requests {
-            self.correlation += 1;
-            replies.extend(self.reply());
-        }
-        replies
+        // Threads of the host answer as they get done.
+        let mut replies: Vec<_> = std::iter::from_fn(|| self.frame()).take(requests.len()).collect();
+        replies.sort_by_key(|(correlation, _)| *correlation);
+        let expected = (self.correlation + 1 - u64::try_from(requests.len()).unwrap())..=self.correlation;
+        assert!(replies.iter().map(|(correlation, _)| *correlation).eq(expected), "{replies:?}");
+        replies.into_iter().map(|(_, reply)| reply).collect()
     }
 
     fn reply(&mut self) -> Option<Reply> {
+        let (correlation, reply) = self.frame()?;
+        assert_eq!(correlation, self.correlation);
+        Some(reply)
+    }
+
+    fn frame(&mut self) -> Option<(u64, Reply)> {
         loop {
             if let Some((frame, length)) = Frame::split(&self.buffer).unwrap() {
-                assert_eq!(frame.correlation, self.correlation);
-                let reply = Reply::decode(&frame).unwrap();
+                let answer = (frame.correlation, Reply::decode(&frame).unwrap());
                 self.buffer.drain(..length);
-                return Some(reply);
+                return Some(answer);
             }
             let mut bytes = [0; 4096];
             match self.socket.read(&mut bytes) {
@@ -329,8 +333,17 @@ fn what_is_late_at_the_host_is_not_signed() {
     let replies = forger.ask_all(&[sign(30_000), sign(100), sign(30_000)]);
     assert!(matches!(replies[..], [Reply::Signed { .. }, Reply::Expired, Reply::Signed { .. }]), "{replies:?}");
     assert_eq!(control.books_since(mark).signed.len(), 2, "it reached the token");
+    // When the host has seen that the token is slow it reads ahead: now the second one's time is over while it waits for
+    // the session.
+    control.breaks("C_Sign delay=30");
+    assert_eq!(forger.ask_all(&std::array::from_fn::<_, 8, _>(|_| sign(30_000))).len(), 8);
+    control.breaks("C_Sign delay=300");
+    let mark = control.mark();
+    let replies = forger.ask_all(&[sign(30_000), sign(100), sign(30_000)]);
+    assert!(matches!(replies[..], [Reply::Signed { .. }, Reply::Expired, Reply::Signed { .. }]), "{replies:?}");
+    assert_eq!(control.books_since(mark).signed.len(), 2, "it reached the token");
     let Some(Reply::Status(status)) = forger.ask(&Request::Ping) else { panic!() };
-    assert_eq!(status.expired, 2);
+    assert_eq!(status.expired, 3);
     drop(forger);
     host.wait().unwrap();
 }

@@ -1,21 +1,23 @@
 //! One connection: threads that read a frame, check it, have it signed and write the answer, without a hop.
 //!
-//! All threads share the socket. Whoever has nothing to do holds the reading end; a thread that holds answers back in
+//! A thread for each session, and some that read ahead where the token is slow (`sessions`). All threads share the socket. Whoever has nothing to do holds the reading end; a thread that holds answers back in
 //! order to write several at once never waits for that end with them: it tries, and writes them first when it fails.
 
 mod answers;
 mod inbox;
 mod outbox;
+mod sessions;
 
 use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream},
-    sync::{Arc, Mutex, PoisonError, TryLockError, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, TryLockError},
     time::{Duration, Instant},
 };
 
 use inbox::{Inbox, Taken};
 use outbox::Outbox;
+use sessions::Sessions;
 
 use super::{
     HostError, share,
@@ -26,9 +28,6 @@ use crate::token::protocol::{Fault, FaultClass, Frame, ProtocolError, Reply, Req
 /// How long the last request must have taken for what has come meanwhile to be read before the next one: a system call
 /// that is worth it where signatures are slow.
 const LONG: Duration = Duration::from_millis(1);
-
-/// How long a thread without a session leaves the work to the others before it tries to open one again.
-const NO_SESSION: Duration = Duration::from_millis(200);
 
 /// A connection to a daemon.
 #[derive(Debug)]
@@ -66,17 +65,13 @@ impl Connection {
     /// Waits for the first frame. `None` when nobody says anything.
     pub(super) fn hello(&mut self, patience: Duration) -> Result<Option<Hello>, HostError> {
         let system = |source| HostError::System { what: "read from its socket", source };
-        self.socket.set_read_timeout(Some(patience)).map_err(system)?;
         while !self.inbox.has_frame()? {
-            match self.inbox.fill() {
+            match self.inbox.fill(Some(patience)) {
                 Ok(0) => return Ok(None),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    return Ok(None);
-                }
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(None),
                 result => result.map_err(system)?,
             };
         }
-        self.socket.set_read_timeout(None).map_err(system)?;
         let mut bytes = Vec::new();
         self.inbox.take(&mut bytes)?;
         let Some((frame, _)) = Frame::split(&bytes)? else { return Ok(None) };
@@ -114,9 +109,8 @@ impl Connection {
 
     /// Answers the hello, and serves until one side ends it.
     pub(super) fn serve(mut self, hello: u64, vault: &Vault) -> Served {
-        let workers: Vec<_> =
-            (1..=vault.session_count()).map(|thread| Mutex::new(Worker::new(vault, thread))).collect();
-        let first = workers.first().map_or(Ok(()), |first| lock(first).touch());
+        let sessions = Sessions::new(vault);
+        let first = sessions.with(Some(0), Worker::touch);
         // Tokens hide objects from whoever is not logged in, which only the touch has found out.
         if let Err(fault) = first.and_then(|()| vault.look_for_own_keys()) {
             let text = fault.text.clone();
@@ -127,7 +121,7 @@ impl Connection {
         let Ok(writer) = self.socket.try_clone() else { return Served::HungUp };
         let service = Service {
             vault,
-            workers,
+            sessions,
             inbox: Mutex::new(self.inbox),
             writer: Mutex::new(writer),
             socket: &self.socket,
@@ -139,19 +133,18 @@ impl Connection {
             return Served::HungUp;
         }
         std::thread::scope(|scope| {
-            let mut workers = service.workers.iter();
-            let first = workers.next();
-            for (thread, worker) in (2..).zip(workers) {
+            let own = (1..service.sessions.count()).map(Some);
+            let ahead = (0..service.sessions.readers_ahead()).map(|_| None);
+            for own in own.chain(ahead) {
                 let service = &service;
-                let work = move || service.work(worker);
-                let started = std::thread::Builder::new().name(format!("session-{thread}")).spawn_scoped(scope, work);
+                let name = own.map_or("reads-ahead".to_owned(), |own| format!("session-{}", own + 1));
+                let started =
+                    std::thread::Builder::new().name(name.clone()).spawn_scoped(scope, move || service.work(own));
                 if let Err(error) = started {
-                    tracing::error!(%error, thread, "a session's thread cannot be started");
+                    tracing::error!(%error, name, "a thread cannot be started");
                 }
             }
-            if let Some(first) = first {
-                service.work(first);
-            }
+            service.work(Some(0));
         });
         let broken = service.broken.into_inner().unwrap_or_else(PoisonError::into_inner);
         broken.map_or(Served::HungUp, Served::Broken)
@@ -161,8 +154,7 @@ impl Connection {
 /// What the threads of a connection share.
 struct Service<'a> {
     vault: &'a Vault,
-    /// Each thread's own, which it holds while it does something; the keep-alive of all takes those that rest.
-    workers: Vec<Mutex<Worker<'a>>>,
+    sessions: Sessions<'a>,
     inbox: Mutex<Inbox>,
     writer: Mutex<UnixStream>,
     socket: &'a UnixStream,
@@ -170,33 +162,40 @@ struct Service<'a> {
 }
 
 impl Service<'_> {
-    /// A thread's work, until the connection ends.
-    fn work(&self, worker: &Mutex<Worker<'_>>) {
-        if let Err(error) = self.frames(worker) {
+    /// A thread's work, until the connection ends; `own` is its session, and one that reads ahead has none.
+    fn work(&self, own: Option<usize>) {
+        if let Err(error) = self.frames(own) {
             tracing::info!(error = %error, "a connection to the daemon has ended");
         }
         // The other threads then see the end too.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        self.sessions.end();
     }
 
-    fn frames(&self, worker: &Mutex<Worker<'_>>) -> Result<(), EndOfService> {
+    fn frames(&self, own: Option<usize>) -> Result<(), EndOfService> {
         let mut outbox = Outbox::new(&self.writer);
         let mut bytes = Vec::new();
         let mut took = Duration::ZERO;
         loop {
+            if own.is_none() {
+                outbox.flush()?;
+                if !self.sessions.wait_until_slow() {
+                    return Ok(());
+                }
+            }
             // Others may have sessions where the token has no room for one more.
-            while !lock(worker).has_session() && self.vault.live.load(Ordering::Relaxed) > 0 {
+            while own.is_some_and(|own| !self.sessions.may_take(own)) {
                 outbox.flush()?;
                 if self.is_over() {
                     return Ok(());
                 }
-                std::thread::sleep(NO_SESSION);
+                Sessions::rest();
             }
             let Some(taken) = self.next_frame(&mut outbox, &mut bytes, took)? else { return Ok(()) };
             let Some((frame, _)) = Frame::split(&bytes)? else { continue };
             let request = Request::decode(&frame)?;
             let began = Instant::now();
-            match self.answer(worker, &request, taken, began) {
+            match self.answer(own, &request, taken) {
                 Some(Reply::Fault(fault)) if is_broken(&fault) => {
                     let reason = fault.text.clone();
                     // Before the fault, after which the daemon hangs up.
@@ -211,7 +210,7 @@ impl Service<'_> {
             }
             let now = Instant::now();
             took = now.saturating_duration_since(began);
-            if outbox.is_due(now, took, taken.waiting / self.workers.len().max(1)) {
+            if outbox.is_due(now, took, taken.waiting / self.sessions.count().max(1)) {
                 outbox.flush()?;
             }
         }
@@ -234,7 +233,7 @@ impl Service<'_> {
         };
         while !inbox.has_frame()? {
             outbox.flush()?;
-            if inbox.fill()? == 0 {
+            if inbox.fill(None)? == 0 {
                 return Ok(None);
             }
         }

@@ -1,11 +1,11 @@
 //! What a host does for each kind of request, by its own rules, and what it answers.
 
 use std::{
-    sync::{Mutex, atomic::Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
-use super::{Service, Taken, is_broken, lock};
+use super::{Service, Taken, is_broken};
 use crate::{
     pki::PublicKey,
     token::{
@@ -15,13 +15,7 @@ use crate::{
 };
 
 impl Service<'_> {
-    pub(super) fn answer(
-        &self,
-        worker: &Mutex<Worker<'_>>,
-        request: &Request<'_>,
-        taken: Taken,
-        now: Instant,
-    ) -> Option<Reply> {
+    pub(super) fn answer(&self, own: Option<usize>, request: &Request<'_>, taken: Taken) -> Option<Reply> {
         Some(match request {
             // It was heeded when it was read.
             Request::Cancel { .. } => return None,
@@ -30,36 +24,37 @@ impl Service<'_> {
                 return None;
             }
             Request::Hello { .. } => Reply::Refused { reason: "the hello was said already".to_owned() },
-            Request::Open { key } => self.open(&mut lock(worker), key),
-            Request::Ping => match self.exercise(worker) {
+            Request::Open { key } => self.sessions.with(own, |worker| self.open(worker, key)),
+            Request::Ping => match self.exercise(own) {
                 Ok(()) => Reply::Status(Box::new(self.vault.status())),
                 Err(fault) => Reply::Fault(fault),
             },
-            Request::Sign(sign) => self.sign(&mut lock(worker), sign, taken, now),
+            Request::Sign(sign) => self.sign(own, sign, taken),
         })
     }
 
     /// Exercises this thread's session, and each of the others' that was not used since the last time: tokens drop
     /// idle sessions one by one.
-    fn exercise(&self, own: &Mutex<Worker<'_>>) -> Result<(), Fault> {
-        lock(own).exercise()?;
+    fn exercise(&self, own: Option<usize>) -> Result<(), Fault> {
+        self.sessions.with(own, Worker::exercise)?;
         // Made or seen only since the start; a token that has none is asked at each keep-alive.
         if let Err(fault) = self.vault.look_for_own_keys() {
             tracing::warn!(reason = fault.text, "the host's own keys cannot be looked for");
         }
-        for worker in &self.workers {
-            // One that is held is at work; this thread's own has just been used.
-            let Ok(mut worker) = worker.try_lock() else { continue };
+        // One that is in use is at work; the one from before has just been used.
+        self.sessions.each_idle(|worker| {
             if worker.take_used() {
-                continue;
+                return Ok(());
             }
-            // A session that fails was dropped, and its thread opens another; a module that fails concerns all.
+            // A session that fails was dropped, and is opened again; a module that fails concerns all.
             match worker.exercise() {
-                Err(fault) if is_broken(&fault) => return Err(fault),
-                _ => worker.take_used(),
-            };
-        }
-        Ok(())
+                Err(fault) if is_broken(&fault) => Err(fault),
+                Ok(()) | Err(_) => {
+                    worker.take_used();
+                    Ok(())
+                }
+            }
+        })
     }
 
     fn open(&self, worker: &mut Worker<'_>, key: &Fingerprint) -> Reply {
@@ -78,13 +73,12 @@ impl Service<'_> {
         }
     }
 
-    fn sign(&self, worker: &mut Worker<'_>, sign: &Sign<'_>, taken: Taken, now: Instant) -> Reply {
-        let counters = &self.vault.counters;
+    fn sign(&self, own: Option<usize>, sign: &Sign<'_>, taken: Taken) -> Reply {
         let deadline = taken.read_at + Duration::from_millis(sign.deadline_ms.into());
-        if taken.cancelled || now >= deadline {
-            counters.expired.fetch_add(1, Ordering::Relaxed);
-            return Reply::Expired;
+        if taken.cancelled || Instant::now() >= deadline {
+            return self.expired();
         }
+        let counters = &self.vault.counters;
         let key = match self.permit(sign) {
             Ok(key) => key,
             Err(reason) => {
@@ -97,7 +91,18 @@ impl Service<'_> {
             Kind::Intermediate | Kind::Leaf => sign.key,
             Kind::Canary | Kind::Checkpoint => key.fingerprint(),
         };
-        match worker.sign(sign.kind, &key, fingerprint, sign.message, deadline) {
+        let signed = self.sessions.with(own, |worker| {
+            let began = Instant::now();
+            // It may have waited for the session.
+            if began >= deadline {
+                return None;
+            }
+            let signed = worker.sign(sign.kind, &key, fingerprint, sign.message, deadline);
+            self.sessions.took(began.elapsed());
+            Some(signed)
+        });
+        let Some(signed) = signed else { return self.expired() };
+        match signed {
             Ok(signature) => {
                 self.vault.count_signed(fingerprint, sign.kind);
                 tracing::debug!(request_id = sign.request_id, kind = ?sign.kind, "signed");
@@ -108,6 +113,11 @@ impl Service<'_> {
                 Reply::Fault(fault)
             }
         }
+    }
+
+    fn expired(&self) -> Reply {
+        self.vault.counters.expired.fetch_add(1, Ordering::Relaxed);
+        Reply::Expired
     }
 
     /// The key that may sign this, by the host's own configuration.

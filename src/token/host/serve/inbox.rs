@@ -4,12 +4,16 @@
 use std::{
     collections::{HashSet, VecDeque},
     io::{self, Read},
-    os::{fd::AsRawFd, unix::net::UnixStream},
-    time::Instant,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::net::UnixStream,
+    },
+    time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{MsgFlags, recv},
 };
 
@@ -117,11 +121,19 @@ impl Inbox {
         self.over
     }
 
-    /// Waits for bytes; 0 when the other side has hung up.
-    pub(super) fn fill(&mut self) -> io::Result<usize> {
+    /// Waits for bytes, for ever without a `patience`; 0 when the other side has hung up.
+    pub(super) fn fill(&mut self, patience: Option<Duration>) -> io::Result<usize> {
         self.make_room();
         let space = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let timeout =
+            patience.map_or(PollTimeout::NONE, |patience| PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX));
         let count = loop {
+            // Not within read(2), where a thread is also woken when the other side has read an answer, for nothing.
+            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
+                Err(Errno::EINTR) => continue,
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                result => result?,
+            };
             match self.socket.read(space) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => break result?,
@@ -168,7 +180,7 @@ mod tests {
         let mut bytes = Vec::new();
         (1..=4).for_each(|correlation| sign(correlation, &mut bytes));
         daemon.write_all(&bytes).unwrap();
-        assert!(inbox.fill().unwrap() > 0);
+        assert!(inbox.fill(None).unwrap() > 0);
         inbox.look_ahead();
         inbox.take(&mut bytes).unwrap().unwrap();
         // One that is too late, one that is not; cut in the middle of the second.
@@ -187,7 +199,7 @@ mod tests {
         let mut again = Vec::new();
         sign(3, &mut again);
         daemon.write_all(&again).unwrap();
-        inbox.fill().unwrap();
+        inbox.fill(None).unwrap();
         assert_eq!(drain(&mut inbox), [(3, false)]);
     }
 
@@ -201,7 +213,7 @@ mod tests {
         // The second frame is whole only with the second read.
         let (front, rest) = bytes.split_at(bytes.len() - 3);
         daemon.write_all(front).unwrap();
-        inbox.fill().unwrap();
+        inbox.fill(None).unwrap();
         let between = Instant::now();
         daemon.write_all(rest).unwrap();
         inbox.look_ahead();

@@ -10,17 +10,17 @@ use std::{
 use crate::token::protocol::{ProtocolError, Reply};
 
 /// Most answers that are held back.
-const MOST: usize = 16;
+const MOST: usize = 32;
 
 /// Longest time that an answer is held back: a few signatures of RSA, none of a slow token.
 const LINGER: Duration = Duration::from_millis(3);
 
 /// The same while many requests wait, whose own wait is a multiple of it; not for a slow token, which has nothing to gain
 /// from runs of signatures.
-const LINGER_MANY: Duration = Duration::from_millis(10);
+const LINGER_MANY: Duration = Duration::from_millis(40);
 
 /// How many requests must wait for each answer that is held back for longer than [`LINGER`].
-const MANY: usize = 4;
+const MANY: usize = 2;
 
 pub(super) struct Outbox<'a> {
     writer: &'a Mutex<UnixStream>,
@@ -80,11 +80,11 @@ mod tests {
             (0, ms(500), 100, false),
             (1, ms(0), 0, false),
             (1, ms(2), 0, true),
-            (1, ms(2), 4, true),
-            (1, ms(2), 5, false),
+            (1, ms(2), 2, true),
+            (1, ms(2), 3, false),
             (1, ms(5), 100, true),
-            (8, ms(2), 32, true),
-            (7, ms(2), 32, false),
+            (16, ms(2), 32, true),
+            (15, ms(2), 32, false),
             (MOST, ms(0), 1000, true),
         ];
         for (count, last, waiting, due) in cases {
