@@ -12,6 +12,7 @@ pub mod operator;
 pub mod overview;
 pub mod readiness;
 pub mod reload;
+pub mod runtime;
 pub mod setup;
 pub mod status;
 pub mod systemd;

@@ -1,6 +1,6 @@
 //! The arguments of the commands that read the configuration: the file, and flags that lie over it.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
 use crate::{
     config::{Config, ConfigError},
@@ -25,6 +25,9 @@ pub struct ConfigArgs {
     /// `[listen] address`
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
+    /// `[listen] threads`: how many serve requests; as many as there are cores by default
+    #[arg(long, value_name = "NUMBER")]
+    threads: Option<NonZeroU32>,
     /// `[serving] dns_names`: replaces the list; may be given again
     #[arg(long, value_name = "NAME")]
     serving_dns_name: Vec<String>,
@@ -87,6 +90,7 @@ impl ConfigArgs {
         set("ca", "bundle", text(&self.bundle));
         set("ca", "trust_domains", list(&self.trust_domain));
         set("listen", "address", address(&self.listen));
+        set("listen", "threads", self.threads.map(|threads| toml::Value::from(threads.get())));
         set("serving", "dns_names", list(&self.serving_dns_name));
         set("log", "directory", text(&self.log_directory));
         set("admin", "address", address(&self.admin));
@@ -127,6 +131,7 @@ mod tests {
             "--trust-domain=b",
             "--token=pkcs11:token=t?module-path=/m.so&pin-source=file:/p",
             "--listen=127.0.0.1:1",
+            "--threads=3",
             "--serving-dns-name=d",
             "--log-directory=/l",
             "--admin=127.0.0.1:2",
@@ -141,6 +146,7 @@ mod tests {
         assert_eq!(config.ca.trust_domains.len(), 2);
         assert_eq!(config.tokens[0].name, "t");
         assert_eq!(config.listen.address.port(), 1);
+        assert_eq!(config.listen.threads.map(std::num::NonZeroUsize::get), Some(3));
         assert_eq!(config.serving.dns_names[0].as_str(), "d");
         assert_eq!(config.admin.address.unwrap().port(), 2);
         assert_eq!(config.admin.status_address.unwrap().port(), 3);

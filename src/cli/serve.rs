@@ -17,6 +17,6 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config.read()?;
     let _lines = telemetry::init_in_background(&config.logging)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("daemon").build()?;
+    let runtime = daemon::runtime::start(config.listen.threads)?;
     Ok(runtime.block_on(daemon::run(config))?)
 }

@@ -4,6 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
     path::PathBuf,
     time::Duration,
 };
@@ -23,6 +24,9 @@ pub struct Settings {
     /// How long requests under way may take to end after SIGTERM. Kubernetes kills after 30 s.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
+    /// Threads that serve requests; without it as many as there are cores (of the container, where it is limited). The
+    /// token hosts and the issuance log's writer have threads of their own.
+    pub threads: Option<NonZeroUsize>,
     /// What strangers may use up.
     pub limits: Limits,
     /// Versions of TLS.
@@ -38,6 +42,7 @@ impl Default for Settings {
             plaintext: false,
             reflection: true,
             drain: Duration::from_secs(20),
+            threads: None,
             limits: Limits::default(),
             tls: Tls::default(),
             serving: Serving::default(),
