@@ -73,8 +73,8 @@ ready() {
   exec 3>&-
   [[ $line == *" 200 "* ]]
 }
-# daemon NAME TOKEN: starts one on $CORES (all, if unset) with $SESSIONS (1), $KEEP_ALIVE (10s) and its log in $LOG (on the disk), and waits
-# until it is ready.
+# daemon NAME TOKEN: starts one on $CORES (all, if unset) with $SESSIONS (1), $KEEP_ALIVE (10s), $THREADS (the daemon's
+# own number) and its log in $LOG (on the disk), and waits until it is ready.
 declare -A pid port admin tokens
 daemon() {
   local name=$1 dir=$memory/$2
@@ -91,7 +91,8 @@ uri = "${uri[$2]}"
 sessions = ${SESSIONS:-1}
 keep_alive = "${KEEP_ALIVE:-10s}"
 [listen]
-address = "127.0.0.1:${port[$name]}"
+address = "127.0.0.1:${port[$name]}"${THREADS:+
+threads = $THREADS}
 limits = { connections_per_address = 4096 }
 [serving]
 dns_names = ["$server_name"]
@@ -148,11 +149,11 @@ echo_server() {
   echo_address=$(<"$memory/echo/address")
 }
 echo_load() { drive "$echo_address" "$memory/echo/root.pem" "$echo_pid" "$@"; }
-# parts: CPU time of the other parts, noted as part.NAME.
+# parts [measure-storm]: CPU time of the other parts, noted as part.NAME.
 parts() {
   rm -rf "$disk/parts"
   mkdir "$disk/parts"
-  taskset -c 0 "$PARTS" measure "$disk/parts" 2>"$disk/parts.log" | sed 's/^/part./' >>"$figures"
+  taskset -c 0 "$PARTS" "${1:-measure}" "$disk/parts" 2>"$disk/parts.log" | sed 's/^/part./' >>"$figures"
 }
 # field NAME [WITHIN]: a number of the last report; of the object WITHIN, if given.
 field() {
@@ -160,9 +161,9 @@ field() {
   sed -n "${from:-1,}\$s/^.*\"$1\": *\([0-9.]*\).*$/\1/p" "$memory/run" | head -n 1
 }
 
-# Figures. Each is measured many times for a moment each, parts and whole in turn, and the best one counts: cores that are
-# shared with others have two speeds, 1.4 apart, which change several times a second, and what a program costs is what it
-# costs undisturbed. (The median says more about the neighbours.)
+# Figures. Each is measured many times, parts and whole in turn, in slices of about the same length: cores that are shared
+# with others have two speeds, 1.4 apart, which change several times a second, so that a short slice finds its best sooner
+# than a long one. Medians count.
 figures=$memory/figures
 : >"$figures"
 note() { printf '%s %s\n' "$1" "$2" >>"$figures"; }
@@ -171,6 +172,17 @@ least() { every "$1" | head -n 1; }
 most() { every "$1" | tail -n 1; }
 median() { every "$1" | awk '{v[NR]=$1} END {if (NR) print v[int((NR+1)/2)]; else print "nan"}'; }
 calculate() { awk "BEGIN {printf \"%.${2:-2}f\", $1}" </dev/null; }
+# best NAME: of costs and latencies the least, of rates the most.
+best() { case $1 in *.rate) most "$1" ;; *) least "$1" ;; esac; }
+# figures_of median|best EXPRESSION: with the figure of each {NAME} in it.
+figures_of() {
+  local rest=$2 name
+  while [[ $rest =~ \{([a-z0-9.-]+)\} ]]; do
+    name=${BASH_REMATCH[1]}
+    rest=${rest//"{$name}"/$("$1" "$name")}
+  done
+  echo "$rest"
+}
 goal() { # TEXT VALUE COMPARISON GOAL
   local verdict
   verdict=$(awk "BEGIN {print ($2 $3 $4) ? \"reached\" : \"MISSED\"}" </dev/null)

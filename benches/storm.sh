@@ -28,7 +28,7 @@ echo_server
 lost=0 memory_most=0 tries=
 for ((round = 1; round <= rounds; round++)); do
   printf 'round %d of %d\n' "$round" "$rounds" >&2
-  parts
+  parts measure-storm
   CORES=0 alone p256 1 0.4 2
   note token "$(field cpu_us_per_signature)"
   LOAD_CORES=1 echo_load --storm "$agents" --storm-sources "$sources"
