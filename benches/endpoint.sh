@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a certificate costs in the daemon and its token host, beside what its parts cost, with SoftHSM:
 #
-#   benches/endpoint.sh [--rounds N]      3 rounds by default, about six minutes
+#   benches/endpoint.sh [--rounds N]      3 rounds by default, about four minutes
 #
 # prints each goal of docs/PERFORMANCE.md with the figures of this run. Server and token host run on core 0 and the load
 # on core 1, then both on both cores. Parts and whole alternate in slices of about the same length, and medians count (see
