@@ -1,6 +1,6 @@
 //! The arguments of the commands that read the configuration: the file, and flags that lie over it.
 
-use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroU8, path::PathBuf};
 
 use crate::{
     config::{Config, ConfigError},
@@ -27,7 +27,7 @@ pub struct ConfigArgs {
     listen: Option<SocketAddr>,
     /// `[listen] threads`: how many serve requests; as many as there are cores by default
     #[arg(long, value_name = "NUMBER")]
-    threads: Option<NonZeroU32>,
+    threads: Option<NonZeroU8>,
     /// `[serving] dns_names`: replaces the list; may be given again
     #[arg(long, value_name = "NAME")]
     serving_dns_name: Vec<String>,
@@ -90,7 +90,7 @@ impl ConfigArgs {
         set("ca", "bundle", text(&self.bundle));
         set("ca", "trust_domains", list(&self.trust_domain));
         set("listen", "address", address(&self.listen));
-        set("listen", "threads", self.threads.map(|threads| toml::Value::from(threads.get())));
+        set("listen", "threads", self.threads.map(|threads| i64::from(threads.get()).into()));
         set("serving", "dns_names", list(&self.serving_dns_name));
         set("log", "directory", text(&self.log_directory));
         set("admin", "address", address(&self.admin));
@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(config.ca.trust_domains.len(), 2);
         assert_eq!(config.tokens[0].name, "t");
         assert_eq!(config.listen.address.port(), 1);
-        assert_eq!(config.listen.threads.map(std::num::NonZeroUsize::get), Some(3));
+        assert_eq!(config.listen.threads.map(NonZeroU8::get), Some(3));
         assert_eq!(config.serving.dns_names[0].as_str(), "d");
         assert_eq!(config.admin.address.unwrap().port(), 2);
         assert_eq!(config.admin.status_address.unwrap().port(), 3);

@@ -1,6 +1,9 @@
 //! The threads that serve requests.
 
-use std::{io, num::NonZeroUsize};
+use std::{
+    io,
+    num::{NonZeroU8, NonZeroUsize},
+};
 
 use tokio::runtime::{Builder, Runtime};
 
@@ -11,8 +14,11 @@ use tokio::runtime::{Builder, Runtime};
 ///
 /// # Errors
 /// When the system gives no thread, or no descriptor for its events.
-pub fn start(threads: Option<NonZeroUsize>) -> io::Result<Runtime> {
-    let threads = threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+pub fn start(threads: Option<NonZeroU8>) -> io::Result<Runtime> {
+    let threads = threads
+        .map(NonZeroUsize::from)
+        .or_else(|| std::thread::available_parallelism().ok())
+        .map_or(1, NonZeroUsize::get);
     if threads > 1 {
         Builder::new_multi_thread().worker_threads(threads).thread_name("daemon").enable_all().build()
     } else {

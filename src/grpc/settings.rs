@@ -4,7 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    num::NonZeroUsize,
+    num::NonZeroU8,
     path::PathBuf,
     time::Duration,
 };
@@ -25,8 +25,8 @@ pub struct Settings {
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
     /// Threads that serve requests; without it as many as there are cores (of the container, where it is limited). The
-    /// token hosts and the issuance log's writer have threads of their own.
-    pub threads: Option<NonZeroUsize>,
+    /// token hosts and the issuance log's writer have threads of their own. At most 255.
+    pub threads: Option<NonZeroU8>,
     /// What strangers may use up.
     pub limits: Limits,
     /// Versions of TLS.
@@ -147,7 +147,15 @@ mod tests {
         assert_eq!(settings.limits.handshake_timeout, Duration::from_secs(1));
         assert_eq!(settings.limits.connection_age, Some(Duration::from_secs(3600)));
         assert_eq!(settings.limits.streams, 128);
-        for text in ["portt = 1", "[limits]\nstreamz = 1", "[tls]\nallow_tls11 = true", "[serving]\nkey = \"a\""] {
+        assert_eq!(settings.threads, None);
+        for text in [
+            "portt = 1",
+            "[limits]\nstreamz = 1",
+            "[tls]\nallow_tls11 = true",
+            "[serving]\nkey = \"a\"",
+            "threads = 0",
+            "threads = 256",
+        ] {
             assert!(toml::from_str::<Settings>(text).is_err(), "{text}");
         }
     }

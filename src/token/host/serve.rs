@@ -1,7 +1,8 @@
 //! One connection: threads that read a frame, check it, have it signed and write the answer, without a hop.
 //!
-//! A thread for each session, and some that read ahead where the token is slow (`sessions`). All threads share the socket. Whoever has nothing to do holds the reading end; a thread that holds answers back in
-//! order to write several at once never waits for that end with them: it tries, and writes them first when it fails.
+//! A thread for each session, and some that read ahead where the token is slow (`sessions`). All threads share the
+//! socket. Whoever has nothing to do holds the reading end; a thread that holds answers back in order to write several
+//! at once never waits for that end with them: it tries, and writes them first when it fails.
 
 mod answers;
 mod inbox;
