@@ -5,6 +5,7 @@
 //! first: between two signatures of a session nobody reads, checks or writes.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -41,8 +42,10 @@ pub(super) struct Sessions<'a> {
 
 #[derive(Default)]
 struct State {
-    /// Threads that wait for a session.
-    waiting: usize,
+    /// The next turn.
+    next: u64,
+    /// The turns of threads that want a session, the first that came first.
+    waiting: VecDeque<u64>,
     over: bool,
 }
 
@@ -112,20 +115,31 @@ impl<'a> Sessions<'a> {
     /// After each time that a session was locked, for however short.
     fn tell_freed(&self) {
         // Whoever waits has looked for a free one under this lock: it has seen this one, or hears of it.
-        if lock(&self.state).waiting > 0 {
-            self.freed.notify_one();
+        self.wake(&lock(&self.state));
+    }
+
+    /// All of the few that wait: only the first of them may go on.
+    fn wake(&self, state: &State) {
+        if !state.waiting.is_empty() {
+            self.freed.notify_all();
         }
     }
 
+    /// First come, first served: whoever has just signed does not go before a thread that waits and has yet to wake.
     fn free(&self, own: Option<usize>) -> MutexGuard<'_, Worker<'a>> {
         let mut state = lock(&self.state);
+        let turn = state.next;
+        state.next += 1;
+        state.waiting.push_back(turn);
         loop {
-            if let Some(worker) = self.try_free(own) {
+            let first = state.waiting.front() == Some(&turn);
+            if let Some(worker) = self.try_free(own).filter(|worker| first || !worker.is_open()) {
+                state.waiting.retain(|waiting| *waiting != turn);
+                // The next one may find a session too.
+                self.wake(&state);
                 return worker;
             }
-            state.waiting += 1;
             state = self.freed.wait_timeout(state, NO_SESSION).unwrap_or_else(PoisonError::into_inner).0;
-            state.waiting -= 1;
         }
     }
 
