@@ -259,6 +259,8 @@ impl Log {
             })
         });
         started.map_err(io_error)?;
+        let gatherer = Arc::clone(&queue);
+        runtime.spawn(async move { gatherer.gather().await });
         let checkpointer = signer.map(|signer| {
             let task = Checkpointer { directory, signer, ship, counts: Arc::clone(&counts), health };
             runtime.spawn(task.run(heads_seen))

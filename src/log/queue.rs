@@ -1,14 +1,18 @@
 //! What waits for the writer.
 //!
-//! One lock, held for a push or for taking everything at once; the writer's thread is woken only when it sleeps and
-//! only for what somebody waits for, so that under load a group of records costs no wake-up of its own.
+//! One lock, held for a push or for taking everything at once. A group of intents gathers while the runtime has tasks
+//! that are ready to go on: those that want a record too share its flush. Then the writer's thread is called, once. No
+//! group waits for a time: where nothing else is ready, it is called at once.
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{Notify, oneshot},
+    task::yield_now,
+};
 
 use super::{
     LogError,
@@ -19,6 +23,9 @@ use super::{
 const OUTCOMES_PER_INTENT: usize = 4;
 /// How many outcomes wake the writer although nobody waits for them.
 const OUTCOMES_WAKE: usize = 256;
+/// For how many rounds of the runtime's tasks a group gathers. One brings what is ready with its first intent; the
+/// others what the network, or the token host, has meanwhile brought. More gave no larger groups.
+const ROUNDS: usize = 4;
 
 /// Something to be written.
 #[derive(Debug)]
@@ -39,6 +46,10 @@ pub(super) struct Batch {
 struct State {
     entries: Vec<Entry>,
     intents: usize,
+    /// A group gathers, or will at once.
+    gathering: bool,
+    /// The group of intents has gathered.
+    gathered: bool,
     closed: bool,
     asleep: bool,
 }
@@ -47,13 +58,15 @@ struct State {
 pub(super) struct Queue {
     state: Mutex<State>,
     wake: Condvar,
+    /// A group begins, or the end has come.
+    begun: Notify,
     /// How many intents may wait.
     capacity: usize,
 }
 
 impl Queue {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { state: Mutex::default(), wake: Condvar::new(), capacity }
+        Self { state: Mutex::default(), wake: Condvar::new(), begun: Notify::new(), capacity }
     }
 
     /// Queues an intent.
@@ -71,7 +84,11 @@ impl Queue {
         }
         state.intents += 1;
         state.entries.push(Entry::Intent { line, waiter });
-        self.wake(state);
+        let first = !std::mem::replace(&mut state.gathering, true);
+        drop(state);
+        if first {
+            self.begun.notify_one();
+        }
         Ok(())
     }
 
@@ -89,18 +106,39 @@ impl Queue {
         true
     }
 
+    /// Calls the writer for each group of intents, until the end. A task of the runtime whose tasks queue them.
+    pub(super) async fn gather(&self) {
+        loop {
+            self.begun.notified().await;
+            for _ in 0..ROUNDS {
+                yield_now().await;
+            }
+            let mut state = self.lock();
+            if state.closed {
+                return;
+            }
+            state.gathering = false;
+            // Unless the writer has taken them meanwhile, for another reason.
+            state.gathered = state.intents > 0;
+            if state.gathered {
+                self.wake(state);
+            }
+        }
+    }
+
     /// Lets nothing more in.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
         self.wake(state);
+        self.begun.notify_one();
     }
 
-    /// Takes everything, as soon as there is an intent, many outcomes, the end, or the time is over.
+    /// Takes everything, as soon as intents have gathered, there are many outcomes, the end has come, or the time is over.
     pub(super) fn take(&self, patience: Duration) -> Batch {
         let until = Instant::now() + patience;
         let mut state = self.lock();
-        while state.intents == 0 && !state.closed && state.entries.len() < OUTCOMES_WAKE {
+        while !state.gathered && !state.closed && state.entries.len() < OUTCOMES_WAKE {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -109,14 +147,8 @@ impl Queue {
             state = self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.asleep = false;
         }
-        if state.intents > 0 && !state.closed {
-            drop(state);
-            // Once, and not for a time: where one core serves all, whoever woke this thread goes on until it waits
-            // itself, and what it queues meanwhile shares the flush.
-            std::thread::yield_now();
-            state = self.lock();
-        }
         state.intents = 0;
+        state.gathered = false;
         Batch { entries: std::mem::take(&mut state.entries), closed: state.closed }
     }
 

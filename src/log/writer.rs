@@ -1,8 +1,8 @@
 //! The log's only writer: a thread of its own that serialises, writes, flushes, and then wakes whoever waited.
 //!
-//! Group commit without a wait: what has come while one flush ran shares the next. Nothing is acknowledged that is not
-//! durable, and no flush that failed is tried again on its file, since the kernel may by then have dropped what it
-//! could not write: the segment ends at its last durable byte and the log goes on in another file.
+//! Group commit without a wait for a time: what gathers (`queue`) while one flush runs shares the next. Nothing is
+//! acknowledged that is not durable, and no flush that failed is tried again on its file, since the kernel may by then
+//! have dropped what it could not write: the segment ends at its last durable byte and the log goes on in another file.
 
 mod target;
 mod upkeep;
