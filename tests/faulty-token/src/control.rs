@@ -16,11 +16,11 @@
 
 use std::{
     collections::HashSet,
-    fmt::Write as _,
     fs::{self, File, OpenOptions},
     io::Write as _,
+    os::unix::fs::MetadataExt,
     path::PathBuf,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -69,12 +69,8 @@ pub fn note_call(function: &'static str) {
 
 /// Notes what a key is about to sign.
 pub fn note_signature(id: &[u8], input: &[u8]) {
-    let hex = |bytes: &[u8]| {
-        bytes.iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-    };
+    let digit = |value: u8| char::from_digit(value.into(), 16).unwrap_or_default();
+    let hex = |bytes: &[u8]| bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect::<String>();
     note(&format!("sign {} {}", hex(id), hex(input)));
 }
 
@@ -88,8 +84,34 @@ pub fn peek(function: &str) -> Option<Action> {
     find(function, false)
 }
 
+/// The commands. A file that is the same one as at the last call is not read again, since the benches count this
+/// module's time as the token's.
+fn commands() -> Option<Arc<str>> {
+    static READ: Mutex<Option<(State, Arc<str>)>> = Mutex::new(None);
+    let metadata = fs::metadata(path()?).ok()?;
+    let time = (metadata.ctime(), metadata.ctime_nsec());
+    let state = State { inode: metadata.ino(), size: metadata.len(), time };
+    let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*read {
+        Some((seen, text)) if *seen == state => Some(Arc::clone(text)),
+        _ => {
+            let text = Arc::from(fs::read_to_string(path()?).ok()?);
+            *read = Some((state, Arc::clone(&text)));
+            Some(text)
+        }
+    }
+}
+
+/// Which file the commands are, and since when.
+#[derive(PartialEq, Eq)]
+struct State {
+    inode: u64,
+    size: u64,
+    time: (i64, i64),
+}
+
 fn find(function: &str, take: bool) -> Option<Action> {
-    let text = fs::read_to_string(path()?).ok()?;
+    let text = commands()?;
     for line in text.lines() {
         let mut words = line.split_whitespace();
         let (Some(name), Some(action)) = (words.next(), words.next()) else { continue };
