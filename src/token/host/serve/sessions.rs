@@ -115,12 +115,14 @@ impl<'a> Sessions<'a> {
     /// After each time that a session was locked, for however short.
     fn tell_freed(&self) {
         // Whoever waits has looked for a free one under this lock: it has seen this one, or hears of it.
-        self.wake(&lock(&self.state));
+        self.wake(lock(&self.state));
     }
 
-    /// All of the few that wait: only the first of them may go on.
-    fn wake(&self, state: &State) {
-        if !state.waiting.is_empty() {
+    /// All of the few that wait: only the first of them may go on. After the lock is let go, which they want first.
+    fn wake(&self, state: MutexGuard<'_, State>) {
+        let nobody = state.waiting.is_empty();
+        drop(state);
+        if !nobody {
             self.freed.notify_all();
         }
     }
@@ -136,7 +138,7 @@ impl<'a> Sessions<'a> {
             if let Some(worker) = self.try_free(own).filter(|worker| first || !worker.is_open()) {
                 state.waiting.retain(|waiting| *waiting != turn);
                 // The next one may find a session too.
-                self.wake(&state);
+                self.wake(state);
                 return worker;
             }
             state = self.freed.wait_timeout(state, NO_SESSION).unwrap_or_else(PoisonError::into_inner).0;
