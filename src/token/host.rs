@@ -141,6 +141,7 @@ pub fn main(form: Form) -> ExitCode {
 pub fn run_child(name: &str) -> Result<(), HostError> {
     let system = |what| move |source| HostError::System { what, source };
     process::follow_parent().map_err(system("follow its parent's end"))?;
+    process::go_first();
     process::limit_open_files().map_err(system("limit its open files"))?;
     process::close_inherited().map_err(system("close what it inherited"))?;
     process::harden().map_err(system("forbid core dumps"))?;

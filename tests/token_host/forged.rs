@@ -25,6 +25,9 @@ use super::{
     harness::{MAX_VALIDITY, PATIENCE, PROGRAM, Site, soft_issuer, template},
 };
 
+/// Who has it may raise priorities; its number in capabilities(7).
+const CAP_SYS_NICE: u32 = 23;
+
 /// The other end of a host, byte by byte.
 pub struct Forger {
     socket: UnixStream,
@@ -404,6 +407,31 @@ fn a_host_whose_daemon_hangs_up_ends_although_a_call_hangs() {
         };
         assert!(!status.success(), "supervised {supervised}: {status}");
     }
+}
+
+/// A host goes before the daemon, with all its threads, where the system lets it.
+#[test]
+fn a_host_has_a_higher_priority_if_it_may() {
+    let nice = |task: &Path| -> i32 {
+        let stat = std::fs::read_to_string(task.join("stat")).unwrap();
+        // The name, in parentheses, may hold anything; nice is the 19th field, the 17th after it.
+        stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().parse().unwrap()
+    };
+    let site = Site::new();
+    let (mut host, mut forger) = child_of(Command::new(PROGRAM), &site);
+    forger.hello(&serde_json::to_vec(&site.host_settings()).unwrap());
+    let own = nice(Path::new("/proc/self"));
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim();
+    let may = u64::from_str_radix(capabilities, 16).unwrap() & (1 << CAP_SYS_NICE) != 0;
+    let expected = if may { (own - 10).max(-20) } else { own };
+    let tasks: Vec<_> = std::fs::read_dir(format!("/proc/{}/task", host.id())).unwrap().flatten().collect();
+    assert!(tasks.len() > 1, "the watchdog at least");
+    for task in tasks {
+        assert_eq!(nice(&task.path()), expected, "{}", task.path().display());
+    }
+    drop(forger);
+    host.wait().unwrap();
 }
 
 /// What a host may have open: standard input and output, one socket, and what its module has opened.

@@ -53,12 +53,15 @@ async fn a_killed_host_costs_nothing_that_could_wait() {
     settings.recovery_wait = PATIENCE;
     let mill = Arc::new(Mill::proven(settings, &site.issuer).await);
     mill.issue().await.unwrap();
+    let mut kills = 0;
     let done = under_load(&mill, 20, async {
-        for _ in 0..3 {
+        // A host that is quicker than the callers may have nothing in hand when it is killed.
+        while kills < 3 || (mill.snapshot(0).retried == 0 && kills < 30) {
             pause(200).await;
             mill.until("serving", is(0, Phase::Serving)).await;
             let host = host_of("killed");
             kill(host, Signal::SIGKILL).unwrap();
+            kills += 1;
             while hosts_of(std::process::id(), "killed").iter().all(|pid| *pid == host.as_raw().unsigned_abs()) {
                 pause(5).await;
             }
@@ -66,7 +69,7 @@ async fn a_killed_host_costs_nothing_that_could_wait() {
     })
     .await;
     let snapshot = mill.snapshot(0);
-    assert_eq!((snapshot.hosts, snapshot.wrong, snapshot.in_flight), (4, 0, 0), "{snapshot:?}");
+    assert_eq!((snapshot.hosts, snapshot.wrong, snapshot.in_flight), (kills + 1, 0, 0), "{snapshot:?}");
     assert!(snapshot.signed > done.try_into().unwrap() && snapshot.retried > 0, "{snapshot:?}");
 }
 

@@ -15,6 +15,7 @@ use nix::{
     },
     unistd,
 };
+use rustix::process::{getpriority_process, setpriority_process};
 
 /// No core dump, no debugger, no `/proc/PID/mem` for others of the same user.
 pub(super) fn harden() -> io::Result<()> {
@@ -55,6 +56,17 @@ pub(super) fn take_stdin() -> io::Result<OwnedFd> {
     let null = OpenOptions::new().read(true).open("/dev/null")?;
     unistd::dup2_stdin(null.as_fd())?;
     Ok(socket)
+}
+
+/// Lets this process go before the daemon where they share a core, if the system allows it (root, CAP_SYS_NICE, or a limit
+/// RLIMIT_NICE): everybody waits for the token, and work that is done in its breaks comes in larger groups. To be called
+/// before a thread is started, which takes over the nice value of the one that starts it.
+pub(super) fn go_first() {
+    const LOWER: i32 = 10;
+    let lowered = getpriority_process(None).and_then(|nice| setpriority_process(None, nice - LOWER));
+    if let Err(error) = lowered {
+        tracing::debug!(%error, "the token host has the daemon's priority");
+    }
 }
 
 /// Ends this process when its parent does, even when it is stopped; and leaves it to the daemon to end it, when
