@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A slow token: how close daemon and token host come to what a token that takes 5 or 20 ms for each signature allows,
-# with 1 to 8 sessions. About six minutes:
+# with 1 to 8 sessions. About ten minutes:
 #
 #   benches/delayed.sh [--seconds N] [--rounds N]      seconds of each open loop (6), and how many for each line (5)
 #
@@ -10,6 +10,8 @@
 # arrivals (`--ideal-sessions`) and the time that the token took for a signature in the loop before (of the daemon's metrics:
 # a sleep ends later where the machine is busier). The median of the rounds counts: a guest that stands still for 50 ms once
 # decides the p99 of a round. Server and load share all cores.
+# The goals are those of a machine whose token makes a P-256 signature in 59 us. Where it takes longer, so does all that a
+# certificate costs besides the delay: there the delay of 5 ms is also drawn out by as much, which shows the ratio there.
 # CA=BINARY and FAULTY=LIBRARY take what is built already.
 seconds=6 rounds=5
 while (($#)); do
@@ -33,6 +35,10 @@ if [[ -z ${CA:-} || -z ${FAULTY:-} ]]; then
 fi
 PARTS=none built
 token p256 p256
+alone p256 1 0.5 5
+slower=$(calculate "$(field cpu_us_per_signature) / 59")
+there=$(calculate "5 * $slower" 1)
+echo "this machine's P-256 signature takes $slower times that of the goals' machine (59 us): its 5 ms are $there ms here"
 export FAULTY_TOKEN_MODULE FAULTY_TOKEN_CONTROL=$memory/control
 FAULTY_TOKEN_MODULE=$(sed -n 's/^.*module-path=\([^&]*\).*$/\1/p' <<<"${uri[p256]}")
 uri[p256]=${uri[p256]/"$FAULTY_TOKEN_MODULE"/"$FAULTY"}
@@ -58,9 +64,10 @@ open_loop() {
 
 printf '%8s %8s %8s %8s %8s %8s | %-28s\n' d s 'alone ms' rate/s 'of token' 'at /s' 'medians of open loops'
 printf '%8s %8s %8s %8s %8s %8s | %8s %8s %8s %8s %7s %7s\n' '' '' '' '' '' '' 'token ms' 'p50 ms' 'p99 ms' 'M/D/s' ratio best
-worst_rate=9 worst_ratio=0 worst_of_eight=0
-for d in 5 20; do
-  echo "C_Sign takes=$((d * 1000))" >"$memory/control"
+declare -A worst_rate worst_ratio worst_of_eight
+for d in 5 "$there" 20; do
+  worst_rate[$d]=9 worst_ratio[$d]=0 worst_of_eight[$d]=0
+  echo "C_Sign takes=$(calculate "$d * 1000" 0)" >"$memory/control"
   for s in 1 2 4 8; do
     alone p256 "$s" 0.4 3
     alone=$(calculate "$s / $(field signatures_per_second) * 1e6" 0)
@@ -88,12 +95,16 @@ for d in 5 20; do
     printf '%8s %8s %8s %8s %8s %8s | %8s %8s %8s %8s %7s %7s\n' "$d ms" "$s" "$(calculate "$alone / 1000")" \
       "$(calculate "$rate" 0)" "$share" "$offered" "$(ms token 2)" "$(ms p50 1)" "$(ms p99 1)" "$(ms ideal 1)" "$ratio" \
       "$(least "$line.ratio")"
-    worst_rate=$(calculate "($share < $worst_rate) ? $share : $worst_rate" 3)
-    worst_ratio=$(calculate "($ratio > $worst_ratio) ? $ratio : $worst_ratio")
-    (( s != 8 )) || worst_of_eight=$(calculate "($(ms p99 2) / $d > $worst_of_eight) ? $(ms p99 2) / $d : $worst_of_eight")
+    worst_rate[$d]=$(calculate "($share < ${worst_rate[$d]}) ? $share : ${worst_rate[$d]}" 3)
+    worst_ratio[$d]=$(calculate "($ratio > ${worst_ratio[$d]}) ? $ratio : ${worst_ratio[$d]}")
+    (( s != 8 )) || worst_of_eight[$d]=$(calculate "$(ms p99 2) / $d")
   done
 done
-echo
-goal "slow token: rate / the token's own, the worst line" "$worst_rate" '>=' 0.9
-goal "slow token, 80 % load: p99 / that of M/D/s, the worst line" "$worst_ratio" '<=' 1.2
-goal "slow token, 80 % load, 8 sessions: p99 / d, the worst line" "$worst_of_eight" '<' 3
+for d in 5 "$there" 20; do
+  echo
+  here="$d ms"
+  [[ $d != "$there" ]] || here="$d ms, 5 there"
+  goal "slow token, $here: rate / the token's own, the worst line" "${worst_rate[$d]}" '>=' 0.9
+  goal "slow token, $here, 80 % load: p99 / that of M/D/s, the worst line" "${worst_ratio[$d]}" '<=' 1.2
+  goal "slow token, $here, 80 % load, 8 sessions: p99 / d" "${worst_of_eight[$d]}" '<' 3
+done

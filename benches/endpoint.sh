@@ -47,19 +47,23 @@ resident() { # PID: KiB of a process and its children in memory; a page that the
 built
 token p256 p256
 token rsa rsa-2048
-CORES=0 daemon p256 p256
-# Before any load; the libraries' start-up has settled.
-sleep 2
-note memory.idle "$(resident "${pid[p256]}")"
-CORES=0 LOG=$memory/p256-log daemon p256-memory p256
-CORES=0,1 daemon p256-two p256
-CORES=0,1 LOG=$memory/p256-two-log daemon p256-two-memory p256
-CORES=0 daemon rsa rsa
-CORES=0,1 SESSIONS=2 daemon rsa-two rsa
+# Afresh in each round: where the system puts a process in memory makes up to a tenth of a difference, as long as it lives.
+daemons() {
+  CORES=0 daemon p256 p256
+  # Before any load; the libraries' start-up has settled.
+  sleep 2
+  note memory.idle "$(resident "${pid[p256]}")"
+  CORES=0 LOG=$memory/p256-log daemon p256-memory p256
+  CORES=0,1 daemon p256-two p256
+  CORES=0,1 LOG=$memory/p256-two-log daemon p256-two-memory p256
+  CORES=0 daemon rsa rsa
+  CORES=0,1 SESSIONS=2 daemon rsa-two rsa
+}
 echo_server
 
 for ((round = 1; round <= rounds; round++)); do
   printf 'round %d of %d\n' "$round" "$rounds" >&2
+  daemons
   CORES=0 LOAD_CORES=1
   for _ in 1 2 3 4; do
     parts
@@ -86,6 +90,8 @@ for ((round = 1; round <= rounds; round++)); do
     token_alone rsa 2 1.5 token.rsa-two
     whole rsa-two 1.5
   done
+  for name in p256-memory p256-two p256-two-memory rsa rsa-two; do end_daemon "$name"; done
+  (( round == rounds )) || end_daemon p256
 done
 
 # A thousand connections, each idle but for a request now and then.

@@ -119,8 +119,11 @@ TOML
   fail "the daemon $name was not ready within 15 seconds"
 }
 end_daemon() {
+  local one running=()
   kill "${pid[$1]}"
   wait "${pid[$1]}" || true
+  for one in "${started[@]}"; do [[ $one == "${pid[$1]}" ]] || running+=("$one"); done
+  started=("${running[@]}")
   rm -rf "${disk:?}/$1"
 }
 
