@@ -24,7 +24,7 @@ const OUTCOMES_PER_INTENT: usize = 4;
 /// How many outcomes wake the writer although nobody waits for them.
 const OUTCOMES_WAKE: usize = 256;
 /// For how many rounds of the runtime's tasks a group gathers. One brings what is ready with its first intent; the
-/// others what the network, or the token host, has meanwhile brought. More gave no larger groups.
+/// others what the network, or the token host, has meanwhile brought. Eight or sixteen saved no more.
 const ROUNDS: usize = 4;
 
 /// Something to be written.
