@@ -46,9 +46,7 @@ pub(super) struct Batch {
 struct State {
     entries: Vec<Entry>,
     intents: usize,
-    /// A group gathers, or will at once.
-    gathering: bool,
-    /// The group of intents has gathered.
+    /// The group of intents has gathered; those that come before the writer takes it join it.
     gathered: bool,
     closed: bool,
     asleep: bool,
@@ -82,9 +80,9 @@ impl Queue {
         if state.intents >= self.capacity {
             return Err(LogError::Unavailable("its queue is full, since the disk does not keep up".to_owned()));
         }
+        let first = state.intents == 0;
         state.intents += 1;
         state.entries.push(Entry::Intent { line, waiter });
-        let first = !std::mem::replace(&mut state.gathering, true);
         drop(state);
         if first {
             self.begun.notify_one();
@@ -117,7 +115,6 @@ impl Queue {
             if state.closed {
                 return;
             }
-            state.gathering = false;
             // Unless the writer has taken them meanwhile, for another reason.
             state.gathered = state.intents > 0;
             if state.gathered {
