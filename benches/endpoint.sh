@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a certificate costs in the daemon and its token host, beside what its parts cost, with SoftHSM:
 #
-#   benches/endpoint.sh [--rounds N]      3 rounds by default, about four minutes
+#   benches/endpoint.sh [--rounds N]      3 rounds by default, about six minutes
 #
 # prints each goal of docs/PERFORMANCE.md with the figures of this run. Server and token host run on core 0 and the load
 # on core 1, then both on both cores. Parts and whole alternate in slices of about the same length, and medians count (see
@@ -75,7 +75,7 @@ for ((round = 1; round <= rounds; round++)); do
     AS=p256-one whole p256 0.5 --connections 1 --streams 1
     AS=p256-one-memory whole p256-memory 0.5 --connections 1 --streams 1
   done
-  for _ in 1 2; do
+  for _ in 1 2 3 4; do
     token_alone rsa 1 1.5 token.rsa
     # Long beside the tenth of a second that a request waits.
     whole rsa 1.5
@@ -84,7 +84,7 @@ for ((round = 1; round <= rounds; round++)); do
     AS=p256-new whole p256 1 --new-connections
   done
   CORES=0,1 LOAD_CORES=0,1
-  for _ in 1 2; do
+  for _ in 1 2 3 4; do
     whole p256-two 1
     whole p256-two-memory 1
     token_alone rsa 2 1.5 token.rsa-two
