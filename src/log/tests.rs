@@ -170,6 +170,20 @@ async fn what_is_ready_soon_joins_the_group() {
     log.close().await;
 }
 
+/// The writer's tick would bring each in the end, a quarter of a second late.
+#[tokio::test]
+async fn the_writer_is_called_for_each_group() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
+    let began = std::time::Instant::now();
+    for _ in 0..16 {
+        log.append(Box::new(intent("AA=="))).await.unwrap();
+    }
+    assert_eq!(log.stats().flushes, 16);
+    assert!(began.elapsed() < Duration::from_secs(2), "they waited for the writer's tick: {:?}", began.elapsed());
+    log.close().await;
+}
+
 /// A log that a crash cut at any byte: beyond the checkpoint what is whole is kept and the rest set aside; below, refused.
 #[test]
 fn a_log_cut_at_any_byte() {
