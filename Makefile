@@ -20,8 +20,8 @@ run: ## the same, and the daemon stays up
 	@softhsm/demo.sh --stay
 
 test: packages ## every test, with SoftHSM
-	$(CARGO) test --locked --all-targets --no-fail-fast
-	$(CARGO) test --locked --doc
+	$(CARGO) test --locked --workspace --all-targets --no-fail-fast
+	$(CARGO) test --locked --workspace --doc
 
 test-browser: ## the status page in a headless Chromium; pictures in target/tmp/status-page
 	@softhsm/packages.sh --for browser
@@ -63,17 +63,17 @@ test-long: packages ## what takes too long for every change, an hour of random f
 	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
 	@tests/istio/build.sh >/dev/null
-	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --profile fast-tests --all-targets -- --include-ignored
+	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --profile fast-tests --workspace --all-targets -- --include-ignored
 
 faults: packages ## every return code at every PKCS#11 function, under load; writes docs/FAULTS.md; half an hour
 	FAULTS_PAGE=write $(CARGO) test --locked --profile fast-tests --test fault_matrix -- --ignored --nocapture \
 		every_code_at_every_function
 
 check: packages dependencies ## format, lints, documentation, dependencies
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --lib --bins --examples -- -D warnings
-	$(CARGO) clippy --locked --all-targets -- -D warnings $(IN_TESTS)
-	$(CARGO) doc --locked --no-deps --document-private-items
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --lib --bins --examples -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings $(IN_TESTS)
+	$(CARGO) doc --locked --workspace --no-deps --document-private-items
 	@for script in .ci/run benches/*.sh softhsm/*.sh softhsm/softhsm-init deploy/*/*.sh tests/*.sh tests/kube/*.sh; do \
 		bash -n $$script || exit 1; done
 
@@ -81,13 +81,13 @@ dependencies: ## licences, bans and sources of what the lock file names
 	@.ci/dependencies
 
 bench: packages ## the pure parts (criterion), then a daemon beside its parts and the speed goals, a slow token, a storm
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --workspace
 	@benches/endpoint.sh
 	@benches/delayed.sh
 	@benches/storm.sh
 
 format: ## format the sources
-	$(CARGO) fmt
+	$(CARGO) fmt --all
 
 image: packages ## a container image (OCI layout) in target/image, without a registry
 	@softhsm/packages.sh --for deploy

@@ -27,7 +27,8 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/harness.sh"
 
 if [[ -z ${CA:-} || -z ${FAULTY:-} ]]; then
   umask "$users_umask"
-  cargo build --quiet --release --locked --bin istio-hsm-ca --example workload_token
+  cargo build --quiet --release --locked --bins
+  cargo build --quiet --release --locked --package istio-hsm-ca-bench --bins --example workload_token
   target=${CARGO_TARGET_DIR:-$root/target}
   cargo build --quiet --release --locked --manifest-path tests/faulty-token/Cargo.toml --target-dir "$target/faulty-token"
   umask 077

@@ -33,13 +33,16 @@ issuer=https://bench.invalid server_name=istiod.istio-system.svc
 built() {
   if [[ -z ${CA:-} || -z ${PARTS:-} ]]; then
     umask "$users_umask"
-    cargo build --quiet --release --locked --bin istio-hsm-ca --example workload_token
+    cargo build --quiet --release --locked --bins
+    cargo build --quiet --release --locked --package istio-hsm-ca-bench --bins --example workload_token
     cargo bench --locked --no-run --bench parts 2>"$memory/build" || { cat "$memory/build" >&2; exit 1; }
     umask 077
     PARTS=$root/$(sed -n 's/^ *Executable benches\/parts\.rs (\(.*\))$/\1/p' "$memory/build")
     CA=${CARGO_TARGET_DIR:-$root/target}/release/istio-hsm-ca
   fi
-  quietly "$(dirname "$CA")/examples/workload_token" --directory "$memory/issuer" --issuer "$issuer" \
+  # A build from before the load generator was a program of its own can be measured with a newer one.
+  BENCH=${BENCH:-$(dirname "$CA")/istio-hsm-ca-bench}
+  quietly "$(dirname "$BENCH")/examples/workload_token" --directory "$memory/issuer" --issuer "$issuer" \
     --audience istio-ca --namespace bench --service-account w0 --out "$memory/workload-token"
 }
 
@@ -55,7 +58,7 @@ token() {
 # alone TOKEN SESSIONS SECONDS ROUNDS: what the token alone signs; the report goes to $memory/run.
 alone() {
   local dir=$memory/$1
-  SOFTHSM2_CONF=$dir/softhsm2.conf ${CORES:+taskset -c "$CORES"} "$CA" bench token --token "${uri[$1]}" \
+  SOFTHSM2_CONF=$dir/softhsm2.conf ${CORES:+taskset -c "$CORES"} "$BENCH" token --token "${uri[$1]}" \
     --pin-file "$dir/pin" --ca-cert "$dir/bundle/ca-cert.pem" --sessions "$2" --seconds "$3" --rounds "$4" --output json \
     >"$memory/run"
 }
@@ -131,7 +134,7 @@ end_daemon() {
 drive() {
   local address=$1 roots=$2 server=$3
   shift 3
-  ${LOAD_CORES:+taskset -c "$LOAD_CORES"} "$CA" bench endpoint --address "$address" --server-name "$server_name" \
+  ${LOAD_CORES:+taskset -c "$LOAD_CORES"} "$BENCH" endpoint --address "$address" --server-name "$server_name" \
     --roots "$roots" --token-key "$memory/issuer/key.pem" --issuer "$issuer" --pid "$server" --output json "$@" \
     >"$memory/run" || { cat "$memory/run" >&2; fail "the load failed"; }
   if grep -q '"errors": *{$' "$memory/run"; then

@@ -12,13 +12,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use audit_log::{CheckpointSignError, CheckpointSignature, CheckpointSigner, Intent, Log, Outcome, Settings};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-use istio_hsm_ca::{
-    auth::Caller,
-    identity::Name,
-    log::{CheckpointSignError, CheckpointSignature, CheckpointSigner, Intent, Log, Outcome, Settings},
-    pki::{Issuer, Profile, PublicKey, Tbs, Template, tbs::Serial},
-};
+use istio_hsm_ca::auth::Caller;
+use pki::{Issuer, Profile, PublicKey, Tbs, Template, identity::Name, tbs::Serial};
 use rcgen::{KeyPair, PublicKeyData, RsaKeySize};
 
 /// How long each figure is measured, and how many rounds are interleaved.
@@ -64,8 +61,7 @@ fn intents(key: &KeyPair, count: usize) -> Vec<Intent> {
         Intent {
             request_id: format!("{number:032x}"),
             time: SystemTime::now(),
-            caller: Caller::operator(1000),
-            grant: None,
+            caller: (&Caller::operator(1000)).into(),
             tbs: Arc::new(tbs),
         }
     };

@@ -17,34 +17,33 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use audit_log::{Intent, Log, Outcome};
+use bench::agent::{KeyKind, TokenIssuer, Workload, WorkloadKey};
 use futures_util::future::join_all;
+use istio_api::{
+    IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService,
+};
 use istio_hsm_ca::{
-    agent::{KeyKind, TokenIssuer, Workload, WorkloadKey},
     auth::{self, Authenticator, ClusterId, Credentials},
     grpc::{
         Settings,
-        generated::{
-            IstioCertificateRequest, IstioCertificateResponse,
-            istio_certificate_service_server::IstioCertificateService,
-        },
         listener::Listener,
         server::{routes, serve},
         tls::{ServingCertificate, server_config},
     },
-    log::{Intent, Log, Outcome},
-    pki::{
-        Issued, Issuer, Profile, PublicKey, Tbs, Template, VerifiedCsr,
-        lint::{self, Ca, Facts},
-        tbs::Serial,
-    },
     policy::{Asked, Rules},
     telemetry::{
-        self, RequestId,
+        RequestId,
         metrics::{self, Step},
         recent::{self, Recent},
     },
 };
 use nix::time::{ClockId, clock_gettime};
+use pki::{
+    Issued, Issuer, Profile, PublicKey, Tbs, Template, VerifiedCsr,
+    lint::{self, Ca, Facts},
+    tbs::Serial,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair,
     PublicKeyData, RsaKeySize, SigningKey,
@@ -117,7 +116,7 @@ fn issuer(key: &KeyPair, now: SystemTime) -> Arc<Issuer> {
 
 fn measure(directory: &Path, storm: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let now = istio_hsm_ca::clock::now();
+    let now = process::clock::now();
     let p256 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
     let id = "spiffe://cluster.local/ns/bench/sa/w1";
@@ -207,13 +206,13 @@ fn measure(directory: &Path, storm: bool) {
         Facts::parse(black_box(tbs.der())).and_then(|facts| lint::leaf(&facts, &ca, 90 * DAY)).unwrap();
     });
     telemetry(&tbs, &caller);
-    log(&runtime, directory, &Intent { request_id: "0".repeat(32), time: now, caller, grant: Some(grant), tbs });
+    log(&runtime, directory, &Intent { request_id: "0".repeat(32), time: now, caller: (&caller).into(), tbs });
 }
 
 /// What is told of each certificate: the line on standard error, the metrics, the status page's hour.
 fn telemetry(tbs: &Tbs, caller: &auth::Caller) {
     let _metrics = metrics::install();
-    let _lines = telemetry::init_in_background(&telemetry::Settings::default()).unwrap();
+    let _lines = process::logging::init_in_background(&process::logging::Settings::default()).unwrap();
     let recent = Recent::new();
     let peer: SocketAddr = "127.0.0.1:40000".parse().unwrap();
     part("telemetry", 1, || {
@@ -225,7 +224,7 @@ fn telemetry(tbs: &Tbs, caller: &auth::Caller) {
         metrics::answered("issued", caller.method().as_str(), start.elapsed());
         let names: Vec<_> = tbs.template().names.iter().map(ToString::to_string).collect();
         recent.issued(recent::Certificate {
-            time: istio_hsm_ca::clock::now(),
+            time: process::clock::now(),
             caller: caller.identity().to_string(),
             method: caller.method().as_str(),
             names: names.join(", "),
@@ -249,7 +248,7 @@ fn telemetry(tbs: &Tbs, caller: &auth::Caller) {
 
 /// Intent, flush shared by a group, and outcome.
 fn log(runtime: &tokio::runtime::Runtime, directory: &Path, intent: &Intent) {
-    let settings = istio_hsm_ca::log::Settings::new(directory.join("parts-log"), "bench.invalid/log");
+    let settings = audit_log::Settings::new(directory.join("parts-log"), "bench.invalid/log");
     let (log, _) = runtime.block_on(async { Log::open(settings, None) }).unwrap();
     part("log", u32::try_from(GROUP).unwrap(), || {
         let record = || async {
@@ -286,7 +285,7 @@ impl IstioCertificateService for Echo {
 }
 
 fn echo(directory: &Path) {
-    istio_hsm_ca::hardening::raise_open_files().unwrap();
+    process::hardening::raise_open_files().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();

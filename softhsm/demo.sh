@@ -73,7 +73,8 @@ ready() {
 (umask "$users_umask" && "$here/packages.sh")
 step "packages are there: softhsm2, opensc, openssl, a C compiler and cmake"
 
-(umask "$users_umask" && cargo build --quiet --locked --bin istio-hsm-ca --example agent --example workload_token)
+(umask "$users_umask" && cargo build --quiet --locked --bins &&
+  cargo build --quiet --locked --package istio-hsm-ca-bench --examples)
 target=${CARGO_TARGET_DIR:-$root/target}/debug
 ca=$target/istio-hsm-ca agent=$target/examples/agent workload_token=$target/examples/workload_token
 step "built $ca"

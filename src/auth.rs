@@ -22,7 +22,8 @@ pub use authenticator::{AuthError, Authenticator, NotReady, Refusals, Settings, 
 pub use client_certificate::accept_any::AcceptAny;
 pub use credentials::{ClusterId, ClusterName, Credentials, bearer};
 
-use crate::identity::SpiffeId;
+use audit_log::record::CallerField;
+use pki::identity::SpiffeId;
 
 /// How a caller proved who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,6 +141,16 @@ pub struct Caller {
     pod: Option<Arc<BoundPod>>,
     peer: Option<IpAddr>,
     acts_for: Option<SpiffeId>,
+}
+
+impl From<&Caller> for CallerField {
+    fn from(caller: &Caller) -> Self {
+        Self {
+            method: caller.method().as_str().to_owned(),
+            identity: caller.identity().to_string(),
+            peer: caller.peer(),
+        }
+    }
 }
 
 impl Caller {

@@ -1,4 +1,4 @@
-//! Reads the files of a plug-in CA from a directory. Not pure: this is the file access that [`crate::pki`] never does.
+//! Reads the files of a plug-in CA from a directory. Not pure: this is the file access that [`pki`] never does.
 //!
 //! Two layouts, as Istio has them (security/pkg/pki/ca, `istio_ca.go`): tls.crt, tls.key and ca.crt when there is a
 //! tls.crt, else ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem. It reads public files only and gives the
@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::pki::{
+use pki::{
     bundle::{BundleFiles, Input, Problem},
     pem::TEXT_MAX,
 };
@@ -58,7 +58,7 @@ impl BundlePaths {
     }
 
     /// The same; a file with a problem is empty, so that the others can be checked all the same
-    /// ([`Bundle::check_read`](crate::pki::Bundle::check_read)).
+    /// ([`Bundle::check_read`](pki::Bundle::check_read)).
     #[must_use]
     pub fn read_what_is_there(&self) -> (BundleFiles, Vec<Problem>) {
         let mut problems = Vec::new();
@@ -82,18 +82,16 @@ impl BundlePaths {
     }
 }
 
-impl BundleFiles {
-    /// Reads the public files in a directory, in whichever of the two layouts it has.
-    ///
-    /// # Errors
-    /// That there is no such directory, or one problem for each file that is missing, unreadable, or larger than 1 MiB.
-    pub fn read(directory: &Path) -> Result<Self, Vec<Problem>> {
-        if !directory.is_dir() {
-            let reason = "is no directory; name the one that `import` or `install` wrote by --bundle";
-            return Err(vec![Problem::new(&directory.display().to_string(), reason.to_owned())]);
-        }
-        BundlePaths::in_directory(directory).read()
+/// Reads the public files in a directory, in either layout.
+///
+/// # Errors
+/// That there is no such directory, or one problem for each file that is missing, unreadable, or larger than 1 MiB.
+pub fn read_directory(directory: &Path) -> Result<BundleFiles, Vec<Problem>> {
+    if !directory.is_dir() {
+        let reason = "is not a directory; name the one that `import` or `install` wrote by --bundle";
+        return Err(vec![Problem::new(&directory.display().to_string(), reason.to_owned())]);
     }
+    BundlePaths::in_directory(directory).read()
 }
 
 /// At most one byte more than is accepted, so that a device or an endless pipe ends too.
@@ -136,13 +134,13 @@ mod tests {
     #[test]
     fn both_layouts_are_read_byte_for_byte() {
         let istio = directory(&["ca-cert.pem", "root-cert.pem", "cert-chain.pem"]);
-        let files = BundleFiles::read(istio.path()).unwrap();
+        let files = read_directory(istio.path()).unwrap();
         assert_eq!(files.ca_cert.bytes, b"ca-cert.pem");
         assert_eq!(files.cert_chain.bytes, b"cert-chain.pem");
         assert_eq!(files.root_cert.bytes, b"root-cert.pem");
         assert!(files.root_cert.name.ends_with("/root-cert.pem"));
         let tls = directory(&["tls.crt", "ca.crt", "ca-cert.pem"]);
-        let files = BundleFiles::read(tls.path()).unwrap();
+        let files = read_directory(tls.path()).unwrap();
         assert_eq!((&*files.ca_cert.bytes, &*files.root_cert.bytes), (&b"tls.crt"[..], &b"ca.crt"[..]));
         assert!(files.cert_chain.bytes.is_empty());
         assert!(BundlePaths::in_directory(tls.path()).ca_key.ends_with("tls.key"));
@@ -150,11 +148,11 @@ mod tests {
 
     #[test]
     fn each_missing_file_is_named() {
-        let problems = BundleFiles::read(directory(&["root-cert.pem"]).path()).unwrap_err();
+        let problems = read_directory(directory(&["root-cert.pem"]).path()).unwrap_err();
         let names: Vec<_> = problems.iter().map(|problem| problem.file.rsplit('/').next().unwrap()).collect();
         assert_eq!(names, ["ca-cert.pem", "cert-chain.pem"]);
         assert!(problems[0].reason.contains("is missing"));
-        let empty = BundleFiles::read(directory(&[]).path()).unwrap_err();
+        let empty = read_directory(directory(&[]).path()).unwrap_err();
         assert_eq!(empty.len(), 3);
     }
 
@@ -163,7 +161,7 @@ mod tests {
         let directory = directory(&["ca-cert.pem", "root-cert.pem"]);
         std::fs::create_dir(directory.path().join("cert-chain.pem")).unwrap();
         std::fs::write(directory.path().join("root-cert.pem"), vec![b' '; TEXT_MAX + 1]).unwrap();
-        let problems = BundleFiles::read(directory.path()).unwrap_err();
+        let problems = read_directory(directory.path()).unwrap_err();
         let reasons: Vec<_> = problems.iter().map(ToString::to_string).collect();
         assert!(reasons[0].contains("cert-chain.pem: cannot be read"), "{reasons:?}");
         assert!(reasons[1].contains("root-cert.pem: is larger than 1 MiB"), "{reasons:?}");

@@ -1,6 +1,5 @@
 //! The command line: clap types and dispatch; one file per command.
 
-pub mod bench;
 pub mod bundle_dir;
 pub mod check;
 pub mod configured;
@@ -10,16 +9,16 @@ pub mod inspect;
 pub mod install;
 pub mod issue;
 pub mod log;
-pub mod output;
 pub mod serve;
 pub mod token;
-pub mod token_host;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use output::Output;
+use crate::token_pool;
+
+use process::output::Output;
 
 /// A certificate authority for Istio whose signing key lives in a PKCS#11 token.
 #[derive(Debug, Parser)]
@@ -34,8 +33,6 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure a token, or a running daemon.
-    Bench(bench::BenchArguments),
     /// Everything that would stop `serve`, all at once, each with its remedy.
     Check(check::Args),
     /// Make the CA's key in the token: a self-signed root, or a request for the root's owner to sign.
@@ -53,8 +50,13 @@ enum Command {
     Log(log::LogCommand),
     /// Run the daemon.
     Serve(serve::Args),
-    /// The process that holds a token: started by `serve`, by systemd, or as a container.
-    TokenHost(token_host::Args),
+    /// Run the token host: the program istio-hsm-ca-token-host, with these arguments.
+    #[command(disable_help_flag = true)]
+    TokenHost {
+        /// The token host's arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 /// Parses the command line, runs the command, and gives the process's exit status: 0 done, 1 refused or failed,
@@ -71,14 +73,13 @@ pub fn main() -> ExitCode {
     };
     // The host hardens itself, after it has taken its socket.
     let command = match command {
-        Command::TokenHost(args) => return token_host::run(args),
+        Command::TokenHost { arguments } => return output.fail(&token_pool::exec_host(&arguments).into()),
         command => command,
     };
-    if let Err(error) = crate::hardening::no_core_dumps() {
+    if let Err(error) = process::hardening::no_core_dumps() {
         return output.fail(&error.into());
     }
     let done = match command {
-        Command::Bench(args) => bench::run(args, output),
         Command::Check(args) => check::run(args, output),
         Command::Generate(args) => generate::run(args, output),
         Command::Import(args) => import::run(args, output),
@@ -87,7 +88,7 @@ pub fn main() -> ExitCode {
         Command::Issue(args) => issue::run(args, output),
         Command::Log(args) => log::run(args, output),
         Command::Serve(args) => serve::run(args),
-        Command::TokenHost(_) => Ok(()),
+        Command::TokenHost { .. } => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

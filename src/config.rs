@@ -11,8 +11,9 @@ mod sections;
 
 use std::path::{Path, PathBuf};
 
-use crate::{auth, grpc, telemetry};
+use crate::{auth, grpc};
 use document::{Document, Problem};
+use process::logging;
 pub use sections::{Admin, Ca, HostLimits, Log, RateLimits, Serving, Ship, Token};
 
 /// The largest configuration file in bytes.
@@ -42,7 +43,7 @@ pub struct Config {
     /// `[kubernetes]`; without it no API server is asked anything.
     pub kubernetes: Option<crate::kubernetes::Settings>,
     /// `[logging]`.
-    pub logging: telemetry::Settings,
+    pub logging: logging::Settings,
 }
 
 /// Why there is no configuration.
@@ -110,7 +111,7 @@ impl Config {
         let log: Option<Log> = document.section("log");
         let admin: Option<Admin> = document.section_or_default("admin");
         let rate_limits: Option<RateLimits> = document.section_or_default("rate_limits");
-        let logging: Option<telemetry::Settings> = document.section_or_default("logging");
+        let logging: Option<logging::Settings> = document.section_or_default("logging");
         let kubernetes: Option<crate::kubernetes::Settings> = document.optional_section("kubernetes");
         if let (Some(settings), Some(ca), Some(auth), Some(hosts)) = (&kubernetes, &ca, &auth, &token_host) {
             kubernetes::check(settings, ca, auth, hosts, &mut document);

@@ -33,10 +33,10 @@ use crate::{
     auth::{AcceptAny, Authenticator},
     config::{Admin, Config},
     grpc::{self, listener::Listener, service::CertificateService},
-    hardening,
     telemetry::metrics::{self, Metrics},
 };
 use background::Background;
+use process::hardening;
 use readiness::{Readiness, Report};
 use setup::{Core, SetupError};
 

@@ -16,9 +16,6 @@ use tokio::sync::watch;
 
 use crate::{
     auth::{Caller, Identity},
-    clock::{self, Clock, ClockError},
-    log::{Intent, Log, LogError, Outcome, Recorded},
-    pki::{Issued, Issuer, Tbs, VerifiedCsr, csr::CsrError, tbs::Serial, tbs::TbsError, verify::VerifyError},
     policy::{Asked, Denied, Rules},
     signer::{Class, Context, SignError, Signer},
     telemetry::{
@@ -26,7 +23,15 @@ use crate::{
         recent::{self, Recent},
     },
 };
+use audit_log::{Intent, Log, LogError, Outcome, Recorded};
 use limits::{Limited, Limits};
+use pki::{
+    Issued, Issuer, Tbs, VerifiedCsr,
+    csr::CsrError,
+    tbs::{Serial, TbsError},
+    verify::VerifyError,
+};
+use process::clock::{self, Clock, ClockError};
 
 /// How many wrong signatures one request bears before it is given up: one from each of two tokens.
 const WRONG_SIGNATURES: usize = 2;
@@ -86,7 +91,7 @@ pub struct CertificateAuthority {
     replaced: watch::Sender<u64>,
     rules: Rules,
     limits: Limits,
-    first_class: Vec<crate::identity::SpiffeId>,
+    first_class: Vec<pki::identity::SpiffeId>,
     default_deadline: Duration,
     clock: Clock,
     log: Log,
@@ -104,7 +109,7 @@ pub struct Parts {
     /// Rate limits.
     pub limits: Limits,
     /// Identities whose requests go first: istiod's, gateways'.
-    pub first_class: Vec<crate::identity::SpiffeId>,
+    pub first_class: Vec<pki::identity::SpiffeId>,
     /// How long a request may take whose caller sets no deadline.
     pub default_deadline: Duration,
     /// The daemon's clock.
@@ -206,7 +211,7 @@ impl CertificateAuthority {
         let tbs = Arc::new(Tbs::build(grant.template().clone(), issuer, Serial::random())?);
         lap.end(Step::Build);
         let class = self.class(&caller);
-        let intent = Intent { request_id: id.to_string(), time: now, caller, grant: Some(grant), tbs };
+        let intent = Intent { request_id: id.to_string(), time: now, caller: (&caller).into(), tbs };
         let recorded = self.log.record(intent).await?;
         lap.end(Step::Log);
         let context = Context { request_id: id, deadline, class, avoid: Vec::new() };

@@ -15,21 +15,15 @@
 //!
 //! Each type has private fields and one place that can make it, so that no step can be skipped.
 
-pub mod agent;
 pub mod auth;
 pub mod bundle_files;
 pub mod cli;
-pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod grpc;
-pub mod hardening;
-pub mod identity;
 pub mod issue;
 pub mod kubernetes;
-pub mod log;
-pub mod pki;
 pub mod policy;
 pub mod signer;
 pub mod telemetry;
-pub mod token;
+pub mod token_pool;

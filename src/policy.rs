@@ -16,14 +16,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use clusters::{ClusterRules, IntermediateRules, RequesterRules, Scope, ServerRules, SignerRules, WorkloadRules};
 pub use denied::{Denied, Kind};
 
-use crate::{
-    auth::{Caller, Identity, InternalCaller},
+use crate::auth::{Caller, Identity, InternalCaller};
+use pki::{
+    Issuer, Profile, Template, VerifiedCsr,
+    csr::RequestedName,
     identity::{DnsName, Name, TrustDomain},
-    pki::{
-        Issuer, Profile, Template, VerifiedCsr,
-        csr::RequestedName,
-        profile::{CLOCK_SKEW, NAMES_MAX},
-    },
+    profile::{CLOCK_SKEW, NAMES_MAX},
 };
 
 /// What a request asks for besides its CSR (ISTIO.md 1.1).

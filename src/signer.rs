@@ -8,7 +8,8 @@ use std::{
     time::Instant,
 };
 
-use crate::{log::Recorded, pki::Tbs};
+use audit_log::Recorded;
+use pki::Tbs;
 
 /// A boxed future, since [`Signer`] is used as a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

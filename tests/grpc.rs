@@ -3,8 +3,6 @@
 
 #[path = "grpc/frames.rs"]
 mod frames;
-#[path = "grpc/generated.rs"]
-mod generated;
 #[path = "grpc/harness.rs"]
 mod harness;
 #[path = "grpc/limits.rs"]

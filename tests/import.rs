@@ -12,19 +12,17 @@ use cryptoki::{
     object::{Attribute, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use istio_hsm_ca::{
-    pki::PublicKey,
-    token::{
-        generate,
-        import::{self, Control, How, ImportError, Options, Problem, WrapAttempt},
-        inspect,
-        key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, objects::Placed},
-        mechanism,
-        module::{LoginError, PinState},
-    },
-};
+use pki::PublicKey;
 use rcgen::RsaKeySize;
 use secrecy::SecretString;
+use token::{
+    generate,
+    import::{self, Control, How, ImportError, Options, Problem, WrapAttempt},
+    inspect,
+    key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, objects::Placed},
+    mechanism,
+    module::{LoginError, PinState},
+};
 
 const LABEL: &str = "istio-ca";
 
@@ -365,7 +363,7 @@ fn a_failure_removes_what_was_made() {
 
 #[test]
 fn generated_keys_sign_and_are_never_overwritten() {
-    use istio_hsm_ca::pki::KeyAlgorithm::{Ed25519, P256, P384, Rsa};
+    use pki::KeyAlgorithm::{Ed25519, P256, P384, Rsa};
     let token = TestToken::new("generate");
     let session = token.session();
     for algorithm in [P256, P384, Ed25519, Rsa { bits: 2048 }, Rsa { bits: 3072 }] {

@@ -13,15 +13,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use istio_hsm_ca::{
-    clock,
+use pki::{
+    Bundle, Issued, Issuer, Profile, Tbs, Template, VerifiedCsr,
+    bundle::{BundleFiles, Input},
     identity::Name,
-    pki::{
-        Bundle, Issued, Issuer, Profile, Tbs, Template, VerifiedCsr,
-        bundle::{BundleFiles, Input},
-        tbs::Serial,
-    },
+    tbs::Serial,
 };
+use process::clock;
 use rcgen::{CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, RsaKeySize, SigningKey};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tempfile::TempDir;
@@ -213,7 +211,7 @@ fn webpki_verifies_for_both_purposes() {
 }
 
 fn der(pem: &str) -> CertificateDer<'static> {
-    let blocks = istio_hsm_ca::pki::pem::blocks(pem.as_bytes()).unwrap();
+    let blocks = pki::pem::blocks(pem.as_bytes()).unwrap();
     assert_eq!(blocks.len(), 1, "one certificate an element");
     CertificateDer::from(blocks[0].der.to_vec())
 }

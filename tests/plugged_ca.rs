@@ -9,14 +9,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use istio_hsm_ca::{
-    clock,
-    pki::{
-        Bundle, PublicKey,
-        bundle::{BundleFiles, Input},
-        pem,
-    },
+use pki::{
+    Bundle, PublicKey,
+    bundle::{BundleFiles, Input},
+    pem,
 };
+use process::clock;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 const DAY: Duration = Duration::from_secs(86_400);

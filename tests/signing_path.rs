@@ -12,8 +12,6 @@
 
 mod common;
 
-#[path = "signing_path/bench.rs"]
-mod bench;
 #[path = "signing_path/client_certificates.rs"]
 mod client_certificates;
 #[path = "signing_path/counted.rs"]
@@ -26,6 +24,8 @@ mod ending;
 mod judges;
 #[path = "signing_path/malformed.rs"]
 mod malformed;
+#[path = "signing_path/measured.rs"]
+mod measured;
 #[path = "signing_path/outcomes.rs"]
 mod outcomes;
 #[path = "signing_path/overload.rs"]

@@ -22,8 +22,8 @@ mod clients;
 mod faults;
 #[path = "soak/killed.rs"]
 mod killed;
-#[path = "soak/process.rs"]
-mod process;
+#[path = "soak/proc_status.rs"]
+mod proc_status;
 #[path = "soak/random.rs"]
 mod random;
 #[path = "soak/storm.rs"]

@@ -23,7 +23,7 @@ done
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 root=$(dirname -- "$(dirname -- "$here")")
 if [[ -z $program ]]; then
-  (cd "$root" && cargo build --release --locked --bin istio-hsm-ca)
+  (cd "$root" && cargo build --release --locked --bins)
   program=${CARGO_TARGET_DIR:-$root/target}/release/istio-hsm-ca
 fi
 case $(uname -m) in

@@ -19,7 +19,9 @@ while (( $# )); do
   esac
 done
 [[ -n $program && -n $out ]] || usage
-[[ -x $program ]] || { echo "$program is no program; build it first: cargo build --release" >&2; exit 1; }
+for built in "$program" "$(dirname -- "$program")/istio-hsm-ca-token-host"; do
+  [[ -x $built ]] || { echo "$built is not an executable file; build it first: cargo build --release" >&2; exit 1; }
+done
 [[ ! -e $out ]] || { echo "$out exists; give a new directory" >&2; exit 1; }
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 root=$(dirname -- "$(dirname -- "$here")")
@@ -61,10 +63,13 @@ take() {
 # What the loader would load, the loader itself included.
 libraries() { ldd "$1" 2>/dev/null | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) (0x.*/\1/p'; }
 
-cp "$program" "$out/usr/bin/istio-hsm-ca"
-strip --strip-debug "$out/usr/bin/istio-hsm-ca"
-chmod 0755 "$out/usr/bin/istio-hsm-ca"
-while read -r library; do take "$library"; done < <(libraries "$program")
+for name in istio-hsm-ca istio-hsm-ca-token-host; do
+  built=$(dirname -- "$program")/$name
+  cp "$built" "$out/usr/bin/$name"
+  strip --strip-debug "$out/usr/bin/$name"
+  chmod 0755 "$out/usr/bin/$name"
+  while read -r library; do take "$library"; done < <(libraries "$built")
+done
 # Roots for issuers whose keys are fetched by HTTPS.
 if [[ -e /etc/ssl/certs/ca-certificates.crt ]]; then
   cp /etc/ssl/certs/ca-certificates.crt "$out/etc/ssl/certs/"

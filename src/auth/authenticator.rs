@@ -19,7 +19,7 @@ use super::{
     node::{ImpersonationError, Nodes},
     token_review::{ReviewError, TokenReviews},
 };
-use crate::{identity::TrustDomain, pki::Issuer};
+use pki::{Issuer, identity::TrustDomain};
 
 /// The longest configured file in bytes.
 const MOST: u64 = 4 * 1024 * 1024;

@@ -24,9 +24,9 @@ use super::{
     SetupError,
     answers::{Answers, sha256},
 };
-use crate::{
+use pki::{
+    Issuer, PublicKey,
     identity::{SpiffeId, TrustDomain},
-    pki::{Issuer, PublicKey},
 };
 
 /// How many signature checks are remembered: some hundred bytes each.

@@ -32,7 +32,7 @@ use super::{
     answers::{Answers, sha256},
     credentials::{ClusterId, ClusterName, Token},
 };
-use crate::identity::{SpiffeId, TrustDomain};
+use pki::identity::{SpiffeId, TrustDomain};
 
 /// How many answers are kept: some hundred bytes each.
 const REMEMBERED: usize = 16_384;

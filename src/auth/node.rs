@@ -11,7 +11,7 @@ use super::{
     Caller, ClusterName, Identity,
     token_review::{BoxFuture, Unanswered},
 };
-use crate::identity::{NameError, Namespace, ServiceAccount, SpiffeId, TrustDomain};
+use pki::identity::{NameError, Namespace, ServiceAccount, SpiffeId, TrustDomain};
 
 /// A pod as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -29,10 +29,8 @@ use super::{
         token::Compact,
     },
 };
-use crate::{
-    identity::{Namespace, SpiffeId, TrustDomain},
-    telemetry::metrics,
-};
+use crate::telemetry::metrics;
+use pki::identity::{Namespace, SpiffeId, TrustDomain};
 
 /// How many answers are kept: some hundred bytes each.
 const REMEMBERED: usize = 16_384;

@@ -11,8 +11,9 @@ mod network;
 mod process;
 mod token;
 
-use super::{configured::ConfigArgs, output::Output};
+use super::configured::ConfigArgs;
 use crate::config::{Config, ConfigError};
+use ::process::output::Output;
 use finding::{Finding, Findings, Level};
 
 /// Arguments of `check`.

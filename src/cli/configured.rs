@@ -2,10 +2,8 @@
 
 use std::{net::SocketAddr, num::NonZeroU8, path::PathBuf};
 
-use crate::{
-    config::{Config, ConfigError},
-    token::TokenUri,
-};
+use crate::config::{Config, ConfigError};
+use token::TokenUri;
 
 /// The configuration and the flags over it.
 #[derive(Clone, Debug, clap::Args)]
@@ -151,6 +149,6 @@ mod tests {
         assert_eq!(config.admin.address.unwrap().port(), 2);
         assert_eq!(config.admin.status_address.unwrap().port(), 3);
         assert_eq!(config.admin.socket.as_deref().and_then(std::path::Path::to_str), Some("/s"));
-        assert_eq!(config.logging.format, crate::telemetry::Format::Json);
+        assert_eq!(config.logging.format, process::logging::Format::Json);
     }
 }

@@ -3,6 +3,7 @@
 //! All that can be refused is refused before the key is made. Nothing that exists is overwritten, neither a key nor a
 //! file; what fails after the key was made says what exists and what to do.
 
+mod ceremony;
 mod request;
 mod root;
 
@@ -11,16 +12,12 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::ValueEnum;
 
-use super::{
-    output::Output,
-    token::{Opened, TokenArgs, label_problem},
-};
-use crate::{
-    pki::{KeyAlgorithm, profile::ORGANIZATION_MAX, request::Subject},
-    token::{
-        Session,
-        generate::{self, Generated},
-    },
+use super::token::{Opened, TokenArgs, label_problem};
+use pki::{KeyAlgorithm, profile::ORGANIZATION_MAX, request::Subject};
+use process::output::Output;
+use token::{
+    Session,
+    generate::{self, Generated},
 };
 
 /// The life of Istio's own self-signed root in days (CITADEL_SELF_SIGNED_CA_CERT_TTL).

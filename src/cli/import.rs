@@ -15,17 +15,15 @@ use serde::Serialize;
 
 use super::{
     bundle_dir,
-    output::{Output, Refused},
     token::{Opened, TokensArgs, label_problem},
 };
-use crate::{
-    log::checkpoint,
-    token::{
-        TokenUri,
-        import::{self, ImportReport, Options, Ready},
-    },
-};
+use audit_log::checkpoint;
+use process::output::{Output, Refused};
 use source::Source;
+use token::{
+    TokenUri,
+    import::{self, ImportReport, Options, Ready},
+};
 
 /// Arguments of `import`.
 #[derive(Debug, clap::Args)]
@@ -164,7 +162,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     let mut summary = Summary {
         dry_run: args.dry_run,
         algorithm: source.key.public_key().algorithm().to_string(),
-        key_sha256: crate::token::key::hex(&source.key.public_key().fingerprint()),
+        key_sha256: token::key::hex(&source.key.public_key().fingerprint()),
         bundle: args.bundle.clone(),
         warnings: source.warnings(),
         tokens: Vec::new(),

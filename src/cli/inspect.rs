@@ -6,19 +6,16 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{
-    output::{Output, Refused},
-    token::{PinArgs, TokenArgs, module_path},
-};
-use crate::{
-    clock,
-    pki::{Bundle, PublicKey, bundle::BundleFiles},
-    token::{
-        Module, Session, TokenUri,
-        inspect::{self, CertificateView, Contents, KeyView, TokenView},
-        key::{self, hex, proof},
-        module::Info,
-    },
+use super::token::{PinArgs, TokenArgs, module_path};
+use crate::bundle_files::read_directory;
+use pki::{Bundle, PublicKey};
+use process::clock;
+use process::output::{Output, Refused};
+use token::{
+    Module, Session, TokenUri,
+    inspect::{self, CertificateView, Contents, KeyView, TokenView},
+    key::{self, hex, proof},
+    module::Info,
 };
 
 /// Arguments of `inspect`.
@@ -93,7 +90,7 @@ fn list(module: PathBuf, output: Output) -> anyhow::Result<()> {
 
 fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Result<()> {
     let bundle = bundle.map(read_bundle).transpose()?;
-    let view = if args.names_pin() || super::output::interactive() {
+    let view = if args.names_pin() || process::output::interactive() {
         let opened = args.open()?;
         let session = opened.login(false)?;
         let contents = inspect::contents(&session)?;
@@ -110,7 +107,7 @@ fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Res
 
 /// The CA's key by the bundle's certificate. A bundle that is refused is told as a whole.
 fn read_bundle(directory: PathBuf) -> anyhow::Result<(PathBuf, PublicKey)> {
-    match BundleFiles::read(&directory).and_then(|files| Bundle::check(files, clock::now())) {
+    match read_directory(&directory).and_then(|files| Bundle::check(files, clock::now())) {
         Ok(bundle) => Ok((directory, bundle.issuer().public_key().clone())),
         Err(problems) => {
             let reasons = problems.iter().map(ToString::to_string).collect();

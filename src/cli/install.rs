@@ -7,21 +7,16 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::{
-    bundle_dir,
-    output::{Output, Refused},
-    token::TokenArgs,
-};
-use crate::{
-    bundle_files::BundlePaths,
-    clock,
-    log::{timestamp, tree::sha256},
-    pki::{Bundle, bundle::Problem},
-    token::{
-        generate::{self, GenerateError, Installed},
-        key::{KeyError, hex},
-        module::Info,
-    },
+use super::{bundle_dir, token::TokenArgs};
+use crate::bundle_files::BundlePaths;
+use audit_log::{timestamp, tree::sha256};
+use pki::{Bundle, bundle::Problem};
+use process::clock;
+use process::output::{Output, Refused};
+use token::{
+    generate::{self, GenerateError, Installed},
+    key::{KeyError, hex},
+    module::Info,
 };
 
 /// Arguments of `install`.

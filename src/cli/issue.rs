@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{bundle_dir, configured::ConfigArgs, output::Output};
+use super::{bundle_dir, configured::ConfigArgs};
 use crate::{
     config::Config,
     daemon::{
@@ -20,10 +20,14 @@ use crate::{
         readiness::{Readiness, Report},
         setup,
     },
-    identity::{DnsName, SpiffeId},
-    pki::{VerifiedCsr, csr::CSR_MAX},
-    telemetry::{self, RequestId},
+    telemetry::RequestId,
 };
+use pki::{
+    VerifiedCsr,
+    csr::CSR_MAX,
+    identity::{DnsName, SpiffeId},
+};
+use process::output::Output;
 
 /// How long `issue` waits for the token when it runs alone.
 const ALONE: Duration = Duration::from_secs(30);
@@ -122,7 +126,7 @@ async fn ask(socket: &Path, request: &IssueRequest) -> anyhow::Result<IssueReply
 }
 
 async fn alone(config: &Config, request: IssueRequest) -> anyhow::Result<IssueReply> {
-    telemetry::init(&config.logging)?;
+    process::logging::init(&config.logging)?;
     let (readiness, background) = (Readiness::new(), Background::default());
     let core = setup::core(config, &readiness, &background).await?;
     let mut report = readiness.watch();

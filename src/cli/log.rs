@@ -11,18 +11,16 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::output::{Output, Refused};
-use crate::{
-    log::{
-        checkpoint::VerifierKeys,
-        prove,
-        record::{IntentLine, Line, OutcomeKind, OutcomeLine, hex},
-        show::{self, Books, Entry, Filter, Follow},
-        tree::leaf_hash,
-        verify::{self, Report},
-    },
-    pki::pem,
+use audit_log::{
+    checkpoint::VerifierKeys,
+    prove,
+    record::{IntentLine, Line, OutcomeKind, OutcomeLine, hex},
+    show::{self, Books, Entry, Filter, Follow},
+    tree::leaf_hash,
+    verify::{self, Report},
 };
+use pki::pem;
+use process::output::{Output, Refused};
 
 /// How often `show --follow` looks for new lines.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
@@ -352,7 +350,7 @@ fn check_certificate(directory: &Path, file: &Path, output: Output) -> anyhow::R
         ),
         Books::Absent { incomplete: false } => anyhow::bail!(
             "{shown} is NOT in the books (SHA-256 {}); keep it and find out who signed it",
-            hex(&crate::log::tree::sha256(&[&der]))
+            hex(&audit_log::tree::sha256(&[&der]))
         ),
     }
 }

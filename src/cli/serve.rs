@@ -1,7 +1,7 @@
 //! `serve`: the daemon.
 
 use super::configured::ConfigArgs;
-use crate::{daemon, telemetry};
+use crate::daemon;
 
 /// Arguments of `serve`.
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,7 @@ pub struct Args {
 /// When the configuration is refused, or the daemon cannot start.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config.read()?;
-    let _lines = telemetry::init_in_background(&config.logging)?;
+    let _lines = process::logging::init_in_background(&config.logging)?;
     let runtime = daemon::runtime::start(config.listen.threads)?;
     Ok(runtime.block_on(daemon::run(config))?)
 }

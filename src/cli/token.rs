@@ -6,8 +6,8 @@ use std::{fs::File, path::PathBuf};
 use anyhow::{Context, bail};
 use secrecy::SecretString;
 
-use super::output;
-use crate::token::{Module, Session, Token, TokenUri, pin};
+use process::output;
+use token::{Module, Session, Token, TokenUri, pin};
 
 /// One token and its PIN.
 #[derive(Clone, Debug, clap::Args)]

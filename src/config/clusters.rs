@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::Config;
 use crate::{
-    identity::{DnsName, Name},
     kubernetes::settings::{Cluster, IstiodCertificate},
     policy::{ClusterRules, IntermediateRules, RequesterRules, Rules, Scope, ServerRules, SignerRules, WorkloadRules},
 };
+use pki::identity::{DnsName, Name};
 
 impl Config {
     /// The rules of policy.

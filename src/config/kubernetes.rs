@@ -5,13 +5,15 @@ use std::time::Duration;
 use super::{Ca, HostLimits, document::Document};
 use crate::{
     auth,
-    identity::{Namespace, ServiceAccount, TrustDomain},
     kubernetes::{
         Settings,
         settings::{Cluster, CsrSigner, Intermediate, IstiodCertificate, RootConfigMap, TokenReview, WorkloadSecrets},
     },
-    pki::profile::{NAMES_MAX, ORGANIZATION_MAX},
     policy::Scope,
+};
+use pki::{
+    identity::{Namespace, ServiceAccount, TrustDomain},
+    profile::{NAMES_MAX, ORGANIZATION_MAX},
 };
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -3,12 +3,8 @@
 use std::{path::PathBuf, sync::Arc};
 
 use super::{Config, Token, clusters};
-use crate::{
-    grpc,
-    identity::Name,
-    log,
-    token::{client, host},
-};
+use crate::{grpc, token_pool};
+use pki::identity::Name;
 
 impl Config {
     /// What the gRPC endpoint takes.
@@ -22,8 +18,8 @@ impl Config {
 
     /// What the issuance log takes.
     #[must_use]
-    pub fn log_settings(&self) -> log::Settings {
-        let mut settings = log::Settings::new(&self.log.directory, self.log.origin());
+    pub fn log_settings(&self) -> audit_log::Settings {
+        let mut settings = audit_log::Settings::new(&self.log.directory, self.log.origin());
         if let Some(bytes) = self.log.segment_bytes {
             settings.segment_bytes = bytes.get();
         }
@@ -35,7 +31,7 @@ impl Config {
         }
         settings.keep_for = self.log.keep_for;
         settings.keep_bytes = self.log.keep_bytes;
-        settings.ship = self.log.ship.as_ref().map(|ship| log::Ship {
+        settings.ship = self.log.ship.as_ref().map(|ship| audit_log::Ship {
             program: ship.program.clone(),
             args: ship.arguments.clone(),
             timeout: ship.timeout,
@@ -45,24 +41,26 @@ impl Config {
 
     /// What the tokens' client takes.
     #[must_use]
-    pub fn pool_settings(&self) -> client::Settings {
+    pub fn pool_settings(&self) -> token_pool::Settings {
         let tokens = self.tokens.iter().map(|token| self.token_settings(token)).collect();
-        let mut settings = client::Settings::new(tokens);
+        let mut settings = token_pool::Settings::new(tokens);
         settings.queue = self.ca.queue.get();
         settings.logging = self.logging.clone();
         settings
     }
 
-    fn token_settings(&self, token: &Token) -> client::TokenSettings {
+    fn token_settings(&self, token: &Token) -> token_pool::TokenSettings {
         let link = match (&token.uri, &token.socket) {
-            (Some(uri), _) => client::Link::Child {
+            (Some(uri), _) => token_pool::Link::Child {
                 settings: Box::new(self.host_settings(token, uri.to_string())),
                 program: None,
                 environment: token.environment.clone(),
             },
-            (None, socket) => client::Link::Socket { path: socket.clone().unwrap_or_default(), uid: token.socket_uid },
+            (None, socket) => {
+                token_pool::Link::Socket { path: socket.clone().unwrap_or_default(), uid: token.socket_uid }
+            }
         };
-        client::TokenSettings {
+        token_pool::TokenSettings {
             name: Arc::from(token.name.as_str()),
             link,
             call_timeout: token.call_timeout,
@@ -71,11 +69,11 @@ impl Config {
     }
 
     /// What a host that the daemon starts is told.
-    fn host_settings(&self, token: &Token, uri: String) -> host::Settings {
+    fn host_settings(&self, token: &Token, uri: String) -> token_host::Settings {
         let limits = &self.token_host;
         let longest =
             limits.max_validity.unwrap_or_else(|| self.ca.max_ttl.max(self.serving.ttl).max(self.cluster_ttl()));
-        let mut settings = host::Settings::new(uri, self.pin_marker(token), self.ca.bundle.clone(), longest);
+        let mut settings = token_host::Settings::new(uri, self.pin_marker(token), self.ca.bundle.clone(), longest);
         settings.ca_certificates = vec![self.ca_in_use()];
         settings.sessions = token.sessions.get();
         settings.call_timeout = token.call_timeout;

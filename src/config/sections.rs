@@ -12,11 +12,9 @@ use std::{
 use serde::Deserialize;
 
 use super::document::Document;
-use crate::{
-    identity::{DnsName, SpiffeId, TrustDomain},
-    issue::limits,
-    token::{TokenUri, client},
-};
+use crate::{issue::limits, token_pool};
+use pki::identity::{DnsName, SpiffeId, TrustDomain};
+use token::TokenUri;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -60,7 +58,7 @@ impl Ca {
     }
 
     fn queue() -> NonZeroUsize {
-        NonZeroUsize::new(client::Settings::QUEUE).unwrap_or(NonZeroUsize::MIN)
+        NonZeroUsize::new(token_pool::Settings::QUEUE).unwrap_or(NonZeroUsize::MIN)
     }
 
     fn max_ttl() -> Duration {

@@ -14,7 +14,6 @@ use crate::{
         Cluster, Clusters, checkpoints, csr_signer, intermediate, istiod_secret, leader, root_configmap,
         standing::Standing, workload_secret,
     },
-    log,
 };
 
 /// Starts them.
@@ -30,7 +29,7 @@ pub fn start(
     if let (Some(checkpoints), Some(cluster), Some(namespace)) =
         (&settings.checkpoints, clusters.first(), clusters.namespace())
     {
-        let file = config.log.directory.join(log::CHECKPOINT);
+        let file = config.log.directory.join(audit_log::CHECKPOINT);
         let newest = Arc::new(move || std::fs::read_to_string(&file).ok());
         let replica = clusters.identity().to_owned();
         remark(cluster, checkpoints::NAME, readiness, background);

@@ -14,7 +14,7 @@ use std::{
 
 use x509_cert::{Certificate, der::Encode};
 
-use crate::pki::{Issuer, bundle::BundleFiles};
+use pki::{Issuer, bundle::BundleFiles};
 
 /// Where it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pki::bundle::Input;
+    use pki::bundle::Input;
 
     #[test]
     fn the_files_are_replaced_and_nothing_else_stays() {

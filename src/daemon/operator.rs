@@ -24,11 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::Caller,
-    identity::{DnsName, Name, SpiffeId},
     issue::{CertificateAuthority, Request},
     policy::Asked,
     telemetry::RequestId,
 };
+use pki::identity::{DnsName, Name, SpiffeId};
 
 /// The operator's request.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -161,7 +161,7 @@ pub async fn perform(
     Ok(IssueReply { request_id: id.to_string(), serial: issued.tbs().serial().to_hex(), chain: issued.chain() })
 }
 
-fn names(request: &IssueRequest) -> Result<Vec<Name>, crate::identity::NameError> {
+fn names(request: &IssueRequest) -> Result<Vec<Name>, pki::identity::NameError> {
     let spiffe = request.spiffe_id.iter().map(|text| text.parse::<SpiffeId>().map(Name::Spiffe));
     let dns = request.dns_names.iter().map(|text| text.parse::<DnsName>().map(Name::Dns));
     let ip = request.ip_addresses.iter().map(|address| Ok(Name::Ip(*address)));

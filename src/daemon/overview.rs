@@ -18,18 +18,15 @@ use super::{
     status::{ChainEntry, LogEntry, Snapshot, Take, TokenEntry},
 };
 use crate::{
-    clock,
     config::{self, Config},
     grpc::connection::Connections,
     issue::CertificateAuthority,
-    log::{CheckpointHealth, Log},
-    pki::{Issuer, KeyAlgorithm, PublicKey},
-    telemetry::{
-        self,
-        metrics::{self, Metrics},
-    },
-    token::client::Pool,
+    telemetry::metrics::{self, Metrics},
+    token_pool::Pool,
 };
+use audit_log::{CheckpointHealth, Log};
+use pki::{Issuer, KeyAlgorithm, PublicKey};
+use process::clock;
 
 /// A flush that runs for longer is told on the status page.
 const SLOW_FLUSH: Duration = Duration::from_secs(2);
@@ -116,7 +113,7 @@ fn gather_log(log: &Log) {
     metrics::absolute("istio_hsm_ca_log_flush_failures_total", None, stats.flush_failures);
     metrics::absolute("istio_hsm_ca_log_outcomes_lost_total", None, stats.outcomes_lost);
     metrics::absolute("istio_hsm_ca_log_checkpoints_total", None, stats.checkpoints);
-    metrics::absolute("istio_hsm_ca_messages_dropped_total", None, telemetry::lines::dropped());
+    metrics::absolute("istio_hsm_ca_messages_dropped_total", None, process::logging::lines::dropped());
     metrics::level("istio_hsm_ca_log_writable", None, flag(log.health().borrow().writable.is_ok()));
     metrics::level("istio_hsm_ca_log_queue_length", None, count(stats.queued));
     metrics::level("istio_hsm_ca_log_segments", None, large(stats.segments));

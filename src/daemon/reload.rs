@@ -15,13 +15,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{in_use::InUse, readiness::Voice};
-use crate::{
-    auth::Authenticator,
-    issue::CertificateAuthority,
-    pki::{Bundle, Issuer, bundle::BundleFiles},
-    telemetry::metrics,
-    token::client::Pool,
-};
+use crate::bundle_files::read_directory;
+use crate::{auth::Authenticator, issue::CertificateAuthority, telemetry::metrics, token_pool::Pool};
+use pki::{Bundle, Issuer, bundle::BundleFiles};
 
 /// Istio's own debounce for the same files is 100 ms; the set must stay the same for this long.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -139,7 +135,7 @@ impl Reloader {
     /// Takes the files if they differ from what is in use; tells whether they did.
     async fn attempt(&mut self) -> Result<bool, ReloadError> {
         let Some(files) = self.stable_files().await? else { return Ok(false) };
-        let bundle = Bundle::check(files.clone(), crate::clock::now())
+        let bundle = Bundle::check(files.clone(), process::clock::now())
             .map_err(|problems| ReloadError::Invalid(problems.iter().map(ToString::to_string).collect()))?;
         for warning in bundle.warnings() {
             tracing::warn!(warning = warning.0, "bundle");
@@ -173,7 +169,7 @@ impl Reloader {
     /// The files, once they stay the same; none if they are those in use.
     async fn stable_files(&self) -> Result<Option<BundleFiles>, ReloadError> {
         let read = || {
-            BundleFiles::read(&self.directory)
+            read_directory(&self.directory)
                 .map_err(|problems| ReloadError::Invalid(problems.iter().map(ToString::to_string).collect()))
         };
         let first = read();
@@ -213,7 +209,7 @@ impl Reloader {
     }
 
     fn say_expiry(&self) {
-        let left = self.ca.issuer().remaining(crate::clock::now());
+        let left = self.ca.issuer().remaining(process::clock::now());
         let expired = left.is_zero();
         self.voice
             .say(expired.then(|| "the CA's certificate path has expired; import a renewed certificate".to_owned()));

@@ -14,16 +14,17 @@ use super::{
     readiness::{Readiness, Voice},
     reload::Reloader,
 };
+use crate::bundle_files::read_directory;
 use crate::{
     auth::Authenticator,
-    clock::{self, Clock},
     config::Config,
     issue::{CertificateAuthority, Parts, limits::Limits},
-    log::{CheckpointHealth, CheckpointSignError, CheckpointSignature, CheckpointSigner, Log, OpenError, Opened},
-    pki::{Bundle, PublicKey, bundle::BundleFiles},
     telemetry::recent::Recent,
-    token::client::{Pool, PoolError},
+    token_pool::{Pool, PoolError},
 };
+use audit_log::{CheckpointHealth, CheckpointSignError, CheckpointSignature, CheckpointSigner, Log, OpenError, Opened};
+use pki::{Bundle, PublicKey, bundle::BundleFiles};
+use process::clock::{self, Clock};
 
 /// How long a checkpoint's signature may take.
 const CHECKPOINT: Duration = Duration::from_secs(5);
@@ -91,11 +92,11 @@ pub struct Core {
 /// # Errors
 /// Every reason to refuse it.
 pub fn bundle(config: &Config) -> Result<Bundle, SetupError> {
-    let refused = |problems: Vec<crate::pki::bundle::Problem>| SetupError::Bundle {
+    let refused = |problems: Vec<pki::bundle::Problem>| SetupError::Bundle {
         directory: config.ca.bundle.clone(),
         reasons: problems.iter().map(ToString::to_string).collect(),
     };
-    let files = BundleFiles::read(&config.ca.bundle).map_err(refused)?;
+    let files = read_directory(&config.ca.bundle).map_err(refused)?;
     let bundle = Bundle::check(files, clock::now()).map_err(refused)?;
     let kept = in_use(config);
     if !config.ca.allow_root_removal && kept.drops_a_root(bundle.issuer()) {

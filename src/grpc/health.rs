@@ -15,7 +15,7 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
-use super::generated::istio_certificate_service_server::SERVICE_NAME;
+use istio_api::istio_certificate_service_server::SERVICE_NAME;
 
 /// The health of the endpoint.
 #[derive(Clone, Debug)]

@@ -9,16 +9,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 
 use super::{
-    generated::{
-        FILE_DESCRIPTOR_SET,
-        istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
-    },
     health,
     listener::Listener,
     places::Places,
     settings::{Limits, Settings},
 };
 use crate::telemetry::recent::Recent;
+use istio_api::{
+    FILE_DESCRIPTOR_SET,
+    istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
+};
 
 /// How long connections that are cut at the end of the drain may take to notice.
 const CUT: Duration = Duration::from_secs(1);

@@ -15,22 +15,22 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 use self::line::Line;
 use super::{
     connection::Peer,
-    generated::{
-        IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService,
-    },
     settings::Limits,
     status::{Refusal, status},
 };
 use crate::{
     auth::{Authenticator, ClusterId, Credentials, bearer},
     issue::{self, CertificateAuthority, IssueError},
-    pki::Issued,
     policy::Asked,
     telemetry::{
         RequestId,
         metrics::{self, Step},
     },
 };
+use istio_api::{
+    IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService,
+};
+use pki::Issued;
 
 /// The certificate service. Clones share their parts.
 #[derive(Clone, Debug)]

@@ -26,10 +26,10 @@ use super::{settings::Serving, tls::ServingCertificate};
 use crate::{
     auth::{Caller, InternalCaller},
     issue::{CertificateAuthority, IssueError, Request},
-    pki::Issuer,
     policy::Asked,
     telemetry::RequestId,
 };
+use pki::Issuer;
 
 /// How often files, and the issuer, are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -134,9 +134,9 @@ impl Keeper {
     async fn keep(mut self) {
         let mut backoff = BACKOFF;
         let mut not_after = None;
-        let mut renew_at = crate::clock::now();
+        let mut renew_at = process::clock::now();
         loop {
-            let now = crate::clock::now();
+            let now = process::clock::now();
             let wait = if self.source.has_changed() || now >= renew_at {
                 match self.source.obtain().await {
                     Ok(Some(new)) => {
@@ -157,7 +157,7 @@ impl Keeper {
             } else {
                 until(now, renew_at).min(LOOK)
             };
-            let now = crate::clock::now();
+            let now = process::clock::now();
             let valid = not_after.is_some_and(|end| now < end);
             if self.ready.send_replace(valid) && !valid {
                 tracing::error!("the serving certificate has expired; clients will refuse it");

@@ -10,12 +10,12 @@ use tonic::{Code, Status};
 use crate::{
     auth::{AuthError, node::ImpersonationError},
     issue::{IssueError, limits::Limited},
-    log::LogError,
-    pki::{csr::CsrError, tbs::TbsError, verify::VerifyError},
     policy::{Denied, Kind},
     signer::SignError,
     telemetry::RequestId,
 };
+use audit_log::LogError;
+use pki::{csr::CsrError, tbs::TbsError, verify::VerifyError};
 
 /// Why the service answers with an error.
 #[derive(Debug, thiserror::Error)]
@@ -192,12 +192,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{
-        auth::Refusals,
-        clock::ClockError,
-        identity::Name,
-        pki::{key::KeyError, lint::Finding, pem::PemError},
-    };
+    use crate::auth::Refusals;
+    use pki::{identity::Name, key::KeyError, lint::Finding, pem::PemError};
+    use process::clock::ClockError;
 
     /// What Istio's agent tries again (`pkg/security/retry.go`).
     const RETRIED: &[Code] = &[
@@ -219,7 +216,7 @@ mod tests {
             (ImpersonationError::CallerPod(text()).into(), Code::PermissionDenied, false),
             (ImpersonationError::Cluster.into(), Code::PermissionDenied, false),
             (
-                "detail".parse::<crate::identity::SpiffeId>().map_err(ImpersonationError::from).unwrap_err().into(),
+                "detail".parse::<pki::identity::SpiffeId>().map_err(ImpersonationError::from).unwrap_err().into(),
                 Code::InvalidArgument,
                 false,
             ),

@@ -1,13 +1,9 @@
 //! The labels of refusals in metrics and on the status page: closed sets, so that no stranger makes new series.
 
 use super::IssueError;
-use crate::{
-    issue::limits::Limited,
-    log::LogError,
-    pki::{csr::CsrError, tbs::TbsError, verify::VerifyError},
-    policy::Denied,
-    signer::SignError,
-};
+use crate::{issue::limits::Limited, policy::Denied, signer::SignError};
+use audit_log::LogError;
+use pki::{csr::CsrError, tbs::TbsError, verify::VerifyError};
 
 impl IssueError {
     /// The reason, as a label.

@@ -7,11 +7,8 @@ use std::{num::NonZeroU32, sync::Arc};
 
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 
-use crate::{
-    auth::{Caller, Identity},
-    identity::Name,
-    pki::Template,
-};
+use crate::auth::{Caller, Identity};
+use pki::{Template, identity::Name};
 
 /// How many keyed requests pass between two sweeps of the identities that have their whole quota again.
 const SWEEP_EVERY: u64 = 4096;

@@ -5,7 +5,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Cluster, controller::Look};
-use crate::{clock, telemetry::metrics};
+use crate::telemetry::metrics;
+use process::clock;
 
 /// One controller's board.
 #[derive(Debug)]

@@ -15,11 +15,8 @@ use super::{
     settings::{self, Settings},
     standing::{Standing, Standings},
 };
-use crate::{
-    auth::ClusterName,
-    identity::{Namespace, TrustDomain},
-    telemetry::metrics,
-};
+use crate::{auth::ClusterName, telemetry::metrics};
+use pki::identity::{Namespace, TrustDomain};
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);

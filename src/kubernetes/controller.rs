@@ -32,7 +32,7 @@ use super::{
     board::Board,
     watched::{Seen, watched},
 };
-use crate::clock;
+use process::clock;
 
 /// How long a burst of changes is let gather.
 const SETTLE: Duration = Duration::from_millis(50);

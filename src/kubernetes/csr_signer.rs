@@ -39,12 +39,12 @@ use super::{
 };
 use crate::{
     auth::Caller,
-    clock,
     issue::{CertificateAuthority, IssueError, Request},
-    pki::Issued,
     policy::{Asked, Kind},
     telemetry::RequestId,
 };
+use pki::Issued;
+use process::clock;
 
 /// The controller's name in logs and metrics.
 pub const NAME: &str = "csr_signer";

@@ -17,8 +17,8 @@ use super::{
 use crate::{
     auth::{Caller, Controller},
     issue::CertificateAuthority,
-    pki::Profile,
 };
+use pki::Profile;
 
 /// The controller's name in logs and metrics.
 pub const NAME: &str = "intermediate";

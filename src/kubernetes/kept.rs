@@ -26,13 +26,12 @@ use super::{
 };
 use crate::{
     auth::Caller,
-    clock,
-    identity::Name,
     issue::{CertificateAuthority, IssueError, Request},
-    pki::{Issued, Issuer, Profile},
     policy::Asked,
     telemetry::RequestId,
 };
+use pki::{Issued, Issuer, Profile, identity::Name};
+use process::clock;
 
 /// What a Secret should be.
 #[derive(Clone, Debug)]

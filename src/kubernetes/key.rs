@@ -10,7 +10,7 @@ use aws_lc_rs::{
 };
 use zeroize::Zeroizing;
 
-use crate::pki::{PublicKey, key, pem, request};
+use pki::{PublicKey, key, pem, request};
 
 /// Why there is no key: each is a fault of the library or of the system's generator.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ impl FreshKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pki::{VerifiedCsr, private_key::PrivateKey};
+    use pki::{VerifiedCsr, private_key::PrivateKey};
 
     #[test]
     fn key_and_request_belong_together() {

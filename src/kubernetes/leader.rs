@@ -23,7 +23,9 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::chain;
-use crate::{clock, identity::Namespace, telemetry::metrics};
+use crate::telemetry::metrics;
+use pki::identity::Namespace;
+use process::clock;
 
 /// How long things take; [`Timing::default`] is client-go's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

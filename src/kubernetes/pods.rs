@@ -29,9 +29,9 @@ use crate::{
         node::{NodeCluster, Nodes, Pod, Pods},
         token_review::{BoxFuture, Unanswered},
     },
-    identity::{Namespace, ServiceAccount},
     telemetry::metrics,
 };
+use pki::identity::{Namespace, ServiceAccount};
 
 /// Which pods are watched and looked up.
 const NOT_FAILED: &str = "status.phase!=Failed";

@@ -27,7 +27,8 @@ use super::{
     controller::{self, Look, Reconcile, is_conflict},
     settings::RootConfigMap,
 };
-use crate::{clock, issue::CertificateAuthority};
+use crate::issue::CertificateAuthority;
+use process::clock;
 
 /// The controller's name in logs and metrics.
 pub const NAME: &str = "root_configmap";

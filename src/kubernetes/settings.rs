@@ -8,9 +8,9 @@ use serde::Deserialize;
 
 use crate::{
     auth::{ClusterName, jwt::settings::IssuerName},
-    identity::{DnsName, Name, Namespace, ServiceAccount, TrustDomain},
     policy::Scope,
 };
+use pki::identity::{DnsName, Name, Namespace, ServiceAccount, TrustDomain};
 
 /// `[kubernetes]`: absent, no API server is asked anything.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -33,11 +33,13 @@ use super::{
 };
 use crate::{
     auth::{Caller, Controller},
-    clock,
-    identity::{self, Name, SpiffeId},
     issue::CertificateAuthority,
-    pki::Profile,
 };
+use pki::{
+    Profile,
+    identity::{self, Name, SpiffeId},
+};
+use process::clock;
 
 /// The controller's name in logs and metrics.
 pub const NAME: &str = "workload_secrets";

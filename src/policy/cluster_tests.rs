@@ -1,10 +1,10 @@
 //! What controllers and requesters of CertificateSigningRequests are granted.
 
 use super::*;
-use crate::{
-    auth::{ClusterName, Controller},
+use crate::auth::{ClusterName, Controller};
+use pki::{
     identity::SpiffeId,
-    pki::testing::{DAY, P256, SoftCa, csr, now, plug_in, san},
+    testing::{DAY, P256, SoftCa, csr, now, plug_in, san},
 };
 
 const HOUR: Duration = Duration::from_secs(3600);

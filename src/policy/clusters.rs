@@ -5,10 +5,11 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{Allowed, Denied, Rules, shortened, some_names};
-use crate::{
-    auth::{ClusterName, Controller},
+use crate::auth::{ClusterName, Controller};
+use pki::{
+    Issuer, Profile, VerifiedCsr,
+    csr::RequestedName,
     identity::{DnsName, Name, Namespace, ServiceAccount, SpiffeId, TrustDomain},
-    pki::{Issuer, Profile, VerifiedCsr, csr::RequestedName},
 };
 
 /// What a service account's user name begins with (Kubernetes: apiserver, serviceaccount.MakeUsername).

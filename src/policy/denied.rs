@@ -1,6 +1,6 @@
 //! Why a caller may not have what it asks for.
 
-use crate::identity::{Name, Namespace, TrustDomain};
+use pki::identity::{Name, Namespace, TrustDomain};
 
 /// Why a caller may not have what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{
-    auth::Method,
-    pki::testing::{DAY, ID, P256, SoftCa, csr, now, public, san},
-};
+use crate::auth::Method;
+use pki::testing::{DAY, ID, P256, SoftCa, csr, now, public, san};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);
@@ -67,7 +65,7 @@ fn who_is_granted_which_names() {
         let template = decide(&identity, &names, &asked).unwrap_or_else(|denied| panic!("{identity}: {denied}"));
         assert_eq!(template.names.iter().map(ToString::to_string).collect::<Vec<_>>(), expected, "{identity}");
         assert_eq!(template.profile, Profile::Leaf);
-        assert_eq!(template.public_key, public(&crate::pki::testing::WORKLOAD));
+        assert_eq!(template.public_key, public(&pki::testing::WORKLOAD));
     }
 }
 
@@ -183,7 +181,7 @@ fn the_empty_text_of_the_metadata_is_none() {
 
 #[test]
 fn a_subject_is_refused() {
-    use crate::pki::testing::{WORKLOAD, signed_request};
+    use pki::testing::{WORKLOAD, signed_request};
     let common_name = b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x03\x0c\x01x";
     let csr = VerifiedCsr::from_der(&signed_request(&WORKLOAD, common_name, &[])).unwrap();
     for identity in [workload(), SERVING] {
@@ -259,8 +257,8 @@ fn what_is_granted_can_be_built() {
         for (identity, asked) in [(workload(), Asked::default()), (OPERATOR, wants(&[ID])), (SERVING, Asked::default())]
         {
             let grant = rules().grant(&identity, &csr(&[]), &asked, &issuer, now).unwrap();
-            let serial = crate::pki::tbs::Serial::random();
-            crate::pki::Tbs::build(grant.template().clone(), Arc::clone(&issuer), serial).unwrap();
+            let serial = pki::tbs::Serial::random();
+            pki::Tbs::build(grant.template().clone(), Arc::clone(&issuer), serial).unwrap();
         }
     }
 }

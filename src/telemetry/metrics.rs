@@ -11,7 +11,7 @@ use std::{
 use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::calls::{self, Calls};
+use token::call_metrics::{self, Calls};
 
 /// Bounds in seconds: from one PKCS#11 call in software to the longest request.
 const SECONDS: &[f64] = &[
@@ -118,7 +118,7 @@ impl Metrics {
         let handle = self.handle.clone();
         Arc::new(move || {
             let mut text = handle.render();
-            text.push_str(&calls::render(&CALLS.lock().unwrap_or_else(PoisonError::into_inner)));
+            text.push_str(&call_metrics::render(&CALLS.lock().unwrap_or_else(PoisonError::into_inner)));
             text
         })
     }

@@ -34,7 +34,7 @@ impl Ca {
 
     /// One that is valid on the machine's own clock.
     pub fn living() -> Self {
-        let now = istio_hsm_ca::clock::now();
+        let now = process::clock::now();
         let key = KeyPair::generate().unwrap();
         let mut params = Self::params("ca", now + Duration::from_secs(3600));
         params.not_before = (now - Duration::from_secs(3600)).into();

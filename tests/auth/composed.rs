@@ -2,15 +2,13 @@
 
 use std::io::Write;
 
-use istio_hsm_ca::{
-    auth::{
-        AuthError, Authenticator, ClusterId, Credentials, Identity, Method, Refusals, Settings, bearer,
-        client_certificate::CertificateError, jwt::JwtError,
-    },
-    pki::{
-        Bundle, Issuer,
-        bundle::{BundleFiles, Input},
-    },
+use istio_hsm_ca::auth::{
+    AuthError, Authenticator, ClusterId, Credentials, Identity, Method, Refusals, Settings, bearer,
+    client_certificate::CertificateError, jwt::JwtError,
+};
+use pki::{
+    Bundle, Issuer,
+    bundle::{BundleFiles, Input},
 };
 use rustls_pki_types::CertificateDer;
 use serde_json::json;

@@ -244,7 +244,7 @@ async fn https(ca: &Ca, key: &Key) -> SocketAddr {
     let name = rcgen::SanType::IpAddress([127, 0, 0, 1].into());
     let certificate = ca.leaf_with(&server_key, |params| {
         params.subject_alt_names = vec![name];
-        let now = istio_hsm_ca::clock::now();
+        let now = process::clock::now();
         params.not_before = (now - Duration::from_secs(3600)).into();
         params.not_after = (now + Duration::from_secs(3600)).into();
     });

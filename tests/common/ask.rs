@@ -1,9 +1,7 @@
 //! What an agent asks, and each part of it to be changed.
 
-use istio_hsm_ca::{
-    agent::{KeyKind, WorkloadKey},
-    grpc::generated::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
-};
+use bench::agent::{KeyKind, WorkloadKey};
+use istio_api::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
 use tonic::{Request, Status, transport::Channel};
 
 use super::daemon::SOON;

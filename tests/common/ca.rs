@@ -1,6 +1,6 @@
 //! Plug-in CAs: a key and a self-signed certificate for it.
 
-use istio_hsm_ca::pki::private_key::PrivateKey;
+use pki::private_key::PrivateKey;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
     PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, RsaKeySize,

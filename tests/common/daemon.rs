@@ -9,20 +9,21 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use bench::agent::{self, TokenIssuer, Workload};
 use der::{DecodePem, Encode};
-use istio_hsm_ca::{
-    agent::{self, TokenIssuer, Workload},
-    pki::PublicKey,
-    token::key::hex,
-};
 use nix::{sys::signal::Signal, unistd::Pid};
+use pki::PublicKey;
 use serde_json::Value;
+use token::key::hex;
 use tonic::{Status, transport::Channel};
 use x509_cert::Certificate;
 
@@ -51,6 +52,22 @@ pub struct Site {
     issuer_key: String,
     runs: AtomicU32,
 }
+
+/// The load generator, which cargo does not build for the tests of another package.
+static BENCH_PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+    let release = if cfg!(debug_assertions) { &[][..] } else { &["--release"][..] };
+    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--package", "istio-hsm-ca-bench", "--bin", "istio-hsm-ca-bench"])
+        .args(release)
+        .arg("--target-dir")
+        .arg(&target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    target.join(if cfg!(debug_assertions) { "debug" } else { "release" }).join("istio-hsm-ca-bench")
+});
 
 impl Site {
     /// A token without a key, and no bundle.
@@ -154,8 +171,17 @@ impl Site {
         self.command().args(arguments).stdin(Stdio::null()).output().unwrap()
     }
 
+    /// Runs istio-hsm-ca-bench to its end.
+    pub fn run_bench(&self, arguments: &[&str]) -> Output {
+        self.with_token(&BENCH_PROGRAM).args(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"));
+        self.with_token(Path::new(env!("CARGO_BIN_EXE_istio-hsm-ca")))
+    }
+
+    fn with_token(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command.env("SOFTHSM2_CONF", self.softhsm.conf());
         command
     }
@@ -190,7 +216,7 @@ impl Site {
 
     /// A workload's token, valid for an hour.
     pub fn token(&self, namespace: &str, account: &str) -> String {
-        mint(&self.issuer, namespace, account, istio_hsm_ca::clock::now())
+        mint(&self.issuer, namespace, account, process::clock::now())
     }
 
     /// The configured issuer's key under another name or for another audience.

@@ -52,7 +52,7 @@ pub fn once() -> String {
 
 /// A limit of a command: from now on for a while.
 pub fn until(from_now: Duration) -> String {
-    let end = istio_hsm_ca::clock::now() + from_now;
+    let end = process::clock::now() + from_now;
     format!("until={}", end.duration_since(UNIX_EPOCH).unwrap().as_millis())
 }
 

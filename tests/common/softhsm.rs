@@ -15,8 +15,8 @@ use std::{
 };
 
 use cryptoki::session::{Session, UserType};
-use istio_hsm_ca::token::{Module, Token, TokenUri};
 use secrecy::SecretString;
+use token::{Module, Token, TokenUri};
 
 /// The user's PIN of every test token.
 pub const PIN: &str = "1234-user";

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use istio_hsm_ca::{config::Config, kubernetes::permissions, token::host};
+use istio_hsm_ca::{config::Config, kubernetes::permissions};
 use serde_json::Value;
 
 use crate::rendered::{all, list, of_kind, one, texts};
@@ -22,7 +22,7 @@ fn mounts(container: &Value) -> BTreeSet<&str> {
 }
 
 /// The configuration of the daemon, and those of the token hosts.
-fn configurations(objects: &[Value]) -> (Vec<Config>, Vec<host::Settings>) {
+fn configurations(objects: &[Value]) -> (Vec<Config>, Vec<token_host::Settings>) {
     let (mut daemons, mut hosts) = (Vec::new(), Vec::new());
     for map in of_kind(objects, "ConfigMap") {
         if let Some(text) = map["data"]["config.toml"].as_str() {

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::token::host;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -116,7 +115,7 @@ fn the_pin_goes_to_the_host_alone() {
 fn the_hosts_configuration_parses_and_names_the_credential() {
     let text = fs::read_to_string(root().join("deploy/systemd/token-host.toml")).unwrap();
     for text in [text.clone(), text.replace("\n#: ", "\n")] {
-        let settings: host::Settings = toml::from_str(&text).unwrap();
+        let settings: token_host::Settings = toml::from_str(&text).unwrap();
         let pin = settings.pin_file.unwrap();
         assert_eq!(pin, Path::new("/run/credentials/istio-hsm-ca-token@hsm.service/pin"));
         assert!(settings.pin_marker.starts_with("/var/lib/istio-hsm-ca-token/hsm"));

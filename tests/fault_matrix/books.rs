@@ -2,7 +2,7 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use der::{Decode, Encode};
-use istio_hsm_ca::token::key::hex;
+use token::key::hex;
 use x509_cert::Certificate;
 
 use super::clients::Seen;

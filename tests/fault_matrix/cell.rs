@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use istio_hsm_ca::token::error::{Class, Entry};
+use token::error::{Class, Entry};
 
 use super::{
     lane::Lane,

@@ -6,11 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bench::agent::{self, KeyKind, WorkloadKey};
 use der::{DecodePem, Encode};
-use istio_hsm_ca::{
-    agent::{self, KeyKind, WorkloadKey},
-    pki::pem,
-};
+use pki::pem;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -172,7 +170,7 @@ fn verify(chain: &[String], roots: &str, public_key: &[u8]) -> Result<Vec<u8>, S
     let between: Vec<_> = between.iter().flat_map(|text| ders(text)).collect();
     let roots = ders(roots);
     let anchors: Vec<_> = roots.iter().map(|root| webpki::anchor_from_trusted_cert(root).unwrap()).collect();
-    let now = istio_hsm_ca::clock::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let now = process::clock::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let (time, usage) = (UnixTime::since_unix_epoch(now), webpki::KeyUsage::client_auth());
     let end_entity = webpki::EndEntityCert::try_from(&der).map_err(|error| error.to_string())?;
     end_entity

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, fs, path::PathBuf, time::Duration};
 
-use istio_hsm_ca::token::error::{Class, TABLE};
+use token::error::{Class, TABLE};
 
 use super::{
     cell::{BACK, Outcome},

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use istio_hsm_ca::token::error::{Class, Entry, TABLE, entry};
+use token::error::{Class, Entry, TABLE, entry};
 
 /// What makes a host call a function that it does not call for each signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::token::error::Entry;
+use token::error::Entry;
 use tokio::{runtime, task::LocalSet};
 
 use super::{

@@ -1,26 +1,15 @@
 //! The agent's side against the real endpoint: roots, names, client certificates, and many agents at once.
 
 use clap::Parser;
-use istio_hsm_ca::{
-    agent::{AgentError, KeyKind, Tls, TokenIssuer, WorkloadKey, connect, create_certificate},
-    cli::{
-        bench::{self, BenchArguments},
-        output::Output,
-    },
-};
+use bench::{BenchArguments, agent::{AgentError, KeyKind, Tls, TokenIssuer, WorkloadKey, connect, create_certificate}};
 
 use super::harness::{Pki, settings, start};
 
-#[derive(Parser)]
-struct Cli {
-    #[command(flatten)]
-    bench: BenchArguments,
-}
-
 /// Runs a bench to its end, from a thread that may block.
 async fn measure(arguments: &[&str]) -> anyhow::Result<()> {
-    let cli = Cli::try_parse_from(arguments).unwrap();
-    tokio::task::spawn_blocking(move || bench::run(cli.bench, Output::Json)).await.unwrap()
+    let arguments = ["istio-hsm-ca-bench", "--output", "json"].iter().chain(arguments);
+    let arguments = BenchArguments::try_parse_from(arguments).unwrap();
+    tokio::task::spawn_blocking(move || bench::run(arguments)).await.unwrap()
 }
 
 fn request() -> String {
@@ -69,7 +58,7 @@ async fn the_endpoint_is_measured_in_closed_and_open_loop() {
     let address = running.address.to_string();
     let pid = std::process::id().to_string();
     let common = [
-        ["bench", "endpoint"],
+        ["endpoint"],
         ["--address", &address],
         ["--roots", &roots],
         ["--token-key", &key],

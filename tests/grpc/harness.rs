@@ -3,14 +3,13 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
+use istio_api::{
+    IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_client::IstioCertificateServiceClient,
+    istio_certificate_service_server::IstioCertificateService,
+};
 use istio_hsm_ca::grpc::{
     Settings,
     connection::Peer,
-    generated::{
-        IstioCertificateRequest, IstioCertificateResponse,
-        istio_certificate_service_client::IstioCertificateServiceClient,
-        istio_certificate_service_server::IstioCertificateService,
-    },
     listener::Listener,
     server::{Drained, ServeError, routes, serve},
     tls::{ServingCertificate, server_config},

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use istio_hsm_ca::grpc::{
-    Settings, generated::istio_certificate_service_server::SERVICE_NAME, server::Drained, settings::Limits,
-};
+use istio_api::istio_certificate_service_server::SERVICE_NAME;
+use istio_hsm_ca::grpc::{Settings, server::Drained, settings::Limits};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

@@ -16,13 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::{
-    pki::private_key::PrivateKey,
-    token::{
-        Module, TokenUri,
-        import::{self, How},
-        key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, proof},
-    },
+use pki::private_key::PrivateKey;
+use token::{
+    Module, TokenUri,
+    import::{self, How},
+    key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, proof},
 };
 
 use super::{
@@ -140,7 +138,7 @@ fn handed_over() -> Option<(PrivateKey, Vec<u8>)> {
     Some((key, fs::read(directory.join("ca-cert.der")).unwrap()))
 }
 
-fn load() -> (Module, istio_hsm_ca::token::Token) {
+fn load() -> (Module, token::Token) {
     let module = Module::load(Path::new(&module_path())).unwrap();
     let uri: TokenUri = format!("pkcs11:token={TOKEN}").parse().unwrap();
     let token = module.find_token(&uri).unwrap();

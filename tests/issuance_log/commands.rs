@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
+use audit_log::{Log, Settings, prove, show};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use istio_hsm_ca::log::{Log, Settings, prove, show};
 use serde_json::Value;
 
 use super::writer::{self, LogKey, ORIGIN};

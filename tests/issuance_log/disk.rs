@@ -10,7 +10,7 @@ use super::{
     mount::Mount,
     writer::{self, Job},
 };
-use istio_hsm_ca::log::{Settings, prove};
+use audit_log::{Settings, prove};
 
 /// A job on a log that is there already, so that the writer's thread makes no other flushes than those of records.
 fn begun(scratch: &Path) -> Job {

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use istio_hsm_ca::log::{Settings, prove, show};
+use audit_log::{Settings, prove, show};
 
 use super::writer::{self, LogKey, ORIGIN};
 

@@ -22,6 +22,6 @@ fn thirty_kills_under_load() {
     }
     assert!(job.acknowledged().len() >= 900);
     // The last crash's remains are taken up as well.
-    super::writer::written(istio_hsm_ca::log::Settings::new(&job.directory, super::writer::ORIGIN), 1);
+    super::writer::written(audit_log::Settings::new(&job.directory, super::writer::ORIGIN), 1);
     assert_eq!(job.check(), intents + 1);
 }

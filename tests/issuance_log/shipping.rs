@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use istio_hsm_ca::log::{
+use audit_log::{
     CheckpointHealth, CheckpointSignError, CheckpointSignature, CheckpointSigner, Log, Settings, Ship,
     checkpoint::{Checkpoint, VerifierKeys},
     verify,

@@ -17,17 +17,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use istio_hsm_ca::{
-    auth::Caller,
-    identity::Name,
-    log::{
-        CheckpointSignError, CheckpointSignature, CheckpointSigner, Intent, Log, Outcome, Settings,
-        checkpoint::{VerifierKeys, verifier_key},
-        show, verify,
-    },
-    pki::{Issuer, Profile, PublicKey, Tbs, Template, tbs::Serial},
+use audit_log::{
+    CheckpointSignError, CheckpointSignature, CheckpointSigner, Intent, Log, Outcome, Settings,
+    checkpoint::{VerifierKeys, verifier_key},
+    show, verify,
 };
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use istio_hsm_ca::auth::Caller;
+use pki::{Issuer, Profile, PublicKey, Tbs, Template, identity::Name, tbs::Serial};
 
 pub const ORIGIN: &str = "ca.example/replica-0";
 
@@ -79,7 +76,7 @@ impl Intents {
     }
 
     pub fn next(&self, account: &str) -> Intent {
-        let (time, second) = (istio_hsm_ca::clock::now(), whole_second());
+        let (time, second) = (process::clock::now(), whole_second());
         let template = Template {
             profile: Profile::Leaf,
             public_key: self.workload.clone(),
@@ -88,13 +85,13 @@ impl Intents {
             not_after: second + Duration::from_secs(86_400),
         };
         let tbs = Tbs::build(template, Arc::clone(&self.issuer), Serial::random()).unwrap();
-        Intent { request_id: "6f1c".to_owned(), time, caller: Caller::operator(7), grant: None, tbs: Arc::new(tbs) }
+        Intent { request_id: "6f1c".to_owned(), time, caller: (&Caller::operator(7)).into(), tbs: Arc::new(tbs) }
     }
 }
 
 /// The present time as certificates say it.
 fn whole_second() -> std::time::SystemTime {
-    let since = istio_hsm_ca::clock::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let since = process::clock::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     std::time::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use istio_hsm_ca::clock;
 use k8s_openapi::{
     ByteString,
     api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
@@ -11,6 +10,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
 };
+use process::clock;
 use rcgen::{CertificateParams, DistinguishedName, SanType};
 use serde_json::json;
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::agent;
+use bench::agent;
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{Namespace, Pod, ServiceAccount},
@@ -277,8 +277,7 @@ pub async fn ask(daemon: &Daemon, token: &str, cluster: &str, identity: &str) ->
 /// Asks for another's identity, as ztunnel does.
 pub async fn ask_for(daemon: &Daemon, token: &str, identity: &str) -> String {
     // The request's own name must be one; what is asked for need not.
-    let named =
-        if identity.parse::<istio_hsm_ca::identity::SpiffeId>().is_ok() { identity } else { "spiffe://a/ns/b/sa/c" };
+    let named = if identity.parse::<pki::identity::SpiffeId>().is_ok() { identity } else { "spiffe://a/ns/b/sa/c" };
     let ask = Ask::new(named);
     answer(daemon, ask.token(token).metadata("ImpersonatedIdentity", identity), identity).await
 }

@@ -11,9 +11,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use audit_log::{Log, Recorded};
 use istio_hsm_ca::{
     auth::{Caller, InternalCaller},
-    clock::{self, Clock},
     config::Config,
     daemon::{background::Background, controllers, readiness::Readiness},
     issue::{CertificateAuthority, Parts, Request, limits::Limits},
@@ -22,17 +22,17 @@ use istio_hsm_ca::{
         permissions::{self, Permission},
         standing::Standing,
     },
-    log::{Log, Recorded},
-    pki::{
-        Bundle, Issuer, Tbs,
-        bundle::{BundleFiles, Input},
-    },
     policy::Asked,
     signer::{BoxFuture, Context, SignError, Signed, Signer, Source},
     telemetry::{RequestId, metrics, recent::Recent},
 };
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::Client;
+use pki::{
+    Bundle, Issuer, Tbs,
+    bundle::{BundleFiles, Input},
+};
+use process::clock::{self, Clock};
 use rcgen::SigningKey;
 use tokio::sync::watch;
 
@@ -132,7 +132,7 @@ impl Rig {
         let signer =
             Arc::new(Software { authorities: Mutex::new(vec![Arc::clone(&plug_in)]), away: AtomicBool::new(false) });
         let directory = files.path().join("log");
-        let (log, opened) = Log::open(istio_hsm_ca::log::Settings::new(directory, "test.invalid/log"), None).unwrap();
+        let (log, opened) = Log::open(audit_log::Settings::new(directory, "test.invalid/log"), None).unwrap();
         let kept_log = log.clone();
         let ca = Arc::new(CertificateAuthority::new(Parts {
             issuer: issuer(&plug_in),

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use istio_hsm_ca::{clock, kubernetes::secret::MANAGED_BY, telemetry::metrics};
+use istio_hsm_ca::{kubernetes::secret::MANAGED_BY, telemetry::metrics};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
+use process::clock;
 use rcgen::{BasicConstraints, CertifiedIssuer, IsCa};
 use serde_json::json;
 

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::agent::TokenIssuer;
+use bench::agent::TokenIssuer;
 use nix::{sys::signal::Signal, unistd::Pid};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,

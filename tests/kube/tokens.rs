@@ -5,17 +5,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bench::agent::{TokenIssuer, Workload};
 use istio_hsm_ca::{
-    agent::{TokenIssuer, Workload},
     auth::{
         credentials::Token,
         token_review::{Review, Reviewer},
     },
-    clock,
     kubernetes::{Cluster as Configured, reviewer::ApiServer as Asked},
 };
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, api::DeleteParams};
+use process::clock;
 
 use super::{
     harness::{Cluster, ask, cluster_toml, eventually, may_review, site},

@@ -14,10 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::token::{
-    host,
-    protocol::{Frame, Kind, Reply},
-};
+use token_host::protocol::{Frame, Kind, Reply};
 
 use super::telemetry::Scraped;
 use crate::common::{
@@ -38,14 +35,14 @@ impl Drop for Host {
 fn start(site: &Site, socket: &Path) -> Host {
     let directory = site.softhsm.path();
     let month = Duration::from_secs(30 * 86_400);
-    let mut settings = host::Settings::new(site.uri(), directory.join("pin-refused"), site.bundle(), month);
+    let mut settings = token_host::Settings::new(site.uri(), directory.join("pin-refused"), site.bundle(), month);
     settings.trust_domains = vec!["cluster.local".parse().unwrap()];
     settings.dns_names = vec![SERVER.parse().unwrap()];
     settings.ip_addresses = vec!["127.0.0.1".parse().unwrap()];
     let config = directory.join("token-host.toml");
     fs::write(&config, toml::to_string(&settings).unwrap()).unwrap();
-    let host = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"))
-        .args(["token-host", "--config"])
+    let host = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca-token-host"))
+        .args(["--config"])
         .arg(&config)
         .arg("--socket")
         .arg(socket)

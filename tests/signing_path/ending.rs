@@ -95,7 +95,7 @@ async fn requests_under_way_are_answered_and_the_log_goes_on_after_a_restart() {
     nix::sys::signal::kill(hosts[0], Signal::SIGCONT).unwrap();
     for task in tasks {
         let reply = task.await.unwrap().expect("a request under way was dropped");
-        judge("drained", &reply, istio_hsm_ca::clock::now());
+        judge("drained", &reply, process::clock::now());
         received.push(reply[0].clone());
     }
     let status = daemon.ended();
@@ -142,7 +142,7 @@ async fn the_operator_issues_through_the_daemon_and_alone() {
             text.split_inclusive("-----END CERTIFICATE-----\n").map(str::to_owned).collect();
         assert_eq!(elements.len(), 3, "{text}");
         elements[2] = plug_in.root_cert.clone();
-        judge("operator", &elements, istio_hsm_ca::clock::now());
+        judge("operator", &elements, process::clock::now());
         is_in_the_log(&site, &elements[0]);
     };
     judged(issue(&[]));

@@ -7,7 +7,7 @@ use std::{
 };
 
 use der::{Decode, DecodePem, Encode};
-use istio_hsm_ca::pki::pem;
+use pki::pem;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_cert::{Certificate, request::CertReq};
 

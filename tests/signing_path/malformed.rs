@@ -41,7 +41,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
 /// Requests that are almost requests: bytes changed, cut, repeated; and noise in every wrapping.
 fn corpus(good: &str) -> Vec<String> {
     let (label, der) = der::pem::decode_vec(good.as_bytes()).unwrap();
-    let pem = |der: &[u8]| istio_hsm_ca::pki::pem::encode(label, der);
+    let pem = |der: &[u8]| pki::pem::encode(label, der);
     let mut corpus = Vec::new();
     for at in (0..der.len()).step_by(3) {
         let mut changed = der.clone();
@@ -158,9 +158,7 @@ async fn raw(
     value: &[u8],
     daemon: &Daemon,
 ) -> Result<(), tonic::Status> {
-    use istio_hsm_ca::grpc::generated::{
-        IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
-    };
+    use istio_api::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
     let ask = daemon.ask();
     let mut request =
         tonic::Request::new(IstioCertificateRequest { csr: ask.csr, validity_duration: 0, metadata: None });

@@ -2,7 +2,7 @@
 
 use std::{process::Command, time::Duration};
 
-use istio_hsm_ca::agent::{KeyKind, WorkloadKey};
+use bench::agent::{KeyKind, WorkloadKey};
 use rcgen::{CertificateParams, DistinguishedName, DnType, SanType};
 use tonic::Code;
 
@@ -55,11 +55,11 @@ fn forged() -> String {
     let request = WorkloadKey::generate(KeyKind::P256).unwrap().request(IDENTITY).unwrap();
     let (label, mut der) = der::pem::decode_vec(request.as_bytes()).unwrap();
     *der.last_mut().unwrap() ^= 1;
-    istio_hsm_ca::pki::pem::encode(label, &der)
+    pki::pem::encode(label, &der)
 }
 
 fn cases(site: &Site, daemon: &Daemon) -> Vec<(&'static str, Ask, Code)> {
-    let now = istio_hsm_ca::clock::now();
+    let now = process::clock::now();
     let ask = || daemon.ask();
     let with = |token: &str| Ask::new(IDENTITY).token(token);
     let mint = |issuer: &_, at| mint(issuer, "demo", "httpbin", at);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use istio_hsm_ca::agent::KeyKind;
+use bench::agent::KeyKind;
 use rcgen::{CertifiedIssuer, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize};
 
 use crate::{
@@ -26,7 +26,7 @@ async fn obtain(name: &str, plug_in: &PlugIn, between: &[String]) {
     let site = Site::new(plug_in);
     let daemon = site.serve("");
     for kind in [KeyKind::P256, KeyKind::Rsa2048] {
-        let now = istio_hsm_ca::clock::now();
+        let now = process::clock::now();
         let first = Ask::with_key(IDENTITY, kind).token(&daemon.token).validity(7200);
         let (csr, key) = (first.csr.clone(), first.key_pem.clone());
         let reply = daemon.send(first).await.unwrap_or_else(|status| panic!("{name}: {status}"));
@@ -35,7 +35,7 @@ async fn obtain(name: &str, plug_in: &PlugIn, between: &[String]) {
 
         let chain = reply[..reply.len() - 1].concat();
         let channel = daemon.connect(Some((&chain, &key))).await;
-        let (now, renewal) = (istio_hsm_ca::clock::now(), Ask::with_key(IDENTITY, kind).validity(0));
+        let (now, renewal) = (process::clock::now(), Ask::with_key(IDENTITY, kind).validity(0));
         let csr = renewal.csr.clone();
         let renewed = renewal.send(channel).await.unwrap_or_else(|status| panic!("{name}: renewal: {status}"));
         check(name, &renewed, plug_in, between);
@@ -63,7 +63,7 @@ fn check(name: &str, reply: &[String], plug_in: &PlugIn, between: &[String]) {
     let (found, wanted): (Vec<_>, Vec<_>) =
         (others[1..].iter().map(|text| ders(text)).collect(), between.iter().map(|text| ders(text)).collect());
     assert_eq!(found, wanted, "{name}: the path from the CA up to the root");
-    judge(name, reply, istio_hsm_ca::clock::now());
+    judge(name, reply, process::clock::now());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,7 +92,7 @@ async fn a_thousand_requests_during_a_swap_and_none_is_lost() {
     }
     assert!(by_bundle.values().sum::<usize>() >= 1000 && by_bundle.len() == 2, "{by_bundle:?}");
     for (bundle, reply) in judged {
-        judge(bundle, &reply, istio_hsm_ca::clock::now());
+        judge(bundle, &reply, process::clock::now());
     }
     // The serving certificate follows, as istiod's does.
     let mut later = daemon;
@@ -200,9 +200,9 @@ async fn a_root_may_be_dropped_where_that_is_allowed() {
     daemon.wait_line(|line| line["message"] == "the new bundle is in use");
     // The serving certificate follows, or nobody with the new root alone could connect.
     daemon.roots = second.root_cert.clone();
-    let tls = istio_hsm_ca::agent::Tls::new(daemon.roots.as_bytes(), crate::common::daemon::SERVER, None).unwrap();
+    let tls = bench::agent::Tls::new(daemon.roots.as_bytes(), crate::common::daemon::SERVER, None).unwrap();
     let deadline = std::time::Instant::now() + crate::common::daemon::SOON;
-    while istio_hsm_ca::agent::connect(daemon.address, &tls).await.is_err() {
+    while bench::agent::connect(daemon.address, &tls).await.is_err() {
         assert!(std::time::Instant::now() < deadline, "the serving certificate is still the old CA's");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }

@@ -98,7 +98,7 @@ async fn tls_1_2_where_it_is_configured() {
 async fn the_serving_certificate_is_renewed_at_half_its_life() {
     const LIFE: Duration = Duration::from_secs(40);
     let mut params = authority("Root CA");
-    params.not_after = (istio_hsm_ca::clock::now() + LIFE).into();
+    params.not_after = (process::clock::now() + LIFE).into();
     let made = Instant::now();
     let ca = rcgen::CertifiedIssuer::self_signed(params, p256()).unwrap();
     let pem = ca.pem();

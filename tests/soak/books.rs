@@ -2,11 +2,11 @@
 
 use std::{collections::HashSet, fs, path::Path};
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
-use istio_hsm_ca::log::{
+use audit_log::{
     record::Line,
     show::{Filter, Follow},
 };
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::Value;
 
 use crate::{

@@ -11,12 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bench::agent::{KeyKind, Tls, TokenIssuer, WorkloadKey, connect, create_certificate};
 use der::{Decode, Encode};
-use istio_hsm_ca::{
-    agent::{KeyKind, Tls, TokenIssuer, WorkloadKey, connect, create_certificate},
-    clock,
-    pki::pem,
-};
+use pki::pem;
+use process::clock;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use tokio::task::JoinHandle;
 use x509_cert::{Certificate, request::CertReq};

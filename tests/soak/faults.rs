@@ -18,7 +18,7 @@ use crate::{
         faulty::{Control, MODULE, once, through, times},
         plug_in::PlugIn,
     },
-    process::{Usage, children},
+    proc_status::{Usage, children},
     random::Random,
 };
 

@@ -17,7 +17,7 @@ use crate::{
         daemon::{SOON, Site},
         plug_in::PlugIn,
     },
-    process::{children, lives},
+    proc_status::{children, lives},
     random::Random,
 };
 

@@ -9,7 +9,7 @@ impl Random {
         let seed = match std::env::var("SOAK_SEED") {
             Ok(text) => text.parse().expect("SOAK_SEED must be a number"),
             Err(_) => {
-                let now = istio_hsm_ca::clock::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+                let now = process::clock::now().duration_since(std::time::UNIX_EPOCH).unwrap();
                 now.as_secs() ^ u64::from(std::process::id()) << 32
             }
         };

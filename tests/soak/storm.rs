@@ -15,7 +15,7 @@ use crate::{
         daemon::{ISSUER, SERVER, Site},
         plug_in::PlugIn,
     },
-    process::children,
+    proc_status::children,
 };
 
 /// What one connection may cost, in KiB, and what the work on many at once may cost besides.
@@ -40,10 +40,10 @@ async fn a_mesh_that_comes_at_once_is_served() {
     let roots = site.bundle().join("root-cert.pem").display().to_string();
     let (address, key) = (daemon.address.to_string(), site.issuer_key_file().display().to_string());
     let (storm, sources) = (agents.to_string(), agents.div_ceil(500).to_string());
-    let server = ["--output", "json", "bench", "endpoint", "--address", &address, "--server-name", SERVER];
+    let server = ["--output", "json", "endpoint", "--address", &address, "--server-name", SERVER];
     let agent = ["--roots", &roots, "--token-key", &key, "--issuer", ISSUER, "--namespace", "storm"];
     let storm = ["--storm", &storm, "--storm-sources", &sources];
-    let output = site.run(&[&server[..], &agent, &storm].concat());
+    let output = site.run_bench(&[&server[..], &agent, &storm].concat());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}\n{}", String::from_utf8_lossy(&output.stderr), daemon.stderr());
     let report: Value = serde_json::from_str(&text).unwrap();

@@ -8,7 +8,7 @@ use std::{
 
 use istio_hsm_ca::{
     signer::{SignError, Signer},
-    token::client::{Link, Phase, Pool, Settings},
+    token_pool::{Link, Phase, Pool, Settings},
 };
 use nix::sys::signal::{Signal, kill};
 
@@ -108,7 +108,7 @@ async fn no_wrong_signature_leaves() {
     let recorded = faulty.mill.recorded().await;
     for _ in 0..3 {
         let signed = faulty.mill.sign(&recorded, istio_hsm_ca::signer::Class::Bulk, PATIENCE).await.unwrap();
-        let issued = istio_hsm_ca::pki::Issued::assemble(Arc::clone(recorded.value()), &signed.signature);
+        let issued = pki::Issued::assemble(Arc::clone(recorded.value()), &signed.signature);
         assert!(issued.is_err());
         faulty.pool().verdict(&signed.source, false);
     }
@@ -118,7 +118,7 @@ async fn no_wrong_signature_leaves() {
     let end = async {
         tokio::time::sleep(Duration::from_millis(1500)).await;
         let (signed, id) = (faulty.control.books_since(mark).signed, faulty.mill.issuer.public_key().key_id());
-        let id = istio_hsm_ca::token::key::hex(&id);
+        let id = token::key::hex(&id);
         assert!(signed.len() > 1 && signed.iter().all(|(key, _)| *key != id), "{signed:?}");
         assert!(faulty.mill.snapshot(0).canaries_failed > 1);
         faulty.works();
@@ -170,7 +170,7 @@ async fn a_full_queue_refuses_at_once_and_the_rest_is_served() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_and_failed_calls_are_told_by_function() {
-    use istio_hsm_ca::telemetry::calls::{BOUNDS, Calls};
+    use token::call_metrics::{BOUNDS, Calls};
 
     let often = |settings: &mut Settings| settings.tokens[0].keep_alive = Duration::from_millis(50);
     let faulty = Faulty::new("measured", often).await;
@@ -296,7 +296,7 @@ async fn a_session_is_dropped_after_any_failed_signature() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_comes_back_signs_its_canary_and_then_one_request_until_that_is_verified() {
     let faulty = Faulty::new("faulty-one", |_| {}).await;
-    let id = istio_hsm_ca::token::key::hex(&faulty.mill.issuer.public_key().key_id());
+    let id = token::key::hex(&faulty.mill.issuer.public_key().key_id());
     let by_ca = |mark: u64| {
         let signed = faulty.control.books_since(mark).signed;
         signed.into_iter().map(|(key, _)| key == id).collect::<Vec<_>>()

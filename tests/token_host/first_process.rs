@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::token::protocol::{Request, VERSION};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use token_host::protocol::{Request, VERSION};
 
 use super::{
     common::{faulty::MODULE, softhsm::module_path},
@@ -53,7 +53,7 @@ impl Container {
         let config = directory.join("token-host.toml");
         fs::write(&config, toml::to_string(&settings).unwrap()).unwrap();
         let unshare = Command::new("unshare")
-            .args(["--pid", "--fork", "--kill-child", "--", PROGRAM, "token-host", "--config"])
+            .args(["--pid", "--fork", "--kill-child", "--", PROGRAM, "--config"])
             .arg(&config)
             .arg("--socket")
             .arg(directory.join("host.sock"))

@@ -10,15 +10,12 @@ use std::{
 };
 
 use der::{Decode, Encode};
-use istio_hsm_ca::{
-    identity::Name,
-    pki::{Issuer, Profile, PublicKey, Tbs, tbs::Serial},
-    token::{
-        host::{self, canary_message},
-        protocol::{Frame, Kind, Reply, Request, Sign, Status, VERSION},
-    },
-};
+use pki::{Issuer, Profile, PublicKey, Tbs, identity::Name, tbs::Serial};
 use rcgen::KeyPair;
+use token_host::{
+    canary_message,
+    protocol::{Frame, Kind, Reply, Request, Sign, Status, VERSION},
+};
 
 use super::{
     common::faulty::{Control, MODULE, through},
@@ -134,7 +131,7 @@ fn child(site: &Site) -> (Child, Forger) {
 fn child_of(mut command: Command, site: &Site) -> (Child, Forger) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = command
-        .args(["token-host", "--child", "forged"])
+        .args(["--child", "forged"])
         .envs(site.environment())
         .envs(Control::new(site.directory.path()).environment())
         .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -144,7 +141,7 @@ fn child_of(mut command: Command, site: &Site) -> (Child, Forger) {
     (child, Forger::new(ours))
 }
 
-fn leaf(issuer: &Arc<Issuer>, change: impl FnOnce(&mut istio_hsm_ca::pki::Template)) -> Vec<u8> {
+fn leaf(issuer: &Arc<Issuer>, change: impl FnOnce(&mut pki::Template)) -> Vec<u8> {
     let mut template = template();
     change(&mut template);
     Tbs::build(template, Arc::clone(issuer), Serial::random()).unwrap().der().to_vec()
@@ -371,10 +368,10 @@ fn a_host_whose_daemon_hangs_up_ends_although_a_call_hangs() {
         let socket = site.directory.path().join("host.sock");
         let (mut host, mut forger) = if supervised {
             let config = site.directory.path().join("token-host.toml");
-            let settings: host::Settings = serde_json::from_slice(&faulty_settings(&site)).unwrap();
+            let settings: token_host::Settings = serde_json::from_slice(&faulty_settings(&site)).unwrap();
             std::fs::write(&config, toml::to_string(&settings).unwrap()).unwrap();
             let mut command = Command::new(PROGRAM);
-            command.args(["token-host", "--config"]).arg(&config).arg("--socket").arg(&socket);
+            command.args(["--config"]).arg(&config).arg("--socket").arg(&socket);
             let started = command.envs(site.environment()).envs(control.environment()).stdin(Stdio::null()).spawn();
             (started.unwrap(), Forger::connect(&socket))
         } else {

@@ -13,28 +13,25 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use audit_log::{Intent, Log, Outcome, Recorded};
 use istio_hsm_ca::{
     auth::{Caller, InternalCaller},
-    clock,
-    identity::Name,
-    log::{Intent, Log, Outcome, Recorded},
-    pki::{
-        Bundle, Issued, Issuer, Profile, PublicKey, Tbs, Template,
-        bundle::{BundleFiles, Input},
-        tbs::Serial,
-    },
     signer::{Class, Context, SignError, Signed, Signer},
-    token::{
-        client::{Link, Phase, Pool, PoolHealth, Settings, Snapshot, TokenSettings},
-        host,
-    },
+    token_pool::{Link, Phase, Pool, PoolHealth, Settings, Snapshot, TokenSettings},
 };
+use pki::{
+    Bundle, Issued, Issuer, Profile, PublicKey, Tbs, Template,
+    bundle::{BundleFiles, Input},
+    identity::Name,
+    tbs::Serial,
+};
+use process::clock;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData};
 
 use super::common::softhsm::Directory;
 
 /// The built program.
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_istio-hsm-ca");
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_istio-hsm-ca-token-host");
 /// The label of the test's token.
 pub const TOKEN: &str = "istio-ca";
 /// The only workload.
@@ -152,8 +149,9 @@ impl Site {
         self.directory.path().join("pin-refused")
     }
 
-    pub fn host_settings(&self) -> host::Settings {
-        let mut settings = host::Settings::new(self.uri.clone(), self.marker(), self.bundle.clone(), MAX_VALIDITY);
+    pub fn host_settings(&self) -> token_host::Settings {
+        let mut settings =
+            token_host::Settings::new(self.uri.clone(), self.marker(), self.bundle.clone(), MAX_VALIDITY);
         settings.trust_domains = vec!["cluster.local".parse().unwrap()];
         settings
     }
@@ -166,7 +164,7 @@ impl Site {
         self.token_with(name, self.host_settings())
     }
 
-    pub fn token_with(&self, name: &str, settings: host::Settings) -> TokenSettings {
+    pub fn token_with(&self, name: &str, settings: token_host::Settings) -> TokenSettings {
         TokenSettings {
             name: Arc::from(name),
             call_timeout: settings.call_timeout,
@@ -197,7 +195,7 @@ impl Mill {
     /// Starts the hosts; does not wait for them.
     pub fn start(settings: Settings, issuer: &Arc<Issuer>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let log = istio_hsm_ca::log::Settings::new(directory.path().join("log"), "token-host.test/log");
+        let log = audit_log::Settings::new(directory.path().join("log"), "token-host.test/log");
         let (log, _) = Log::open(log, None).unwrap();
         let pool = Pool::start(settings).unwrap();
         Self { pool, log, issuer: Arc::clone(issuer), _log_directory: directory }
@@ -212,7 +210,7 @@ impl Mill {
         mill
     }
 
-    pub async fn prove(&self) -> Vec<istio_hsm_ca::token::client::Proof> {
+    pub async fn prove(&self) -> Vec<istio_hsm_ca::token_pool::Proof> {
         self.pool.prove(self.issuer.public_key(), Instant::now() + PATIENCE).await
     }
 
@@ -222,8 +220,7 @@ impl Mill {
         let intent = Intent {
             request_id: "test".to_owned(),
             time: clock::now(),
-            caller: Caller::internal(InternalCaller::ServingCertificate),
-            grant: None,
+            caller: (&Caller::internal(InternalCaller::ServingCertificate)).into(),
             tbs,
         };
         self.log.record(intent).await.unwrap()

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::token::client::Phase;
+use istio_hsm_ca::token_pool::Phase;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -9,7 +9,7 @@ use std::{
 
 use istio_hsm_ca::{
     signer::SignError,
-    token::client::{Link, Phase, TokenSettings},
+    token_pool::{Link, Phase, TokenSettings},
 };
 use nix::sys::signal::{Signal, kill};
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::token::client::{Link, Phase, TokenSettings};
+use istio_hsm_ca::token_pool::{Link, Phase, TokenSettings};
 use nix::sys::signal::{Signal, kill};
 use rcgen::KeyPair;
 

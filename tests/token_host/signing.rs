@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use istio_hsm_ca::{
-    pki::PublicKey,
     signer::{Class, SignError, Signer},
-    token::client::Phase,
+    token_pool::Phase,
 };
+use pki::PublicKey;
 use rcgen::{KeyPair, RsaKeySize};
 
 use super::harness::{Ca, Mill, PATIENCE, Site, hosts_of, is, openssl_verifies, pool};

@@ -11,16 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bench::agent::{self, KeyKind, TokenIssuer, Workload, WorkloadKey};
 use istio_hsm_ca::{
-    agent::{self, KeyKind, TokenIssuer, Workload, WorkloadKey},
     bundle_files::BundlePaths,
-    clock,
-    pki::{Bundle, Issuer},
-    token::{
-        client::{Link, Phase, TokenSettings},
-        protocol::{Request, VERSION},
-    },
+    token_pool::{Link, Phase, TokenSettings},
 };
+use pki::{Bundle, Issuer};
+use process::clock;
+use token_host::protocol::{Request, VERSION};
 
 use super::{
     forged::{Forger, refuses_all},
@@ -137,7 +135,7 @@ fn stage() -> Stage {
 
 fn start(program: &Path, private: &Path, socket: &Path) -> Child {
     let host = Command::new(program)
-        .args(["token-host", "--uid", &DAEMON.to_string(), "--config"])
+        .args(["--uid", &DAEMON.to_string(), "--config"])
         .arg(private.join("token-host.toml"))
         .arg("--socket")
         .arg(socket)
@@ -359,10 +357,10 @@ fn helper_neighbour() {
     hides(&fs::read_to_string(shared.join("host.pid")).unwrap());
     // The other form, as a child.
     let private = shared.join("private");
-    let settings = istio_hsm_ca::token::host::Settings::read(&private.join("token-host.toml")).unwrap();
+    let settings = token_host::Settings::read(&private.join("token-host.toml")).unwrap();
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let child = Command::new(shared.join("istio-hsm-ca"))
-        .args(["token-host", "--child", "neighbour"])
+        .args(["--child", "neighbour"])
         .env("SOFTHSM2_CONF", private.join("softhsm2.conf"))
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
         .spawn();

@@ -5,11 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::{
-    pki::PublicKey,
-    token::client::{Phase, Settings},
-};
+use istio_hsm_ca::token_pool::{Phase, Settings};
 use nix::sys::signal::{Signal, kill};
+use pki::PublicKey;
 use serde_json::Value;
 
 use super::{

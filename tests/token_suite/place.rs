@@ -10,17 +10,12 @@ use std::{
     time::Duration,
 };
 
-use istio_hsm_ca::{
-    clock,
-    pki::{
-        Bundle, Issuer,
-        bundle::{BundleFiles, Input},
-    },
-    token::{
-        client::{Link, TokenSettings},
-        host,
-    },
+use istio_hsm_ca::token_pool::{Link, TokenSettings};
+use pki::{
+    Bundle, Issuer,
+    bundle::{BundleFiles, Input},
 };
+use process::clock;
 use rcgen::{KeyPair, RsaKeySize};
 use serde_json::Value;
 
@@ -211,7 +206,7 @@ impl Place {
     }
 
     fn token_of(&self, name: &str, uri: String, environment: BTreeMap<String, String>) -> TokenSettings {
-        let mut settings = host::Settings::new(uri, self.path("pin-refused"), self.path("bundle"), MAX_VALIDITY);
+        let mut settings = token_host::Settings::new(uri, self.path("pin-refused"), self.path("bundle"), MAX_VALIDITY);
         settings.trust_domains = vec!["cluster.local".parse().unwrap()];
         TokenSettings {
             name: Arc::from(name),

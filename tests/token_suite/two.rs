@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs};
 
-use istio_hsm_ca::token::client::Phase;
+use istio_hsm_ca::token_pool::Phase;
 
 use super::{
     harness::{Mill, PATIENCE, is, pool},

@@ -5,10 +5,8 @@
 
 use std::collections::HashSet;
 
-use crate::{
-    auth::answers::Hash,
-    identity::{NameError, SpiffeId},
-};
+use crate::auth::answers::Hash;
+use pki::identity::{NameError, SpiffeId};
 
 /// What leads the hash of a key.
 const KEY: &str = "sha256:";

@@ -13,11 +13,8 @@ use x509_cert::{
 };
 
 use super::CertificateError;
-use crate::{
-    auth::answers::{Hash, sha256},
-    identity::SpiffeId,
-    pki::{PublicKey, SignatureAlgorithm},
-};
+use crate::auth::answers::{Hash, sha256};
+use pki::{PublicKey, SignatureAlgorithm, identity::SpiffeId};
 
 /// The longest leaf in bytes: ours stay below 2 KiB also with RSA-4096 keys and the longest SPIFFE ID.
 const MOST: usize = 8192;

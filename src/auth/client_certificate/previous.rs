@@ -9,7 +9,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_cert::{Certificate, ext::pkix::BasicConstraints};
 
 use super::{Accepted, leaf};
-use crate::pki::{PublicKey, key::KeyError};
+use pki::{PublicKey, key::KeyError};
 
 /// The most certificates in one file.
 const MOST: usize = 64;

@@ -6,10 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use crate::{
-    auth::BoundPod,
-    identity::{Namespace, ServiceAccount},
-};
+use crate::auth::BoundPod;
+use pki::identity::{Namespace, ServiceAccount};
 
 /// What leads the subject of a ServiceAccount's token.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";

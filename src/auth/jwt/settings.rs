@@ -3,10 +3,8 @@
 use std::{fmt, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use super::keys::Pace;
-use crate::{
-    auth::ClusterName,
-    identity::{Namespace, TrustDomain},
-};
+use crate::auth::ClusterName;
+use pki::identity::{Namespace, TrustDomain};
 
 /// The longest issuer and URL in bytes.
 const MOST: usize = 2048;

@@ -6,11 +6,11 @@ use nix::unistd::{AccessFlags, eaccess, geteuid};
 
 use super::finding::{Finding, Findings};
 use crate::{
-    clock::Clock,
     config::Config,
     daemon::setup::{self, SetupError},
-    log::Log,
 };
+use audit_log::Log;
+use process::clock::Clock;
 
 /// The bundle as `serve` takes it.
 pub(super) fn bundle(config: &Config) -> Vec<Finding> {
@@ -21,7 +21,7 @@ pub(super) fn bundle(config: &Config) -> Vec<Finding> {
                 found.warning(warning.to_string(), "replace the certificate in time, by `import` or `install`");
             }
             let issuer = bundle.issuer();
-            let until = crate::log::timestamp::format(issuer.not_after());
+            let until = audit_log::timestamp::format(issuer.not_after());
             found.ok(format!(
                 "{}: a CA with a {} key, until {until}",
                 config.ca.bundle.display(),
@@ -81,7 +81,7 @@ pub(super) fn log(config: &Config) -> (Vec<Finding>, Option<SystemTime>) {
 pub(super) fn clock(newest: Option<SystemTime>) -> Vec<Finding> {
     let mut found = Findings::about("clock");
     match Clock::start(newest).now() {
-        Ok(now) => found.ok(crate::log::timestamp::format(now)),
+        Ok(now) => found.ok(audit_log::timestamp::format(now)),
         Err(error) => found.failed(&error, "set the clock right"),
     }
     found.into_vec()

@@ -13,15 +13,15 @@ use super::{
 use crate::{
     config::{self, Config},
     daemon::setup,
-    pki::PublicKey,
-    token::{
-        Module, Session, Token, TokenUri,
-        key::{self, CANARY_KEY_LABEL, Flags, KeyError, LOG_KEY_LABEL, proof},
-        mechanism::signing_mechanism,
-        module::{LoginError, PinState},
-        pin,
-        pin_marker::{MarkerError, PinMarker, state_of},
-    },
+};
+use pki::PublicKey;
+use token::{
+    Module, Session, Token, TokenUri,
+    key::{self, CANARY_KEY_LABEL, Flags, KeyError, LOG_KEY_LABEL, proof},
+    mechanism::signing_mechanism,
+    module::{LoginError, PinState},
+    pin,
+    pin_marker::{MarkerError, PinMarker, state_of},
 };
 
 /// Sessions beside those that sign: the host's own, which keeps the login.

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
+use super::ceremony;
 use super::{Key, left_behind};
-use crate::{
-    cli::{bundle_dir, output::Output},
-    pki::request::{CaRequest, Subject},
-    token::{Session, ceremony, generate::Generated},
-};
+use crate::cli::bundle_dir;
+use pki::request::{CaRequest, Subject};
+use process::output::Output;
+use token::{Session, generate::Generated};
 
 /// What was made.
 #[derive(Debug, Serialize)]

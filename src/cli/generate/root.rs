@@ -10,27 +10,24 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
+use super::ceremony;
 use super::{Key, left_behind};
-use crate::{
-    auth::Caller,
-    cli::{
-        bundle_dir,
-        output::{Output, Refused},
-    },
+use crate::{auth::Caller, cli::bundle_dir, telemetry::RequestId};
+use audit_log::{Intent, Log, Outcome, checkpoint, timestamp};
+use pki::{
+    Bundle, Issued, Issuer, Profile, Tbs, Template,
+    bundle::{BundleFiles, Input},
+    profile::CLOCK_SKEW,
+    tbs::Serial,
+};
+use process::{
     clock,
-    log::{self, Intent, Log, Outcome, checkpoint, timestamp},
-    pki::{
-        Bundle, Issued, Issuer, Profile, Tbs, Template,
-        bundle::{BundleFiles, Input},
-        profile::CLOCK_SKEW,
-        tbs::Serial,
-    },
-    telemetry::RequestId,
-    token::{
-        Session, ceremony,
-        generate::{self, Generated, Installed},
-        key::hex,
-    },
+    output::{Output, Refused},
+};
+use token::{
+    Session,
+    generate::{self, Generated, Installed},
+    key::hex,
 };
 
 /// What a root is made of.
@@ -85,7 +82,7 @@ pub(super) fn run(key: &Key<'_>, root: Root, output: Output) -> anyhow::Result<(
     let opened = key.token.open()?;
     let session = opened.login(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let settings = log::Settings::new(&root.log, &root.origin);
+    let settings = audit_log::Settings::new(&root.log, &root.origin);
     let (log, _opened) = {
         let _inside = runtime.enter();
         Log::open(settings, None)?
@@ -134,7 +131,7 @@ fn ceremony(runtime: &Runtime, log: &Log, session: &Session, made: Generated, ro
         certificate: Certificate {
             organization: root.organization.clone(),
             serial: issued.serial().to_hex(),
-            sha256: hex(&log::tree::sha256(&[issued.der()])),
+            sha256: hex(&audit_log::tree::sha256(&[issued.der()])),
             not_before,
             not_after,
         },
@@ -169,8 +166,7 @@ fn sign(
     let intent = Intent {
         request_id: RequestId::random().to_string(),
         time: now,
-        caller: Caller::operator(nix::unistd::getuid().as_raw()),
-        grant: None,
+        caller: (&Caller::operator(nix::unistd::getuid().as_raw())).into(),
         tbs,
     };
     let recorded = runtime.block_on(log.record(intent))?;

@@ -7,14 +7,12 @@ use kube::{Client, api::ObjectMeta};
 use tokio::runtime::{Builder, Runtime};
 use zeroize::Zeroizing;
 
-use crate::{
-    kubernetes::{
-        Cluster, cluster,
-        secret::{self, Content, Secret, SecretError, Value},
-        settings,
-    },
-    pki::bundle::{BundleFiles, Input},
+use crate::kubernetes::{
+    Cluster, cluster,
+    secret::{self, Content, Secret, SecretError, Value},
+    settings,
 };
+use pki::bundle::{BundleFiles, Input};
 
 /// Where the Secret is, and what its values are called.
 #[derive(Clone, Debug, clap::Args)]
@@ -201,7 +199,7 @@ impl std::fmt::Display for KeySecret {
 
 /// A name of Kubernetes, which goes into a path.
 fn is_name(text: &str) -> bool {
-    text.parse::<crate::identity::ServiceAccount>().is_ok()
+    text.parse::<pki::identity::ServiceAccount>().is_ok()
 }
 
 fn told(what: &str, not: &str, error: &SecretError) -> anyhow::Error {

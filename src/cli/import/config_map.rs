@@ -18,7 +18,7 @@ use kube::{
 use serde_json::json;
 
 use super::cluster;
-use crate::identity::Namespace;
+use pki::identity::Namespace;
 
 /// How long the API server may take in all.
 const PATIENCE: Duration = Duration::from_secs(60);

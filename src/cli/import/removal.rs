@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 
 use super::{Source, Under};
-use crate::token::key;
+use token::key;
 
 /// Overwrites and removes the key's file. Each token is asked once more whether it holds the key.
 pub(super) fn remove(source: &Source, tokens: &[Under<'_>]) -> anyhow::Result<PathBuf> {

@@ -11,15 +11,12 @@ use secrecy::SecretString;
 use zeroize::Zeroizing;
 
 use super::{cluster, shown};
-use crate::{
-    bundle_files::{BundlePaths, unreadable},
-    cli::output,
-    clock,
-    pki::{Bundle, PublicKey, private_key::PrivateKey},
-    token::{
-        import::{How, ImportReport},
-        pin,
-    },
+use crate::bundle_files::{BundlePaths, unreadable};
+use pki::{Bundle, PublicKey, private_key::PrivateKey};
+use process::{clock, output};
+use token::{
+    import::{How, ImportReport},
+    pin,
 };
 
 /// The largest key file in bytes; an RSA-4096 key in PEM has 3.3 KiB.
@@ -145,7 +142,7 @@ impl SourceArgs {
 
     /// The key in a text.
     fn key(&self, name: &str, text: &[u8]) -> Result<PrivateKey, String> {
-        let failed = |error: crate::pki::private_key::PrivateKeyError| format!("{name}: {error}");
+        let failed = |error: pki::private_key::PrivateKeyError| format!("{name}: {error}");
         let passphrase = match PrivateKey::needs_passphrase(text).map_err(failed)? {
             true => Some(self.passphrase(name)?),
             false => None,

@@ -5,7 +5,7 @@ use std::{fmt::Write, time::SystemTime};
 use humantime_serde::re::humantime::parse_rfc3339;
 
 use super::{Listing, View};
-use crate::token::{key::Flags, module::PinState};
+use token::{key::Flags, module::PinState};
 
 pub(super) fn listing(listing: &Listing) -> String {
     let mut text = format!("{}: {} tokens\n", listing.module.display(), listing.tokens.len());

@@ -9,12 +9,12 @@ use tonic::Code;
 use crate::{
     auth::Caller,
     grpc::status::Refusal,
-    pki::Issued,
     telemetry::{
         RequestId, metrics,
         recent::{self, Recent},
     },
 };
+use pki::Issued;
 
 /// A request that is being answered.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Line {
         // What reached the path was counted there.
         if let Some(label) = refusal.label_before_the_path() {
             metrics::answered(label, self.method, self.started.elapsed());
-            let (time, request_id) = (crate::clock::now(), self.id.to_string());
+            let (time, request_id) = (process::clock::now(), self.id.to_string());
             let caller = self.identity.take().unwrap_or_default();
             recent.refused(recent::Refusal { time, request_id, reason: label, caller, detail: reason });
         }

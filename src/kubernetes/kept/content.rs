@@ -10,7 +10,7 @@ use super::{
     super::secret::{Content, MANAGED_BY, Secret, Value},
     Wanted,
 };
-use crate::pki::{Issued, Issuer, held::Held, private_key::PrivateKey, profile::CLOCK_SKEW};
+use pki::{Issued, Issuer, held::Held, private_key::PrivateKey, profile::CLOCK_SKEW};
 
 /// How the values of a Secret are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +77,8 @@ pub(super) fn content<'a>(wanted: &'a Wanted, found: Option<&'a Secret>, issued:
 pub(super) fn judge(secret: &Secret, wanted: &Wanted, issuer: &Issuer) -> Result<SystemTime, String> {
     let [chain, key, _] = wanted.form.keys();
     let held = Held::read(secret.value(chain), issuer).map_err(|error| error.to_string())?;
-    let block = crate::pki::pem::blocks(secret.value(chain)).map_err(|error| error.to_string())?.into_iter().next();
-    let certificate = block.map(|block| crate::pki::pem::encode("CERTIFICATE", &block.der)).unwrap_or_default();
+    let block = pki::pem::blocks(secret.value(chain)).map_err(|error| error.to_string())?.into_iter().next();
+    let certificate = block.map(|block| pki::pem::encode("CERTIFICATE", &block.der)).unwrap_or_default();
     let public = wanted.form.public(&certificate, issuer);
     for (name, text) in &public {
         if secret.value(name) != text.as_bytes() {
@@ -117,12 +117,12 @@ mod tests {
     use crate::{
         auth::{Caller, ClusterName, Controller},
         kubernetes::key::FreshKey,
-        pki::{
-            Profile, Tbs,
-            csr::VerifiedCsr,
-            tbs::Serial,
-            testing::{DAY, P256, P384, SoftCa, leaf, now},
-        },
+    };
+    use pki::{
+        Profile, Tbs,
+        csr::VerifiedCsr,
+        tbs::Serial,
+        testing::{DAY, P256, P384, SoftCa, leaf, now},
     };
 
     fn wanted(form: Form, names: &[&str]) -> Wanted {
@@ -142,7 +142,7 @@ mod tests {
         let key = FreshKey::generate().unwrap();
         let public_key = VerifiedCsr::from_pem(&key.csr).unwrap().public_key().clone();
         let names = if wanted.profile == Profile::Leaf { wanted.names.clone() } else { Vec::new() };
-        let template = crate::pki::Template { profile: wanted.profile.clone(), public_key, names, ..leaf(&[]) };
+        let template = pki::Template { profile: wanted.profile.clone(), public_key, names, ..leaf(&[]) };
         let tbs = Tbs::build(template, Arc::clone(&ca.issuer), Serial::random()).unwrap();
         let signature = ca.key.sign(tbs.der()).unwrap();
         let issued = Issued::assemble(tbs.into(), &signature).unwrap();

@@ -8,10 +8,8 @@ use k8s_openapi::{NamespaceResourceScope, api::core::v1, apimachinery::pkg::apis
 use kube::{Resource, runtime::watcher::Event};
 use serde::Deserialize;
 
-use crate::{
-    auth::node::Pod,
-    identity::{Namespace, ServiceAccount},
-};
+use crate::auth::node::Pod;
+use pki::identity::{Namespace, ServiceAccount};
 
 /// A pod as the API server sends it, without what is not looked at.
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -1,0 +1,338 @@
+//! The lines of the log: one JSON object each, in a form that stays (docs/ISSUANCE-LOG.md).
+//!
+//! Pure. The order of the fields is the order of the structs below. A new field or meaning takes a new [`VERSION`];
+//! readers refuse versions and fields that they do not know, since a line that is half understood proves nothing.
+
+use std::{net::IpAddr, time::SystemTime};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde::{Deserialize, Serialize};
+
+use super::{Intent, timestamp};
+
+/// The version of the format, in every line.
+pub const VERSION: u8 = 1;
+
+/// The longest line in bytes that a reader takes; a certificate of ours is far below.
+pub const LINE_MAX: usize = 1 << 20;
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Line {
+    /// A certificate that is about to be signed.
+    Intent(Box<IntentLine>),
+    /// What became of an intent.
+    Outcome(OutcomeLine),
+    /// The segments before a line were removed by retention.
+    Retired(RetiredLine),
+    /// A write to a segment failed; it ended there, and the log went on in a new segment.
+    Sealed(SealedLine),
+}
+
+/// A certificate that is about to be signed; the line alone proves what was meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IntentLine {
+    /// [`VERSION`].
+    pub v: u8,
+    /// The number of the line in the log, counted from 0: its leaf in the tree.
+    pub line: u64,
+    /// The number of the intent, counted from 0, without gaps.
+    pub index: u64,
+    /// When the request was decided on.
+    pub time: String,
+    /// The request's id, as in the logs and in the client's error.
+    pub request: String,
+    /// Who asked.
+    pub caller: CallerField,
+    /// The granted names, each with its kind: `URI:`, `DNS:` or `IP:`.
+    pub names: Vec<String>,
+    /// `leaf`, `intermediate` or `self-signed-root`.
+    pub profile: String,
+    /// The serial number in hexadecimal digits.
+    pub serial: String,
+    /// Start of the validity.
+    pub not_before: String,
+    /// End of the validity.
+    pub not_after: String,
+    /// SHA-256 of the subject's DER SubjectPublicKeyInfo, in hexadecimal digits.
+    pub spki_sha256: String,
+    /// SHA-256 of the CA's DER SubjectPublicKeyInfo, in hexadecimal digits.
+    pub ca_key: String,
+    /// The DER TBSCertificate in Base64.
+    pub tbs: String,
+}
+
+/// Who asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallerField {
+    /// How the caller proved its identity.
+    pub method: String,
+    /// Who it is.
+    pub identity: String,
+    /// Where its connection came from; null where there was none.
+    pub peer: Option<IpAddr>,
+}
+
+/// What became of an intent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutcomeLine {
+    /// [`VERSION`].
+    pub v: u8,
+    /// The number of the line.
+    pub line: u64,
+    /// The intent.
+    pub index: u64,
+    /// When it was known.
+    pub time: String,
+    /// What it was.
+    pub outcome: OutcomeKind,
+    /// The token that signed; with `issued` only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token: Option<String>,
+    /// Why no certificate was released; with `failed` only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+}
+
+/// The two ways an intent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeKind {
+    /// No certificate was released.
+    Failed,
+    /// Signed, verified and released.
+    Issued,
+}
+
+/// The segments before a line were removed by retention; the newest such line counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetiredLine {
+    /// [`VERSION`].
+    pub v: u8,
+    /// The number of the line.
+    pub line: u64,
+    /// When.
+    pub time: String,
+    /// The first line that is kept.
+    pub before: u64,
+}
+
+/// A write to a segment failed; what it held beyond its last durable byte does not count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealedLine {
+    /// [`VERSION`].
+    pub v: u8,
+    /// The number of the line.
+    pub line: u64,
+    /// When.
+    pub time: String,
+    /// The first line of the segment that ended.
+    pub segment: u64,
+    /// Its last durable offset in bytes.
+    pub bytes: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// Why a line is not one of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// The text is not the JSON that it should be.
+    #[error("it is not a line of the issuance log: {0}")]
+    Json(#[source] serde_json::Error),
+    /// A field does not hold what it should.
+    #[error("its field {0:?} is malformed")]
+    Field(&'static str),
+    /// A newer program wrote it.
+    #[error("its format is version {0}; this program reads version {VERSION}")]
+    Version(u8),
+}
+
+impl Line {
+    /// Reads a line, without its newline.
+    ///
+    /// # Errors
+    /// When it is not of this version and form.
+    pub fn parse(text: &[u8]) -> Result<Self, LineError> {
+        let line: Self = serde_json::from_slice(text).map_err(LineError::Json)?;
+        let (v, time) = match &line {
+            Self::Intent(l) => (l.v, &l.time),
+            Self::Outcome(l) => (l.v, &l.time),
+            Self::Retired(l) => (l.v, &l.time),
+            Self::Sealed(l) => (l.v, &l.time),
+        };
+        if v != VERSION {
+            return Err(LineError::Version(v));
+        }
+        if timestamp::parse(time).is_none() {
+            return Err(LineError::Field("time"));
+        }
+        Ok(line)
+    }
+
+    /// The number that the line bears.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        match self {
+            Self::Intent(l) => l.line,
+            Self::Outcome(l) => l.line,
+            Self::Retired(l) => l.line,
+            Self::Sealed(l) => l.line,
+        }
+    }
+
+    /// When the line was made.
+    #[must_use]
+    pub fn time(&self) -> &str {
+        match self {
+            Self::Intent(l) => &l.time,
+            Self::Outcome(l) => &l.time,
+            Self::Retired(l) => &l.time,
+            Self::Sealed(l) => &l.time,
+        }
+    }
+
+    /// Gives the line its number.
+    pub(super) fn set_number(&mut self, number: u64) {
+        match self {
+            Self::Intent(l) => l.line = number,
+            Self::Outcome(l) => l.line = number,
+            Self::Retired(l) => l.line = number,
+            Self::Sealed(l) => l.line = number,
+        }
+    }
+
+    /// Appends the line to a buffer, without a newline.
+    pub(super) fn write(&self, to: &mut Vec<u8>) {
+        #[expect(clippy::expect_used, reason = "a Vec takes everything, and no field of ours has a form without JSON")]
+        serde_json::to_writer(to, self).expect("a line has a JSON form");
+    }
+}
+
+impl IntentLine {
+    /// What the log says of an intent; numbers are given by the writer.
+    #[must_use]
+    pub fn new(intent: &Intent) -> Self {
+        let template = intent.tbs.template();
+        Self {
+            v: VERSION,
+            line: 0,
+            index: 0,
+            time: timestamp::format(intent.time),
+            request: intent.request_id.clone(),
+            caller: intent.caller.clone(),
+            names: template.names.iter().map(ToString::to_string).collect(),
+            profile: template.profile.as_str().to_owned(),
+            serial: intent.tbs.serial().to_hex(),
+            not_before: timestamp::format(template.not_before),
+            not_after: timestamp::format(template.not_after),
+            spki_sha256: hex(&template.public_key.fingerprint()),
+            ca_key: hex(&intent.tbs.issuer().public_key().fingerprint()),
+            tbs: BASE64_STANDARD.encode(intent.tbs.der()),
+        }
+    }
+
+    /// When the request was decided on; `None` when the text is malformed.
+    #[must_use]
+    pub fn time(&self) -> Option<SystemTime> {
+        timestamp::parse(&self.time)
+    }
+
+    /// The DER TBSCertificate; `None` when it is not Base64.
+    #[must_use]
+    pub fn tbs_der(&self) -> Option<Vec<u8>> {
+        BASE64_STANDARD.decode(&self.tbs).ok()
+    }
+}
+
+/// Lower-case hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).map_or('?', |d| char::from(*d));
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// An intent's line with made-up content.
+    pub(crate) fn intent(tbs: &str) -> IntentLine {
+        IntentLine {
+            v: VERSION,
+            line: 0,
+            index: 0,
+            time: "2026-01-31T23:59:59.007Z".to_owned(),
+            request: "r\"1".to_owned(),
+            caller: CallerField {
+                method: "jwt".to_owned(),
+                identity: "spiffe://td/ns/n/sa/a".to_owned(),
+                peer: Some("10.1.2.3".parse().unwrap()),
+            },
+            names: vec!["URI:spiffe://td/ns/n/sa/a".to_owned()],
+            profile: "leaf".to_owned(),
+            serial: "0a".to_owned(),
+            not_before: "2026-01-31T23:57:59.000Z".to_owned(),
+            not_after: "2026-02-01T23:59:59.000Z".to_owned(),
+            spki_sha256: "aa".repeat(32),
+            ca_key: "bb".repeat(32),
+            tbs: tbs.to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_form_of_version_1_stays() {
+        let mut line = Line::Intent(Box::new(intent("AAEC")));
+        line.set_number(7);
+        let mut text = Vec::new();
+        line.write(&mut text);
+        let expected = concat!(
+            r#"{"type":"intent","v":1,"line":7,"index":0,"time":"2026-01-31T23:59:59.007Z","request":"r\"1","#,
+            r#""caller":{"method":"jwt","identity":"spiffe://td/ns/n/sa/a","peer":"10.1.2.3"},"#,
+            r#""names":["URI:spiffe://td/ns/n/sa/a"],"profile":"leaf","serial":"0a","#,
+            r#""not_before":"2026-01-31T23:57:59.000Z","not_after":"2026-02-01T23:59:59.000Z","spki_sha256":""#,
+        );
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.ends_with(r#","tbs":"AAEC"}"#), "{text}");
+        assert_eq!(Line::parse(text.as_bytes()).unwrap(), line);
+
+        let outcomes = [
+            r#"{"type":"outcome","v":1,"line":8,"index":0,"time":"2026-01-31T23:59:59.008Z","outcome":"issued","token":"a"}"#,
+            r#"{"type":"outcome","v":1,"line":8,"index":0,"time":"2026-01-31T23:59:59.008Z","outcome":"failed","reason":"no"}"#,
+            r#"{"type":"retired","v":1,"line":8,"time":"2026-01-31T23:59:59.008Z","before":3}"#,
+            r#"{"type":"sealed","v":1,"line":8,"time":"2026-01-31T23:59:59.008Z","segment":3,"bytes":77,"reason":"EIO"}"#,
+        ];
+        for text in outcomes {
+            let mut again = Vec::new();
+            let line = Line::parse(text.as_bytes()).unwrap();
+            assert_eq!(line.number(), 8);
+            line.write(&mut again);
+            assert_eq!(String::from_utf8(again).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn foreign_lines_are_refused() {
+        for text in [
+            "",
+            "{}",
+            "null",
+            r#"{"type":"retired","v":2,"line":8,"time":"2026-01-31T23:59:59.008Z","before":3}"#,
+            r#"{"type":"retired","v":1,"line":8,"time":"2026-01-31","before":3}"#,
+            r#"{"type":"retired","v":1,"line":8,"time":"2026-01-31T23:59:59.008Z","before":3,"more":1}"#,
+            r#"{"type":"retired","v":1,"line":8,"time":"2026-01-31T23:59:59.008Z"}"#,
+            r#"{"type":"other","v":1,"line":8,"time":"2026-01-31T23:59:59.008Z","before":3}"#,
+            r#"{"type":"retired","v":1,"line":8,"time":"2026-01-31T23:59:59.008Z","before":3} x"#,
+        ] {
+            assert!(Line::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Shows what is in the log: intents with their outcomes, by time, identity and serial number.
+
+use std::{collections::HashMap, path::Path, time::SystemTime};
+
+use der::{Reader as _, SliceReader, Tag, Tagged, asn1::AnyRef};
+use serde::Serialize;
+
+use super::{
+    reader::Reader,
+    record::{IntentLine, Line, OutcomeLine},
+    timestamp,
+    verify::ReadError,
+};
+
+/// Which intents are shown; what is not set holds of all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Not before this time.
+    pub since: Option<SystemTime>,
+    /// Before this time.
+    pub until: Option<SystemTime>,
+    /// The caller, or a granted name with or without its kind.
+    pub identity: Option<String>,
+    /// The serial number in hexadecimal digits; case, colons and leading zeros do not matter.
+    pub serial: Option<String>,
+}
+
+/// An intent and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// The intent's line.
+    pub intent: IntentLine,
+    /// The outcome's line; none while it is under way, or after a crash.
+    pub outcome: Option<OutcomeLine>,
+}
+
+/// Whether a certificate is in the books.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Books {
+    /// No line that can be read is about it.
+    Absent {
+        /// Retention has removed lines, which might have been.
+        incomplete: bool,
+    },
+    /// A line says that exactly this was meant to be signed.
+    Recorded(Box<Entry>),
+    /// Another certificate was recorded under its serial number.
+    SerialOfAnother(Box<Entry>),
+}
+
+/// Bytes that are not a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is not a DER certificate (RFC 5280, section 4.1)")]
+pub struct NotACertificate;
+
+impl Filter {
+    /// Whether an intent is to be shown.
+    #[must_use]
+    pub fn matches(&self, intent: &IntentLine) -> bool {
+        let time = intent.time();
+        let named = |identity: &String| {
+            intent.caller.identity == *identity
+                || intent.names.iter().any(|n| n == identity || n.split_once(':').is_some_and(|(_, n)| n == identity))
+        };
+        self.since.is_none_or(|since| time.is_some_and(|time| time >= since))
+            && self.until.is_none_or(|until| time.is_some_and(|time| time < until))
+            && self.identity.as_ref().is_none_or(named)
+            && self.serial.as_ref().is_none_or(|serial| same_serial(serial, &intent.serial))
+    }
+}
+
+/// Whether two texts are the same serial number.
+#[must_use]
+pub fn same_serial(left: &str, right: &str) -> bool {
+    let digits = |text: &str| -> String {
+        let text: String = text.chars().filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect();
+        text.strip_prefix("0x").unwrap_or(&text).trim_start_matches('0').to_owned()
+    };
+    digits(left) == digits(right)
+}
+
+/// The intents that a filter lets through, oldest first, with their outcomes.
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn entries(directory: &Path, filter: &Filter) -> Result<Vec<Entry>, ReadError> {
+    let mut reader = Reader::new(directory)?;
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut open: HashMap<u64, usize> = HashMap::new();
+    while let Some(read) = reader.next()? {
+        match read.line {
+            Line::Intent(intent) if filter.matches(&intent) => {
+                open.insert(intent.index, entries.len());
+                entries.push(Entry { intent: *intent, outcome: None });
+            }
+            Line::Outcome(outcome) => {
+                if let Some(entry) = open.remove(&outcome.index).and_then(|at| entries.get_mut(at)) {
+                    entry.outcome = Some(outcome);
+                }
+            }
+            Line::Intent(_) | Line::Retired(_) | Line::Sealed(_) => {}
+        }
+    }
+    Ok(entries)
+}
+
+/// Follows a log: gives the lines of intents that a filter lets through, and of their outcomes, as they come.
+#[derive(Debug)]
+pub struct Follow {
+    reader: Reader,
+    filter: Filter,
+    open: std::collections::HashSet<u64>,
+}
+
+impl Follow {
+    /// Starts at the oldest line.
+    ///
+    /// # Errors
+    /// When there is no log.
+    pub fn new(directory: &Path, filter: Filter) -> Result<Self, ReadError> {
+        Ok(Self { reader: Reader::new(directory)?, filter, open: std::collections::HashSet::new() })
+    }
+
+    /// The next line and its text, if there is one yet.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn next_line(&mut self) -> Result<Option<(Line, Vec<u8>)>, ReadError> {
+        while let Some(read) = self.reader.next()? {
+            let shown = match &read.line {
+                Line::Intent(intent) => self.filter.matches(intent) && self.open.insert(intent.index),
+                Line::Outcome(outcome) => self.open.remove(&outcome.index),
+                Line::Retired(_) | Line::Sealed(_) => false,
+            };
+            if shown {
+                return Ok(Some((read.line, read.text)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Looks a DER certificate up, by the bytes that were to be signed.
+///
+/// # Errors
+/// When it is not a certificate, or the log cannot be read.
+pub fn check_certificate(directory: &Path, der: &[u8]) -> Result<Result<Books, NotACertificate>, ReadError> {
+    let Some((tbs, serial)) = signed_part(der) else { return Ok(Err(NotACertificate)) };
+    let incomplete = Reader::new(directory)?.incomplete()?;
+    let filter = Filter { serial: Some(super::record::hex(serial)), ..Filter::default() };
+    let mut of_another = None;
+    for entry in entries(directory, &filter)? {
+        if entry.intent.tbs_der().as_deref() == Some(tbs) {
+            return Ok(Ok(Books::Recorded(Box::new(entry))));
+        }
+        of_another = Some(Box::new(entry));
+    }
+    Ok(Ok(of_another.map_or(Books::Absent { incomplete }, Books::SerialOfAnother)))
+}
+
+/// The TBSCertificate of a certificate, whole, and its serial number's content.
+fn signed_part(der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let sequence = |bytes| AnyRef::try_from(bytes).ok().filter(|any: &AnyRef<'_>| any.tag() == Tag::Sequence);
+    let certificate = sequence(der)?.value();
+    let tbs = SliceReader::new(certificate).ok()?.tlv_bytes().ok()?;
+    let mut fields = SliceReader::new(sequence(tbs)?.value()).ok()?;
+    let mut element: AnyRef<'_> = fields.decode().ok()?;
+    // [0] version, which only version 1 certificates lack.
+    if element.tag() != Tag::Integer {
+        element = fields.decode().ok()?;
+    }
+    (element.tag() == Tag::Integer).then_some((tbs, element.value()))
+}
+
+/// A time on the command line: RFC 3339 in UTC, milliseconds and seconds may be left out, or a date alone.
+#[must_use]
+pub fn parse_time(text: &str) -> Option<SystemTime> {
+    let whole = match text.len() {
+        10 => format!("{text}T00:00:00.000Z"),
+        17 => format!("{}:00.000Z", text.strip_suffix('Z')?),
+        20 => format!("{}.000Z", text.strip_suffix('Z')?),
+        _ => text.to_owned(),
+    };
+    timestamp::parse(&whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::intent;
+
+    #[test]
+    fn filters() {
+        let line = intent("");
+        let at = |text| parse_time(text);
+        let cases = [
+            (Filter::default(), true),
+            (Filter { since: at("2026-01-31"), ..Filter::default() }, true),
+            (Filter { since: at("2026-02-01"), ..Filter::default() }, false),
+            (Filter { until: at("2026-01-31T23:59Z"), ..Filter::default() }, false),
+            (Filter { until: at("2026-02-01T00:00:00Z"), ..Filter::default() }, true),
+            (Filter { identity: Some("spiffe://td/ns/n/sa/a".to_owned()), ..Filter::default() }, true),
+            (Filter { identity: Some("URI:spiffe://td/ns/n/sa/a".to_owned()), ..Filter::default() }, true),
+            (Filter { identity: Some("spiffe://td/ns/n/sa".to_owned()), ..Filter::default() }, false),
+            (Filter { serial: Some("0x00:0A".to_owned()), ..Filter::default() }, true),
+            (Filter { serial: Some("0b".to_owned()), ..Filter::default() }, false),
+        ];
+        for (filter, shown) in cases {
+            assert_eq!(filter.matches(&line), shown, "{filter:?}");
+        }
+        assert!(parse_time("yesterday").is_none());
+    }
+
+    #[test]
+    fn what_is_no_certificate_has_no_signed_part() {
+        for bytes in
+            [&b""[..], b"\x30\x00", b"\x30\x02\x30\x00", b"\x30\x04\x30\x02\x04\x00", b"\x31\x05\x30\x03\x02\x01\x01"]
+        {
+            assert!(signed_part(bytes).is_none(), "{bytes:02x?}");
+        }
+        assert_eq!(signed_part(b"\x30\x05\x30\x03\x02\x01\x07"), Some((&b"\x30\x03\x02\x01\x07"[..], &b"\x07"[..])));
+    }
+}

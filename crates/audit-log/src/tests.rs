@@ -1,0 +1,375 @@
+//! The log as a whole: what it makes durable, what it takes up again, and what `verify` finds.
+
+use std::{fs, path::Path, sync::Arc};
+
+use proptest::prelude::*;
+
+use super::{
+    checkpoint::{VerifierKeys, tests::SoftKey},
+    record::tests::intent,
+    *,
+};
+
+const ORIGIN: &str = "ca.example/replica-0";
+
+/// A runtime for a test without one of its own.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+fn settings(directory: &Path, segment_bytes: u64) -> Settings {
+    Settings { segment_bytes, ..Settings::new(directory, ORIGIN) }
+}
+
+fn open(settings: Settings) -> Result<(Log, Opened), OpenError> {
+    Log::open(settings, Some(Arc::new(SoftKey::new(1))))
+}
+
+async fn write(log: &Log, count: u64) {
+    for _ in 0..count {
+        let recorded = log.record(real()).await.unwrap();
+        log.outcome(recorded.index(), Outcome::Issued { token: "a".to_owned() });
+    }
+}
+
+/// A log with some intents in segments of a size, closed, so that its last checkpoint covers every line.
+fn written(directory: &Path, intents: u64, segment_bytes: u64) -> Opened {
+    runtime().block_on(async {
+        let (log, opened) = open(settings(directory, segment_bytes)).unwrap();
+        write(&log, intents).await;
+        log.close().await;
+        opened
+    })
+}
+
+fn report(directory: &Path, checkpoints: Vec<(String, Vec<u8>)>) -> verify::Report {
+    let keys = Some(VerifierKeys::parse(&[SoftKey::new(1).verifier_key(ORIGIN)]).unwrap());
+    verify::verify(&verify::Request { directory: directory.to_owned(), keys, checkpoints }).unwrap()
+}
+
+fn findings(directory: &Path) -> Vec<verify::Finding> {
+    report(directory, Vec::new()).findings
+}
+
+/// An intent with a certificate of its own.
+fn real() -> Intent {
+    let public_key = || {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        pki::PublicKey::from_spki_der(&rcgen::PublicKeyData::subject_public_key_info(&pair)).unwrap()
+    };
+    let time = std::time::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let day = Duration::from_secs(86_400);
+    let subject = b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x0a\x0c\x01\x61".to_vec();
+    let issuer = pki::Issuer::self_signed(subject, public_key(), time - day, time + 900 * day);
+    let template = pki::Template {
+        profile: pki::Profile::Leaf,
+        public_key: public_key(),
+        names: vec![pki::identity::Name::Spiffe("spiffe://td/ns/n/sa/a".parse().unwrap())],
+        not_before: time,
+        not_after: time + day,
+    };
+    let tbs = Tbs::build(template, Arc::new(issuer), pki::tbs::Serial::random()).unwrap();
+    let caller = CallerField { method: "operator".to_owned(), identity: "uid 7".to_owned(), peer: None };
+    Intent { request_id: "r".to_owned(), time, caller, tbs: Arc::new(tbs) }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+fn segments_of(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "jsonl"));
+    files.sort();
+    files
+}
+
+#[test]
+fn what_was_recorded_is_taken_up_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    assert_eq!(written(scratch.path(), 20, 3000).intents, 0);
+    assert!(segments_of(scratch.path()).len() > 3);
+    let opened = written(scratch.path(), 5, 3000);
+    assert_eq!((opened.intents, opened.lines), (20, 40));
+    assert_eq!(opened.intents_per_ca_key.values().sum::<u64>(), 20);
+    assert_eq!(opened.checkpoint.unwrap().size, 40);
+    assert!(opened.newest_record.is_some() && opened.set_aside.is_none());
+    assert_eq!(findings(scratch.path()), []);
+    let report = report(scratch.path(), Vec::new());
+    assert_eq!((report.lines, report.intents, report.outcomes, report.without_outcome), (50, 25, 25, 0));
+    assert_eq!(report.checkpointed, 50);
+}
+
+#[test]
+fn only_one_process_writes() {
+    let scratch = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
+        assert!(matches!(open(settings(scratch.path(), 1 << 20)), Err(OpenError::Locked(_))));
+        log.close().await;
+        assert!(matches!(log.append(Box::new(intent(""))).await, Err(LogError::Closed)));
+        let (again, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
+        again.close().await;
+        let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
+        write(&log, 1).await;
+        log.close().await;
+        let other = Settings { origin: "another".to_owned(), ..settings(scratch.path(), 1 << 20) };
+        assert!(matches!(open(other), Err(OpenError::Origin { .. })));
+    });
+}
+
+#[test]
+fn a_group_shares_a_flush() {
+    let scratch = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
+        let tasks: Vec<_> = (0..500)
+            .map(|_| {
+                let log = log.clone();
+                tokio::spawn(async move { log.append(Box::new(intent("AA=="))).await.unwrap() })
+            })
+            .collect();
+        let mut indices = Vec::new();
+        for task in tasks {
+            indices.push(task.await.unwrap());
+        }
+        indices.sort_unstable();
+        assert_eq!(indices, (0..500).collect::<Vec<_>>(), "without gap and without repetition");
+        let stats = log.stats();
+        assert!(stats.flushes < 50, "{stats:?}");
+        log.close().await;
+    });
+}
+
+#[tokio::test]
+async fn what_is_ready_soon_joins_the_group() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
+    let tasks: Vec<_> = (0..8)
+        .map(|n| {
+            let log = log.clone();
+            tokio::spawn(async move {
+                for _ in 0..n / 4 {
+                    tokio::task::yield_now().await;
+                    // Long enough for a flush, if there were one.
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                log.append(Box::new(intent("AA=="))).await.unwrap()
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(log.stats().flushes, 1);
+    log.append(Box::new(intent("AA=="))).await.unwrap();
+    assert_eq!(log.stats().flushes, 2, "one alone does not wait for others");
+    log.close().await;
+}
+
+/// The writer's tick would bring each in the end, a quarter of a second late.
+#[tokio::test]
+async fn the_writer_is_called_for_each_group() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
+    let began = std::time::Instant::now();
+    for _ in 0..16 {
+        log.append(Box::new(intent("AA=="))).await.unwrap();
+    }
+    assert_eq!(log.stats().flushes, 16);
+    assert!(began.elapsed() < Duration::from_secs(2), "they waited for the writer's tick: {:?}", began.elapsed());
+    log.close().await;
+}
+
+/// A log that a crash cut at any byte: beyond the checkpoint what is whole is kept and the rest set aside; below, refused.
+#[test]
+fn a_log_cut_at_any_byte() {
+    let scratch = tempfile::tempdir().unwrap();
+    written(scratch.path(), 2, 1 << 20);
+    let signed = fs::metadata(&segments_of(scratch.path())[0]).unwrap().len();
+    let checkpoint = fs::read(scratch.path().join("checkpoint")).unwrap();
+    written(scratch.path(), 1, 1 << 20);
+    // Back to the older checkpoint: two more lines follow it, as after a crash before the next.
+    fs::write(scratch.path().join("checkpoint"), &checkpoint).unwrap();
+    fs::write(scratch.path().join("00000000000000000000.checkpoint"), &checkpoint).unwrap();
+    let whole = fs::read(&segments_of(scratch.path())[0]).unwrap();
+    let runtime = runtime();
+    for length in 0..=whole.len() {
+        let cut = tempfile::tempdir().unwrap();
+        copy(scratch.path(), cut.path());
+        let segment = &segments_of(cut.path())[0];
+        fs::write(segment, &whole[..length]).unwrap();
+        let result = runtime.block_on(async {
+            let (log, opened) = open(settings(cut.path(), 1 << 20))?;
+            log.close().await;
+            Ok::<_, OpenError>(opened)
+        });
+        if u64::try_from(length).unwrap() < signed {
+            assert!(matches!(result, Err(OpenError::Shorter { .. })), "{length}: {result:?}");
+            assert!(!findings(cut.path()).is_empty(), "{length}");
+            assert_eq!(fs::read(segment).unwrap(), whole[..length], "a refused log is left as it was");
+        } else {
+            let opened = result.unwrap();
+            let complete = whole[..length].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+            assert_eq!(fs::read(segment).unwrap(), whole[..complete]);
+            match opened.set_aside {
+                Some(aside) => assert_eq!(fs::read(aside.path).unwrap(), whole[complete..length]),
+                None => assert_eq!(complete, length),
+            }
+        }
+    }
+}
+
+/// One thing done to a segment's lines.
+#[derive(Clone, Copy, Debug)]
+enum Tampering {
+    Change,
+    Insert,
+    Remove,
+    Swap,
+    Truncate,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn tampering_is_found_and_named(
+        what in prop::sample::select(vec![Tampering::Change, Tampering::Insert, Tampering::Remove, Tampering::Swap, Tampering::Truncate]),
+        at in any::<prop::sample::Index>(),
+        place in any::<prop::sample::Index>(),
+    ) {
+        thread_local! {
+            static SOUND: tempfile::TempDir = {
+                let scratch = tempfile::tempdir().unwrap();
+                written(scratch.path(), 12, 3000);
+                scratch
+            };
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        SOUND.with(|sound| copy(sound.path(), scratch.path()));
+        let mut files = segments_of(scratch.path());
+        files.retain(|file| fs::metadata(file).unwrap().len() > 0);
+        let file = &files[place.index(files.len())];
+        let first: u64 = file.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        let text = fs::read_to_string(file).unwrap();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let line = at.index(lines.len());
+        let mut bad = line;
+        match what {
+            Tampering::Change => lines[line] = lines[line].replace("\"time\":\"2", "\"time\":\"3"),
+            Tampering::Insert => lines.insert(line, lines[line].replace("\"time\":\"2", "\"time\":\"3")),
+            Tampering::Remove => drop(lines.remove(line)),
+            Tampering::Swap => {
+                let other = (line + 1) % lines.len();
+                lines.swap(line, other);
+                bad = line.min(other);
+            }
+            Tampering::Truncate => lines.truncate(line),
+        }
+        fs::write(file, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+        let findings = findings(scratch.path());
+        if text != fs::read_to_string(file).unwrap() {
+            prop_assert!(!findings.is_empty(), "{:?}", what);
+            prop_assert_eq!(findings[0].line, Some(first + u64::try_from(bad).unwrap()), "{:?} {:?}", what, findings);
+        }
+    }
+}
+
+#[test]
+fn segments_and_checkpoints_that_were_tampered_with() {
+    let sound = tempfile::tempdir().unwrap();
+    written(sound.path(), 2, 3000);
+    let old = fs::read(sound.path().join("checkpoint")).unwrap();
+    written(sound.path(), 10, 3000);
+    let elsewhere = fs::read(sound.path().join("checkpoint")).unwrap();
+    let with = |tamper: &dyn Fn(&Path, &[std::path::PathBuf])| {
+        let scratch = tempfile::tempdir().unwrap();
+        copy(sound.path(), scratch.path());
+        tamper(scratch.path(), &segments_of(scratch.path()));
+        report(scratch.path(), vec![("elsewhere".to_owned(), elsewhere.clone()), ("old".to_owned(), old.clone())])
+            .findings
+            .into_iter()
+            .map(|finding| finding.to_string())
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    assert_eq!(with(&|_, _| {}), "");
+    assert!(with(&|_, files| fs::remove_file(&files[1]).unwrap()).contains("no line says that it was retired"));
+    assert!(with(&|d, _| fs::write(d.join("checkpoint"), &old).unwrap()).contains("rolled back"));
+    assert!(with(&|d, _| fs::remove_file(d.join("checkpoint")).unwrap()).contains("it is missing"));
+    assert!(
+        with(&|_, files| {
+            fs::copy(&files[1], &files[0]).unwrap();
+        })
+        .contains("bears the number")
+    );
+    // Everything of the last segments and the checkpoints goes: only the copy elsewhere tells.
+    let cut = with(&|d, files| {
+        for file in &files[1..] {
+            let stem = file.file_stem().unwrap().to_str().unwrap().to_owned();
+            for ending in ["jsonl", "hashes", "seal", "checkpoint"] {
+                let _ = fs::remove_file(d.join(format!("{stem}.{ending}")));
+            }
+        }
+        fs::copy(d.join("00000000000000000000.checkpoint"), d.join("checkpoint")).unwrap();
+    });
+    assert!(cut.contains("elsewhere was signed for"), "{cut}");
+    // Another key signs another story.
+    let forged = with(&|d, _| {
+        let note = fs::read(d.join("checkpoint")).unwrap();
+        let checkpoint = Checkpoint::parse_note(&note).unwrap();
+        let by = SoftKey::new(9).sign(checkpoint.text().as_bytes());
+        fs::write(d.join("checkpoint"), checkpoint.signed(&by).unwrap()).unwrap();
+    });
+    assert!(forged.contains("no given verifier key"), "{forged}");
+}
+
+#[test]
+fn retention_leaves_a_log_that_verifies() {
+    let scratch = tempfile::tempdir().unwrap();
+    let keep = |directory: &Path| Settings { keep_bytes: Some(4000), ..settings(directory, 3000) };
+    runtime().block_on(async {
+        let (log, _) = open(keep(scratch.path())).unwrap();
+        for _ in 0..10 {
+            write(&log, 4).await;
+            // The checkpoint that lets a segment go is signed beside the requests.
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+        log.close().await;
+        let (log, opened) = open(keep(scratch.path())).unwrap();
+        assert_eq!(opened.intents, 40);
+        log.close().await;
+    });
+    let report = report(scratch.path(), Vec::new());
+    assert!(report.retired > 2, "{report:?}");
+    assert_eq!(report.intents, 40);
+    assert_eq!(findings(scratch.path()), []);
+}
+
+#[test]
+fn a_proof_leads_to_the_checkpoint() {
+    let scratch = tempfile::tempdir().unwrap();
+    written(scratch.path(), 9, 3000);
+    assert!(matches!(prove::by_serial(scratch.path(), "ff"), Err(prove::ProveError::Absent(_))));
+    let shown = show::entries(scratch.path(), &show::Filter::default()).unwrap();
+    assert_eq!(shown.len(), 9);
+    for entry in shown {
+        assert!(entry.outcome.is_some());
+        let proof = prove::by_serial(scratch.path(), &entry.intent.serial).unwrap();
+        assert_eq!(proof.line, entry.intent.line);
+        let head = format!("c2sp.org/tlog-proof@v1\nindex {}\n", proof.line);
+        assert!(proof.to_tlog_proof().starts_with(&head));
+        // As a certificate: the same bytes to be signed are in the books, others are not.
+        let mut tbs = entry.intent.tbs_der().unwrap();
+        let wrap = |tbs: &[u8]| [&[0x30, 0x82], &u16::try_from(tbs.len()).unwrap().to_be_bytes()[..], tbs].concat();
+        let found = |tbs: &[u8]| show::check_certificate(scratch.path(), &wrap(tbs)).unwrap().unwrap();
+        assert!(matches!(found(&tbs), show::Books::Recorded(_)));
+        *tbs.last_mut().unwrap() ^= 1;
+        assert!(matches!(found(&tbs), show::Books::SerialOfAnother(_)));
+    }
+}
+
+mod cuts;

@@ -1,0 +1,89 @@
+//! Whether lines say what they must: numbers in order, outcomes of intents that were, fields that agree with the TBS.
+
+use std::collections::BTreeSet;
+
+use aws_lc_rs::digest::{SHA256, digest};
+
+use crate::{
+    record::{IntentLine, Line, OutcomeKind, OutcomeLine, hex},
+    timestamp,
+};
+use pki::lint::Facts;
+
+/// What has been seen so far.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// The next intent's index.
+    pub(super) intents: u64,
+    /// Intents whose outcome has not been seen; those of retired segments are not among them.
+    pub(super) open: BTreeSet<u64>,
+    /// The first intent that is not in a retired segment.
+    pub(super) readable_from: u64,
+}
+
+impl Seen {
+    /// Checks a line in its place; the words say what is wrong.
+    pub(super) fn check(&mut self, line: &Line, number: u64) -> Result<(), String> {
+        let mut wrong = None;
+        if line.number() != number {
+            wrong = Some(format!("it bears the number {}", line.number()));
+        }
+        match line {
+            Line::Intent(intent) => {
+                if intent.index != self.intents {
+                    wrong = wrong.or(Some(format!("its intent is {} where {} follows", intent.index, self.intents)));
+                }
+                // From here on the count is the line's own, so that one bad line does not make all others bad.
+                self.intents = intent.index.saturating_add(1);
+                self.open.insert(intent.index);
+                wrong = wrong.or_else(|| content(intent).err());
+            }
+            Line::Outcome(outcome) => wrong = wrong.or_else(|| self.outcome(outcome).err()),
+            Line::Retired(retired) if retired.before > number => {
+                wrong = wrong.or(Some("it retires lines that come after it".to_owned()));
+            }
+            Line::Sealed(sealed) if sealed.segment > number => {
+                wrong = wrong.or(Some("it ends a segment that comes after it".to_owned()));
+            }
+            Line::Retired(_) | Line::Sealed(_) => {}
+        }
+        wrong.map_or(Ok(()), Err)
+    }
+
+    fn outcome(&mut self, outcome: &OutcomeLine) -> Result<(), String> {
+        let whole = match outcome.outcome {
+            OutcomeKind::Failed => outcome.reason.is_some() && outcome.token.is_none(),
+            OutcomeKind::Issued => outcome.token.is_some() && outcome.reason.is_none(),
+        };
+        if !whole {
+            return Err("its outcome needs either a token or a reason".to_owned());
+        }
+        if !self.open.remove(&outcome.index) && outcome.index >= self.readable_from {
+            return Err(format!("intent {} is not there or has an outcome already", outcome.index));
+        }
+        Ok(())
+    }
+}
+
+/// Compares the fields of an intent with the certificate that it is about.
+fn content(intent: &IntentLine) -> Result<(), String> {
+    let tbs = intent.tbs_der().ok_or("its TBS is not Base64")?;
+    let facts = Facts::parse(&tbs).map_err(|finding| format!("its TBS is none of ours: {finding}"))?;
+    let serial = match facts.serial {
+        [0, rest @ ..] if !rest.is_empty() => rest,
+        whole => whole,
+    };
+    let names: Vec<String> = facts.names.iter().map(ToString::to_string).collect();
+    let fields = [
+        ("serial", hex(serial) == intent.serial),
+        ("not_before", timestamp::format(facts.not_before) == intent.not_before),
+        ("not_after", timestamp::format(facts.not_after) == intent.not_after),
+        ("names", names == intent.names),
+        ("profile", facts.profile.as_str() == intent.profile),
+        ("spki_sha256", hex(digest(&SHA256, facts.spki).as_ref()) == intent.spki_sha256),
+    ];
+    match fields.iter().find(|(_, agrees)| !agrees) {
+        Some((field, _)) => Err(format!("its field {field:?} is not what its TBS says")),
+        None => Ok(()),
+    }
+}

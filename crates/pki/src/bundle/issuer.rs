@@ -1,0 +1,173 @@
+//! What is kept of a checked bundle for signing: the CA, its path and its roots, in the forms that replies need.
+
+use std::time::{Duration, SystemTime};
+
+use super::{LABEL, certificate::Certificate, path::Path};
+use crate::{KeyAlgorithm, PublicKey, pem};
+
+/// What a request needs of the CA, from its start to its end.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    certificate: Vec<u8>,
+    subject: Vec<u8>,
+    public_key: PublicKey,
+    subject_key_id: Option<Vec<u8>>,
+    path_len: Option<u8>,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    path_pem: Vec<String>,
+    roots_pem: String,
+    roots: Vec<Vec<u8>>,
+    root_pem: String,
+    room_for_intermediate: bool,
+}
+
+impl Issuer {
+    /// The issuer of a self-signed root that is about to be made (`generate --self-signed`): it has no certificate, no
+    /// path and no roots yet. `subject` is a DER Name.
+    #[must_use]
+    pub fn self_signed(subject: Vec<u8>, public_key: PublicKey, not_before: SystemTime, not_after: SystemTime) -> Self {
+        Self {
+            certificate: Vec::new(),
+            subject,
+            subject_key_id: Some(public_key.key_id().to_vec()),
+            public_key,
+            path_len: None,
+            not_before,
+            not_after,
+            path_pem: Vec::new(),
+            roots_pem: String::new(),
+            roots: Vec::new(),
+            root_pem: String::new(),
+            room_for_intermediate: true,
+        }
+    }
+
+    pub(super) fn of_path(
+        ca: &Certificate,
+        path: &Path<'_>,
+        public_key: PublicKey,
+        roots_pem: String,
+        roots: &[Certificate],
+    ) -> Self {
+        let ends = path.below_root.iter().map(|certificate| certificate.not_after);
+        Self {
+            certificate: ca.der.clone(),
+            subject: ca.subject.clone(),
+            public_key,
+            subject_key_id: ca.subject_key_id.clone(),
+            path_len: path_length(ca),
+            not_before: ca.not_before,
+            not_after: ends.fold(path.root.not_after, SystemTime::min),
+            path_pem: path.below_root.iter().map(|certificate| pem::encode(LABEL, &certificate.der)).collect(),
+            roots_pem,
+            roots: roots.iter().map(|root| root.der.clone()).collect(),
+            root_pem: pem::encode(LABEL, &path.root.der),
+            room_for_intermediate: path
+                .below_root
+                .iter()
+                .copied()
+                .chain([path.root])
+                .zip(1_usize..)
+                .all(|(certificate, below)| path_length(certificate).is_none_or(|most| usize::from(most) >= below)),
+        }
+    }
+
+    /// DER of the CA's certificate.
+    #[must_use]
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
+    /// DER Name: the subject of the CA's certificate, byte for byte.
+    #[must_use]
+    pub fn subject(&self) -> &[u8] {
+        &self.subject
+    }
+
+    /// The CA's public key, from its certificate.
+    #[must_use]
+    pub fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// The subject key identifier, if the CA's certificate has one.
+    #[must_use]
+    pub fn subject_key_id(&self) -> Option<&[u8]> {
+        self.subject_key_id.as_deref()
+    }
+
+    /// pathLenConstraint of the CA's certificate, if it has one.
+    #[must_use]
+    pub fn path_len(&self) -> Option<u8> {
+        self.path_len
+    }
+
+    /// notBefore of the CA's certificate.
+    #[must_use]
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    /// The earliest notAfter from the CA's certificate up to its root: no certificate lives longer.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The path from the CA's certificate up to, not including, a root: one PEM certificate an element.
+    /// Empty when the CA is itself a root.
+    #[must_use]
+    pub fn path_pem(&self) -> &[String] {
+        &self.path_pem
+    }
+
+    /// root-cert.pem, byte for byte.
+    #[must_use]
+    pub fn roots_pem(&self) -> &str {
+        &self.roots_pem
+    }
+
+    /// DER of each root.
+    #[must_use]
+    pub fn roots(&self) -> &[Vec<u8>] {
+        &self.roots
+    }
+
+    /// The root at the end of the CA's path, as one PEM certificate.
+    #[must_use]
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
+    /// Whether every path length from the CA's certificate up to its root leaves room for one more CA below
+    /// (RFC 5280, section 4.2.1.9).
+    #[must_use]
+    pub fn has_room_for_intermediate(&self) -> bool {
+        self.room_for_intermediate
+    }
+
+    /// Whether the CA's subject is this organization and nothing else, in whatever encoding, as
+    /// [`crate::Profile::Intermediate`] would have it.
+    #[must_use]
+    pub fn is_organization(&self, organization: &str) -> bool {
+        crate::lint::organization(&self.subject).is_ok_and(|own| own == organization)
+    }
+
+    /// How long the CA's certificate path still lives.
+    #[must_use]
+    pub fn remaining(&self, now: SystemTime) -> Duration {
+        self.not_after.duration_since(now).unwrap_or_default()
+    }
+
+    /// The CA key's type.
+    #[must_use]
+    pub fn key_algorithm(&self) -> KeyAlgorithm {
+        self.public_key.algorithm()
+    }
+}
+
+/// pathLenConstraint of a certificate, if it has one.
+fn path_length(certificate: &Certificate) -> Option<u8> {
+    certificate.basic_constraints.as_ref().and_then(|constraints| constraints.path_len_constraint)
+}

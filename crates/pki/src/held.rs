@@ -1,0 +1,142 @@
+//! A certificate that this CA issued some time ago, read back from where it was put.
+//!
+//! Says whose key it certifies, for which names and how long, once its signature has verified with the CA's key;
+//! everything else is not one of ours. Called by `kubernetes` for the Secrets that it keeps.
+
+use std::time::SystemTime;
+
+use super::{
+    Issuer, Profile, algorithm,
+    lint::{Facts, Finding},
+    pem::{self, PemError},
+    verify::Parts,
+    walk::Malformed,
+};
+use crate::identity::Name;
+
+/// A certificate of one issuer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// What kind it is.
+    pub profile: Profile,
+    /// DER SubjectPublicKeyInfo.
+    pub spki: Vec<u8>,
+    /// The subject alternative names.
+    pub names: Vec<Name>,
+    /// Start of the validity.
+    pub not_before: SystemTime,
+    /// End of the validity, inclusive.
+    pub not_after: SystemTime,
+}
+
+/// Why it is not a certificate of that issuer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotHeld {
+    /// It breaks a rule that all certificates of this CA keep.
+    #[error("its certificate is none of ours: {0}")]
+    Foreign(#[from] Finding),
+    /// Another CA, or another key, signed it.
+    #[error("its certificate is not of the CA in use")]
+    Issuer,
+    /// It is not a certificate.
+    #[error("its certificate is malformed")]
+    Malformed,
+    /// It is not PEM.
+    #[error("its certificate is not PEM: {0}")]
+    Pem(#[from] PemError),
+}
+
+impl Held {
+    /// Reads the first certificate of a PEM text.
+    ///
+    /// # Errors
+    /// When it is not one that `issuer` signed.
+    pub fn read(text: &[u8], issuer: &Issuer) -> Result<Self, NotHeld> {
+        let block = pem::blocks(text)?.into_iter().next().ok_or(NotHeld::Malformed)?;
+        let parts = Parts::read(&block.der).map_err(|Malformed| NotHeld::Malformed)?;
+        let facts = Facts::parse(parts.tbs)?;
+        let algorithm = issuer.public_key().signature_algorithm();
+        let signed = facts.issuer == issuer.subject()
+            && parts.algorithm == algorithm::identifier(algorithm)
+            && issuer.public_key().verify(algorithm, parts.tbs, parts.signature).is_ok();
+        if !signed {
+            return Err(NotHeld::Issuer);
+        }
+        Ok(Self {
+            profile: facts.profile,
+            spki: facts.spki.to_vec(),
+            names: facts.names,
+            not_before: facts.not_before,
+            not_after: facts.not_after,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::SigningKey;
+
+    use super::*;
+    use crate::{
+        Tbs,
+        tbs::Serial,
+        testing::{ID, P256, P384, SoftCa, leaf, plug_in},
+        verify::Issued,
+    };
+
+    #[test]
+    fn what_was_issued_is_read_back_and_nothing_else() {
+        let ca = SoftCa::new(&P256);
+        let tbs = Tbs::build(leaf(&[ID]), ca.issuer.clone(), Serial::random()).unwrap();
+        let signature = ca.key.sign(tbs.der()).unwrap();
+        let issued = Issued::assemble(tbs.into(), &signature).unwrap();
+        let held = Held::read(issued.to_pem().as_bytes(), &ca.issuer).unwrap();
+        assert_eq!((held.names.as_slice(), held.not_after), (issued.names(), issued.not_after()));
+        assert_eq!(held.profile, Profile::Leaf);
+
+        let other = SoftCa::new(&P384);
+        assert_eq!(Held::read(issued.to_pem().as_bytes(), &other.issuer), Err(NotHeld::Issuer));
+        let mut wrong = issued.der().to_vec();
+        *wrong.last_mut().unwrap() ^= 1;
+        assert_eq!(Held::read(pem::encode("CERTIFICATE", &wrong).as_bytes(), &ca.issuer), Err(NotHeld::Issuer));
+        assert_eq!(Held::read(b"", &ca.issuer), Err(NotHeld::Malformed));
+        assert!(matches!(Held::read(ca.issuer.root_pem().as_bytes(), &ca.issuer), Err(NotHeld::Foreign(_))));
+    }
+
+    #[test]
+    fn room_for_an_intermediate_follows_every_path_length() {
+        let certificate = |length: Option<u8>| {
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, format!("{length:?}"));
+            let constraints =
+                length.map_or(rcgen::BasicConstraints::Unconstrained, rcgen::BasicConstraints::Constrained);
+            params.is_ca = rcgen::IsCa::Ca(constraints);
+            params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+            params.not_before = rcgen::date_time_ymd(2025, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2035, 1, 1);
+            params
+        };
+        let cases = [
+            (None, None, true),
+            (None, Some(0), false),
+            (None, Some(1), true),
+            (Some(1), None, false),
+            (Some(1), Some(1), false),
+            (Some(2), Some(1), true),
+        ];
+        for (root, below, room) in cases {
+            let root = rcgen::CertifiedIssuer::self_signed(certificate(root), &*P256).unwrap();
+            let mut params = certificate(below);
+            params.distinguished_name.push(rcgen::DnType::CommonName, "below");
+            let ca = params.signed_by(&*P384, &root).unwrap();
+            assert_eq!(plug_in(&ca.pem(), &root.pem()).has_room_for_intermediate(), room, "{below:?}");
+        }
+        for (length, room) in [(None, true), (Some(0), false), (Some(1), true)] {
+            let root = certificate(length).self_signed(&*P256).unwrap().pem();
+            let issuer = plug_in(&root, &root);
+            assert_eq!(issuer.has_room_for_intermediate(), room, "{length:?}");
+            assert!(issuer.is_organization(&format!("{length:?}")) && !issuer.is_organization("other"));
+        }
+    }
+}

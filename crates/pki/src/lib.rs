@@ -1,0 +1,35 @@
+//! Pure PKI: bytes in, checked values out. No I/O, no clock, no token.
+
+mod algorithm;
+pub mod bundle;
+pub mod csr;
+pub mod held;
+pub mod identity;
+pub mod key;
+pub mod lint;
+pub mod pem;
+pub mod private_key;
+pub mod profile;
+pub mod request;
+pub mod tbs;
+#[cfg(any(test, feature = "testing"))]
+#[allow(
+    missing_docs,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "for tests"
+)]
+pub mod testing;
+pub mod verify;
+mod walk;
+
+pub use algorithm::SignatureAlgorithm;
+pub use bundle::{Bundle, Issuer};
+pub use csr::VerifiedCsr;
+pub use key::{KeyAlgorithm, PublicKey};
+pub use profile::{Profile, Template};
+pub use tbs::Tbs;
+pub use verify::Issued;

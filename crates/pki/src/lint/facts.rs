@@ -1,0 +1,187 @@
+//! A TBSCertificate, read strictly: what none of our profiles has is a finding.
+
+use std::time::SystemTime;
+
+use const_oid::db::rfc4519;
+use der::{
+    Decode, Tag,
+    asn1::{GeneralizedTime, UtcTime},
+};
+
+use super::{Finding, extensions::Extensions};
+use crate::{
+    KeyAlgorithm, Profile, PublicKey, SignatureAlgorithm, algorithm,
+    identity::Name,
+    key::KeyError,
+    profile::ORGANIZATION_MAX,
+    walk::{Malformed, Walk, context},
+};
+
+/// What stands in a TBSCertificate of one of our profiles, borrowed from its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts<'a> {
+    /// The serial number: the INTEGER's content, positive, sign byte included.
+    pub serial: &'a [u8],
+    /// The algorithm that the certificate is to be signed with.
+    pub signature_algorithm: SignatureAlgorithm,
+    /// DER Name of the issuer.
+    pub issuer: &'a [u8],
+    /// Start of the validity.
+    pub not_before: SystemTime,
+    /// End of the validity, inclusive.
+    pub not_after: SystemTime,
+    /// DER Name of the subject.
+    pub subject: &'a [u8],
+    /// DER SubjectPublicKeyInfo; [`Facts::public_key`] reads it.
+    pub spki: &'a [u8],
+    /// The profile whose key usage, extended key usage and basic constraints it has.
+    pub profile: Profile,
+    /// Whether basicConstraints says CA:TRUE.
+    pub is_ca: bool,
+    /// pathLenConstraint, if there is one.
+    pub path_len: Option<u8>,
+    /// subjectKeyIdentifier, if there is one.
+    pub subject_key_id: Option<&'a [u8]>,
+    /// keyIdentifier of authorityKeyIdentifier, if there is one.
+    pub authority_key_id: Option<&'a [u8]>,
+    /// The subject alternative names.
+    pub names: Vec<Name>,
+}
+
+/// Gives a malformed element its name.
+fn at(finding: &'static str) -> impl Fn(Malformed) -> Finding {
+    move |Malformed| Finding(finding)
+}
+
+impl<'a> Facts<'a> {
+    /// Reads a DER TBSCertificate.
+    ///
+    /// # Errors
+    /// When it is malformed, or has a form, an extension or a name that none of our profiles has.
+    pub fn parse(tbs: &'a [u8]) -> Result<Self, Finding> {
+        let mut fields = Walk::inside(tbs, Tag::Sequence).map_err(at("it is not a TBSCertificate"))?;
+        let version = fields.content(context(0, true)).map_err(at("the version is missing"))?;
+        if version != [2, 1, 2] {
+            return Err(Finding("the version is not 3"));
+        }
+        let serial = fields.positive_integer().map_err(at("the serial number is not a positive integer"))?;
+        let identifier = fields.whole(Tag::Sequence).map_err(at("the signature algorithm is malformed"))?;
+        let signature_algorithm =
+            algorithm::from_identifier(identifier).ok_or(Finding("the signature algorithm is none of ours"))?;
+        let issuer = fields.whole(Tag::Sequence).map_err(at("the issuer is malformed"))?;
+        let mut validity = fields.enter(Tag::Sequence).map_err(at("the validity is malformed"))?;
+        let (not_before, not_after) = (time(&mut validity)?, time(&mut validity)?);
+        validity.finish().map_err(at("the validity is malformed"))?;
+        let subject = fields.whole(Tag::Sequence).map_err(at("the subject is malformed"))?;
+        let spki = fields.whole(Tag::Sequence).map_err(at("the public key is malformed"))?;
+        // Unique identifiers ([1], [2]) are not ours: what follows is [3] or nothing we sign.
+        let list = fields.content(context(3, true)).map_err(at("the extensions are missing"))?;
+        fields.finish().map_err(at("something follows the extensions"))?;
+        let extensions = Extensions::parse(list)?;
+        let (profile, is_ca, path_len) = profile(&extensions, subject)?;
+        Ok(Self {
+            serial,
+            signature_algorithm,
+            issuer,
+            not_before,
+            not_after,
+            subject,
+            spki,
+            profile,
+            is_ca,
+            path_len,
+            subject_key_id: extensions.subject_key_id,
+            authority_key_id: extensions.authority_key_id,
+            names: extensions.names,
+        })
+    }
+
+    /// The subject's public key, read with all checks (a point must be on its curve); costs several times what the
+    /// rest of the facts cost, so that it is not done where the bytes are known from a key that was read before.
+    ///
+    /// # Errors
+    /// When this CA does not take such a key.
+    pub fn public_key(&self) -> Result<PublicKey, KeyError> {
+        PublicKey::from_spki_der(self.spki)
+    }
+
+    /// The type of the subject's public key, by its form alone.
+    ///
+    /// # Errors
+    /// When this CA does not take such a key.
+    pub fn key_algorithm(&self) -> Result<KeyAlgorithm, Finding> {
+        super::key::algorithm(self.spki)
+    }
+}
+
+/// The profile that the usages and constraints make, whole; parts of two make none.
+fn profile(found: &Extensions<'_>, subject: &[u8]) -> Result<(Profile, bool, Option<u8>), Finding> {
+    const KEY_USAGE_LEAF: &[u8] = b"\x03\x02\x05\xa0";
+    const KEY_USAGE_INTERMEDIATE: &[u8] = b"\x03\x02\x01\x86";
+    const KEY_USAGE_ROOT: &[u8] = b"\x03\x02\x02\x04";
+    const SERVER_AND_CLIENT: &[u8] =
+        b"\x30\x14\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02";
+    const NOT_A_CA: &[u8] = b"\x30\x00";
+    const CA: &[u8] = b"\x30\x03\x01\x01\xff";
+    const CA_PATH_LEN_0: &[u8] = b"\x30\x06\x01\x01\xff\x02\x01\x00";
+
+    let (key_usage, constraints) = (found.key_usage, found.basic_constraints);
+    if key_usage == KEY_USAGE_LEAF && constraints == NOT_A_CA && found.extended_key_usage == Some(SERVER_AND_CLIENT) {
+        if subject != b"\x30\x00" {
+            return Err(Finding("the subject of a leaf is not empty"));
+        }
+        if found.subject_key_id.is_some() {
+            return Err(Finding("a leaf has a subject key identifier"));
+        }
+        return Ok((Profile::Leaf, false, None));
+    }
+    if found.extended_key_usage.is_some() || !found.names.is_empty() {
+        return Err(Finding("key usages, basic constraints and names are not those of one profile"));
+    }
+    if key_usage == KEY_USAGE_INTERMEDIATE && constraints == CA_PATH_LEN_0 {
+        return Ok((Profile::Intermediate { organization: organization(subject)? }, true, Some(0)));
+    }
+    if key_usage == KEY_USAGE_ROOT && constraints == CA && found.authority_key_id.is_none() {
+        return Ok((Profile::SelfSignedRoot { organization: organization(subject)? }, true, None));
+    }
+    Err(Finding("key usages and basic constraints are not those of one profile"))
+}
+
+/// The text of a Name that is one organization and nothing else.
+pub(crate) fn organization(subject: &[u8]) -> Result<String, Finding> {
+    let read = || -> Result<&str, Malformed> {
+        let mut rdns = Walk::inside(subject, Tag::Sequence)?;
+        let mut rdn = rdns.enter(Tag::Set)?;
+        rdns.finish()?;
+        let mut attribute = rdn.enter(Tag::Sequence)?;
+        rdn.finish()?;
+        if attribute.content(Tag::ObjectIdentifier)? != rfc4519::ORGANIZATION_NAME.as_bytes() {
+            return Err(Malformed);
+        }
+        let text = match attribute.any()? {
+            (Tag::PrintableString | Tag::Utf8String, text) => std::str::from_utf8(text).map_err(|_| Malformed)?,
+            _ => return Err(Malformed),
+        };
+        attribute.finish()?;
+        Ok(text)
+    };
+    match read() {
+        Ok(text) if !text.is_empty() && text.chars().count() <= ORGANIZATION_MAX => Ok(text.to_owned()),
+        Ok(_) | Err(Malformed) => Err(Finding("the subject of a CA is not one organization")),
+    }
+}
+
+/// UTCTime up to 2049, GeneralizedTime from 2050 on, each in the one form of RFC 5280, section 4.1.2.5.
+pub(super) fn time(validity: &mut Walk<'_>) -> Result<SystemTime, Finding> {
+    let finding = Finding("a time of the validity is malformed");
+    let (tag, whole) = validity.any_whole().map_err(at(finding.0))?;
+    match tag {
+        Tag::UtcTime => UtcTime::from_der(whole).map(|time| time.to_system_time()).map_err(|_| finding),
+        Tag::GeneralizedTime => match GeneralizedTime::from_der(whole) {
+            Ok(time) if time.to_date_time().year() > UtcTime::MAX_YEAR => Ok(time.to_system_time()),
+            Ok(_) => Err(Finding("a time before 2050 is a GeneralizedTime")),
+            Err(_) => Err(finding),
+        },
+        _ => Err(finding),
+    }
+}

@@ -1,0 +1,243 @@
+//! Tracing to standard error, as text or JSON, and the id that ties a client's error to its log lines.
+//!
+//! Never logs what libraries know of a request below `INFO`: their debug lines may hold headers, and an
+//! authorization header is a secret. Called once, by `main`, before anything else starts.
+
+pub mod lines;
+
+use std::fmt;
+
+use serde::Deserialize;
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{FilterExt, LevelFilter, filter_fn},
+    fmt::MakeWriter,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
+
+/// Libraries whose lines below `INFO` may hold headers or bodies of requests, whatever the operator's filter says.
+const GUARDED: &[&str] = &[
+    "h2",
+    "hyper",
+    "hyper_util",
+    "jsonwebtoken",
+    "kube",
+    "kube_client",
+    "reqwest",
+    "rustls",
+    "tonic",
+    "tower",
+    "tower_http",
+];
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One JSON object a line, for collectors.
+    Json,
+    /// Text, for people.
+    #[default]
+    Text,
+}
+
+impl Format {
+    /// Its name in the configuration and on the command line.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Text => "text",
+        }
+    }
+}
+
+/// Which lines are written: a level, or directives such as `info,istio_hsm_ca::grpc=debug`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Filter(String);
+
+impl Filter {
+    /// The filter as it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl std::str::FromStr for Filter {
+    type Err = TelemetryError;
+
+    fn from_str(text: &str) -> Result<Self, TelemetryError> {
+        parse(text).map(|_| Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Filter {
+    type Error = TelemetryError;
+
+    fn try_from(text: String) -> Result<Self, TelemetryError> {
+        text.parse()
+    }
+}
+
+/// How the daemon and the commands log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Text or JSON.
+    pub format: Format,
+    /// Which lines.
+    pub filter: Filter,
+}
+
+/// Why logging cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The thread that writes the lines cannot be started.
+    #[error("the thread that writes log lines cannot be started; raise the limit of processes")]
+    Thread(#[source] std::io::Error),
+    /// Logging is set up already in this process.
+    #[error("BUG: logging is set up twice")]
+    AlreadySet(#[source] tracing_subscriber::util::TryInitError),
+    /// A word that is no level.
+    #[error(
+        "the log filter {text:?} has {word:?}, which is no level; write error, warn, info, debug, trace or target=level"
+    )]
+    Level {
+        /// The filter as configured.
+        text: String,
+        /// The word.
+        word: String,
+    },
+    /// The filter is not one.
+    #[error("the log filter {text:?} is not a level or a list of target=level; write for example \"info\"")]
+    Filter {
+        /// The filter as configured.
+        text: String,
+        /// What is wrong with it.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+}
+
+/// Sets up logging for the whole process; each line is written before its maker goes on.
+///
+/// # Errors
+/// When the filter is malformed, or logging was set up before.
+pub fn init(settings: &Settings) -> Result<(), TelemetryError> {
+    set(settings, std::io::stderr)
+}
+
+/// As [`init`], for the daemon: lines are written by a thread of their own, so that no request waits for them
+/// ([`lines`]). Keep the guard until the process ends.
+///
+/// # Errors
+/// As [`init`], and when no thread can be started.
+pub fn init_in_background(settings: &Settings) -> Result<lines::Flushed, TelemetryError> {
+    let (lines, flushed) = lines::Lines::start(std::io::stderr()).map_err(TelemetryError::Thread)?;
+    set(settings, lines)?;
+    Ok(flushed)
+}
+
+fn set<W>(settings: &Settings, writer: W) -> Result<(), TelemetryError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    // The hint leaves the filter's own maximum in force, so that disabled spans of libraries cost nothing.
+    let allowed = filter_fn(is_allowed).with_max_level_hint(LevelFilter::TRACE);
+    let filter = parse(&settings.filter.0)?.and(allowed);
+    let registry = tracing_subscriber::registry();
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let set = match settings.format {
+        Format::Json => registry.with(lines.json().flatten_event(true).with_filter(filter)).try_init(),
+        Format::Text => registry.with(lines.with_ansi(false).with_filter(filter)).try_init(),
+    };
+    set.map_err(TelemetryError::AlreadySet)
+}
+
+fn parse(text: &str) -> Result<EnvFilter, TelemetryError> {
+    if let Some(word) = text.split(',').map(str::trim).find(|part| !part.is_empty() && !is_directive(part)) {
+        return Err(TelemetryError::Level { text: text.to_owned(), word: word.to_owned() });
+    }
+    EnvFilter::builder()
+        .with_default_directive(LevelFilter::ERROR.into())
+        .parse(text)
+        .map_err(|source| TelemetryError::Filter { text: text.to_owned(), source })
+}
+
+/// Whether a part of a filter is a level, or names a target. A mistyped level would pass for the name of a target that
+/// nobody has, and all lines would be gone.
+fn is_directive(part: &str) -> bool {
+    part.contains(['=', ':', '[']) || part.starts_with("istio_hsm_ca") || part.parse::<LevelFilter>().is_ok()
+}
+
+fn is_allowed(line: &Metadata<'_>) -> bool {
+    let library = line.target().split("::").next().unwrap_or_default();
+    *line.level() <= Level::INFO || !GUARDED.contains(&library)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[test]
+    fn filters() {
+        for (text, good) in
+            [("info", true), ("warn,istio_hsm_ca=debug", true), ("istio_hsm_ca=loud", false), ("a=b=c", false)]
+        {
+            assert_eq!(text.parse::<Filter>().is_ok(), good, "{text}");
+        }
+        for good in ["DEBUG", "off", "", "warn, istio_hsm_ca::grpc", "info,h2=warn", "[issue]=debug"] {
+            good.parse::<Filter>().unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        for mistyped in ["inof", "info,debg", "h2,info", "7"] {
+            let error = mistyped.parse::<Filter>().unwrap_err();
+            assert!(matches!(error, TelemetryError::Level { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_library_never_logs_headers() {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let sink = lines.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || sink.clone());
+        let filter = parse("trace,h2::codec=trace").unwrap().and(filter_fn(is_allowed));
+        let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::trace!(target: "h2::codec", "authorization: Bearer secret");
+            tracing::debug!(target: "hyper_util::server", "authorization: Bearer secret");
+            tracing::info!(target: "h2::codec", "harmless");
+            tracing::trace!(target: "istio_hsm_ca::grpc", "ours");
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert!(!text.contains("secret"), "{text}");
+        assert!(text.contains("harmless") && text.contains("ours"), "{text}");
+    }
+}

@@ -1,0 +1,88 @@
+//! The door of a supervised host: looks at who connects, lets one daemon in at a time, and tells another one why not.
+//!
+//! A thread of its own, so that the second daemon has its answer at once instead of waiting for the first one's end.
+//! It never touches the token. Called by the supervised form alone.
+
+use std::{
+    io,
+    os::unix::net::{UnixListener, UnixStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+use super::serve::Connection;
+use crate::protocol::{Fault, FaultClass};
+
+/// How long a daemon that is to be turned away has to say hello.
+const HELLO: Duration = Duration::from_millis(500);
+
+/// What a second daemon is told.
+const TAKEN: &str = "the token host serves another daemon; start a token host of its own for each daemon";
+
+#[derive(Debug)]
+pub(super) struct Door {
+    taken: Arc<AtomicBool>,
+    admitted: mpsc::Receiver<io::Result<UnixStream>>,
+}
+
+impl Door {
+    /// Admits daemons of this process's user and of those listed.
+    pub(super) fn open(listener: UnixListener, uids: Vec<u32>) -> io::Result<Self> {
+        let (admit, admitted) = mpsc::channel();
+        let taken = Arc::new(AtomicBool::new(false));
+        let occupied = Arc::clone(&taken);
+        std::thread::Builder::new().name("door".to_owned()).spawn(move || {
+            loop {
+                let connection =
+                    listener.accept().and_then(|(socket, _)| known(&socket, &uids).map(|known| (socket, known)));
+                let sent = match connection {
+                    Ok((_, false)) => continue,
+                    Ok((socket, true)) if occupied.swap(true, Ordering::AcqRel) => {
+                        turn_away(socket);
+                        continue;
+                    }
+                    Ok((socket, true)) => admit.send(Ok(socket)),
+                    // The host ends then, also when it hung the socket up itself.
+                    Err(error) => {
+                        let _ = admit.send(Err(error));
+                        return;
+                    }
+                };
+                if sent.is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { taken, admitted })
+    }
+
+    /// Waits for the next daemon; the one before is gone.
+    pub(super) fn next(&self) -> io::Result<UnixStream> {
+        self.taken.store(false, Ordering::Release);
+        self.admitted.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that accepts connections is gone")))
+    }
+}
+
+fn known(socket: &UnixStream, uids: &[u32]) -> io::Result<bool> {
+    let peer = getsockopt(socket, PeerCredentials)?.uid();
+    let known = peer == nix::unistd::geteuid().as_raw() || uids.contains(&peer);
+    if !known {
+        tracing::warn!(uid = peer, "somebody who may not use the token host connected");
+    }
+    Ok(known)
+}
+
+fn turn_away(socket: UnixStream) {
+    tracing::warn!("{TAKEN}");
+    let Ok(mut connection) = Connection::new(socket) else { return };
+    if let Ok(Some(hello)) = connection.hello(HELLO) {
+        let fault = Fault { class: FaultClass::Busy, code: 0, function: String::new(), text: TAKEN.to_owned() };
+        connection.refuse(hello.correlation, fault);
+    }
+}

@@ -1,0 +1,277 @@
+//! The token host: a process of its own that alone loads the vendor's library, reads the PIN and holds the sessions.
+//!
+//! Two forms, one protocol: the daemon's child, which has its socket in the place of standard input and its settings
+//! from the daemon's first frame; or supervised by somebody else, under another user, with settings of its own and a
+//! Unix socket to listen on. It never touches the network, Kubernetes or the log, and signs a closed list of things
+//! ([`Kind`](protocol::Kind)) under its own limits. Started through [`main`].
+
+mod command;
+mod door;
+mod ending;
+mod isolation;
+mod policy;
+pub mod protocol;
+mod serve;
+mod settings;
+mod vault;
+mod watchdog;
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::PermissionsExt, net::UnixListener, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+pub use command::main;
+use door::Door;
+use ending::Ending;
+use protocol::{Fault, FaultClass, VERSION};
+use serve::{Connection, Served};
+pub use settings::Settings;
+use vault::Vault;
+use watchdog::Watchdog;
+
+/// What every canary message begins with: no certificate, checkpoint or other signed thing does.
+const CANARY_PREFIX: &[u8] = b"istio-hsm-ca canary\0";
+
+/// The program's file name; it is installed next to the daemon's.
+pub const PROGRAM: &str = "istio-hsm-ca-token-host";
+
+/// The exit status of a host whose token or module is broken: another host may help.
+pub const EXIT_TOKEN: u8 = 75;
+
+/// How long a daemon has to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// A message for the canary key to sign, different each time.
+#[must_use]
+pub fn canary_message() -> Vec<u8> {
+    let mut nonce = [0; 16];
+    // Without random bytes the probe still probes.
+    let _ = aws_lc_rs::rand::fill(&mut nonce);
+    [CANARY_PREFIX, &nonce].concat()
+}
+
+/// Why a host ends with a failure.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The operating system refuses something before the token is touched.
+    #[error("the token host cannot {what}")]
+    System {
+        /// What it wanted to do.
+        what: &'static str,
+        /// Why it cannot.
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon does not speak this protocol.
+    #[error("the daemon does not keep to the protocol: {0}")]
+    Protocol(#[from] protocol::ProtocolError),
+    /// The settings' file cannot be read.
+    #[error("the token host's configuration {path} cannot be used: {reason}")]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The token or its module is broken.
+    #[error("the token host ends so that a new one can start: {0}")]
+    Token(String),
+    /// The token host is not able to begin.
+    #[error("{0}")]
+    Unable(String),
+}
+
+/// How a supervised host is run.
+#[derive(Clone, Debug)]
+pub struct Supervised {
+    /// Its settings.
+    pub settings: Settings,
+    /// The Unix socket to listen on; what stood there before is replaced.
+    pub socket: PathBuf,
+    /// The users whose daemons are served, besides this process's own.
+    pub uids: Vec<u32>,
+}
+
+/// How a host is started.
+#[derive(Clone, Debug)]
+pub enum Form {
+    /// As the daemon's child, which calls the token by this name.
+    Child(String),
+    /// By somebody else, to listen on a socket.
+    Supervised {
+        /// Its configuration.
+        config: PathBuf,
+        /// The Unix socket to listen on.
+        socket: PathBuf,
+        /// The users whose daemons are served, besides this process's own.
+        uids: Vec<u32>,
+    },
+}
+
+/// Runs `token-host` and gives the process's exit status.
+#[must_use]
+fn run(form: Form) -> ExitCode {
+    let result = match form {
+        Form::Child(name) => run_child(&name),
+        Form::Supervised { config, socket, uids } => {
+            Settings::read(&config).and_then(|settings| run_supervised(&Supervised { settings, socket, uids }))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "the token host ends");
+            match error {
+                HostError::Token(_) => ExitCode::from(EXIT_TOKEN),
+                HostError::Protocol(_)
+                | HostError::Settings { .. }
+                | HostError::System { .. }
+                | HostError::Unable(_) => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// The daemon's child: its socket stands in the place of standard input, its settings come in the first frame.
+///
+/// # Errors
+/// When it cannot begin, or ends because its token is broken.
+pub fn run_child(name: &str) -> Result<(), HostError> {
+    let system = |what| move |source| HostError::System { what, source };
+    isolation::follow_parent().map_err(system("follow its parent's end"))?;
+    isolation::go_first();
+    isolation::limit_open_files().map_err(system("limit its open files"))?;
+    isolation::close_inherited().map_err(system("close what it inherited"))?;
+    isolation::harden().map_err(system("forbid core dumps"))?;
+    let socket = UnixStream::from(isolation::take_stdin().map_err(system("take its socket"))?);
+    let mut connection = Connection::new(socket).map_err(system("use its socket"))?;
+    let Some(hello) = connection.hello(HELLO)? else { return Ok(()) };
+    let settings: Settings = match serde_json::from_slice(&hello.settings) {
+        Ok(settings) => settings,
+        Err(error) => return Err(refuse(&mut connection, hello.correlation, FaultClass::Settings, &error.to_string())),
+    };
+    let watchdog = Watchdog::start(settings.threads(), settings.call_timeout).map_err(system("start its watchdog"))?;
+    watchdog.watch_socket(Some(connection.socket().map_err(system("use its socket"))?));
+    let vault = match Vault::open(name, settings, &watchdog) {
+        Ok(vault) => vault,
+        Err(fault) => {
+            let text = fault.text.clone();
+            connection.give_up(hello.correlation, fault);
+            return Err(HostError::Unable(text));
+        }
+    };
+    let served = connection.serve(hello.correlation, &vault);
+    vault.close();
+    match served {
+        Served::HungUp => Ok(()),
+        Served::Broken(reason) => Err(HostError::Token(reason)),
+    }
+}
+
+/// Listens for a daemon, and serves one after another, until SIGTERM or SIGINT; a second one at the same time is told
+/// so, and waits its turn by asking again.
+///
+/// # Errors
+/// When it cannot begin, or ends because its token is broken: whoever supervises it starts it again.
+pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
+    let system = |what| move |source| HostError::System { what, source };
+    isolation::close_inherited().map_err(system("close what it inherited"))?;
+    isolation::harden().map_err(system("forbid core dumps"))?;
+    let listener = listen(&supervised.socket).map_err(system("listen on its socket"))?;
+    let ending = Ending::on_signals(&listener).map_err(system("wait for signals"))?;
+    let settings = &supervised.settings;
+    let watchdog = Watchdog::start(settings.threads(), settings.call_timeout).map_err(system("start its watchdog"))?;
+    let name = supervised.socket.display().to_string();
+    let door = Door::open(listener, supervised.uids.clone()).map_err(system("start the thread at its socket"))?;
+    let mut vault: Option<Vault> = None;
+    while !ending.begun() {
+        let socket = match door.next() {
+            Ok(socket) => socket,
+            Err(_) if ending.begun() => break,
+            Err(error) => return Err(system("accept a connection")(error)),
+        };
+        let mut connection = Connection::new(socket).map_err(system("use its socket"))?;
+        let hello = match connection.hello(HELLO) {
+            Ok(Some(hello)) => hello,
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::warn!(%error, "a connection that says nothing sensible");
+                continue;
+            }
+        };
+        let open = match vault.take() {
+            Some(open) => open,
+            None => match Vault::open(&name, settings.clone(), &watchdog) {
+                Ok(open) => open,
+                Err(fault) => {
+                    tracing::error!(reason = fault.text, "the token cannot be used");
+                    let ends = matches!(fault.class, FaultClass::Module | FaultClass::Token);
+                    let text = fault.text.clone();
+                    connection.give_up(hello.correlation, fault);
+                    if ends {
+                        return Err(HostError::Token(text));
+                    }
+                    continue;
+                }
+            },
+        };
+        let socket = connection.socket().map_err(system("use its socket"))?;
+        watchdog.watch_socket(Some(Arc::clone(&socket)));
+        ending.serving(Some(socket));
+        let served = connection.serve(hello.correlation, &open);
+        ending.serving(None);
+        watchdog.watch_socket(None);
+        match served {
+            Served::HungUp => vault = Some(open),
+            Served::Broken(reason) => return Err(HostError::Token(reason)),
+        }
+    }
+    if let Some(open) = vault {
+        open.close();
+    }
+    Ok(())
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    // Who may connect is decided by the peer's user, which a file mode cannot express.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+fn refuse(connection: &mut Connection, correlation: u64, class: FaultClass, reason: &str) -> HostError {
+    let fault = Fault { class, code: 0, function: String::new(), text: reason.to_owned() };
+    connection.refuse(correlation, fault);
+    HostError::Unable(format!("the daemon's settings cannot be used: {reason}"))
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// A descriptor that the watchdog may keep.
+fn share(socket: &UnixStream) -> io::Result<Arc<OwnedFd>> {
+    Ok(Arc::new(socket.as_fd().try_clone_to_owned()?))
+}
+
+const _: () = assert!(VERSION == 1, "a new version needs a decision what to do with an old daemon");

@@ -1,0 +1,184 @@
+//! What a host is configured with: in TOML where it is supervised, in JSON from the daemon to its child.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::HostError;
+use pki::identity::{DnsName, TrustDomain};
+
+/// A host's settings. They hold no secret: the PIN is named by the path of its file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The token: `pkcs11:token=...?module-path=...&pin-source=file:...`.
+    pub uri: String,
+    /// The PIN's file, where the URI names none.
+    #[serde(default)]
+    pub pin_file: Option<PathBuf>,
+    /// Where it is remembered that a PIN was refused; one file for each token, in a directory that outlives restarts.
+    pub pin_marker: PathBuf,
+    /// The directory of the public bundle, whose `ca-cert.pem` or `tls.crt` names the key and the issuer.
+    pub bundle: PathBuf,
+    /// Further CA certificates of whose keys the token may be asked: PEM files.
+    #[serde(default)]
+    pub ca_certificates: Vec<PathBuf>,
+    /// Sessions, each with a thread: one suits P-256, one a core RSA, as many as it has a remote HSM.
+    #[serde(default = "one")]
+    pub sessions: u32,
+    /// How long one call of the module may take, in milliseconds; the host ends itself after it.
+    #[serde(default = "call_timeout", rename = "call_timeout_ms", with = "milliseconds")]
+    pub call_timeout: Duration,
+    /// The longest validity of what is signed, in seconds; two minutes before it for skewed clocks come on top.
+    #[serde(rename = "max_validity_seconds", with = "seconds")]
+    pub max_validity: Duration,
+    /// The trust domains of the workloads' SPIFFE IDs.
+    #[serde(with = "texts")]
+    pub trust_domains: Vec<TrustDomain>,
+    /// The DNS names that certificates may carry.
+    #[serde(default, with = "texts")]
+    pub dns_names: Vec<DnsName>,
+    /// The addresses that certificates may carry.
+    #[serde(default)]
+    pub ip_addresses: Vec<IpAddr>,
+    /// Whether subordinate CAs are signed.
+    #[serde(default)]
+    pub allow_intermediate: bool,
+}
+
+/// Most sessions; more than any token allows, and each is a thread.
+const SESSIONS_MOST: u32 = 256;
+
+fn one() -> u32 {
+    1
+}
+
+fn call_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+impl Settings {
+    /// Settings with the defaults for whatever has one.
+    #[must_use]
+    pub fn new(uri: String, pin_marker: PathBuf, bundle: PathBuf, max_validity: Duration) -> Self {
+        Self {
+            uri,
+            pin_file: None,
+            pin_marker,
+            bundle,
+            ca_certificates: Vec::new(),
+            sessions: one(),
+            call_timeout: call_timeout(),
+            max_validity,
+            trust_domains: Vec::new(),
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+            allow_intermediate: false,
+        }
+    }
+
+    /// Reads a supervised host's configuration, a TOML file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a key or value in it is not known.
+    pub fn read(path: &Path) -> Result<Self, HostError> {
+        let wrong = |reason: String| HostError::Settings { path: path.to_owned(), reason };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        toml::from_str(&text).map_err(|error| wrong(error.to_string()))
+    }
+
+    /// How many sessions, within bounds.
+    pub(super) fn session_count(&self) -> usize {
+        usize::try_from(self.sessions.clamp(1, SESSIONS_MOST)).unwrap_or(1)
+    }
+
+    /// How many threads call the module: one a session, and the main one.
+    pub(super) fn threads(&self) -> usize {
+        self.session_count() + 1
+    }
+}
+
+macro_rules! duration {
+    ($name:ident, $from:ident, $to:expr) => {
+        mod $name {
+            use std::time::Duration;
+
+            use serde::{Deserialize, Deserializer, Serializer};
+
+            pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+                let to: fn(&Duration) -> u64 = $to;
+                serializer.serialize_u64(to(value))
+            }
+
+            pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+                u64::deserialize(deserializer).map(Duration::$from)
+            }
+        }
+    };
+}
+
+duration!(milliseconds, from_millis, |value| u64::try_from(value.as_millis()).unwrap_or(u64::MAX));
+duration!(seconds, from_secs, |value| value.as_secs());
+
+/// Names as texts, parsed on the way in.
+mod texts {
+    use std::{fmt::Display, str::FromStr};
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer, T: Display>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(values.iter().map(ToString::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: FromStr,
+        T::Err: Display,
+    {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        texts.iter().map(|text| text.parse().map_err(Error::custom)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOML: &str = r#"
+        uri = "pkcs11:token=a?module-path=/usr/lib/p11.so&pin-source=file:/run/pin"
+        pin_marker = "/var/lib/ca/a.pin-refused"
+        bundle = "/etc/ca"
+        max_validity_seconds = 86400
+        trust_domains = ["cluster.local"]
+        dns_names = ["istiod.istio-system.svc"]
+        ip_addresses = ["127.0.0.1"]
+    "#;
+
+    #[test]
+    fn toml_and_json_say_the_same() {
+        let settings: Settings = toml::from_str(TOML).unwrap();
+        assert_eq!((settings.sessions, settings.allow_intermediate), (1, false));
+        assert_eq!(settings.max_validity, Duration::from_secs(86_400));
+        assert_eq!(settings.call_timeout, Duration::from_secs(5));
+        let json = serde_json::to_vec(&settings).unwrap();
+        assert_eq!(serde_json::from_slice::<Settings>(&json).unwrap(), settings);
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_names_are_refused() {
+        for (from, to) in [
+            ("bundle =", "bundel ="),
+            ("cluster.local", "Cluster Local"),
+            ("istiod.istio-system.svc", "-a"),
+            ("86400", "-1"),
+            ("127.0.0.1", "127.0.0"),
+        ] {
+            assert!(toml::from_str::<Settings>(&TOML.replace(from, to)).is_err(), "{to}");
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The token as the host's threads share it: the login, the CA certificates, what was counted.
+//!
+//! Each thread has a [`Worker`] of its own with a session of its own, since a session is not shared; the login is the
+//! process's, made once and kept by a session that does nothing else.
+
+mod faults;
+mod own_keys;
+mod worker;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use cryptoki::session::Session;
+use faults::{
+    call_fault, fault, fault_of, key_fault, login_fault, pin_fault, pin_file_fault, setting, sign_fault, token_fault,
+};
+use own_keys::OwnKeys;
+pub(super) use worker::Worker;
+
+use super::{Settings, chain, policy::Rules, watchdog::Watchdog};
+use crate::protocol::{Fault, Fingerprint, KeyCount, Kind, Status, VERSION};
+use pki::{PublicKey, lint::OwnedCa, pem};
+use token::{
+    Module, Token, TokenUri, calls,
+    key::hex,
+    module::LoginError,
+    pin,
+    pin_marker::{PinMarker, state_of},
+};
+
+/// A CA certificate of the host's own configuration.
+#[derive(Clone, Debug)]
+pub(super) struct CaCertificate {
+    pub(super) der: Vec<u8>,
+    pub(super) key: PublicKey,
+    pub(super) fingerprint: Fingerprint,
+    /// What the rules need of it.
+    pub(super) ca: OwnedCa,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    signed: Mutex<BTreeMap<(Fingerprint, Kind), u64>>,
+    pub(super) refused: AtomicU64,
+    pub(super) expired: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) reopened: AtomicU64,
+    logins: AtomicU64,
+}
+
+/// A token that is open and logged in.
+#[derive(Debug)]
+pub(super) struct Vault {
+    pub(super) rules: Rules,
+    pub(super) watchdog: Arc<Watchdog>,
+    pub(super) counters: Counters,
+    /// Sessions that are open in workers.
+    pub(super) live: AtomicUsize,
+    settings: Settings,
+    pin_file: PathBuf,
+    module: Module,
+    token: Token,
+    certificates: RwLock<Arc<Vec<CaCertificate>>>,
+    /// Keeps the process logged in; and whoever logs in holds it.
+    anchor: Mutex<Option<Session>>,
+    logins: AtomicU64,
+    sessions: AtomicU32,
+    discarded: Mutex<Vec<u32>>,
+    own_keys: OwnKeys,
+}
+
+/// The watchdog's place of the thread that opens the vault.
+const MAIN_THREAD: usize = 0;
+
+/// Most CA certificates that are known at once, earlier ones included, unless more are configured.
+const CERTIFICATES_MOST: usize = 8;
+
+/// Most sessions that are remembered as to be dropped: more than a host ever has.
+const DISCARDED_MOST: usize = 256;
+
+impl Vault {
+    /// Loads the module, finds the token, logs in and looks around.
+    pub(super) fn open(name: &str, settings: Settings, watchdog: &Arc<Watchdog>) -> Result<Self, Fault> {
+        let uri: TokenUri = settings.uri.parse().map_err(|error: token::uri::UriError| setting(&error))?;
+        let pin_file = settings.pin_file.clone().or_else(|| uri.pin_source().map(Path::to_owned));
+        let pin_file = pin_file.ok_or_else(|| fault("the token URI names no PIN file; add pin-source=file:/path"))?;
+        let module_path =
+            uri.module_path().ok_or_else(|| fault("the token URI names no module; add module-path=/path"))?;
+        let certificates = read_certificates(&settings)?;
+        // Before the library is even loaded: what is known to be wrong costs the token nothing.
+        let marker = PinMarker::new(settings.pin_marker.clone());
+        marker.check(&pin_file).map_err(|error| pin_fault(&chain(&error)))?;
+
+        let call = watchdog.call(MAIN_THREAD);
+        let module = Module::load_with(module_path, uri.library_parameters()).map_err(|error| token_fault(&error))?;
+        drop(call);
+        let call = watchdog.call(MAIN_THREAD);
+        let token = module.find_token(&uri).map_err(|error| token_fault(&error))?;
+        drop(call);
+        let rules = Rules {
+            max_validity: settings.max_validity,
+            trust_domains: settings.trust_domains.clone(),
+            dns_names: settings.dns_names.clone(),
+            ip_addresses: settings.ip_addresses.clone(),
+            allow_intermediate: settings.allow_intermediate,
+        };
+        let vault = Self {
+            rules,
+            watchdog: Arc::clone(watchdog),
+            counters: Counters::default(),
+            live: AtomicUsize::new(0),
+            settings,
+            pin_file,
+            module,
+            token,
+            certificates: RwLock::new(Arc::new(certificates)),
+            anchor: Mutex::new(None),
+            logins: AtomicU64::new(0),
+            sessions: AtomicU32::new(0),
+            discarded: Mutex::new(Vec::new()),
+            own_keys: OwnKeys::default(),
+        };
+        vault.login(MAIN_THREAD, 0)?;
+        vault.look_for_own_keys()?;
+        tracing::info!(name, token = vault.token.info().label, "the token host is logged in");
+        Ok(vault)
+    }
+
+    /// Closes the library; all workers must be gone.
+    pub(super) fn close(self) {
+        let Self { module, token, anchor, watchdog, .. } = self;
+        let _call = watchdog.call(MAIN_THREAD);
+        drop(anchor);
+        drop(token);
+        if let Err(error) = module.finalize() {
+            tracing::warn!(%error, "the module does not end well");
+        }
+    }
+
+    pub(super) fn session_count(&self) -> usize {
+        self.settings.session_count()
+    }
+
+    /// The CA certificates.
+    pub(super) fn certificates(&self) -> Arc<Vec<CaCertificate>> {
+        Arc::clone(&self.certificates.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the CA certificates afresh; they are left as they were when they cannot be read. The earlier ones stay
+    /// known: requests that began with the old bundle end with it, and a daemon that refuses the new one goes on.
+    pub(super) fn reread(&self) -> Result<(), Fault> {
+        let mut certificates = read_certificates(&self.settings)?;
+        let mut held = self.certificates.write().unwrap_or_else(PoisonError::into_inner);
+        for earlier in held.iter() {
+            if certificates.len() < CERTIFICATES_MOST && certificates.iter().all(|new| new.der != earlier.der) {
+                certificates.push(earlier.clone());
+            }
+        }
+        *held = Arc::new(certificates);
+        Ok(())
+    }
+
+    /// How many logins there were: a thread that finds its login lost tells with it which one.
+    pub(super) fn login_number(&self) -> u64 {
+        self.logins.load(Ordering::Acquire)
+    }
+
+    /// Logs the process in, unless another thread has since the login of that number. The PIN is read afresh, tried
+    /// once, and not again before its file has changed.
+    pub(super) fn login(&self, thread: usize, lost: u64) -> Result<(), Fault> {
+        let mut anchor = lock(&self.anchor);
+        if self.login_number() != lost {
+            return Ok(());
+        }
+        let marker = PinMarker::new(self.settings.pin_marker.clone());
+        marker.check(&self.pin_file).map_err(|error| pin_fault(&chain(&error)))?;
+        let state = state_of(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
+        let pin = pin::read(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
+        marker.ready().map_err(|error| setting(&error))?;
+        let call = self.watchdog.call(thread);
+        *anchor = None;
+        let session = self.token.open_session(false).map_err(|error| call_fault(&error, ""))?;
+        let result = self.token.login(&session, &pin);
+        drop(call);
+        drop(pin);
+        self.counters.logins.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = result {
+            if let LoginError::WrongPin { .. } | LoginError::Locked(_) | LoginError::FinalTry(_) = &error
+                && let Err(error) = marker.mark(&state, &chain(&error))
+            {
+                tracing::error!(error = chain(&error), "ALARM: a restart may try the refused PIN again");
+            }
+            return Err(login_fault(&error));
+        }
+        if let Err(error) = marker.clear() {
+            tracing::warn!(error = chain(&error), "the mark of an earlier refused PIN stays");
+        }
+        *anchor = Some(session);
+        self.logins.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Opens a session for a worker, with a number of its own.
+    pub(super) fn session(&self, thread: usize) -> Result<(Session, u32), Fault> {
+        let _call = self.watchdog.call(thread);
+        let session = self.token.open_session(false).map_err(|error| call_fault(&error, "C_OpenSession"))?;
+        Ok((session, self.sessions.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Notes that a session makes wrong signatures.
+    pub(super) fn discard(&self, session: u32) {
+        let mut discarded = lock(&self.discarded);
+        if discarded.len() < DISCARDED_MOST {
+            discarded.push(session);
+        }
+    }
+
+    /// Whether a session is to be dropped; asked once.
+    pub(super) fn is_discarded(&self, session: u32) -> bool {
+        let mut discarded = lock(&self.discarded);
+        let at = discarded.iter().position(|other| *other == session);
+        at.map(|at| discarded.swap_remove(at)).is_some()
+    }
+
+    pub(super) fn count_signed(&self, key: Fingerprint, kind: Kind) {
+        *lock(&self.counters.signed).entry((key, kind)).or_default() += 1;
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let spki = |key: Option<&PublicKey>| key.map(|key| key.spki_der().to_vec()).unwrap_or_default();
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let info = self.token.info();
+        let signed = lock(&self.counters.signed);
+        Status {
+            token: info.label.clone(),
+            serial: info.serial.clone(),
+            model: info.model.clone(),
+            sessions: self.settings.sessions.max(1),
+            ca_keys: self.certificates().iter().map(|ca| hex(&ca.fingerprint)).collect(),
+            log_key: spki(self.log_key()),
+            canary_key: spki(self.canary_key()),
+            signed: signed
+                .iter()
+                .map(|((key, kind), count)| KeyCount { key: hex(key), kind: *kind, count: *count })
+                .collect(),
+            refused: load(&self.counters.refused),
+            expired: load(&self.counters.expired),
+            failed: load(&self.counters.failed),
+            sessions_reopened: load(&self.counters.reopened),
+            logins: load(&self.counters.logins),
+            cancels: true,
+            ..last_word()
+        }
+    }
+}
+
+/// What a host that cannot serve has to tell: how its calls went.
+pub(super) fn last_word() -> Status {
+    let (calls, call_errors) = calls::told();
+    Status { version: VERSION, pid: std::process::id(), instance: instance(), calls, call_errors, ..Status::default() }
+}
+
+/// A number that no other host's process has ([`Status::instance`]).
+fn instance() -> u64 {
+    static INSTANCE: OnceLock<u64> = OnceLock::new();
+    *INSTANCE.get_or_init(|| {
+        let mut bytes = [0; 8];
+        // Should there be no randomness, process ids still differ on one machine.
+        match aws_lc_rs::rand::fill(&mut bytes) {
+            Ok(()) => u64::from_be_bytes(bytes),
+            Err(_) => std::process::id().into(),
+        }
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What can be read; an error only where that is nothing.
+fn read_certificates(settings: &Settings) -> Result<Vec<CaCertificate>, Fault> {
+    let names = ["ca-cert.pem", "tls.crt"].map(|name| settings.bundle.join(name));
+    let bundle = names.iter().find(|path| path.exists()).unwrap_or(&names[0]);
+    let paths = std::iter::once(bundle).chain(&settings.ca_certificates);
+    let (mut certificates, mut first) = (Vec::<CaCertificate>::new(), None);
+    for path in paths {
+        match read_certificate(path) {
+            Ok(ca) if certificates.iter().any(|other| other.der == ca.der) => {}
+            Ok(ca) => certificates.push(ca),
+            Err(fault) => {
+                first.get_or_insert(fault);
+            }
+        }
+    }
+    match first {
+        Some(fault) if certificates.is_empty() => Err(fault),
+        Some(fault) => {
+            tracing::warn!(reason = fault.text, "a CA certificate cannot be read; the others serve");
+            Ok(certificates)
+        }
+        None => Ok(certificates),
+    }
+}
+
+fn read_certificate(path: &Path) -> Result<CaCertificate, Fault> {
+    let wrong = |reason: &dyn std::fmt::Display| fault(&format!("{}: {reason}", path.display()));
+    let text = std::fs::read(path).map_err(|error| wrong(&error))?;
+    let blocks = pem::blocks(&text).map_err(|error| wrong(&error))?;
+    let certificate = blocks.into_iter().find(|block| block.label == "CERTIFICATE");
+    let der = certificate.ok_or_else(|| wrong(&"it holds no certificate"))?.der.to_vec();
+    let ca = OwnedCa::from_certificate(&der).map_err(|error| wrong(&error))?;
+    let key = PublicKey::from_spki_der(ca.as_ca().spki).map_err(|error| wrong(&error))?;
+    let fingerprint = key.fingerprint();
+    Ok(CaCertificate { der, key, fingerprint, ca })
+}

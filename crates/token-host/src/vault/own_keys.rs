@@ -1,0 +1,56 @@
+//! The two keys of the host's own in the token: for checkpoints and for probes.
+//!
+//! They are looked for when the host has logged in, and again at each keep-alive while one is missing: a token may hide
+//! them at first, a command may make them later, and a token may have none.
+
+use std::sync::OnceLock;
+
+use super::{Fault, MAIN_THREAD, Vault, chain, key_fault, lock};
+use pki::PublicKey;
+use token::key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL};
+
+/// Their public halves, once they are found.
+#[derive(Debug, Default)]
+pub(super) struct OwnKeys {
+    canary: OnceLock<PublicKey>,
+    log: OnceLock<PublicKey>,
+}
+
+impl Vault {
+    pub(in super::super) fn canary_key(&self) -> Option<&PublicKey> {
+        self.own_keys.canary.get()
+    }
+
+    pub(in super::super) fn log_key(&self) -> Option<&PublicKey> {
+        self.own_keys.log.get()
+    }
+
+    /// Looks for those that were not found yet.
+    pub(in super::super) fn look_for_own_keys(&self) -> Result<(), Fault> {
+        let OwnKeys { canary, log } = &self.own_keys;
+        for (key, label) in [(canary, CANARY_KEY_LABEL), (log, LOG_KEY_LABEL)] {
+            if key.get().is_none()
+                && let Some(found) = self.own_key(label)?
+            {
+                key.get_or_init(|| found);
+            }
+        }
+        Ok(())
+    }
+
+    /// The public half of a key that we made in the token ourselves; none where the token shows none.
+    fn own_key(&self, label: &str) -> Result<Option<PublicKey>, Fault> {
+        let anchor = lock(&self.anchor);
+        let Some(session) = anchor.as_ref() else { return Ok(None) };
+        let _call = self.watchdog.call(MAIN_THREAD);
+        match key::find_by_label(session, label) {
+            Ok(found) => Ok(Some(found.public_key)),
+            Err(KeyError::NotFound(_)) => Ok(None),
+            Err(error @ KeyError::Call { .. }) => Err(key_fault(&error)),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), label, "one of our own keys cannot be used");
+                Ok(None)
+            }
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! One thread's session, and the ladder that it climbs when the token fails: a new session with the objects looked up
+//! afresh, a new login, and then a new process.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use cryptoki::{object::ObjectHandle, session::Session};
+
+use super::{Vault, call_fault, fault_of, key_fault, sign_fault};
+use crate::{
+    canary_message,
+    protocol::{Fault, FaultClass, Fingerprint, Kind},
+};
+use pki::PublicKey;
+use token::{
+    calls,
+    key::{self, CANARY_KEY_LABEL, LOG_KEY_LABEL, public},
+    mechanism,
+};
+
+/// How long to wait before a token that has no room for a session is asked again.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// A signature and the session that made it.
+pub(in super::super) struct Signature {
+    pub(in super::super) session: u32,
+    pub(in super::super) bytes: Vec<u8>,
+}
+
+struct Open {
+    session: Session,
+    number: u32,
+    handles: HashMap<Fingerprint, ObjectHandle>,
+}
+
+/// A thread's own part of the vault.
+pub(in super::super) struct Worker<'a> {
+    vault: &'a Vault,
+    thread: usize,
+    open: Option<Open>,
+    /// Whether the token has signed with it since it was last asked.
+    used: bool,
+}
+
+impl<'a> Worker<'a> {
+    pub(in super::super) fn new(vault: &'a Vault, thread: usize) -> Self {
+        Self { vault, thread, open: None, used: false }
+    }
+
+    /// Whether it has a session, without an attempt to open one.
+    pub(in super::super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Whether it has a session, after an attempt to open one.
+    pub(in super::super) fn has_session(&mut self) -> bool {
+        self.ensure().is_ok()
+    }
+
+    /// Has a key sign; after a failure once more, on the next rung of the ladder, if the deadline allows.
+    pub(in super::super) fn sign(
+        &mut self,
+        kind: Kind,
+        key: &PublicKey,
+        fingerprint: Fingerprint,
+        message: &[u8],
+        deadline: Instant,
+    ) -> Result<Signature, Fault> {
+        let login = self.vault.login_number();
+        let first = match self.attempt(kind, key, fingerprint, message) {
+            Ok(signature) => return Ok(signature),
+            Err(fault) => fault,
+        };
+        tracing::warn!(
+            thread = self.thread,
+            code = first.code,
+            function = first.function,
+            reason = first.text,
+            "a signature failed; its session is dropped"
+        );
+        self.drop_session();
+        self.climb(&first, login, deadline)?;
+        let second = self.attempt(kind, key, fingerprint, message);
+        if let Err(fault) = &second {
+            tracing::warn!(thread = self.thread, code = fault.code, reason = fault.text, "and so did the second try");
+            self.drop_session();
+        }
+        second
+    }
+
+    /// What must happen before the second try; fails when there is none.
+    fn climb(&mut self, fault: &Fault, login: u64, deadline: Instant) -> Result<(), Fault> {
+        if Instant::now() >= deadline {
+            return Err(fault.clone());
+        }
+        match fault.class {
+            // A key that was imported again has another handle, which the new session finds. And tokens hide private
+            // objects from whoever is not logged in, so that a lost login may look like a lost key.
+            FaultClass::Key | FaultClass::Request | FaultClass::Session => match self.session_info() {
+                Err(lost) if lost.class == FaultClass::Login => self.vault.login(self.thread, login),
+                Ok(()) | Err(_) => Ok(()),
+            },
+            FaultClass::Login => self.vault.login(self.thread, login),
+            FaultClass::Busy => {
+                std::thread::sleep(BUSY_PAUSE.min(deadline.saturating_duration_since(Instant::now())));
+                Ok(())
+            }
+            FaultClass::Module | FaultClass::Pin | FaultClass::Settings | FaultClass::Token => Err(fault.clone()),
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        kind: Kind,
+        key: &PublicKey,
+        fingerprint: Fingerprint,
+        message: &[u8],
+    ) -> Result<Signature, Fault> {
+        let handle = self.handle(kind, key, fingerprint)?;
+        let (vault, thread) = (self.vault, self.thread);
+        let open = self.ensure()?;
+        let _call = vault.watchdog.call(thread);
+        match mechanism::sign(&open.session, handle, key, message) {
+            Ok(bytes) => {
+                let session = open.number;
+                self.used = true;
+                Ok(Signature { session, bytes })
+            }
+            Err(error) => Err(sign_fault(&error)),
+        }
+    }
+
+    /// Whether a CA key is in the token, fit to sign, and the one of its certificate.
+    pub(in super::super) fn look_up(&mut self, key: &PublicKey) -> Result<(), Fault> {
+        let login = self.vault.login_number();
+        let result = self.find_ca_key(key);
+        match result {
+            Err(fault) if matches!(fault.class, FaultClass::Session | FaultClass::Login | FaultClass::Busy) => {
+                self.drop_session();
+                let soon = Instant::now() + BUSY_PAUSE * 2;
+                self.climb(&fault, login, soon)?;
+                self.find_ca_key(key).inspect_err(|_| self.drop_session())
+            }
+            // Asked for again each second while a key is missing: the session stays.
+            Err(fault) if fault.class == FaultClass::Key => match self.session_info() {
+                Err(lost) if lost.class == FaultClass::Login => {
+                    self.vault.login(self.thread, login)?;
+                    self.find_ca_key(key)
+                }
+                Ok(()) | Err(_) => Err(fault),
+            },
+            other => other,
+        }
+    }
+
+    fn find_ca_key(&mut self, key: &PublicKey) -> Result<(), Fault> {
+        let (vault, thread) = (self.vault, self.thread);
+        let open = self.ensure()?;
+        let _call = vault.watchdog.call(thread);
+        let handle = key::find_private_key(&open.session, key).map_err(|error| key_fault(&error))?;
+        // A public key object proves nothing, but one that differs is a mistake that need not wait for a signature.
+        let session = &open.session;
+        let objects = public::by_id(session, &key.key_id()).map_err(|error| call_fault(&error, "C_FindObjects"))?;
+        for object in objects {
+            let read = public::read(session, object).map_err(|error| call_fault(&error, "C_GetAttributeValue"))?;
+            if read.is_ok_and(|other| other != *key) {
+                return Err(fault_of(
+                    FaultClass::Key,
+                    "the token's public key object is not the key of the CA certificate; import the key again",
+                ));
+            }
+        }
+        open.handles.insert(key.fingerprint(), handle);
+        Ok(())
+    }
+
+    /// Whether the session has signed since this was last asked.
+    pub(in super::super) fn take_used(&mut self) -> bool {
+        std::mem::take(&mut self.used)
+    }
+
+    /// Has the canary key sign, so that neither token nor firewall takes the session for idle: many libraries answer
+    /// questions about a session by themselves. Where there is no such key, the question must do.
+    pub(in super::super) fn exercise(&mut self) -> Result<(), Fault> {
+        self.touch()?;
+        let Some(key) = self.vault.canary_key().cloned() else { return Ok(()) };
+        let fingerprint = key.fingerprint();
+        self.sign(Kind::Canary, &key, fingerprint, &canary_message(), Instant::now() + BUSY_PAUSE * 2)?;
+        self.vault.count_signed(fingerprint, Kind::Canary);
+        Ok(())
+    }
+
+    /// Asks about the session, and climbs the ladder if it is gone.
+    pub(in super::super) fn touch(&mut self) -> Result<(), Fault> {
+        let login = self.vault.login_number();
+        let Err(fault) = self.session_info() else { return Ok(()) };
+        self.drop_session();
+        self.climb(&fault, login, Instant::now() + BUSY_PAUSE * 2)?;
+        self.session_info().inspect_err(|_| self.drop_session())
+    }
+
+    fn session_info(&mut self) -> Result<(), Fault> {
+        use cryptoki::session::SessionState;
+        let (vault, thread) = (self.vault, self.thread);
+        let open = self.ensure()?;
+        let _call = vault.watchdog.call(thread);
+        let info = calls::call(calls::Function::GetSessionInfo, || open.session.get_session_info())
+            .map_err(|error| call_fault(&error.into(), "C_GetSessionInfo"))?;
+        match info.session_state() {
+            SessionState::RoUser | SessionState::RwUser => Ok(()),
+            _ => Err(fault_of(FaultClass::Login, "the token has ended the login")),
+        }
+    }
+
+    fn handle(&mut self, kind: Kind, key: &PublicKey, fingerprint: Fingerprint) -> Result<ObjectHandle, Fault> {
+        let (vault, thread) = (self.vault, self.thread);
+        let open = self.ensure()?;
+        if let Some(handle) = open.handles.get(&fingerprint) {
+            return Ok(*handle);
+        }
+        let _call = vault.watchdog.call(thread);
+        let own = |label| key::find_by_label(&open.session, label);
+        let handle = match kind {
+            Kind::Intermediate | Kind::Leaf => key::find_private_key(&open.session, key),
+            Kind::Canary => own(CANARY_KEY_LABEL).map(|found| found.handle),
+            Kind::Checkpoint => own(LOG_KEY_LABEL).map(|found| found.handle),
+        };
+        let handle = handle.map_err(|error| key_fault(&error))?;
+        open.handles.insert(fingerprint, handle);
+        Ok(handle)
+    }
+
+    fn ensure(&mut self) -> Result<&mut Open, Fault> {
+        if self.open.as_ref().is_some_and(|open| self.vault.is_discarded(open.number)) {
+            tracing::warn!(thread = self.thread, "a session that made a wrong signature is dropped");
+            self.drop_session();
+        }
+        match &mut self.open {
+            Some(open) => Ok(open),
+            empty @ None => {
+                let (session, number) = self.vault.session(self.thread)?;
+                self.vault.live.fetch_add(1, Ordering::Relaxed);
+                Ok(empty.insert(Open { session, number, handles: HashMap::new() }))
+            }
+        }
+    }
+
+    fn drop_session(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.vault.live.fetch_sub(1, Ordering::Relaxed);
+            self.vault.counters.reopened.fetch_add(1, Ordering::Relaxed);
+            let _call = self.vault.watchdog.call(self.thread);
+            close(open);
+        }
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.vault.live.fetch_sub(1, Ordering::Relaxed);
+            let _call = self.vault.watchdog.call(self.thread);
+            close(open);
+        }
+    }
+}
+
+/// Closes the session; one that is lost is gone without it.
+fn close(open: Open) {
+    let closed = calls::call(calls::Function::CloseSession, || open.session.close());
+    if let Err(error) = closed {
+        tracing::debug!(error = %token::Fault::from(error), "a session does not close well");
+    }
+}

@@ -1,0 +1,110 @@
+//! What the token already holds of a key before it is imported.
+
+use cryptoki::{object::ObjectHandle, session::Session};
+
+use super::{CallError, ImportError};
+use crate::{
+    Class,
+    key::{
+        self, Flags, KeyError, hex,
+        proof::{self, ProofError},
+        public,
+    },
+};
+use pki::PublicKey;
+
+/// The objects of the key's CKA_ID.
+#[derive(Debug)]
+pub(super) struct Existing {
+    /// The private key that works, with its attributes and label.
+    pub(super) whole: Option<(ObjectHandle, Flags, String)>,
+    /// Private objects that do not work, left by an interrupted import.
+    pub(super) broken: Vec<ObjectHandle>,
+    /// Whether an import of this key was interrupted.
+    pub(super) interrupted: Vec<ObjectHandle>,
+}
+
+/// Looks, and changes nothing.
+///
+/// # Errors
+/// When there are several keys that work, one that does not work and that no interrupted import of ours explains, or
+/// one that is unfit.
+pub(super) fn look(session: &Session, key: &PublicKey) -> Result<Existing, ImportError> {
+    let call = |source| ImportError::from(CallError { step: "look for the key", source });
+    let interrupted = super::marker::find(session, key).map_err(call)?;
+    let what = format!("CKA_ID {}", hex(&key.key_id()));
+    let (mut whole, mut broken) = (Vec::new(), Vec::new());
+    let mut reason = None;
+    for handle in key::private_keys(session, key).map_err(call)? {
+        match proof::signs(session, handle, key) {
+            Ok(()) => whole.push(handle),
+            Err(error) if passing(&error) => return Err(error.into()),
+            Err(error) => {
+                broken.push(handle);
+                reason = Some(error);
+            }
+        }
+    }
+    let count = whole.len() + broken.len();
+    let unexplained = interrupted.is_empty() && !broken.is_empty();
+    if whole.len() > 1 || (unexplained && count > 1) {
+        return Err(KeyError::Ambiguous { what, count }.into());
+    }
+    if let (true, Some(source)) = (unexplained, reason) {
+        return Err(ImportError::Unproven { what, source });
+    }
+    let whole = match whole.pop() {
+        None => None,
+        Some(handle) => {
+            let flags = Flags::read(session, handle).map_err(call)?;
+            flags.check().map_err(|reason| KeyError::Unfit { what, reason })?;
+            Some((handle, flags, public::label_of(session, handle).map_err(call)?.unwrap_or_default()))
+        }
+    };
+    Ok(Existing { whole, broken, interrupted })
+}
+
+/// Clears what an interrupted import left of this key; tells what.
+///
+/// # Errors
+/// When the token does not let it go.
+pub(super) fn clear(session: &Session, key: &PublicKey, found: &Existing) -> Result<Vec<String>, ImportError> {
+    let call = |source| ImportError::from(CallError { step: "clear what an interrupted import left", source });
+    let mut cleared = Vec::new();
+    if found.interrupted.is_empty() {
+        return Ok(cleared);
+    }
+    let id = hex(&key.key_id());
+    cleared.push(format!("the mark of an interrupted import (CKA_ID {id})"));
+    for handle in &found.broken {
+        session.destroy_object(*handle).map_err(|e| call(e.into()))?;
+        cleared.push(format!("a private key object that does not sign (CKA_ID {id})"));
+    }
+    for object in public::by_id(session, &key.key_id()).map_err(call)? {
+        if public::read(session, object).map_err(call)?.as_ref() != Ok(key) {
+            session.destroy_object(object).map_err(|e| call(e.into()))?;
+            cleared.push(format!("a public key object that cannot be read (CKA_ID {id})"));
+        }
+    }
+    for what in &cleared {
+        tracing::warn!(what, "cleared what an interrupted import left");
+    }
+    Ok(cleared)
+}
+
+/// Whether the failure is of the moment, and so says nothing of the object.
+fn passing(error: &ProofError) -> bool {
+    let class = match error {
+        ProofError::Call(fault) => fault.class(),
+        ProofError::Sign(fault) => fault.class(),
+        ProofError::Attribute(_)
+        | ProofError::Readable(_)
+        | ProofError::Unfit(_)
+        | ProofError::Wrappable
+        | ProofError::WrongSignature => return false,
+    };
+    match class {
+        Class::Busy | Class::Login | Class::Pin | Class::Success => true,
+        Class::Configuration | Class::Request | Class::Session | Class::Token => false,
+    }
+}

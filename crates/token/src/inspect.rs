@@ -1,0 +1,173 @@
+//! What a module and its tokens hold, for people and for `check`. Reads only.
+
+use cryptoki::{
+    object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
+    session::Session,
+};
+use der::{Decode, Encode};
+use serde::Serialize;
+
+use super::{
+    Fault, Module,
+    key::{Flags, hex, objects, public},
+    module::{Info, TokenError},
+};
+use pki::PublicKey;
+
+/// A token of a module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TokenView {
+    /// Its slot, for the eye alone.
+    pub slot: u64,
+    /// What it says of itself.
+    #[serde(flatten)]
+    pub info: Info,
+}
+
+/// What a token holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Contents {
+    /// The private keys; none without a login.
+    pub keys: Vec<KeyView>,
+    /// The certificates.
+    pub certificates: Vec<CertificateView>,
+    /// Private objects that cannot be read: leftovers of a crash, which this program cannot tell apart.
+    pub unreadable: usize,
+}
+
+/// A private key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeyView {
+    /// CKA_LABEL.
+    pub label: String,
+    /// CKA_ID, hexadecimal.
+    pub id: String,
+    /// CKA_KEY_TYPE, and the size or curve where the public half tells it.
+    pub kind: String,
+    /// SHA-256 of the public half's SubjectPublicKeyInfo, hexadecimal, as the token's public key object tells it.
+    pub key_sha256: Option<String>,
+    /// Its attributes.
+    pub attributes: Flags,
+    /// Why it is no CA's key.
+    pub unfit: Option<String>,
+}
+
+/// A certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CertificateView {
+    /// CKA_LABEL.
+    pub label: String,
+    /// CKA_ID, hexadecimal.
+    pub id: String,
+    /// SHA-256 of its DER, hexadecimal.
+    pub sha256: String,
+    /// What stands in it; none if it cannot be read.
+    pub content: Option<CertificateContent>,
+}
+
+/// What stands in a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CertificateContent {
+    /// Subject (RFC 4514).
+    pub subject: String,
+    /// Issuer (RFC 4514).
+    pub issuer: String,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Start of its validity (RFC 3339).
+    pub not_before: String,
+    /// End of its validity (RFC 3339).
+    pub not_after: String,
+    /// SHA-256 of its SubjectPublicKeyInfo, hexadecimal.
+    pub key_sha256: String,
+    /// Whether a private key with the CKA_ID of this certificate's key is in the token.
+    pub key_present: bool,
+}
+
+/// The tokens of a module; no PIN is needed.
+///
+/// # Errors
+/// When the slots cannot be listed.
+pub fn tokens(module: &Module) -> Result<Vec<TokenView>, TokenError> {
+    let tokens = module.tokens()?;
+    Ok(tokens.into_iter().map(|token| TokenView { slot: token.slot(), info: token.info().clone() }).collect())
+}
+
+/// What a token holds. Without a login private keys stay hidden.
+///
+/// # Errors
+/// When a call fails.
+pub fn contents(session: &Session) -> Result<Contents, Fault> {
+    let mut keys = Vec::new();
+    let mut unreadable = 0;
+    let private = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::Token(true)];
+    for object in session.find_objects(&private)? {
+        match key(session, object) {
+            Ok(view) => keys.push(view),
+            Err(error) => {
+                tracing::warn!(%error, "a private key object cannot be read");
+                unreadable += 1;
+            }
+        }
+    }
+    let mut certificates = Vec::new();
+    for (object, label, der) in objects::certificates(session, None)? {
+        let id = hex(&public::id_of(session, object)?.unwrap_or_default());
+        certificates.push(CertificateView { label, id, sha256: sha256(&der), content: content(&der, &keys) });
+    }
+    Ok(Contents { keys, certificates, unreadable })
+}
+
+fn key(session: &Session, object: ObjectHandle) -> Result<KeyView, Fault> {
+    let attributes = Flags::read(session, object)?;
+    let id = public::id_of(session, object)?.unwrap_or_default();
+    let mut public_key = None;
+    if !id.is_empty() {
+        for half in public::by_id(session, &id)? {
+            public_key = public_key.or(public::read(session, half)?.ok());
+        }
+    }
+    let kind = match &public_key {
+        Some(key) => key.algorithm().to_string(),
+        None => kind(session, object)?,
+    };
+    Ok(KeyView {
+        label: public::label_of(session, object)?.unwrap_or_default(),
+        id: hex(&id),
+        kind,
+        key_sha256: public_key.as_ref().map(|key| hex(&key.fingerprint())),
+        attributes,
+        unfit: attributes.check().err().map(|reason| reason.to_string()),
+    })
+}
+
+fn kind(session: &Session, object: ObjectHandle) -> Result<String, Fault> {
+    let attributes = session.get_attributes(object, &[AttributeType::KeyType])?;
+    Ok(match attributes.as_slice() {
+        [Attribute::KeyType(kind)] if *kind == KeyType::RSA => "RSA".to_owned(),
+        [Attribute::KeyType(kind)] if *kind == KeyType::EC => "EC".to_owned(),
+        [Attribute::KeyType(kind)] if *kind == KeyType::EC_EDWARDS => "EC Edwards".to_owned(),
+        [Attribute::KeyType(kind)] => kind.to_string(),
+        _ => "unknown".to_owned(),
+    })
+}
+
+fn content(der: &[u8], keys: &[KeyView]) -> Option<CertificateContent> {
+    let certificate = x509_cert::Certificate::from_der(der).ok()?;
+    let tbs = certificate.tbs_certificate();
+    let spki = tbs.subject_public_key_info().to_der().ok()?;
+    let id = PublicKey::from_spki_der(&spki).ok().map(|key| hex(&key.key_id()));
+    Some(CertificateContent {
+        subject: tbs.subject().to_string(),
+        issuer: tbs.issuer().to_string(),
+        serial: hex(tbs.serial_number().as_bytes()),
+        not_before: tbs.validity().not_before.to_date_time().to_string(),
+        not_after: tbs.validity().not_after.to_date_time().to_string(),
+        key_sha256: sha256(&spki),
+        key_present: id.is_some_and(|id| keys.iter().any(|key| key.id == id)),
+    })
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+}

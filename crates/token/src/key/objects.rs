@@ -1,0 +1,162 @@
+//! The objects that one operation makes in a token, and how it takes back what it made and only that.
+
+use cryptoki::{
+    object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
+    session::Session,
+};
+
+use super::{
+    Fault, public,
+    template::{self, Certificate, Name},
+};
+use pki::PublicKey;
+
+/// Objects made by one operation. Session objects go when it is dropped; token objects go by [`Made::undo`], unless
+/// [`Made::keep`] says that all went well.
+#[derive(Debug)]
+pub struct Made<'a> {
+    session: &'a Session,
+    scratch: Vec<ObjectHandle>,
+    token: Vec<ObjectHandle>,
+    guard: Option<ObjectHandle>,
+}
+
+impl<'a> Made<'a> {
+    /// Nothing made yet.
+    #[must_use]
+    pub fn new(session: &'a Session) -> Self {
+        Self { session, scratch: Vec::new(), token: Vec::new(), guard: None }
+    }
+
+    /// Notes a session object.
+    pub fn scratch(&mut self, object: ObjectHandle) -> ObjectHandle {
+        self.scratch.push(object);
+        object
+    }
+
+    /// Notes a token object.
+    pub fn token(&mut self, object: ObjectHandle) -> ObjectHandle {
+        self.token.push(object);
+        object
+    }
+
+    /// Notes the token object that tells of the others: it goes last, and only if all others went.
+    pub fn guard(&mut self, object: ObjectHandle) -> ObjectHandle {
+        self.guard = Some(object);
+        object
+    }
+
+    /// Everything went well: the token objects stay.
+    pub fn keep(mut self) {
+        self.token.clear();
+    }
+
+    /// Destroys the token objects again, last one first. Answers how many could not be destroyed.
+    #[must_use]
+    pub fn undo(mut self) -> usize {
+        let mut left = 0;
+        while let Some(object) = self.token.pop() {
+            if let Err(error) = self.session.destroy_object(object) {
+                tracing::error!(error = %Fault::from(error), "an object that was made could not be removed again");
+                left += 1;
+            }
+        }
+        if let (Some(guard), 0) = (self.guard.take(), left)
+            && let Err(error) = self.session.destroy_object(guard)
+        {
+            tracing::error!(error = %Fault::from(error), "the mark of an import could not be removed again");
+            left += 1;
+        }
+        left
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        for object in self.scratch.drain(..) {
+            // The session's end would take it along as well; until then nobody else should find it.
+            if let Err(error) = self.session.destroy_object(object) {
+                tracing::warn!(error = %Fault::from(error), "a session object could not be removed");
+            }
+        }
+    }
+}
+
+/// What became of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placed {
+    /// It was there already, the same.
+    Unchanged,
+    /// It took the place of another certificate for the same key.
+    Replaced,
+    /// It is new.
+    Written,
+}
+
+/// Writes the public key object, unless the same is there.
+///
+/// # Errors
+/// When a call fails.
+pub fn place_public(session: &Session, key: &PublicKey, name: &Name<'_>, made: &mut Made<'_>) -> Result<Placed, Fault> {
+    for object in public::by_id(session, name.id)? {
+        if public::read(session, object)?.as_ref() == Ok(key) {
+            return Ok(Placed::Unchanged);
+        }
+    }
+    made.token(session.create_object(&template::public(key, name))?);
+    Ok(Placed::Written)
+}
+
+/// Writes the certificate object, unless the same is there. Answers also the objects that it replaces, to be destroyed
+/// when all else is done: certificates of the same CKA_ID and the same label, which are ours. Others are let be.
+///
+/// # Errors
+/// When a call fails.
+pub fn place_certificate(
+    session: &Session,
+    certificate: &Certificate,
+    name: &Name<'_>,
+    made: &mut Made<'_>,
+) -> Result<(Placed, Vec<ObjectHandle>), Fault> {
+    let mut same = false;
+    let mut old = Vec::new();
+    for (object, label, value) in certificates(session, Some(name.id))? {
+        if value == certificate.der() {
+            same = true;
+        } else if label == name.label {
+            old.push(object);
+        }
+    }
+    if !same {
+        made.token(session.create_object(&template::certificate(certificate, name))?);
+    }
+    let placed = match (same, old.is_empty()) {
+        (true, true) => Placed::Unchanged,
+        (_, false) => Placed::Replaced,
+        (false, true) => Placed::Written,
+    };
+    Ok((placed, old))
+}
+
+/// The token's X.509 certificates, of one CKA_ID or all: handle, label, DER.
+///
+/// # Errors
+/// When a call fails.
+pub fn certificates(session: &Session, id: Option<&[u8]>) -> Result<Vec<(ObjectHandle, String, Vec<u8>)>, Fault> {
+    let mut template = vec![Attribute::Class(ObjectClass::CERTIFICATE), Attribute::Token(true)];
+    template.extend(id.map(|id| Attribute::Id(id.to_vec())));
+    let mut found = Vec::new();
+    for object in session.find_objects(&template)? {
+        let (mut label, mut value) = (String::new(), Vec::new());
+        for attribute in session.get_attributes(object, &[AttributeType::Label, AttributeType::Value])? {
+            match attribute {
+                Attribute::Label(bytes) => label = String::from_utf8_lossy(&bytes).into_owned(),
+                Attribute::Value(bytes) => value = bytes,
+                _ => {}
+            }
+        }
+        found.push((object, label, value));
+    }
+    Ok(found)
+}

@@ -1,0 +1,115 @@
+//! What a private key in the token is shown to do, and not to do, before anybody relies on it.
+//!
+//! A signature that verifies is the only proof that an object is the key: tokens store a public half, an ID or even
+//! another curve's scalar unchecked.
+
+use aws_lc_rs::rand;
+use cryptoki::{
+    object::{AttributeInfo, AttributeType, ObjectHandle},
+    session::Session,
+};
+
+use super::{Fault, Flags, Unfit};
+use crate::mechanism::{self, SignFault};
+use pki::{KeyAlgorithm, PublicKey};
+
+/// Why a key in the token is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProofError {
+    /// A call failed.
+    #[error("the token failed while its private key was examined")]
+    Call(#[from] Fault),
+    /// An attribute is not what was written.
+    #[error("the token did not keep the attribute {0} as it was written; this token is not fit for the key")]
+    Attribute(&'static str),
+    /// The private value can be read.
+    #[error(
+        "the private value could be read ({0} did not answer CKR_ATTRIBUTE_SENSITIVE); this token is not fit for the key"
+    )]
+    Readable(&'static str),
+    /// No signature.
+    #[error("the private key does not sign")]
+    Sign(#[from] SignFault),
+    /// The attributes forbid its use.
+    #[error("the private key is refused: {0}")]
+    Unfit(#[from] Unfit),
+    /// The key could be wrapped out.
+    #[error(
+        "the private key could be wrapped out of the token although it is not extractable; this token is not fit for the key"
+    )]
+    Wrappable,
+    /// The signature is another key's.
+    #[error("the private key's signature does not verify with the public key: the object is damaged or another key")]
+    WrongSignature,
+}
+
+/// Has the key sign a text of our own with random bytes, and verifies it.
+///
+/// # Errors
+/// When it does not sign, or the signature does not verify.
+pub fn signs(session: &Session, handle: ObjectHandle, key: &PublicKey) -> Result<(), ProofError> {
+    // Begins with a text, so that what is signed can never be read as a certificate or a checkpoint.
+    let mut message = b"istio-hsm-ca: proof of possession, no certificate\n".to_vec();
+    let mut random = [0_u8; 32];
+    // Without random bytes the proof is no weaker against damage, only repeatable.
+    let _filled = rand::fill(&mut random);
+    message.extend_from_slice(&random);
+    let signature = mechanism::sign(session, handle, key, &message)?;
+    key.verify(key.signature_algorithm(), &message, &signature).map_err(|_| ProofError::WrongSignature)
+}
+
+/// Reads the attributes of a key that we made back, and compares them with what was written.
+///
+/// # Errors
+/// When the key may be read, extracted, used for anything but signing, or changed; `kept` for a token object.
+pub fn attributes(session: &Session, handle: ObjectHandle, kept: bool) -> Result<Flags, ProofError> {
+    let flags = Flags::read(session, handle)?;
+    flags.check()?;
+    if kept && flags.token != Some(true) {
+        return Err(ProofError::Attribute("CKA_TOKEN"));
+    }
+    match surplus(&flags, kept).first() {
+        Some(name) => Err(ProofError::Attribute(name)),
+        None => Ok(flags),
+    }
+}
+
+/// The attributes that allow more than a CA's key needs.
+#[must_use]
+pub fn surplus(flags: &Flags, kept: bool) -> Vec<&'static str> {
+    // Absent is harmless: the attribute is not one of this key type.
+    [
+        ("CKA_DECRYPT", flags.decrypt == Some(true)),
+        ("CKA_UNWRAP", flags.unwrap == Some(true)),
+        ("CKA_DERIVE", flags.derive == Some(true)),
+        ("CKA_SIGN_RECOVER", flags.sign_recover == Some(true)),
+        ("CKA_MODIFIABLE", kept && flags.modifiable == Some(true)),
+        ("CKA_PRIVATE", flags.private == Some(false)),
+    ]
+    .into_iter()
+    .filter_map(|(name, wrong)| wrong.then_some(name))
+    .collect()
+}
+
+/// Tries to read the private value, which must fail with CKR_ATTRIBUTE_SENSITIVE.
+///
+/// # Errors
+/// When it does not fail, or fails in another way, which proves nothing.
+pub fn unreadable(session: &Session, handle: ObjectHandle, algorithm: KeyAlgorithm) -> Result<(), ProofError> {
+    // By type: a token answers CKR_ATTRIBUTE_TYPE_INVALID for an attribute that such a key does not have.
+    let values: &[(AttributeType, &str)] = match algorithm {
+        KeyAlgorithm::Ed25519 | KeyAlgorithm::P256 | KeyAlgorithm::P384 => &[(AttributeType::Value, "CKA_VALUE")],
+        KeyAlgorithm::Rsa { .. } => &[
+            (AttributeType::PrivateExponent, "CKA_PRIVATE_EXPONENT"),
+            (AttributeType::Prime1, "CKA_PRIME_1"),
+            (AttributeType::Prime2, "CKA_PRIME_2"),
+        ],
+    };
+    for (attribute, name) in values {
+        match session.get_attribute_info(handle, &[*attribute]).map_err(Fault::from)?.as_slice() {
+            [AttributeInfo::Sensitive] => {}
+            _ => return Err(ProofError::Readable(name)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! The two tasks of a connection to a host: one writes what the outbox holds, one reads the answers.
+//!
+//! The socket is watched for answers alone. Watched for room too, it would wake the daemon each time that the host has
+//! read something, for nothing; room is asked for only where a write did not fit.
+
+use std::{
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    sync::Arc,
+};
+
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    task::JoinHandle,
+};
+
+use super::state::Shared;
+use token_host::protocol::{Frame, ProtocolError, Reply};
+
+/// Room for one read, more than a frame.
+const BUFFER: usize = 64 * 1024;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error("the token host closed the connection")]
+    Closed,
+    #[error("the connection to the token host broke: {0}")]
+    Io(#[from] io::Error),
+    #[error("the token host does not keep to the protocol: {0}")]
+    Protocol(#[from] ProtocolError),
+}
+
+/// A connection at work; its tasks end with it.
+#[derive(Debug)]
+pub(super) struct Link {
+    reader: JoinHandle<LinkError>,
+    writer: JoinHandle<LinkError>,
+}
+
+impl Link {
+    /// Takes up a connection, whose socket must not block.
+    pub(super) fn start(shared: &Arc<Shared>, at: usize, host: u64, stream: UnixStream) -> io::Result<Self> {
+        let write = stream.try_clone()?;
+        let read = watched(stream, Interest::READABLE)?;
+        Ok(Self {
+            reader: tokio::spawn(reader(Arc::clone(shared), at, host, read)),
+            writer: tokio::spawn(writer(Arc::clone(shared), at, host, write)),
+        })
+    }
+
+    /// Waits for the connection to end.
+    pub(super) async fn ended(&mut self) -> LinkError {
+        let ended = tokio::select! {
+            ended = &mut self.reader => ended,
+            ended = &mut self.writer => ended,
+        };
+        ended.unwrap_or(LinkError::Closed)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.reader.abort();
+        self.writer.abort();
+    }
+}
+
+async fn writer(shared: Arc<Shared>, at: usize, host: u64, socket: UnixStream) -> LinkError {
+    let Some(fixed) = shared.fixed.get(at) else { return LinkError::Closed };
+    let mut buffer = Vec::new();
+    loop {
+        fixed.writer.notified().await;
+        // Once, so that the tasks that are ready now put their frames into the same write.
+        tokio::task::yield_now().await;
+        shared.take_outbox(at, host, &mut buffer);
+        if let Err(error) = write_all(&socket, &buffer).await {
+            return error.into();
+        }
+        if buffer.capacity() > BUFFER {
+            buffer = Vec::new();
+        }
+    }
+}
+
+fn watched(socket: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe for types that change their descriptor, which sockets do not"
+    )]
+    AsyncFd::with_interest(socket, interest)
+}
+
+/// Writes everything, and waits where there is no room.
+async fn write_all(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+    let mut room: Option<AsyncFd<UnixStream>> = None;
+    while !bytes.is_empty() {
+        let mut socket = socket;
+        let written = match &room {
+            None => socket.write(bytes),
+            Some(room) => room.async_io(Interest::WRITABLE, |mut socket| socket.write(bytes)).await,
+        };
+        match written {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // A descriptor of its own, since the reader's is watched already.
+                room = Some(watched(socket.try_clone()?, Interest::WRITABLE)?);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn reader(shared: Arc<Shared>, at: usize, host: u64, socket: AsyncFd<UnixStream>) -> LinkError {
+    // The rest of a frame and one more read have room.
+    let mut buffer = vec![0; 2 * BUFFER];
+    let mut filled = 0;
+    let mut replies = Vec::new();
+    loop {
+        let space = buffer.get_mut(filled..).unwrap_or_default();
+        match socket.async_io(Interest::READABLE, |mut socket| socket.read(space)).await {
+            Ok(0) => return LinkError::Closed,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return error.into(),
+        }
+        let used = match decode(buffer.get(..filled).unwrap_or_default(), &mut replies) {
+            Ok(used) => used,
+            Err(error) => return error.into(),
+        };
+        if !replies.is_empty()
+            && let Err(error) = shared.answered(at, host, replies.drain(..))
+        {
+            return error.into();
+        }
+        buffer.copy_within(used..filled, 0);
+        filled -= used;
+    }
+}
+
+/// Decodes every whole frame and tells how many bytes they take.
+fn decode(buffer: &[u8], replies: &mut Vec<(u64, Reply)>) -> Result<usize, ProtocolError> {
+    let mut used = 0;
+    while let Some((frame, length)) = Frame::split(buffer.get(used..).unwrap_or_default())? {
+        replies.push((frame.correlation, Reply::decode(&frame)?));
+        used += length;
+    }
+    Ok(used)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_does_not_fit_waits_for_room() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let bytes: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let expected = bytes.clone();
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).unwrap();
+            all
+        });
+        write_all(&near, &bytes).await.unwrap();
+        drop(near);
+        assert!(reader.join().unwrap() == expected);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_gone_is_an_error() {
+        let (near, far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        drop(far);
+        assert_eq!(write_all(&near, b"x").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+}

@@ -1,0 +1,191 @@
+//! Where requests wait for a token: two bounded queues, first come, first served within each.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{job::Job, state::Shared};
+use crate::signer::{Class, SignError};
+
+/// How often the queues are looked through for requests that nobody waits for. Their deadlines are kept by timers of
+/// their own; this only makes room.
+const SWEEP: Duration = Duration::from_millis(25);
+
+/// When both queues hold something, every fourth request taken is of the bulk: it ages, and never starves.
+const BULK_SHARE: u32 = 4;
+
+/// The two queues.
+#[derive(Debug)]
+pub(super) struct Queues {
+    bulk: VecDeque<Job>,
+    first: VecDeque<Job>,
+    limit: usize,
+    taken: u32,
+}
+
+impl Queues {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { bulk: VecDeque::new(), first: VecDeque::new(), limit, taken: 0 }
+    }
+
+    fn of(&mut self, class: Class) -> &mut VecDeque<Job> {
+        match class {
+            Class::Bulk => &mut self.bulk,
+            Class::First => &mut self.first,
+        }
+    }
+
+    /// How many wait: bulk, first.
+    pub(super) fn len(&self) -> (usize, usize) {
+        (self.bulk.len(), self.first.len())
+    }
+
+    /// Lets a request wait.
+    pub(super) fn push(&mut self, job: Job) -> Result<(), SignError> {
+        let limit = self.limit;
+        let queue = self.of(job.class);
+        if queue.len() >= limit {
+            return Err(SignError::QueueFull);
+        }
+        queue.push_back(job);
+        Ok(())
+    }
+
+    /// Puts a request back that was in flight: before all others, and whatever the limit, which its place in flight
+    /// kept already.
+    pub(super) fn put_back(&mut self, job: Job) {
+        self.of(job.class).push_front(job);
+    }
+
+    /// Takes the next request that a token may have.
+    pub(super) fn take(&mut self, mut may: impl FnMut(&Job) -> bool) -> Option<Job> {
+        if self.bulk.is_empty() && self.first.is_empty() {
+            return None;
+        }
+        self.taken = self.taken.wrapping_add(1);
+        let order = if self.taken.is_multiple_of(BULK_SHARE) {
+            [Class::Bulk, Class::First]
+        } else {
+            [Class::First, Class::Bulk]
+        };
+        order.into_iter().find_map(|class| {
+            let queue = self.of(class);
+            let at = queue.iter().position(|job| !job.is_abandoned() && may(job))?;
+            queue.remove(at)
+        })
+    }
+
+    /// Takes out every request for which `verdict` has an answer, and those that nobody waits for.
+    pub(super) fn sweep(&mut self, mut verdict: impl FnMut(&mut Job) -> Option<SignError>) {
+        for queue in [&mut self.bulk, &mut self.first] {
+            for mut job in std::mem::take(queue) {
+                match verdict(&mut job) {
+                    Some(error) => {
+                        job.answer(Err(error));
+                    }
+                    None if job.is_abandoned() => {}
+                    None => queue.push_back(job),
+                }
+            }
+        }
+    }
+}
+
+/// Keeps the queues free of what nobody waits for, until the pool ends.
+pub(super) async fn sweep(shared: Arc<Shared>) {
+    let mut interval = tokio::time::interval(SWEEP);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shared.ending.cancelled() => return,
+            _ = interval.tick() => shared.sweep(Instant::now()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::{
+        super::job::{Job, Message},
+        *,
+    };
+    use crate::signer::Context;
+    use token_host::protocol::Kind;
+
+    type Answer = oneshot::Receiver<Result<crate::signer::Signed, SignError>>;
+
+    fn job(class: Class, id: &str) -> (Job, Answer) {
+        let (reply, answer) = oneshot::channel();
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let context = Context { request_id: id.into(), deadline, class, avoid: Vec::new() };
+        (Job::new(Kind::Leaf, [0; 32], Message::Bytes(Arc::from(&b"m"[..])), &context, reply), answer)
+    }
+
+    fn id(job: &Job) -> String {
+        job.sign(Instant::now()).request_id.to_owned()
+    }
+
+    #[test]
+    fn first_goes_first_and_bulk_never_starves() {
+        let mut queues = Queues::new(100);
+        let mut answers = Vec::new();
+        for i in 0..8 {
+            for (class, name) in [(Class::Bulk, "b"), (Class::First, "f")] {
+                let (job, answer) = job(class, &format!("{name}{i}"));
+                queues.push(job).unwrap();
+                answers.push(answer);
+            }
+        }
+        let order: Vec<String> = std::iter::from_fn(|| queues.take(|_| true)).map(|job| id(&job)).collect();
+        let expected = "f0 f1 f2 b0 f3 f4 f5 b1 f6 f7 b2 b3 b4 b5 b6 b7";
+        assert_eq!(order.join(" "), expected);
+    }
+
+    #[test]
+    fn each_queue_is_bounded_on_its_own() {
+        let mut queues = Queues::new(2);
+        let mut answers = Vec::new();
+        for (class, good) in [
+            (Class::Bulk, true),
+            (Class::Bulk, true),
+            (Class::Bulk, false),
+            (Class::First, true),
+            (Class::First, true),
+            (Class::First, false),
+        ] {
+            let (job, answer) = job(class, "x");
+            assert_eq!(queues.push(job).is_ok(), good, "{class:?}");
+            answers.push(answer);
+        }
+    }
+
+    #[test]
+    fn abandoned_and_judged_requests_leave() {
+        let mut queues = Queues::new(10);
+        let (kept, _kept_answer) = job(Class::Bulk, "kept");
+        let (gone, gone_answer) = job(Class::Bulk, "gone");
+        let (late, mut late_answer) = job(Class::First, "late");
+        for job in [kept, gone, late] {
+            queues.push(job).unwrap();
+        }
+        drop(gone_answer);
+        queues.sweep(|job| (id(job) == "late").then_some(SignError::Deadline));
+        assert_eq!(queues.len(), (1, 0));
+        assert!(matches!(late_answer.try_recv(), Ok(Err(SignError::Deadline))));
+        assert_eq!(id(&queues.take(|_| true).unwrap()), "kept");
+    }
+
+    #[test]
+    fn what_was_in_flight_goes_before_all_others() {
+        let mut queues = Queues::new(1);
+        let (waiting, _a) = job(Class::Bulk, "waiting");
+        let (back, _b) = job(Class::Bulk, "back");
+        queues.push(waiting).unwrap();
+        queues.put_back(back);
+        assert_eq!(id(&queues.take(|_| true).unwrap()), "back");
+    }
+}

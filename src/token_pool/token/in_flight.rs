@@ -1,0 +1,115 @@
+//! What is under way to a token's host: the frames that are to be written, and what waits for an answer.
+
+use std::{sync::Arc, time::Instant};
+
+use tokio::sync::oneshot;
+
+use super::{
+    super::{health::Phase, job::Job},
+    Token,
+};
+use pki::Tbs;
+use token_host::protocol::{ProtocolError, Reply, Request};
+
+/// Something that a host is to answer.
+#[derive(Debug)]
+pub(in super::super) enum Pending {
+    Control(oneshot::Sender<Reply>),
+    /// A request of a caller's; `cancelled` once the host was told that the caller is gone.
+    Job {
+        job: Box<Job>,
+        sent: Instant,
+        cancelled: bool,
+    },
+    /// Another token does it meanwhile; what this one answers still tells whether it signs.
+    TakenOver(Arc<Tbs>),
+}
+
+/// The one real request that a half-open breaker has let through.
+#[derive(Debug)]
+pub(in super::super) struct Trial {
+    pub(in super::super) correlation: u64,
+    pub(in super::super) since: Instant,
+    /// Another token has taken the request over.
+    pub(in super::super) taken_over: bool,
+}
+
+impl Token {
+    fn next_correlation(&mut self, now: Instant) -> u64 {
+        if self.outstanding.is_empty() {
+            self.progress = now;
+        }
+        self.correlation += 1;
+        self.correlation
+    }
+
+    pub(in super::super) fn send_job(&mut self, job: Job, now: Instant) -> Result<(), (Box<Job>, ProtocolError)> {
+        let correlation = self.next_correlation(now);
+        if let Err(error) = Request::Sign(job.sign(now)).encode(correlation, &mut self.outbox) {
+            return Err((Box::new(job), error));
+        }
+        if self.phase == Phase::HalfOpen && job.is_real() {
+            self.trial = Some(Trial { correlation, since: now, taken_over: false });
+        }
+        self.jobs += 1;
+        self.outstanding.insert(correlation, Pending::Job { job: Box::new(job), sent: now, cancelled: false });
+        Ok(())
+    }
+
+    pub(in super::super) fn send_control(
+        &mut self,
+        request: &Request<'_>,
+        answer: oneshot::Sender<Reply>,
+        now: Instant,
+    ) -> Result<(), ProtocolError> {
+        let correlation = self.next_correlation(now);
+        request.encode(correlation, &mut self.outbox)?;
+        self.outstanding.insert(correlation, Pending::Control(answer));
+        Ok(())
+    }
+
+    /// The request on trial, while its caller waits for this token.
+    pub(in super::super) fn on_trial(&self) -> Option<(&Trial, &Job)> {
+        let trial = self.trial.as_ref()?;
+        match self.outstanding.get(&trial.correlation)? {
+            Pending::Job { job, .. } => Some((trial, job)),
+            Pending::Control(_) | Pending::TakenOver(_) => None,
+        }
+    }
+
+    /// Gives up the request on trial, for another token to do; the trial itself goes on.
+    pub(in super::super) fn hand_over_trial(&mut self) -> Option<Job> {
+        let trial = self.trial.as_mut()?;
+        let pending = self.outstanding.get_mut(&trial.correlation)?;
+        let Pending::Job { job, .. } = pending else { return None };
+        let taken_over = Pending::TakenOver(Arc::clone(job.tbs()?));
+        let Pending::Job { job, .. } = std::mem::replace(pending, taken_over) else { return None };
+        trial.taken_over = true;
+        self.jobs = self.jobs.saturating_sub(1);
+        Some(*job)
+    }
+
+    /// Tells the host whose requests nobody waits for any more; whether there were any. The request on trial goes on:
+    /// its signature is worth having.
+    pub(in super::super) fn cancel_abandoned(&mut self) -> bool {
+        let trial = self.trial.as_ref().map(|trial| trial.correlation);
+        let before = self.outbox.len();
+        if self.status.cancels && self.linked {
+            for (correlation, pending) in &mut self.outstanding {
+                let Pending::Job { job, cancelled: cancelled @ false, .. } = pending else { continue };
+                if job.is_abandoned() && trial != Some(*correlation) {
+                    *cancelled = true;
+                    // Of fixed size, far below the limit.
+                    let _ = Request::Cancel { correlation: *correlation }.encode(0, &mut self.outbox);
+                }
+            }
+        }
+        self.outbox.len() > before
+    }
+
+    /// Has the host drop a session.
+    pub(in super::super) fn discard(&mut self, session: u32) {
+        // Of fixed size, far below the limit; and nothing answers it.
+        let _ = Request::Discard { session }.encode(0, &mut self.outbox);
+    }
+}
