@@ -14,33 +14,33 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: ## from nothing to a certificate out of a SoftHSM token, each step in a line; CACERTS=DIR for your own CA
-	@softhsm/demo.sh
+	@scripts/demo.sh
 
 run: ## the same, and the daemon stays up
-	@softhsm/demo.sh --stay
+	@scripts/demo.sh --stay
 
 test: packages ## every test, with SoftHSM
 	$(CARGO) test --locked --workspace --all-targets --no-fail-fast
 	$(CARGO) test --locked --workspace --doc
 
 test-browser: ## the status page in a headless Chromium; pictures in target/tmp/status-page
-	@softhsm/packages.sh --for browser
+	@scripts/packages.sh --for browser
 	$(CARGO) test --locked --test browser -- --ignored
 
 test-foreign: ## checkpoints and proofs judged by another implementation, in Go; metrics and alert rules by promtool
-	@softhsm/packages.sh --for foreign
+	@scripts/packages.sh --for foreign
 	$(CARGO) test --locked --test issuance_log -- --ignored --exact \
 		foreign::another_implementation_verifies_checkpoints_roots_and_proofs
 	$(CARGO) test --locked --test dashboard -- --ignored
 	$(CARGO) test --locked --test signing_path -- --ignored --exact outcomes::prometheus_takes_the_metrics_as_they_are
 
 test-pkilint: ## leaves judged by pkilint, which is kept in a cache outside the tree
-	@softhsm/packages.sh --for pkilint
+	@scripts/packages.sh --for pkilint
 	$(CARGO) test --locked --test leaf
 	@tests/pkilint.sh
 
 test-deploy: packages ## chart, manifests, units, images and the guide; needs Go once (Helm, an API server), and root
-	@softhsm/packages.sh --for deploy
+	@scripts/packages.sh --for deploy
 	$(CARGO) test --locked --test deploy -- --include-ignored
 
 test-tokens: packages ## the token suite on SoftHSM, Kryoptic and NSS, and on two of them at once
@@ -48,18 +48,18 @@ test-tokens: packages ## the token suite on SoftHSM, Kryoptic and NSS, and on tw
 	$(CARGO) test --locked --test token_suite -- --include-ignored
 
 test-kube: packages ## Kubernetes, by a real API server, which is built by Go first, once: ten minutes
-	@softhsm/packages.sh --for kube
+	@scripts/packages.sh --for kube
 	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
 	$(CARGO) test --locked --test kube -- --ignored --skip scale:: --skip istio::
 
 test-istio: packages ## Istio's own agent, registration authority and CA against ours; its code is built by Go first, once
-	@softhsm/packages.sh --for kube
+	@scripts/packages.sh --for kube
 	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
 	@tests/istio/build.sh >/dev/null
 	$(CARGO) test --locked --test kube -- --ignored istio::
 
 test-long: packages ## what takes too long for every change, an hour of random faults among it
-	@for part in browser deploy foreign kube; do softhsm/packages.sh --for $$part || exit 1; done
+	@for part in browser deploy foreign kube; do scripts/packages.sh --for $$part || exit 1; done
 	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
 	@tests/istio/build.sh >/dev/null
@@ -74,7 +74,7 @@ check: packages dependencies ## format, lints, documentation, dependencies
 	$(CARGO) clippy --locked --workspace --lib --bins --examples -- -D warnings
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings $(IN_TESTS)
 	$(CARGO) doc --locked --workspace --no-deps --document-private-items
-	@for script in .ci/run benches/*.sh softhsm/*.sh softhsm/softhsm-init deploy/*/*.sh tests/*.sh tests/kube/*.sh; do \
+	@for script in .ci/run benches/*.sh scripts/*.sh softhsm/*.sh softhsm/softhsm-init deploy/*/*.sh tests/*.sh tests/kube/*.sh; do \
 		bash -n $$script || exit 1; done
 
 dependencies: ## licences, bans and sources of what the lock file names
@@ -90,9 +90,9 @@ format: ## format the sources
 	$(CARGO) fmt --all
 
 image: packages ## a container image (OCI layout) in target/image, without a registry
-	@softhsm/packages.sh --for deploy
+	@scripts/packages.sh --for deploy
 	@rm -rf target/image && mkdir -p target/image
 	@deploy/image/build.sh target/image/istio-hsm-ca
 
 packages: ## install the distribution packages that are missing
-	@softhsm/packages.sh
+	@scripts/packages.sh

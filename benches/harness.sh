@@ -51,7 +51,7 @@ declare -A uri
 token() {
   local dir=$memory/$1
   uri[$1]=$(softhsm/init.sh "$dir")
-  softhsm/sample-ca.sh "$dir/cacerts" --type "$2"
+  scripts/sample-ca.sh "$dir/cacerts" --type "$2"
   SOFTHSM2_CONF=$dir/softhsm2.conf quietly "$CA" import --from "$dir/cacerts" --token "${uri[$1]}" --pin-file "$dir/pin" \
     --bundle "$dir/bundle"
 }

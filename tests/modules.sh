@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
-softhsm/packages.sh --for tokens
+scripts/packages.sh --for tokens
 
 version=$(sed -n 's/^kryoptic-lib = .*"=\([^"]*\)".*/\1/p' tests/kryoptic/Cargo.toml)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/istio-hsm-ca/kryoptic-$version

@@ -223,7 +223,7 @@ fn other_names_and_the_layout_of_a_tls_secret() {
 #[test]
 fn a_ca_of_the_shape_of_istios_sample() {
     let machine = Machine::new();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/softhsm/sample-ca.sh");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/sample-ca.sh");
     let made = std::process::Command::new(script).arg(machine.path("ca")).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     assert!(machine.read("ca/ca-key.pem").starts_with("-----BEGIN RSA PRIVATE KEY-----"));

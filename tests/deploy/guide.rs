@@ -69,7 +69,7 @@ fn the_guide_works_as_it_is_written() {
     // The page is read in a checkout.
     let checkout = directory.path().join("checkout");
     fs::create_dir(&checkout).unwrap();
-    for name in ["deploy", "softhsm"] {
+    for name in ["deploy", "scripts", "softhsm"] {
         symlink(root().join(name), checkout.join(name)).unwrap();
     }
     fs::write(directory.path().join("guide.sh"), script(&page(), RUN)).unwrap();

@@ -260,7 +260,7 @@ fn the_trials_pod_runs_as_it_is_rendered() {
     let (softhsm, socket, run) = (volume("softhsm"), volume("socket"), volume("run"));
     let (log, marker, import) = (volume("log/log"), volume("log/token-softhsm"), volume("import"));
     let cacerts = directory.path().join("cacerts");
-    must(text(&root().join("softhsm/sample-ca.sh")), "openssl", &[text(&cacerts)]);
+    must(text(&root().join("scripts/sample-ca.sh")), "openssl", &[text(&cacerts)]);
     must("chown", "coreutils", &["-R", &host_user.to_string(), text(&cacerts)]);
     let write = |name: &str, content: &str| {
         let path = directory.path().join(name);

@@ -58,7 +58,7 @@ fn the_job_works_with_its_permissions_and_needs_each_of_them() {
     let manifest = root().join("deploy/manifests/trial.yaml");
     cluster.must(&["apply", "--filename", manifest.to_str().unwrap()]);
     let cacerts = tempfile::tempdir().unwrap();
-    let sample = Command::new(root().join("softhsm/sample-ca.sh")).arg(cacerts.path()).status().unwrap();
+    let sample = Command::new(root().join("scripts/sample-ca.sh")).arg(cacerts.path()).status().unwrap();
     assert!(sample.success());
     let mut create = vec!["create", "secret", "generic", "cacerts", "--namespace", "istio-system"];
     let files = ["ca-cert.pem", "ca-key.pem", "root-cert.pem", "cert-chain.pem"];

@@ -188,7 +188,7 @@ cd "$WORK/checkout"
 export PATH=$WORK/programs:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 export TOKEN=$(softhsm/init.sh /var/lib/softhsm-trial | sed 's/&pin-source=.*//')
 export PIN_FILE=/var/lib/softhsm-trial/pin SOFTHSM2_CONF=/var/lib/softhsm-trial/softhsm2.conf
-softhsm/sample-ca.sh cacerts
+scripts/sample-ca.sh cacerts
 for unit in istio-hsm-ca istio-hsm-ca-token@hsm; do
   mkdir -p /etc/systemd/system/$unit.service.d
   printf '[Service]\nStandardOutput=append:%s\nStandardError=append:%s\n' "$WORK/$unit.log" "$WORK/$unit.log" \
@@ -254,7 +254,7 @@ fn the_units_run_under_systemd_as_the_guide_says() {
     let work = directory.path();
     fs::create_dir_all(work.join("checkout")).unwrap();
     fs::create_dir_all(work.join("programs")).unwrap();
-    for name in ["deploy", "softhsm"] {
+    for name in ["deploy", "scripts", "softhsm"] {
         std::os::unix::fs::symlink(root().join(name), work.join("checkout").join(name)).unwrap();
     }
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_istio-hsm-ca"), work.join("programs/istio-hsm-ca")).unwrap();

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # From nothing to a workload certificate whose CA key is in a token, one line a step.
 #
-#   softhsm/demo.sh           does everything once and stops what it started
-#   softhsm/demo.sh --stay    leaves the daemon up until Ctrl-C and prints how to call it
+#   scripts/demo.sh           does everything once and stops what it started
+#   scripts/demo.sh --stay    leaves the daemon up until Ctrl-C and prints how to call it
 #
 # CACERTS=DIR takes the user's own ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem instead of a sample.
 # They are only read. Everything made here lives in one private directory, which is removed at the end.
@@ -10,8 +10,7 @@ set -euo pipefail
 # Not for what is built: tests run that program as other users.
 users_umask=$(umask)
 umask 077
-here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
-root=$(dirname -- "$here")
+root=$(readlink -f -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/..")
 cd "$root"
 
 stay=
@@ -70,7 +69,7 @@ ready() {
   [[ $line == *" 200 "* ]]
 }
 
-(umask "$users_umask" && "$here/packages.sh")
+(umask "$users_umask" && scripts/packages.sh)
 step "packages are there: softhsm2, opensc, openssl, a C compiler and cmake"
 
 (umask "$users_umask" && cargo build --quiet --locked --bins &&
@@ -79,7 +78,7 @@ target=${CARGO_TARGET_DIR:-$root/target}/debug
 ca=$target/istio-hsm-ca agent=$target/examples/agent workload_token=$target/examples/workload_token
 step "built $ca"
 
-token=$("$here/init.sh" "$work/softhsm")
+token=$(softhsm/init.sh "$work/softhsm")
 export SOFTHSM2_CONF=$work/softhsm/softhsm2.conf
 pin=$work/softhsm/pin
 step "made a SoftHSM token in $work/softhsm, with a random PIN in a file of mode 0600"
@@ -89,7 +88,7 @@ if [[ -n ${CACERTS:-} ]]; then
   step "takes your plug-in CA from $cacerts"
 else
   cacerts=$work/cacerts
-  "$here/sample-ca.sh" "$cacerts"
+  scripts/sample-ca.sh "$cacerts"
   step "made a sample plug-in CA: offline root, RSA-2048 intermediate, key in PKCS#1"
 fi
 

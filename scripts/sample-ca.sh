@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a sample plug-in CA of the shape that Istio's own sample and its documentation have:
 #
-#   softhsm/sample-ca.sh DIR [--type rsa-2048|rsa-4096|p256|p384] [--root-type ...]
+#   scripts/sample-ca.sh DIR [--type rsa-2048|rsa-4096|p256|p384] [--root-type ...]
 #
 # DIR gets the four files that Istio takes (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem); the root's key goes
 # to DIR/offline/root-key.pem, which nothing here ever uses again. The intermediate has no subject key identifier,

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs the Debian or Ubuntu packages that are missing: says which, asks nothing.
 #
-#   softhsm/packages.sh            what the build, the tests and the demo need
-#   softhsm/packages.sh --check    installs nothing; fails when something is missing, with the command to run
-#   softhsm/packages.sh --for WHAT what a further target needs besides: browser, deploy, foreign, kube, pkilint, tokens
+#   scripts/packages.sh            what the build, the tests and the demo need
+#   scripts/packages.sh --check    installs nothing; fails when something is missing, with the command to run
+#   scripts/packages.sh --for WHAT what a further target needs besides: browser, deploy, foreign, kube, pkilint, tokens
 #
 # Works as root or by sudo without a password prompt; where it can do neither, it prints the command.
 set -euo pipefail
@@ -46,7 +46,7 @@ case "${1:-} ${2:-}" in
     )
     ;;
   "--check " | " ") ;;
-  *) echo "usage: softhsm/packages.sh [--check | --for browser|deploy|foreign|kube|pkilint|tokens]" >&2; exit 2 ;;
+  *) echo "usage: scripts/packages.sh [--check | --for browser|deploy|foreign|kube|pkilint|tokens]" >&2; exit 2 ;;
 esac
 
 missing=()
