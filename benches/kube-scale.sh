@@ -3,6 +3,6 @@
 # all. KUBE_NAMESPACES and KUBE_PODS_EACH set other numbers. Needs Go for the first run (tests/kube/api-server.sh).
 set -euo pipefail
 cd "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
-scripts/packages.sh
+scripts/packages.sh --check kube
 tests/kube/api-server.sh >/dev/null
 exec "${CARGO:-cargo}" test --locked --profile fast-tests --test kube -- --ignored --exact scale::a_large_cluster --nocapture

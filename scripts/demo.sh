@@ -69,8 +69,8 @@ ready() {
   [[ $line == *" 200 "* ]]
 }
 
-(umask "$users_umask" && scripts/packages.sh)
-step "packages are there: softhsm2, opensc, openssl, a C compiler and cmake"
+scripts/packages.sh --check
+step "packages are installed: softhsm2, opensc, openssl, a C compiler and cmake"
 
 (umask "$users_umask" && cargo build --quiet --locked --bins &&
   cargo build --quiet --locked --package istio-hsm-ca-bench --examples)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Puts the modules of the token suite there: NSS from the distribution, Kryoptic built from crates of a fixed version.
+# Builds Kryoptic for the token suite, from crates of a fixed version; NSS comes from the distribution.
 #
-#   tests/modules.sh     installs and builds what is missing; when nothing is, it does nothing
+#   tests/modules.sh     fails if packages are missing; does nothing if the module is up to date
 #
 # Kryoptic goes into a cache outside the checkout (~/.cache/istio-hsm-ca): half a minute, once.
 set -euo pipefail
 cd "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
-scripts/packages.sh --for tokens
+scripts/packages.sh --check tokens
 
 version=$(sed -n 's/^kryoptic-lib = .*"=\([^"]*\)".*/\1/p' tests/kryoptic/Cargo.toml)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/istio-hsm-ca/kryoptic-$version

@@ -157,7 +157,7 @@ impl Job {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}; install it by scripts/packages.sh", words[0]));
+            .unwrap_or_else(|error| panic!("{}: {error}; install it by `make deps`", words[0]));
         Running(child)
     }
 
