@@ -11,10 +11,10 @@ mod sections;
 
 use std::path::{Path, PathBuf};
 
-use crate::{auth, grpc};
+use crate::{auth, grpc, issue::limits};
 use document::{Document, Problem};
 use process::logging;
-pub use sections::{Admin, Ca, HostLimits, Log, RateLimits, Serving, Ship, Token};
+pub use sections::{Admin, Ca, HostLimits, Token};
 
 /// The largest configuration file in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -31,15 +31,15 @@ pub struct Config {
     /// `[listen]`.
     pub listen: grpc::settings::Settings,
     /// `[serving]`.
-    pub serving: Serving,
+    pub serving: grpc::settings::Serving,
     /// `[auth]`.
     pub auth: auth::Settings,
     /// `[log]`.
-    pub log: Log,
+    pub log: audit_log::Settings,
     /// `[admin]`.
     pub admin: Admin,
     /// `[rate_limits]`.
-    pub rate_limits: RateLimits,
+    pub rate_limits: limits::Settings,
     /// `[kubernetes]`; without it no API server is asked anything.
     pub kubernetes: Option<crate::kubernetes::Settings>,
     /// `[logging]`.
@@ -106,11 +106,11 @@ impl Config {
         let tokens: Vec<Option<Token>> = document.sections("token");
         let token_host: Option<HostLimits> = document.section_or_default("token_host");
         let listen: Option<grpc::settings::Settings> = document.section_or_default("listen");
-        let serving: Option<Serving> = document.section_or_default("serving");
+        let serving: Option<grpc::settings::Serving> = document.section_or_default("serving");
         let auth: Option<auth::Settings> = document.section_or_default("auth");
-        let log: Option<Log> = document.section("log");
+        let log: Option<audit_log::Settings> = document.section("log");
         let admin: Option<Admin> = document.section_or_default("admin");
-        let rate_limits: Option<RateLimits> = document.section_or_default("rate_limits");
+        let rate_limits: Option<limits::Settings> = document.section_or_default("rate_limits");
         let logging: Option<logging::Settings> = document.section_or_default("logging");
         let kubernetes: Option<crate::kubernetes::Settings> = document.optional_section("kubernetes");
         if let (Some(settings), Some(ca), Some(auth), Some(hosts)) = (&kubernetes, &ca, &auth, &token_host) {
@@ -119,7 +119,7 @@ impl Config {
         ca.iter().for_each(|ca| ca.check(&mut document));
         sections::check_tokens(&tokens, any_token, &mut document);
         if let (Some(serving), Some(listen)) = (&serving, &listen) {
-            serving.check(listen.plaintext, &mut document);
+            sections::check_serving(serving, listen.plaintext, &mut document);
         }
         let tokens = tokens.into_iter().flatten().collect();
         let config = || {
@@ -191,7 +191,11 @@ directory = "/var/lib/istio-hsm-ca/log"
             ("name = \"softhsm\"", "name = \"a\"\nsessions = 0", "[[token]] 1 sessions: "),
             ("dns_names = [\"istio-hsm-ca.istio-system.svc\"]", "", "[serving] dns_names: is missing"),
             ("[serving]", "[serving]\nkey_file = \"/k\"", "[serving]: certificate_file and key_file"),
+            ("[log]", "[listen.serving]\n[log]", "[listen] serving: unknown field"),
             ("[log]", "[logs]", "[logs]: no such section"),
+            ("[log]", "[log]\nsegment_bytes = 0", "[log] segment_bytes: "),
+            ("[log]", "[log.ship]\n[log]", "[log] ship: missing field `program`"),
+            ("[log]", "[rate_limits]\ntotal = 0\n[log]", "[rate_limits] total: "),
             ("[[token]]", "[[tokens]]", "[[token]]: no token is configured"),
             ("pkcs11:token", "pkcs11:tokn=a;token", "has the attribute `tokn`"),
         ];

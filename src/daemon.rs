@@ -162,11 +162,11 @@ async fn serve(
     background: &Background,
     (stop, bell): (CancellationToken, Arc<Notify>),
 ) -> Result<(), DaemonError> {
-    let listen = config.grpc_settings();
+    let listen = &config.listen;
     let tls = if listen.plaintext {
         None
     } else {
-        let (certificate, ready) = grpc::serving::spawn(Arc::clone(&core.ca), &listen.serving, background.ended())?;
+        let (certificate, ready) = grpc::serving::spawn(Arc::clone(&core.ca), &config.serving, background.ended())?;
         background.follow(ready, readiness.part("serving certificate"), |ready| {
             (!ready).then(|| "there is none yet, or it has expired".to_owned())
         });
@@ -176,7 +176,7 @@ async fn serve(
             Arc::new(AcceptAny::new(&rustls::crypto::aws_lc_rs::default_provider())),
         )?)
     };
-    let listener = Listener::bind(&listen, tls).await?;
+    let listener = Listener::bind(listen, tls).await?;
     let at = listener.local_addr().map_err(|source| DaemonError::Address {
         what: "the gRPC endpoint",
         at: listen.address.to_string(),
@@ -202,10 +202,10 @@ async fn serve(
 
     let ready = ready_flag(readiness.watch(), background);
     let service = CertificateService::new(Arc::clone(&core.ca), authenticator, &listen.limits);
-    let routes = grpc::server::routes(service, &listen, ready, stop.clone(), Arc::clone(&core.recent))?;
+    let routes = grpc::server::routes(service, listen, ready, stop.clone(), Arc::clone(&core.recent))?;
     tracing::info!(address = %at, tls = !listen.plaintext, "listening");
     systemd::listening(readiness.watch(), background);
-    match grpc::server::serve(listener, routes, &listen, stop).await? {
+    match grpc::server::serve(listener, routes, listen, stop).await? {
         grpc::server::Drained::Clean => tracing::info!("every request under way was answered"),
         grpc::server::Drained::Cut { connections } => tracing::warn!(connections, "connections were cut"),
     }

@@ -3,42 +3,10 @@
 use std::{path::PathBuf, sync::Arc};
 
 use super::{Config, Token, clusters};
-use crate::{grpc, token_pool};
+use crate::token_pool;
 use pki::identity::Name;
 
 impl Config {
-    /// What the gRPC endpoint takes.
-    #[must_use]
-    pub fn grpc_settings(&self) -> grpc::settings::Settings {
-        let mut settings = self.listen.clone();
-        settings.serving.certificate_file.clone_from(&self.serving.certificate_file);
-        settings.serving.key_file.clone_from(&self.serving.key_file);
-        settings
-    }
-
-    /// What the issuance log takes.
-    #[must_use]
-    pub fn log_settings(&self) -> audit_log::Settings {
-        let mut settings = audit_log::Settings::new(&self.log.directory, self.log.origin());
-        if let Some(bytes) = self.log.segment_bytes {
-            settings.segment_bytes = bytes.get();
-        }
-        if let Some(lines) = self.log.checkpoint_lines {
-            settings.checkpoint_lines = lines.get();
-        }
-        if let Some(interval) = self.log.checkpoint_interval {
-            settings.checkpoint_interval = interval;
-        }
-        settings.keep_for = self.log.keep_for;
-        settings.keep_bytes = self.log.keep_bytes;
-        settings.ship = self.log.ship.as_ref().map(|ship| audit_log::Ship {
-            program: ship.program.clone(),
-            args: ship.arguments.clone(),
-            timeout: ship.timeout,
-        });
-        settings
-    }
-
     /// What the tokens' client takes.
     #[must_use]
     pub fn pool_settings(&self) -> token_pool::Settings {

@@ -4,7 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
+    num::{NonZeroU32, NonZeroUsize},
     path::PathBuf,
     time::Duration,
 };
@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 
 use super::document::Document;
-use crate::{issue::limits, token_pool};
+use crate::{grpc::settings::Serving, token_pool};
 use pki::identity::{DnsName, SpiffeId, TrustDomain};
 use token::TokenUri;
 
@@ -102,7 +102,7 @@ impl Token {
     }
 
     fn call_timeout() -> Duration {
-        Duration::from_secs(10)
+        token_host::DEFAULT_CALL_TIMEOUT
     }
 
     fn keep_alive() -> Duration {
@@ -125,94 +125,6 @@ pub struct HostLimits {
     pub ip_addresses: Option<Vec<IpAddr>>,
     /// Whether intermediates (path length 0) are signed.
     pub allow_intermediate: bool,
-}
-
-/// `[serving]`: the endpoint's own certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Serving {
-    /// Its DNS names: those by which clients call the endpoint.
-    pub dns_names: Vec<DnsName>,
-    /// Its addresses.
-    pub ip_addresses: Vec<IpAddr>,
-    /// Its lifetime; it is renewed at half of it.
-    #[serde(with = "humantime_serde")]
-    pub ttl: Duration,
-    /// PEM certificate chain from elsewhere, the leaf first; with `key_file`, instead of one that the CA issues.
-    pub certificate_file: Option<PathBuf>,
-    /// PEM private key of that leaf.
-    pub key_file: Option<PathBuf>,
-}
-
-impl Default for Serving {
-    fn default() -> Self {
-        Self { dns_names: Vec::new(), ip_addresses: Vec::new(), ttl: DAY, certificate_file: None, key_file: None }
-    }
-}
-
-/// `[log]`: the issuance log.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Log {
-    /// Its directory, for this daemon alone.
-    pub directory: PathBuf,
-    /// The log's name in its checkpoints, one for each replica: a host name with a path, without a scheme. Left out,
-    /// it is `HOSTNAME/istio-hsm-ca`.
-    #[serde(default)]
-    pub origin: Option<String>,
-    /// The length in bytes at which a segment is closed.
-    #[serde(default)]
-    pub segment_bytes: Option<NonZeroU64>,
-    /// A checkpoint is made after so many lines...
-    #[serde(default)]
-    pub checkpoint_lines: Option<NonZeroU64>,
-    /// ...or after this time, whichever comes first.
-    #[serde(default, with = "humantime_serde")]
-    pub checkpoint_interval: Option<Duration>,
-    /// How long a segment's lines are kept after its newest; left out, for ever.
-    #[serde(default, with = "humantime_serde")]
-    pub keep_for: Option<Duration>,
-    /// How many bytes of closed segments are kept; left out, all.
-    #[serde(default)]
-    pub keep_bytes: Option<u64>,
-    /// A program that takes each checkpoint elsewhere.
-    #[serde(default)]
-    pub ship: Option<Ship>,
-}
-
-impl Log {
-    /// The log's name in its checkpoints.
-    #[must_use]
-    pub fn origin(&self) -> String {
-        self.origin.clone().unwrap_or_else(Self::default_origin)
-    }
-
-    /// The name of a log for which none is configured: `HOSTNAME/istio-hsm-ca`.
-    #[must_use]
-    pub fn default_origin() -> String {
-        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-        format!("{}/istio-hsm-ca", host.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_owned()))
-    }
-}
-
-/// `[log.ship]`: a program that gets each checkpoint on its standard input.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ship {
-    /// The program.
-    pub program: PathBuf,
-    /// Its arguments.
-    #[serde(default)]
-    pub arguments: Vec<String>,
-    /// How long it may take.
-    #[serde(default = "Ship::timeout", with = "humantime_serde")]
-    pub timeout: Duration,
-}
-
-impl Ship {
-    fn timeout() -> Duration {
-        Duration::from_secs(10)
-    }
 }
 
 /// `[admin]`: probes, metrics, the operator's socket, the status page.
@@ -245,37 +157,6 @@ impl Admin {
     pub const STATUS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15016);
 }
 
-/// `[rate_limits]`: certificates a second; without a value there is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RateLimits {
-    /// For one identity.
-    pub per_identity: Option<NonZeroU32>,
-    /// How many at once for one identity; by default ten seconds' worth.
-    pub per_identity_burst: Option<NonZeroU32>,
-    /// In all.
-    pub total: Option<NonZeroU32>,
-    /// How many at once in all; by default ten seconds' worth.
-    pub total_burst: Option<NonZeroU32>,
-}
-
-impl RateLimits {
-    /// The limits as the path takes them.
-    #[must_use]
-    pub fn settings(&self) -> limits::Settings {
-        let rate = |per_second: Option<NonZeroU32>, burst: Option<NonZeroU32>| {
-            per_second.map(|per_second| {
-                let ten_seconds = per_second.saturating_mul(NonZeroU32::MIN.saturating_add(9));
-                limits::Rate { per_second, burst: burst.unwrap_or(ten_seconds) }
-            })
-        };
-        limits::Settings {
-            per_identity: rate(self.per_identity, self.per_identity_burst),
-            total: rate(self.total, self.total_burst),
-        }
-    }
-}
-
 impl Ca {
     /// Tells what is wrong within the section.
     pub(super) fn check(&self, document: &mut Document<'_>) {
@@ -294,22 +175,20 @@ impl Ca {
     }
 }
 
-impl Serving {
-    /// Tells what is wrong within the section.
-    pub(super) fn check(&self, plaintext: bool, document: &mut Document<'_>) {
-        if self.certificate_file.is_some() != self.key_file.is_some() {
-            document.refuse("[serving]", "certificate_file and key_file go together; set both or neither");
-        }
-        let nameless = self.dns_names.is_empty() && self.ip_addresses.is_empty();
-        if nameless && self.certificate_file.is_none() && !plaintext {
-            document.refuse(
-                "[serving] dns_names",
-                "is missing; name what clients call the endpoint, for example [\"istio-hsm-ca.istio-system.svc\"]",
-            );
-        }
-        if self.ttl < HOUR {
-            document.refuse("[serving] ttl", "is shorter than an hour; it is renewed at half of it");
-        }
+/// Reports mistakes in `[serving]`.
+pub(super) fn check_serving(serving: &Serving, plaintext: bool, document: &mut Document<'_>) {
+    if serving.certificate_file.is_some() != serving.key_file.is_some() {
+        document.refuse("[serving]", "certificate_file and key_file go together; set both or neither");
+    }
+    let nameless = serving.dns_names.is_empty() && serving.ip_addresses.is_empty();
+    if nameless && serving.certificate_file.is_none() && !plaintext {
+        document.refuse(
+            "[serving] dns_names",
+            "is missing; name what clients call the endpoint, for example [\"istio-hsm-ca.istio-system.svc\"]",
+        );
+    }
+    if serving.ttl < HOUR {
+        document.refuse("[serving] ttl", "is shorter than an hour; it is renewed at half of it");
     }
 }
 

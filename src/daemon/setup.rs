@@ -123,7 +123,7 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
     in_use(config).keep(bundle.files());
     let pool = Arc::new(Pool::start(config.pool_settings())?);
     let signer: Arc<dyn CheckpointSigner> = Arc::new(LogKey(Arc::clone(&pool)));
-    let (log, opened) = Log::open(config.log_settings(), Some(signer))?;
+    let (log, opened) = Log::open(config.log.clone(), Some(signer))?;
     if let Some(aside) = &opened.set_aside {
         tracing::warn!(?aside, "the issuance log ended in the middle of a line, after a crash; it was set aside");
     }
@@ -131,7 +131,7 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
     let ca = Arc::new(CertificateAuthority::new(Parts {
         issuer: Arc::clone(&issuer),
         rules: config.rules(),
-        limits: Limits::new(config.rate_limits.settings()),
+        limits: Limits::new(config.rate_limits),
         first_class: config.ca.first_class.clone(),
         default_deadline: config.listen.limits.request_timeout,
         clock: Clock::start(opened.newest_record),

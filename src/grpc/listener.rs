@@ -54,7 +54,9 @@ pub enum ListenError {
         source: io::Error,
     },
     /// Plaintext on an address that others can reach.
-    #[error("plaintext is served on a loopback address only, and {0} is none; set tls or listen on 127.0.0.1")]
+    #[error(
+        "refusing to serve plaintext on {0}, which is not a loopback address; remove [listen] plaintext or listen on 127.0.0.1"
+    )]
     PlaintextOffLoopback(SocketAddr),
     /// TLS is wanted and there is no configuration for it.
     #[error("BUG: the endpoint on {0} has neither TLS nor leave to do without")]

@@ -45,7 +45,9 @@ pub enum ServingError {
     #[error(transparent)]
     Files(#[from] FilesError),
     /// Only one of the two files is configured.
-    #[error("grpc.serving: certificate_file and key_file belong together; name both, or none to have the CA issue one")]
+    #[error(
+        "[serving] certificate_file and key_file go together; set both, or neither to use a certificate issued by this CA"
+    )]
     Half,
     /// The CA issued none.
     #[error("the serving certificate was not issued")]

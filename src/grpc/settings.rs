@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use pki::identity::DnsName;
 use serde::Deserialize;
 
 /// The endpoint as a whole.
@@ -31,8 +32,6 @@ pub struct Settings {
     pub limits: Limits,
     /// Versions of TLS.
     pub tls: Tls,
-    /// Where the endpoint's own certificate comes from.
-    pub serving: Serving,
 }
 
 impl Default for Settings {
@@ -45,7 +44,6 @@ impl Default for Settings {
             threads: None,
             limits: Limits::default(),
             tls: Tls::default(),
-            serving: Serving::default(),
         }
     }
 }
@@ -126,14 +124,33 @@ pub struct Tls {
     pub allow_tls12: bool,
 }
 
-/// The endpoint's own certificate: from files if both are named, else issued by this CA.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+/// `[serving]`, the endpoint's own certificate: from files if both are set, otherwise issued by this CA.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Serving {
-    /// PEM certificate chain, the leaf first.
+    /// Its DNS names: those that clients use to reach the endpoint.
+    pub dns_names: Vec<DnsName>,
+    /// Its IP addresses.
+    pub ip_addresses: Vec<IpAddr>,
+    /// Its lifetime; it is renewed at half of it.
+    #[serde(with = "humantime_serde")]
+    pub ttl: Duration,
+    /// PEM certificate chain from another CA, the leaf first; requires `key_file`.
     pub certificate_file: Option<PathBuf>,
-    /// PEM private key of the leaf.
+    /// PEM private key of that leaf.
     pub key_file: Option<PathBuf>,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        Self {
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+            ttl: Duration::from_secs(24 * 3600),
+            certificate_file: None,
+            key_file: None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -152,7 +169,7 @@ mod tests {
             "portt = 1",
             "[limits]\nstreamz = 1",
             "[tls]\nallow_tls11 = true",
-            "[serving]\nkey = \"a\"",
+            "[serving]\ncertificate_file = \"a\"",
             "threads = 0",
             "threads = 256",
         ] {

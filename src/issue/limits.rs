@@ -13,28 +13,24 @@ use pki::{Template, identity::Name};
 /// How many keyed requests pass between two sweeps of the identities that have their whole quota again.
 const SWEEP_EVERY: u64 = 4096;
 
-/// Configured limits; `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// `[rate_limits]`: certificates per second; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Certificates a second for one identity.
-    pub per_identity: Option<Rate>,
-    /// Certificates a second in all.
-    pub total: Option<Rate>,
+    /// For one identity.
+    pub per_identity: Option<NonZeroU32>,
+    /// Burst for one identity; ten seconds' worth by default.
+    pub per_identity_burst: Option<NonZeroU32>,
+    /// For all identities together.
+    pub total: Option<NonZeroU32>,
+    /// Burst for all identities together; ten seconds' worth by default.
+    pub total_burst: Option<NonZeroU32>,
 }
 
-/// A sustained rate and how far a burst may exceed it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// Requests a second.
-    pub per_second: NonZeroU32,
-    /// Requests at once.
-    pub burst: NonZeroU32,
-}
-
-impl Rate {
-    fn quota(self) -> Quota {
-        Quota::per_second(self.per_second).allow_burst(self.burst)
-    }
+/// The quota of a rate per second; the burst is ten seconds' worth unless configured.
+fn quota(per_second: Option<NonZeroU32>, burst: Option<NonZeroU32>) -> Option<Quota> {
+    const TEN: NonZeroU32 = NonZeroU32::new(10).unwrap();
+    per_second.map(|rate| Quota::per_second(rate).allow_burst(burst.unwrap_or(rate.saturating_mul(TEN))))
 }
 
 /// A limit that a request met.
@@ -61,8 +57,8 @@ impl Limits {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            total: settings.total.map(|rate| RateLimiter::direct(rate.quota())),
-            per_identity: settings.per_identity.map(|rate| RateLimiter::keyed(rate.quota())),
+            total: quota(settings.total, settings.total_burst).map(RateLimiter::direct),
+            per_identity: quota(settings.per_identity, settings.per_identity_burst).map(RateLimiter::keyed),
             counted: 0.into(),
         }
     }
@@ -116,9 +112,16 @@ mod tests {
     use super::*;
     use crate::auth::{InternalCaller, Method};
 
-    fn rate(count: u32) -> Option<Rate> {
-        let count = NonZeroU32::new(count).unwrap();
-        Some(Rate { per_second: NonZeroU32::MIN, burst: count })
+    fn parse(text: &str) -> Settings {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn burst_defaults_to_ten_seconds_of_the_rate() {
+        let rate = NonZeroU32::new(3);
+        assert_eq!(quota(rate, None).unwrap().burst_size().get(), 30);
+        assert_eq!(quota(rate, NonZeroU32::new(7)).unwrap().burst_size().get(), 7);
+        assert_eq!(quota(None, rate), None);
     }
 
     fn workload(name: &str) -> Caller {
@@ -127,7 +130,7 @@ mod tests {
 
     #[test]
     fn one_identity_does_not_use_up_another_ones() {
-        let limits = Limits::new(Settings { per_identity: rate(2), total: None });
+        let limits = Limits::new(parse("per_identity = 1\nper_identity_burst = 2"));
         assert_eq!(limits.admit(&workload("a")), Ok(()));
         assert_eq!(limits.admit(&workload("a")), Ok(()));
         assert_eq!(limits.admit(&workload("a")), Err(Limited::Identity));
@@ -136,7 +139,7 @@ mod tests {
 
     #[test]
     fn the_total_holds_for_strangers_to_each_other_but_not_for_the_daemon() {
-        let limits = Limits::new(Settings { per_identity: None, total: rate(2) });
+        let limits = Limits::new(parse("total = 1\ntotal_burst = 2"));
         assert_eq!(limits.admit(&workload("a")), Ok(()));
         assert_eq!(limits.admit(&workload("b")), Ok(()));
         assert_eq!(limits.admit(&workload("c")), Err(Limited::Total));

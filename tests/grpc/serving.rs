@@ -93,7 +93,7 @@ fn both_files_or_none() {
     let path = || Some(std::path::PathBuf::from("/x"));
     let cases = [(None, None, Some(false)), (path(), path(), Some(true)), (path(), None, None), (None, path(), None)];
     for (certificate_file, key_file, expected) in cases {
-        match configured(&Serving { certificate_file, key_file }) {
+        match configured(&Serving { certificate_file, key_file, ..Serving::default() }) {
             Ok(files) => assert_eq!(Some(files.is_some()), expected),
             Err(error) => assert!(matches!(error, ServingError::Half) && expected.is_none(), "{error}"),
         }

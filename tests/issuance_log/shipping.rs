@@ -41,7 +41,7 @@ impl CheckpointSigner for Away {
 fn settings(directory: &Path, script: Option<&str>) -> Settings {
     let ship = script.map(|script| Ship {
         program: "/bin/sh".into(),
-        args: vec!["-c".to_owned(), script.to_owned()],
+        arguments: vec!["-c".to_owned(), script.to_owned()],
         timeout: Duration::from_secs(2),
     });
     Settings { ship, checkpoint_interval: Duration::from_millis(50), ..Settings::new(directory, ORIGIN) }

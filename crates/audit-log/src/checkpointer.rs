@@ -31,15 +31,24 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How many closing heads wait at most; the oldest goes, since any later head covers its lines as well.
 const PENDING_MOST: usize = 64;
 
-/// A command that takes each new checkpoint on its standard input, so that a copy lives elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `[log.ship]`: a command that receives each new checkpoint on its standard input, to store a copy elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Ship {
-    /// The program.
+    /// The executable, started without a shell.
     pub program: PathBuf,
-    /// Its arguments.
-    pub args: Vec<String>,
-    /// How long it may take; it is killed then.
+    /// The arguments that it is started with.
+    #[serde(default)]
+    pub arguments: Vec<String>,
+    /// The command is killed after this time.
+    #[serde(default = "Ship::timeout", with = "humantime_serde")]
     pub timeout: Duration,
+}
+
+impl Ship {
+    fn timeout() -> Duration {
+        Duration::from_secs(10)
+    }
 }
 
 /// A tree head to be signed.
@@ -183,7 +192,7 @@ fn supersede(pending: &mut Vec<Head>) {
 async fn run(ship: &Ship, note: &[u8]) -> Result<(), String> {
     let name = ship.program.display();
     let mut child = tokio::process::Command::new(&ship.program)
-        .args(&ship.args)
+        .args(&ship.arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -22,6 +22,7 @@ mod writer;
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroU64,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -45,6 +46,7 @@ use queue::Queue;
 use record::CallerField;
 use record::{IntentLine, OutcomeKind, OutcomeLine, VERSION};
 use segment::Directory;
+use serde::{Deserialize, Deserializer};
 use stats::Counts;
 use writer::{Links, Writer};
 
@@ -111,45 +113,82 @@ pub enum LogError {
     Closed,
 }
 
-/// How a log is kept.
-#[derive(Clone, Debug)]
+/// `[log]`: where the log is stored and how much of it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Where it lives; made with mode 0750 if it is not there.
+    /// A directory of its own; created with mode 0750 if it is missing.
     pub directory: PathBuf,
-    /// The log's name in its checkpoints: one for each replica, like a host name with a path, without a scheme.
+    /// The origin of the checkpoints (C2SP tlog-checkpoint), unique for each replica: a schemeless URL, such as a host
+    /// name with a path.
+    #[serde(default = "default_origin")]
     pub origin: String,
-    /// The length in bytes at which a segment is closed.
+    /// The size in bytes at which a segment is closed.
+    #[serde(default = "Settings::segment_bytes", deserialize_with = "non_zero")]
     pub segment_bytes: u64,
-    /// A checkpoint is made after so many lines...
+    /// A checkpoint is made after this number of lines...
+    #[serde(default = "Settings::checkpoint_lines", deserialize_with = "non_zero")]
     pub checkpoint_lines: u64,
     /// ...or after this time, whichever comes first, if there are new lines.
+    #[serde(default = "Settings::checkpoint_interval", with = "humantime_serde")]
     pub checkpoint_interval: Duration,
-    /// How long a segment's lines are kept after its newest; `None` is for ever.
+    /// How long a segment is kept after its newest line; `None` is for ever.
+    #[serde(default, with = "humantime_serde")]
     pub keep_for: Option<Duration>,
     /// How many bytes of closed segments are kept; `None` is all.
+    #[serde(default)]
     pub keep_bytes: Option<u64>,
-    /// How many intents may wait for the disk.
+    /// How many intents may wait for the disk; not configurable.
+    #[serde(skip, default = "Settings::queue")]
     pub queue: usize,
-    /// Where checkpoints are shipped.
+    /// The command that checkpoints are shipped with.
+    #[serde(default)]
     pub ship: Option<Ship>,
 }
 
 impl Settings {
-    /// The defaults: segments of 64 MiB, a checkpoint every 10 s or 10,000 lines, everything kept.
+    /// Settings with every default: segments of 64 MiB, a checkpoint every 10 s or 10,000 lines, everything kept.
     #[must_use]
     pub fn new(directory: impl Into<PathBuf>, origin: impl Into<String>) -> Self {
         Self {
             directory: directory.into(),
             origin: origin.into(),
-            segment_bytes: 64 << 20,
-            checkpoint_lines: 10_000,
-            checkpoint_interval: Duration::from_secs(10),
+            segment_bytes: Self::segment_bytes(),
+            checkpoint_lines: Self::checkpoint_lines(),
+            checkpoint_interval: Self::checkpoint_interval(),
             keep_for: None,
             keep_bytes: None,
-            queue: 4096,
+            queue: Self::queue(),
             ship: None,
         }
     }
+
+    fn segment_bytes() -> u64 {
+        64 << 20
+    }
+
+    fn checkpoint_lines() -> u64 {
+        10_000
+    }
+
+    fn checkpoint_interval() -> Duration {
+        Duration::from_secs(10)
+    }
+
+    fn queue() -> usize {
+        4096
+    }
+}
+
+fn non_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    NonZeroU64::deserialize(deserializer).map(NonZeroU64::get)
+}
+
+/// The origin of a log for which none is configured: `HOSTNAME/istio-hsm-ca`.
+#[must_use]
+pub fn default_origin() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    format!("{}/istio-hsm-ca", host.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_owned()))
 }
 
 /// What a log held when it was opened.

@@ -33,7 +33,7 @@ use door::Door;
 use ending::Ending;
 use protocol::{Fault, FaultClass, VERSION};
 use serve::{Connection, Served};
-pub use settings::Settings;
+pub use settings::{DEFAULT_CALL_TIMEOUT, Settings};
 use vault::Vault;
 use watchdog::Watchdog;
 

@@ -50,6 +50,9 @@ pub struct Settings {
     pub allow_intermediate: bool,
 }
 
+/// The limit of one PKCS#11 call unless configured: HSMs over a network take seconds to fail over.
+pub const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Most sessions; more than any token allows, and each is a thread.
 const SESSIONS_MOST: u32 = 256;
 
@@ -58,7 +61,7 @@ fn one() -> u32 {
 }
 
 fn call_timeout() -> Duration {
-    Duration::from_secs(5)
+    DEFAULT_CALL_TIMEOUT
 }
 
 impl Settings {
@@ -164,7 +167,7 @@ mod tests {
         let settings: Settings = toml::from_str(TOML).unwrap();
         assert_eq!((settings.sessions, settings.allow_intermediate), (1, false));
         assert_eq!(settings.max_validity, Duration::from_secs(86_400));
-        assert_eq!(settings.call_timeout, Duration::from_secs(5));
+        assert_eq!(settings.call_timeout, Duration::from_secs(10));
         let json = serde_json::to_vec(&settings).unwrap();
         assert_eq!(serde_json::from_slice::<Settings>(&json).unwrap(), settings);
     }

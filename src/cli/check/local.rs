@@ -46,10 +46,10 @@ pub(super) fn bundle(config: &Config) -> Vec<Finding> {
 /// The issuance log, looked at without being opened; and the time of its newest record.
 pub(super) fn log(config: &Config) -> (Vec<Finding>, Option<SystemTime>) {
     let mut found = Findings::about("log");
-    let settings = config.log_settings();
+    let settings = &config.log;
     let directory = settings.directory.as_path();
     let mut newest = None;
-    match Log::examine(&settings) {
+    match Log::examine(settings) {
         Ok(Some(examined)) => {
             newest = examined.newest_record;
             if examined.torn_bytes > 0 {

@@ -82,7 +82,7 @@ fn remedy(address: SocketAddr, kind: std::io::ErrorKind) -> String {
 /// The serving certificate's files, where they are configured.
 pub(super) fn serving(config: &Config) -> Vec<Finding> {
     let mut found = Findings::about("serving");
-    match grpc::serving::files(&config.grpc_settings().serving) {
+    match grpc::serving::files(&config.serving) {
         Ok(None) if config.listen.plaintext => found.ok("plaintext; there is no serving certificate"),
         Ok(None) => found.ok("the CA issues the serving certificate itself"),
         Ok(Some(files)) => match files.read().and_then(|content| files.parse(&content)) {
