@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use token::error::{Class, Entry};
+use token::error::{Entry, Recovery};
 
 use super::{
     lane::Lane,
@@ -90,7 +90,7 @@ pub async fn run(
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let pin = function == "C_Login" && code.class == Class::Pin;
+    let pin = function == "C_Login" && code.recovery == Recovery::FixPin;
     let end = match lasts {
         Lasts::Once if pin => Instant::now() + NO_RETRY,
         Lasts::Once => Instant::now(),

@@ -2,11 +2,11 @@
 
 use std::{fmt::Write, fs, path::PathBuf, time::Duration};
 
-use token::error::{Class, TABLE};
+use token::error::{Recovery, TABLE};
 
 use super::{
     cell::{BACK, Outcome},
-    plan::{CLASSES, FUNCTIONS, LASTING, Lasts, codes},
+    plan::{FUNCTIONS, LASTING, Lasts, RECOVERIES, codes},
 };
 
 fn path() -> PathBuf {
@@ -24,19 +24,20 @@ pub fn measured(outcomes: &[Outcome]) {
     }
 }
 
-/// Functions by classes; in each cell the three durations.
+/// Functions by recovery; in each cell the three durations.
 fn measured_table(outcomes: &[Outcome]) -> String {
-    let names: Vec<String> = CLASSES.iter().map(|class| format!("{class:?} ({})", codes(*class).len())).collect();
+    let names: Vec<String> =
+        RECOVERIES.iter().map(|recovery| format!("{recovery:?} ({})", codes(*recovery).len())).collect();
     let mut table = format!("| function | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
     for (function, _) in FUNCTIONS {
-        let cells: Vec<String> = CLASSES
+        let cells: Vec<String> = RECOVERIES
             .iter()
-            .map(|class| {
+            .map(|recovery| {
                 let three = LASTING.map(|lasts| {
                     let of: Vec<&Outcome> = outcomes
                         .iter()
                         .filter(|outcome| {
-                            outcome.function == function && outcome.code.class == *class && outcome.lasts == lasts
+                            outcome.function == function && outcome.code.recovery == *recovery && outcome.lasts == lasts
                         })
                         .collect();
                     worst(&of)
@@ -49,7 +50,7 @@ fn measured_table(outcomes: &[Outcome]) -> String {
     table
 }
 
-/// The worst of a class's codes: tenths of seconds, and by what means.
+/// The worst of the codes with one recovery: tenths of seconds, and by what means.
 fn worst(outcomes: &[&Outcome]) -> String {
     let Some(back) = outcomes.iter().map(|outcome| outcome.back).max() else { return "-".to_owned() };
     let tenths = back.as_millis().div_ceil(100).max(1);
@@ -61,11 +62,11 @@ fn worst(outcomes: &[&Outcome]) -> String {
     format!("{}.{}{mark}", tenths / 10, tenths % 10)
 }
 
-/// Every code with its class and the reason.
+/// Every code with its recovery and reason.
 fn codes_table() -> String {
-    let mut table = "| code | | class | why |\n|---|---|---|---|\n".to_owned();
+    let mut table = "| code | | recovery | why |\n|---|---|---|---|\n".to_owned();
     for entry in TABLE {
-        writeln!(table, "| 0x{:03x} | {} | {:?} | {} |", entry.code, entry.name, entry.class, entry.reason).unwrap();
+        writeln!(table, "| 0x{:03x} | {} | {:?} | {} |", entry.code, entry.name, entry.recovery, entry.reason).unwrap();
     }
     table
 }
@@ -85,17 +86,17 @@ fn with(page: &str, name: &str, content: &str) -> String {
     page.replace(&format!("{begin}{}", section(page, name)), &format!("{begin}{content}"))
 }
 
-/// What a row of the classes' table must tell apart; a class that is added must be written about.
-fn heading(class: Class) -> &'static str {
-    match class {
-        Class::Busy => "| Busy |",
-        Class::Configuration => "| Configuration |",
-        Class::Login => "| Login |",
-        Class::Pin => "| Pin |",
-        Class::Request => "| Request |",
-        Class::Session => "| Session |",
-        Class::Success => "| Success |",
-        Class::Token => "| Token |",
+/// The row of the recovery table; the page must describe every variant.
+fn heading(recovery: Recovery) -> &'static str {
+    match recovery {
+        Recovery::Retry => "| Retry |",
+        Recovery::FixConfiguration => "| FixConfiguration |",
+        Recovery::Relogin => "| Relogin |",
+        Recovery::FixPin => "| FixPin |",
+        Recovery::RejectRequest => "| RejectRequest |",
+        Recovery::NewSession => "| NewSession |",
+        Recovery::Ignore => "| Ignore |",
+        Recovery::NewProcess => "| NewProcess |",
     }
 }
 
@@ -103,16 +104,17 @@ fn heading(class: Class) -> &'static str {
 fn the_page_fits_the_code() {
     let page = fs::read_to_string(path()).unwrap();
     assert_eq!(section(&page, "codes"), codes_table(), "the table of codes is not the code's: run `make faults`");
-    for class in CLASSES {
-        assert!(page.lines().any(|line| line.starts_with(heading(class))), "nothing is said about {class:?}");
+    for recovery in RECOVERIES {
+        assert!(page.lines().any(|line| line.starts_with(heading(recovery))), "nothing is said about {recovery:?}");
     }
     let rows: Vec<Vec<&str>> = section(&page, "measured")
         .lines()
         .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
         .collect();
     let [heads, _, rows @ ..] = rows.as_slice() else { panic!("nothing was measured: run `make faults`") };
-    let expected: Vec<String> = CLASSES.iter().map(|class| format!("{class:?} ({})", codes(*class).len())).collect();
-    assert_eq!(heads.get(1..).unwrap(), expected, "the classes or their codes have changed: run `make faults`");
+    let expected: Vec<String> =
+        RECOVERIES.iter().map(|recovery| format!("{recovery:?} ({})", codes(*recovery).len())).collect();
+    assert_eq!(heads.get(1..).unwrap(), expected, "the recoveries or their codes have changed: run `make faults`");
     let functions: Vec<&str> = rows.iter().map(|row| row[0]).collect();
     assert_eq!(functions, FUNCTIONS.map(|(function, _)| function), "the functions have changed: run `make faults`");
     for row in rows {
@@ -134,7 +136,7 @@ fn a_section_is_replaced_and_the_rest_stays() {
 }
 
 #[test]
-fn the_worst_code_speaks_for_its_class() {
+fn worst_code_decides_the_cell() {
     let outcome = |milliseconds, hosts| Outcome {
         function: "C_Sign",
         code: TABLE[0],

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use token::error::{Class, Entry, TABLE, entry};
+use token::error::{Entry, Recovery, TABLE, entry};
 
 /// What makes a host call a function that it does not call for each signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,16 +36,16 @@ pub const FUNCTIONS: [(&str, Trigger); 15] = [
     ("C_Finalize", Trigger::End),
 ];
 
-/// The classes, from the mildest remedy to the hardest.
-pub const CLASSES: [Class; 8] = [
-    Class::Success,
-    Class::Busy,
-    Class::Request,
-    Class::Session,
-    Class::Login,
-    Class::Token,
-    Class::Pin,
-    Class::Configuration,
+/// Recoveries, from the mildest to the most disruptive.
+pub const RECOVERIES: [Recovery; 8] = [
+    Recovery::Ignore,
+    Recovery::Retry,
+    Recovery::RejectRequest,
+    Recovery::NewSession,
+    Recovery::Relogin,
+    Recovery::NewProcess,
+    Recovery::FixPin,
+    Recovery::FixConfiguration,
 ];
 
 /// How long a fault lasts.
@@ -62,34 +62,34 @@ pub enum Lasts {
 /// The three.
 pub const LASTING: [Lasts; 3] = [Lasts::Once, Lasts::Seconds, Lasts::ForGood];
 
-/// Cells for one daemon, one after the other: a function with codes of one class.
+/// Cells for one daemon, one after the other: a function with codes of one recovery.
 #[derive(Clone, Debug)]
 pub struct Job {
     pub function: &'static str,
     pub trigger: Trigger,
-    pub class: Class,
+    pub recovery: Recovery,
     pub cells: Vec<(Entry, Lasts)>,
 }
 
 /// Most codes for one daemon.
 const CODES_MOST: usize = 4;
 
-/// The codes of a class: the standard's, and two that no standard knows.
-pub fn codes(class: Class) -> Vec<Entry> {
+/// The codes of a recovery: the standard's, and two that no standard knows.
+pub fn codes(recovery: Recovery) -> Vec<Entry> {
     let unknown = [entry(0x300), entry(0x8000_0001)];
-    TABLE.iter().copied().chain(unknown).filter(|entry| entry.class == class).collect()
+    TABLE.iter().copied().chain(unknown).filter(|entry| entry.recovery == recovery).collect()
 }
 
 /// Every code at every function.
 pub fn all() -> Vec<Job> {
-    jobs(|_, class| codes(class))
+    jobs(|_, recovery| codes(recovery))
 }
 
-/// One code of each class at every function.
+/// One code of each recovery at every function.
 pub fn sample(seed: u64) -> Vec<Job> {
     let mut state = seed;
-    jobs(|_, class| {
-        let codes = codes(class);
+    jobs(|_, recovery| {
+        let codes = codes(recovery);
         let at = usize::try_from(next(&mut state) % u64::try_from(codes.len()).unwrap()).unwrap();
         vec![codes[at]]
     })
@@ -101,13 +101,13 @@ pub fn seed() -> u64 {
     seed.map_or_else(|| RandomState::new().hash_one(std::process::id()), |text| text.parse().expect("FAULT_SEED"))
 }
 
-fn jobs(mut choose: impl FnMut(&'static str, Class) -> Vec<Entry>) -> Vec<Job> {
+fn jobs(mut choose: impl FnMut(&'static str, Recovery) -> Vec<Entry>) -> Vec<Job> {
     let mut jobs = Vec::new();
     for (function, trigger) in FUNCTIONS {
-        for class in CLASSES {
-            for codes in choose(function, class).chunks(CODES_MOST) {
+        for recovery in RECOVERIES {
+            for codes in choose(function, recovery).chunks(CODES_MOST) {
                 let cells = codes.iter().flat_map(|code| LASTING.map(|lasts| (*code, lasts))).collect();
-                jobs.push(Job { function, trigger, class, cells });
+                jobs.push(Job { function, trigger, recovery, cells });
             }
         }
     }
@@ -130,6 +130,6 @@ fn a_seed_gives_the_same_sample_again_and_every_code_is_in_the_plan() {
     };
     assert_eq!(of(&sample(7)), of(&sample(7)));
     assert_ne!(of(&sample(7)), of(&sample(8)));
-    assert_eq!(sample(7).len(), FUNCTIONS.len() * CLASSES.len());
+    assert_eq!(sample(7).len(), FUNCTIONS.len() * RECOVERIES.len());
     assert_eq!(of(&all()).len(), FUNCTIONS.len() * (TABLE.len() + 2) * LASTING.len());
 }

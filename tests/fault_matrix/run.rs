@@ -32,7 +32,7 @@ struct Results {
 /// When anything that must hold does not; each failure is named.
 fn matrix(mut jobs: Vec<Job>) -> Vec<Outcome> {
     if let Ok(only) = std::env::var("FAULT_ONLY") {
-        jobs.retain(|job| format!("{} {:?}", job.function, job.class).contains(&only));
+        jobs.retain(|job| format!("{} {:?}", job.function, job.recovery).contains(&only));
     }
     let results = Mutex::new(Results { outcomes: Vec::new(), late: Vec::new(), wrong: Vec::new() });
     for lanes in LANES {
@@ -110,12 +110,12 @@ fn drive(job: &Job, results: &Mutex<Results>) {
             .lock()
             .unwrap()
             .wrong
-            .extend(wrong.into_iter().map(|wrong| format!("{} {:?}: {wrong}", job.function, job.class)));
+            .extend(wrong.into_iter().map(|wrong| format!("{} {:?}: {wrong}", job.function, job.recovery)));
     });
 }
 
 #[test]
-fn every_class_of_code_at_every_function() {
+fn every_recovery_at_every_function() {
     let seed = seed();
     println!("FAULT_SEED={seed} repeats this run");
     matrix(sample(seed));

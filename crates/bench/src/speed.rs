@@ -17,9 +17,9 @@ use nix::{
 
 use pki::PublicKey;
 use token::{
-    Fault, Token,
+    Pkcs11Error, Token,
     key::{self, KeyError},
-    mechanism::{self, SignFault},
+    mechanism::{self, SignError},
 };
 
 /// What is signed: text, never the form of a certificate, a tree head or anything else that a key may stand for.
@@ -36,10 +36,10 @@ pub enum SpeedError {
     Key(#[from] KeyError),
     /// No session.
     #[error("no session can be opened; ask for fewer")]
-    Session(#[source] Fault),
+    Session(#[source] Pkcs11Error),
     /// The token does not sign.
     #[error("the token failed while it signed")]
-    Sign(#[from] SignFault),
+    Sign(#[from] SignError),
     /// A signature that is wrong.
     #[error("the token's signature does not verify with the public key; the private key is another one")]
     Signature,

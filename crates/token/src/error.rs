@@ -1,8 +1,7 @@
-//! What a token's answer means for recovery: every return code of PKCS#11 belongs to one [`Class`].
+//! PKCS#11 errors: every return code (CK_RV) maps to one [`Recovery`] step; see the table in [`codes`].
 //!
-//! The table is in [`codes`]. It says what to do next, not what went wrong in detail: the ladder of the token host
-//! (another session, another login, another host) climbs by itself when a rung does not help. Called by all that
-//! talks to a token.
+//! The mapping names the first step only. When it does not help, the token host escalates: new session, new login, new
+//! process.
 
 use std::fmt::{self, Display};
 
@@ -17,102 +16,103 @@ pub use codes::{Entry, TABLE, code_of, entry};
 
 /// What to do after a return code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
-    /// Too much is asked of the token at once: the same again later.
-    Busy,
-    /// The operator must change the token, the key or our configuration; tried again seldom.
-    Configuration,
-    /// Log in again, then a new session.
-    Login,
-    /// About the PIN: not tried again until the PIN's file changes.
-    Pin,
-    /// This request cannot be done, whichever session does it; others may.
-    Request,
-    /// Drop the session, open another one and look the objects up afresh.
-    Session,
-    /// As good as done.
-    Success,
-    /// The library or its token is gone: a new host process.
-    Token,
+pub enum Recovery {
+    /// The operator must change the token, the key or the configuration. Retried rarely.
+    FixConfiguration,
+    /// The PIN is wrong or unusable. Not retried until the PIN file changes.
+    FixPin,
+    /// The call can be treated as successful.
+    Ignore,
+    /// The library or its token has failed: start a new host process.
+    NewProcess,
+    /// Drop the session, open another one and look the objects up again.
+    NewSession,
+    /// This request fails in every session; others may succeed.
+    RejectRequest,
+    /// Log in again, then open a new session.
+    Relogin,
+    /// The token is overloaded: repeat the same call later.
+    Retry,
 }
 
-/// A call of a longer work that failed, and what it was to do.
+/// A failed call, with the step of the operation that it was part of.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the token failed to {step}")]
 pub struct CallError {
-    /// What was to be done.
+    /// The step, as in "the token failed to ...".
     pub step: &'static str,
-    /// What the token answered.
+    /// The call's error.
     #[source]
-    pub source: Fault,
+    pub source: Pkcs11Error,
 }
 
-/// A PKCS#11 call that failed.
+/// A failed PKCS#11 call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    class: Class,
+pub struct Pkcs11Error {
+    recovery: Recovery,
     code: Option<u64>,
     text: String,
 }
 
-impl Fault {
-    /// What to do next.
+impl Pkcs11Error {
+    /// The first recovery step.
     #[must_use]
-    pub fn class(&self) -> Class {
-        self.class
+    pub fn recovery(&self) -> Recovery {
+        self.recovery
     }
 
-    /// The return code (CK_RV), where the token gave one.
+    /// The return code (CK_RV), if the token returned one.
     #[must_use]
     pub fn code(&self) -> Option<u64> {
         self.code
     }
 
-    /// Whether the token gave this return code.
+    /// Whether the token returned this code.
     #[must_use]
     pub fn is(&self, rv: RvError) -> bool {
         self.code == Some(code_of(rv))
     }
 
-    fn answered(rv: RvError, function: Function) -> Self {
+    fn returned(rv: RvError, function: Function) -> Self {
         let code = code_of(rv);
         let entry = entry(code);
         Self {
-            class: entry.class,
+            recovery: entry.recovery,
             code: Some(code),
-            text: format!("C_{function:?} answered {} (0x{code:x}): {}", entry.name, entry.reason),
+            text: format!("C_{function:?} returned {} (0x{code:x}): {}", entry.name, entry.reason),
         }
     }
 
-    fn without_code(class: Class, text: String) -> Self {
-        Self { class, code: None, text }
+    fn without_code(recovery: Recovery, text: String) -> Self {
+        Self { recovery, code: None, text }
     }
 }
 
-impl Display for Fault {
+impl Display for Pkcs11Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for Pkcs11Error {}
 
-impl From<Error> for Fault {
+impl From<Error> for Pkcs11Error {
     fn from(error: Error) -> Self {
         match error {
-            Error::Pkcs11(rv, function) => Self::answered(rv, function),
+            Error::Pkcs11(rv, function) => Self::returned(rv, function),
             Error::LibraryLoading(error) => {
-                Self::without_code(Class::Configuration, format!("the library cannot be loaded: {error}"))
+                Self::without_code(Recovery::FixConfiguration, format!("the library cannot be loaded: {error}"))
             }
-            Error::MissingSymbol(symbol) => {
-                Self::without_code(Class::Configuration, format!("the library is no PKCS#11 module: it lacks {symbol}"))
-            }
+            Error::MissingSymbol(symbol) => Self::without_code(
+                Recovery::FixConfiguration,
+                format!("the library is not a PKCS#11 module: it lacks {symbol}"),
+            ),
             Error::NullFunctionPointer => {
-                Self::without_code(Class::Configuration, "the library lacks a function that is needed".to_owned())
+                Self::without_code(Recovery::FixConfiguration, "the library lacks a required function".to_owned())
             }
-            Error::PinNotSet => Self::without_code(Class::Pin, "no PIN was given".to_owned()),
-            // The binding could not read what the token answered, or the token's answer is out of every range: as
-            // with any wrong answer, the session is the first thing to replace.
+            Error::PinNotSet => Self::without_code(Recovery::FixPin, "no PIN was given".to_owned()),
+            // The binding could not decode the token's response. As with any wrong response, the session is replaced
+            // first.
             error @ (Error::NotSupported
             | Error::InvalidValue
             | Error::TryFromInt(_)
@@ -120,7 +120,7 @@ impl From<Error> for Fault {
             | Error::ParseInt(_)
             | Error::Utf8(_)
             | Error::NulError(_)) => {
-                Self::without_code(Class::Session, format!("the token's answer cannot be read: {error}"))
+                Self::without_code(Recovery::NewSession, format!("the token's response cannot be decoded: {error}"))
             }
         }
     }
@@ -131,26 +131,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_function_code_and_meaning() {
-        let fault = Fault::from(Error::Pkcs11(RvError::PinIncorrect, Function::Login));
-        assert_eq!(fault.class(), Class::Pin);
+    fn message_names_function_code_and_meaning() {
+        let fault = Pkcs11Error::from(Error::Pkcs11(RvError::PinIncorrect, Function::Login));
+        assert_eq!(fault.recovery(), Recovery::FixPin);
         assert_eq!(fault.code(), Some(0xa0));
         assert!(fault.is(RvError::PinIncorrect));
-        assert!(fault.to_string().starts_with("C_Login answered CKR_PIN_INCORRECT (0xa0): "), "{fault}");
+        assert!(fault.to_string().starts_with("C_Login returned CKR_PIN_INCORRECT (0xa0): "), "{fault}");
     }
 
     #[test]
-    fn faults_without_a_code_have_a_class() {
+    fn errors_without_a_code_have_a_recovery() {
         let cases = [
-            (Error::MissingSymbol("C_GetFunctionList"), Class::Configuration),
-            (Error::NullFunctionPointer, Class::Configuration),
-            (Error::PinNotSet, Class::Pin),
-            (Error::InvalidValue, Class::Session),
-            (Error::NotSupported, Class::Session),
+            (Error::MissingSymbol("C_GetFunctionList"), Recovery::FixConfiguration),
+            (Error::NullFunctionPointer, Recovery::FixConfiguration),
+            (Error::PinNotSet, Recovery::FixPin),
+            (Error::InvalidValue, Recovery::NewSession),
+            (Error::NotSupported, Recovery::NewSession),
         ];
-        for (error, class) in cases {
-            let fault = Fault::from(error);
-            assert_eq!((fault.class(), fault.code()), (class, None), "{fault}");
+        for (error, recovery) in cases {
+            let fault = Pkcs11Error::from(error);
+            assert_eq!((fault.recovery(), fault.code()), (recovery, None), "{fault}");
         }
     }
 }

@@ -11,7 +11,7 @@ use cryptoki::{
 };
 
 use super::{
-    CallError, Fault, Token,
+    CallError, Pkcs11Error, Token,
     key::{
         Flags, KeyError, find_private_key, hex,
         objects::{Made, Placed, place_certificate, place_public},
@@ -215,7 +215,7 @@ fn session_pair(
             Mechanism::EccEdwardsKeyPairGen
         }
     };
-    let first = session.generate_key_pair(&mechanism, &public, &private).map_err(Fault::from);
+    let first = session.generate_key_pair(&mechanism, &public, &private).map_err(Pkcs11Error::from);
     match (first, algorithm) {
         (Ok(pair), _) => Ok(pair),
         (Err(_), KeyAlgorithm::Ed25519) => {
@@ -270,7 +270,7 @@ fn finish<T>(made: Made<'_>, outcome: Result<T, GenerateError>) -> Result<T, Gen
     }
 }
 
-fn call(step: &'static str, source: Fault) -> GenerateError {
+fn call(step: &'static str, source: Pkcs11Error) -> GenerateError {
     CallError { step, source }.into()
 }
 
@@ -280,14 +280,14 @@ impl GenerateError {
         match self {
             Self::Mechanism { .. } | Self::PublicHalf(_) => true,
             Self::Call(CallError { source, .. }) => {
-                use super::Class;
-                match source.class() {
-                    Class::Configuration | Class::Request => true,
+                use super::Recovery;
+                match source.recovery() {
+                    Recovery::FixConfiguration | Recovery::RejectRequest => true,
                     // What Kryoptic and SoftHSM builds without the curve answer to its generation.
-                    Class::Session | Class::Token => {
+                    Recovery::NewSession | Recovery::NewProcess => {
                         source.is(RvError::FunctionFailed) || source.is(RvError::DeviceError)
                     }
-                    Class::Busy | Class::Login | Class::Pin | Class::Success => false,
+                    Recovery::Retry | Recovery::Relogin | Recovery::FixPin | Recovery::Ignore => false,
                 }
             }
             Self::Certificate(_) | Self::Key(_) | Self::LabelTaken(_) | Self::NotUndone { .. } | Self::Proof(_) => {

@@ -9,7 +9,7 @@
 use cryptoki::{mechanism::MechanismType, object::ObjectHandle, session::Session};
 
 use super::{
-    CallError, Class, Fault, Token,
+    CallError, Pkcs11Error, Recovery, Token,
     generate::{GenerateError, service},
     key::{
         Flags, KeyError, find_private_key, hex,
@@ -135,7 +135,9 @@ pub fn run(
             // The key is in and proven: what cannot be tidied up now is told, and no failure.
             for object in obsolete {
                 if let Err(error) = session.destroy_object(object) {
-                    report.notes.push(format!("an object that is not needed any more stays: {}", Fault::from(error)));
+                    report
+                        .notes
+                        .push(format!("an object that is not needed any more stays: {}", Pkcs11Error::from(error)));
                 }
             }
             Ok(report)
@@ -304,7 +306,7 @@ impl Import<'_> {
             Err(error) if !self.options.allow_plaintext => Err(told(&error)),
             Err(_) => {
                 let clear = ClearTemplate::new(self.key, template).map_err(|e| e.to_string())?;
-                self.session.create_object(clear.attributes()).map_err(|e| Fault::from(e).to_string())
+                self.session.create_object(clear.attributes()).map_err(|e| Pkcs11Error::from(e).to_string())
             }
         }
     }
@@ -318,14 +320,15 @@ impl Import<'_> {
 
 /// Whether the token is unable, rather than busy or broken at this moment.
 fn cannot(error: &WrapError) -> bool {
-    match error.fault().map(Fault::class) {
+    match error.fault().map(Pkcs11Error::recovery) {
         // CKR_FUNCTION_FAILED is what SoftHSM says to a key type that it cannot unwrap.
-        Some(Class::Configuration | Class::Request | Class::Session) => true,
-        Some(Class::Busy | Class::Login | Class::Pin | Class::Success | Class::Token) | None => false,
+        Some(Recovery::FixConfiguration | Recovery::RejectRequest | Recovery::NewSession) => true,
+        Some(Recovery::Retry | Recovery::Relogin | Recovery::FixPin | Recovery::Ignore | Recovery::NewProcess)
+        | None => false,
     }
 }
 
-fn template_refused(fault: &Fault) -> bool {
+fn template_refused(fault: &Pkcs11Error) -> bool {
     use cryptoki::error::RvError::{
         AttributeReadOnly, AttributeTypeInvalid, AttributeValueInvalid, TemplateInconsistent,
     };
@@ -338,6 +341,6 @@ fn told(error: &WrapError) -> String {
     error.fault().map_or_else(|| error.to_string(), |fault| format!("{error}: {fault}"))
 }
 
-fn call(step: &'static str, source: Fault) -> ImportError {
+fn call(step: &'static str, source: Pkcs11Error) -> ImportError {
     CallError { step, source }.into()
 }

@@ -8,7 +8,7 @@ use der::{Decode, Encode};
 use serde::Serialize;
 
 use super::{
-    Fault, Module,
+    Module, Pkcs11Error,
     key::{Flags, hex, objects, public},
     module::{Info, TokenError},
 };
@@ -97,7 +97,7 @@ pub fn tokens(module: &Module) -> Result<Vec<TokenView>, TokenError> {
 ///
 /// # Errors
 /// When a call fails.
-pub fn contents(session: &Session) -> Result<Contents, Fault> {
+pub fn contents(session: &Session) -> Result<Contents, Pkcs11Error> {
     let mut keys = Vec::new();
     let mut unreadable = 0;
     let private = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::Token(true)];
@@ -118,7 +118,7 @@ pub fn contents(session: &Session) -> Result<Contents, Fault> {
     Ok(Contents { keys, certificates, unreadable })
 }
 
-fn key(session: &Session, object: ObjectHandle) -> Result<KeyView, Fault> {
+fn key(session: &Session, object: ObjectHandle) -> Result<KeyView, Pkcs11Error> {
     let attributes = Flags::read(session, object)?;
     let id = public::id_of(session, object)?.unwrap_or_default();
     let mut public_key = None;
@@ -141,7 +141,7 @@ fn key(session: &Session, object: ObjectHandle) -> Result<KeyView, Fault> {
     })
 }
 
-fn kind(session: &Session, object: ObjectHandle) -> Result<String, Fault> {
+fn kind(session: &Session, object: ObjectHandle) -> Result<String, Pkcs11Error> {
     let attributes = session.get_attributes(object, &[AttributeType::KeyType])?;
     Ok(match attributes.as_slice() {
         [Attribute::KeyType(kind)] if *kind == KeyType::RSA => "RSA".to_owned(),

@@ -11,7 +11,7 @@ use cryptoki::{
 };
 use serde::Serialize;
 
-use super::{Fault, calls};
+use super::{Pkcs11Error, calls};
 use pki::{KeyAlgorithm, PublicKey};
 
 pub mod objects;
@@ -52,7 +52,7 @@ pub enum KeyError {
         what: String,
         /// What the token answered.
         #[source]
-        source: Fault,
+        source: Pkcs11Error,
     },
     /// No object matches.
     #[error("the token holds no private key with {0}; import it, or check that this is the right token")]
@@ -122,7 +122,7 @@ impl Flags {
     ///
     /// # Errors
     /// When the call fails; an attribute that the token does not have is no failure.
-    pub fn read(session: &Session, handle: ObjectHandle) -> Result<Self, Fault> {
+    pub fn read(session: &Session, handle: ObjectHandle) -> Result<Self, Pkcs11Error> {
         let wanted = [
             AttributeType::Token,
             AttributeType::Private,
@@ -197,7 +197,7 @@ pub fn find_private_key(session: &Session, key: &PublicKey) -> Result<ObjectHand
 ///
 /// # Errors
 /// When the call fails.
-pub fn private_keys(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHandle>, Fault> {
+pub fn private_keys(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
     let template = [
         Attribute::Class(ObjectClass::PRIVATE_KEY),
         Attribute::Token(true),
@@ -219,7 +219,7 @@ pub fn find_by_label(session: &Session, label: &str) -> Result<Found, KeyError> 
         Attribute::Label(label.as_bytes().to_vec()),
     ];
     let found = calls::call(calls::Function::FindObjects, || session.find_objects(&template));
-    let handle = only(what.clone(), found.map_err(Fault::from))?;
+    let handle = only(what.clone(), found.map_err(Pkcs11Error::from))?;
     check(session, handle, what.clone())?;
     let call = |source| KeyError::Call { what: what.clone(), source };
     let id = public::id_of(session, handle).map_err(call)?;
@@ -252,7 +252,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn only(what: String, found: Result<Vec<ObjectHandle>, Fault>) -> Result<ObjectHandle, KeyError> {
+fn only(what: String, found: Result<Vec<ObjectHandle>, Pkcs11Error>) -> Result<ObjectHandle, KeyError> {
     match found {
         Err(source) => Err(KeyError::Call { what, source }),
         Ok(handles) => match handles.as_slice() {

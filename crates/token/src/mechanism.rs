@@ -15,7 +15,7 @@ use cryptoki::{
     session::Session,
 };
 
-use super::{Class, Fault, calls};
+use super::{Pkcs11Error, Recovery, calls};
 use pki::{KeyAlgorithm, PublicKey};
 
 /// DER of DigestInfo up to the hash, for SHA-256 (RFC 8017, section 9.2, note 1).
@@ -24,10 +24,10 @@ const SHA256_DIGEST_INFO: [u8; 19] =
 
 /// Why there is no signature.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SignFault {
+pub enum SignError {
     /// The call failed.
     #[error("the token did not sign")]
-    Call(#[from] Fault),
+    Call(#[from] Pkcs11Error),
     /// The token gave a signature of a length that such a key cannot make.
     #[error("the token gave a signature of {actual} bytes where such a key makes {expected}")]
     Length {
@@ -38,13 +38,13 @@ pub enum SignFault {
     },
 }
 
-impl SignFault {
+impl SignError {
     /// What to do next.
     #[must_use]
-    pub fn class(&self) -> Class {
+    pub fn recovery(&self) -> Recovery {
         match self {
-            Self::Call(fault) => fault.class(),
-            Self::Length { .. } => Class::Session,
+            Self::Call(fault) => fault.recovery(),
+            Self::Length { .. } => Recovery::NewSession,
         }
     }
 }
@@ -55,7 +55,7 @@ impl SignFault {
 ///
 /// # Errors
 /// When the token fails, or answers with a wrong length. Drop the session after any error.
-pub fn sign(session: &Session, handle: ObjectHandle, key: &PublicKey, message: &[u8]) -> Result<Vec<u8>, SignFault> {
+pub fn sign(session: &Session, handle: ObjectHandle, key: &PublicKey, message: &[u8]) -> Result<Vec<u8>, SignError> {
     match key.algorithm() {
         KeyAlgorithm::P256 => {
             let raw = call(session, &Mechanism::Ecdsa, handle, digest(&SHA256, message).as_ref())?;
@@ -96,20 +96,25 @@ pub fn signing_mechanism(algorithm: KeyAlgorithm, token: &[MechanismType]) -> Op
     wanted.iter().copied().find(|mechanism| token.contains(mechanism))
 }
 
-fn call(session: &Session, mechanism: &Mechanism<'_>, handle: ObjectHandle, data: &[u8]) -> Result<Vec<u8>, Fault> {
+fn call(
+    session: &Session,
+    mechanism: &Mechanism<'_>,
+    handle: ObjectHandle,
+    data: &[u8],
+) -> Result<Vec<u8>, Pkcs11Error> {
     Ok(calls::call(calls::Function::Sign, || session.sign(mechanism, handle, data))?)
 }
 
-fn exactly(expected: usize, signature: Vec<u8>) -> Result<Vec<u8>, SignFault> {
+fn exactly(expected: usize, signature: Vec<u8>) -> Result<Vec<u8>, SignError> {
     if signature.len() == expected {
         return Ok(signature);
     }
-    Err(SignFault::Length { expected, actual: signature.len() })
+    Err(SignError::Length { expected, actual: signature.len() })
 }
 
 /// `r || s`, each of the field's size, to DER SEQUENCE of two INTEGERs.
-fn ecdsa_der(raw: &[u8], field: usize) -> Result<Vec<u8>, SignFault> {
-    let wrong = SignFault::Length { expected: 2 * field, actual: raw.len() };
+fn ecdsa_der(raw: &[u8], field: usize) -> Result<Vec<u8>, SignError> {
+    let wrong = SignError::Length { expected: 2 * field, actual: raw.len() };
     if raw.len() != 2 * field {
         return Err(wrong);
     }
@@ -155,10 +160,10 @@ mod tests {
     #[test]
     fn wrong_lengths_are_refused() {
         for length in [0, 1, 63, 65, 96, 128] {
-            assert_eq!(ecdsa_der(&vec![1; length], 32), Err(SignFault::Length { expected: 64, actual: length }),);
+            assert_eq!(ecdsa_der(&vec![1; length], 32), Err(SignError::Length { expected: 64, actual: length }),);
         }
         assert!(exactly(256, vec![0; 256]).is_ok());
-        assert_eq!(exactly(256, vec![0; 255]), Err(SignFault::Length { expected: 256, actual: 255 }));
+        assert_eq!(exactly(256, vec![0; 255]), Err(SignError::Length { expected: 256, actual: 255 }));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub use error::{LoginError, TokenError};
 pub use token::{Info, PinState, Token};
 
 use super::{
-    Fault, TokenUri,
+    Pkcs11Error, TokenUri,
     calls::{Function, call},
 };
 
@@ -49,13 +49,13 @@ impl Module {
     /// # Errors
     /// As [`Module::load`].
     pub fn load_with(path: &Path, parameters: Option<&str>) -> Result<Self, TokenError> {
-        let failed = |source: Fault| TokenError::Module { path: path.to_owned(), source };
+        let failed = |source: Pkcs11Error| TokenError::Module { path: path.to_owned(), source };
         let pkcs11 = Pkcs11::new(path).map_err(|e| failed(e.into()))?;
         // The URI lets no control character through.
         let parameters = parameters.and_then(|text| CString::new(text).ok());
         let arguments = arguments(parameters.as_deref());
         if let Err(error) = call(Function::Initialize, || pkcs11.initialize(arguments)) {
-            let fault = Fault::from(error);
+            let fault = Pkcs11Error::from(error);
             if !fault.is(RvError::CryptokiAlreadyInitialized) {
                 return Err(failed(fault));
             }
@@ -83,7 +83,7 @@ impl Module {
         if self.process != std::process::id() {
             return Err(TokenError::Forked(self.path.clone()));
         }
-        let failed = |source: Fault| TokenError::Call { module: self.path.clone(), source };
+        let failed = |source: Pkcs11Error| TokenError::Call { module: self.path.clone(), source };
         let slots = call(Function::GetSlotList, || self.pkcs11.get_slots_with_token()).map_err(|e| failed(e.into()))?;
         let mut tokens = Vec::new();
         for slot in slots {
@@ -93,7 +93,7 @@ impl Module {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(slot = slot.id(), error = %Fault::from(error), "a slot's token cannot be read");
+                    tracing::warn!(slot = slot.id(), error = %Pkcs11Error::from(error), "a slot's token cannot be read");
                 }
             }
         }
@@ -121,8 +121,8 @@ impl Module {
     ///
     /// # Errors
     /// When the library says so.
-    pub fn finalize(self) -> Result<(), Fault> {
-        call(Function::Finalize, || self.pkcs11.finalize()).map_err(Fault::from)
+    pub fn finalize(self) -> Result<(), Pkcs11Error> {
+        call(Function::Finalize, || self.pkcs11.finalize()).map_err(Pkcs11Error::from)
     }
 }
 

@@ -13,7 +13,7 @@ use audit_log::Recorded;
 use pki::{Profile, PublicKey, Tbs, request::CaRequest};
 use token::{
     key::{self, KeyError},
-    mechanism::{self, SignFault},
+    mechanism::{self, SignError},
 };
 
 /// Why a ceremony has no signature.
@@ -27,7 +27,7 @@ pub enum CeremonyError {
     NotARoot(&'static str),
     /// The token failed.
     #[error(transparent)]
-    Sign(#[from] SignFault),
+    Sign(#[from] SignError),
 }
 
 /// Signs a self-signed root with its own key. Answers the content of signatureValue.

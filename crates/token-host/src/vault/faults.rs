@@ -3,7 +3,7 @@
 use super::super::chain;
 use crate::protocol::{Fault, FaultClass};
 use token::{
-    Class,
+    Recovery,
     key::KeyError,
     module::{LoginError, TokenError},
 };
@@ -29,21 +29,21 @@ pub(super) fn pin_file_fault(text: &str) -> Fault {
     fault_of(FaultClass::Settings, text)
 }
 
-fn class(class: Class) -> FaultClass {
-    match class {
-        Class::Busy => FaultClass::Busy,
-        Class::Configuration => FaultClass::Key,
-        Class::Login => FaultClass::Login,
-        Class::Pin => FaultClass::Pin,
-        Class::Request => FaultClass::Request,
-        Class::Session | Class::Success => FaultClass::Session,
-        Class::Token => FaultClass::Module,
+fn class(recovery: Recovery) -> FaultClass {
+    match recovery {
+        Recovery::Retry => FaultClass::Busy,
+        Recovery::FixConfiguration => FaultClass::Key,
+        Recovery::Relogin => FaultClass::Login,
+        Recovery::FixPin => FaultClass::Pin,
+        Recovery::RejectRequest => FaultClass::Request,
+        Recovery::NewSession | Recovery::Ignore => FaultClass::Session,
+        Recovery::NewProcess => FaultClass::Module,
     }
 }
 
-pub(super) fn call_fault(error: &token::Fault, function: &str) -> Fault {
+pub(super) fn call_fault(error: &token::Pkcs11Error, function: &str) -> Fault {
     Fault {
-        class: class(error.class()),
+        class: class(error.recovery()),
         code: error.code().unwrap_or_default(),
         function: function.to_owned(),
         text: error.to_string(),
@@ -51,8 +51,8 @@ pub(super) fn call_fault(error: &token::Fault, function: &str) -> Fault {
 }
 
 pub(super) fn token_fault(error: &TokenError) -> Fault {
-    let class = match error.class() {
-        Class::Configuration => FaultClass::Settings,
+    let class = match error.recovery() {
+        Recovery::FixConfiguration => FaultClass::Settings,
         other => class(other),
     };
     fault_of(class, &chain(error))
@@ -64,7 +64,7 @@ pub(super) fn login_fault(error: &LoginError) -> Fault {
         LoginError::FinalTry(_) | LoginError::Locked(_) | LoginError::Unset(_) => (None, ""),
     };
     Fault {
-        class: class(error.class()),
+        class: class(error.recovery()),
         code: code.unwrap_or_default(),
         function: function.to_owned(),
         text: chain(error),
@@ -80,9 +80,9 @@ pub(super) fn key_fault(error: &KeyError) -> Fault {
     }
 }
 
-pub(super) fn sign_fault(error: &token::mechanism::SignFault) -> Fault {
+pub(super) fn sign_fault(error: &token::mechanism::SignError) -> Fault {
     match error {
-        token::mechanism::SignFault::Call(source) => Fault { text: chain(error), ..call_fault(source, "C_Sign") },
-        token::mechanism::SignFault::Length { .. } => fault_of(FaultClass::Session, &chain(error)),
+        token::mechanism::SignError::Call(source) => Fault { text: chain(error), ..call_fault(source, "C_Sign") },
+        token::mechanism::SignError::Length { .. } => fault_of(FaultClass::Session, &chain(error)),
     }
 }

@@ -272,6 +272,6 @@ impl Drop for Worker<'_> {
 fn close(open: Open) {
     let closed = calls::call(calls::Function::CloseSession, || open.session.close());
     if let Err(error) = closed {
-        tracing::debug!(error = %token::Fault::from(error), "a session does not close well");
+        tracing::debug!(error = %token::Pkcs11Error::from(error), "a session does not close well");
     }
 }

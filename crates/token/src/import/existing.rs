@@ -4,7 +4,7 @@ use cryptoki::{object::ObjectHandle, session::Session};
 
 use super::{CallError, ImportError};
 use crate::{
-    Class,
+    Recovery,
     key::{
         self, Flags, KeyError, hex,
         proof::{self, ProofError},
@@ -95,8 +95,8 @@ pub(super) fn clear(session: &Session, key: &PublicKey, found: &Existing) -> Res
 /// Whether the failure is of the moment, and so says nothing of the object.
 fn passing(error: &ProofError) -> bool {
     let class = match error {
-        ProofError::Call(fault) => fault.class(),
-        ProofError::Sign(fault) => fault.class(),
+        ProofError::Call(fault) => fault.recovery(),
+        ProofError::Sign(fault) => fault.recovery(),
         ProofError::Attribute(_)
         | ProofError::Readable(_)
         | ProofError::Unfit(_)
@@ -104,7 +104,7 @@ fn passing(error: &ProofError) -> bool {
         | ProofError::WrongSignature => return false,
     };
     match class {
-        Class::Busy | Class::Login | Class::Pin | Class::Success => true,
-        Class::Configuration | Class::Request | Class::Session | Class::Token => false,
+        Recovery::Retry | Recovery::Relogin | Recovery::FixPin | Recovery::Ignore => true,
+        Recovery::FixConfiguration | Recovery::RejectRequest | Recovery::NewSession | Recovery::NewProcess => false,
     }
 }

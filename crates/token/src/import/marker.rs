@@ -10,7 +10,7 @@ use cryptoki::{
 };
 
 use crate::{
-    Fault,
+    Pkcs11Error,
     key::{hex, public},
 };
 use pki::PublicKey;
@@ -19,7 +19,7 @@ const APPLICATION: &str = "istio-hsm-ca";
 const PREFIX: &str = "istio-hsm-ca import under way: ";
 
 /// Marks the import of a key.
-pub(super) fn write(session: &Session, key: &PublicKey) -> Result<ObjectHandle, Fault> {
+pub(super) fn write(session: &Session, key: &PublicKey) -> Result<ObjectHandle, Pkcs11Error> {
     Ok(session.create_object(&[
         Attribute::Class(ObjectClass::DATA),
         Attribute::Token(true),
@@ -31,7 +31,7 @@ pub(super) fn write(session: &Session, key: &PublicKey) -> Result<ObjectHandle, 
 }
 
 /// The marks of a key.
-pub(super) fn find(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHandle>, Fault> {
+pub(super) fn find(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
     Ok(session.find_objects(&[
         Attribute::Class(ObjectClass::DATA),
         Attribute::Token(true),

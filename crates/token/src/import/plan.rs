@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::{ImportError, Options, WrapError, cannot, existing, wrap::Wrapping};
 use crate::{
-    Fault, Module, Token, TokenUri,
+    Module, Pkcs11Error, Token, TokenUri,
     key::{
         objects::Made,
         template::{self, Name},
@@ -39,7 +39,7 @@ pub enum Problem {
         label: String,
         /// What the token answered.
         #[source]
-        source: Fault,
+        source: Pkcs11Error,
     },
     /// What the token holds of this key already is in the way.
     #[error(transparent)]

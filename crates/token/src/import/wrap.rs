@@ -21,7 +21,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::{
-    Fault,
+    Pkcs11Error,
     key::{objects::Made, public},
 };
 
@@ -55,13 +55,13 @@ pub enum KeyWrap {
 pub enum WrapError {
     /// AES-KWP is not there.
     #[error("the token does not unwrap by AES-KWP (RFC 5649), neither as mechanism 0x210a nor as 0x210b")]
-    KeyWrap(#[source] Fault),
+    KeyWrap(#[source] Pkcs11Error),
     /// RSA-OAEP is not there.
     #[error("the token does not unwrap by RSA-OAEP, neither with SHA-256 nor with SHA-1")]
-    Oaep(#[source] Fault),
+    Oaep(#[source] Pkcs11Error),
     /// The pair cannot be made.
     #[error("the token does not make an RSA key pair for unwrapping")]
-    Pair(#[source] Fault),
+    Pair(#[source] Pkcs11Error),
     /// Our own cryptography failed.
     #[error("wrapping the key in software failed; this is a fault of the program or of this machine")]
     Software,
@@ -70,7 +70,7 @@ pub enum WrapError {
 impl WrapError {
     /// What the token answered, if it was the token.
     #[must_use]
-    pub fn fault(&self) -> Option<&Fault> {
+    pub fn fault(&self) -> Option<&Pkcs11Error> {
         match self {
             Self::KeyWrap(fault) | Self::Oaep(fault) | Self::Pair(fault) => Some(fault),
             Self::Software => None,
@@ -152,7 +152,7 @@ impl<'s> Wrapping<'s> {
     ///
     /// # Errors
     /// What the token answers when it refuses.
-    pub fn wrap_out(&self, object: ObjectHandle) -> Result<(), Fault> {
+    pub fn wrap_out(&self, object: ObjectHandle) -> Result<(), Pkcs11Error> {
         self.session.wrap_key(&self.key_wrap.mechanism(), self.aes_in_token, object)?;
         Ok(())
     }

@@ -6,7 +6,7 @@ use cryptoki::{
 };
 
 use super::{
-    Fault, public,
+    Pkcs11Error, public,
     template::{self, Certificate, Name},
 };
 use pki::PublicKey;
@@ -57,14 +57,14 @@ impl<'a> Made<'a> {
         let mut left = 0;
         while let Some(object) = self.token.pop() {
             if let Err(error) = self.session.destroy_object(object) {
-                tracing::error!(error = %Fault::from(error), "an object that was made could not be removed again");
+                tracing::error!(error = %Pkcs11Error::from(error), "an object that was made could not be removed again");
                 left += 1;
             }
         }
         if let (Some(guard), 0) = (self.guard.take(), left)
             && let Err(error) = self.session.destroy_object(guard)
         {
-            tracing::error!(error = %Fault::from(error), "the mark of an import could not be removed again");
+            tracing::error!(error = %Pkcs11Error::from(error), "the mark of an import could not be removed again");
             left += 1;
         }
         left
@@ -76,7 +76,7 @@ impl Drop for Made<'_> {
         for object in self.scratch.drain(..) {
             // The session's end would take it along as well; until then nobody else should find it.
             if let Err(error) = self.session.destroy_object(object) {
-                tracing::warn!(error = %Fault::from(error), "a session object could not be removed");
+                tracing::warn!(error = %Pkcs11Error::from(error), "a session object could not be removed");
             }
         }
     }
@@ -98,7 +98,12 @@ pub enum Placed {
 ///
 /// # Errors
 /// When a call fails.
-pub fn place_public(session: &Session, key: &PublicKey, name: &Name<'_>, made: &mut Made<'_>) -> Result<Placed, Fault> {
+pub fn place_public(
+    session: &Session,
+    key: &PublicKey,
+    name: &Name<'_>,
+    made: &mut Made<'_>,
+) -> Result<Placed, Pkcs11Error> {
     for object in public::by_id(session, name.id)? {
         if public::read(session, object)?.as_ref() == Ok(key) {
             return Ok(Placed::Unchanged);
@@ -118,7 +123,7 @@ pub fn place_certificate(
     certificate: &Certificate,
     name: &Name<'_>,
     made: &mut Made<'_>,
-) -> Result<(Placed, Vec<ObjectHandle>), Fault> {
+) -> Result<(Placed, Vec<ObjectHandle>), Pkcs11Error> {
     let mut same = false;
     let mut old = Vec::new();
     for (object, label, value) in certificates(session, Some(name.id))? {
@@ -143,7 +148,7 @@ pub fn place_certificate(
 ///
 /// # Errors
 /// When a call fails.
-pub fn certificates(session: &Session, id: Option<&[u8]>) -> Result<Vec<(ObjectHandle, String, Vec<u8>)>, Fault> {
+pub fn certificates(session: &Session, id: Option<&[u8]>) -> Result<Vec<(ObjectHandle, String, Vec<u8>)>, Pkcs11Error> {
     let mut template = vec![Attribute::Class(ObjectClass::CERTIFICATE), Attribute::Token(true)];
     template.extend(id.map(|id| Attribute::Id(id.to_vec())));
     let mut found = Vec::new();

@@ -9,8 +9,8 @@ use cryptoki::{
     session::Session,
 };
 
-use super::{Fault, Flags, Unfit};
-use crate::mechanism::{self, SignFault};
+use super::{Flags, Pkcs11Error, Unfit};
+use crate::mechanism::{self, SignError};
 use pki::{KeyAlgorithm, PublicKey};
 
 /// Why a key in the token is not what it should be.
@@ -18,7 +18,7 @@ use pki::{KeyAlgorithm, PublicKey};
 pub enum ProofError {
     /// A call failed.
     #[error("the token failed while its private key was examined")]
-    Call(#[from] Fault),
+    Call(#[from] Pkcs11Error),
     /// An attribute is not what was written.
     #[error("the token did not keep the attribute {0} as it was written; this token is not fit for the key")]
     Attribute(&'static str),
@@ -29,7 +29,7 @@ pub enum ProofError {
     Readable(&'static str),
     /// No signature.
     #[error("the private key does not sign")]
-    Sign(#[from] SignFault),
+    Sign(#[from] SignError),
     /// The attributes forbid its use.
     #[error("the private key is refused: {0}")]
     Unfit(#[from] Unfit),
@@ -106,7 +106,7 @@ pub fn unreadable(session: &Session, handle: ObjectHandle, algorithm: KeyAlgorit
         ],
     };
     for (attribute, name) in values {
-        match session.get_attribute_info(handle, &[*attribute]).map_err(Fault::from)?.as_slice() {
+        match session.get_attribute_info(handle, &[*attribute]).map_err(Pkcs11Error::from)?.as_slice() {
             [AttributeInfo::Sensitive] => {}
             _ => return Err(ProofError::Readable(name)),
         }

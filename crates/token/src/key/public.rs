@@ -7,7 +7,7 @@ use cryptoki::{
     session::Session,
 };
 
-use super::Fault;
+use super::Pkcs11Error;
 use crate::calls;
 use pki::PublicKey;
 
@@ -36,7 +36,7 @@ impl Unreadable {
 ///
 /// # Errors
 /// When the call fails.
-pub fn id_of(session: &Session, object: ObjectHandle) -> Result<Option<Vec<u8>>, Fault> {
+pub fn id_of(session: &Session, object: ObjectHandle) -> Result<Option<Vec<u8>>, Pkcs11Error> {
     let attributes = read_attributes(session, object, &[AttributeType::Id])?;
     Ok(attributes.into_iter().find_map(|attribute| match attribute {
         Attribute::Id(id) => Some(id),
@@ -48,7 +48,7 @@ pub fn id_of(session: &Session, object: ObjectHandle) -> Result<Option<Vec<u8>>,
 ///
 /// # Errors
 /// When the call fails.
-pub fn label_of(session: &Session, object: ObjectHandle) -> Result<Option<String>, Fault> {
+pub fn label_of(session: &Session, object: ObjectHandle) -> Result<Option<String>, Pkcs11Error> {
     let attributes = read_attributes(session, object, &[AttributeType::Label])?;
     Ok(attributes.into_iter().find_map(|attribute| match attribute {
         Attribute::Label(label) => Some(String::from_utf8_lossy(&label).into_owned()),
@@ -60,7 +60,7 @@ pub fn label_of(session: &Session, object: ObjectHandle) -> Result<Option<String
 ///
 /// # Errors
 /// When the call fails.
-pub fn by_id(session: &Session, id: &[u8]) -> Result<Vec<ObjectHandle>, Fault> {
+pub fn by_id(session: &Session, id: &[u8]) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
     let template = [Attribute::Class(ObjectClass::PUBLIC_KEY), Attribute::Token(true), Attribute::Id(id.to_vec())];
     Ok(calls::call(calls::Function::FindObjects, || session.find_objects(&template))?)
 }
@@ -69,7 +69,7 @@ pub fn by_id(session: &Session, id: &[u8]) -> Result<Vec<ObjectHandle>, Fault> {
 ///
 /// # Errors
 /// The outer error is a failed call, the inner one a key that cannot be used.
-pub fn read(session: &Session, object: ObjectHandle) -> Result<Result<PublicKey, Unreadable>, Fault> {
+pub fn read(session: &Session, object: ObjectHandle) -> Result<Result<PublicKey, Unreadable>, Pkcs11Error> {
     let kind = read_attributes(session, object, &[AttributeType::KeyType])?;
     let attributes = match kind.as_slice() {
         [Attribute::KeyType(kind)] if *kind == KeyType::RSA => {
@@ -98,6 +98,10 @@ pub fn read(session: &Session, object: ObjectHandle) -> Result<Result<PublicKey,
     Ok(key.map_err(|_| Unreadable::Unsupported))
 }
 
-fn read_attributes(session: &Session, object: ObjectHandle, wanted: &[AttributeType]) -> Result<Vec<Attribute>, Fault> {
+fn read_attributes(
+    session: &Session,
+    object: ObjectHandle,
+    wanted: &[AttributeType],
+) -> Result<Vec<Attribute>, Pkcs11Error> {
     Ok(calls::call(calls::Function::GetAttributeValue, || session.get_attributes(object, wanted))?)
 }

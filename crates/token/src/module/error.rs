@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{Class, Fault, TokenUri};
+use crate::{Pkcs11Error, Recovery, TokenUri};
 
 /// Why there is no module or no token.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub enum TokenError {
         module: PathBuf,
         /// What the library answered.
         #[source]
-        source: Fault,
+        source: Pkcs11Error,
     },
     /// The process forked after the library was loaded.
     #[error("the library {0} was loaded before this process was forked; load it afterwards")]
@@ -36,7 +36,7 @@ pub enum TokenError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: Fault,
+        source: Pkcs11Error,
     },
     /// No token matches.
     #[error("no token in {module} matches {uri}; it holds {candidates}")]
@@ -53,12 +53,12 @@ pub enum TokenError {
 impl TokenError {
     /// What to do next.
     #[must_use]
-    pub fn class(&self) -> Class {
+    pub fn recovery(&self) -> Recovery {
         match self {
-            Self::Ambiguous { .. } => Class::Configuration,
-            Self::Call { source, .. } | Self::Module { source, .. } => source.class(),
+            Self::Ambiguous { .. } => Recovery::FixConfiguration,
+            Self::Call { source, .. } | Self::Module { source, .. } => source.recovery(),
             // A token that is away, or a library that must be loaded afresh to see it.
-            Self::Forked(_) | Self::NotFound { .. } => Class::Token,
+            Self::Forked(_) | Self::NotFound { .. } => Recovery::NewProcess,
         }
     }
 }
@@ -73,7 +73,7 @@ pub enum LoginError {
         label: String,
         /// What the token answered.
         #[source]
-        source: Fault,
+        source: Pkcs11Error,
     },
     /// One more wrong PIN would lock the token.
     #[error("the token `{0}` has one PIN try left, which is not spent; log in by the vendor's tool with the right PIN")]
@@ -91,17 +91,17 @@ pub enum LoginError {
         label: String,
         /// What the token answered.
         #[source]
-        source: Fault,
+        source: Pkcs11Error,
     },
 }
 
 impl LoginError {
     /// What to do next.
     #[must_use]
-    pub fn class(&self) -> Class {
+    pub fn recovery(&self) -> Recovery {
         match self {
-            Self::Call { source, .. } => source.class(),
-            Self::FinalTry(_) | Self::Locked(_) | Self::Unset(_) | Self::WrongPin { .. } => Class::Pin,
+            Self::Call { source, .. } => source.recovery(),
+            Self::FinalTry(_) | Self::Locked(_) | Self::Unset(_) | Self::WrongPin { .. } => Recovery::FixPin,
         }
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::LoginError;
 use crate::{
-    Class, Fault, TokenUri,
+    Pkcs11Error, Recovery, TokenUri,
     calls::{Function, call},
 };
 
@@ -74,15 +74,15 @@ impl Token {
     ///
     /// # Errors
     /// When the call fails.
-    pub fn current_info(&self) -> Result<Info, Fault> {
+    pub fn current_info(&self) -> Result<Info, Pkcs11Error> {
         Ok(Info::from(&call(Function::GetTokenInfo, || self.pkcs11.get_token_info(self.slot))?))
     }
 
     /// Opens a session; `rw` to create token objects.
     ///
     /// # Errors
-    /// When the call fails, CKR_SESSION_COUNT ([`Class::Busy`]) above all.
-    pub fn open_session(&self, rw: bool) -> Result<Session, Fault> {
+    /// When the call fails, CKR_SESSION_COUNT ([`Recovery::Retry`]) above all.
+    pub fn open_session(&self, rw: bool) -> Result<Session, Pkcs11Error> {
         let open = || if rw { self.pkcs11.open_rw_session(self.slot) } else { self.pkcs11.open_ro_session(self.slot) };
         Ok(call(Function::OpenSession, open)?)
     }
@@ -101,15 +101,18 @@ impl Token {
             PinState::Locked => return Err(LoginError::Locked(label())),
             PinState::Unset => return Err(LoginError::Unset(label())),
         }
-        match call(Function::Login, || session.login(UserType::User, Some(pin))).map_err(Fault::from) {
+        match call(Function::Login, || session.login(UserType::User, Some(pin))).map_err(Pkcs11Error::from) {
             Ok(()) => Ok(()),
-            Err(fault) => match fault.class() {
-                Class::Success => Ok(()),
-                Class::Pin if fault.is(RvError::PinLocked) => Err(LoginError::Locked(label())),
-                Class::Pin => Err(LoginError::WrongPin { label: label(), source: fault }),
-                Class::Busy | Class::Configuration | Class::Login | Class::Request | Class::Session | Class::Token => {
-                    Err(failed(fault))
-                }
+            Err(fault) => match fault.recovery() {
+                Recovery::Ignore => Ok(()),
+                Recovery::FixPin if fault.is(RvError::PinLocked) => Err(LoginError::Locked(label())),
+                Recovery::FixPin => Err(LoginError::WrongPin { label: label(), source: fault }),
+                Recovery::Retry
+                | Recovery::FixConfiguration
+                | Recovery::Relogin
+                | Recovery::RejectRequest
+                | Recovery::NewSession
+                | Recovery::NewProcess => Err(failed(fault)),
             },
         }
     }
@@ -118,7 +121,7 @@ impl Token {
     ///
     /// # Errors
     /// When the call fails.
-    pub fn mechanisms(&self) -> Result<Vec<MechanismType>, Fault> {
+    pub fn mechanisms(&self) -> Result<Vec<MechanismType>, Pkcs11Error> {
         Ok(self.pkcs11.get_mechanism_list(self.slot)?)
     }
 
