@@ -16,7 +16,7 @@ pub mod jwt;
 pub mod node;
 pub mod token_review;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 pub use authenticator::{AuthError, Authenticator, NotReady, Refusals, Settings, SetupError};
 pub use client_certificate::accept_any::AcceptAny;
@@ -246,5 +246,16 @@ impl Caller {
     #[must_use]
     pub fn peer(&self) -> Option<IpAddr> {
         self.peer
+    }
+}
+
+/// Reads an optional duration between one nanosecond and `u32::MAX` seconds, beyond which clock arithmetic overflows.
+fn positive_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let duration: Option<Duration> = humantime_serde::deserialize(deserializer)?;
+    match duration {
+        Some(duration) if duration.is_zero() || duration > Duration::from_secs(u32::MAX.into()) => {
+            Err(serde::de::Error::custom("must be longer than \"0s\" and at most 136 years"))
+        }
+        duration => Ok(duration),
     }
 }

@@ -191,6 +191,21 @@ directory = "/var/lib/istio-hsm-ca/log"
             ("name = \"softhsm\"", "name = \"a\"\nsessions = 0", "[[token]] 1 sessions: "),
             ("dns_names = [\"istio-hsm-ca.istio-system.svc\"]", "", "[serving] dns_names: is missing"),
             ("[serving]", "[serving]\nkey_file = \"/k\"", "[serving]: certificate_file and key_file"),
+            (
+                "[log]",
+                "[[auth.jwt]]\nissuer = \"i\"\nkeys = { file = { path = \"x\" } }\nleeway_seconds = 30\n[log]",
+                "[auth] jwt.leeway_seconds: was renamed and is a duration; write `leeway = \"30s\"`",
+            ),
+            (
+                "[log]",
+                "[auth.client_certificate]\nmax_age_seconds = 3_600\n[log]",
+                "[auth] client_certificate.max_age_seconds: was renamed and is a duration; write `max_age = \"3600s\"`",
+            ),
+            (
+                "[log]",
+                "[auth]\nclient_certificate = { max_age = \"0s\" }\n[log]",
+                "[auth] client_certificate.max_age: ",
+            ),
             ("[log]", "[listen.serving]\n[log]", "[listen] serving: unknown field"),
             ("[log]", "[logs]", "[logs]: no such section"),
             ("[log]", "[log]\nsegment_bytes = 0", "[log] segment_bytes: "),

@@ -23,6 +23,7 @@ use self::{denylist::Denylist, leaf::Leaf, previous::PreviousCa};
 use super::{
     SetupError,
     answers::{Answers, sha256},
+    positive_duration,
 };
 use pki::{
     Issuer, PublicKey,
@@ -44,8 +45,9 @@ pub struct Settings {
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// The file that names identities and keys that are not accepted ([`Denylist`]).
     pub denylist: Option<PathBuf>,
-    /// The greatest age of a certificate, from its notBefore on, in seconds; an older one needs a token again.
-    pub max_age_seconds: Option<std::num::NonZeroU32>,
+    /// The greatest age of a certificate, counted from its notBefore; an older one needs a JWT again.
+    #[serde(deserialize_with = "positive_duration")]
+    pub max_age: Option<Duration>,
 }
 
 impl Settings {
@@ -131,7 +133,6 @@ impl CertificateError {
 pub struct ClientCertificates {
     settings: Settings,
     trust_domains: Vec<TrustDomain>,
-    max_age: Option<Duration>,
     files: ArcSwap<Files>,
     proven: Answers<Proven>,
 }
@@ -175,14 +176,7 @@ impl ClientCertificates {
     pub fn load(settings: Settings, own: &[TrustDomain]) -> Result<Self, Vec<SetupError>> {
         let files = Files::read(&settings)?;
         let trust_domains = own.iter().chain(&settings.trust_domain_aliases).cloned().collect();
-        let max_age = settings.max_age_seconds.map(|seconds| Duration::from_secs(u64::from(seconds.get())));
-        Ok(Self {
-            settings,
-            trust_domains,
-            max_age,
-            files: ArcSwap::from_pointee(files),
-            proven: Answers::new(REMEMBERED),
-        })
+        Ok(Self { settings, trust_domains, files: ArcSwap::from_pointee(files), proven: Answers::new(REMEMBERED) })
     }
 
     /// Reads the files again: all are taken, or none.
@@ -256,7 +250,7 @@ impl ClientCertificates {
             return Err(CertificateError::Denied);
         }
         let age = now.duration_since(leaf.not_before).unwrap_or_default();
-        match self.max_age {
+        match self.settings.max_age {
             Some(most) if age > most => Err(CertificateError::TooOld),
             Some(_) | None => Ok(()),
         }

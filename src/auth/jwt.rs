@@ -175,7 +175,7 @@ impl Jwt {
                     rules: Rules {
                         audiences: one.audiences.clone(),
                         namespaces: one.namespaces.clone(),
-                        leeway: one.leeway_seconds.into(),
+                        leeway: one.leeway.into(),
                     },
                     cluster,
                     trust_domain,

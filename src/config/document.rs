@@ -1,5 +1,6 @@
 //! A TOML document read section by section, so that every mistake in it is told at once, each with its line.
 
+use process::renamed_keys;
 use serde::de::DeserializeOwned;
 use toml::{
     Spanned,
@@ -144,7 +145,11 @@ impl<'i> Document<'i> {
                 let at = span.as_ref().unwrap_or(&value.span()).clone();
                 let line = (at.end > 0).then(|| self.line(at.start));
                 let place = path.as_ref().map_or_else(|| place.to_owned(), |path| format!("{place} {path}"));
-                self.problem(line, &place, error.message().trim().replace('\n', "; "));
+                let renamed =
+                    span.as_ref().and_then(|span| self.text.get(span.start..)).and_then(renamed_keys::message);
+                let renamed = renamed.filter(|_| error.message().starts_with("unknown field"));
+                let reason = renamed.unwrap_or_else(|| error.message().trim().replace('\n', "; "));
+                self.problem(line, &place, reason);
             }
             aside.push(path?);
         }

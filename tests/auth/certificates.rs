@@ -222,7 +222,7 @@ fn a_change_of_any_byte_proves_nothing() {
 
 #[test]
 fn time_runs_between_two_requests_of_one_connection() {
-    let (ca, checker) = (Ca::new("ca"), checker("max_age_seconds = 1000"));
+    let (ca, checker) = (Ca::new("ca"), checker("max_age = '1000s'"));
     let leaf = ca.leaf(|p| p.not_before = at(NOW).into());
     let cases = [
         (NOW - 1, "certificate_not_yet_valid"),

@@ -44,7 +44,7 @@ fn authenticator(more: &str) -> (Authenticator, tempfile::NamedTempFile) {
 #[tokio::test]
 async fn certificate_first_then_token() {
     let (ca, foreign) = (Ca::new("ca"), Ca::new("foreign"));
-    let (authenticator, _keys) = authenticator("client_certificate.max_age_seconds = 50");
+    let (authenticator, _keys) = authenticator("client_certificate.max_age = '50s'");
     let authorization = format!("Bearer {}", P256.token(&claims()));
     let young = ca.leaf(|params| {
         params.not_before = at(NOW - 10).into();

@@ -105,16 +105,16 @@ async fn until_ready(jwt: &Jwt) {
 async fn rotation_is_followed_and_old_answers_go() {
     let (old, new) = (Key::p256("old"), Key::p256("new"));
     let server = Server::start(&[&old]).await;
-    let jwt = url_checker(&server.url(), "pause_seconds = 1");
+    let jwt = url_checker(&server.url(), "pause = '200ms'");
     until_ready(&jwt).await;
     let (of_old, of_new) = (old.token(&claims()), new.token(&claims()));
     assert_eq!(reason(&check(&jwt, &of_old).await), GOOD);
     server.answer(200, jwks(&[&old, &new]));
-    tokio::time::sleep(Duration::from_millis(1050)).await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
     assert_eq!(reason(&check(&jwt, &of_new).await), GOOD);
     assert_eq!(reason(&check(&jwt, &of_old).await), GOOD);
     server.answer(200, jwks(&[&new]));
-    tokio::time::sleep(Duration::from_millis(1050)).await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
     let stranger = Key::p256("stranger").token(&claims());
     assert_eq!(reason(&check(&jwt, &stranger).await), "jwt_unknown_key");
     assert_eq!(reason(&check(&jwt, &of_old).await), "jwt_unknown_key");
@@ -125,7 +125,7 @@ async fn rotation_is_followed_and_old_answers_go() {
 async fn a_storm_of_unknown_key_ids_causes_no_fetches_and_no_waiting() {
     let key = Key::p256("k");
     let server = Server::start(&[&key]).await;
-    let jwt = url_checker(&server.url(), "pause_seconds = 60");
+    let jwt = url_checker(&server.url(), "pause = '60s'");
     until_ready(&jwt).await;
     let started = std::time::Instant::now();
     for wave in 0..20 {
@@ -144,7 +144,7 @@ async fn a_storm_of_unknown_key_ids_causes_no_fetches_and_no_waiting() {
 async fn failures_keep_the_old_keys() {
     let (key, other) = (Key::p256("k"), Key::p256("other"));
     let server = Server::start(&[&key]).await;
-    let jwt = url_checker(&server.url(), "pause_seconds = 1");
+    let jwt = url_checker(&server.url(), "pause = '200ms'");
     until_ready(&jwt).await;
     let failures = [
         (500, "no".to_owned()),
@@ -156,7 +156,7 @@ async fn failures_keep_the_old_keys() {
     ];
     for (status, body) in failures {
         server.answer(status, body);
-        tokio::time::sleep(Duration::from_millis(1050)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
         assert_eq!(reason(&check(&jwt, &other.token(&claims())).await), "jwt_keys_stale", "{status}");
         let fresh = with(json!({"jti": status}));
         assert_eq!(reason(&check(&jwt, &key.token(&fresh)).await), GOOD, "{status}");
@@ -202,7 +202,7 @@ async fn discovery_speaks_only_for_its_issuer_and_keeps_the_token_to_itself() {
     let mut token = tempfile::NamedTempFile::new().unwrap();
     std::io::Write::write_all(&mut token, b"let-me-in\n").unwrap();
     let settings = format!(
-        "[[jwt]]\nissuer = '{issuer}'\nkeys.discovery.token_file = '{}'\npause_seconds = 1\n",
+        "[[jwt]]\nissuer = '{issuer}'\nkeys.discovery.token_file = '{}'\npause = '200ms'\n",
         token.path().display()
     );
     let document = |issuer: &str, keys: &str| json!({"issuer": issuer, "jwks_uri": keys}).to_string();

@@ -38,7 +38,7 @@ async fn a_pods_token_is_known() {
 #[tokio::test]
 async fn what_tokens_say() {
     let keys = file(&jwks(&[&P256]));
-    let jwt = file_checker(keys.path(), "namespaces = ['shop', 'other']\nleeway_seconds = 30");
+    let jwt = file_checker(keys.path(), "namespaces = ['shop', 'other']\nleeway = '30s'");
     let kubernetes = |namespace: &str, account: &str| json!({"kubernetes.io": {"namespace": namespace, "serviceaccount": {"name": account, "uid": "u"}}});
     let many: Vec<String> = (0..100).map(|n| format!("a{n}")).chain(["istio-ca".to_owned()]).collect();
     let cases = [
@@ -225,7 +225,7 @@ async fn an_issuer_speaks_for_its_cluster_only() {
 #[tokio::test]
 async fn an_answer_never_outlives_its_token() {
     let keys = file(&jwks(&[&P256]));
-    let jwt = file_checker(keys.path(), "leeway_seconds = 0");
+    let jwt = file_checker(keys.path(), "leeway = '0s'");
     let token = P256.token(&with(json!({"exp": NOW + 10, "nbf": NOW, "iat": NOW})));
     let ask = async |now: u64| reason(&jwt.check(Token::new(&token), ClusterId::Default, at(now)).await);
     assert_eq!(ask(NOW - 1).await, "jwt_not_yet_valid");

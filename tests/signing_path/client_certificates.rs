@@ -167,7 +167,7 @@ async fn whose_certificates_are_accepted() {
 async fn an_old_certificate_needs_a_token_where_an_age_is_set() {
     let plug_in = PlugIn::intermediate();
     let site = Site::new(&plug_in);
-    let daemon = site.serve("[auth.client_certificate]\nmax_age_seconds = 3600");
+    let daemon = site.serve("[auth.client_certificate]\nmax_age = '3600s'");
     let (certificate, key) = leaf(&plug_in.ca, IDENTITY, |_| {});
     assert_eq!(renew(&daemon, (&certificate, &key)).await, Code::Unauthenticated);
     let (certificate, key) = obtain(&daemon, daemon.ask()).await;

@@ -114,8 +114,8 @@ fn stage() -> Stage {
     fs::write(private.join("softhsm2.conf"), conf).unwrap();
     let config = format!(
         "uri = \"pkcs11:token={}?module-path={}&pin-source=file:{}\"\npin_marker = {:?}\nbundle = {:?}\n\
-         max_validity_seconds = 86400\ntrust_domains = [\"cluster.local\"]\ndns_names = [\"{SERVER}\"]\n\
-         call_timeout_ms = 5000\n",
+         max_validity = \"24h\"\ntrust_domains = [\"cluster.local\"]\ndns_names = [\"{SERVER}\"]\n\
+         call_timeout = \"5s\"\n",
         super::harness::TOKEN,
         super::common::softhsm::module_path().display(),
         private.join("pin").display(),
@@ -230,7 +230,7 @@ fn helper_forger() {
     let Some(shared) = shared() else { return };
     let mut forger = Forger::connect(&shared.join("run/host.sock"));
     // What a daemon asks of its child means nothing to a supervised host.
-    forger.hello(br#"{"max_validity_seconds": 4000000000, "allow_intermediate": true}"#);
+    forger.hello(br#"{"max_validity": "4000000000s", "allow_intermediate": true}"#);
     refuses_all(&mut forger, &issuer(&shared));
 }
 

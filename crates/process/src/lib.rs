@@ -5,3 +5,4 @@ pub mod clock;
 pub mod hardening;
 pub mod logging;
 pub mod output;
+pub mod renamed_keys;

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use process::renamed_keys;
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
@@ -30,11 +31,11 @@ pub struct Settings {
     /// Sessions, each with a thread: one suits P-256, one a core RSA, as many as it has a remote HSM.
     #[serde(default = "one")]
     pub sessions: u32,
-    /// How long one call of the module may take, in milliseconds; the host ends itself after it.
-    #[serde(default = "call_timeout", rename = "call_timeout_ms", with = "milliseconds")]
+    /// How long one PKCS#11 call may take; the host exits when it is exceeded.
+    #[serde(default = "call_timeout", with = "humantime_serde")]
     pub call_timeout: Duration,
-    /// The longest validity of what is signed, in seconds; two minutes before it for skewed clocks come on top.
-    #[serde(rename = "max_validity_seconds", with = "seconds")]
+    /// The longest validity of what is signed, not counting the two minutes before it that allow for clock skew.
+    #[serde(with = "humantime_serde")]
     pub max_validity: Duration,
     /// The trust domains of the workloads' SPIFFE IDs.
     #[serde(with = "texts")]
@@ -91,7 +92,12 @@ impl Settings {
     pub fn read(path: &Path) -> Result<Self, HostError> {
         let wrong = |reason: String| HostError::Settings { path: path.to_owned(), reason };
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-        toml::from_str(&text).map_err(|error| wrong(error.to_string()))
+        toml::from_str(&text).map_err(|error| {
+            let at = error.span().filter(|_| error.message().starts_with("unknown field"));
+            let key = at.and_then(|span| text.get(span.start..)).unwrap_or_default();
+            let old = key.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
+            wrong(renamed_keys::message(key).map_or_else(|| error.to_string(), |message| format!("{old} {message}")))
+        })
     }
 
     /// How many sessions, within bounds.
@@ -104,28 +110,6 @@ impl Settings {
         self.session_count() + 1
     }
 }
-
-macro_rules! duration {
-    ($name:ident, $from:ident, $to:expr) => {
-        mod $name {
-            use std::time::Duration;
-
-            use serde::{Deserialize, Deserializer, Serializer};
-
-            pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-                let to: fn(&Duration) -> u64 = $to;
-                serializer.serialize_u64(to(value))
-            }
-
-            pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-                u64::deserialize(deserializer).map(Duration::$from)
-            }
-        }
-    };
-}
-
-duration!(milliseconds, from_millis, |value| u64::try_from(value.as_millis()).unwrap_or(u64::MAX));
-duration!(seconds, from_secs, |value| value.as_secs());
 
 /// Names as texts, parsed on the way in.
 mod texts {
@@ -156,7 +140,7 @@ mod tests {
         uri = "pkcs11:token=a?module-path=/usr/lib/p11.so&pin-source=file:/run/pin"
         pin_marker = "/var/lib/ca/a.pin-refused"
         bundle = "/etc/ca"
-        max_validity_seconds = 86400
+        max_validity = "24h"
         trust_domains = ["cluster.local"]
         dns_names = ["istiod.istio-system.svc"]
         ip_addresses = ["127.0.0.1"]
@@ -173,12 +157,26 @@ mod tests {
     }
 
     #[test]
+    fn renamed_keys_are_refused_with_the_line_to_write() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (from, to, expected) in [
+            ("max_validity = \"24h\"", "max_validity_seconds = 86400", "max_validity = \"86400s\"`"),
+            ("bundle", "call_timeout_ms = 5000\n        bundle", "call_timeout = \"5000ms\"`"),
+        ] {
+            std::fs::write(file.path(), TOML.replace(from, to)).unwrap();
+            let error = Settings::read(file.path()).unwrap_err().to_string();
+            assert!(error.contains("was renamed") && error.ends_with(expected), "{error}");
+        }
+    }
+
+    #[test]
     fn unknown_keys_and_wrong_names_are_refused() {
         for (from, to) in [
             ("bundle =", "bundel ="),
             ("cluster.local", "Cluster Local"),
             ("istiod.istio-system.svc", "-a"),
-            ("86400", "-1"),
+            ("\"24h\"", "-1"),
+            ("\"24h\"", "86400"),
             ("127.0.0.1", "127.0.0"),
         ] {
             assert!(toml::from_str::<Settings>(&TOML.replace(from, to)).is_err(), "{to}");

@@ -1,9 +1,11 @@
 //! The part `[[auth.jwt]]` of the configuration: an issuer of tokens and how its keys are found.
 
-use std::{fmt, num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
+
+use humantime_serde::Serde;
 
 use super::keys::Pace;
-use crate::auth::ClusterName;
+use crate::auth::{ClusterName, positive_duration};
 use pki::identity::{Namespace, TrustDomain};
 
 /// The longest issuer and URL in bytes.
@@ -32,16 +34,16 @@ pub struct Settings {
     /// The algorithms of its tokens.
     #[serde(default = "Algorithm::all")]
     pub algorithms: Vec<Algorithm>,
-    /// How far its clock may be from ours, in seconds.
+    /// How far its clock may be from ours.
     #[serde(default)]
-    pub leeway_seconds: Leeway,
-    /// How often its keys are fetched again, in seconds; without one, 5 minutes from the network and 10 seconds
-    /// from a file.
-    #[serde(default)]
-    pub refresh_seconds: Option<NonZeroU32>,
-    /// The least pause between two fetches, in seconds, whatever key IDs strangers invent.
-    #[serde(default)]
-    pub pause_seconds: Option<NonZeroU32>,
+    pub leeway: Leeway,
+    /// How often its keys are fetched again; by default every 5 minutes from the network and every 10 seconds from a
+    /// file.
+    #[serde(default, deserialize_with = "positive_duration")]
+    pub refresh: Option<Duration>,
+    /// The shortest interval between two fetches, regardless of unknown key IDs in tokens.
+    #[serde(default, deserialize_with = "positive_duration")]
+    pub pause: Option<Duration>,
 }
 
 impl Settings {
@@ -52,11 +54,8 @@ impl Settings {
             KeySource::File { .. } => (10, 1),
             KeySource::Discovery { .. } | KeySource::Url { .. } => (300, 10),
         };
-        let seconds = |set: Option<NonZeroU32>, default| {
-            Duration::from_secs(set.map_or(default, |seconds| u64::from(seconds.get())))
-        };
-        let pause = seconds(self.pause_seconds, pause);
-        Pace { interval: seconds(self.refresh_seconds, interval).max(pause), pause }
+        let pause = self.pause.unwrap_or(Duration::from_secs(pause));
+        Pace { interval: self.refresh.unwrap_or(Duration::from_secs(interval)).max(pause), pause }
     }
 }
 
@@ -144,7 +143,7 @@ pub enum SettingError {
     #[error("an issuer is the exact text of iss: 1 to 2048 bytes without white space")]
     Issuer,
     /// More than five minutes.
-    #[error("a leeway has 0 to 300 seconds")]
+    #[error("a leeway is a duration from \"0s\" to \"300s\"")]
     Leeway,
     /// Not an https URL, nor an http one of this machine.
     #[error("a key URL starts with https:// (http:// only on loopback) and carries no user name")]
@@ -185,7 +184,7 @@ impl fmt::Display for IssuerName {
 
 /// How far two clocks may be apart: 60 seconds unless configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(try_from = "u64")]
+#[serde(try_from = "Serde<Duration>")]
 pub struct Leeway(Duration);
 
 impl Default for Leeway {
@@ -194,11 +193,12 @@ impl Default for Leeway {
     }
 }
 
-impl TryFrom<u64> for Leeway {
+impl TryFrom<Serde<Duration>> for Leeway {
     type Error = SettingError;
 
-    fn try_from(seconds: u64) -> Result<Self, SettingError> {
-        if seconds <= 300 { Ok(Self(Duration::from_secs(seconds))) } else { Err(SettingError::Leeway) }
+    fn try_from(duration: Serde<Duration>) -> Result<Self, SettingError> {
+        let duration = duration.into_inner();
+        if duration <= Duration::from_secs(300) { Ok(Self(duration)) } else { Err(SettingError::Leeway) }
     }
 }
 
@@ -280,7 +280,7 @@ mod tests {
         .unwrap();
         assert_eq!(settings.audiences, ["istio-ca"]);
         assert_eq!(settings.algorithms, Algorithm::all());
-        assert_eq!(Duration::from(settings.leeway_seconds), Duration::from_secs(60));
+        assert_eq!(Duration::from(settings.leeway), Duration::from_secs(60));
         let discovery: Settings = toml::from_str("issuer = 'i'\nkeys.discovery = {}\n").unwrap();
         assert!(matches!(discovery.keys, KeySource::Discovery { .. }));
         for bad in [
@@ -291,7 +291,11 @@ mod tests {
             "issuer = 'i'\nkeys.url.url = 'http://a.example'",
             "issuer = 'i'\nkeys.file.path = 'x'\nalgorithms = ['HS256']",
             "issuer = 'i'\nkeys.file.path = 'x'\nalgorithms = ['none']",
-            "issuer = 'i'\nkeys.file.path = 'x'\nleeway_seconds = 301",
+            "issuer = 'i'\nkeys.file.path = 'x'\nleeway = '301s'",
+            "issuer = 'i'\nkeys.file.path = 'x'\nleeway = 60",
+            "issuer = 'i'\nkeys.file.path = 'x'\npause = '0s'",
+            "issuer = 'i'\nkeys.file.path = 'x'\nrefresh = '0s'",
+            "issuer = 'i'\nkeys.file.path = 'x'\nrefresh = '1000years'",
             "issuer = 'i'\nkeys.file.path = 'x'\nnamespaces = ['A']",
             "issuer = 'i'\nkeys.file.path = 'x'\ncluster = ''",
         ] {

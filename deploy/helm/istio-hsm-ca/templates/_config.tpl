@@ -147,7 +147,7 @@ namespaces = {{ $jwt.namespaces | default list | toJson }}
 disabled = {{ .Values.auth.clientCertificate.disabled }}
 trust_domain_aliases = {{ .Values.auth.clientCertificate.trustDomainAliases | toJson }}
 {{- with .Values.auth.clientCertificate.maxAgeSeconds }}
-max_age_seconds = {{ int64 . }}
+max_age = "{{ int64 . }}s"
 {{- end }}
 {{- if .Values.auth.denylist }}
 denylist = "/etc/istio-hsm-ca/auth/denylist"
@@ -226,8 +226,8 @@ bundle = "/etc/istio-hsm-ca/bundle"
 ca_certificates = [{{ range $i, $name := keys . | sortAlpha }}{{ if $i }}, {{ end }}"/etc/istio-hsm-ca/auth/{{ $name }}"{{ end }}]
 {{- end }}
 sessions = {{ .token.sessions | default 1 | int64 }}
-call_timeout_ms = {{ .token.callTimeoutMilliseconds | default 10000 | int64 }}
-max_validity_seconds = {{ $limits.maxValiditySeconds | default (include "ca.longest" .root) | int64 }}
+call_timeout = "{{ .token.callTimeoutMilliseconds | default 10000 | int64 }}ms"
+max_validity = "{{ $limits.maxValiditySeconds | default (include "ca.longest" .root) | int64 }}s"
 trust_domains = {{ $limits.trustDomains | default $values.trustDomains | toJson }}
 dns_names = {{ if $limits.dnsNames }}{{ $limits.dnsNames | toJson }}{{ else }}{{ include "ca.hostNames" .root }}{{ end }}
 ip_addresses = {{ if $limits.ipAddresses }}{{ $limits.ipAddresses | toJson }}{{ else }}{{ include "ca.hostAddresses" .root }}{{ end }}
