@@ -66,8 +66,8 @@ impl BundlePaths {
             let name = path.display().to_string();
             match read(path) {
                 Ok(bytes) => Input { name, bytes },
-                Err(reason) => {
-                    problems.push(Problem::new(&name, reason));
+                Err((reason, remedy)) => {
+                    problems.push(Problem::with_remedy(&name, reason, remedy));
                     Input { name, bytes: Vec::new() }
                 }
             }
@@ -88,34 +88,35 @@ impl BundlePaths {
 /// That there is no such directory, or one problem for each file that is missing, unreadable, or larger than 1 MiB.
 pub fn read_directory(directory: &Path) -> Result<BundleFiles, Vec<Problem>> {
     if !directory.is_dir() {
-        let reason = "is not a directory; name the one that `import` or `install` wrote by --bundle";
-        return Err(vec![Problem::new(&directory.display().to_string(), reason.to_owned())]);
+        let remedy = "name the one that `import` or `install` wrote by --bundle";
+        return Err(vec![Problem::with_remedy(&directory.display().to_string(), "is not a directory", remedy)]);
     }
     BundlePaths::in_directory(directory).read()
 }
 
 /// At most one byte more than is accepted, so that a device or an endless pipe ends too.
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+fn read(path: &Path) -> Result<Vec<u8>, (String, &'static str)> {
     let limit = u64::try_from(TEXT_MAX).unwrap_or(u64::MAX).saturating_add(1);
     let mut bytes = Vec::new();
     match File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)) {
-        Ok(_) if bytes.len() > TEXT_MAX => Err("is larger than 1 MiB; give the PEM file itself".to_owned()),
+        Ok(_) if bytes.len() > TEXT_MAX => Err(("is larger than 1 MiB".to_owned(), "give the PEM file itself")),
         Ok(_) => Ok(bytes),
         Err(error) => Err(unreadable(&error)),
     }
 }
 
-/// Why one of a plug-in CA's files cannot be read, and what to do; to be put behind its name.
+/// Why a file of a plug-in CA cannot be read, as a predicate of its name, and the remedy.
 #[must_use]
-pub fn unreadable(error: &io::Error) -> String {
+pub fn unreadable(error: &io::Error) -> (String, &'static str) {
     match error.kind() {
-        io::ErrorKind::NotFound => {
-            "is missing; a plug-in CA has ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, tls.key \
-             and ca.crt"
-                .to_owned()
+        io::ErrorKind::NotFound => (
+            "is missing".to_owned(),
+            "a plug-in CA has ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, tls.key and ca.crt",
+        ),
+        io::ErrorKind::IsADirectory => {
+            ("cannot be read: it is a directory".to_owned(), "put the PEM file in its place")
         }
-        io::ErrorKind::IsADirectory => "cannot be read: it is a directory; put the PEM file in its place".to_owned(),
-        _ => format!("cannot be read ({error}); make it readable for this user"),
+        _ => (format!("cannot be read ({error})"), "make it readable for this user"),
     }
 }
 

@@ -9,11 +9,17 @@ mod kubernetes;
 mod parts;
 mod sections;
 
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 use crate::{auth, grpc, issue::limits};
 use document::{Document, Problem};
-use process::logging;
+use process::{
+    error::{Advice, Remedy},
+    logging,
+};
 pub use sections::{Admin, Ca, HostLimits, Token};
 
 /// The largest configuration file in bytes.
@@ -50,7 +56,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{}: the file cannot be read; name the configuration by --config and make it readable", path.display())]
+    #[error("{}: the file cannot be read{}", path.display(), Advice(self))]
     File {
         /// The file.
         path: PathBuf,
@@ -67,8 +73,18 @@ pub enum ConfigError {
         problems: Vec<Problem>,
     },
     /// The file is too large to be a configuration.
-    #[error("{}: larger than 1 MiB; this is no configuration", .0.display())]
+    #[error("{}: larger than 1 MiB, which is too large for a configuration{}", .0.display(), Advice(self))]
     TooLarge(PathBuf),
+}
+
+impl Remedy for ConfigError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::File { .. } => Some("name the configuration by --config and make it readable".into()),
+            Self::TooLarge(_) => Some("name the configuration by --config".into()),
+            Self::Problems { .. } => None,
+        }
+    }
 }
 
 fn list(problems: &[Problem]) -> String {

@@ -419,7 +419,7 @@ fn bad_plugin_cas_are_refused_with_every_reason() {
         (Case::new("a broken signature", "good", &*flipped, "", &*root), &["does not verify with the key of"], Both),
         (
             Case::new("self-signed, not a root", "impostor", &*impostor, "", &*short_root),
-            &["is issued by itself, but not in root-cert.pem"],
+            &["is self-issued, but not in root-cert.pem"],
             Both,
         ),
         (Case::new("P-521", "p521", shop.read("p521.crt"), "", &*root), &["type is not supported"], Nobody),

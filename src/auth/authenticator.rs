@@ -3,6 +3,7 @@
 //! Called by `grpc` for each request, and by the daemon at start and reload.
 
 use std::{
+    borrow::Cow,
     fmt,
     io::Read,
     path::{Path, PathBuf},
@@ -20,6 +21,7 @@ use super::{
     token_review::{ReviewError, TokenReviews},
 };
 use pki::{Issuer, identity::TrustDomain};
+use process::error::{Advice, Remedy};
 
 /// The longest configured file in bytes.
 const MOST: u64 = 4 * 1024 * 1024;
@@ -78,7 +80,7 @@ pub enum SetupError {
         source: PreviousCaError,
     },
     /// Two entries for one issuer in one cluster.
-    #[error("issuer {issuer} is configured twice for the cluster {cluster}; give each its own cluster")]
+    #[error("issuer {issuer} is configured twice for the cluster {cluster}{advice}", advice = Advice(self))]
     SameIssuer {
         /// The issuer.
         issuer: String,
@@ -91,6 +93,20 @@ pub enum SetupError {
         /// The file.
         file: PathBuf,
     },
+}
+
+impl Remedy for SetupError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::SameIssuer { .. } => Some("give each its own cluster".into()),
+            Self::KeySource { source, .. } => source.remedy(),
+            Self::Denylist { .. }
+            | Self::File { .. }
+            | Self::NoTrustDomain { .. }
+            | Self::PreviousCa { .. }
+            | Self::TooLong { .. } => None,
+        }
+    }
 }
 
 /// An issuer whose tokens cannot be checked yet.

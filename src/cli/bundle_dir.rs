@@ -35,7 +35,7 @@ fn failed(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> WriteErr
 pub fn check(directory: &Path) -> Result<(), WriteError> {
     if directory.exists() && !directory.is_dir() {
         let source = io::ErrorKind::NotADirectory.into();
-        return Err(failed(directory, "is no directory; name one, or a path where there is nothing yet")(source));
+        return Err(failed(directory, "is not a directory; name one, or a path where there is nothing yet")(source));
     }
     let above = directory.ancestors().skip(1).find(|path| path.as_os_str().is_empty() || path.exists());
     let above = above.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -201,7 +201,7 @@ mod tests {
         let file = temp.path().join("file");
         fs::write(&file, "").unwrap();
         for (bad, reason) in [
-            (file.clone(), "file: is no directory; name one"),
+            (file.clone(), "file: is not a directory; name one"),
             (file.join("below"), "file: cannot be written"),
             (PathBuf::from("/proc/nothing/bundle"), "/proc: cannot be written"),
         ] {

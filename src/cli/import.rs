@@ -18,7 +18,10 @@ use super::{
     token::{Opened, TokensArgs, label_problem},
 };
 use audit_log::checkpoint;
-use process::output::{Output, Refused};
+use process::{
+    error::chain,
+    output::{Output, Refused},
+};
 use source::Source;
 use token::{
     TokenUri,
@@ -305,20 +308,6 @@ fn text(summary: &Summary) -> String {
             text.push_str("the key file is still there; keep it offline or remove it\n");
         }
         (None, ..) => {}
-    }
-    text
-}
-
-/// An error with its causes, in one sentence.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let more = next.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = next.source();
     }
     text
 }

@@ -75,8 +75,9 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
         reasons: problems.iter().map(ToString::to_string).collect(),
     };
     if let Some(from) = args.from.as_deref().filter(|from| !from.is_dir()) {
-        let reason = "is no directory; name the one that holds the signed certificate and the roots";
-        return Err(refused(vec![Problem::new(&format!("--from {}", from.display()), reason)]).into());
+        let remedy = "name the one that holds the signed certificate and the roots";
+        let problem = Problem::with_remedy(&format!("--from {}", from.display()), "is not a directory", remedy);
+        return Err(refused(vec![problem]).into());
     }
     let (files, mut unread) = paths.read_what_is_there();
     if let Err(error) = bundle_dir::check(&args.bundle) {

@@ -1,6 +1,7 @@
 //! Builds the path: bundle, tokens, log, rules. Also for `issue`, where it runs alone.
 
 use std::{
+    borrow::Cow,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -23,8 +24,14 @@ use crate::{
     token_pool::{Pool, PoolError},
 };
 use audit_log::{CheckpointHealth, CheckpointSignError, CheckpointSignature, CheckpointSigner, Log, OpenError, Opened};
-use pki::{Bundle, PublicKey, bundle::BundleFiles};
-use process::clock::{self, Clock};
+use pki::{
+    Bundle, PublicKey,
+    bundle::{BundleFiles, Problem},
+};
+use process::{
+    clock::{self, Clock},
+    error::{Advice, Remedy},
+};
 
 /// How long a checkpoint's signature may take.
 const CHECKPOINT: Duration = Duration::from_secs(5);
@@ -38,22 +45,21 @@ pub enum SetupError {
     #[error(
         "the bundle in {} is refused, and no certificate can be issued:{}\nput the files back as `import` or `install` \
          wrote them, or run it again; `istio-hsm-ca check` tells whether all is well",
-        directory.display(), list(reasons)
+        directory.display(), list(problems)
     )]
     Bundle {
         /// The bundle's directory.
         directory: PathBuf,
-        /// Every reason.
-        reasons: Vec<String>,
+        /// Every reason to refuse it.
+        problems: Vec<Problem>,
     },
     /// The issuance log cannot be opened.
     #[error("the issuance log: {0}")]
     Log(#[from] OpenError),
     /// The bundle lacks a root that was in use.
     #[error(
-        "root-cert.pem in {} lacks a root that was in use ({}), and workloads that trust only that one would fail; add \
-         it again, or set [ca] allow_root_removal = true",
-        directory.display(), kept.display()
+        "root-cert.pem in {} lacks a root that was in use ({}), and workloads that trust only that one would fail{}",
+        directory.display(), kept.display(), Advice(self)
     )]
     RootDropped {
         /// The bundle's directory.
@@ -66,8 +72,18 @@ pub enum SetupError {
     Pool(#[from] PoolError),
 }
 
-fn list(reasons: &[String]) -> String {
-    reasons.iter().map(|reason| format!("\n  - {reason}")).collect()
+impl Remedy for SetupError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Log(error) => error.remedy(),
+            Self::Bundle { .. } | Self::Pool(_) => None,
+            Self::RootDropped { .. } => Some("add it again, or set [ca] allow_root_removal = true".into()),
+        }
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("\n  - {problem}")).collect()
 }
 
 /// The path and its parts.
@@ -92,10 +108,7 @@ pub struct Core {
 /// # Errors
 /// Every reason to refuse it.
 pub fn bundle(config: &Config) -> Result<Bundle, SetupError> {
-    let refused = |problems: Vec<pki::bundle::Problem>| SetupError::Bundle {
-        directory: config.ca.bundle.clone(),
-        reasons: problems.iter().map(ToString::to_string).collect(),
-    };
+    let refused = |problems| SetupError::Bundle { directory: config.ca.bundle.clone(), problems };
     let files = read_directory(&config.ca.bundle).map_err(refused)?;
     let bundle = Bundle::check(files, clock::now()).map_err(refused)?;
     let kept = in_use(config);

@@ -7,6 +7,7 @@ pub mod files;
 pub mod key;
 
 use std::{
+    borrow::Cow,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -31,6 +32,8 @@ use crate::{
 };
 use pki::Issuer;
 
+use process::error::{Advice, Remedy, chain};
+
 /// How often files, and the issuer, are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 /// The wait after a first failure; it doubles up to [`BACKOFF_MOST`].
@@ -45,9 +48,7 @@ pub enum ServingError {
     #[error(transparent)]
     Files(#[from] FilesError),
     /// Only one of the two files is configured.
-    #[error(
-        "[serving] certificate_file and key_file go together; set both, or neither to use a certificate issued by this CA"
-    )]
+    #[error("[serving] certificate_file and key_file go together{advice}", advice = Advice(self))]
     Half,
     /// The CA issued none.
     #[error("the serving certificate was not issued")]
@@ -58,6 +59,16 @@ pub enum ServingError {
     /// What was issued or read is not a certificate.
     #[error("the serving certificate cannot be parsed")]
     Malformed,
+}
+
+impl Remedy for ServingError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Files(error) => error.remedy(),
+            Self::Half => Some("set both, or neither to use a certificate issued by this CA".into()),
+            Self::Issue(_) | Self::Key(_) | Self::Malformed => None,
+        }
+    }
 }
 
 /// Where the certificate comes from.
@@ -150,7 +161,11 @@ impl Keeper {
                     }
                     Ok(None) => LOOK,
                     Err(error) => {
-                        tracing::warn!(error = %chain(&error), retry_s = backoff.as_secs(), "no new serving certificate");
+                        tracing::warn!(
+                            error = chain(&error),
+                            retry_s = backoff.as_secs(),
+                            "no new serving certificate"
+                        );
                         let wait = backoff;
                         backoff = (backoff * 2).min(BACKOFF_MOST);
                         wait
@@ -243,12 +258,6 @@ fn half_life(now: SystemTime, not_after: SystemTime) -> SystemTime {
 
 fn until(now: SystemTime, then: SystemTime) -> Duration {
     then.duration_since(now).unwrap_or_default().max(BACKOFF)
-}
-
-/// An error with its causes, for a log line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]

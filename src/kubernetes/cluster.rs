@@ -3,7 +3,7 @@
 //! Making a client touches no network: an API server that is away stops neither the daemon nor another cluster's
 //! work. Called by `daemon` at start; the clients are cloned by everything else in this module.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 
 use kube::{
     Client, Config,
@@ -17,6 +17,9 @@ use super::{
 };
 use crate::{auth::ClusterName, telemetry::metrics};
 use pki::identity::{Namespace, TrustDomain};
+
+pub use process::error::chain;
+use process::error::{Advice, Remedy};
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -36,7 +39,7 @@ const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/names
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The kubeconfig gives no client.
-    #[error("cluster {cluster}: no client can be made of {kubeconfig}: {source}; mend its certificates and keys")]
+    #[error("cluster {cluster}: no client can be made of {kubeconfig}: {source}{advice}", advice = Advice(self))]
     Client {
         /// The cluster.
         cluster: ClusterName,
@@ -46,7 +49,7 @@ pub enum ClusterError {
         source: Box<kube::Error>,
     },
     /// Not in a pod, or the pod has no service account.
-    #[error("cluster {cluster}: the daemon has no service account: {source}; run it in a pod, or set kubeconfig")]
+    #[error("cluster {cluster}: the daemon has no service account: {source}{advice}", advice = Advice(self))]
     InCluster {
         /// The cluster.
         cluster: ClusterName,
@@ -75,6 +78,17 @@ pub enum ClusterError {
         /// The cluster.
         cluster: ClusterName,
     },
+}
+
+impl Remedy for ClusterError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Client { .. } => Some("mend its certificates and keys".into()),
+            Self::InCluster { .. } => Some("run it in a pod, or set kubeconfig".into()),
+            Self::NoNamespace | Self::NoIdentity => Some("set it".into()),
+            Self::Kubeconfig { .. } | Self::NoTrustDomain { .. } => None,
+        }
+    }
 }
 
 /// One cluster. Clones of its client share one connection pool.
@@ -265,18 +279,4 @@ impl Clusters {
     pub fn identity(&self) -> &str {
         &self.identity
     }
-}
-
-/// An error with its causes: kube's own texts leave out what hyper and rustls say.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |cause| cause.source()) {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-    }
-    text
 }

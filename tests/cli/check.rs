@@ -135,8 +135,8 @@ fn many_things_are_told_at_once() {
         .with("token=ca", "token=nowhere")
         .with("/bundle", "/no-bundle");
     ready.fails(&[
-        ("bundle", "no-bundle: is no directory", "name the one that `import` or `install` wrote"),
-        ("token hsm", "no token in", "it holds `ca`"),
+        ("bundle", "no-bundle: is not a directory", "name the one that `import` or `install` wrote"),
+        ("token hsm", "it holds `ca`", "inspect --module"),
         ("addresses", "[listen] address", "stop what listens there"),
         ("serving", "/nowhere/tls.crt", "PEM certificate chain"),
     ]);
@@ -228,7 +228,7 @@ fn a_token_with_an_environment_of_its_own() {
     ready.fails(&[]);
     fs::remove_dir_all(other.path().join("tokens")).unwrap();
     fs::create_dir(other.path().join("tokens")).unwrap();
-    ready.fails(&[("token second", "no token in", "it holds")]);
+    ready.fails(&[("token second", "it holds", "inspect --module")]);
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn the_log() {
     ready.fails(&[
         ("token hsm", "pin-refused.hsm cannot be used", "check its directory"),
         ("log", "", ""),
-        ("log", "is no directory", "name another path"),
+        ("log", "is not a directory", "name another path"),
     ]);
 }
 

@@ -66,7 +66,7 @@ fn a_bundle_of_another_key_does_not_pair() {
 #[test]
 fn what_cannot_be_inspected() {
     let machine = Machine::new();
-    machine.refused("inspect --bundle $/nowhere", &["the bundle is refused", "nowhere: is no directory"]);
+    machine.refused("inspect --bundle $/nowhere", &["the bundle is refused", "nowhere: is not a directory"]);
     machine.write("half/cert-chain.pem", "");
     machine.refused("inspect --bundle $/half", &["the bundle is refused", "ca-cert.pem: is missing", "root-cert.pem"]);
     machine.run("inspect", &[]).usage(&["--token"]);

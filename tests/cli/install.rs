@@ -108,13 +108,15 @@ fn every_reason_is_told_and_the_token_is_not_asked() {
     machine.write("signed/cert-chain.pem", "-----BEGIN CERTIFICATE-----\nno base64!\n-----END CERTIFICATE-----\n");
     machine.write("signed/root-cert.pem", machine.read("root.pem"));
     machine.refused("install --from $/signed --bundle $/bundle", &["cert-chain.pem", "line "]);
-    machine
-        .refused("install --from $/nowhere --bundle $/bundle", &["nowhere: is no directory; name the one that holds"]);
+    machine.refused(
+        "install --from $/nowhere --bundle $/bundle",
+        &["nowhere: is not a directory; name the one that holds"],
+    );
     machine.write("file", "");
     std::fs::remove_file(machine.path("signed/root-cert.pem")).unwrap();
     machine.refused(
         "install --from $/signed --bundle $/file",
-        &["root-cert.pem: is missing", "cert-chain.pem: line ", "--bundle", "file: is no directory"],
+        &["root-cert.pem: is missing", "cert-chain.pem: line ", "--bundle", "file: is not a directory"],
     );
     assert_eq!(machine.token_files(), before);
     assert!(!exists(&machine.path("bundle")));

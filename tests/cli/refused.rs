@@ -192,7 +192,7 @@ fn every_reason_is_told_at_once() {
     }
     machine.run("import --from $/nowhere --bundle $/bundle", &token).refused(&[
         "--from",
-        "is no directory",
+        "is not a directory",
         "refuses the PIN",
     ]);
     good(&machine);
@@ -287,7 +287,7 @@ fn where_the_bundle_cannot_go_is_told_before_the_token_is_touched() {
     let before = machine.token_files();
     machine.write("file", "");
     for (bundle, reason) in [
-        ("$/file", "file: is no directory"),
+        ("$/file", "file: is not a directory"),
         ("$/file/below", "file: cannot be written"),
         ("/proc/nothing/bundle", "/proc: cannot be written"),
         ("$/ca", "the private key's file lies there, and the bundle is public; name another directory"),

@@ -41,14 +41,16 @@ pub struct BundleFiles {
     pub root_cert: Input,
 }
 
-/// One reason to refuse a bundle: names the file and says what to do.
+/// A reason to refuse a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{file}: {reason}")]
+#[error("{file}: {reason}{}", .remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default())]
 pub struct Problem {
-    /// The file.
+    /// The file as the operator named it.
     pub file: String,
-    /// What is wrong, and what to do, in one sentence each.
+    /// What is wrong with it.
     pub reason: String,
+    /// What the operator can do.
+    pub remedy: Option<String>,
 }
 
 /// What deserves the operator's attention but is no reason to refuse.
@@ -64,10 +66,16 @@ pub struct Bundle {
 }
 
 impl Problem {
-    /// One reason against one file.
+    /// A problem whose remedy is obvious from the reason.
     #[must_use]
     pub fn new(file: &str, reason: impl Into<String>) -> Self {
-        Self { file: file.to_owned(), reason: reason.into() }
+        Self { file: file.to_owned(), reason: reason.into(), remedy: None }
+    }
+
+    /// A problem with its remedy.
+    #[must_use]
+    pub fn with_remedy(file: &str, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..Self::new(file, reason) }
     }
 }
 
@@ -119,14 +127,14 @@ impl Bundle {
         for (input, found) in [(&files.ca_cert, &ca_certs), (&files.root_cert, &roots)] {
             // Where a certificate is malformed, that is the reason, and not that there is none.
             if found.is_empty() && !problems.iter().any(|problem| problem.file == input.name) {
-                problems.push(Problem::new(&input.name, "holds no certificate; put it there as PEM"));
+                problems.push(Problem::with_remedy(&input.name, "holds no certificate", "put it there as PEM"));
             }
         }
         let roots_pem = match String::from_utf8(files.root_cert.bytes.clone()) {
             Ok(text) => text,
             Err(_) => {
-                let reason = "is not UTF-8 text, as the reply to Istio's agents must be; remove the remarks in it";
-                problems.push(Problem::new(&files.root_cert.name, reason));
+                let reason = "is not UTF-8 text, as the reply to Istio's agents must be";
+                problems.push(Problem::with_remedy(&files.root_cert.name, reason, "remove the comments in it"));
                 String::new()
             }
         };
@@ -193,16 +201,17 @@ fn certificates(input: &Input, problems: &mut Vec<Problem>) -> Vec<Certificate> 
     for block in blocks {
         if block.label != LABEL {
             // These files are public and go out byte for byte; ztunnel refuses roots with other blocks in them.
-            let advice = if block.label.ends_with("PRIVATE KEY") { "this file is public: " } else { "" };
-            let reason = format!("line {}: holds a `{}`; {advice}remove it", block.line, block.label);
-            problems.push(Problem::new(&input.name, reason));
+            let is_key = block.label.ends_with("PRIVATE KEY");
+            let remedy = if is_key { "this file is public: remove it" } else { "remove it" };
+            let reason = format!("line {}: holds a `{}`", block.line, block.label);
+            problems.push(Problem::with_remedy(&input.name, reason, remedy));
             continue;
         }
         match Certificate::parse(&input.name, block.line, &block.der) {
             Ok(certificate) => found.push(certificate),
             Err(reason) => {
-                let reason = format!("line {}: the certificate is malformed: {reason}; take it afresh", block.line);
-                problems.push(Problem::new(&input.name, reason));
+                let reason = format!("line {}: the certificate is malformed: {reason}", block.line);
+                problems.push(Problem::with_remedy(&input.name, reason, "copy it again"));
             }
         }
     }
@@ -214,14 +223,14 @@ fn same_key(files: &BundleFiles, ours: &PublicKey, key_name: &str, key: &PublicK
         return Ok(());
     }
     let reason = format!(
-        "is not the key of {} ({} with SHA-256 {}; the certificate has {} with {}); give the two that belong together",
+        "is not the key of {} ({} with SHA-256 {}; the certificate has {} with {})",
         files.ca_cert.name,
         key.algorithm(),
         short(key),
         ours.algorithm(),
         short(ours)
     );
-    Err(Problem::new(key_name, reason))
+    Err(Problem::with_remedy(key_name, reason, "give the two that belong together"))
 }
 
 /// The CA's key, which unlike a root's must be one that we sign with.
@@ -243,10 +252,10 @@ fn choose<'a>(
     whole_chain: bool,
     now: SystemTime,
 ) -> Result<Path<'a>, Vec<Problem>> {
-    let paths = path::find(ca, others, roots).map_err(|DeadEnd { at, reason }| {
+    let paths = path::find(ca, others, roots).map_err(|DeadEnd { at, reason, remedy }| {
         let mut problems = rules::problems_of(ca, 0, now);
         if whole_chain {
-            problems.push(Problem::new(&at.file, format!("{} {reason}", at.label())));
+            problems.push(Problem::with_remedy(&at.file, format!("{} {reason}", at.label()), remedy));
         }
         problems
     })?;

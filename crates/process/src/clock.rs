@@ -6,9 +6,12 @@
 //! the log already holds.
 
 use std::{
+    borrow::Cow,
     sync::Mutex,
     time::{Duration, Instant, SystemTime},
 };
+
+use crate::error::{Advice, Remedy};
 
 /// How far wall time may drift from monotonic time between two readings, before it is a jump.
 /// NTP slews by at most 500 ppm, so that even an hour between two readings stays below two seconds.
@@ -21,11 +24,20 @@ const SETTLE: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClockError {
     /// The wall clock is behind the newest record of the issuance log.
-    #[error("the clock is {0:?} behind the newest record of the issuance log; set the clock right")]
+    #[error("the clock is {0:?} behind the newest record of the issuance log{advice}", advice = Advice(self))]
     BehindLog(Duration),
     /// The wall clock moved against the monotonic clock.
-    #[error("the clock jumped by {0:?}; issuance goes on by itself once it runs evenly")]
+    #[error("the clock jumped by {0:?}; issuance resumes once it runs evenly")]
     Jumped(Duration),
+}
+
+impl Remedy for ClockError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::BehindLog(_) => Some("set the clock right".into()),
+            Self::Jumped(_) => None,
+        }
+    }
 }
 
 /// The current time, unchecked: for what does not issue (reports, `check`, import).

@@ -2,6 +2,7 @@
 //! output of commands.
 
 pub mod clock;
+pub mod error;
 pub mod hardening;
 pub mod logging;
 pub mod output;

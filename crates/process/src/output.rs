@@ -7,6 +7,8 @@ use std::{
 
 use serde::Serialize;
 
+use crate::error::chain;
+
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
@@ -70,23 +72,14 @@ impl Output {
     pub fn fail(self, error: &anyhow::Error) -> ExitCode {
         let mut err = std::io::stderr().lock();
         let _ = match self {
-            Self::Text => writeln!(err, "error: {}", told(error)),
+            Self::Text => writeln!(err, "error: {}", chain(error.as_ref())),
             Self::Json => {
                 let reasons = error.downcast_ref::<Refused>().map(|refused| refused.reasons.clone());
-                writeln!(err, "{}", serde_json::json!({ "error": told(error), "reasons": reasons }))
+                writeln!(err, "{}", serde_json::json!({ "error": chain(error.as_ref()), "reasons": reasons }))
             }
         };
         ExitCode::FAILURE
     }
-}
-
-/// An error with its causes; one that repeats what has been said is left out.
-fn told(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.is_empty() {
-        true => cause,
-        false if text.contains(&cause) => text,
-        false => format!("{text}: {cause}"),
-    })
 }
 
 /// Whether a person sits at the terminal and can be asked.
@@ -100,13 +93,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn repeated_cause_is_printed_once() {
         let error = anyhow::anyhow!("no such file").context("/x: no such file").context("the log cannot be read");
-        assert_eq!(told(&error), "the log cannot be read: /x: no such file");
+        assert_eq!(chain(error.as_ref()), "the log cannot be read: /x: no such file");
     }
 
     #[test]
-    fn all_reasons_are_told() {
+    fn refused_lists_every_reason() {
         let refused = Refused { what: "not imported".into(), reasons: vec!["one".into(), "two".into()] };
         assert_eq!(refused.to_string(), "not imported\n  - one\n  - two");
     }

@@ -31,6 +31,7 @@ use std::{
 pub use command::main;
 use door::Door;
 use ending::Ending;
+use process::error::chain;
 use protocol::{Fault, FaultClass, VERSION};
 use serve::{Connection, Served};
 pub use settings::{DEFAULT_CALL_TIMEOUT, Settings};
@@ -255,18 +256,6 @@ fn refuse(connection: &mut Connection, correlation: u64, class: FaultClass, reas
     let fault = Fault { class, code: 0, function: String::new(), text: reason.to_owned() };
     connection.refuse(correlation, fault);
     HostError::Unable(format!("the daemon's settings cannot be used: {reason}"))
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// A descriptor that the watchdog may keep.

@@ -5,6 +5,8 @@
 //! The log's and the probes' keys are made in the token by us, and found by their label. Called by import, the token
 //! host and admin commands.
 
+use std::borrow::Cow;
+
 use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
@@ -13,6 +15,7 @@ use serde::Serialize;
 
 use super::{Pkcs11Error, calls};
 use pki::{KeyAlgorithm, PublicKey};
+use process::error::{Advice, Remedy};
 
 pub mod objects;
 pub mod proof;
@@ -38,7 +41,7 @@ pub struct Found {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Several objects match.
-    #[error("the token holds {count} private keys with {what}; delete all but one by the vendor's tool")]
+    #[error("the token holds {count} private keys with {what}{advice}", advice = Advice(self))]
     Ambiguous {
         /// How the key was looked for.
         what: String,
@@ -55,10 +58,10 @@ pub enum KeyError {
         source: Pkcs11Error,
     },
     /// No object matches.
-    #[error("the token holds no private key with {0}; import it, or check that this is the right token")]
+    #[error("the token holds no private key with {0}{advice}", advice = Advice(self))]
     NotFound(String),
     /// The public key object is missing or cannot be read.
-    #[error("the token's public key object with {what} cannot be used: {reason}; import the key again")]
+    #[error("the token's public key object with {what} cannot be used: {reason}{advice}", advice = Advice(self))]
     Public {
         /// How the key was looked for.
         what: String,
@@ -75,26 +78,50 @@ pub enum KeyError {
     },
 }
 
+impl Remedy for KeyError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Ambiguous { .. } => Some("delete all but one by the vendor's tool".into()),
+            Self::NotFound(_) => Some("import it, or check that this is the right token".into()),
+            Self::Public { .. } => Some("import the key again".into()),
+            Self::Unfit { reason, .. } => reason.remedy(),
+            Self::Call { .. } => None,
+        }
+    }
+}
+
 /// The attributes that make a key unfit for a CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// CKA_ALWAYS_AUTHENTICATE is true.
     #[error(
-        "it wants the PIN before every signature (CKA_ALWAYS_AUTHENTICATE), which no daemon can give; make it without"
+        "it wants the PIN before every signature (CKA_ALWAYS_AUTHENTICATE), which no daemon can give{advice}", advice = Advice(self)
     )]
     AlwaysAuthenticate,
     /// CKA_EXTRACTABLE is true.
-    #[error("it may leave the token (CKA_EXTRACTABLE); set the attribute to false, which cannot be undone")]
+    #[error("it may leave the token (CKA_EXTRACTABLE){advice}", advice = Advice(self))]
     Extractable,
     /// CKA_SENSITIVE is false.
-    #[error("it may be read in the clear (CKA_SENSITIVE is false); set the attribute to true, which cannot be undone")]
+    #[error("it may be read in the clear (CKA_SENSITIVE is false){advice}", advice = Advice(self))]
     NotSensitive,
     /// CKA_SIGN is false.
-    #[error("it may not sign (CKA_SIGN is false); import it again")]
+    #[error("it may not sign (CKA_SIGN is false){advice}", advice = Advice(self))]
     NotSigning,
     /// A flag cannot be read.
     #[error("the token does not tell whether it may be read, extracted or used to sign")]
     Untold,
+}
+
+impl Remedy for Unfit {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::AlwaysAuthenticate => Some("make it without".into()),
+            Self::Extractable => Some("set the attribute to false, which cannot be undone".into()),
+            Self::NotSensitive => Some("set the attribute to true, which cannot be undone".into()),
+            Self::NotSigning => Some("import it again".into()),
+            Self::Untold => None,
+        }
+    }
 }
 
 /// A private key's attributes as the token tells them; none where it does not.

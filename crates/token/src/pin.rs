@@ -4,50 +4,87 @@
 //! until the token is locked, so that a file writable by others is refused; one that others can read is told.
 
 use std::{
+    borrow::Cow,
+    error::Error,
+    fmt,
     fs::{File, OpenOptions},
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
+use process::error::{Advice, Remedy};
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
 /// Longest PIN that is read. Tokens that tell a maximum tell at most 255 bytes (PKCS#11 sets no bound).
 const MAX_PIN: usize = 1024;
 
-/// Why there is no PIN. Never carries any of it.
-#[derive(Debug, thiserror::Error)]
-pub enum PinError {
+/// Why a PIN or passphrase file cannot be used. Never carries any of its content.
+#[derive(Debug)]
+pub struct PinError {
+    /// What the file holds: `PIN` or `passphrase`.
+    secret: &'static str,
+    path: PathBuf,
+    problem: PinProblem,
+}
+
+/// What is wrong with a PIN file.
+#[derive(Debug)]
+enum PinProblem {
     /// Nothing before the end of the line.
-    #[error("the PIN in {0} is empty; write the PIN into it")]
-    Empty(PathBuf),
-    /// Not a regular file.
-    #[error("{0} is not a regular file; name the file that holds the PIN")]
-    NotAFile(PathBuf),
-    /// Not text.
-    #[error("the PIN in {0} is not UTF-8 text without control characters; write the PIN alone on one line")]
-    NotText(PathBuf),
-    /// Longer than any PIN.
-    #[error("the PIN in {0} is longer than {MAX_PIN} bytes; write the PIN alone into it")]
-    TooLong(PathBuf),
+    Empty,
+    /// A directory, a FIFO or a device.
+    NotAFile,
+    /// Not UTF-8, or with control characters such as a second line.
+    NotText,
+    /// Longer than `MAX_PIN`.
+    TooLong,
     /// Cannot be opened or read.
-    #[error("the PIN file {path} cannot be read; check its path and permissions")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Others than its owner may change it.
-    #[error("the PIN file {path} can be written by its group or by others (mode {mode:04o}); chmod go-w it")]
-    Writable {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
+    Unreadable(io::Error),
+    /// Group or others may write it; its permission bits.
+    Writable(u32),
+}
+
+impl fmt::Display for PinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { secret, path, problem } = self;
+        let path = path.display();
+        match problem {
+            PinProblem::Empty => write!(f, "the {secret} in {path} is empty"),
+            PinProblem::NotAFile => write!(f, "{path} is not a regular file"),
+            PinProblem::NotText => write!(f, "the {secret} in {path} is not UTF-8 text without control characters"),
+            PinProblem::TooLong => write!(f, "the {secret} in {path} is longer than {MAX_PIN} bytes"),
+            PinProblem::Unreadable(_) => write!(f, "the {secret} file {path} cannot be read"),
+            PinProblem::Writable(mode) => {
+                write!(f, "the {secret} file {path} can be written by its group or by others (mode {mode:04o})")
+            }
+        }?;
+        Advice(self).fmt(f)
+    }
+}
+
+impl Error for PinError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.problem {
+            PinProblem::Unreadable(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl Remedy for PinError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        let secret = self.secret;
+        Some(match self.problem {
+            PinProblem::Empty => format!("write the {secret} into it").into(),
+            PinProblem::NotAFile => format!("name the file that holds the {secret}").into(),
+            PinProblem::NotText => format!("write the {secret} alone on one line").into(),
+            PinProblem::TooLong => format!("write the {secret} alone into it").into(),
+            PinProblem::Unreadable(_) => "check its path and permissions".into(),
+            PinProblem::Writable(_) => "chmod go-w it".into(),
+        })
+    }
 }
 
 /// Reads the PIN from a file: its first line, which must be the only one. A file that everybody can read is told in
@@ -57,7 +94,16 @@ pub enum PinError {
 /// When the file cannot be read, is no regular file, may be written by group or others, is empty, has more than one
 /// line or more than 1024 bytes, or is not UTF-8.
 pub fn read(path: &Path) -> Result<SecretString, PinError> {
-    let unreadable = |source| PinError::Unreadable { path: path.to_owned(), source };
+    read_secret(path, "PIN")
+}
+
+/// As [`read`], for a file that holds another secret; `secret` is its name in errors.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_secret(path: &Path, secret: &'static str) -> Result<SecretString, PinError> {
+    let failed = |problem| PinError { secret, path: path.to_owned(), problem };
+    let unreadable = |error| failed(PinProblem::Unreadable(error));
     // Non-blocking, so that a FIFO in the file's place does not hold us up. Links are followed: a Kubernetes Secret's
     // files are links.
     let file = OpenOptions::new()
@@ -67,23 +113,27 @@ pub fn read(path: &Path) -> Result<SecretString, PinError> {
         .map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err(PinError::NotAFile(path.to_owned()));
+        return Err(failed(PinProblem::NotAFile));
     }
     let mode = metadata.mode() & 0o7777;
     if mode & 0o022 != 0 {
-        return Err(PinError::Writable { path: path.to_owned(), mode });
+        return Err(failed(PinProblem::Writable(mode)));
     }
     if mode & 0o004 != 0 {
-        tracing::warn!(path = %path.display(), "the PIN file can be read by everybody; chmod o-r it");
+        tracing::warn!(path = %path.display(), "the {secret} file is world-readable; chmod o-r it");
     }
-    read_open(file, path)
+    read_line(file).map_err(failed)
 }
 
-/// Reads the PIN from an open descriptor, pipe or terminal (`--pin-fd`); `name` is what errors call it.
+/// Reads the PIN from an open descriptor, pipe or terminal (`--pin-fd`); `name` is its name in errors.
 ///
 /// # Errors
 /// As [`read`], without the checks of the file's mode.
-pub fn read_open(mut source: File, name: &Path) -> Result<SecretString, PinError> {
+pub fn read_open(source: File, name: &Path) -> Result<SecretString, PinError> {
+    read_line(source).map_err(|problem| PinError { secret: "PIN", path: name.to_owned(), problem })
+}
+
+fn read_line(mut source: File) -> Result<SecretString, PinProblem> {
     // One fixed buffer: a growing one would leave copies behind.
     let mut buffer = Zeroizing::new([0_u8; MAX_PIN + 2]);
     let mut filled = 0;
@@ -92,21 +142,21 @@ pub fn read_open(mut source: File, name: &Path) -> Result<SecretString, PinError
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(PinError::Unreadable { path: name.to_owned(), source }),
+            Err(error) => return Err(PinProblem::Unreadable(error)),
         }
     }
     let bytes = buffer.get(..filled).unwrap_or_default();
     let line = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let line = line.strip_suffix(b"\r").filter(|_| line.len() < bytes.len()).unwrap_or(line);
     if line.len() > MAX_PIN {
-        return Err(PinError::TooLong(name.to_owned()));
+        return Err(PinProblem::TooLong);
     }
     if line.is_empty() {
-        return Err(PinError::Empty(name.to_owned()));
+        return Err(PinProblem::Empty);
     }
-    let text = std::str::from_utf8(line).map_err(|_| PinError::NotText(name.to_owned()))?;
+    let text = std::str::from_utf8(line).map_err(|_| PinProblem::NotText)?;
     if text.chars().any(char::is_control) {
-        return Err(PinError::NotText(name.to_owned()));
+        return Err(PinProblem::NotText);
     }
     // Boxed at its exact size, so that no byte is moved to another place on the way into the secret.
     Ok(SecretString::from(Box::<str>::from(text)))
@@ -116,6 +166,7 @@ pub fn read_open(mut source: File, name: &Path) -> Result<SecretString, PinError
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
+    use process::error::Report;
     use secrecy::ExposeSecret;
 
     use super::*;
@@ -152,22 +203,22 @@ mod tests {
     fn refuses() {
         let long = [b'1'; MAX_PIN + 1];
         let endless = [b'1'; 4 * MAX_PIN];
-        let cases: [(&[u8], u32, fn(&PinError) -> bool); 10] = [
-            (b"", 0o600, |e| matches!(e, PinError::Empty(_))),
-            (b"\n", 0o600, |e| matches!(e, PinError::Empty(_))),
-            (b"\r\n", 0o600, |e| matches!(e, PinError::Empty(_))),
-            (b"1\n2\n", 0o600, |e| matches!(e, PinError::NotText(_))),
-            (b"1\0", 0o600, |e| matches!(e, PinError::NotText(_))),
-            (b"\xff", 0o600, |e| matches!(e, PinError::NotText(_))),
-            (&long, 0o600, |e| matches!(e, PinError::TooLong(_))),
-            (&endless, 0o600, |e| matches!(e, PinError::TooLong(_))),
-            (b"1234", 0o620, |e| matches!(e, PinError::Writable { mode: 0o620, .. })),
-            (b"1234", 0o602, |e| matches!(e, PinError::Writable { mode: 0o602, .. })),
+        let cases: [(&[u8], u32, fn(&PinProblem) -> bool); 10] = [
+            (b"", 0o600, |e| matches!(e, PinProblem::Empty)),
+            (b"\n", 0o600, |e| matches!(e, PinProblem::Empty)),
+            (b"\r\n", 0o600, |e| matches!(e, PinProblem::Empty)),
+            (b"1\n2\n", 0o600, |e| matches!(e, PinProblem::NotText)),
+            (b"1\0", 0o600, |e| matches!(e, PinProblem::NotText)),
+            (b"\xff", 0o600, |e| matches!(e, PinProblem::NotText)),
+            (&long, 0o600, |e| matches!(e, PinProblem::TooLong)),
+            (&endless, 0o600, |e| matches!(e, PinProblem::TooLong)),
+            (b"1234", 0o620, |e| matches!(e, PinProblem::Writable(0o620))),
+            (b"1234", 0o602, |e| matches!(e, PinProblem::Writable(0o602))),
         ];
         for (content, mode, expected) in cases {
             let (_directory, path) = file(content, mode);
             let error = read(&path).unwrap_err();
-            assert!(expected(&error), "{error}");
+            assert!(expected(&error.problem), "{error}");
             assert!(!error.to_string().contains("1234"));
         }
     }
@@ -175,11 +226,19 @@ mod tests {
     #[test]
     fn refuses_what_is_no_file() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(matches!(read(directory.path()), Err(PinError::NotAFile(_))));
-        assert!(matches!(read(&directory.path().join("none")), Err(PinError::Unreadable { .. })));
+        assert!(matches!(read(directory.path()).unwrap_err().problem, PinProblem::NotAFile));
+        assert!(matches!(read(&directory.path().join("none")).unwrap_err().problem, PinProblem::Unreadable(_)));
         let fifo = directory.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(matches!(read(&fifo), Err(PinError::NotAFile(_))));
+        assert!(matches!(read(&fifo).unwrap_err().problem, PinProblem::NotAFile));
+    }
+
+    #[test]
+    fn errors_name_the_secret_and_the_remedy() {
+        let (_directory, path) = file(b"", 0o600);
+        let report = Report::from(&read_secret(&path, "passphrase").unwrap_err());
+        assert_eq!(report.problem, format!("the passphrase in {} is empty", path.display()));
+        assert_eq!(report.remedy.as_deref(), Some("write the passphrase into it"));
     }
 
     #[test]

@@ -6,11 +6,14 @@
 //! effect. Used by the token host before each login.
 
 use std::{
+    borrow::Cow,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
+
+use process::error::{Advice, Remedy};
 
 /// Longest marker that is read.
 const MOST: u64 = 4096;
@@ -25,7 +28,7 @@ pub struct PinMarker {
 #[derive(Debug, thiserror::Error)]
 pub enum MarkerError {
     /// The marker cannot be read or written.
-    #[error("{path} cannot be used, which keeps a refused PIN from being tried again; check its directory")]
+    #[error("{path} cannot be used, which keeps a refused PIN from being tried again{advice}", advice = Advice(self))]
     Io {
         /// The file.
         path: PathBuf,
@@ -34,7 +37,7 @@ pub enum MarkerError {
         source: io::Error,
     },
     /// The PIN's file is not there, or not to be seen.
-    #[error("the PIN's file {path} cannot be found, so that no PIN is tried; put it back")]
+    #[error("the PIN's file {path} cannot be found, so that no PIN is tried{advice}", advice = Advice(self))]
     PinFile {
         /// The file.
         path: PathBuf,
@@ -44,8 +47,8 @@ pub enum MarkerError {
     },
     /// This PIN was refused before.
     #[error(
-        "the token refused the PIN in {pin_file}, and it is not tried again; write the right PIN into that file, \
-         or delete {marker} if it is right by now ({reason})"
+        "the token refused the PIN in {pin_file}, and it is not tried again ({reason}){advice}",
+        advice = Advice(self)
     )]
     Refused {
         /// The PIN's file.
@@ -55,6 +58,19 @@ pub enum MarkerError {
         /// What the token said.
         reason: String,
     },
+}
+
+impl Remedy for MarkerError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Io { .. } => Some("check its directory".into()),
+            Self::Refused { marker, .. } => Some(
+                format!("write the right PIN into that file, or delete {} if it is right by now", marker.display())
+                    .into(),
+            ),
+            Self::PinFile { .. } => Some("put it back".into()),
+        }
+    }
 }
 
 impl PinMarker {

@@ -5,7 +5,6 @@
 //! configured pause. Keys that were good stay when a fetch fails. Called by [`super::Jwt`].
 
 use std::{
-    error::Error,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -18,6 +17,7 @@ use tokio::{
 };
 
 use super::{Algorithm, jwks::Jwk, source::Source};
+use process::error::chain;
 
 /// The first pause after a failed fetch; it doubles up to the interval.
 const RETRY: Duration = Duration::from_secs(1);
@@ -88,7 +88,7 @@ impl Keys {
             state: watch::Sender::new(state),
         };
         if let Some(read) = shared.source.read_now() {
-            shared.take(read.map_err(|error| describe(&error)));
+            shared.take(read.map_err(|error| chain(&error)));
         }
         Self { shared: Arc::new(shared), task: Mutex::new(None) }
     }
@@ -169,13 +169,13 @@ impl Shared {
                     self.pace.interval
                 }
                 Err(error) => {
-                    tracing::warn!(reason = describe(error), "an issuer's keys could not be fetched; older ones stay");
+                    tracing::warn!(reason = chain(error), "an issuer's keys could not be fetched; older ones stay");
                     let wait = retry.min(self.pace.interval);
                     retry = retry.saturating_mul(2);
                     wait
                 }
             };
-            self.take(fetched.map_err(|error| describe(&error)));
+            self.take(fetched.map_err(|error| chain(&error)));
             next = Instant::now() + wait;
         }
     }
@@ -198,16 +198,4 @@ impl Shared {
             state.error = error;
         });
     }
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

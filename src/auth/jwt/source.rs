@@ -4,6 +4,7 @@
 //! not followed and no proxy is used: keys come from where the operator said.
 
 use std::{
+    borrow::Cow,
     io::{self, Read},
     path::{Path, PathBuf},
     time::Duration,
@@ -15,6 +16,7 @@ use super::{
     jwks::{self, Jwk, JwksError},
     settings::{FetchUrl, IssuerName, KeySource, SettingError},
 };
+use process::error::{Advice, Remedy};
 
 /// The longest document in bytes: 64 keys of RSA-8192 with certificates stay below it.
 const MOST: usize = 512 * 1024;
@@ -31,7 +33,7 @@ const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The roots for https cannot be used.
-    #[error("{0}: the PEM roots cannot be used; give a file with CERTIFICATE blocks")]
+    #[error("{0}: the PEM roots cannot be used{advice}", advice = Advice(self))]
     CaFile(PathBuf, #[source] reqwest::Error),
     /// The discovery document is not one.
     #[error("the discovery document is not JSON with issuer and jwks_uri")]
@@ -60,6 +62,15 @@ pub enum FetchError {
     /// A URL that keys are not fetched from.
     #[error(transparent)]
     Url(#[from] SettingError),
+}
+
+impl Remedy for FetchError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::CaFile(..) => Some("give a file with CERTIFICATE blocks".into()),
+            _ => None,
+        }
+    }
 }
 
 /// A source of keys.

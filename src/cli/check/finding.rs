@@ -1,8 +1,8 @@
 //! What `check` found.
 
-use std::error::Error;
-
 use serde::{Deserialize, Serialize};
+
+use process::error::{Remedy, Report};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,17 +61,16 @@ impl Findings {
         self.add(Level::Error, text.into(), Some(remedy.into()));
     }
 
-    /// An error of another module, in whose words what is to be done follows a semicolon; `otherwise` where it does
-    /// not say.
-    pub(super) fn failed(&mut self, error: &dyn Error, otherwise: &str) {
-        let (text, remedy) = told(error);
-        self.error(text, remedy.unwrap_or_else(|| otherwise.to_owned()));
+    /// Adds an error with its own remedy, or with `otherwise` if it has none.
+    pub(super) fn failed<E: Remedy>(&mut self, error: &E, otherwise: &'static str) {
+        let Report { problem, remedy } = error.into();
+        self.error(problem, remedy.unwrap_or(otherwise.into()));
     }
 
-    /// The same for what is no obstacle.
-    pub(super) fn doubt(&mut self, error: &dyn Error, otherwise: &str) {
-        let (text, remedy) = told(error);
-        self.warning(text, remedy.unwrap_or_else(|| otherwise.to_owned()));
+    /// As [`Self::failed`], for what does not keep `serve` from working.
+    pub(super) fn doubt<E: Remedy>(&mut self, error: &E, otherwise: &'static str) {
+        let Report { problem, remedy } = error.into();
+        self.warning(problem, remedy.unwrap_or(otherwise.into()));
     }
 
     pub(super) fn extend(&mut self, others: Vec<Finding>) {
@@ -84,40 +83,5 @@ impl Findings {
 
     fn add(&mut self, level: Level, text: String, remedy: Option<String>) {
         self.found.push(Finding { part: self.part.clone(), level, text, remedy });
-    }
-}
-
-/// What is wrong, with its causes, and what to do.
-fn told(error: &dyn Error) -> (String, Option<String>) {
-    let whole = error.to_string();
-    let (text, remedy) = match whole.split_once("; ") {
-        Some((text, remedy)) => (text.to_owned(), Some(remedy.to_owned())),
-        None => (whole, None),
-    };
-    let mut text = text;
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let more = next.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = next.source();
-    }
-    (text, remedy)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("the file is bad; mend it")]
-    struct Outer(#[source] std::io::Error);
-
-    #[test]
-    fn a_remedy_stands_behind_the_semicolon() {
-        let error = Outer(std::io::Error::other("disk gone"));
-        assert_eq!(told(&error), ("the file is bad: disk gone".to_owned(), Some("mend it".to_owned())));
-        assert_eq!(told(&std::io::Error::other("x")), ("x".to_owned(), None));
     }
 }

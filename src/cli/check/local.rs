@@ -10,6 +10,7 @@ use crate::{
     daemon::setup::{self, SetupError},
 };
 use audit_log::Log;
+use pki::bundle::Problem;
 use process::clock::Clock;
 
 /// The bundle as `serve` takes it.
@@ -28,13 +29,10 @@ pub(super) fn bundle(config: &Config) -> Vec<Finding> {
                 issuer.key_algorithm()
             ));
         }
-        Err(SetupError::Bundle { reasons, .. }) => {
-            for reason in reasons {
-                let (text, remedy) = match reason.rsplit_once("; ") {
-                    Some((text, remedy)) => (text.to_owned(), remedy.to_owned()),
-                    None => (reason, "have `import` or `install` write the bundle anew".to_owned()),
-                };
-                found.error(text, remedy);
+        Err(SetupError::Bundle { problems, .. }) => {
+            for Problem { file, reason, remedy } in problems {
+                let remedy = remedy.unwrap_or_else(|| "write the bundle again with `import` or `install`".to_owned());
+                found.error(format!("{file}: {reason}"), remedy);
             }
         }
         Err(error @ SetupError::RootDropped { .. }) => found.failed(&error, "add the root again"),
@@ -94,7 +92,7 @@ pub(super) fn writable(directory: &Path, what: &str, found: &mut Findings) -> bo
     let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
     if !there.is_dir() {
         found.error(
-            format!("{what} {} cannot be: {} is no directory", directory.display(), there.display()),
+            format!("{what} {} cannot be: {} is not a directory", directory.display(), there.display()),
             "name another path",
         );
         return false;

@@ -86,7 +86,7 @@ impl SourceArgs {
     /// key or, where that cannot be read, of the certificate, so that the token can be looked at all the same.
     pub(super) fn read(&self) -> Result<Source, (Vec<String>, Option<PublicKey>)> {
         if let Some(from) = self.from.as_deref().filter(|from| !from.is_dir()) {
-            let reason = "is no directory; name the one that holds the plug-in CA's files";
+            let reason = "is not a directory; name the one that holds the plug-in CA's files";
             return Err((vec![format!("--from {}: {reason}", from.display())], None));
         }
         let (files, unread, text, origin) = match self.secret.fetch() {
@@ -152,11 +152,8 @@ impl SourceArgs {
 
     fn passphrase(&self, name: &str) -> Result<SecretString, String> {
         match &self.key_passphrase_file {
-            // The same rules as for a PIN's file, in words of its own.
-            Some(path) => pin::read(path).map_err(|error| {
-                let told = super::chain(&error).replace("the PIN ", "the passphrase ");
-                format!("--key-passphrase-file: {told}")
-            }),
+            Some(path) => pin::read_secret(path, "passphrase")
+                .map_err(|error| format!("--key-passphrase-file: {}", super::chain(&error))),
             None if output::interactive() => {
                 let typed = rpassword::prompt_password(format!("Passphrase of {name}: "));
                 let typed = Zeroizing::new(typed.map_err(|error| format!("no passphrase could be read: {error}"))?);
@@ -185,7 +182,10 @@ impl Origin {
 /// The key file's text, in one buffer that is zeroized and never grows.
 fn read_key(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), String> {
     let name = shown(path);
-    let failed = |error: std::io::Error| format!("{name}: {}", unreadable(&error));
+    let failed = |error: std::io::Error| {
+        let (reason, remedy) = unreadable(&error);
+        format!("{name}: {reason}; {remedy}")
+    };
     let mut buffer = Zeroizing::new(vec![0; KEY_MAX + 1]);
     let mut warning = None;
     let mut file = if path == Path::new("-") {

@@ -15,6 +15,7 @@ use crate::{
     },
 };
 use pki::Issued;
+use process::error::chain;
 
 /// A request that is being answered.
 #[derive(Debug)]
@@ -74,8 +75,7 @@ impl Line {
     /// Ends with an error.
     pub fn refused(mut self, refusal: &Refusal, code: Code, recent: &Recent) {
         let code = name(code);
-        let causes = std::iter::successors(std::error::Error::source(refusal), |cause| cause.source());
-        let reason = causes.fold(refusal.to_string(), |text, cause| format!("{text}: {cause}"));
+        let reason = chain(refusal);
         tracing::warn!(
             request_id = %self.id,
             peer = self.peer.map(tracing::field::display),

@@ -1,10 +1,12 @@
 //! The endpoint's certificate from files that somebody else renews, such as a Secret's mount.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
 
 use rustls::{crypto::aws_lc_rs::sign::any_supported_type, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use zeroize::Zeroizing;
+
+use process::error::{Advice, Remedy};
 
 /// The largest file that is read: a long chain is some 10 KiB.
 const FILE_MAX: u64 = 1 << 20;
@@ -22,13 +24,13 @@ pub struct Files {
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
     /// No certificate, or one that is not PEM.
-    #[error("{}: no certificate in PEM; put the leaf first, then what issued it", .0.display())]
+    #[error("{}: no certificate in PEM{}", .0.display(), Advice(self))]
     Certificate(PathBuf),
     /// No key, or a kind that is not known.
     #[error("{}: no private key in PEM that can sign (RSA, ECDSA or Ed25519)", .0.display())]
     Key(PathBuf),
     /// Key and certificate are not of one pair.
-    #[error("{}: the key is not that of {}; if both are being replaced, the next look mends it", .0.key.display(), .0.certificate.display())]
+    #[error("{}: the key is not that of {}{}", .0.key.display(), .0.certificate.display(), Advice(self))]
     Mismatch(Files),
     /// A file cannot be read.
     #[error("{}: cannot be read", path.display())]
@@ -42,6 +44,16 @@ pub enum FilesError {
     /// A file is too large to be what it should be.
     #[error("{}: larger than a mebibyte", .0.display())]
     TooLarge(PathBuf),
+}
+
+impl Remedy for FilesError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Certificate(_) => Some("put the leaf first, then what issued it".into()),
+            Self::Mismatch(_) => Some("if both are being replaced, they are read again within seconds".into()),
+            Self::Key(_) | Self::Read { .. } | Self::TooLarge(_) => None,
+        }
+    }
 }
 
 /// Both files as they were read at one time; a change in either is seen by comparing.

@@ -1,8 +1,9 @@
 //! Why a log was not opened, each with what to do about it.
 
-use std::{io, path::PathBuf};
+use std::{borrow::Cow, io, path::PathBuf};
 
 use super::super::{checkpoint::CheckpointError, record::LineError};
+use process::error::{Advice, Remedy};
 
 /// What to do about a log that is not as it was written.
 const REMEDY: &str = "run `istio-hsm-ca log verify` to see how far it is sound; restore the directory from a copy, or \
@@ -12,7 +13,7 @@ const REMEDY: &str = "run `istio-hsm-ca log verify` to see how far it is sound; 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A line is not the one that a checkpoint was signed for.
-    #[error("{path}: line {line} is not the line that was recorded under that number; {REMEDY}")]
+    #[error("{path}: line {line} is not the line that was recorded under that number{advice}", advice = Advice(self))]
     Changed {
         /// The segment.
         path: PathBuf,
@@ -20,7 +21,7 @@ pub enum OpenError {
         line: u64,
     },
     /// A checkpoint file is malformed.
-    #[error("{path}: {source}; restore the file from a copy, such as the one that was shipped elsewhere")]
+    #[error("{path}: {source}{advice}", advice = Advice(self))]
     Checkpoint {
         /// The file.
         path: PathBuf,
@@ -28,7 +29,7 @@ pub enum OpenError {
         source: CheckpointError,
     },
     /// Lines between two segments are missing.
-    #[error("{path}: this segment should begin with line {expected}, so that lines are missing before it; {REMEDY}")]
+    #[error("{path}: this segment should begin with line {expected}, so that lines are missing before it{advice}", advice = Advice(self))]
     Gap {
         /// The segment.
         path: PathBuf,
@@ -36,7 +37,7 @@ pub enum OpenError {
         expected: u64,
     },
     /// The operating system refused.
-    #[error("{path}: {source}; the log's directory must be readable and writable for this user")]
+    #[error("{path}: {source}{advice}", advice = Advice(self))]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -44,7 +45,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// A line is not one of ours.
-    #[error("{path}: line {line}: {source}; {REMEDY}")]
+    #[error("{path}: line {line}: {source}{advice}", advice = Advice(self))]
     Line {
         /// The segment.
         path: PathBuf,
@@ -54,13 +55,13 @@ pub enum OpenError {
         source: LineError,
     },
     /// Another process writes this log.
-    #[error("{0}: another process has this log open; stop it, or ask the running daemon (its admin socket) instead")]
+    #[error("{0}: another process has this log open{advice}", advice = Advice(self))]
     Locked(PathBuf),
     /// A segment is gone and the log does not say that retention removed it.
-    #[error("{0}: this segment is missing and no line says that it was retired; {REMEDY}")]
+    #[error("{0}: this segment is missing and no line says that it was retired{advice}", advice = Advice(self))]
     Missing(PathBuf),
     /// A line bears another number than its place.
-    #[error("{path}: the line in the place of line {line} bears another number; {REMEDY}")]
+    #[error("{path}: the line in the place of line {line} bears another number{advice}", advice = Advice(self))]
     Number {
         /// The segment.
         path: PathBuf,
@@ -68,7 +69,7 @@ pub enum OpenError {
         line: u64,
     },
     /// The log belongs to another origin.
-    #[error("{path}: this log's origin is {found:?}, not {expected:?}; set the origin right, or give each its own log")]
+    #[error("{path}: this log's origin is {found:?}, not {expected:?}{advice}", advice = Advice(self))]
     Origin {
         /// The checkpoint's file.
         path: PathBuf,
@@ -78,7 +79,7 @@ pub enum OpenError {
         expected: String,
     },
     /// A segment is not as long as it was when it was sealed.
-    #[error("{path}: the segment has {found} bytes and was sealed at {expected}; {REMEDY}")]
+    #[error("{path}: the segment has {found} bytes and was sealed at {expected}{advice}", advice = Advice(self))]
     SegmentLength {
         /// The segment.
         path: PathBuf,
@@ -91,7 +92,7 @@ pub enum OpenError {
     #[error("{0}")]
     Settings(String),
     /// The log ends before its newest checkpoint.
-    #[error("{path}: a checkpoint was signed for {expected} lines and the log has {found}; {REMEDY}")]
+    #[error("{path}: a checkpoint was signed for {expected} lines and the log has {found}{advice}", advice = Advice(self))]
     Shorter {
         /// The checkpoint's file.
         path: PathBuf,
@@ -100,4 +101,25 @@ pub enum OpenError {
         /// How many there should be.
         expected: u64,
     },
+}
+
+impl Remedy for OpenError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Checkpoint { .. } => {
+                Some("restore the file from a copy, such as the one that was shipped elsewhere".into())
+            }
+            Self::Io { .. } => Some("the log's directory must be readable and writable for this user".into()),
+            Self::Locked(_) => Some("stop it, or ask the running daemon (its admin socket) instead".into()),
+            Self::Origin { .. } => Some("set the origin right, or give each its own log".into()),
+            Self::Settings(_) => None,
+            Self::Changed { .. }
+            | Self::Gap { .. }
+            | Self::Line { .. }
+            | Self::Missing(_)
+            | Self::Number { .. }
+            | Self::SegmentLength { .. }
+            | Self::Shorter { .. } => Some(REMEDY.into()),
+        }
+    }
 }

@@ -36,6 +36,7 @@ pub(super) struct Path<'a> {
 pub(super) struct DeadEnd<'a> {
     pub(super) at: &'a Certificate,
     pub(super) reason: String,
+    pub(super) remedy: String,
 }
 
 /// Whether a certificate is signed with SHA-1.
@@ -78,7 +79,7 @@ pub(super) fn find<'a>(
         verifications: 0,
         was_limited: false,
         found: Vec::new(),
-        dead_end: DeadEnd { at: ca, reason: String::new() },
+        dead_end: DeadEnd { at: ca, reason: String::new(), remedy: String::new() },
         deepest: 0,
     };
     search.climb(&mut vec![ca]);
@@ -86,8 +87,11 @@ pub(super) fn find<'a>(
         return Ok(search.found);
     }
     if search.was_limited {
-        let reason = "has too many possible issuers; leave only the certificates of its own path".to_owned();
-        return Err(DeadEnd { at: ca, reason });
+        return Err(DeadEnd {
+            at: ca,
+            reason: "has too many possible issuers".to_owned(),
+            remedy: "leave only the certificates of its own path".to_owned(),
+        });
     }
     Err(search.dead_end)
 }
@@ -134,7 +138,8 @@ impl<'a> Search<'a> {
         }
         if !signed && path.len() > self.deepest {
             self.deepest = path.len();
-            self.dead_end = DeadEnd { at: child, reason: self.why(child, same_name) };
+            let (reason, remedy) = self.why(child, same_name);
+            self.dead_end = DeadEnd { at: child, reason, remedy };
         }
     }
 
@@ -144,19 +149,23 @@ impl<'a> Search<'a> {
         self.verifications <= VERIFICATIONS_MAX && is_signed_by(child, issuer)
     }
 
-    fn why(&self, child: &Certificate, same_name: Option<&Certificate>) -> String {
+    fn why(&self, child: &Certificate, same_name: Option<&Certificate>) -> (String, String) {
         let (root_file, issuer) = (self.roots.first().map_or("", |root| root.file.as_str()), shown(&child.issuer));
         match same_name {
-            Some(other) => format!(
-                "does not verify with the key of {} in {}, which has its issuer's name; put the issuer's own \
-                 certificate there",
-                other.label(),
-                other.file
+            Some(other) => (
+                format!(
+                    "does not verify with the key of {} in {}, which has its issuer's name",
+                    other.label(),
+                    other.file
+                ),
+                "put the issuer's own certificate there".to_owned(),
             ),
-            None if child.is_self_issued() => format!("is issued by itself, but not in {root_file}; put it there"),
-            None => format!(
-                "leads to no root in {root_file}: the certificate of its issuer ({issuer}) is missing; put it into \
-                 the chain, or into {root_file} when it is a root"
+            None if child.is_self_issued() => {
+                (format!("is self-issued, but not in {root_file}"), "put it there".to_owned())
+            }
+            None => (
+                format!("leads to no root in {root_file}: the certificate of its issuer ({issuer}) is missing"),
+                format!("put it into the chain, or into {root_file} if it is a root"),
             ),
         }
     }

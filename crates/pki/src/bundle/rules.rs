@@ -31,9 +31,8 @@ pub(super) fn problems_of(certificate: &Certificate, below: usize, now: SystemTi
         name_constraints(certificate),
         unknown_critical(certificate),
     ];
-    let problem = |reason: String| Problem {
-        file: certificate.file.clone(),
-        reason: format!("{} {reason}", certificate.label()),
+    let problem = |(reason, remedy): Violation| {
+        Problem::with_remedy(&certificate.file, format!("{} {reason}", certificate.label()), remedy)
     };
     reasons.into_iter().flatten().map(problem).collect()
 }
@@ -71,43 +70,49 @@ pub(super) fn path_warnings(path: &Path<'_>, now: SystemTime) -> Vec<String> {
 /// Below this a warning is due: a renewal through the root's owner takes weeks.
 const EXPIRES_SOON: std::time::Duration = std::time::Duration::from_secs(90 * 86_400);
 
+/// What is wrong with a certificate, as a predicate, and the remedy.
+type Violation = (String, &'static str);
+
 /// RFC 5280, sections 4.2.1.3 and 4.2.1.9. Criticality does not matter: Istio's own samples are not critical.
-fn authority(certificate: &Certificate, below: usize) -> Option<String> {
+fn authority(certificate: &Certificate, below: usize) -> Option<Violation> {
     let Some(constraints) = &certificate.basic_constraints else {
         // Roots older than version 3 have no extensions; Go, OpenSSL and webpki take them as trust anchors.
         let is_old_root = certificate.is_v1 && below > 0 && certificate.is_self_issued();
         return (!is_old_root)
-            .then(|| "is not a CA's (it has no basicConstraints); take a CA's certificate".to_owned());
+            .then(|| ("is not a CA's (it has no basicConstraints)".to_owned(), "take a CA's certificate"));
     };
     if !constraints.ca {
-        return Some("is not a CA's (basicConstraints say CA:FALSE); take a CA's certificate".to_owned());
+        return Some(("is not a CA's (basicConstraints say CA:FALSE)".to_owned(), "take a CA's certificate"));
     }
     if certificate.may_sign == Some(false) {
-        return Some("may not sign certificates (keyUsage lacks keyCertSign); have it issued again with it".to_owned());
+        return Some((
+            "may not sign certificates (keyUsage lacks keyCertSign)".to_owned(),
+            "have it issued again with it",
+        ));
     }
     // Self-issued certificates count too: Go and rustls-webpki make no exception for them.
     match constraints.path_len_constraint {
-        Some(allowed) if usize::from(allowed) < below => Some(format!(
-            "allows {allowed} CA certificates below it (pathLenConstraint), but {below} stand there; \
-             have it issued again, or the CA's certificate by a CA further up"
+        Some(allowed) if usize::from(allowed) < below => Some((
+            format!("allows {allowed} CA certificates below it (pathLenConstraint), but there are {below}"),
+            "have it issued again, or the CA's certificate by a CA further up",
         )),
         _ => None,
     }
 }
 
 /// RFC 5280, section 4.1.2.5: both ends belong to the validity.
-fn validity(certificate: &Certificate, now: SystemTime) -> Option<String> {
+fn validity(certificate: &Certificate, now: SystemTime) -> Option<Violation> {
     if now < certificate.not_before {
-        return Some(format!(
-            "is not yet valid: it begins at {}; wait, or set the clock right",
-            date(certificate.not_before)
+        return Some((
+            format!("is not yet valid: it begins at {}", date(certificate.not_before)),
+            "wait, or set the clock right",
         ));
     }
-    (now > certificate.not_after).then(|| format!("expired at {}; renew it", date(certificate.not_after)))
+    (now > certificate.not_after).then(|| (format!("expired at {}", date(certificate.not_after)), "renew it"))
 }
 
 /// Istio's leaves are used for serverAuth and clientAuth. rustls-webpki does not know anyExtendedKeyUsage.
-fn extended_key_usage(certificate: &Certificate) -> Option<String> {
+fn extended_key_usage(certificate: &Certificate) -> Option<Violation> {
     let usages = certificate.extended_key_usage.as_ref()?;
     let missing: Vec<_> = [("serverAuth", rfc5280::ID_KP_SERVER_AUTH), ("clientAuth", rfc5280::ID_KP_CLIENT_AUTH)]
         .into_iter()
@@ -115,38 +120,34 @@ fn extended_key_usage(certificate: &Certificate) -> Option<String> {
         .map(|(name, _)| name)
         .collect();
     (!missing.is_empty()).then(|| {
-        format!(
-            "forbids {} below it (extendedKeyUsage), which workloads need; have it issued again without",
-            missing.join(" and ")
-        )
+        let reason = format!("forbids {} below it (extendedKeyUsage), which workloads need", missing.join(" and "));
+        (reason, "have it issued again without")
     })
 }
 
 /// RFC 5280, section 4.2.1.10.
-fn name_constraints(certificate: &Certificate) -> Option<String> {
+fn name_constraints(certificate: &Certificate) -> Option<Violation> {
     let (critical, constraints) = certificate.name_constraints.as_ref()?;
     let subtrees = || [&constraints.permitted_subtrees, &constraints.excluded_subtrees].into_iter().flatten().flatten();
     if subtrees().any(|subtree| matches!(subtree.base, GeneralName::UniformResourceIdentifier(_))) {
-        return Some(
-            "constrains URI names, and rustls-webpki (ztunnel) refuses every SPIFFE ID below such a constraint; \
-             have it issued again without"
+        return Some((
+            "constrains URI names, and rustls-webpki (ztunnel) refuses every SPIFFE ID below such a constraint"
                 .to_owned(),
-        );
+            "have it issued again without",
+        ));
     }
     let known_to_go = |base: &GeneralName| {
         matches!(base, GeneralName::DnsName(_) | GeneralName::IpAddress(_) | GeneralName::Rfc822Name(_))
     };
     (*critical && subtrees().any(|subtree| !known_to_go(&subtree.base)))
-        .then(|| "has critical name constraints of a kind that Go refuses; have it issued again without".to_owned())
+        .then(|| ("has critical name constraints of a kind that Go refuses".to_owned(), "have it issued again without"))
 }
 
-fn unknown_critical(certificate: &Certificate) -> Option<String> {
+fn unknown_critical(certificate: &Certificate) -> Option<Violation> {
     let oids: Vec<_> = certificate.unknown_critical.iter().map(ToString::to_string).collect();
     (!oids.is_empty()).then(|| {
-        format!(
-            "has critical extensions that Istio's clients do not know ({}); have it issued again without",
-            oids.join(", ")
-        )
+        let reason = format!("has critical extensions that Istio's clients do not know ({})", oids.join(", "));
+        (reason, "have it issued again without")
     })
 }
 

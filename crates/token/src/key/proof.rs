@@ -3,6 +3,8 @@
 //! A signature that verifies is the only proof that an object is the key: tokens store a public half, an ID or even
 //! another curve's scalar unchecked.
 
+use std::borrow::Cow;
+
 use aws_lc_rs::rand;
 use cryptoki::{
     object::{AttributeInfo, AttributeType, ObjectHandle},
@@ -12,6 +14,7 @@ use cryptoki::{
 use super::{Flags, Pkcs11Error, Unfit};
 use crate::mechanism::{self, SignError};
 use pki::{KeyAlgorithm, PublicKey};
+use process::error::Remedy;
 
 /// Why a key in the token is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +44,20 @@ pub enum ProofError {
     /// The signature is another key's.
     #[error("the private key's signature does not verify with the public key: the object is damaged or another key")]
     WrongSignature,
+}
+
+impl Remedy for ProofError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Unfit(unfit) => unfit.remedy(),
+            Self::Attribute(_)
+            | Self::Call(_)
+            | Self::Readable(_)
+            | Self::Sign(_)
+            | Self::Wrappable
+            | Self::WrongSignature => None,
+        }
+    }
 }
 
 /// Has the key sign a text of our own with random bytes, and verifies it.

@@ -1,14 +1,15 @@
 //! Why there is no module, no token or no login.
 
-use std::path::PathBuf;
+use std::{borrow::Cow, path::PathBuf};
 
 use crate::{Pkcs11Error, Recovery, TokenUri};
+use process::error::{Advice, Remedy};
 
 /// Why there is no module or no token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// Several tokens match.
-    #[error("several tokens in {module} match {uri}: {candidates}; add serial= to the URI")]
+    #[error("several tokens in {module} match {uri}: {candidates}{advice}", advice = Advice(self))]
     Ambiguous {
         /// The library.
         module: PathBuf,
@@ -27,10 +28,10 @@ pub enum TokenError {
         source: Pkcs11Error,
     },
     /// The process forked after the library was loaded.
-    #[error("the library {0} was loaded before this process was forked; load it afterwards")]
+    #[error("the library {0} was loaded before this process was forked{advice}", advice = Advice(self))]
     Forked(PathBuf),
     /// The library cannot be loaded or initialised.
-    #[error("the PKCS#11 library {path} cannot be used; check module-path and the library's own configuration")]
+    #[error("the PKCS#11 library {path} cannot be used{advice}", advice = Advice(self))]
     Module {
         /// The library.
         path: PathBuf,
@@ -48,6 +49,17 @@ pub enum TokenError {
         /// The tokens that there are.
         candidates: String,
     },
+}
+
+impl Remedy for TokenError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Ambiguous { .. } => Some("add serial= to the URI".into()),
+            Self::Forked(_) => Some("load it afterwards".into()),
+            Self::Module { .. } => Some("check module-path and the library's own configuration".into()),
+            Self::Call { .. } | Self::NotFound { .. } => None,
+        }
+    }
 }
 
 impl TokenError {
@@ -76,16 +88,16 @@ pub enum LoginError {
         source: Pkcs11Error,
     },
     /// One more wrong PIN would lock the token.
-    #[error("the token `{0}` has one PIN try left, which is not spent; log in by the vendor's tool with the right PIN")]
+    #[error("the token `{0}` has one PIN try left, which is not spent{advice}", advice = Advice(self))]
     FinalTry(String),
     /// The token is locked.
-    #[error("the PIN of the token `{0}` is locked; have its security officer unlock it")]
+    #[error("the PIN of the token `{0}` is locked{advice}", advice = Advice(self))]
     Locked(String),
     /// The token has no user PIN.
-    #[error("the token `{0}` has no user PIN yet; have its security officer set one")]
+    #[error("the token `{0}` has no user PIN yet{advice}", advice = Advice(self))]
     Unset(String),
     /// Wrong PIN, which is not tried again.
-    #[error("the token `{label}` refuses the PIN; correct the PIN file, the PIN is not tried again before")]
+    #[error("the token `{label}` refuses the PIN{advice}", advice = Advice(self))]
     WrongPin {
         /// The token's label.
         label: String,
@@ -93,6 +105,18 @@ pub enum LoginError {
         #[source]
         source: Pkcs11Error,
     },
+}
+
+impl Remedy for LoginError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::FinalTry(_) => Some("log in by the vendor's tool with the right PIN".into()),
+            Self::Locked(_) => Some("have its security officer unlock it".into()),
+            Self::Unset(_) => Some("have its security officer set one".into()),
+            Self::WrongPin { .. } => Some("correct the PIN file, the PIN is not tried again before".into()),
+            Self::Call { .. } => None,
+        }
+    }
 }
 
 impl LoginError {

@@ -1,0 +1,98 @@
+//! Errors for people: an error with its causes on one line, and what the operator can do about it.
+
+use std::{borrow::Cow, error::Error, fmt};
+
+/// An error followed by its causes, separated by colons. A cause whose text is already part of the line is skipped:
+/// some libraries repeat their source in their own message.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    append_causes(error.to_string(), error)
+}
+
+fn append_causes(mut text: String, error: &dyn Error) -> String {
+    for cause in std::iter::successors(error.source(), |&cause| cause.source()) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+/// An error that knows what the operator can do about it.
+///
+/// Its `Display` ends with the remedy: `#[error("the file {0} is empty{}", Advice(self))]`.
+pub trait Remedy: Error {
+    /// The remedy, as an instruction. `None` where it depends on what the program was doing.
+    fn remedy(&self) -> Option<Cow<'static, str>>;
+}
+
+/// The remedy of an error as the end of its message, separated by a semicolon.
+#[derive(Clone, Copy, Debug)]
+pub struct Advice<'a, E>(pub &'a E);
+
+impl<E: Remedy> fmt::Display for Advice<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.remedy().map_or(Ok(()), |remedy| write!(f, "; {remedy}"))
+    }
+}
+
+/// An error for a reader who gets problem and remedy separately.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The error without its remedy, followed by its causes.
+    pub problem: String,
+    /// What the operator can do.
+    pub remedy: Option<Cow<'static, str>>,
+}
+
+impl<E: Remedy> From<&E> for Report {
+    fn from(error: &E) -> Self {
+        let mut problem = error.to_string();
+        if let Some(without) = problem.strip_suffix(&Advice(error).to_string()) {
+            problem.truncate(without.len());
+        }
+        Self { problem: append_causes(problem, error), remedy: error.remedy() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the file is bad; it is empty{}", Advice(self))]
+    struct Outer(#[source] io::Error);
+
+    impl Remedy for Outer {
+        fn remedy(&self) -> Option<Cow<'static, str>> {
+            Some("write it again".into())
+        }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the log cannot be read: /x: no such file")]
+    struct Repeating(#[source] Middle);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("/x: no such file")]
+    struct Middle(#[source] io::Error);
+
+    #[test]
+    fn chain_appends_causes_and_skips_repeated_ones() {
+        let error = Outer(io::Error::other("disk gone"));
+        assert_eq!(chain(&error), "the file is bad; it is empty; write it again: disk gone");
+        let error = Repeating(Middle(io::Error::other("no such file")));
+        assert_eq!(chain(&error), "the log cannot be read: /x: no such file");
+    }
+
+    #[test]
+    fn report_separates_the_remedy_from_the_problem_and_its_causes() {
+        let report = Report::from(&Outer(io::Error::other("disk gone")));
+        assert_eq!(report.problem, "the file is bad; it is empty: disk gone");
+        assert_eq!(report.remedy.as_deref(), Some("write it again"));
+    }
+}
