@@ -40,12 +40,12 @@ test-foreign: ## checkpoints and proofs judged by another implementation, in Go;
 	$(call require,foreign)
 	$(CARGO) test --locked --test issuance_log -- --ignored --exact \
 		foreign::another_implementation_verifies_checkpoints_roots_and_proofs
-	$(CARGO) test --locked --test dashboard -- --ignored
+	$(CARGO) test --locked --test repository -- --ignored dashboard::
 	$(CARGO) test --locked --test signing_path -- --ignored --exact outcomes::prometheus_takes_the_metrics_as_they_are
 
 test-pkilint: ## leaves judged by pkilint, which is kept in a cache outside the tree
 	$(call require,pkilint)
-	$(CARGO) test --locked --test leaf
+	$(CARGO) test --locked --package istio-hsm-ca-pki --test certificates leaf::
 	@tests/pkilint.sh
 
 test-deploy: ## chart, manifests, units, images and the guide; needs Go once (Helm, an API server), and root
@@ -55,7 +55,7 @@ test-deploy: ## chart, manifests, units, images and the guide; needs Go once (He
 test-tokens: ## the token suite on SoftHSM, Kryoptic and NSS, and on two of them at once
 	$(call require,tokens)
 	@tests/modules.sh
-	$(CARGO) test --locked --test token_suite -- --include-ignored
+	$(CARGO) test --locked --test token_host suite:: -- --include-ignored
 
 test-kube: ## Kubernetes, by a real API server, which is built by Go first, once: ten minutes
 	$(call require,kube)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Has pkilint judge the leaves that `cargo test --test leaf` left behind (RFC 5280 rules, errors and worse).
+# Checks the leaf certificates written by `cargo test -p istio-hsm-ca-pki --test certificates` with pkilint (RFC 5280).
 # Usage: tests/pkilint.sh [DIRECTORY]
 #
 # The linter is installed once into a cache outside the tree, at a fixed version; PKILINT names another program.

@@ -1,0 +1,535 @@
+//! Good and bad plug-in CAs: what [`Bundle::check`] says of each, and what openssl and rustls-webpki say of a leaf
+//! under it. The certificates are made by openssl at test time.
+
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, SystemTime},
+};
+
+use istio_hsm_ca_pki::{
+    Bundle, PublicKey,
+    bundle::{BundleFiles, Input},
+    pem,
+};
+use process::clock;
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const CA: &str =
+    "basicConstraints=critical,CA:true\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n";
+const LEAF: &str = "basicConstraints=critical,CA:false\nkeyUsage=critical,digitalSignature,keyEncipherment\n\
+                    extendedKeyUsage=serverAuth,clientAuth\n\
+                    subjectAltName=critical,URI:spiffe://cluster.local/ns/default/sa/bar\n";
+const P256: &str = "EC -pkeyopt ec_paramgen_curve:P-256";
+
+/// A directory in which openssl works; files are called by short names.
+struct Workshop(tempfile::TempDir);
+
+impl Workshop {
+    fn new() -> Self {
+        let shop = Self(tempfile::tempdir().unwrap());
+        shop.key("leaf", P256);
+        shop
+    }
+
+    /// Runs openssl; words are divided by spaces. True when it ends well.
+    fn try_openssl(&self, arguments: &str) -> bool {
+        let output = Command::new("openssl").args(arguments.split_whitespace()).current_dir(self.0.path()).output();
+        output.unwrap().status.success()
+    }
+
+    fn openssl(&self, arguments: &str) {
+        assert!(self.try_openssl(arguments), "openssl {arguments}");
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.0.path().join(file)).unwrap()
+    }
+
+    fn write(&self, file: &str, content: impl AsRef<[u8]>) {
+        fs::write(self.0.path().join(file), content).unwrap();
+    }
+
+    fn key(&self, name: &str, algorithm: &str) {
+        self.openssl(&format!("genpkey -algorithm {algorithm} -out {name}.key"));
+    }
+
+    /// A certificate `name`.crt for `key`.key and the subject CN=`subject`, by `issuer` (certificate, key) or itself.
+    fn certify(
+        &self,
+        name: &str,
+        (subject, key): (&str, &str),
+        issuer: Option<(&str, &str)>,
+        extensions: &str,
+        more: &str,
+    ) {
+        self.openssl(&format!("req -new -key {key}.key -subj /O=Istio/CN={subject} -out {name}.csr"));
+        let by = match issuer {
+            Some((certificate, key)) => format!("-CA {certificate}.crt -CAkey {key}.key"),
+            None => format!("-signkey {key}.key"),
+        };
+        let extensions = if extensions.is_empty() {
+            String::new()
+        } else {
+            self.write("extensions", extensions);
+            "-extfile extensions".to_owned()
+        };
+        let days = if more.contains("-days") { "" } else { "-days 3650" };
+        let serial = self.0.path().read_dir().unwrap().count();
+        self.openssl(&format!(
+            "x509 -req -in {name}.csr {by} {extensions} {days} {more} -set_serial {serial} -out {name}.crt"
+        ));
+    }
+
+    /// A new P-256 key and its certificate, in one.
+    fn authority(&self, name: &str, issuer: Option<&str>, extensions: &str, more: &str) -> String {
+        self.key(name, P256);
+        self.certify(name, (name, name), issuer.map(|issuer| (issuer, issuer)), extensions, more);
+        self.read(&format!("{name}.crt"))
+    }
+
+    /// What openssl says of given-leaf.crt.
+    fn openssl_takes(&self, intermediates: &[u8], roots: &[u8], now: SystemTime) -> bool {
+        self.write("given-roots", roots);
+        self.write("given-others", intermediates);
+        let at = now.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        // openssl takes no empty file.
+        let untrusted = if intermediates.is_empty() { "" } else { "-untrusted given-others" };
+        let chain = format!("-CAfile given-roots -no-CApath -no-CAstore {untrusted} -auth_level 0");
+        ["sslserver", "sslclient"]
+            .iter()
+            .all(|purpose| self.try_openssl(&format!("verify {chain} -attime {at} -purpose {purpose} given-leaf.crt")))
+    }
+}
+
+/// What rustls-webpki, and so ztunnel, says of a leaf.
+fn webpki_takes(leaf: &[u8], intermediates: &[Vec<u8>], roots: &[Vec<u8>], now: SystemTime) -> bool {
+    let der = |bytes: &Vec<u8>| CertificateDer::from(bytes.clone());
+    let (roots, intermediates): (Vec<_>, Vec<_>) =
+        (roots.iter().map(der).collect(), intermediates.iter().map(der).collect());
+    let anchors: Vec<_> = roots.iter().filter_map(|root| webpki::anchor_from_trusted_cert(root).ok()).collect();
+    let time = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap());
+    let leaf = CertificateDer::from(leaf.to_vec());
+    let Ok(leaf) = webpki::EndEntityCert::try_from(&leaf) else { return false };
+    let usages = [webpki::KeyUsage::server_auth(), webpki::KeyUsage::client_auth()];
+    usages.into_iter().all(|usage| {
+        leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, &intermediates, time, usage, None, None).is_ok()
+    })
+}
+
+fn ders(text: &[u8]) -> Vec<Vec<u8>> {
+    pem::blocks(text).unwrap_or_default().into_iter().map(|block| block.der.to_vec()).collect()
+}
+
+struct Case {
+    name: &'static str,
+    /// The key under which a leaf is made for the judges.
+    signer: &'static str,
+    ca: Vec<u8>,
+    chain: Vec<u8>,
+    roots: Vec<u8>,
+    /// Days from now at which the bundle is checked.
+    at: i32,
+}
+
+impl Case {
+    fn new(
+        name: &'static str,
+        signer: &'static str,
+        ca: impl Into<Vec<u8>>,
+        chain: impl Into<Vec<u8>>,
+        roots: impl Into<Vec<u8>>,
+    ) -> Self {
+        Self { name, signer, ca: ca.into(), chain: chain.into(), roots: roots.into(), at: 0 }
+    }
+
+    fn at(self, days: i32) -> Self {
+        Self { at: days, ..self }
+    }
+
+    fn now(&self) -> SystemTime {
+        // A minute on: the certificates were made in this very second.
+        let now = clock::now() + Duration::from_secs(60);
+        let days = DAY * self.at.unsigned_abs();
+        if self.at < 0 { now - days } else { now + days }
+    }
+
+    fn check(&self) -> Result<Bundle, Vec<String>> {
+        let input = |name: &str, bytes: &[u8]| Input { name: name.to_owned(), bytes: bytes.to_vec() };
+        let files = BundleFiles {
+            ca_cert: input("ca-cert.pem", &self.ca),
+            cert_chain: input("cert-chain.pem", &self.chain),
+            root_cert: input("root-cert.pem", &self.roots),
+        };
+        Bundle::check(files, self.now()).map_err(|problems| problems.iter().map(ToString::to_string).collect())
+    }
+}
+
+/// Good: the path's length, and a part of each expected warning.
+#[test]
+fn good_plugin_cas_are_taken() {
+    let shop = Workshop::new();
+    let root = shop.authority("root", None, CA, "");
+    let other = shop.authority("other-root", None, CA, "");
+    let plain = shop.authority("plain", Some("root"), CA, "");
+
+    // The shape of Istio's samples: RSA, basicConstraints not critical, no SKI, a DNS name.
+    shop.key("sample", "RSA -pkeyopt rsa_keygen_bits:2048");
+    let shape = "basicConstraints=CA:true\nkeyUsage=keyCertSign\nsubjectAltName=DNS:ca.istio.io\n\
+                 subjectKeyIdentifier=none\nauthorityKeyIdentifier=none\n";
+    shop.certify("sample", ("sample", "sample"), Some(("root", "root")), shape, "");
+    let sample = shop.read("sample.crt");
+
+    let upper = shop.authority("upper", Some("root"), &CA.replace("CA:true", "CA:true,pathlen:1"), "");
+    shop.key("lower", "EC -pkeyopt ec_paramgen_curve:P-384");
+    shop.certify(
+        "lower",
+        ("lower", "lower"),
+        Some(("upper", "upper")),
+        &CA.replace("CA:true", "CA:true,pathlen:0"),
+        "",
+    );
+    let lower = shop.read("lower.crt");
+
+    // `upper` cross-signed by another root, and a root renewed with the same and with another key.
+    shop.certify("upper-cross", ("upper", "upper"), Some(("other-root", "other-root")), CA, "");
+    let upper_cross = shop.read("upper-cross.crt");
+    shop.certify("root-renewed", ("root", "root"), None, CA, "");
+    let renewed = shop.read("root-renewed.crt");
+    shop.key("rekeyed", P256);
+    shop.certify("rekeyed", ("root", "rekeyed"), None, CA, "");
+    let rekeyed = shop.read("rekeyed.crt");
+
+    let v1 = shop.authority("v1", None, "", "");
+    let under_v1 = shop.authority("under-v1", Some("v1"), CA, "");
+    shop.key("p521", "EC -pkeyopt ec_paramgen_curve:P-521");
+    shop.certify("p521", ("p521", "p521"), None, CA, "-sha512");
+    let p521 = shop.read("p521.crt");
+    shop.key("ed25519", "ED25519");
+    shop.certify("ed25519", ("ed25519", "ed25519"), Some(("p521", "p521")), CA, "-sha512");
+    let ed25519 = shop.read("ed25519.crt");
+
+    let usages = shop.authority("usages", Some("root"), &format!("{CA}extendedKeyUsage=serverAuth,clientAuth\n"), "");
+    let dns = shop.authority("dns", Some("root"), &format!("{CA}nameConstraints=permitted;DNS:svc\n"), "");
+    let soon = shop.authority("soon", Some("root"), CA, "-days 30");
+    shop.key("rsa-root", "RSA");
+    shop.certify("rsa-root", ("rsa-root", "rsa-root"), None, CA, "-sha1");
+    let sha1_root = shop.read("rsa-root.crt");
+    let under_sha1_root = shop.authority("under-sha1-root", Some("rsa-root"), CA, "");
+    let remarks = format!("Subject: plain\r\n{}\r\n", plain.replace('\n', "\r\n"));
+
+    let cases: Vec<(Case, usize, &[&str])> = vec![
+        (Case::new("Istio's sample", "sample", &*sample, &*sample, &*root), 1, &[]),
+        (Case::new("empty chain", "plain", &*plain, "", &*root), 1, &[]),
+        (Case::new("the CA and the root in the chain", "plain", &*plain, plain.clone() + &root, &*root), 1, &[]),
+        (Case::new("CRLF and remarks", "plain", &*remarks, &*remarks, format!("root\n{root}")), 1, &[]),
+        (Case::new("the CA is the root", "root", &*root, "", &*root), 0, &[]),
+        (Case::new("the CA is the root, repeated", "root", &*root, &*root, &*root), 0, &[]),
+        (Case::new("two levels", "lower", &*lower, lower.clone() + &upper, &*root), 2, &[]),
+        (Case::new("two levels in disorder", "lower", &*lower, root.clone() + &upper + &lower, &*root), 2, &[]),
+        (Case::new("tls.crt with its chain", "lower", lower.clone() + &upper, "", &*root), 2, &[]),
+        (Case::new("several roots", "plain", &*plain, &*plain, other.clone() + &root), 1, &[]),
+        (
+            Case::new("cross-signed, one root known", "lower", &*lower, upper_cross.clone() + &upper, &*root),
+            2,
+            &["(CN=upper,O=Istio) is not on the CA's path"],
+        ),
+        (Case::new("root renewed with its key", "plain", &*plain, &*plain, &*renewed), 1, &[]),
+        (Case::new("a root of the same name first", "plain", &*plain, "", rekeyed.clone() + &root), 1, &[]),
+        (Case::new("a root of version 1", "under-v1", &*under_v1, "", &*v1), 1, &[]),
+        (Case::new("Ed25519 under P-521", "ed25519", &*ed25519, "", &*p521), 1, &[]),
+        (Case::new("both usages", "usages", &*usages, "", &*root), 1, &[]),
+        (Case::new("DNS constraint", "dns", &*dns, "", &*root), 1, &["has name constraints"]),
+        (Case::new("expires soon", "soon", &*soon, "", &*root), 1, &["expires in 29 days"]),
+        (
+            Case::new("a root signed with SHA-1", "under-sha1-root", &*under_sha1_root, "", &*sha1_root),
+            1,
+            &["signed with SHA-1; nobody verifies"],
+        ),
+        (
+            Case::new("an expired root beside", "plain", &*plain, "", soon.clone() + &root).at(40),
+            1,
+            &["expired at", "is not self-signed"],
+        ),
+    ];
+    for (case, path_length, warnings) in cases {
+        let name = case.name;
+        let bundle = case.check().unwrap_or_else(|problems| panic!("{name}: {problems:#?}"));
+        let issuer = bundle.issuer();
+        let found: Vec<_> = bundle.warnings().iter().map(ToString::to_string).collect();
+        let expected = |warning: &String| warnings.iter().any(|part| warning.contains(part));
+        assert!(found.iter().all(expected), "{name}: {found:#?}");
+        assert!(found.is_empty() == warnings.is_empty(), "{name}: {found:#?}");
+
+        assert_eq!(issuer.path_pem().len(), path_length, "{name}");
+        for element in issuer.path_pem() {
+            assert!(ders(element.as_bytes()).len() == 1 && element.ends_with("-----\n") && !element.contains('\r'));
+        }
+        assert_eq!(issuer.roots_pem().as_bytes(), case.roots, "{name}: byte for byte");
+        assert_eq!(issuer.roots(), ders(&case.roots), "{name}");
+        assert_eq!(issuer.certificate(), ders(&case.ca)[0], "{name}");
+        if let Some(first) = issuer.path_pem().first() {
+            assert_eq!(ders(first.as_bytes())[0], issuer.certificate(), "{name}: the CA's certificate comes first");
+        }
+
+        let signer = case.signer;
+        shop.write(&format!("given-{signer}.crt"), pem::encode("CERTIFICATE", issuer.certificate()));
+        let more = if signer == "ed25519" { "-sha512" } else { "" };
+        shop.certify("given-leaf", ("leaf", "leaf"), Some((&format!("given-{signer}"), signer)), LEAF, more);
+        let leaf = ders(shop.read("given-leaf.crt").as_bytes()).remove(0);
+        let path: Vec<_> = issuer.path_pem().iter().flat_map(|element| ders(element.as_bytes())).collect();
+        // What a client gets, and not the files: openssl does not search as we do.
+        let sent = issuer.path_pem().concat();
+        assert!(shop.openssl_takes(sent.as_bytes(), &case.roots, case.now()), "{name}: openssl");
+        assert!(webpki_takes(&leaf, &path, issuer.roots(), case.now()), "{name}: webpki");
+        assert!(!webpki_takes(&leaf, &path, &[], case.now()), "{name}: the judge can refuse");
+    }
+}
+
+/// Bad: a part of each problem; and which judge agrees that a leaf under it is worth nothing.
+#[test]
+fn bad_plugin_cas_are_refused_with_every_reason() {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Judge {
+        Both,
+        /// A rule that openssl has, and rustls-webpki has not for trust anchors, or not at all.
+        Openssl,
+        /// A rule that one of Istio's clients has and openssl has not.
+        Webpki,
+        /// Ours or Go's alone: what they take is not what we can sign with, or not what goes out in a reply.
+        Nobody,
+    }
+    use Judge::{Both, Nobody, Openssl, Webpki};
+
+    let shop = Workshop::new();
+    let root = shop.authority("root", None, CA, "");
+    let good = shop.authority("good", Some("root"), CA, "");
+    let no_authority = shop.authority("no-authority", Some("root"), LEAF, "");
+    let no_constraints = shop.authority("no-constraints", Some("root"), "subjectKeyIdentifier=hash\n", "");
+    let no_cert_sign = shop.authority("no-cert-sign", Some("root"), &CA.replace("keyCertSign,", ""), "");
+    let short_root = shop.authority("short-root", None, &CA.replace("CA:true", "CA:true,pathlen:0"), "");
+    let under_short = shop.authority("under-short", Some("short-root"), CA, "");
+    let short_lived = shop.authority("short-lived", Some("root"), CA, "-days 10");
+    let brief_root = shop.authority("brief-root", None, CA, "-days 20");
+    let under_brief = shop.authority("under-brief", Some("brief-root"), CA, "");
+    shop.authority("upper", Some("root"), CA, "");
+    let lower = shop.authority("lower", Some("upper"), CA, "");
+    shop.key("impostor", P256);
+    shop.certify("impostor", ("root", "impostor"), None, CA, "");
+    let impostor = shop.read("impostor.crt");
+    shop.key("p521", "EC -pkeyopt ec_paramgen_curve:P-521");
+    shop.certify("p521", ("p521", "p521"), Some(("root", "root")), CA, "");
+    shop.key("rsa1024", "RSA -pkeyopt rsa_keygen_bits:1024");
+    shop.certify("rsa1024", ("rsa1024", "rsa1024"), Some(("root", "root")), CA, "");
+    shop.key("rsa3", "RSA -pkeyopt rsa_keygen_pubexp:3");
+    shop.certify("rsa3", ("rsa3", "rsa3"), Some(("root", "root")), CA, "");
+    let critical = shop.authority("critical", Some("root"), &format!("{CA}1.2.3.4=critical,DER:0500\n"), "");
+    let code = shop.authority("code", Some("root"), &format!("{CA}extendedKeyUsage=codeSigning\n"), "");
+    let server = shop.authority("server", Some("root"), &format!("{CA}extendedKeyUsage=serverAuth\n"), "");
+    let any = shop.authority("any", Some("root"), &format!("{CA}extendedKeyUsage=anyExtendedKeyUsage\n"), "");
+    let uri = shop.authority("uri", Some("root"), &format!("{CA}nameConstraints=permitted;URI:cluster.local\n"), "");
+    let directory = "nameConstraints=critical,excluded;dirName:d\n[d]\nO=Other\n";
+    let directory = shop.authority("directory", Some("root"), &format!("{CA}{directory}"), "");
+    let wrong_upper = shop.authority("wrong-upper", Some("root"), LEAF, "");
+    let under_wrong = shop.authority("under-wrong", Some("wrong-upper"), CA, "");
+
+    let der = pem::encode("CERTIFICATE", &[0x30, 3, 2, 1, 5]);
+    let mut flipped = ders(good.as_bytes()).remove(0);
+    *flipped.last_mut().unwrap() ^= 1;
+    let flipped = pem::encode("CERTIFICATE", &flipped);
+    let key = shop.read("good.key");
+    let latin1 = [b"# Pr\xfcfstelle\n", root.as_bytes()].concat();
+
+    let cases: Vec<(Case, &[&str], Judge)> = vec![
+        (Case::new("no certificate", "good", "", &*good, &*root), &["ca-cert.pem: holds no certificate"], Nobody),
+        (Case::new("no root", "good", &*good, "", "text\n"), &["root-cert.pem: holds no certificate"], Both),
+        (
+            Case::new("cut off", "good", good[..100].to_owned(), "", &*root),
+            &["ca-cert.pem: line 1: the block that begins here has no END line"],
+            Nobody,
+        ),
+        (
+            Case::new("malformed", "good", &*good, format!("\n{der}"), &*root),
+            &["cert-chain.pem: line 2: the certificate is malformed"],
+            Nobody,
+        ),
+        (
+            Case::new("a key in the chain", "good", &*good, format!("{good}{key}"), &*root),
+            &["cert-chain.pem: line 12: holds a `PRIVATE KEY`; this file is public: remove it"],
+            Nobody,
+        ),
+        (Case::new("Latin-1", "good", &*good, "", latin1), &["root-cert.pem: is not UTF-8"], Nobody),
+        (Case::new("CA:FALSE", "no-authority", &*no_authority, "", &*root), &["CA:FALSE"], Both),
+        (
+            Case::new("no basicConstraints", "no-constraints", &*no_constraints, "", &*root),
+            &["no basicConstraints"],
+            Both,
+        ),
+        (
+            Case::new("CA:FALSE further up", "under-wrong", &*under_wrong, &*wrong_upper, &*root),
+            &["cert-chain.pem: the certificate on line 1 (CN=wrong-upper,O=Istio) is not a CA's"],
+            Both,
+        ),
+        (
+            Case::new("no keyCertSign", "no-cert-sign", &*no_cert_sign, "", &*root),
+            &["keyUsage lacks keyCertSign"],
+            Openssl,
+        ),
+        (
+            Case::new("path length", "under-short", &*under_short, "", &*short_root),
+            &["root-cert.pem: the certificate on line 1 (CN=short-root,O=Istio) allows 0 CA certificates below it"],
+            Openssl,
+        ),
+        (
+            Case::new("expired", "short-lived", &*short_lived, "", &*root).at(11),
+            &["ca-cert.pem: the certificate on line 1 (CN=short-lived,O=Istio) expired at 20"],
+            Both,
+        ),
+        (
+            Case::new("expired root", "under-brief", &*under_brief, "", &*brief_root).at(21),
+            &["root-cert.pem: the certificate on line 1 (CN=brief-root,O=Istio) expired at"],
+            Openssl,
+        ),
+        (
+            Case::new("not yet valid", "good", &*good, "", &*root).at(-1),
+            &[
+                "ca-cert.pem: the certificate on line 1 (CN=good,O=Istio) is not yet valid",
+                "root-cert.pem: the certificate on line 1 (CN=root,O=Istio) is not yet valid",
+            ],
+            Both,
+        ),
+        (
+            Case::new("an intermediate is missing", "lower", &*lower, &*lower, &*root),
+            &["leads to no root in root-cert.pem: the certificate of its issuer (CN=upper,O=Istio) is missing"],
+            Both,
+        ),
+        (
+            Case::new("another root", "good", &*good, "", &*short_root),
+            &["the certificate of its issuer (CN=root,O=Istio) is missing"],
+            Both,
+        ),
+        (
+            Case::new("a root of another key", "good", &*good, "", &*impostor),
+            &["does not verify with the key of the certificate on line 1 (CN=root,O=Istio) in root-cert.pem"],
+            Both,
+        ),
+        (Case::new("a broken signature", "good", &*flipped, "", &*root), &["does not verify with the key of"], Both),
+        (
+            Case::new("self-signed, not a root", "impostor", &*impostor, "", &*short_root),
+            &["is self-issued, but not in root-cert.pem"],
+            Both,
+        ),
+        (Case::new("P-521", "p521", shop.read("p521.crt"), "", &*root), &["type is not supported"], Nobody),
+        (Case::new("RSA-1024", "rsa1024", shop.read("rsa1024.crt"), "", &*root), &["1024 bits"], Webpki),
+        (Case::new("exponent 3", "rsa3", shop.read("rsa3.crt"), "", &*root), &["not 65537"], Nobody),
+        (Case::new("critical extension", "critical", &*critical, "", &*root), &["do not know (1.2.3.4)"], Both),
+        (Case::new("code signing only", "code", &*code, "", &*root), &["forbids serverAuth and clientAuth"], Both),
+        (Case::new("server only", "server", &*server, "", &*root), &["forbids clientAuth below it"], Both),
+        (Case::new("any usage", "any", &*any, "", &*root), &["forbids serverAuth and clientAuth"], Both),
+        (Case::new("URI constraint", "uri", &*uri, "", &*root), &["constrains URI names"], Webpki),
+        (
+            Case::new("directory constraint", "directory", &*directory, "", &*root),
+            &["of a kind that Go refuses"],
+            Nobody,
+        ),
+        (
+            Case::new("everything at once", "server", &*server, "-----BEGIN CERTIFICATE-----\n*\n", "").at(5000),
+            &[
+                "cert-chain.pem: line 1: the block that begins here has no END line",
+                "root-cert.pem: holds no certificate",
+                "ca-cert.pem: the certificate on line 1 (CN=server,O=Istio) expired at",
+                "ca-cert.pem: the certificate on line 1 (CN=server,O=Istio) forbids clientAuth",
+            ],
+            Nobody,
+        ),
+    ];
+    for (case, reasons, judge) in cases {
+        let name = case.name;
+        let problems = case.check().err().unwrap_or_else(|| panic!("{name}: taken"));
+        assert_eq!(problems.len(), reasons.len(), "{name}: {problems:#?}");
+        for (problem, reason) in problems.iter().zip(reasons) {
+            assert!(problem.contains(reason), "{name}: {problem}");
+        }
+        let ca = ders(&case.ca);
+        if judge == Nobody || ca.is_empty() {
+            continue;
+        }
+        let signer = case.signer;
+        shop.write(&format!("given-{signer}.crt"), pem::encode("CERTIFICATE", &ca[0]));
+        shop.certify("given-leaf", ("leaf", "leaf"), Some((&format!("given-{signer}"), signer)), LEAF, "");
+        let leaf = ders(shop.read("given-leaf.crt").as_bytes()).remove(0);
+        let intermediates = [ca, ders(&case.chain)].concat();
+        let webpki = webpki_takes(&leaf, &intermediates, &ders(&case.roots), case.now());
+        assert_eq!(webpki, judge == Openssl, "{name}: webpki");
+        let files = [case.ca.as_slice(), b"\n", &case.chain].concat();
+        assert_eq!(shop.openssl_takes(&files, &case.roots, case.now()), judge == Webpki, "{name}: openssl");
+    }
+}
+
+/// A signature with SHA-1 below the root: told, not refused; the judges refuse it, which is what the warning says.
+#[test]
+fn sha1_in_the_chain_is_a_warning() {
+    let shop = Workshop::new();
+    let root = shop.authority("root", None, CA, "");
+    shop.key("rsa-root", "RSA");
+    shop.certify("rsa-root", ("rsa-root", "rsa-root"), None, CA, "");
+    let rsa_root = shop.read("rsa-root.crt");
+    for (issuer, roots) in [("root", &root), ("rsa-root", &rsa_root)] {
+        let name = format!("sha1-under-{issuer}");
+        let ca = shop.authority(&name, Some(issuer), CA, "-sha1");
+        let bundle = Case::new("SHA-1", "", &*ca, "", &**roots).check().unwrap();
+        let warnings: Vec<_> = bundle.warnings().iter().map(ToString::to_string).collect();
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("signed with SHA-1, which Go and ztunnel refuse"),
+            "{warnings:?}"
+        );
+        let mut broken = ders(ca.as_bytes()).remove(0);
+        *broken.last_mut().unwrap() ^= 1;
+        let broken = pem::encode("CERTIFICATE", &broken);
+        assert!(Case::new("broken", "", broken, "", &**roots).check().is_err(), "it is verified all the same");
+    }
+}
+
+#[test]
+fn the_end_of_the_path_is_its_earliest_and_the_key_must_match() {
+    let shop = Workshop::new();
+    let root = shop.authority("root", None, CA, "-days 100");
+    let upper = shop.authority("upper", Some("root"), CA, "-days 50");
+    let lower = shop.authority("lower", Some("upper"), &CA.replace("CA:true", "CA:true,pathlen:0"), "-days 80");
+    let case = Case::new("ends", "lower", &*lower, &*upper, &*root);
+    let bundle = case.check().unwrap();
+    let issuer = bundle.issuer();
+    let left = issuer.remaining(clock::now());
+    assert!(left > 49 * DAY && left <= 50 * DAY, "{left:?}");
+    assert!(issuer.not_before() <= clock::now());
+    assert_eq!((issuer.path_len(), issuer.subject_key_id().map(<[u8]>::len)), (Some(0), Some(20)));
+    assert_eq!(bundle.files().cert_chain.bytes, upper.as_bytes());
+    assert_eq!(issuer.remaining(clock::now() + 60 * DAY), Duration::ZERO);
+
+    assert_eq!(bundle.check_key("ca-key.pem", issuer.public_key()), Ok(()));
+    shop.openssl("pkey -in root.key -pubout -outform DER -out root.spki");
+    let other = PublicKey::from_spki_der(&fs::read(shop.0.path().join("root.spki")).unwrap()).unwrap();
+    let problem = bundle.check_key("ca-key.pem", &other).unwrap_err().to_string();
+    assert!(problem.starts_with("ca-key.pem: is not the key of ca-cert.pem (P-256 with SHA-256 "), "{problem}");
+}
+
+/// Many certificates of one name and key, each of which verifies the next: the search ends all the same.
+#[test]
+fn a_maze_of_certificates_takes_no_time() {
+    let shop = Workshop::new();
+    let root = shop.authority("root", None, CA, "");
+    shop.key("maze", P256);
+    let mut chain = String::new();
+    shop.certify("maze0", ("maze", "maze"), None, CA, "");
+    for number in 1..40 {
+        let name = format!("maze{number}");
+        shop.certify(&name, ("maze", "maze"), Some(("maze0", "maze")), CA, "");
+        chain += &shop.read(&format!("{name}.crt"));
+    }
+    let case = Case::new("maze", "maze", shop.read("maze0.crt"), chain, &*root);
+    let start = std::time::Instant::now();
+    let problems = case.check().err().unwrap();
+    assert!(problems[0].contains("too many possible issuers"), "{problems:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}

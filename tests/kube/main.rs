@@ -1,0 +1,28 @@
+//! Kubernetes, by a real API server: etcd and kube-apiserver as built by tests/kube/api-server.sh.
+//!
+//! Every test is ignored, so that `make test` needs no Go; `make test-kube` builds what they need and runs them. `istio` needs
+//! Istio's code besides: `make test-istio`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod controllers;
+mod csrs;
+mod cuts;
+mod harness;
+mod imports;
+mod istio;
+mod kinds;
+mod leader;
+mod nodes;
+mod outage;
+mod proxy;
+mod replicas;
+mod rig;
+mod rights;
+mod roots;
+mod scale;
+mod secrets;
+mod tokens;
+mod workloads;
+
+use testkit::{self as common, api_server as servers};

@@ -1,0 +1,89 @@
+//! Each annotated configuration is one that the daemon takes, also with every commented value in force.
+
+use istio_hsm_ca::config::Config;
+
+#[test]
+fn every_annotated_configuration_parses() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/hsm-config");
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for text in [text.clone(), text.replace("\n#: ", "\n"), with_kubernetes(&text)] {
+            if let Err(problems) = Config::parse(&text, "") {
+                panic!("{}: {problems:#?}", path.display());
+            }
+        }
+        seen.push(path.file_stem().unwrap().to_str().unwrap().to_owned());
+    }
+    // One for each module that the token suite runs on.
+    seen.sort_unstable();
+    assert_eq!(seen, ["kryoptic", "nss", "softhsm"]);
+}
+
+/// What is not verified says so, for each token that is named.
+#[test]
+fn the_other_tokens_are_marked_as_unverified() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/hsm-config/VENDORS.md")).unwrap();
+    assert!(page.contains("**Nothing on this page is verified by us.**"));
+    let rows: Vec<Vec<&str>> =
+        page.lines().filter(|line| line.starts_with("| ")).map(|line| line.split('|').collect()).collect();
+    for vendor in ["TPM 2", "YubiHSM 2", "AWS CloudHSM", "Thales Luna", "Entrust nShield", "Utimaco", "NetHSM"] {
+        let row = rows.iter().find(|row| row[1].contains(vendor)).unwrap_or_else(|| panic!("no row of {vendor}"));
+        assert!(row[2].contains(".so") && row[3..6].iter().all(|cell| !cell.trim().is_empty()), "{row:?}");
+        let section = page.lines().any(|line| line.starts_with("## ") && line.contains(vendor));
+        assert!(section, "no section of {vendor}");
+    }
+}
+
+/// The text with its Kubernetes part in force, which needs more than the daemon's defaults.
+fn with_kubernetes(text: &str) -> String {
+    let Some((before, rest)) = text.split_once("\n#   [kubernetes]\n") else { return text.to_owned() };
+    let (part, after) = rest.split_once("\n[admin]").unwrap();
+    let part = format!("\n{part}").replace("\n#   ", "\n");
+    let before = before.replace("#: allow_intermediate = false", "allow_intermediate = true");
+    format!("{before}\n[kubernetes]{part}\n[admin]{after}")
+}
+
+/// docs/KUBERNETES.md names every setting, and what it says of defaults is so.
+#[test]
+fn the_reference_of_kubernetes_is_true() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/KUBERNETES.md")).unwrap();
+    let (_, rest) = page.split_once("```toml\n").unwrap();
+    let (block, _) = rest.split_once("```").unwrap();
+    let frame = |part: &str| {
+        let text = format!(
+            "[ca]\nbundle = '/b'\n[[token]]\nname = 't'\nuri = 'pkcs11:token=t?module-path=/m.so&pin-source=file:/p'\n\
+             [serving]\ndns_names = ['ca.test']\n[log]\ndirectory = '/l'\n[token_host]\nallow_intermediate = true\n{part}"
+        );
+        Config::parse(&text, "").unwrap_or_else(|problems| panic!("{problems:#?}\n{text}")).kubernetes.unwrap()
+    };
+    // What has no default, and nothing else.
+    let kept = ["issuers", "namespaces = [\"legacy\"]", "name = \"hsm", "username", "may", "identity"];
+    let least = |line: &&str| line.starts_with('[') || kept.iter().any(|kept| line.starts_with(kept));
+    let mut written = frame(block);
+    let least = frame(&block.lines().filter(least).collect::<Vec<_>>().join("\n"));
+    // These are the pod's to say.
+    assert!(written.namespace.take().is_some() && least.namespace.is_none());
+    for cluster in &mut written.clusters {
+        cluster.istiod_certificate.as_mut().unwrap().namespace = None;
+        cluster.intermediate.as_mut().unwrap().namespace = None;
+    }
+    assert_eq!(written, least);
+
+    // Every name that the settings have stands in the block.
+    let source = include_str!("../../src/kubernetes/settings.rs");
+    let (structs, _) = source.split_once("\nimpl Settings").unwrap();
+    let fields =
+        structs.lines().filter_map(|line| line.strip_prefix("    pub ")?.split_once(':').map(|(name, _)| name));
+    let mut seen = 0;
+    for field in fields.filter(|field| !["clusters", "signers", "requesters", "service_account"].contains(field)) {
+        let there = block.contains(&format!("{field} =")) || block.contains(&format!(".{field}]"));
+        assert!(there, "docs/KUBERNETES.md does not name {field}");
+        seen += 1;
+    }
+    assert!(seen > 30, "{seen}");
+}

@@ -1,0 +1,29 @@
+//! The whole signing path on real parts: `import` into a SoftHSM token, `serve`, gRPC over TLS, an agent's requests.
+//!
+//! Each test has a token, a bundle and a daemon of its own.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod client_certificates;
+mod counted;
+mod disk;
+mod ending;
+mod judges;
+mod malformed;
+mod measured;
+mod outcomes;
+mod overload;
+mod refusals;
+mod replies;
+mod starts;
+mod swap;
+mod telemetry;
+mod tls;
+
+use testkit as common;

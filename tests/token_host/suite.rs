@@ -1,0 +1,66 @@
+//! The token suite: what `import`, `generate`, `inspect`, `check` and `serve` do, on each module that there is for tests.
+//!
+//! SoftHSM's part runs with the others (`make test`); the other modules' parts are ignored until `make test-tokens` has
+//! put the modules there. What a module cannot do is a predicate with its reason ([`modules::Module::cannot`]), and a
+//! module that suddenly can fails the test. To add a module: its place, its way to make a token, what it cannot, and
+//! an annotated configuration in `hsm-config/`.
+
+mod cases;
+mod modules;
+mod place;
+mod two;
+
+use modules::{Key, Module};
+
+/// Each case with each key on one module.
+macro_rules! suite {
+    ($name:ident, $module:ident $(, $ignore:meta)?) => {
+        mod $name {
+            use super::{Key, Module, cases};
+
+            suite!(@cases $module, [$($ignore)?], rsa_2048 Rsa2048, p256 P256, p384 P384, ed25519 Ed25519);
+
+            #[tokio::test(flavor = "multi_thread")]
+            $(#[$ignore])?
+            async fn recovers() {
+                cases::recovers(Module::$module).await;
+            }
+
+            #[test]
+            $(#[$ignore])?
+            fn a_wrong_pin_is_tried_once() {
+                cases::wrong_pin(Module::$module);
+            }
+        }
+    };
+    (@cases $module:ident, $ignore:tt, $($key:ident $variant:ident),*) => {
+        $(suite!(@case $module, $ignore, $key $variant);)*
+    };
+    (@case $module:ident, [$($ignore:meta)?], $key:ident $variant:ident) => {
+        mod $key {
+            use super::{Key, Module, cases};
+
+            #[tokio::test(flavor = "multi_thread")]
+            $(#[$ignore])?
+            async fn imported_and_serving() {
+                cases::imported(Module::$module, Key::$variant).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            $(#[$ignore])?
+            async fn generated_and_serving() {
+                cases::generated(Module::$module, Key::$variant).await;
+            }
+        }
+    };
+}
+
+suite!(softhsm, SoftHsm);
+suite!(kryoptic, Kryoptic, ignore = "needs another module: make test-tokens");
+suite!(nss, Nss, ignore = "needs another module: make test-tokens");
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs another module: make test-tokens"]
+async fn nss_serves_a_key_that_its_own_tool_has_made() {
+    cases::made_by_the_vendor(Module::Nss).await;
+}

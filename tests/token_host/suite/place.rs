@@ -1,0 +1,217 @@
+//! A token of one module in a directory of its own, and the commands on it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use istio_hsm_ca::token_pool::{Link, TokenSettings};
+use pki::{
+    Bundle, Issuer,
+    bundle::{BundleFiles, Input},
+};
+use process::clock;
+use rcgen::{KeyPair, RsaKeySize};
+use serde_json::Value;
+
+use testkit::{faulty, plug_in::PlugIn, softhsm::PIN};
+
+use super::modules::{Capability, Key, LABEL, Module};
+use crate::harness::{MAX_VALIDITY, PROGRAM};
+
+/// A self-signed CA as an operator has it.
+pub fn plug_in(key: Key) -> PlugIn {
+    PlugIn::self_signed(match key {
+        Key::Ed25519 => KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap(),
+        Key::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(),
+        Key::P384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap(),
+        Key::Rsa2048 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap(),
+    })
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Done {
+    pub good: bool,
+    pub out: String,
+    pub err: String,
+}
+
+impl Done {
+    /// Its output; it must have succeeded.
+    pub fn json(&self) -> Value {
+        assert!(self.good, "{}\n{}", self.out, self.err);
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.out))
+    }
+}
+
+/// Runs the program.
+pub fn run(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Done {
+    let output = Command::new("timeout")
+        .args(["120", PROGRAM])
+        .args(arguments)
+        .envs(environment)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let (out, err) = (text(output.stdout), text(output.stderr));
+    assert!(!out.contains(PIN) && !err.contains(PIN), "{arguments:?} says the PIN");
+    assert!(!err.contains("panicked"), "{arguments:?}: {err}");
+    Done { good: output.status.success(), out, err }
+}
+
+pub struct Place {
+    pub module: Module,
+    root: tempfile::TempDir,
+}
+
+impl Place {
+    pub fn new(module: Module) -> Self {
+        let prefix = format!("suite-{module:?}-").to_lowercase();
+        let root = tempfile::Builder::new().prefix(&prefix).tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let place = Self { module, root };
+        place.write_pin(PIN);
+        module.make_token(place.root.path());
+        place
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    pub fn write_pin(&self, pin: &str) {
+        fs::write(self.path("pin"), format!("{pin}\n")).unwrap();
+        fs::set_permissions(self.path("pin"), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        self.module.environment(self.root.path())
+    }
+
+    pub fn uri(&self) -> String {
+        self.uri_of(&self.module.path())
+    }
+
+    fn uri_of(&self, library: &Path) -> String {
+        let parameters = self.module.parameters(self.root.path()).unwrap_or_default();
+        let parameters = match parameters.as_str() {
+            "" => String::new(),
+            text => format!("&library-parameters={}", text.replace(' ', "%20")),
+        };
+        let pin = self.text("pin");
+        format!("pkcs11:token={LABEL}?module-path={}{parameters}&pin-source=file:{pin}", library.display())
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Done {
+        run(&self.environment(), arguments)
+    }
+
+    /// `import` of a plug-in CA.
+    pub fn import(&self, ca: &PlugIn, more: &[&str]) -> Done {
+        ca.write(&self.path("ca"));
+        let (from, uri, bundle) = (self.text("ca"), self.uri(), self.text("bundle"));
+        let words = ["--output", "json", "import", "--from", &from, "--token", &uri, "--bundle", &bundle];
+        self.run(&[&words, more].concat())
+    }
+
+    /// A place whose token holds a P-256 CA key, however its module gets one.
+    pub fn filled(module: Module) -> Self {
+        let place = Self::new(module);
+        if module.cannot(Capability::Unwrap(Key::P256)).is_none() {
+            place.import(&plug_in(Key::P256), &[]).json();
+        } else {
+            let certificate = module.make_key(place.root.path());
+            fs::create_dir(place.path("bundle")).unwrap();
+            for (name, text) in
+                [("ca-cert.pem", certificate.as_str()), ("root-cert.pem", &certificate), ("cert-chain.pem", "")]
+            {
+                fs::write(place.path("bundle").join(name), text).unwrap();
+            }
+        }
+        place
+    }
+
+    /// How many private keys the token holds.
+    pub fn keys(&self) -> usize {
+        let uri = self.uri();
+        self.run(&["--output", "json", "inspect", "--token", &uri]).json()["keys"].as_array().unwrap().len()
+    }
+
+    /// `inspect`, with the bundle.
+    pub fn inspect(&self) -> Value {
+        let (uri, bundle) = (self.uri(), self.text("bundle"));
+        self.run(&["--output", "json", "inspect", "--token", &uri, "--bundle", &bundle]).json()
+    }
+
+    /// `check` of a configuration with this token.
+    pub fn check(&self) -> Vec<Value> {
+        let environment: Vec<String> =
+            self.environment().iter().map(|(name, value)| format!("{name} = '{value}'")).collect();
+        fs::write(self.path("keys.json"), r#"{"keys":[]}"#).unwrap();
+        let text = format!(
+            "[ca]\nbundle = '{}'\n[[token]]\nname = 'one'\nuri = \"{}\"\nenvironment = {{ {} }}\n\
+             [listen]\naddress = '127.0.0.1:0'\n[serving]\ndns_names = ['ca.test']\n\
+             [log]\ndirectory = '{}'\n[admin]\naddress = '127.0.0.1:0'\n",
+            self.text("bundle"),
+            self.uri(),
+            environment.join(", "),
+            self.text("log"),
+        );
+        fs::write(self.path("config.toml"), text).unwrap();
+        let config = self.text("config.toml");
+        let done = self.run(&["--output", "json", "check", "--config", &config]);
+        serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"))
+    }
+
+    /// The issuer of the bundle.
+    pub fn issuer(&self) -> Arc<Issuer> {
+        let input =
+            |name: &str| Input { name: name.to_owned(), bytes: fs::read(self.path("bundle").join(name)).unwrap() };
+        let files = BundleFiles {
+            ca_cert: input("ca-cert.pem"),
+            cert_chain: input("cert-chain.pem"),
+            root_cert: input("root-cert.pem"),
+        };
+        Arc::clone(Bundle::check(files, clock::now()).unwrap().issuer())
+    }
+
+    /// The token for a pool.
+    pub fn token(&self, name: &str) -> TokenSettings {
+        self.token_of(name, self.uri(), self.environment())
+    }
+
+    /// The same behind the module that breaks on command; see [`Place::breaks`].
+    pub fn faulty_token(&self, name: &str) -> TokenSettings {
+        let mut environment = self.environment();
+        environment.insert("FAULTY_TOKEN_MODULE".to_owned(), self.module.path().display().to_string());
+        environment.insert("FAULTY_TOKEN_CONTROL".to_owned(), self.text("faults"));
+        self.token_of(name, self.uri_of(&faulty::MODULE), environment)
+    }
+
+    /// Has the faulty module break so from now on.
+    pub fn breaks(&self, commands: &str) {
+        fs::write(self.path("faults.new"), commands).unwrap();
+        fs::rename(self.path("faults.new"), self.path("faults")).unwrap();
+    }
+
+    fn token_of(&self, name: &str, uri: String, environment: BTreeMap<String, String>) -> TokenSettings {
+        let mut settings = token_host::Settings::new(uri, self.path("pin-refused"), self.path("bundle"), MAX_VALIDITY);
+        settings.trust_domains = vec!["cluster.local".parse().unwrap()];
+        TokenSettings {
+            name: Arc::from(name),
+            call_timeout: settings.call_timeout,
+            keep_alive: Duration::from_secs(1),
+            link: Link::Child { settings: Box::new(settings), program: Some(PathBuf::from(PROGRAM)), environment },
+        }
+    }
+}
