@@ -4,9 +4,8 @@ use const_oid::{
     ObjectIdentifier,
     db::{rfc5912, rfc8410},
 };
-use der::Tag;
-
-use super::walk::Walk;
+use der::Decode;
+use spki::AlgorithmIdentifierRef;
 
 /// The signature algorithms of certificates and requests (RFC 4055, RFC 5758, RFC 8410).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,19 +90,18 @@ pub(super) fn from_outside(der: &[u8]) -> Result<SignatureAlgorithm, &'static st
         return Ok(algorithm);
     }
     let unknown = "an unknown one";
-    let mut walk = Walk::inside(der, Tag::Sequence).map_err(|_| unknown)?;
-    let oid = walk.content(Tag::ObjectIdentifier).map_err(|_| unknown)?;
-    if walk.at_end() {
+    let AlgorithmIdentifierRef { oid, parameters } = AlgorithmIdentifierRef::from_der(der).map_err(|_error| unknown)?;
+    if parameters.is_none() {
         let without_parameters = [
             (rfc5912::SHA_256_WITH_RSA_ENCRYPTION, SignatureAlgorithm::RsaSha256),
             (rfc5912::SHA_384_WITH_RSA_ENCRYPTION, SignatureAlgorithm::RsaSha384),
             (rfc5912::SHA_512_WITH_RSA_ENCRYPTION, SignatureAlgorithm::RsaSha512),
         ];
-        if let Some((_, algorithm)) = without_parameters.into_iter().find(|(known, _)| known.as_bytes() == oid) {
+        if let Some((_, algorithm)) = without_parameters.into_iter().find(|(known, _)| *known == oid) {
             return Ok(algorithm);
         }
     }
-    Err(REFUSED.iter().find(|(known, _)| known.as_bytes() == oid).map_or(unknown, |(_, name)| name))
+    Err(REFUSED.iter().find(|(known, _)| *known == oid).map_or(unknown, |(_, name)| name))
 }
 
 #[cfg(test)]

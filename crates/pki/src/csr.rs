@@ -5,14 +5,21 @@
 
 use std::{fmt, net::IpAddr};
 
-use const_oid::db::{rfc5280, rfc5912};
-use der::Tag;
+use const_oid::{
+    ObjectIdentifier,
+    db::{rfc5280, rfc5912},
+};
+use der::{AnyRef, Decode, Encode, ErrorKind, Tag, Tagged};
+use x509_cert::{
+    attr::Attributes,
+    ext::Extension,
+    request::{CertReq, ExtensionReq},
+};
 
 use super::{
     PublicKey, algorithm,
     key::KeyError,
     pem::{self, PemError},
-    walk::{Malformed, Walk, context},
 };
 
 /// The largest certificate request in PEM bytes that is read: an RSA-4096 request with a long SAN is below 4 KiB.
@@ -107,9 +114,9 @@ pub enum CsrError {
     UnsupportedSignatureAlgorithm(&'static str),
 }
 
-/// Gives a malformed element its name.
-fn at(what: &'static str) -> impl Fn(Malformed) -> CsrError {
-    move |Malformed| CsrError::Malformed(what)
+/// Names the part that could not be read.
+fn at<E>(part: &'static str) -> impl Fn(E) -> CsrError {
+    move |_error| CsrError::Malformed(part)
 }
 
 impl VerifiedCsr {
@@ -133,27 +140,26 @@ impl VerifiedCsr {
         if der.len() > CSR_MAX {
             return Err(CsrError::TooLarge(der.len()));
         }
-        let malformed = at("not a certification request");
-        let mut request = Walk::inside(der, Tag::Sequence).map_err(&malformed)?;
-        let signed = request.whole(Tag::Sequence).map_err(&malformed)?;
-        let algorithm = request.whole(Tag::Sequence).map_err(&malformed)?;
-        let signature = request.bytes_in_bits().map_err(at("the signature"))?;
-        request.finish().map_err(at("bytes after the signature"))?;
-
-        let mut info = Walk::inside(signed, Tag::Sequence).map_err(&malformed)?;
-        if info.content(Tag::Integer).map_err(at("the version"))? != [0] {
-            return Err(CsrError::Malformed("the version is not 1"));
+        // Clients do not always sort a SET as DER demands, and the `der` crate sorts one in quadratic time. So BER rules
+        // read it, which leave its order alone; everything else is DER, since its encoding has to give the same bytes.
+        let request = CertReq::from_ber(der).map_err(|error| match error.kind() {
+            ErrorKind::Value { tag: Tag::Integer } => CsrError::Malformed("the version is not 1"),
+            _ => CsrError::Malformed("not a certification request"),
+        })?;
+        if request.to_der().ok().as_deref() != Some(der) {
+            return Err(CsrError::Malformed("not a certification request in DER"));
         }
-        let subject = info.whole(Tag::Sequence).map_err(at("the subject"))?;
-        let spki = info.whole(Tag::Sequence).map_err(at("the public key"))?;
+        let info = &request.info;
+        let encoded = |value: der::Result<Vec<u8>>| value.map_err(at("not a certification request"));
         // The key's form and size are settled before any arithmetic on it.
-        let public_key = PublicKey::from_spki_der(spki)?;
-        let algorithm = algorithm::from_outside(algorithm).map_err(CsrError::UnsupportedSignatureAlgorithm)?;
-        let attributes = info.enter(context(0, true)).map_err(at("the attributes"))?;
-        info.finish().map_err(at("bytes after the attributes"))?;
-        let names = names_of(attributes)?;
-        public_key.verify(algorithm, signed, signature).map_err(|_| CsrError::Signature)?;
-        Ok(Self { public_key, subject_is_empty: EMPTY_SUBJECTS.contains(&subject), names })
+        let public_key = PublicKey::from_spki_der(&encoded(info.public_key.to_der())?)?;
+        let algorithm = algorithm::from_outside(&encoded(request.algorithm.to_der())?)
+            .map_err(CsrError::UnsupportedSignatureAlgorithm)?;
+        let signature = request.signature.as_bytes().ok_or(CsrError::Malformed("the signature"))?;
+        let names = requested_names(&info.attributes)?;
+        public_key.verify(algorithm, &encoded(info.to_der())?, signature).map_err(|_| CsrError::Signature)?;
+        let subject_is_empty = EMPTY_SUBJECTS.contains(&encoded(info.subject.to_der())?.as_slice());
+        Ok(Self { public_key, subject_is_empty, names })
     }
 
     /// The subject's public key.
@@ -184,95 +190,78 @@ fn first_block(text: &str) -> &str {
 }
 
 /// The names in the attribute extensionRequest (RFC 2985, section 5.4.2), if there is one. Other attributes are
-/// passed over, but none may come twice. Their order is not checked: it is DER's, but not every client's.
-fn names_of(mut attributes: Walk<'_>) -> Result<Vec<RequestedName>, CsrError> {
-    let malformed = at("an attribute");
-    let mut seen = Vec::new();
-    let mut names = Vec::new();
-    while !attributes.at_end() {
-        let mut attribute = attributes.enter(Tag::Sequence).map_err(&malformed)?;
-        let oid = attribute.content(Tag::ObjectIdentifier).map_err(&malformed)?;
-        let mut values = attribute.enter(Tag::Set).map_err(&malformed)?;
-        attribute.finish().map_err(&malformed)?;
-        note(&mut seen, oid, ATTRIBUTES_MAX, "an attribute that comes twice", "too many attributes")?;
-        if oid == rfc5912::ID_EXTENSION_REQ.as_bytes() {
-            let extensions = values.enter(Tag::Sequence).map_err(at("the requested extensions"))?;
-            values.finish().map_err(at("the requested extensions"))?;
-            names = names_among(extensions)?;
-        }
-    }
-    Ok(names)
+/// ignored, but none may occur twice. Their order is not checked: DER defines one, but not every client keeps it.
+fn requested_names(attributes: &Attributes) -> Result<Vec<RequestedName>, CsrError> {
+    let oids = attributes.iter().map(|attribute| attribute.oid);
+    check_unique(oids, ATTRIBUTES_MAX, "an attribute that comes twice", "too many attributes")?;
+    let Some(request) = attributes.iter().find(|attribute| attribute.oid == rfc5912::ID_EXTENSION_REQ) else {
+        return Ok(Vec::new());
+    };
+    let malformed = "the requested extensions";
+    let [list] = request.values.as_slice() else { return Err(CsrError::Malformed(malformed)) };
+    let ExtensionReq(extensions) = list.decode_as().map_err(at::<der::Error>(malformed))?;
+    names_among(&extensions)
 }
 
 /// The names among the requested extensions. The SAN counts whether critical (Istio's agent) or not (older
-/// ztunnel); requested key usages and the like are the CA's business and passed over.
-fn names_among(mut extensions: Walk<'_>) -> Result<Vec<RequestedName>, CsrError> {
-    let malformed = at("a requested extension");
-    let mut seen = Vec::new();
+/// ztunnel); requested key usages and the like are ignored, since the CA decides them.
+fn names_among(extensions: &[Extension]) -> Result<Vec<RequestedName>, CsrError> {
+    let oids = extensions.iter().map(|extension| extension.extn_id);
+    check_unique(oids, EXTENSIONS_MAX, "a requested extension that comes twice", "too many extensions")?;
     let mut names = Vec::new();
-    while !extensions.at_end() {
-        let mut extension = extensions.enter(Tag::Sequence).map_err(&malformed)?;
-        let oid = extension.content(Tag::ObjectIdentifier).map_err(&malformed)?;
-        // An explicit FALSE is not DER, but a client's slip that says nothing else.
-        match extension.optional(Tag::Boolean).map_err(&malformed)? {
-            None | Some([0 | 0xff]) => {}
-            Some(_) => return Err(CsrError::Malformed("a requested extension")),
-        }
-        let value = extension.content(Tag::OctetString).map_err(&malformed)?;
-        extension.finish().map_err(&malformed)?;
-        note(&mut seen, oid, EXTENSIONS_MAX, "a requested extension that comes twice", "too many extensions")?;
-        if oid == rfc5280::ID_CE_SUBJECT_ALT_NAME.as_bytes() {
-            names = general_names(value)?;
-        } else if oid == rfc5280::ID_CE_BASIC_CONSTRAINTS.as_bytes() {
-            refuse_ca(value)?;
+    for extension in extensions {
+        let value = extension.extn_value.as_bytes();
+        match extension.extn_id {
+            rfc5280::ID_CE_SUBJECT_ALT_NAME => names = general_names(value)?,
+            rfc5280::ID_CE_BASIC_CONSTRAINTS => refuse_ca(value)?,
+            _ => {}
         }
     }
     Ok(names)
 }
 
-/// Notes an object identifier, which must be new, within a limit.
-fn note<'a>(
-    seen: &mut Vec<&'a [u8]>,
-    oid: &'a [u8],
+/// At most `most` object identifiers, each once.
+fn check_unique(
+    oids: impl Iterator<Item = ObjectIdentifier>,
     most: usize,
     twice: &'static str,
     many: &'static str,
 ) -> Result<(), CsrError> {
-    if seen.contains(&oid) {
-        return Err(CsrError::Malformed(twice));
+    let mut seen = Vec::new();
+    for oid in oids {
+        if seen.contains(&oid) {
+            return Err(CsrError::Malformed(twice));
+        }
+        if seen.len() == most {
+            return Err(CsrError::Malformed(many));
+        }
+        seen.push(oid);
     }
-    if seen.len() == most {
-        return Err(CsrError::Malformed(many));
-    }
-    seen.push(oid);
     Ok(())
 }
 
+/// Refuses basicConstraints with CA:TRUE; a BOOLEAN other than FALSE counts as TRUE, also where it is not DER.
 fn refuse_ca(value: &[u8]) -> Result<(), CsrError> {
-    let malformed = at("the requested basicConstraints");
-    let mut constraints = Walk::inside(value, Tag::Sequence).map_err(&malformed)?;
-    match constraints.optional(Tag::Boolean).map_err(&malformed)? {
-        None | Some([0]) => Ok(()),
-        Some(_) => Err(CsrError::CaRequested),
+    let fields: Vec<AnyRef<'_>> = Vec::from_der(value).map_err(at::<der::Error>("the requested basicConstraints"))?;
+    match fields.first() {
+        Some(first) if first.tag() == Tag::Boolean && first.value() != [0] => Err(CsrError::CaRequested),
+        _ => Ok(()),
     }
 }
 
-/// GeneralNames (RFC 5280, section 4.2.1.6).
+/// GeneralNames (RFC 5280, section 4.2.1.6). x509-cert's type does not know x400Address, and would not tell the
+/// caller which kind of name was refused.
 fn general_names(value: &[u8]) -> Result<Vec<RequestedName>, CsrError> {
-    let malformed = at("the subject alternative name");
-    let mut walk = Walk::inside(value, Tag::Sequence).map_err(&malformed)?;
-    let mut names = Vec::new();
-    while !walk.at_end() {
-        if names.len() == NAMES_MAX {
-            return Err(CsrError::Malformed("too many subject alternative names"));
-        }
-        let (tag, content) = walk.any().map_err(&malformed)?;
-        names.push(general_name(tag, content).ok_or(CsrError::Malformed("the subject alternative name"))?);
+    let malformed = "the subject alternative name";
+    let names: Vec<AnyRef<'_>> = Vec::from_der(value).map_err(at::<der::Error>(malformed))?;
+    if names.len() > NAMES_MAX {
+        return Err(CsrError::Malformed("too many subject alternative names"));
     }
     if names.is_empty() {
         return Err(CsrError::Malformed("the subject alternative name is there but empty"));
     }
-    Ok(names)
+    let read = |name: &AnyRef<'_>| general_name(name.tag(), name.value()).ok_or(CsrError::Malformed(malformed));
+    names.iter().map(read).collect()
 }
 
 fn general_name(tag: Tag, content: &[u8]) -> Option<RequestedName> {

@@ -5,12 +5,13 @@
 
 use std::time::SystemTime;
 
+use der::{Decode, Encode};
+
 use super::{
     Issuer, Profile, algorithm,
     lint::{Facts, Finding},
     pem::{self, PemError},
-    verify::Parts,
-    walk::Malformed,
+    structure::Signed,
 };
 use crate::identity::Name;
 
@@ -53,13 +54,15 @@ impl Held {
     /// When it is not one that `issuer` signed.
     pub fn read(text: &[u8], issuer: &Issuer) -> Result<Self, NotHeld> {
         let block = pem::blocks(text)?.into_iter().next().ok_or(NotHeld::Malformed)?;
-        let parts = Parts::read(&block.der).map_err(|Malformed| NotHeld::Malformed)?;
-        let facts = Facts::parse(parts.tbs)?;
+        let signed = Signed::from_der(&block.der).map_err(|_error| NotHeld::Malformed)?;
+        let content = signed.content.to_der().map_err(|_error| NotHeld::Malformed)?;
+        let facts = Facts::parse(&content)?;
         let algorithm = issuer.public_key().signature_algorithm();
-        let signed = facts.issuer == issuer.subject()
-            && parts.algorithm == algorithm::identifier(algorithm)
-            && issuer.public_key().verify(algorithm, parts.tbs, parts.signature).is_ok();
-        if !signed {
+        let verifies = |signature| issuer.public_key().verify(algorithm, &content, signature).is_ok();
+        let is_ours = facts.issuer == issuer.subject()
+            && signed.algorithm.to_der().ok().as_deref() == Some(algorithm::identifier(algorithm))
+            && signed.signature.as_bytes().is_some_and(verifies);
+        if !is_ours {
             return Err(NotHeld::Issuer);
         }
         Ok(Self {

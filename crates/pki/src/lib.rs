@@ -11,6 +11,7 @@ pub mod pem;
 pub mod private_key;
 pub mod profile;
 pub mod request;
+mod structure;
 pub mod tbs;
 #[cfg(any(test, feature = "testing"))]
 #[allow(
@@ -24,7 +25,6 @@ pub mod tbs;
 )]
 pub mod testing;
 pub mod verify;
-mod walk;
 
 pub use algorithm::SignatureAlgorithm;
 pub use bundle::{Bundle, Issuer};

@@ -8,6 +8,7 @@ mod ca;
 mod extensions;
 mod facts;
 mod key;
+pub(crate) mod reader;
 #[cfg(test)]
 mod tests;
 

@@ -1,9 +1,10 @@
 //! PEM (RFC 7468) with line numbers in the errors.
 //!
-//! Takes what Go's `encoding/pem` and OpenSSL take: text around the blocks (`Bag Attributes`, `openssl x509 -text`),
-//! CRLF, white space at line ends, lines of any width, RFC 1421 headers. It never guesses: a block that is broken, or
-//! whose BEGIN line is glued to something else, is an error, where Go would silently drop it. Called for every
-//! certificate, key and request that comes as text.
+//! Accepts what Go's `encoding/pem` and OpenSSL accept: text around the blocks (`Bag Attributes`,
+//! `openssl x509 -text`), CRLF, white space at line ends, lines of any width, RFC 1421 headers. It never guesses: a
+//! block that is broken, or whose BEGIN line is not at the start of its line, is an error, where Go would silently
+//! drop it. Not the `pem-rfc7468` crate: that wants lines of one width, refuses headers, reads one block a call, and
+//! its errors carry no line number.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use zeroize::Zeroizing;

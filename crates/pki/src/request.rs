@@ -3,27 +3,16 @@
 //! Builds the bytes to be signed from a subject and a public key, and puts the signature to them once it verifies.
 //! Never signs. Called by `generate --csr`, whose token signs.
 
-use der::{
-    Decode, Encode, EncodePem, Tag,
-    asn1::{BitString, OctetString},
-    pem::LineEnding,
-};
+use der::{Decode, Encode, EncodePem, asn1::BitString, pem::LineEnding};
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::{
     attr::{Attribute, Attributes},
-    ext::{
-        Extension,
-        pkix::{BasicConstraints, KeyUsage, KeyUsages},
-    },
-    name::{RdnSequence, RelativeDistinguishedName},
+    ext::pkix::{BasicConstraints, KeyUsage, KeyUsages},
+    name::{Name, RdnSequence, RelativeDistinguishedName},
     request::{CertReq, CertReqInfo, ExtensionReq, Version},
 };
 
-use super::{
-    PublicKey, algorithm, pem,
-    tbs::{TbsError, join},
-    walk::context,
-};
+use super::{PublicKey, algorithm, tbs::extension};
 
 /// The longest subject in bytes that is taken: a handful of attributes of 64 characters (RFC 5280, appendix A.1).
 const SUBJECT_MAX: usize = 1024;
@@ -44,7 +33,7 @@ pub enum RequestError {
 
 /// The subject that a CA's certificate shall have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subject(x509_cert::name::Name);
+pub struct Subject(Name);
 
 impl std::str::FromStr for Subject {
     type Err = RequestError;
@@ -64,7 +53,7 @@ impl std::str::FromStr for Subject {
             return Err(refused());
         }
         let der = RdnSequence::from(parts).to_der().map_err(|_error| refused())?;
-        x509_cert::name::Name::from_der(&der).map(Self).map_err(|_error| refused())
+        Name::from_der(&der).map(Self).map_err(|_error| refused())
     }
 }
 
@@ -82,7 +71,7 @@ impl CaRequest {
     /// # Errors
     /// When it cannot be encoded.
     pub fn new(subject: &Subject, key: PublicKey) -> Result<Self, RequestError> {
-        let info = info(subject, &key).map_err(|_error| RequestError::Encoding)?;
+        let info = ca_info(subject, &key).map_err(|_error| RequestError::Encoding)?;
         let der = info.to_der().map_err(|_error| RequestError::Encoding)?;
         Ok(Self { info, der, key })
     }
@@ -106,13 +95,7 @@ impl CaRequest {
     pub fn assemble(&self, signature: &[u8]) -> Result<String, RequestError> {
         let algorithm = self.key.signature_algorithm();
         self.key.verify(algorithm, &self.der, signature).map_err(|_| RequestError::Signature)?;
-        let encoding = |_error: der::Error| RequestError::Encoding;
-        let request = CertReq {
-            info: self.info.clone(),
-            algorithm: AlgorithmIdentifierOwned::from_der(algorithm::identifier(algorithm)).map_err(encoding)?,
-            signature: BitString::from_bytes(signature).map_err(encoding)?,
-        };
-        request.to_pem(LineEnding::LF).map_err(encoding)
+        assemble(self.info.clone(), &self.key, signature).map_err(|_error| RequestError::Encoding)
     }
 }
 
@@ -122,8 +105,8 @@ impl CaRequest {
 /// # Errors
 /// When it cannot be encoded.
 pub fn nameless_info(key: &PublicKey) -> Result<Vec<u8>, RequestError> {
-    let info = || join(Tag::Sequence, &[b"\x02\x01\x00", b"\x30\x00", key.spki_der(), &join(context(0, true), &[])?]);
-    info().map_err(|_: TbsError| RequestError::Encoding)
+    let info = certification_request_info(Name::default(), key, Attributes::default());
+    info.and_then(|info| info.to_der()).map_err(|_error| RequestError::Encoding)
 }
 
 /// The whole request of a [`nameless_info`] in PEM. `signature` is the content of signatureValue.
@@ -131,29 +114,26 @@ pub fn nameless_info(key: &PublicKey) -> Result<Vec<u8>, RequestError> {
 /// # Errors
 /// When it cannot be encoded.
 pub fn nameless(key: &PublicKey, info: &[u8], signature: &[u8]) -> Result<String, RequestError> {
-    let request = || {
-        let signature = join(Tag::BitString, &[b"\0", signature])?;
-        join(Tag::Sequence, &[info, algorithm::identifier(key.signature_algorithm()), &signature])
-    };
-    request().map(|der| pem::encode("CERTIFICATE REQUEST", &der)).map_err(|_: TbsError| RequestError::Encoding)
+    CertReqInfo::from_der(info).and_then(|info| assemble(info, key, signature)).map_err(|_error| RequestError::Encoding)
 }
 
-fn info(subject: &Subject, key: &PublicKey) -> der::Result<CertReqInfo> {
+fn ca_info(subject: &Subject, key: &PublicKey) -> der::Result<CertReqInfo> {
     let constraints = BasicConstraints { ca: true, path_len_constraint: None };
     let usage = KeyUsage(KeyUsages::KeyCertSign | KeyUsages::CRLSign);
-    let extensions = vec![critical(&constraints)?, critical(&usage)?];
+    let extensions = vec![extension(true, &constraints)?, extension(true, &usage)?];
     let mut attributes = Attributes::default();
     attributes.insert(Attribute::try_from(ExtensionReq(extensions))?)?;
-    Ok(CertReqInfo {
-        version: Version::V1,
-        subject: subject.0.clone(),
-        public_key: SubjectPublicKeyInfoOwned::from_der(key.spki_der())?,
-        attributes,
-    })
+    certification_request_info(subject.0.clone(), key, attributes)
 }
 
-fn critical<T: Encode + const_oid::AssociatedOid>(value: &T) -> der::Result<Extension> {
-    Ok(Extension { extn_id: T::OID, critical: true, extn_value: OctetString::new(value.to_der()?)? })
+fn certification_request_info(subject: Name, key: &PublicKey, attributes: Attributes) -> der::Result<CertReqInfo> {
+    let public_key = SubjectPublicKeyInfoOwned::from_der(key.spki_der())?;
+    Ok(CertReqInfo { version: Version::V1, subject, public_key, attributes })
+}
+
+fn assemble(info: CertReqInfo, key: &PublicKey, signature: &[u8]) -> der::Result<String> {
+    let algorithm = AlgorithmIdentifierOwned::from_der(algorithm::identifier(key.signature_algorithm()))?;
+    CertReq { info, algorithm, signature: BitString::from_bytes(signature)? }.to_pem(LineEnding::LF)
 }
 
 #[cfg(test)]

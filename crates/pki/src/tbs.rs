@@ -8,7 +8,7 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-pub(super) use encode::{join, name};
+pub(super) use encode::{extension, name};
 
 use std::sync::Arc;
 

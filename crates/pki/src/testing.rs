@@ -5,14 +5,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use der::Tag;
+use der::{Encode, Header, Length, Tag, TagNumber};
 use rcgen::{KeyPair, PublicKeyData, RsaKeySize, SigningKey};
 
 use super::{
     Bundle, Issuer, Profile, PublicKey, Template, VerifiedCsr, algorithm,
     bundle::{BundleFiles, Input},
-    tbs::join,
-    walk::context,
 };
 use crate::identity::Name;
 
@@ -82,7 +80,15 @@ pub fn plug_in(ca_cert: &str, root_cert: &str) -> Arc<Issuer> {
 
 /// An element of elements.
 pub fn element(tag: Tag, parts: &[&[u8]]) -> Vec<u8> {
-    join(tag, parts).unwrap()
+    let mut out = Vec::new();
+    let length = Length::try_from(parts.concat().len()).unwrap();
+    Header::new(tag, length).encode_to_vec(&mut out).unwrap();
+    [out, parts.concat()].concat()
+}
+
+/// A context-specific tag.
+pub fn context(number: u32, constructed: bool) -> Tag {
+    TagNumber(number).context_specific(constructed)
 }
 
 /// The content of the extension subjectAltName: (context tag, content) of each name.

@@ -5,14 +5,17 @@
 
 use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
-use der::Tag;
+use der::{
+    AnyRef, Decode, Encode, Sequence,
+    asn1::{BitStringRef, UintRef},
+};
 
 use super::{
-    KeyAlgorithm, Tbs, algorithm,
+    KeyAlgorithm, SignatureAlgorithm, Tbs, algorithm,
     lint::{Facts, Finding},
     pem,
-    tbs::{Serial, join},
-    walk::{Malformed, Walk},
+    structure::Signed,
+    tbs::Serial,
 };
 use crate::identity::Name;
 
@@ -46,22 +49,21 @@ impl Issued {
     pub fn assemble(tbs: Arc<Tbs>, signature: &[u8]) -> Result<Self, VerifyError> {
         let issuer_key = tbs.issuer().public_key();
         let algorithm = issuer_key.signature_algorithm();
-        let identifier = algorithm::identifier(algorithm);
-        let encoding = |_| VerifyError::Field("encoding");
-        let value = join(Tag::BitString, &[b"\0", signature]).map_err(encoding)?;
-        let der = join(Tag::Sequence, &[tbs.der(), identifier, &value]).map_err(encoding)?;
+        let der = encode(tbs.der(), algorithm, signature).map_err(|_error| VerifyError::Field("encoding"))?;
 
         // From here on only what stands in the encoded certificate counts.
-        let parts = Parts::read(&der).map_err(|Malformed| VerifyError::Field("form"))?;
-        if parts.tbs != tbs.der() {
+        let signed = Signed::from_der(&der).map_err(|_error| VerifyError::Field("form"))?;
+        let content = signed.content.to_der().map_err(|_error| VerifyError::Field("form"))?;
+        if content != tbs.der() {
             return Err(VerifyError::Field("signed part"));
         }
-        if parts.algorithm != identifier {
+        if signed.algorithm.to_der().ok().as_deref() != Some(algorithm::identifier(algorithm)) {
             return Err(VerifyError::Field("signature algorithm"));
         }
-        compare(&Facts::parse(parts.tbs)?, &tbs)?;
-        well_formed(issuer_key.algorithm(), parts.signature).map_err(|Malformed| VerifyError::Signature)?;
-        issuer_key.verify(algorithm, parts.tbs, parts.signature).map_err(|_| VerifyError::Signature)?;
+        compare(&Facts::parse(&content)?, &tbs)?;
+        let signature = signed.signature.as_bytes().ok_or(VerifyError::Field("form"))?;
+        check_form(issuer_key.algorithm(), signature)?;
+        issuer_key.verify(algorithm, &content, signature).map_err(|_| VerifyError::Signature)?;
         Ok(Self { der, tbs })
     }
 
@@ -127,21 +129,10 @@ impl Issued {
     }
 }
 
-/// A certificate's three parts.
-pub(super) struct Parts<'a> {
-    pub(super) tbs: &'a [u8],
-    pub(super) algorithm: &'a [u8],
-    pub(super) signature: &'a [u8],
-}
-
-impl<'a> Parts<'a> {
-    pub(super) fn read(der: &'a [u8]) -> Result<Self, Malformed> {
-        let mut walk = Walk::inside(der, Tag::Sequence)?;
-        let (tbs, algorithm) = (walk.whole(Tag::Sequence)?, walk.whole(Tag::Sequence)?);
-        let signature = walk.bytes_in_bits()?;
-        walk.finish()?;
-        Ok(Self { tbs, algorithm, signature })
-    }
+/// The DER Certificate of its parts.
+fn encode(tbs: &[u8], algorithm: SignatureAlgorithm, signature: &[u8]) -> der::Result<Vec<u8>> {
+    let (content, algorithm) = (AnyRef::from_der(tbs)?, AnyRef::from_der(algorithm::identifier(algorithm))?);
+    Signed { content, algorithm, signature: BitStringRef::from_bytes(signature)? }.to_der()
 }
 
 /// Every field against the template, the issuer and the serial number that were meant. Usages, constraints and
@@ -163,22 +154,24 @@ fn compare(facts: &Facts<'_>, tbs: &Tbs) -> Result<(), VerifyError> {
     )
 }
 
-/// The form of a signature value, besides its arithmetic: an ECDSA-Sig-Value is strict DER and no longer than its
-/// curve's order (RFC 3279, section 2.2.3); verifiers differ in what else they would let pass.
-fn well_formed(algorithm: KeyAlgorithm, signature: &[u8]) -> Result<(), Malformed> {
-    let field_bytes = match algorithm {
+/// ECDSA-Sig-Value (RFC 3279, section 2.2.3).
+#[derive(Sequence)]
+struct EcdsaSignature<'a> {
+    r: UintRef<'a>,
+    s: UintRef<'a>,
+}
+
+/// Checks the form of a signature value, in addition to its arithmetic: an ECDSA-Sig-Value is strict DER, and its
+/// numbers are positive and no longer than the curve's order. Verifiers differ in what else they would accept.
+fn check_form(algorithm: KeyAlgorithm, signature: &[u8]) -> Result<(), VerifyError> {
+    let order_bytes = match algorithm {
         KeyAlgorithm::P256 => 32,
         KeyAlgorithm::P384 => 48,
         KeyAlgorithm::Ed25519 | KeyAlgorithm::Rsa { .. } => return Ok(()),
     };
-    let mut walk = Walk::inside(signature, Tag::Sequence)?;
-    for _ in ["r", "s"] {
-        let integer = walk.positive_integer()?;
-        if integer.strip_prefix(&[0]).unwrap_or(integer).len() > field_bytes {
-            return Err(Malformed);
-        }
-    }
-    walk.finish()
+    let EcdsaSignature { r, s } = EcdsaSignature::from_der(signature).map_err(|_error| VerifyError::Signature)?;
+    let fits = |number: UintRef<'_>| number.as_bytes().len() <= order_bytes && number.as_bytes() != [0];
+    if fits(r) && fits(s) { Ok(()) } else { Err(VerifyError::Signature) }
 }
 
 #[cfg(test)]

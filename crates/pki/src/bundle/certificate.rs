@@ -10,35 +10,9 @@ use x509_cert::{
         pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, NameConstraints, SubjectKeyIdentifier},
     },
     name::Name,
-    time::Validity,
 };
 
-/// RFC 5280, section 4.1.1. `AnyRef` keeps each part's bytes.
-#[derive(Sequence)]
-struct Outer<'a> {
-    tbs: AnyRef<'a>,
-    algorithm: AnyRef<'a>,
-    signature: BitStringRef<'a>,
-}
-
-/// RFC 5280, section 4.1.
-#[derive(Sequence)]
-struct Inner<'a> {
-    #[asn1(context_specific = "0", tag_mode = "EXPLICIT", optional = "true")]
-    version: Option<u8>,
-    serial: AnyRef<'a>,
-    algorithm: AnyRef<'a>,
-    issuer: AnyRef<'a>,
-    validity: Validity,
-    subject: AnyRef<'a>,
-    spki: AnyRef<'a>,
-    #[asn1(context_specific = "1", tag_mode = "IMPLICIT", optional = "true")]
-    issuer_unique_id: Option<BitStringRef<'a>>,
-    #[asn1(context_specific = "2", tag_mode = "IMPLICIT", optional = "true")]
-    subject_unique_id: Option<BitStringRef<'a>>,
-    #[asn1(context_specific = "3", tag_mode = "EXPLICIT", optional = "true")]
-    extensions: Option<Vec<Extension>>,
-}
+use crate::structure::{Signed, TbsCertificate};
 
 /// SubjectPublicKeyInfo, of any type.
 #[derive(Sequence)]
@@ -92,9 +66,9 @@ const KNOWN_CRITICAL: [ObjectIdentifier; 6] = [
 impl Certificate {
     /// Parses a certificate; `file` and `line` are for messages only.
     pub(super) fn parse(file: &str, line: usize, der: &[u8]) -> Result<Self, &'static str> {
-        let outer = Outer::from_der(der).map_err(|_error| "it is not a DER certificate")?;
-        let tbs = outer.tbs.to_der().map_err(|_error| "it is not a DER certificate")?;
-        let inner = Inner::from_der(&tbs).map_err(|_error| "its content is not a DER TBSCertificate")?;
+        let outer = Signed::from_der(der).map_err(|_error| "it is not a DER certificate")?;
+        let tbs = outer.content.to_der().map_err(|_error| "it is not a DER certificate")?;
+        let inner = TbsCertificate::from_der(&tbs).map_err(|_error| "its content is not a DER TBSCertificate")?;
         if inner.algorithm != outer.algorithm {
             return Err("it names two different signature algorithms");
         }

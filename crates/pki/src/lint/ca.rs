@@ -8,7 +8,7 @@ use der::Tag;
 use super::{Finding, extensions::own_id, facts::time, key};
 use crate::{
     Issuer, KeyAlgorithm, SignatureAlgorithm,
-    walk::{Malformed, Walk, context},
+    lint::reader::{DerReader, Malformed, context},
 };
 
 /// The CA under which a certificate is to be signed, borrowed from its certificate or its [`Issuer`].
@@ -52,7 +52,7 @@ impl<'a> Ca<'a> {
     /// When it is not a DER certificate, or of a key that this CA cannot have.
     pub fn from_certificate(der: &'a [u8]) -> Result<Self, Finding> {
         let read = || -> Result<_, Malformed> {
-            let mut certificate = Walk::inside(der, Tag::Sequence)?;
+            let mut certificate = DerReader::inside(der, Tag::Sequence)?;
             let mut fields = certificate.enter(Tag::Sequence)?;
             fields.optional(context(0, true))?;
             fields.content(Tag::Integer)?;
@@ -64,8 +64,8 @@ impl<'a> Ca<'a> {
             fields.optional(context(1, false))?;
             fields.optional(context(2, false))?;
             let extensions = match fields.optional(context(3, true))? {
-                Some(list) => Walk::inside(list, Tag::Sequence)?,
-                None => Walk::over(&[])?,
+                Some(list) => DerReader::inside(list, Tag::Sequence)?,
+                None => DerReader::over(&[])?,
             };
             fields.finish()?;
             let (subject_key_id, path_len) = constraints(extensions)?;
@@ -125,7 +125,7 @@ impl OwnedCa {
 }
 
 /// subjectKeyIdentifier and pathLenConstraint among a certificate's extensions.
-fn constraints<'a>(mut extensions: Walk<'a>) -> Result<(Option<&'a [u8]>, Option<u8>), Malformed> {
+fn constraints<'a>(mut extensions: DerReader<'a>) -> Result<(Option<&'a [u8]>, Option<u8>), Malformed> {
     let (mut subject_key_id, mut path_len) = (None, None);
     while !extensions.at_end() {
         let mut extension = extensions.enter(Tag::Sequence)?;
@@ -136,7 +136,7 @@ fn constraints<'a>(mut extensions: Walk<'a>) -> Result<(Option<&'a [u8]>, Option
         if oid == rfc5280::ID_CE_SUBJECT_KEY_IDENTIFIER.as_bytes() {
             subject_key_id = Some(own_id(value)?);
         } else if oid == rfc5280::ID_CE_BASIC_CONSTRAINTS.as_bytes() {
-            let mut fields = Walk::inside(value, Tag::Sequence)?;
+            let mut fields = DerReader::inside(value, Tag::Sequence)?;
             fields.optional(Tag::Boolean)?;
             path_len = match fields.optional(Tag::Integer)? {
                 None => None,

@@ -8,8 +8,8 @@ use der::Tag;
 use super::Finding;
 use crate::{
     identity::Name,
+    lint::reader::{DerReader, Malformed, context},
     profile::NAMES_MAX,
-    walk::{Malformed, Walk, context},
 };
 
 /// The extensions in the order in which they stand in a certificate, and whether they are critical.
@@ -42,13 +42,13 @@ pub(super) struct Extensions<'a> {
 impl<'a> Extensions<'a> {
     /// Reads the content of the field `extensions`.
     pub(super) fn parse(list: &'a [u8]) -> Result<Self, Finding> {
-        let mut walk =
-            Walk::inside(list, Tag::Sequence).map_err(|Malformed| Finding("the extensions are malformed"))?;
+        let mut reader =
+            DerReader::inside(list, Tag::Sequence).map_err(|Malformed| Finding("the extensions are malformed"))?;
         let mut values: [Option<&[u8]>; ORDER.len()] = [None; ORDER.len()];
         let mut slots = ORDER.iter().zip(&mut values);
-        while !walk.at_end() {
+        while !reader.at_end() {
             let (oid, critical, value) =
-                extension(&mut walk).map_err(|Malformed| Finding("an extension is malformed"))?;
+                extension(&mut reader).map_err(|Malformed| Finding("an extension is malformed"))?;
             // Looking only onward in the order finds what is foreign, out of order, or there twice.
             let Some(((_, must_be_critical), slot)) = slots.find(|((known, _), _)| known.as_bytes() == oid) else {
                 return Err(Finding("an extension is none of ours, out of order or there twice"));
@@ -77,8 +77,8 @@ impl<'a> Extensions<'a> {
 }
 
 /// One Extension: object identifier, whether it is critical, value. An explicit FALSE is not DER.
-fn extension<'a>(walk: &mut Walk<'a>) -> Result<(&'a [u8], bool, &'a [u8]), Malformed> {
-    let mut extension = walk.enter(Tag::Sequence)?;
+fn extension<'a>(reader: &mut DerReader<'a>) -> Result<(&'a [u8], bool, &'a [u8]), Malformed> {
+    let mut extension = reader.enter(Tag::Sequence)?;
     let oid = extension.content(Tag::ObjectIdentifier)?;
     let critical = match extension.optional(Tag::Boolean)? {
         None => false,
@@ -92,29 +92,29 @@ fn extension<'a>(walk: &mut Walk<'a>) -> Result<(&'a [u8], bool, &'a [u8]), Malf
 
 /// SubjectKeyIdentifier: one OCTET STRING.
 pub(super) fn own_id(value: &[u8]) -> Result<&[u8], Malformed> {
-    let mut walk = Walk::over(value)?;
-    let id = walk.content(Tag::OctetString)?;
-    walk.finish()?;
+    let mut reader = DerReader::over(value)?;
+    let id = reader.content(Tag::OctetString)?;
+    reader.finish()?;
     Ok(id)
 }
 
 /// AuthorityKeyIdentifier of a keyIdentifier and nothing else.
 fn authority_id(value: &[u8]) -> Result<&[u8], Malformed> {
-    let mut walk = Walk::inside(value, Tag::Sequence)?;
-    let id = walk.content(context(0, false))?;
-    walk.finish()?;
+    let mut reader = DerReader::inside(value, Tag::Sequence)?;
+    let id = reader.content(context(0, false))?;
+    reader.finish()?;
     Ok(id)
 }
 
 fn names_of(value: &[u8]) -> Result<Vec<Name>, Finding> {
     let malformed = |Malformed| Finding("the subject alternative name is malformed");
-    let mut walk = Walk::inside(value, Tag::Sequence).map_err(malformed)?;
+    let mut reader = DerReader::inside(value, Tag::Sequence).map_err(malformed)?;
     let mut names = Vec::new();
-    while !walk.at_end() {
+    while !reader.at_end() {
         if names.len() == NAMES_MAX {
             return Err(Finding("it has too many names"));
         }
-        let (tag, content) = walk.any().map_err(malformed)?;
+        let (tag, content) = reader.any().map_err(malformed)?;
         names.push(name(tag, content)?);
     }
     if names.is_empty() {

@@ -13,8 +13,8 @@ use crate::{
     KeyAlgorithm, Profile, PublicKey, SignatureAlgorithm, algorithm,
     identity::Name,
     key::KeyError,
+    lint::reader::{DerReader, Malformed, context},
     profile::ORGANIZATION_MAX,
-    walk::{Malformed, Walk, context},
 };
 
 /// What stands in a TBSCertificate of one of our profiles, borrowed from its bytes.
@@ -59,7 +59,7 @@ impl<'a> Facts<'a> {
     /// # Errors
     /// When it is malformed, or has a form, an extension or a name that none of our profiles has.
     pub fn parse(tbs: &'a [u8]) -> Result<Self, Finding> {
-        let mut fields = Walk::inside(tbs, Tag::Sequence).map_err(at("it is not a TBSCertificate"))?;
+        let mut fields = DerReader::inside(tbs, Tag::Sequence).map_err(at("it is not a TBSCertificate"))?;
         let version = fields.content(context(0, true)).map_err(at("the version is missing"))?;
         if version != [2, 1, 2] {
             return Err(Finding("the version is not 3"));
@@ -150,7 +150,7 @@ fn profile(found: &Extensions<'_>, subject: &[u8]) -> Result<(Profile, bool, Opt
 /// The text of a Name that is one organization and nothing else.
 pub(crate) fn organization(subject: &[u8]) -> Result<String, Finding> {
     let read = || -> Result<&str, Malformed> {
-        let mut rdns = Walk::inside(subject, Tag::Sequence)?;
+        let mut rdns = DerReader::inside(subject, Tag::Sequence)?;
         let mut rdn = rdns.enter(Tag::Set)?;
         rdns.finish()?;
         let mut attribute = rdn.enter(Tag::Sequence)?;
@@ -172,7 +172,7 @@ pub(crate) fn organization(subject: &[u8]) -> Result<String, Finding> {
 }
 
 /// UTCTime up to 2049, GeneralizedTime from 2050 on, each in the one form of RFC 5280, section 4.1.2.5.
-pub(super) fn time(validity: &mut Walk<'_>) -> Result<SystemTime, Finding> {
+pub(super) fn time(validity: &mut DerReader<'_>) -> Result<SystemTime, Finding> {
     let finding = Finding("a time of the validity is malformed");
     let (tag, whole) = validity.any_whole().map_err(at(finding.0))?;
     match tag {

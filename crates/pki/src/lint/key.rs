@@ -7,7 +7,7 @@ use der::Tag;
 use super::Finding;
 use crate::{
     KeyAlgorithm,
-    walk::{Malformed, Walk},
+    lint::reader::{DerReader, Malformed},
 };
 
 /// The RSA moduli that may be certified, in bits.
@@ -34,19 +34,19 @@ pub(super) fn id(spki: &[u8]) -> Result<Vec<u8>, Finding> {
 
 /// SubjectPublicKeyInfo: the content of its AlgorithmIdentifier, and the key's bits.
 fn parts(spki: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
-    let mut walk = Walk::inside(spki, Tag::Sequence)?;
-    let identifier = walk.content(Tag::Sequence)?;
-    let bits = walk.bytes_in_bits()?;
-    walk.finish()?;
+    let mut reader = DerReader::inside(spki, Tag::Sequence)?;
+    let identifier = reader.content(Tag::Sequence)?;
+    let bits = reader.bytes_in_bits()?;
+    reader.finish()?;
     Ok((identifier, bits))
 }
 
 fn of_form(identifier: &[u8], bits: &[u8]) -> Result<KeyAlgorithm, Finding> {
     let unknown = |Malformed| Finding("the public key's algorithm is malformed");
-    let mut walk = Walk::over(identifier).map_err(unknown)?;
-    let oid = walk.content(Tag::ObjectIdentifier).map_err(unknown)?;
-    let parameters = if walk.at_end() { None } else { Some(walk.any().map_err(unknown)?) };
-    walk.finish().map_err(unknown)?;
+    let mut reader = DerReader::over(identifier).map_err(unknown)?;
+    let oid = reader.content(Tag::ObjectIdentifier).map_err(unknown)?;
+    let parameters = if reader.at_end() { None } else { Some(reader.any().map_err(unknown)?) };
+    reader.finish().map_err(unknown)?;
     if oid == rfc5912::RSA_ENCRYPTION.as_bytes() && parameters == Some((Tag::Null, &[])) {
         return rsa(bits).map_err(|Malformed| Finding("the RSA key is malformed, or not of 2048 to 4096 bits"));
     }
@@ -69,9 +69,9 @@ fn of_form(identifier: &[u8], bits: &[u8]) -> Result<KeyAlgorithm, Finding> {
 
 /// RSAPublicKey (RFC 8017, appendix A.1.1): an odd modulus of 2048 to 4096 bits, an odd exponent of 3 at least.
 fn rsa(bits: &[u8]) -> Result<KeyAlgorithm, Malformed> {
-    let mut walk = Walk::inside(bits, Tag::Sequence)?;
-    let (modulus, exponent) = (walk.positive_integer()?, walk.positive_integer()?);
-    walk.finish()?;
+    let mut reader = DerReader::inside(bits, Tag::Sequence)?;
+    let (modulus, exponent) = (reader.positive_integer()?, reader.positive_integer()?);
+    reader.finish()?;
     let magnitude = modulus.strip_prefix(&[0]).unwrap_or(modulus);
     let leading_zeros = magnitude.first().map_or(0, |byte| byte.leading_zeros());
     let length = u32::try_from(magnitude.len()).map_err(|_| Malformed)?;

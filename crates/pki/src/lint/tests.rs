@@ -7,8 +7,8 @@ use der::Tag;
 use proptest::prelude::*;
 
 use super::*;
+use crate::lint::reader::DerReader;
 use crate::testing::*;
-use crate::walk::{Walk, context};
 use crate::{Tbs, Template, algorithm, tbs::Serial};
 
 const LONGEST: Duration = DAY;
@@ -26,10 +26,10 @@ use crate::testing::leaf;
 
 /// The elements that a SEQUENCE is made of.
 fn split(sequence: &[u8]) -> Vec<Vec<u8>> {
-    let mut walk = Walk::inside(sequence, Tag::Sequence).unwrap();
+    let mut reader = DerReader::inside(sequence, Tag::Sequence).unwrap();
     let mut parts = Vec::new();
-    while !walk.at_end() {
-        parts.push(walk.any_whole().unwrap().1.to_vec());
+    while !reader.at_end() {
+        parts.push(reader.any_whole().unwrap().1.to_vec());
     }
     parts
 }
@@ -51,7 +51,7 @@ fn field(tbs: &[u8], at: usize, by: Option<&[u8]>) -> Vec<u8> {
 /// A good leaf whose extensions (0 key usage, 1 extended, 2 constraints, 3 authority, 4 names) have been changed.
 fn extended(tbs: &[u8], change: impl FnOnce(&mut Vec<Vec<u8>>)) -> Vec<u8> {
     let parts = split(tbs);
-    let list = Walk::inside(&parts[7], context(3, true)).unwrap().whole(Tag::Sequence).unwrap().to_vec();
+    let list = DerReader::inside(&parts[7], context(3, true)).unwrap().whole(Tag::Sequence).unwrap().to_vec();
     let mut extensions = split(&list);
     change(&mut extensions);
     field(tbs, 7, Some(&element(context(3, true), &[&join(&extensions)])))

@@ -13,10 +13,7 @@ use x509_cert::{
 use super::*;
 use crate::Issued;
 use crate::testing::*;
-use crate::{
-    verify::VerifyError,
-    walk::{Walk, context},
-};
+use crate::{lint::reader::DerReader, verify::VerifyError};
 
 const SERIAL: Serial = Serial([0x80, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
 
@@ -42,7 +39,7 @@ fn root(organization: &str) -> Template {
 fn a_leaf_is_istios_field_by_field() {
     let ca = SoftCa::new(&P256);
     let tbs = Tbs::build(leaf(&[ID]), Arc::clone(&ca.issuer), SERIAL).unwrap();
-    let mut fields = Walk::inside(tbs.der(), Tag::Sequence).unwrap();
+    let mut fields = DerReader::inside(tbs.der(), Tag::Sequence).unwrap();
     let mut next = || fields.any_whole().unwrap().1.to_vec();
     assert_eq!(next(), b"\xa0\x03\x02\x01\x02", "version 3");
     let serial = b"\x02\x11\x00\x80\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f";
@@ -66,6 +63,44 @@ fn a_leaf_is_istios_field_by_field() {
     .concat();
     assert_eq!(next(), element(context(3, true), &[&element(Tag::Sequence, &[&extensions])]), "extensions");
     assert!(fields.at_end());
+}
+
+/// The extensions of a CA's certificate, their DER written out by hand.
+#[test]
+fn ca_certificates_have_exactly_these_extensions() {
+    let extensions = |der: &[u8]| {
+        let tbs = TbsCertificate::from_der(der).unwrap();
+        tbs.extensions().unwrap().iter().flat_map(|each| each.to_der().unwrap()).collect::<Vec<u8>>()
+    };
+    let ca = SoftCa::new(&P256);
+    let below = Tbs::build(intermediate(), Arc::clone(&ca.issuer), SERIAL).unwrap();
+    let expected = [
+        b"\x30\x0e\x06\x03\x55\x1d\x0f\x01\x01\xff\x04\x04\x03\x02\x01\x86".as_slice(),
+        b"\x30\x12\x06\x03\x55\x1d\x13\x01\x01\xff\x04\x08\x30\x06\x01\x01\xff\x02\x01\x00",
+        b"\x30\x1d\x06\x03\x55\x1d\x0e\x04\x16\x04\x14",
+        &public(&WORKLOAD).key_id(),
+        b"\x30\x1f\x06\x03\x55\x1d\x23\x04\x18\x30\x16\x80\x14",
+        ca.issuer.subject_key_id().unwrap(),
+    ];
+    assert_eq!(extensions(below.der()), expected.concat(), "intermediate");
+
+    let new_root = Tbs::build(root("o"), Issuer::of_new_root(&root("o")).unwrap(), SERIAL).unwrap();
+    let expected = [
+        b"\x30\x0e\x06\x03\x55\x1d\x0f\x01\x01\xff\x04\x04\x03\x02\x02\x04".as_slice(),
+        b"\x30\x0f\x06\x03\x55\x1d\x13\x01\x01\xff\x04\x05\x30\x03\x01\x01\xff",
+        b"\x30\x1d\x06\x03\x55\x1d\x0e\x04\x16\x04\x14",
+        &public(&P256).key_id(),
+    ];
+    assert_eq!(extensions(new_root.der()), expected.concat(), "root");
+}
+
+/// DER sorts the attributes of an RDN, but not every CA's certificate does.
+#[test]
+fn the_issuer_keeps_the_order_of_its_attributes() {
+    let subject = b"\x30\x18\x31\x16\x30\x09\x06\x03\x55\x04\x0a\x0c\x02zz\x30\x09\x06\x03\x55\x04\x03\x0c\x02aa";
+    let issuer = Issuer::self_signed(subject.to_vec(), public(&P256), now() - DAY, now() + 30 * DAY);
+    let tbs = Tbs::build(leaf(&[ID]), Arc::new(issuer), SERIAL).unwrap();
+    assert_eq!(Facts::parse(tbs.der()).unwrap().issuer, subject);
 }
 
 #[test]
@@ -149,7 +184,7 @@ fn times_change_their_form_in_2050() {
         (UNIX_EPOCH - Duration::from_secs(1), None),
     ];
     for (time, expected) in cases {
-        assert_eq!(encode::time(*time).ok().as_deref(), *expected, "{time:?}");
+        assert_eq!(encode::time(*time).map(|time| time.to_der().unwrap()).ok().as_deref(), *expected, "{time:?}");
     }
 }
 

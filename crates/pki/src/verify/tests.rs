@@ -1,3 +1,4 @@
+use der::Tag;
 use rcgen::SigningKey;
 
 use super::*;
@@ -73,7 +74,7 @@ fn an_ecdsa_signature_value_is_strict_der() {
         ("long form of a length", b"\x30\x81\x06\x02\x01\x01\x02\x01\x01".to_vec(), false),
     ];
     for (what, signature, good) in cases {
-        assert_eq!(well_formed(KeyAlgorithm::P256, signature).is_ok(), *good, "{what}");
+        assert_eq!(check_form(KeyAlgorithm::P256, signature).is_ok(), *good, "{what}");
     }
 }
 

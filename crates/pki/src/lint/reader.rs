@@ -1,13 +1,14 @@
-//! Walks over DER without copying: element by element, lengths checked by the `der` crate.
+//! Reads DER in place, element by element; the `der` crate checks tags and lengths.
 //!
-//! Used where the raw bytes of an element matter (what a signature covers, what is compared byte for byte) and
-//! a tree of owned values would only be thrown away. Never allocates, never recurses.
+//! The lint reads each certificate three times (built, signed, and in the token host). Reading into x509-cert's
+//! TbsCertificate would take 3.8 us instead of 1.5 us each time, 3 % of a certificate in all, and leave the rules for
+//! order, criticality and forms still to be checked. Never allocates, never recurses.
 
 use der::{Decode, Reader, SliceReader, Tag, Tagged, asn1::AnyRef};
 
-/// The bytes are not the element that should stand there; the caller knows which one that is.
+/// The bytes are not the expected element; the caller knows which one that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Malformed;
+pub(crate) struct Malformed;
 
 impl From<der::Error> for Malformed {
     fn from(_: der::Error) -> Self {
@@ -17,16 +18,16 @@ impl From<der::Error> for Malformed {
 
 /// A position in a row of DER elements.
 #[derive(Clone, Debug)]
-pub(super) struct Walk<'a>(SliceReader<'a>);
+pub(crate) struct DerReader<'a>(SliceReader<'a>);
 
-impl<'a> Walk<'a> {
+impl<'a> DerReader<'a> {
     /// Starts at the first of the elements that `bytes` holds.
-    pub(super) fn over(bytes: &'a [u8]) -> Result<Self, Malformed> {
+    pub(crate) fn over(bytes: &'a [u8]) -> Result<Self, Malformed> {
         Ok(Self(SliceReader::new(bytes)?))
     }
 
     /// Enters the one element that `bytes` is, which must have this tag.
-    pub(super) fn inside(bytes: &'a [u8], tag: Tag) -> Result<Self, Malformed> {
+    pub(crate) fn inside(bytes: &'a [u8], tag: Tag) -> Result<Self, Malformed> {
         let mut outer = Self::over(bytes)?;
         let inner = outer.enter(tag)?;
         outer.finish()?;
@@ -34,13 +35,13 @@ impl<'a> Walk<'a> {
     }
 
     /// The next element's tag and content.
-    pub(super) fn any(&mut self) -> Result<(Tag, &'a [u8]), Malformed> {
+    pub(crate) fn any(&mut self) -> Result<(Tag, &'a [u8]), Malformed> {
         let any = AnyRef::decode(&mut self.0)?;
         Ok((any.tag(), any.value()))
     }
 
     /// The content of the next element, which must have this tag.
-    pub(super) fn content(&mut self, tag: Tag) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn content(&mut self, tag: Tag) -> Result<&'a [u8], Malformed> {
         match self.any()? {
             (found, content) if found == tag => Ok(content),
             _ => Err(Malformed),
@@ -48,7 +49,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The next element, tag and length included, which must have this tag.
-    pub(super) fn whole(&mut self, tag: Tag) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn whole(&mut self, tag: Tag) -> Result<&'a [u8], Malformed> {
         if Tag::peek(&self.0)? != tag {
             return Err(Malformed);
         }
@@ -56,18 +57,18 @@ impl<'a> Walk<'a> {
     }
 
     /// The next element, tag and length included, and its tag.
-    pub(super) fn any_whole(&mut self) -> Result<(Tag, &'a [u8]), Malformed> {
+    pub(crate) fn any_whole(&mut self) -> Result<(Tag, &'a [u8]), Malformed> {
         let tag = Tag::peek(&self.0)?;
         Ok((tag, self.0.tlv_bytes()?))
     }
 
     /// Enters the next element, which must have this tag.
-    pub(super) fn enter(&mut self, tag: Tag) -> Result<Self, Malformed> {
+    pub(crate) fn enter(&mut self, tag: Tag) -> Result<Self, Malformed> {
         Self::over(self.content(tag)?)
     }
 
     /// The content of the next element if it has this tag.
-    pub(super) fn optional(&mut self, tag: Tag) -> Result<Option<&'a [u8]>, Malformed> {
+    pub(crate) fn optional(&mut self, tag: Tag) -> Result<Option<&'a [u8]>, Malformed> {
         if self.at_end() || Tag::peek(&self.0)? != tag {
             return Ok(None);
         }
@@ -75,7 +76,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The content of the next element: a positive INTEGER in its shortest form, its sign byte included.
-    pub(super) fn positive_integer(&mut self) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn positive_integer(&mut self) -> Result<&'a [u8], Malformed> {
         let content = self.content(Tag::Integer)?;
         match content {
             [] | [0] | [0x80..=0xff, ..] | [0, 0..=0x7f, ..] => Err(Malformed),
@@ -84,7 +85,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The content of the next element: a BIT STRING of whole bytes.
-    pub(super) fn bytes_in_bits(&mut self) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn bytes_in_bits(&mut self) -> Result<&'a [u8], Malformed> {
         match self.content(Tag::BitString)? {
             [0, bytes @ ..] => Ok(bytes),
             _ => Err(Malformed),
@@ -92,18 +93,18 @@ impl<'a> Walk<'a> {
     }
 
     /// Whether no element is left.
-    pub(super) fn at_end(&self) -> bool {
+    pub(crate) fn at_end(&self) -> bool {
         self.0.is_finished()
     }
 
     /// Nothing may follow.
-    pub(super) fn finish(self) -> Result<(), Malformed> {
+    pub(crate) fn finish(self) -> Result<(), Malformed> {
         Ok(self.0.finish()?)
     }
 }
 
 /// A context-specific tag.
-pub(super) fn context(number: u32, constructed: bool) -> Tag {
+pub(crate) fn context(number: u32, constructed: bool) -> Tag {
     der::TagNumber(number).context_specific(constructed)
 }
 
@@ -126,17 +127,17 @@ mod tests {
             (&[4, 1, 1], false),
         ];
         for (bytes, good) in cases {
-            let found = Walk::over(bytes).and_then(|mut walk| walk.positive_integer().map(<[u8]>::len));
+            let found = DerReader::over(bytes).and_then(|mut reader| reader.positive_integer().map(<[u8]>::len));
             assert_eq!(found.is_ok(), *good, "{bytes:02x?}");
         }
     }
 
     #[test]
     fn trailing_bytes_and_short_elements_are_refused() {
-        assert!(Walk::inside(&[0x30, 0], Tag::Sequence).is_ok());
-        assert!(Walk::inside(&[0x30, 0, 0], Tag::Sequence).is_err());
-        assert!(Walk::inside(&[0x30, 1], Tag::Sequence).is_err());
-        assert!(Walk::inside(&[0x31, 0], Tag::Sequence).is_err());
-        assert!(Walk::inside(&[0x30, 0x80, 0, 0], Tag::Sequence).is_err(), "indefinite length");
+        assert!(DerReader::inside(&[0x30, 0], Tag::Sequence).is_ok());
+        assert!(DerReader::inside(&[0x30, 0, 0], Tag::Sequence).is_err());
+        assert!(DerReader::inside(&[0x30, 1], Tag::Sequence).is_err());
+        assert!(DerReader::inside(&[0x31, 0], Tag::Sequence).is_err());
+        assert!(DerReader::inside(&[0x30, 0x80, 0, 0], Tag::Sequence).is_err(), "indefinite length");
     }
 }
