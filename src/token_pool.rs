@@ -1,14 +1,15 @@
-//! The daemon's side of the token hosts: a [`Pool`] that has any number of tokens sign, and keeps each host alive.
+//! The daemon's client of the token hosts: a [`Pool`] of tokens that sign, whose hosts it starts and supervises.
 //!
-//! It implements [`Signer`] for `issue`. It never sees a PIN and never speaks PKCS#11. A request waits in one of two
-//! bounded queues, goes to the token with the least work in flight, and comes back from a host that dies on the way.
-//! What the hosts sign is not checked here: [`Signer::verdict`] tells whether it was right.
+//! It implements [`Signer`] for `issue`. It never sees a PIN and never calls PKCS#11. A request waits in one of two
+//! bounded queues and goes to the token with the least work in flight; when that host dies or fails, it is retried.
+//! Signatures are not verified here: [`Signer::verdict`] reports the result.
 
+mod breaker;
 mod child;
+mod connection;
 mod counters;
 mod health;
 mod job;
-mod link;
 mod queue;
 mod state;
 mod supervisor;
@@ -48,8 +49,8 @@ pub fn exec_host(arguments: &[OsString]) -> io::Error {
 
 /// How to reach a token's host.
 #[derive(Clone, Debug)]
-pub enum Link {
-    /// The daemon starts it as its child, over a socket pair.
+pub enum HostEndpoint {
+    /// The daemon starts it as its child, connected by a socket pair.
     Child {
         /// The host's settings.
         settings: Box<token_host::Settings>,
@@ -58,11 +59,11 @@ pub enum Link {
         /// Variables added to the child's environment: where a vendor's module looks for its own configuration.
         environment: BTreeMap<String, String>,
     },
-    /// Somebody else runs it; it listens on a Unix socket.
+    /// It is supervised by another program and listens on a Unix socket.
     Socket {
         /// The socket.
         path: PathBuf,
-        /// The user who must be at the other end; `None` believes the socket's directory.
+        /// The user id that the host must run under; `None` trusts the permissions of the socket's directory.
         uid: Option<u32>,
     },
 }
@@ -73,10 +74,10 @@ pub struct TokenSettings {
     /// The name in logs, metrics and health.
     pub name: Arc<str>,
     /// How to reach its host.
-    pub link: Link,
-    /// How long one PKCS#11 call may take; a host that answers nothing for longer is replaced.
+    pub endpoint: HostEndpoint,
+    /// The limit of one PKCS#11 call. A host that does not answer for longer is replaced.
     pub call_timeout: Duration,
-    /// How long a host is left without a word before it is asked whether it lives.
+    /// Keep-alive interval.
     pub keep_alive: Duration,
 }
 
@@ -85,18 +86,18 @@ pub struct TokenSettings {
 pub struct Settings {
     /// The tokens.
     pub tokens: Vec<TokenSettings>,
-    /// How many requests may wait in each of the two queues.
+    /// The limit of each of the two queues, in requests.
     pub queue: usize,
     /// How long a request waits for a token to recover, within its deadline.
     pub recovery_wait: Duration,
-    /// How the hosts that are started log.
+    /// The log settings of child hosts.
     pub logging: logging::Settings,
 }
 
 impl Settings {
-    /// The longest wait for recovery that DESIGN.md allows.
+    /// The default of `recovery_wait`.
     pub const RECOVERY_WAIT: Duration = Duration::from_secs(2);
-    /// Requests in each queue: ten thousand agents that connect at once find room.
+    /// The default of `queue`: room for ten thousand agents that connect at once.
     pub const QUEUE: usize = 16_384;
 
     /// Settings with the defaults for everything but the tokens.
@@ -106,13 +107,13 @@ impl Settings {
     }
 }
 
-/// Why there is no pool.
+/// The pool cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
-    /// Not one token.
+    /// No token is configured.
     #[error("no token is configured; add a [[token]] to the configuration")]
     NoToken,
-    /// Two tokens of one name.
+    /// Two tokens have the same name.
     #[error("two tokens are named {0}; give each [[token]] a name of its own")]
     SameName(Arc<str>),
     /// The program of the token host is not installed, or the operating system refuses a thread.
@@ -120,18 +121,18 @@ pub enum PoolError {
     Spawner(#[source] io::Error),
 }
 
-/// Why a token does not hold a key.
+/// A token is not proven to hold a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProveError {
-    /// The host refuses the key or the token lacks it.
+    /// The host refuses the key, or the token does not hold it.
     #[error("{0}")]
     Refused(String),
-    /// The token's host is not up.
+    /// The token's host is not running.
     #[error("the token is not reachable: {0}")]
     Unreachable(String),
 }
 
-/// What one token says about a key.
+/// Whether one token holds a key.
 #[derive(Clone, Debug)]
 pub struct Proof {
     /// The token.
@@ -149,7 +150,7 @@ pub struct CheckpointSignature {
     pub log_key: Vec<u8>,
 }
 
-/// The tokens at work. Dropping it ends the hosts that it started.
+/// The tokens. Dropping the pool ends the hosts that it started.
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -157,7 +158,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts or connects every token's host, in the background: [`Pool::health`] tells how far they are.
+    /// Starts or connects to every token's host in the background; [`Pool::health`] reports their progress.
     /// Must be called within a Tokio runtime.
     ///
     /// # Errors
@@ -171,55 +172,54 @@ impl Pool {
                 return Err(PoolError::SameName(Arc::clone(&token.name)));
             }
         }
-        let sibling = settings.tokens.iter().any(|token| matches!(token.link, Link::Child { program: None, .. }));
+        let sibling =
+            settings.tokens.iter().any(|token| matches!(token.endpoint, HostEndpoint::Child { program: None, .. }));
         let spawner = child::Spawner::start(&settings.logging, sibling).map_err(PoolError::Spawner)?;
         let shared = Arc::new(Shared::new(&settings));
-        let mut supervisors: Vec<_> = (0..)
-            .zip(settings.tokens)
-            .map(|(at, token)| tokio::spawn(supervisor::run(Arc::clone(&shared), at, token, spawner.clone())))
+        let tokens = shared.handles().into_iter().zip(settings.tokens);
+        let mut supervisors: Vec<_> = tokens
+            .map(|(handle, token)| tokio::spawn(supervisor::run(Arc::clone(&shared), handle, token, spawner.clone())))
             .collect();
         supervisors.push(tokio::spawn(queue::sweep(Arc::clone(&shared))));
         Ok(Self { shared, supervisors: supervisors.into() })
     }
 
-    /// The state of each token, as it changes; for readiness and health.
+    /// The state of each token as it changes, for readiness and health.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<PoolHealth> {
         self.shared.health()
     }
 
-    /// What each token has done since the start, for the metrics.
+    /// The counters of each token since the start, for the metrics.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
         self.shared.snapshot()
     }
 
-    /// How long the hosts' calls of PKCS#11 functions took and which failed, as the hosts last told, for the metrics.
+    /// Durations and errors of the hosts' PKCS#11 calls as last reported, for the metrics.
     #[must_use]
     pub fn calls(&self) -> Vec<Calls> {
         self.shared.calls()
     }
 
-    /// How many requests wait in the queues: bulk, first.
+    /// The number of requests in the queues: bulk, first.
     #[must_use]
     pub fn queued(&self) -> (usize, usize) {
         self.shared.queued()
     }
 
-    /// Has every token look a CA key up, now and after each recovery from now on. For the start and for a reload:
-    /// certificates are signed only by tokens that hold their issuer's key. A host that is just starting is waited
-    /// for until `deadline`.
+    /// Looks a CA key up in every token, now and after each recovery, for start and reload: certificates are signed only
+    /// by tokens that hold their issuer's key. Waits until `deadline` for hosts that are starting.
     pub async fn prove(&self, key: &PublicKey, deadline: Instant) -> Vec<Proof> {
         supervisor::prove(&self.shared, key.fingerprint(), deadline).await
     }
 
-    /// Stops looking for a key that [`Pool::prove`] was asked for: it is not in use, or not any more. Requests that
-    /// need it are still signed where it was found.
+    /// Stops looking for a key of an earlier [`Pool::prove`]. Requests that need it are still signed where it was found.
     pub fn forget(&self, key: &PublicKey) {
         self.shared.forget(&key.fingerprint());
     }
 
-    /// Has a tree head signed by the log key of a token.
+    /// Signs a tree head with the log key of a token.
     ///
     /// # Errors
     /// As [`Signer::sign`]; [`SignError::Refused`] where the token has no log key.
@@ -230,18 +230,18 @@ impl Pool {
         Ok(CheckpointSignature { signed, log_key })
     }
 
-    /// DER SubjectPublicKeyInfo of the log key of each token that has told of one.
+    /// DER SubjectPublicKeyInfo of the log key of each token that has reported one.
     #[must_use]
     pub fn log_keys(&self) -> Vec<(Arc<str>, Vec<u8>)> {
         self.shared.log_keys()
     }
 
-    /// Probes every token with its canary key, besides the probes that go on by themselves.
+    /// Probes every token with its canary key, in addition to the breaker's probes.
     pub async fn canary(&self) -> Vec<Proof> {
         supervisor::canaries(&self.shared).await
     }
 
-    /// Refuses what comes from now on, lets what is in flight end until `deadline`, and ends the hosts.
+    /// Refuses new requests, lets those in flight finish until `deadline`, and ends the hosts.
     pub async fn shutdown(&self, deadline: Instant) {
         self.shared.close();
         while self.shared.in_flight() > 0 && Instant::now() < deadline {
@@ -250,11 +250,13 @@ impl Pool {
         self.shared.end_hosts();
         let supervisors = self.supervisors.lock().map(|mut tasks| std::mem::take(&mut *tasks)).unwrap_or_default();
         for task in supervisors {
-            // A supervisor ends once its child is reaped; one that does not is cut off with the runtime.
+            // A supervisor ends once its child is reaped; otherwise it ends with the runtime.
             let _ = tokio::time::timeout(Duration::from_secs(2), task).await;
         }
     }
 
+    /// Submits a request. This is the only place that enforces its deadline: dropping the receiver marks it as
+    /// abandoned, which removes it from its queue or cancels it at its host.
     async fn submit(
         &self,
         kind: Kind,
@@ -272,7 +274,7 @@ impl Pool {
     }
 }
 
-/// Stands for the one log or canary key that each host has.
+/// A placeholder: each host has only one log key and one canary key, and they need no fingerprint.
 const OWN_KEY: Fingerprint = [0; 32];
 
 impl Signer for Pool {

@@ -18,19 +18,19 @@ impl Config {
     }
 
     fn token_settings(&self, token: &Token) -> token_pool::TokenSettings {
-        let link = match (&token.uri, &token.socket) {
-            (Some(uri), _) => token_pool::Link::Child {
+        let endpoint = match (&token.uri, &token.socket) {
+            (Some(uri), _) => token_pool::HostEndpoint::Child {
                 settings: Box::new(self.host_settings(token, uri.to_string())),
                 program: None,
                 environment: token.environment.clone(),
             },
             (None, socket) => {
-                token_pool::Link::Socket { path: socket.clone().unwrap_or_default(), uid: token.socket_uid }
+                token_pool::HostEndpoint::Socket { path: socket.clone().unwrap_or_default(), uid: token.socket_uid }
             }
         };
         token_pool::TokenSettings {
             name: Arc::from(token.name.as_str()),
-            link,
+            endpoint,
             call_timeout: token.call_timeout,
             keep_alive: token.keep_alive,
         }

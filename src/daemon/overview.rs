@@ -131,7 +131,7 @@ fn gather_log(log: &Log) {
 fn gather_excess(pool: &Pool, log: &Log, intents_before: u64) {
     // The hosts are asked first: whatever they have signed for this daemon had its intent by then.
     let (told, again) = pool.snapshot().iter().fold((0_u64, 0_u64), |(told, again), token| {
-        (told.saturating_add(token.told), again.saturating_add(token.retried).saturating_add(token.wrong))
+        (told.saturating_add(token.reported), again.saturating_add(token.retried).saturating_add(token.wrong))
     });
     let intents = log.stats().intents.saturating_sub(intents_before);
     metrics::level("istio_hsm_ca_excess_signatures", None, large(excess(told, intents, again)));

@@ -1,4 +1,4 @@
-//! What each token has done since the start, for the metrics.
+//! Counters of each token since the start, for the metrics.
 
 use std::sync::{
     Arc,
@@ -34,9 +34,9 @@ macro_rules! counters {
 counters! {
     /// Signatures that came back.
     signed,
-    /// Signatures of certificates that its hosts say they have made since this process knows them; told at
-    /// each keep-alive, so that it lags behind.
-    told,
+    /// Certificates that its hosts have signed for this process by their own count. Reported at each keep-alive, so it
+    /// lags behind `signed`.
+    reported,
     /// Signatures that did not verify.
     wrong,
     /// Requests that the host's own rules refused.
@@ -45,13 +45,13 @@ counters! {
     faults,
     /// Requests whose deadline passed at the token.
     expired,
-    /// Requests that were taken back from a host that died or failed, to be tried again.
+    /// Requests that were retried because their host died or failed.
     retried,
     /// Hosts that were started or connected to.
     hosts,
-    /// Hosts that were killed because they answered nothing.
+    /// Hosts that were killed because they hung.
     hung,
-    /// Canary signatures asked for.
+    /// Canary signatures requested.
     canaries,
     /// Canary signatures that failed or were wrong.
     canaries_failed,

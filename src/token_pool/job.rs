@@ -1,4 +1,4 @@
-//! One message on its way to a token.
+//! A request for one signature.
 
 use std::{
     sync::Arc,
@@ -11,10 +11,10 @@ use crate::signer::{Class, Context, SignError, Signed};
 use pki::Tbs;
 use token_host::protocol::{Fingerprint, Kind, Sign};
 
-/// How often one request is tried before it is given up: its own token, another, and both again after a recovery.
-const ATTEMPTS: u32 = 4;
+/// The maximum number of attempts for one request: at its own token, at another, and at both again after a recovery.
+const MAX_ATTEMPTS: u32 = 4;
 
-/// The bytes to be signed, shared and not copied while they wait.
+/// The bytes to be signed; shared, so that waiting costs no copy.
 #[derive(Debug)]
 pub(super) enum Message {
     Bytes(Arc<[u8]>),
@@ -37,10 +37,10 @@ pub(super) struct Job {
     pub(super) key: Fingerprint,
     pub(super) class: Class,
     pub(super) deadline: Instant,
-    /// Since when no token could take it; set by the queue's sweeper.
-    pub(super) stranded: Option<Instant>,
+    /// Since when no token has served such requests; set by the queue's sweeper.
+    pub(super) unroutable_since: Option<Instant>,
     avoid: Vec<Arc<str>>,
-    /// The token that failed last, not asked again while another can.
+    /// The token that failed last; not used again while another can serve.
     failed_at: Option<Arc<str>>,
     attempts: u32,
     message: Message,
@@ -61,7 +61,7 @@ impl Job {
             key,
             class: context.class,
             deadline: context.deadline,
-            stranded: None,
+            unroutable_since: None,
             avoid: context.avoid.clone(),
             failed_at: None,
             attempts: 0,
@@ -71,22 +71,22 @@ impl Job {
         }
     }
 
-    /// Whether nobody waits any more.
+    /// Whether the caller is gone or its deadline has passed.
     pub(super) fn is_abandoned(&self) -> bool {
         self.reply.is_closed()
     }
 
-    /// Whether the request was already signed wrongly by this token.
+    /// Whether this token has already signed the request wrongly.
     pub(super) fn avoids(&self, token: &Arc<str>) -> bool {
         self.avoid.contains(token)
     }
 
-    /// Whether another token had better take it.
+    /// Whether this token was the last to fail the request.
     pub(super) fn failed_at(&self, token: &Arc<str>) -> bool {
         self.failed_at.as_ref() == Some(token)
     }
 
-    /// The certificate that is to be signed; none for anything else.
+    /// The certificate to be signed; `None` for any other message.
     pub(super) fn tbs(&self) -> Option<&Arc<Tbs>> {
         match &self.message {
             Message::Bytes(_) => None,
@@ -94,7 +94,7 @@ impl Job {
         }
     }
 
-    /// How long anybody waits for it.
+    /// The time until the deadline.
     pub(super) fn left(&self, now: Instant) -> Duration {
         self.deadline.saturating_duration_since(now)
     }
@@ -107,14 +107,14 @@ impl Job {
         }
     }
 
-    /// Notes a failure; false when it has been tried often enough.
+    /// Notes a failed attempt; `false` when no attempt is left.
     pub(super) fn may_try_again(&mut self, failed_at: &Arc<str>) -> bool {
         self.attempts += 1;
         self.failed_at = Some(Arc::clone(failed_at));
-        self.attempts < ATTEMPTS
+        self.attempts < MAX_ATTEMPTS
     }
 
-    /// The frame's content, with the time that is left.
+    /// The wire form, with the time until the deadline.
     pub(super) fn sign(&self, now: Instant) -> Sign<'_> {
         let left = self.left(now);
         Sign {
@@ -126,12 +126,7 @@ impl Job {
         }
     }
 
-    /// Whether less than a millisecond is left, which the wire cannot tell from none.
-    pub(super) fn is_expired(&self, now: Instant) -> bool {
-        self.left(now) < Duration::from_millis(1)
-    }
-
-    /// Answers it; false when nobody listens.
+    /// Answers the caller; `false` when it is gone.
     pub(super) fn answer(self, result: Result<Signed, SignError>) -> bool {
         self.reply.send(result).is_ok()
     }

@@ -1,4 +1,4 @@
-//! Where requests wait for a token: two bounded queues, first come, first served within each.
+//! Two bounded queues for requests that wait for a token; first come, first served within each.
 
 use std::{
     collections::VecDeque,
@@ -9,11 +9,11 @@ use std::{
 use super::{job::Job, state::Shared};
 use crate::signer::{Class, SignError};
 
-/// How often the queues are looked through for requests that nobody waits for. Their deadlines are kept by timers of
-/// their own; this only makes room.
-const SWEEP: Duration = Duration::from_millis(25);
+/// The interval at which abandoned requests are removed. It does not delay their callers, whose deadline is a timer in
+/// [`Pool`](super::Pool).
+const SWEEP_INTERVAL: Duration = Duration::from_millis(25);
 
-/// When both queues hold something, every fourth request taken is of the bulk: it ages, and never starves.
+/// While both queues hold requests, every fourth one is taken from the bulk queue, which therefore never starves.
 const BULK_SHARE: u32 = 4;
 
 /// The two queues.
@@ -37,12 +37,12 @@ impl Queues {
         }
     }
 
-    /// How many wait: bulk, first.
+    /// The number of waiting requests: bulk, first.
     pub(super) fn len(&self) -> (usize, usize) {
         (self.bulk.len(), self.first.len())
     }
 
-    /// Lets a request wait.
+    /// Adds a request at the end of its queue.
     pub(super) fn push(&mut self, job: Job) -> Result<(), SignError> {
         let limit = self.limit;
         let queue = self.of(job.class);
@@ -53,13 +53,12 @@ impl Queues {
         Ok(())
     }
 
-    /// Puts a request back that was in flight: before all others, and whatever the limit, which its place in flight
-    /// kept already.
+    /// Puts a request that was in flight back at the front of its queue, regardless of the limit.
     pub(super) fn put_back(&mut self, job: Job) {
         self.of(job.class).push_front(job);
     }
 
-    /// Takes the next request that a token may have.
+    /// Takes the next request for which `may` is true.
     pub(super) fn take(&mut self, mut may: impl FnMut(&Job) -> bool) -> Option<Job> {
         if self.bulk.is_empty() && self.first.is_empty() {
             return None;
@@ -77,7 +76,7 @@ impl Queues {
         })
     }
 
-    /// Takes out every request for which `verdict` has an answer, and those that nobody waits for.
+    /// Removes abandoned requests, and answers those for which `verdict` returns an error.
     pub(super) fn sweep(&mut self, mut verdict: impl FnMut(&mut Job) -> Option<SignError>) {
         for queue in [&mut self.bulk, &mut self.first] {
             for mut job in std::mem::take(queue) {
@@ -93,9 +92,9 @@ impl Queues {
     }
 }
 
-/// Keeps the queues free of what nobody waits for, until the pool ends.
+/// Sweeps the queues until the pool ends.
 pub(super) async fn sweep(shared: Arc<Shared>) {
-    let mut interval = tokio::time::interval(SWEEP);
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn first_goes_first_and_bulk_never_starves() {
+    fn first_class_is_preferred_and_bulk_never_starves() {
         let mut queues = Queues::new(100);
         let mut answers = Vec::new();
         for i in 0..8 {
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn each_queue_is_bounded_on_its_own() {
+    fn each_queue_has_its_own_limit() {
         let mut queues = Queues::new(2);
         let mut answers = Vec::new();
         for (class, good) in [
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn abandoned_and_judged_requests_leave() {
+    fn sweep_removes_abandoned_and_refused_requests() {
         let mut queues = Queues::new(10);
         let (kept, _kept_answer) = job(Class::Bulk, "kept");
         let (gone, gone_answer) = job(Class::Bulk, "gone");
@@ -180,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_in_flight_goes_before_all_others() {
+    fn request_put_back_goes_before_all_others() {
         let mut queues = Queues::new(1);
         let (waiting, _a) = job(Class::Bulk, "waiting");
         let (back, _b) = job(Class::Bulk, "back");

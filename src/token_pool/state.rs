@@ -1,44 +1,88 @@
-//! What the pool's callers, writers, readers and supervisors share: one mutex, held for moments and never across I/O.
+//! The state that callers, writers, readers and supervisors share: one mutex, never held across I/O.
 
 mod answers;
-mod hosts;
+mod connections;
 mod trial;
 
 use std::{
+    ops::{Index, IndexMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Settings, Snapshot,
-    counters::Counters,
-    health::{Phase, PoolHealth, TokenHealth},
+    health::{Phase, PoolHealth},
     job::Job,
     queue::Queues,
-    token::Token,
+    token::{Handle, Token, TokenId},
 };
 use crate::signer::SignError;
 use token::call_metrics::Calls;
 use token_host::protocol::{Fingerprint, Reply, Request};
 
-/// What of a token needs no lock.
+/// The tokens in the order of the configuration.
 #[derive(Debug)]
-pub(super) struct Fixed {
-    pub(super) name: Arc<str>,
-    pub(super) counters: Counters,
-    /// Wakes the writer: there is something in the outbox.
-    pub(super) writer: Notify,
-    /// Wakes the supervisor: the token's state has changed.
-    pub(super) supervisor: Notify,
+struct Tokens(Vec<Token>);
+
+impl Tokens {
+    fn new(settings: &Settings) -> Self {
+        let tokens = (0..).map(TokenId).zip(&settings.tokens);
+        Self(tokens.map(|(id, token)| Token::new(id, Arc::clone(&token.name))).collect())
+    }
+
+    fn ids(&self) -> impl Iterator<Item = TokenId> + use<> {
+        (0..self.0.len()).map(TokenId)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Token> {
+        self.0.iter()
+    }
+
+    fn health(&self) -> PoolHealth {
+        let now = Instant::now();
+        PoolHealth { tokens: self.iter().map(|token| token.health(now)).collect() }
+    }
+
+    /// Whether all tokens refuse their PIN, so that waiting does not help.
+    fn all_pins_refused(&self) -> bool {
+        self.iter().all(|token| token.phase() == Phase::PinRefused)
+    }
+
+    /// Whether another token serves such a request.
+    fn others_serve(&self, id: TokenId, job: &Job) -> bool {
+        self.iter().any(|token| token.handle.id != id && token.serves(job))
+    }
+
+    /// Whether a token may have a request now. The token that failed it last is used again only when no other serves.
+    fn may(&self, id: TokenId, job: &Job) -> bool {
+        let token = &self[id];
+        token.may(job) && !(job.failed_at(token.name()) && self.others_serve(id, job))
+    }
+}
+
+impl Index<TokenId> for Tokens {
+    type Output = Token;
+
+    fn index(&self, id: TokenId) -> &Token {
+        &self.0[id.0]
+    }
+}
+
+impl IndexMut<TokenId> for Tokens {
+    fn index_mut(&mut self, id: TokenId) -> &mut Token {
+        &mut self.0[id.0]
+    }
 }
 
 #[derive(Debug)]
 struct Inner {
-    tokens: Vec<Token>,
+    tokens: Tokens,
     queues: Queues,
+    /// CA keys that each token is to hold.
     keys: Vec<Fingerprint>,
     closing: bool,
 }
@@ -47,7 +91,6 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Shared {
     inner: Mutex<Inner>,
-    pub(super) fixed: Vec<Fixed>,
     pub(super) ending: CancellationToken,
     health: watch::Sender<PoolHealth>,
     recovery_wait: Duration,
@@ -56,21 +99,14 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(settings: &Settings) -> Self {
         let inner = Inner {
-            tokens: settings.tokens.iter().map(|token| Token::new(Arc::clone(&token.name))).collect(),
+            tokens: Tokens::new(settings),
             queues: Queues::new(settings.queue),
             keys: Vec::new(),
             closing: false,
         };
-        let fixed = settings.tokens.iter().map(|token| Fixed {
-            name: Arc::clone(&token.name),
-            counters: Counters::default(),
-            writer: Notify::new(),
-            supervisor: Notify::new(),
-        });
         Self {
-            fixed: fixed.collect(),
             ending: CancellationToken::new(),
-            health: watch::Sender::new(inner.health()),
+            health: watch::Sender::new(inner.tokens.health()),
             recovery_wait: settings.recovery_wait,
             inner: Mutex::new(inner),
         }
@@ -81,7 +117,7 @@ impl Shared {
     }
 
     fn publish(&self, inner: &Inner) {
-        let health = inner.health();
+        let health = inner.tokens.health();
         self.health.send_if_modified(|old| {
             let changed = *old != health;
             if changed {
@@ -95,14 +131,19 @@ impl Shared {
         self.health.subscribe()
     }
 
+    /// The tokens' handles in the order of the configuration.
+    pub(super) fn handles(&self) -> Vec<Arc<Handle>> {
+        self.lock().tokens.iter().map(|token| Arc::clone(&token.handle)).collect()
+    }
+
     pub(super) fn snapshot(&self) -> Vec<Snapshot> {
         let inner = self.lock();
-        let pairs = self.fixed.iter().zip(&inner.tokens);
-        pairs.map(|(fixed, token)| fixed.counters.snapshot(Arc::clone(&fixed.name), token.in_flight())).collect()
+        let snapshot = |token: &Token| token.handle.counters.snapshot(Arc::clone(token.name()), token.in_flight());
+        inner.tokens.iter().map(snapshot).collect()
     }
 
     pub(super) fn calls(&self) -> Vec<Calls> {
-        self.lock().tokens.iter().map(|token| token.calls.told(&token.name)).collect()
+        self.lock().tokens.iter().map(|token| token.calls.told(token.name())).collect()
     }
 
     pub(super) fn queued(&self) -> (usize, usize) {
@@ -126,145 +167,111 @@ impl Shared {
 
     pub(super) fn log_key(&self, name: &Arc<str>) -> Vec<u8> {
         let inner = self.lock();
-        let token = inner.tokens.iter().find(|token| token.name == *name);
+        let token = inner.tokens.iter().find(|token| token.name() == name);
         token.map(|token| token.status.log_key.clone()).unwrap_or_default()
     }
 
     pub(super) fn log_keys(&self) -> Vec<(Arc<str>, Vec<u8>)> {
         let inner = self.lock();
-        let having = inner.tokens.iter().filter(|token| !token.status.log_key.is_empty());
-        having.map(|token| (Arc::clone(&token.name), token.status.log_key.clone())).collect()
+        let with_key = inner.tokens.iter().filter(|token| !token.status.log_key.is_empty());
+        with_key.map(|token| (Arc::clone(token.name()), token.status.log_key.clone())).collect()
     }
 
-    /// Sends a request on to the token with the least work, or lets it wait.
+    /// Sends a request to the token with the least work, or puts it into a queue.
     pub(super) fn submit(&self, job: Job) -> Result<(), SignError> {
         let now = Instant::now();
-        if job.is_expired(now) {
-            return Err(SignError::Deadline);
-        }
         let mut inner = self.lock();
         if inner.closing {
             return Err(SignError::Unavailable("the daemon is ending".to_owned()));
         }
-        let able = (0..inner.tokens.len()).filter(|&at| inner.may(at, &job));
-        match able.min_by_key(|&at| inner.rank(at, &job, now)) {
-            Some(at) => self.dispatch(&mut inner, at, job, now),
-            None if inner.tokens.iter().all(|token| token.phase == Phase::PinRefused) => {
-                return Err(SignError::Unavailable(inner.health().reason()));
-            }
+        let tokens = &inner.tokens;
+        let able = tokens.ids().filter(|&id| tokens.may(id, &job));
+        match able.min_by_key(|&id| tokens.rank(id, &job, now)) {
+            Some(id) => inner.tokens[id].dispatch(job, now),
+            None if tokens.all_pins_refused() => return Err(SignError::Unavailable(tokens.health().reason())),
             None => inner.queues.push(job)?,
         }
         Ok(())
     }
 
-    fn dispatch(&self, inner: &mut Inner, at: usize, job: Job, now: Instant) {
-        let (Some(token), Some(fixed)) = (inner.tokens.get_mut(at), self.fixed.get(at)) else { return };
-        match token.send_job(job, now) {
-            Ok(()) => fixed.writer.notify_one(),
-            Err((job, error)) => {
-                job.answer(Err(SignError::Refused(error.to_string())));
-            }
-        }
-    }
-
-    /// Gives a token as much of what waits as its window holds.
-    fn pump(&self, inner: &mut Inner, at: usize, now: Instant) {
-        while inner.tokens.get(at).is_some_and(Token::has_room) {
-            let Inner { tokens, queues, .. } = &mut *inner;
-            let Some(job) = queues.take(|job| Inner::may_in(tokens, at, job)) else { return };
-            if job.is_expired(now) {
-                job.answer(Err(SignError::Deadline));
-            } else {
-                self.dispatch(inner, at, job, now);
-            }
-        }
-    }
-
-    fn pump_all(&self, inner: &mut Inner) {
-        let now = Instant::now();
-        for at in 0..inner.tokens.len() {
-            self.pump(inner, at, now);
-        }
-    }
-
     /// What the writer is to write; empty when there is nothing.
-    pub(super) fn take_outbox(&self, at: usize, host: u64, into: &mut Vec<u8>) {
+    pub(super) fn take_outbox(&self, id: TokenId, host: u64, into: &mut Vec<u8>) {
         into.clear();
-        if let Some(token) = self.lock().tokens.get_mut(at).filter(|token| token.host == host) {
+        let mut inner = self.lock();
+        let token = &mut inner.tokens[id];
+        if token.host == host {
             std::mem::swap(&mut token.outbox, into);
         }
     }
 
-    /// Asks something of a host besides signatures for callers. `None` when that host is gone.
-    pub(super) fn call(&self, at: usize, host: u64, request: &Request<'_>) -> Option<oneshot::Receiver<Reply>> {
+    /// Sends a host a request that is not a caller's. `None` when that host is gone.
+    pub(super) fn call(&self, id: TokenId, host: u64, request: &Request<'_>) -> Option<oneshot::Receiver<Reply>> {
         let (answer, answered) = oneshot::channel();
         let mut inner = self.lock();
-        let token = inner.tokens.get_mut(at).filter(|token| token.host == host && token.linked)?;
+        let token = &mut inner.tokens[id];
+        if token.host != host || !token.connected {
+            return None;
+        }
         token.send_control(request, answer, Instant::now()).ok()?;
-        self.fixed.get(at)?.writer.notify_one();
+        token.handle.writer.notify_one();
         Some(answered)
     }
 
-    /// Makes room in the queues, and looks after half-open breakers.
+    /// Removes abandoned requests, refuses those that no token has served for too long, and supervises trials.
     pub(super) fn sweep(&self, now: Instant) {
         let mut inner = self.lock();
         self.tend_trials(&mut inner, now);
-        for (token, fixed) in inner.tokens.iter_mut().zip(&self.fixed) {
+        for token in &mut inner.tokens.0 {
             if token.cancel_abandoned() {
-                fixed.writer.notify_one();
+                token.handle.writer.notify_one();
             }
         }
         let Inner { tokens, queues, .. } = &mut *inner;
         if queues.len() == (0, 0) {
             return;
         }
-        let hopeless = tokens.iter().all(|token| token.phase == Phase::PinRefused);
+        let hopeless = tokens.all_pins_refused();
         let mut reason = None;
         queues.sweep(|job| {
-            if job.is_expired(now) {
-                return Some(SignError::Deadline);
-            }
             if tokens.iter().any(|token| token.serves(job)) {
-                job.stranded = None;
+                job.unroutable_since = None;
                 return None;
             }
-            let since = *job.stranded.get_or_insert(now);
+            let since = *job.unroutable_since.get_or_insert(now);
             if !hopeless && now.saturating_duration_since(since) < self.recovery_wait {
                 return None;
             }
-            let reason = reason.get_or_insert_with(|| Inner::health_of(tokens).reason());
+            let reason = reason.get_or_insert_with(|| tokens.health().reason());
             Some(SignError::Unavailable(reason.clone()))
         });
-        self.pump_all(&mut inner);
+        inner.pump_all();
     }
 }
 
 impl Inner {
-    fn may(&self, at: usize, job: &Job) -> bool {
-        Self::may_in(&self.tokens, at, job)
+    /// Gives a token as many of the waiting requests as its window holds.
+    fn pump(&mut self, id: TokenId, now: Instant) {
+        while self.tokens[id].has_room() {
+            let Some(job) = self.queues.take(|job| self.tokens.may(id, job)) else { return };
+            self.tokens[id].dispatch(job, now);
+        }
     }
 
-    /// Whether a token may have a request now. The token where it failed last is asked again only when no other serves.
-    fn may_in(tokens: &[Token], at: usize, job: &Job) -> bool {
-        let Some(token) = tokens.get(at) else { return false };
-        token.may(job)
-            && !(job.failed_at(&token.name) && tokens.iter().any(|other| other.name != token.name && other.serves(job)))
-    }
-
-    fn health(&self) -> PoolHealth {
-        Self::health_of(&self.tokens)
-    }
-
-    fn health_of(tokens: &[Token]) -> PoolHealth {
+    fn pump_all(&mut self) {
         let now = Instant::now();
-        let tokens = tokens.iter().map(|token| TokenHealth {
-            token: Arc::clone(&token.name),
-            phase: token.phase,
-            reason: token.reason.clone(),
-            since: token.since,
-            keys: token.opened.len(),
-            ready: token.is_ready(now),
-        });
-        PoolHealth { tokens: tokens.collect() }
+        for id in self.tokens.ids() {
+            self.pump(id, now);
+        }
+    }
+}
+
+impl Token {
+    fn dispatch(&mut self, job: Job, now: Instant) {
+        match self.send_job(job, now) {
+            Ok(()) => self.handle.writer.notify_one(),
+            Err((job, error)) => {
+                job.answer(Err(SignError::Refused(error.to_string())));
+            }
+        }
     }
 }

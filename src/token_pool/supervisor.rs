@@ -1,4 +1,4 @@
-//! Keeps one token's host alive: starts it, has it prove itself, watches it, replaces it.
+//! Starts one token's host, probes it, watches it and replaces it.
 
 mod questions;
 
@@ -12,12 +12,13 @@ pub(super) use questions::{canaries, prove};
 use tokio::net::UnixStream;
 
 use super::{
-    Link as Way, TokenSettings,
+    HostEndpoint, TokenSettings,
+    breaker::{Backoff, Event},
     child::{Running, Spawner},
+    connection::HostConnection,
     counters::count,
-    health::Phase,
-    link::Link,
     state::Shared,
+    token::Handle,
 };
 use pki::PublicKey;
 use token_host::{
@@ -25,46 +26,39 @@ use token_host::{
     protocol::{FaultClass, Kind, Reply, Request, Sign, VERSION},
 };
 
-/// How long after the first failure a probe is tried again; doubled each time.
-const BACKOFF_FIRST: Duration = Duration::from_millis(50);
-/// The longest time between two probes.
-const BACKOFF_MOST: Duration = Duration::from_secs(1);
-/// What a host is granted beyond the limit of one call, before it counts as hung: its own watchdog comes first.
-const GRACE: Duration = Duration::from_millis(500);
-/// How many calls a host makes before it is ready: load, initialise, list, open, log in, look up; each has its limit.
+/// Added to the limit of one call before a host counts as hung, so that its own watchdog acts first.
+const WATCHDOG_GRACE: Duration = Duration::from_millis(500);
+/// The limit of one call, times this, is the limit of a host's start: it loads the module, logs in and looks up keys.
 const STARTING_CALLS: u32 = 3;
-/// How often a supervisor looks after its host.
-const TICK: Duration = Duration::from_millis(100);
-/// How often keys that a token lacks are looked for again: an import raises no event.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Failed probes in a row after which a host is replaced.
-const PROBES: u32 = 3;
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often missing keys are looked for; an import into the token raises no event.
+const KEY_LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why a host's time is over.
+/// Why a host is given up.
 struct End {
-    phase: Phase,
+    event: Event,
     reason: String,
     hung: bool,
 }
 
 impl End {
     fn down(reason: impl Into<String>) -> Self {
-        Self { phase: Phase::Down, reason: reason.into(), hung: false }
+        Self { event: Event::Disconnected, reason: reason.into(), hung: false }
     }
 }
 
 struct Supervisor {
     shared: Arc<Shared>,
-    at: usize,
+    handle: Arc<Handle>,
     settings: TokenSettings,
     spawner: Spawner,
 }
 
-/// Looks after a token until the pool ends.
-pub(super) async fn run(shared: Arc<Shared>, at: usize, settings: TokenSettings, spawner: Spawner) {
+/// Supervises a token until the pool ends.
+pub(super) async fn run(shared: Arc<Shared>, handle: Arc<Handle>, settings: TokenSettings, spawner: Spawner) {
     let ending = shared.ending.clone();
-    let supervisor = Supervisor { shared, at, settings, spawner };
-    let mut backoff = Duration::ZERO;
+    let supervisor = Supervisor { shared, handle, settings, spawner };
+    let mut backoff = Backoff::new(Instant::now());
     while !ending.is_cancelled() {
         let before = supervisor.served();
         let end = supervisor.one_host().await;
@@ -72,26 +66,25 @@ pub(super) async fn run(shared: Arc<Shared>, at: usize, settings: TokenSettings,
             return;
         }
         tracing::warn!(token = &*supervisor.settings.name, reason = end.reason, "the token's host has ended");
-        // One that signed is replaced at once; one that did not is given time.
-        backoff = if supervisor.served() > before { Duration::ZERO } else { next(backoff) };
+        // A host that has signed is replaced at once.
+        if supervisor.served() > before {
+            backoff = Backoff::new(Instant::now());
+        } else {
+            backoff.failed(Instant::now());
+        }
         tokio::select! {
-            () = tokio::time::sleep(backoff) => {}
+            () = tokio::time::sleep(backoff.delay()) => {}
             () = ending.cancelled() => return,
         }
     }
 }
 
-fn next(backoff: Duration) -> Duration {
-    (backoff * 2).clamp(BACKOFF_FIRST, BACKOFF_MOST)
-}
-
 impl Supervisor {
     fn served(&self) -> u64 {
-        let fixed = self.shared.fixed.get(self.at);
-        fixed.map_or(0, |fixed| fixed.counters.signed.load(std::sync::atomic::Ordering::Relaxed))
+        self.handle.counters.signed.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// A host from its start to its end.
+    /// Runs one host from its start to its end.
     async fn one_host(&self) -> End {
         let opened = tokio::select! {
             opened = self.open() => opened,
@@ -101,29 +94,26 @@ impl Supervisor {
             Ok(opened) => opened,
             Err(reason) => {
                 let end = End::down(reason);
-                self.shared.link_down(self.at, end.phase, &end.reason);
+                self.shared.disconnected(self.handle.id, end.event, &end.reason);
                 return end;
             }
         };
-        let host = self.shared.link_up(self.at);
-        if let Some(fixed) = self.shared.fixed.get(self.at) {
-            count(&fixed.counters.hosts);
-        }
-        let started = stream.into_std().and_then(|stream| Link::start(&self.shared, self.at, host, stream));
+        let host = self.shared.connected(self.handle.id);
+        count(&self.handle.counters.hosts);
+        let started =
+            stream.into_std().and_then(|stream| HostConnection::start(&self.shared, &self.handle, host, stream));
         let mut end = match started {
-            Ok(mut link) => tokio::select! {
-                error = link.ended() => End::down(error.to_string()),
+            Ok(mut connection) => tokio::select! {
+                error = connection.ended() => End::down(error.to_string()),
                 end = self.watch(host) => end,
                 () = self.shared.ending.cancelled() => End::down("the daemon is ending"),
             },
             Err(error) => End::down(format!("the connection to its host cannot be used: {error}")),
         };
-        // First of all the requests are freed, before the process is waited for.
-        self.shared.link_down(self.at, end.phase, &end.reason);
-        if end.hung
-            && let Some(fixed) = self.shared.fixed.get(self.at)
-        {
-            count(&fixed.counters.hung);
+        // The requests are released before the process is awaited.
+        self.shared.disconnected(self.handle.id, end.event, &end.reason);
+        if end.hung {
+            count(&self.handle.counters.hung);
         }
         if let Some(child) = child {
             let status = child.end(end.hung).await;
@@ -133,13 +123,13 @@ impl Supervisor {
     }
 
     async fn open(&self) -> Result<(Option<Running>, UnixStream), String> {
-        match &self.settings.link {
-            Way::Child { program, environment, .. } => {
+        match &self.settings.endpoint {
+            HostEndpoint::Child { program, environment, .. } => {
                 let spawned = self.spawner.spawn(&self.settings.name, program.clone(), environment).await;
                 let (child, stream) = spawned.map_err(|error| format!("its host cannot be started: {error}"))?;
                 Ok((Some(child), stream))
             }
-            Way::Socket { path, uid } => {
+            HostEndpoint::Socket { path, uid } => {
                 let failed = |error| format!("nobody answers at {}: {error}", path.display());
                 let stream = UnixStream::connect(path).await.map_err(failed)?;
                 let peer = stream.peer_cred().map_err(failed)?.uid();
@@ -153,62 +143,48 @@ impl Supervisor {
         }
     }
 
-    /// Has a host prove itself, and then watches it for as long as it answers.
+    /// Greets a host, then probes and watches it for as long as it answers.
     async fn watch(&self, host: u64) -> End {
         if let Err(end) = self.hello(host).await {
             return end;
         }
         self.open_missing(host).await;
-        let Some(fixed) = self.shared.fixed.get(self.at) else { return End::down("no such token") };
-        let mut probing = Probing::new();
-        let mut before = Phase::Starting;
+        let id = self.handle.id;
         let mut looked = Instant::now();
         let mut asked = Instant::now();
-        let mut ticks = tokio::time::interval(TICK);
+        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let view = self.shared.view(self.at, |token| {
-                (token.phase, token.replace, token.reason.clone(), token.progress, token.outstanding.is_empty())
+            let (replace, probe, silence, idle) = self.shared.view(&self.handle, |token| {
+                let breaker = &token.breaker;
+                let replace = breaker.needs_new_host().then(|| breaker.reason().to_owned());
+                let probe = breaker.probe_is_due(Instant::now());
+                (replace, probe, token.last_reply_at.elapsed(), token.outstanding.is_empty())
             });
-            let Some((phase, replace, reason, progress, idle)) = view else { return End::down("no such token") };
-            if replace {
+            if let Some(reason) = replace {
                 return End::down(reason);
             }
-            if !idle && progress.elapsed() > self.settings.call_timeout + GRACE {
-                let reason = format!("its host has answered nothing for {:?}", progress.elapsed());
-                return End { phase: Phase::Down, reason, hung: true };
+            if !idle && silence > self.settings.call_timeout + WATCHDOG_GRACE {
+                let reason = format!("its host has not answered for {silence:?}");
+                return End { event: Event::Disconnected, reason, hung: true };
             }
-            match (before, phase) {
-                (_, Phase::Serving) => probing = Probing::new(),
-                // The canary signed and the real request did not: that is a failed probe too.
-                (Phase::HalfOpen, Phase::Probing) => probing.failed(),
-                _ => {}
-            }
-            before = phase;
-            if probing.failures >= PROBES {
-                return End::down(reason);
-            }
-            if !phase.is_ready() && Instant::now() >= probing.at {
-                match self.probe(host).await {
-                    Ok(()) => self.shared.half_open(self.at),
-                    Err(end) => {
-                        probing.failed();
-                        if end.hung || end.phase == Phase::PinRefused {
-                            return end;
-                        }
-                    }
+            if probe {
+                let result = self.probe(host).await;
+                self.shared.probed(id, result.is_ok());
+                match result {
+                    Err(end) if end.hung || end.event == Event::PinRefused => return end,
+                    Ok(()) | Err(_) => continue,
                 }
-                continue;
             }
-            if looked.elapsed() >= LOOK_AGAIN {
+            if looked.elapsed() >= KEY_LOOKUP_INTERVAL {
                 self.open_missing(host).await;
                 looked = Instant::now();
             }
             if asked.elapsed() >= self.settings.keep_alive {
-                // One session may be busy while the others fall idle. The answer counts as progress, its absence as
-                // a hang; behind other work nobody waits for it.
+                // One session may be busy while the others fall idle. The answer counts as a sign of life and its
+                // absence as a hang; behind other work it is not awaited.
                 if !idle {
-                    drop(self.shared.call(self.at, host, &Request::Ping));
+                    drop(self.shared.call(id, host, &Request::Ping));
                 } else if let Err(end) = self.ping(host).await {
                     return end;
                 }
@@ -216,68 +192,69 @@ impl Supervisor {
             }
             tokio::select! {
                 _ = ticks.tick() => {}
-                () = fixed.supervisor.notified() => {}
+                () = self.handle.supervisor.notified() => {}
             }
         }
     }
 
     async fn hello(&self, host: u64) -> Result<(), End> {
-        let settings = match &self.settings.link {
-            Way::Child { settings, .. } => {
+        let settings = match &self.settings.endpoint {
+            HostEndpoint::Child { settings, .. } => {
                 serde_json::to_vec(settings).map_err(|error| End::down(format!("BUG: its settings: {error}")))?
             }
-            Way::Socket { .. } => Vec::new(),
+            HostEndpoint::Socket { .. } => Vec::new(),
         };
-        let limit = self.settings.call_timeout * STARTING_CALLS + GRACE;
+        let limit = self.settings.call_timeout * STARTING_CALLS + WATCHDOG_GRACE;
         let hello = Request::Hello { version: VERSION, settings: &settings };
         match self.ask(host, &hello, limit).await? {
             Reply::Status(status) if status.version == VERSION => {
-                self.shared.ready(self.at, *status);
+                self.shared.reported(self.handle.id, *status);
                 Ok(())
             }
             Reply::Status(status) => Err(End::down(format!(
                 "its host speaks version {} of the protocol, not {VERSION}; run the same release on both sides",
                 status.version
             ))),
-            other => Err(unwilling(other)),
+            other => Err(unexpected(other)),
         }
     }
 
     async fn ping(&self, host: u64) -> Result<(), End> {
-        match self.ask(host, &Request::Ping, self.settings.call_timeout + GRACE).await? {
+        match self.ask(host, &Request::Ping, self.settings.call_timeout + WATCHDOG_GRACE).await? {
             Reply::Status(status) => {
-                self.shared.ready(self.at, *status);
+                self.shared.reported(self.handle.id, *status);
                 Ok(())
             }
-            other => Err(unwilling(other)),
+            other => Err(unexpected(other)),
         }
     }
 
     async fn open_missing(&self, host: u64) {
-        for key in self.shared.missing_keys(self.at) {
-            if let Err(error) = open_key(&self.shared, self.at, host, key, self.settings.call_timeout + GRACE).await {
+        for key in self.shared.missing_keys(self.handle.id) {
+            if let Err(error) =
+                open_key(&self.shared, self.handle.id, host, key, self.settings.call_timeout + WATCHDOG_GRACE).await
+            {
                 tracing::warn!(token = &*self.settings.name, %error, "the token lacks a CA key");
             }
         }
     }
 
-    /// Has the canary key sign, and verifies it; where a token has none, its session must answer.
+    /// Verifies a signature by the canary key; where a token has none, its session must answer.
     async fn probe(&self, host: u64) -> Result<(), End> {
-        let key = self.shared.view(self.at, |token| token.status.canary_key.clone()).unwrap_or_default();
+        let key = self.shared.view(&self.handle, |token| token.status.canary_key.clone());
         if key.is_empty() {
             return self.ping(host).await;
         }
-        let Some(fixed) = self.shared.fixed.get(self.at) else { return Err(End::down("no such token")) };
-        count(&fixed.counters.canaries);
+        count(&self.handle.counters.canaries);
         let result = self.canary(host, &key).await;
         if result.is_err() {
-            count(&fixed.counters.canaries_failed);
+            count(&self.handle.counters.canaries_failed);
         }
         result
     }
 
     async fn canary(&self, host: u64, key: &[u8]) -> Result<(), End> {
-        let limit = self.settings.call_timeout + GRACE;
+        let limit = self.settings.call_timeout + WATCHDOG_GRACE;
         let message = canary_message();
         let sign = Request::Sign(Sign {
             kind: Kind::Canary,
@@ -293,72 +270,36 @@ impl Supervisor {
                 let verified = key.verify(key.signature_algorithm(), &message, &signature);
                 verified.map_err(|_| End::down("its canary key makes signatures that do not verify"))
             }
-            other => Err(unwilling(other)),
+            other => Err(unexpected(other)),
         }
     }
 
     async fn ask(&self, host: u64, request: &Request<'_>, limit: Duration) -> Result<Reply, End> {
         let gone = || End::down("its host is gone");
-        let answer = self.shared.call(self.at, host, request).ok_or_else(gone)?;
+        let answer = self.shared.call(self.handle.id, host, request).ok_or_else(gone)?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(gone()),
-            Err(_) => {
-                Err(End { phase: Phase::Down, reason: format!("its host has not answered for {limit:?}"), hung: true })
-            }
+            Err(_) => Err(End {
+                event: Event::Disconnected,
+                reason: format!("its host has not answered for {limit:?}"),
+                hung: true,
+            }),
         }
     }
 }
 
-/// The rhythm of the probes while the breaker is open.
-struct Probing {
-    at: Instant,
-    backoff: Duration,
-    failures: u32,
-}
-
-impl Probing {
-    fn new() -> Self {
-        Self { at: Instant::now(), backoff: Duration::ZERO, failures: 0 }
-    }
-
-    fn failed(&mut self) {
-        self.failures += 1;
-        self.backoff = next(self.backoff);
-        self.at = Instant::now() + self.backoff;
-    }
-}
-
-fn unwilling(reply: Reply) -> End {
+/// The end of a host whose answer is not the expected one.
+fn unexpected(reply: Reply) -> End {
     match reply {
         Reply::Fault(fault) => End {
-            phase: if fault.class == FaultClass::Pin { Phase::PinRefused } else { Phase::Down },
+            event: if fault.class == FaultClass::Pin { Event::PinRefused } else { Event::Disconnected },
             reason: fault.text,
             hung: false,
         },
         Reply::Refused { reason } => End::down(reason),
         Reply::Expired | Reply::Opened | Reply::Signed { .. } | Reply::Status(_) => {
-            End::down("its host answers something else than was asked")
+            End::down("its host gave an unexpected answer")
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn probes_and_new_hosts_come_ever_later_and_once_a_second_at_least() {
-        let mut backoff = Duration::ZERO;
-        let all = std::iter::from_fn(|| {
-            backoff = next(backoff);
-            Some(backoff.as_millis())
-        });
-        assert_eq!(all.take(8).collect::<Vec<_>>(), [50, 100, 200, 400, 800, 1000, 1000, 1000]);
-        let mut probing = Probing::new();
-        assert!(probing.at <= Instant::now(), "the first one at once");
-        (0..10).for_each(|_| probing.failed());
-        let wait = probing.at.saturating_duration_since(Instant::now());
-        assert!((Duration::from_millis(900)..=Duration::from_secs(1)).contains(&wait), "{wait:?}");
     }
 }

@@ -1,8 +1,8 @@
-//! One token as the pool's state sees it: its breaker, and who may have a request. What is in flight to its host is in
-//! `in_flight`, what the host tells of itself in `told`.
+//! One token in the pool's state: its breaker and which requests it may have. `in_flight` has what its host has yet to
+//! answer, `report` what the host reports about itself.
 
 mod in_flight;
-mod told;
+mod report;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,73 +11,91 @@ use std::{
 };
 
 pub(super) use in_flight::{Pending, Trial};
+use tokio::sync::Notify;
 
-use super::{health::Phase, job::Job};
+use super::{
+    breaker::{Action, Breaker, Event},
+    counters::{Counters, count},
+    health::{Phase, TokenHealth},
+    job::Job,
+};
 use token::calls;
 use token_host::protocol::{Fingerprint, Kind, Status};
 
-/// How long a token that has failed must be half-open without a request before it counts as ready: where requests
+/// How long a token that has failed must be half-open without a request before it counts as ready. Where requests
 /// come, the first of them decides sooner.
-const HOLD: Duration = Duration::from_millis(500);
+const READY_WITHOUT_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The position of a token in the configuration. Made by [`Tokens`](super::state::Tokens) for its own entries only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TokenId(pub(super) usize);
+
+/// What the tasks of one token share without a lock.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) id: TokenId,
+    pub(super) name: Arc<str>,
+    pub(super) counters: Counters,
+    /// Wakes the writer: the outbox is not empty.
+    pub(super) writer: Notify,
+    /// Wakes the supervisor: the token's state has changed.
+    pub(super) supervisor: Notify,
+}
 
 #[derive(Debug)]
 pub(super) struct Token {
-    pub(super) name: Arc<str>,
-    pub(super) phase: Phase,
-    pub(super) reason: String,
-    pub(super) since: Instant,
-    /// Counts the hosts that this token has had: an answer to an earlier one is not mistaken for this one's.
+    pub(super) handle: Arc<Handle>,
+    pub(super) breaker: Breaker,
+    /// The number of the present host: an answer of an earlier host is not attributed to it.
     pub(super) host: u64,
-    pub(super) linked: bool,
+    pub(super) connected: bool,
     pub(super) status: Status,
-    /// How its hosts' calls of the module went, all hosts of this token together.
+    /// PKCS#11 call statistics of all hosts of this token.
     pub(super) calls: calls::Sum,
-    /// The host that has told it.
-    told_by: u64,
-    /// The host is to be replaced.
-    pub(super) replace: bool,
+    /// The host that sent `status`.
+    reported_by: u64,
+    /// CA keys that were found in the token.
     pub(super) opened: HashSet<Fingerprint>,
     pub(super) outstanding: HashMap<u64, Pending>,
     pub(super) jobs: usize,
     pub(super) outbox: Vec<u8>,
     /// When the host last answered, or was first asked after it had answered everything.
-    pub(super) progress: Instant,
+    pub(super) last_reply_at: Instant,
     pub(super) trial: Option<Trial>,
-    /// It was out of service, and no real signature of its has verified since.
-    distrusted: bool,
-    /// Wrong signatures in a row.
-    pub(super) wrong: u32,
-    /// Requests in a row that it could not do, although it works.
-    pub(super) refusals: u32,
     window: usize,
     correlation: u64,
 }
 
 impl Token {
-    pub(super) fn new(name: Arc<str>) -> Self {
+    pub(super) fn new(id: TokenId, name: Arc<str>) -> Self {
+        let now = Instant::now();
+        let handle =
+            Handle { id, name, counters: Counters::default(), writer: Notify::new(), supervisor: Notify::new() };
         Self {
-            name,
-            phase: Phase::Starting,
-            reason: "its host is being started".to_owned(),
-            since: Instant::now(),
+            handle: Arc::new(handle),
+            breaker: Breaker::new(now),
             host: 0,
-            linked: false,
+            connected: false,
             status: Status::default(),
             calls: calls::Sum::default(),
-            told_by: 0,
-            replace: false,
+            reported_by: 0,
             opened: HashSet::new(),
             outstanding: HashMap::new(),
             jobs: 0,
             outbox: Vec::new(),
-            progress: Instant::now(),
+            last_reply_at: now,
             trial: None,
-            distrusted: false,
-            wrong: 0,
-            refusals: 0,
             window: 0,
             correlation: 0,
         }
+    }
+
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.handle.name
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.breaker.phase()
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -85,17 +103,28 @@ impl Token {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.phase.is_ready() && self.jobs < self.window
+        self.phase().is_ready() && self.jobs < self.window
+    }
+
+    pub(super) fn health(&self, now: Instant) -> TokenHealth {
+        TokenHealth {
+            token: Arc::clone(self.name()),
+            phase: self.phase(),
+            reason: self.breaker.reason().to_owned(),
+            since: self.breaker.since(),
+            keys: self.opened.len(),
+            ready: self.is_ready(now),
+        }
     }
 
     /// Whether it counts as able to sign. Half-open does, since a daemon that is not ready may get no request that
-    /// could close the breaker; but after a failure only once no request came for a while.
-    pub(super) fn is_ready(&self, now: Instant) -> bool {
-        let held = |since: Instant| now.saturating_duration_since(since) >= HOLD;
-        let ready = match self.phase {
+    /// could close the breaker; after a failure, only once no request has come for a while.
+    fn is_ready(&self, now: Instant) -> bool {
+        let waited = |since: Instant| now.saturating_duration_since(since) >= READY_WITHOUT_REQUEST_TIMEOUT;
+        let ready = match self.phase() {
             Phase::Serving => true,
-            Phase::HalfOpen if self.distrusted => {
-                held(self.since) && self.trial.as_ref().is_none_or(|trial| !held(trial.since))
+            Phase::HalfOpen if self.breaker.is_distrusted() => {
+                waited(self.breaker.since()) && self.trial.as_ref().is_none_or(|trial| !waited(trial.since))
             }
             Phase::HalfOpen => true,
             Phase::Down | Phase::PinRefused | Phase::Probing | Phase::Starting => false,
@@ -103,23 +132,23 @@ impl Token {
         ready && !self.opened.is_empty()
     }
 
-    /// Whether time alone may make it ready or not.
+    /// Whether readiness may change with time alone.
     pub(super) fn waits_for_readiness(&self) -> bool {
-        self.phase == Phase::HalfOpen && self.distrusted
+        self.phase() == Phase::HalfOpen && self.breaker.is_distrusted()
     }
 
     /// Whether it serves requests such as this one.
     pub(super) fn serves(&self, job: &Job) -> bool {
-        self.phase == Phase::Serving && self.holds(job)
+        self.phase() == Phase::Serving && self.holds(job)
     }
 
     /// Whether it may have this request now.
     pub(super) fn may(&self, job: &Job) -> bool {
-        self.has_room() && self.holds(job) && (self.phase == Phase::Serving || !job.is_real() || self.trial.is_none())
+        self.has_room() && self.holds(job) && (self.phase() == Phase::Serving || !job.is_real() || self.trial.is_none())
     }
 
     fn holds(&self, job: &Job) -> bool {
-        !job.avoids(&self.name)
+        !job.avoids(self.name())
             && match job.kind {
                 Kind::Canary => !self.status.canary_key.is_empty(),
                 Kind::Checkpoint => !self.status.log_key.is_empty(),
@@ -127,26 +156,24 @@ impl Token {
             }
     }
 
-    pub(super) fn link_up(&mut self) -> u64 {
+    /// A connection to a new host is established; returns the host's number.
+    pub(super) fn connected(&mut self) -> u64 {
         self.host += 1;
-        self.linked = true;
-        self.replace = false;
+        self.connected = true;
         self.window = 0;
-        self.progress = Instant::now();
+        self.last_reply_at = Instant::now();
+        self.apply(Event::Connected, "");
         self.host
     }
 
-    /// Takes everything back from a host that is gone, the youngest first.
-    pub(super) fn link_down(&mut self, phase: Phase, reason: &str) -> Vec<Job> {
-        self.distrusted |= self.phase.is_ready();
-        self.linked = false;
+    /// Takes everything back from a host that is gone, the newest first.
+    pub(super) fn disconnected(&mut self, event: Event, reason: &str) -> Vec<Job> {
+        self.connected = false;
         self.host += 1;
         self.outbox.clear();
         self.opened.clear();
-        self.trial = None;
-        self.wrong = 0;
         self.jobs = 0;
-        self.set(phase, reason);
+        self.apply(event, reason);
         let mut pending: Vec<_> = self.outstanding.drain().collect();
         pending.sort_unstable_by_key(|(correlation, _)| std::cmp::Reverse(*correlation));
         let jobs = pending.into_iter().filter_map(|(_, pending)| match pending {
@@ -156,40 +183,35 @@ impl Token {
         jobs.collect()
     }
 
-    /// Opens the breaker: no real request until a probe has passed.
-    pub(super) fn trip(&mut self, reason: &str, replace: bool) {
-        self.trial = None;
-        self.distrusted = true;
-        self.wrong = 0;
-        self.replace |= replace;
-        self.set(Phase::Probing, reason);
-    }
-
-    pub(super) fn half_open(&mut self) {
-        if self.linked && !self.replace {
-            self.trial = None;
-            self.set(Phase::HalfOpen, "its canary signs; waits for a real request to sign");
+    /// Applies an event to the breaker and does what it demands, except for what concerns a session or a key.
+    pub(super) fn apply(&mut self, event: Event, reason: &str) -> &'static [Action] {
+        let from = self.phase();
+        let actions = self.breaker.apply(event, reason, Instant::now());
+        for action in actions {
+            match action {
+                Action::TakeOutOfService => count(&self.handle.counters.outages),
+                Action::EndTrial => self.trial = None,
+                Action::DelayProbe
+                | Action::DropSession
+                | Action::ForgetKey
+                | Action::ForgetWrong
+                | Action::ProbeNow
+                | Action::Trust => {}
+            }
         }
-    }
-
-    /// Closes the breaker.
-    pub(super) fn serve(&mut self) {
-        self.trial = None;
-        self.distrusted = false;
-        self.wrong = 0;
-        self.refusals = 0;
-        self.set(Phase::Serving, "");
-    }
-
-    fn set(&mut self, phase: Phase, reason: &str) {
-        if self.phase != phase {
-            tracing::info!(token = &*self.name, from = self.phase.as_str(), to = phase.as_str(), reason, "token");
-            self.phase = phase;
-            self.since = Instant::now();
+        let to = self.phase();
+        if from != to {
+            let reason = self.breaker.reason();
+            tracing::info!(
+                token = &**self.name(),
+                from = from.as_str(),
+                to = to.as_str(),
+                reason,
+                "token state changed"
+            );
+            self.handle.supervisor.notify_one();
         }
-        if self.reason != reason {
-            self.reason = reason.to_owned();
-        }
+        actions
     }
 }
 
@@ -197,32 +219,34 @@ impl Token {
 mod tests {
     use super::*;
 
+    const TIMEOUT: Duration = READY_WITHOUT_REQUEST_TIMEOUT;
+
     #[test]
-    fn half_open_counts_as_ready_at_the_start_and_later_only_when_no_request_decides() {
-        let mut token = Token::new("one".into());
-        token.link_up();
-        token.half_open();
+    fn half_open_token_is_ready_at_the_start_and_after_a_fault_only_without_requests() {
+        let mut token = Token::new(TokenId(0), "one".into());
+        token.connected();
+        token.apply(Event::ProbePassed, "");
         let now = Instant::now();
         assert!(!token.is_ready(now), "it holds no key");
         token.opened.insert([1; 32]);
         assert!(token.is_ready(now));
-        token.trip("a request failed", false);
-        assert!(!token.is_ready(now + HOLD));
-        token.half_open();
-        let since = token.since;
-        assert!(!token.is_ready(since) && !token.is_ready(since + HOLD / 2));
-        assert!(token.is_ready(since + HOLD), "nobody asked, and nobody will");
-        let asked = since + HOLD * 2;
+        token.apply(Event::TokenFault, "a request failed");
+        assert!(!token.is_ready(now + TIMEOUT));
+        token.apply(Event::ProbePassed, "");
+        let since = token.breaker.since();
+        assert!(!token.is_ready(since) && !token.is_ready(since + TIMEOUT / 2));
+        assert!(token.is_ready(since + TIMEOUT), "no request has come");
+        let asked = since + TIMEOUT * 2;
         token.trial = Some(Trial { correlation: 1, since: asked, taken_over: false });
-        assert!(token.is_ready(asked), "the request decides in a moment");
-        assert!(!token.is_ready(asked + HOLD), "the request hangs");
-        token.serve();
-        assert!(token.is_ready(asked + HOLD));
-        token.link_down(Phase::Down, "gone");
-        assert!(!token.is_ready(asked + HOLD));
-        token.link_up();
+        assert!(token.is_ready(asked), "the request may still decide");
+        assert!(!token.is_ready(asked + TIMEOUT), "the request hangs");
+        token.apply(Event::SignatureVerified, "");
+        assert!(token.is_ready(asked + TIMEOUT));
+        token.disconnected(Event::Disconnected, "gone");
+        assert!(!token.is_ready(asked + TIMEOUT));
+        token.connected();
         token.opened.insert([1; 32]);
-        token.half_open();
-        assert!(!token.is_ready(token.since), "it was away, and has proven nothing yet");
+        token.apply(Event::ProbePassed, "");
+        assert!(!token.is_ready(token.breaker.since()), "the new host has not signed yet");
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use istio_hsm_ca::{
     signer::{SignError, Signer},
-    token_pool::{Link, Phase, Pool, Settings},
+    token_pool::{HostEndpoint, Phase, Pool, Settings},
 };
 use nix::sys::signal::{Signal, kill};
 
@@ -37,7 +37,7 @@ impl Faulty {
         host.call_timeout = CALL;
         host.sessions = 2;
         let mut token = site.token_with(name, host);
-        if let Link::Child { environment, .. } = &mut token.link {
+        if let HostEndpoint::Child { environment, .. } = &mut token.endpoint {
             environment.extend(control.environment());
         }
         let mut settings = pool(vec![token]);
@@ -206,12 +206,12 @@ async fn slow_and_failed_calls_are_told_by_function() {
     assert!(slow(&told) >= 1, "what earlier hosts counted stays: {told:?}");
     // The host's own count of what it signed, which the daemon compares with the log.
     let began = Instant::now();
-    while faulty.mill.snapshot(0).told < faulty.mill.snapshot(0).signed {
+    while faulty.mill.snapshot(0).reported < faulty.mill.snapshot(0).signed {
         assert!(began.elapsed() < PATIENCE, "{:?}", faulty.mill.snapshot(0));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let snapshot = faulty.mill.snapshot(0);
-    assert_eq!((snapshot.told, snapshot.signed), (3, 3), "{snapshot:?}");
+    assert_eq!((snapshot.reported, snapshot.signed), (3, 3), "{snapshot:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,7 +269,7 @@ async fn what_failed_last_in_a_host_that_ends_itself_is_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_dropped_after_any_failed_signature() {
     let faulty = Faulty::new("faulty-dropped", |settings| {
-        let Link::Child { settings, .. } = &mut settings.tokens[0].link else { panic!() };
+        let HostEndpoint::Child { settings, .. } = &mut settings.tokens[0].endpoint else { panic!() };
         settings.sessions = 1;
     })
     .await;
@@ -333,7 +333,7 @@ async fn sessions_that_a_token_drops_when_idle_cost_no_request() {
     let with = async |name: &str, keep_alive: Duration| {
         let faulty = Faulty::new(name, |settings| {
             settings.tokens[0].keep_alive = keep_alive;
-            let Link::Child { settings, .. } = &mut settings.tokens[0].link else { panic!() };
+            let HostEndpoint::Child { settings, .. } = &mut settings.tokens[0].endpoint else { panic!() };
             settings.sessions = SESSIONS;
         })
         .await;

@@ -17,7 +17,7 @@ use audit_log::{Intent, Log, Outcome, Recorded};
 use istio_hsm_ca::{
     auth::{Caller, InternalCaller},
     signer::{Class, Context, SignError, Signed, Signer},
-    token_pool::{Link, Phase, Pool, PoolHealth, Settings, Snapshot, TokenSettings},
+    token_pool::{HostEndpoint, Phase, Pool, PoolHealth, Settings, Snapshot, TokenSettings},
 };
 use pki::{
     Bundle, Issued, Issuer, Profile, PublicKey, Tbs, Template,
@@ -169,7 +169,7 @@ impl Site {
             name: Arc::from(name),
             call_timeout: settings.call_timeout,
             keep_alive: Duration::from_secs(10),
-            link: Link::Child {
+            endpoint: HostEndpoint::Child {
                 settings: Box::new(settings),
                 program: Some(PathBuf::from(PROGRAM)),
                 environment: self.environment(),

@@ -9,7 +9,7 @@ use std::{
 
 use istio_hsm_ca::{
     signer::SignError,
-    token_pool::{Link, Phase, TokenSettings},
+    token_pool::{HostEndpoint, Phase, TokenSettings},
 };
 use nix::sys::signal::{Signal, kill};
 
@@ -36,7 +36,7 @@ fn spied(site: &Site, name: &str, sessions: u32) -> (TokenSettings, PathBuf) {
     settings.uri = settings.uri.replace(&module_path().display().to_string(), &spy().display().to_string());
     settings.sessions = sessions;
     let mut token = site.token_with(name, settings);
-    if let Link::Child { environment, .. } = &mut token.link {
+    if let HostEndpoint::Child { environment, .. } = &mut token.endpoint {
         environment.extend(BTreeMap::from([
             ("PKCS11SPY".to_owned(), module_path().display().to_string()),
             ("PKCS11SPY_OUTPUT".to_owned(), calls.display().to_string()),
@@ -91,7 +91,7 @@ fn faulty(site: &Site, name: &str, sessions: u32) -> (TokenSettings, Control) {
     settings.uri = through(&MODULE, &settings.uri);
     settings.sessions = sessions;
     let mut token = site.token_with(name, settings);
-    if let Link::Child { environment, .. } = &mut token.link {
+    if let HostEndpoint::Child { environment, .. } = &mut token.endpoint {
         environment.extend(control.environment());
     }
     (token, control)
@@ -174,7 +174,7 @@ async fn a_pin_whose_refusal_could_not_be_remembered_is_not_tried() {
     fs::write(site.pin(), "wrong-pin").unwrap();
     let (mut token, calls) = spied(&site, "pin-forgetful", 1);
     let state = site.directory.path().join("state");
-    if let Link::Child { settings, .. } = &mut token.link {
+    if let HostEndpoint::Child { settings, .. } = &mut token.endpoint {
         settings.pin_marker = state.join("pin-refused");
     }
     let mill = Mill::start(pool(vec![token]), &site.issuer);

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use istio_hsm_ca::token_pool::{Link, Phase, TokenSettings};
+use istio_hsm_ca::token_pool::{HostEndpoint, Phase, TokenSettings};
 use nix::sys::signal::{Signal, kill};
 use rcgen::KeyPair;
 
@@ -21,7 +21,7 @@ fn faulty(site: &Site, name: &str, control: &Control) -> TokenSettings {
     let mut settings = site.host_settings();
     settings.uri = through(&MODULE, &settings.uri);
     let mut token = site.token_with(name, settings);
-    if let Link::Child { environment, .. } = &mut token.link {
+    if let HostEndpoint::Child { environment, .. } = &mut token.endpoint {
         environment.extend(BTreeMap::from(control.environment()));
     }
     token
@@ -44,7 +44,7 @@ async fn behind(name: &str, call: Duration) -> (Mill, Control, [Site; 2]) {
     let control = Control::new(sites[1].directory.path());
     let mut trial = faulty(&sites[1], name, &control);
     trial.call_timeout = call;
-    if let Link::Child { settings, .. } = &mut trial.link {
+    if let HostEndpoint::Child { settings, .. } = &mut trial.endpoint {
         settings.call_timeout = call;
     }
     let settings = pool(vec![sites[0].token("before"), trial]);

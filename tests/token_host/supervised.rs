@@ -14,7 +14,7 @@ use std::{
 use bench::agent::{self, KeyKind, TokenIssuer, Workload, WorkloadKey};
 use istio_hsm_ca::{
     bundle_files::BundlePaths,
-    token_pool::{Link, Phase, TokenSettings},
+    token_pool::{HostEndpoint, Phase, TokenSettings},
 };
 use pki::{Bundle, Issuer};
 use process::clock;
@@ -185,7 +185,7 @@ fn issuer(shared: &Path) -> Arc<Issuer> {
 fn token(shared: &Path, uid: Option<u32>) -> TokenSettings {
     TokenSettings {
         name: Arc::from("supervised"),
-        link: Link::Socket { path: shared.join("run/host.sock"), uid },
+        endpoint: HostEndpoint::Socket { path: shared.join("run/host.sock"), uid },
         call_timeout: Duration::from_secs(5),
         keep_alive: Duration::from_secs(1),
     }

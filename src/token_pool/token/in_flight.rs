@@ -1,4 +1,4 @@
-//! What is under way to a token's host: the frames that are to be written, and what waits for an answer.
+//! What is in flight to a token's host: frames to be written, and requests that await an answer.
 
 use std::{sync::Arc, time::Instant};
 
@@ -11,17 +11,17 @@ use super::{
 use pki::Tbs;
 use token_host::protocol::{ProtocolError, Reply, Request};
 
-/// Something that a host is to answer.
+/// Something that a host has yet to answer.
 #[derive(Debug)]
 pub(in super::super) enum Pending {
     Control(oneshot::Sender<Reply>),
-    /// A request of a caller's; `cancelled` once the host was told that the caller is gone.
+    /// A caller's request; `cancelled` once the host knows that the caller is gone.
     Job {
         job: Box<Job>,
         sent: Instant,
         cancelled: bool,
     },
-    /// Another token does it meanwhile; what this one answers still tells whether it signs.
+    /// Another token has taken the request over; this one's answer still shows whether it signs.
     TakenOver(Arc<Tbs>),
 }
 
@@ -37,7 +37,7 @@ pub(in super::super) struct Trial {
 impl Token {
     fn next_correlation(&mut self, now: Instant) -> u64 {
         if self.outstanding.is_empty() {
-            self.progress = now;
+            self.last_reply_at = now;
         }
         self.correlation += 1;
         self.correlation
@@ -48,7 +48,7 @@ impl Token {
         if let Err(error) = Request::Sign(job.sign(now)).encode(correlation, &mut self.outbox) {
             return Err((Box::new(job), error));
         }
-        if self.phase == Phase::HalfOpen && job.is_real() {
+        if self.phase() == Phase::HalfOpen && job.is_real() {
             self.trial = Some(Trial { correlation, since: now, taken_over: false });
         }
         self.jobs += 1;
@@ -77,7 +77,7 @@ impl Token {
         }
     }
 
-    /// Gives up the request on trial, for another token to do; the trial itself goes on.
+    /// Gives up the request on trial for another token to sign; the trial itself continues.
     pub(in super::super) fn hand_over_trial(&mut self) -> Option<Job> {
         let trial = self.trial.as_mut()?;
         let pending = self.outstanding.get_mut(&trial.correlation)?;
@@ -89,12 +89,12 @@ impl Token {
         Some(*job)
     }
 
-    /// Tells the host whose requests nobody waits for any more; whether there were any. The request on trial goes on:
-    /// its signature is worth having.
+    /// Cancels abandoned requests at the host; returns whether there were any. The request on trial is not cancelled:
+    /// its signature decides about the token.
     pub(in super::super) fn cancel_abandoned(&mut self) -> bool {
         let trial = self.trial.as_ref().map(|trial| trial.correlation);
         let before = self.outbox.len();
-        if self.status.cancels && self.linked {
+        if self.status.cancels && self.connected {
             for (correlation, pending) in &mut self.outstanding {
                 let Pending::Job { job, cancelled: cancelled @ false, .. } = pending else { continue };
                 if job.is_abandoned() && trial != Some(*correlation) {
@@ -107,9 +107,9 @@ impl Token {
         self.outbox.len() > before
     }
 
-    /// Has the host drop a session.
+    /// Makes the host close a session.
     pub(in super::super) fn discard(&mut self, session: u32) {
-        // Of fixed size, far below the limit; and nothing answers it.
+        // Of fixed size, far below the limit; the host does not answer it.
         let _ = Request::Discard { session }.encode(0, &mut self.outbox);
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use istio_hsm_ca::token_pool::{Link, TokenSettings};
+use istio_hsm_ca::token_pool::{HostEndpoint, TokenSettings};
 use pki::{
     Bundle, Issuer,
     bundle::{BundleFiles, Input},
@@ -211,7 +211,11 @@ impl Place {
             name: Arc::from(name),
             call_timeout: settings.call_timeout,
             keep_alive: Duration::from_secs(1),
-            link: Link::Child { settings: Box::new(settings), program: Some(PathBuf::from(PROGRAM)), environment },
+            endpoint: HostEndpoint::Child {
+                settings: Box::new(settings),
+                program: Some(PathBuf::from(PROGRAM)),
+                environment,
+            },
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The two tasks of a connection to a host: one writes what the outbox holds, one reads the answers.
+//! The two tasks of a connection to a host: one writes the outbox, one reads the answers.
 //!
-//! The socket is watched for answers alone. Watched for room too, it would wake the daemon each time that the host has
-//! read something, for nothing; room is asked for only where a write did not fit.
+//! The socket is registered for reading only. Registered for writing as well, it would wake the daemon each time that
+//! the host has read something. Writability is awaited only after a write that did not fit.
 
 use std::{
     io::{self, Read, Write},
@@ -14,7 +14,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::state::Shared;
+use super::{state::Shared, token::Handle};
 use token_host::protocol::{Frame, ProtocolError, Reply};
 
 /// Room for one read, more than a frame.
@@ -22,58 +22,57 @@ const BUFFER: usize = 64 * 1024;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LinkError {
+pub(super) enum ConnectionError {
     #[error("the token host closed the connection")]
     Closed,
     #[error("the connection to the token host broke: {0}")]
     Io(#[from] io::Error),
-    #[error("the token host does not keep to the protocol: {0}")]
+    #[error("the token host violates the protocol: {0}")]
     Protocol(#[from] ProtocolError),
 }
 
-/// A connection at work; its tasks end with it.
+/// A connection to a host. Dropping it ends its tasks.
 #[derive(Debug)]
-pub(super) struct Link {
-    reader: JoinHandle<LinkError>,
-    writer: JoinHandle<LinkError>,
+pub(super) struct HostConnection {
+    reader: JoinHandle<ConnectionError>,
+    writer: JoinHandle<ConnectionError>,
 }
 
-impl Link {
-    /// Takes up a connection, whose socket must not block.
-    pub(super) fn start(shared: &Arc<Shared>, at: usize, host: u64, stream: UnixStream) -> io::Result<Self> {
+impl HostConnection {
+    /// Starts the tasks. The socket must be non-blocking.
+    pub(super) fn start(shared: &Arc<Shared>, handle: &Arc<Handle>, host: u64, stream: UnixStream) -> io::Result<Self> {
         let write = stream.try_clone()?;
         let read = watched(stream, Interest::READABLE)?;
         Ok(Self {
-            reader: tokio::spawn(reader(Arc::clone(shared), at, host, read)),
-            writer: tokio::spawn(writer(Arc::clone(shared), at, host, write)),
+            reader: tokio::spawn(reader(Arc::clone(shared), Arc::clone(handle), host, read)),
+            writer: tokio::spawn(writer(Arc::clone(shared), Arc::clone(handle), host, write)),
         })
     }
 
     /// Waits for the connection to end.
-    pub(super) async fn ended(&mut self) -> LinkError {
+    pub(super) async fn ended(&mut self) -> ConnectionError {
         let ended = tokio::select! {
             ended = &mut self.reader => ended,
             ended = &mut self.writer => ended,
         };
-        ended.unwrap_or(LinkError::Closed)
+        ended.unwrap_or(ConnectionError::Closed)
     }
 }
 
-impl Drop for Link {
+impl Drop for HostConnection {
     fn drop(&mut self) {
         self.reader.abort();
         self.writer.abort();
     }
 }
 
-async fn writer(shared: Arc<Shared>, at: usize, host: u64, socket: UnixStream) -> LinkError {
-    let Some(fixed) = shared.fixed.get(at) else { return LinkError::Closed };
+async fn writer(shared: Arc<Shared>, handle: Arc<Handle>, host: u64, socket: UnixStream) -> ConnectionError {
     let mut buffer = Vec::new();
     loop {
-        fixed.writer.notified().await;
-        // Once, so that the tasks that are ready now put their frames into the same write.
+        handle.writer.notified().await;
+        // Lets the other ready tasks put their frames into the same write.
         tokio::task::yield_now().await;
-        shared.take_outbox(at, host, &mut buffer);
+        shared.take_outbox(handle.id, host, &mut buffer);
         if let Err(error) = write_all(&socket, &buffer).await {
             return error.into();
         }
@@ -91,7 +90,7 @@ fn watched(socket: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStr
     AsyncFd::with_interest(socket, interest)
 }
 
-/// Writes everything, and waits where there is no room.
+/// Writes everything, waiting for room in the socket where necessary.
 async fn write_all(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
     let mut room: Option<AsyncFd<UnixStream>> = None;
     while !bytes.is_empty() {
@@ -104,7 +103,7 @@ async fn write_all(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // A descriptor of its own, since the reader's is watched already.
+                // A second descriptor, since the reader's is registered already.
                 room = Some(watched(socket.try_clone()?, Interest::WRITABLE)?);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -114,7 +113,7 @@ async fn write_all(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn reader(shared: Arc<Shared>, at: usize, host: u64, socket: AsyncFd<UnixStream>) -> LinkError {
+async fn reader(shared: Arc<Shared>, handle: Arc<Handle>, host: u64, socket: AsyncFd<UnixStream>) -> ConnectionError {
     // The rest of a frame and one more read have room.
     let mut buffer = vec![0; 2 * BUFFER];
     let mut filled = 0;
@@ -122,7 +121,7 @@ async fn reader(shared: Arc<Shared>, at: usize, host: u64, socket: AsyncFd<UnixS
     loop {
         let space = buffer.get_mut(filled..).unwrap_or_default();
         match socket.async_io(Interest::READABLE, |mut socket| socket.read(space)).await {
-            Ok(0) => return LinkError::Closed,
+            Ok(0) => return ConnectionError::Closed,
             Ok(read) => filled += read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return error.into(),
@@ -132,7 +131,7 @@ async fn reader(shared: Arc<Shared>, at: usize, host: u64, socket: AsyncFd<UnixS
             Err(error) => return error.into(),
         };
         if !replies.is_empty()
-            && let Err(error) = shared.answered(at, host, replies.drain(..))
+            && let Err(error) = shared.answered(handle.id, host, replies.drain(..))
         {
             return error.into();
         }
@@ -141,7 +140,7 @@ async fn reader(shared: Arc<Shared>, at: usize, host: u64, socket: AsyncFd<UnixS
     }
 }
 
-/// Decodes every whole frame and tells how many bytes they take.
+/// Decodes every whole frame, and returns how many bytes they take.
 fn decode(buffer: &[u8], replies: &mut Vec<(u64, Reply)>) -> Result<usize, ProtocolError> {
     let mut used = 0;
     while let Some((frame, length)) = Frame::split(buffer.get(used..).unwrap_or_default())? {
@@ -156,7 +155,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_does_not_fit_waits_for_room() {
+    async fn write_waits_for_room_in_the_socket() {
         let (near, mut far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         let bytes: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_is_gone_is_an_error() {
+    async fn write_to_a_closed_peer_fails() {
         let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         drop(far);

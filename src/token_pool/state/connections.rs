@@ -1,0 +1,97 @@
+//! What the supervisors report about their hosts: connections, probes, keys.
+
+use super::{
+    super::{
+        breaker::Event,
+        counters::count,
+        token::{Handle, Token, TokenId},
+    },
+    Inner, Shared,
+};
+use crate::signer::SignError;
+use token_host::protocol::{Fingerprint, Status};
+
+impl Shared {
+    /// A connection to a host is established; returns the host's number.
+    pub(in super::super) fn connected(&self, id: TokenId) -> u64 {
+        let mut inner = self.lock();
+        let host = inner.tokens[id].connected();
+        self.publish(&inner);
+        host
+    }
+
+    /// A host has reported its status.
+    pub(in super::super) fn reported(&self, id: TokenId, status: Status) {
+        let mut inner = self.lock();
+        inner.tokens[id].reported(status);
+        self.publish(&inner);
+    }
+
+    /// A host is gone: its requests are retried at another token or wait.
+    pub(in super::super) fn disconnected(&self, id: TokenId, event: Event, reason: &str) {
+        let mut inner = self.lock();
+        let Inner { tokens, queues, .. } = &mut *inner;
+        let token = &mut tokens[id];
+        for mut job in token.disconnected(event, reason) {
+            if job.may_try_again(token.name()) {
+                count(&token.handle.counters.retried);
+                queues.put_back(job);
+            } else {
+                job.answer(Err(SignError::Unavailable(reason.to_owned())));
+            }
+        }
+        self.publish(&inner);
+        inner.pump_all();
+    }
+
+    /// A probe has passed or failed.
+    pub(in super::super) fn probed(&self, id: TokenId, passed: bool) {
+        let mut inner = self.lock();
+        if passed {
+            inner.tokens[id].apply(Event::ProbePassed, "the canary key signs; waiting for a real request to be signed");
+            self.publish(&inner);
+            inner.pump_all();
+        } else {
+            inner.tokens[id].apply(Event::ProbeFailed, "");
+        }
+    }
+
+    /// A key was found in a token, or is missing.
+    pub(in super::super) fn opened(&self, id: TokenId, host: u64, key: Fingerprint, found: bool) {
+        let mut inner = self.lock();
+        let token = &mut inner.tokens[id];
+        if token.host == host {
+            if found {
+                token.opened.insert(key);
+            } else {
+                token.opened.remove(&key);
+            }
+        }
+        self.publish(&inner);
+        inner.pump_all();
+    }
+
+    /// Remembers a key that each token is to hold.
+    pub(in super::super) fn want(&self, key: Fingerprint) {
+        let mut inner = self.lock();
+        if !inner.keys.contains(&key) {
+            inner.keys.push(key);
+        }
+    }
+
+    pub(in super::super) fn forget(&self, key: &Fingerprint) {
+        self.lock().keys.retain(|wanted| wanted != key);
+    }
+
+    /// The wanted keys that a token does not hold.
+    pub(in super::super) fn missing_keys(&self, id: TokenId) -> Vec<Fingerprint> {
+        let inner = self.lock();
+        let opened = &inner.tokens[id].opened;
+        inner.keys.iter().filter(|key| !opened.contains(*key)).copied().collect()
+    }
+
+    /// Reads something from a token's state.
+    pub(in super::super) fn view<T>(&self, handle: &Handle, look: impl FnOnce(&Token) -> T) -> T {
+        look(&self.lock().tokens[handle.id])
+    }
+}
