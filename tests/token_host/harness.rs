@@ -69,7 +69,7 @@ impl Ca {
         fs::write(source.join("ca-cert.pem"), &certificate).unwrap();
         fs::write(source.join("root-cert.pem"), &certificate).unwrap();
         fs::write(source.join("cert-chain.pem"), "").unwrap();
-        let output = Command::new(PROGRAM)
+        let output = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"))
             .args(["import", "--token", &directory.uri(TOKEN), "--from"])
             .arg(&source)
             .arg("--bundle")
