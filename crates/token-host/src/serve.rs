@@ -1,24 +1,22 @@
-//! One connection: threads that read a frame, check it, have it signed and write the answer, without a hop.
+//! One connection to a daemon: a reader, a thread for each session, and a bounded queue between them.
 //!
-//! A thread for each session, and some that read ahead where the token is slow (`sessions`). All threads share the
-//! socket. Whoever has nothing to do holds the reading end; a thread that holds answers back in order to write several
-//! at once never waits for that end with them: it tries, and writes them first when it fails.
+//! A session thread takes a frame, checks it, signs and answers. It holds answers back only while more frames wait.
 
 mod answers;
 mod inbox;
 mod outbox;
-mod sessions;
+mod queue;
 
 use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream},
-    sync::{Arc, Mutex, PoisonError, TryLockError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use inbox::{Inbox, Taken};
+use inbox::Inbox;
 use outbox::Outbox;
-use sessions::Sessions;
+use queue::{Queue, Queued};
 
 use super::{
     HostError, share,
@@ -26,9 +24,11 @@ use super::{
 };
 use crate::protocol::{Fault, FaultClass, Frame, ProtocolError, Reply, Request};
 
-/// How long the last request must have taken for what has come meanwhile to be read before the next one: a system call
-/// that is worth it where signatures are slow.
-const LONG: Duration = Duration::from_millis(1);
+/// Room in the queue for each session: twice as much as a daemon sends ahead.
+const QUEUE_PER_SESSION: usize = 64;
+
+/// How long a thread without a session leaves the work to the others before it tries to open one again.
+const NO_SESSION_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A connection to a daemon.
 #[derive(Debug)]
@@ -63,21 +63,18 @@ impl Connection {
         share(&self.socket)
     }
 
-    /// Waits for the first frame. `None` when nobody says anything.
-    pub(super) fn hello(&mut self, patience: Duration) -> Result<Option<Hello>, HostError> {
-        let system = |source| HostError::System { what: "read from its socket", source };
-        while !self.inbox.has_frame()? {
-            match self.inbox.fill(Some(patience)) {
-                Ok(0) => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(None),
-                result => result.map_err(system)?,
-            };
-        }
-        let mut bytes = Vec::new();
-        self.inbox.take(&mut bytes)?;
-        let Some((frame, _)) = Frame::split(&bytes)? else { return Ok(None) };
+    /// Waits for the first frame. `None` when none comes in time.
+    pub(super) fn hello(&mut self, timeout: Duration) -> Result<Option<Hello>, HostError> {
+        let bytes = match self.inbox.next(Some(timeout)) {
+            Ok(Some((bytes, _))) => bytes,
+            Ok(None) => return Ok(None),
+            Err(ConnectionError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => return Ok(None),
+            Err(ConnectionError::Io(source)) => return Err(HostError::System { what: "read from its socket", source }),
+            Err(ConnectionError::Protocol(error)) => return Err(error.into()),
+        };
+        let Some((frame, _)) = Frame::split(bytes)? else { return Ok(None) };
         match Request::decode(&frame)? {
-            // An older or newer daemon learns this host's version from the answer, and decides.
+            // A daemon of another version learns this host's version from the answer, and decides.
             Request::Hello { settings, .. } => {
                 Ok(Some(Hello { correlation: frame.correlation, settings: settings.to_vec() }))
             }
@@ -89,63 +86,63 @@ impl Connection {
         }
     }
 
-    /// Tells the daemon why there will be no service, and how the calls went that were made for it.
+    /// Reports to the daemon why the host cannot serve, with its call statistics.
     pub(super) fn give_up(&mut self, correlation: u64, fault: Fault) {
-        self.tell(&[(0, Reply::Status(Box::new(last_word()))), (correlation, Reply::Fault(fault))]);
+        self.send(&[(0, Reply::Status(Box::new(last_word()))), (correlation, Reply::Fault(fault))]);
     }
 
-    /// Tells the daemon why there will be no service.
+    /// Reports to the daemon why the host does not serve it.
     pub(super) fn refuse(&mut self, correlation: u64, fault: Fault) {
-        self.tell(&[(correlation, Reply::Fault(fault))]);
+        self.send(&[(correlation, Reply::Fault(fault))]);
     }
 
-    fn tell(&mut self, replies: &[(u64, Reply)]) {
+    fn send(&mut self, replies: &[(u64, Reply)]) {
         let Ok(socket) = self.socket.try_clone() else { return };
         let writer = Mutex::new(socket);
         let mut outbox = Outbox::new(&writer);
-        // The daemon may be gone already, and then nobody needs to know.
+        // An error means that the daemon is gone.
         let pushed = replies.iter().try_for_each(|(correlation, reply)| outbox.push(*correlation, reply));
         let _ = pushed.and_then(|()| outbox.flush());
     }
 
-    /// Answers the hello, and serves until one side ends it.
+    /// Answers the hello, and serves until one side ends the connection.
     pub(super) fn serve(mut self, hello: u64, vault: &Vault) -> Served {
-        let sessions = Sessions::new(vault);
-        let first = sessions.with(Some(0), Worker::touch);
-        // Tokens hide objects from whoever is not logged in, which only the touch has found out.
+        let sessions: Vec<_> =
+            (1..=vault.session_count()).map(|thread| Mutex::new(Worker::new(vault, thread))).collect();
+        let first = lock(&sessions[0]).touch();
+        // Tokens hide private objects before login, and only the first call shows that the login is lost.
         if let Err(fault) = first.and_then(|()| vault.look_for_own_keys()) {
             let text = fault.text.clone();
             let broken = is_broken(&fault);
             self.give_up(hello, fault);
             return if broken { Served::Broken(text) } else { Served::HungUp };
         }
+        self.send(&[(hello, Reply::Status(Box::new(vault.status())))]);
         let Ok(writer) = self.socket.try_clone() else { return Served::HungUp };
         let service = Service {
             vault,
+            queue: Queue::new(QUEUE_PER_SESSION * sessions.len()),
             sessions,
-            inbox: Mutex::new(self.inbox),
             writer: Mutex::new(writer),
             socket: &self.socket,
             broken: Mutex::new(None),
         };
-        let mut outbox = Outbox::new(&service.writer);
-        let greeted = outbox.push(hello, &Reply::Status(Box::new(vault.status()))).and_then(|()| outbox.flush());
-        if greeted.is_err() {
-            return Served::HungUp;
-        }
         std::thread::scope(|scope| {
-            let own = (1..service.sessions.count()).map(Some);
-            let ahead = (0..service.sessions.readers_ahead()).map(|_| None);
-            for own in own.chain(ahead) {
+            let mut started = 0;
+            for index in 0..service.sessions.len() {
                 let service = &service;
-                let name = own.map_or("reads-ahead".to_owned(), |own| format!("session-{}", own + 1));
-                let started =
-                    std::thread::Builder::new().name(name.clone()).spawn_scoped(scope, move || service.work(own));
-                if let Err(error) = started {
-                    tracing::error!(%error, name, "a thread cannot be started");
+                let name = format!("session-{}", index + 1);
+                match std::thread::Builder::new().name(name).spawn_scoped(scope, move || service.work(index)) {
+                    Ok(_) => started += 1,
+                    Err(error) => tracing::error!(%error, "a session thread cannot be started"),
                 }
             }
-            service.work(Some(0));
+            if started > 0
+                && let Err(error) = service.read(&mut self.inbox)
+            {
+                tracing::info!(%error, "a connection to the daemon has ended");
+            }
+            service.end();
         });
         let broken = service.broken.into_inner().unwrap_or_else(PoisonError::into_inner);
         broken.map_or(Served::HungUp, Served::Broken)
@@ -155,101 +152,90 @@ impl Connection {
 /// What the threads of a connection share.
 struct Service<'a> {
     vault: &'a Vault,
-    sessions: Sessions<'a>,
-    inbox: Mutex<Inbox>,
+    queue: Queue,
+    /// One for each session thread. Others lock it only to keep an idle session alive.
+    sessions: Vec<Mutex<Worker<'a>>>,
     writer: Mutex<UnixStream>,
     socket: &'a UnixStream,
     broken: Mutex<Option<String>>,
 }
 
 impl Service<'_> {
-    /// A thread's work, until the connection ends; `own` is its session, and one that reads ahead has none.
-    fn work(&self, own: Option<usize>) {
-        if let Err(error) = self.frames(own) {
-            tracing::info!(error = %error, "a connection to the daemon has ended");
+    /// Reads frames until the daemon hangs up.
+    fn read(&self, inbox: &mut Inbox) -> Result<(), ConnectionError> {
+        while let Some((bytes, read_at)) = inbox.next(None)? {
+            let Some((frame, _)) = Frame::split(bytes)? else { continue };
+            let correlation = frame.correlation;
+            match Request::decode(&frame)? {
+                Request::Cancel { correlation } => self.queue.cancel(correlation),
+                Request::Discard { session } => self.vault.discard(session),
+                Request::Hello { .. } | Request::Open { .. } | Request::Ping | Request::Sign(_) => {
+                    self.queue.push(Queued { correlation, bytes: bytes.into(), read_at, cancelled: false });
+                }
+            }
         }
-        // The other threads then see the end too.
-        let _ = self.socket.shutdown(std::net::Shutdown::Both);
-        self.sessions.end();
+        Ok(())
     }
 
-    fn frames(&self, own: Option<usize>) -> Result<(), EndOfService> {
+    /// Ends all threads of the connection.
+    fn end(&self) {
+        self.queue.close();
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// A session thread.
+    fn work(&self, index: usize) {
+        if let Err(error) = self.answer_all(index) {
+            tracing::info!(%error, "a connection to the daemon has ended");
+        }
+        self.end();
+    }
+
+    fn answer_all(&self, index: usize) -> Result<(), ConnectionError> {
         let mut outbox = Outbox::new(&self.writer);
-        let mut bytes = Vec::new();
-        let mut took = Duration::ZERO;
         loop {
-            if own.is_none() {
+            let next = match self.queue.try_pop() {
+                Some(next) => Some(next),
+                None => {
+                    outbox.flush()?;
+                    self.queue.pop()
+                }
+            };
+            let Some(next) = next else { return Ok(()) };
+            // A token may have no room for this session while the others work.
+            if !lock(&self.sessions[index]).has_session() && self.vault.live.load(Ordering::Relaxed) > 0 {
+                self.queue.put_back(next);
                 outbox.flush()?;
-                if !self.sessions.wait_until_slow() {
+                if self.queue.closes_within(NO_SESSION_INTERVAL) {
                     return Ok(());
                 }
+                continue;
             }
-            // Others may have sessions where the token has no room for one more.
-            while own.is_some_and(|own| !self.sessions.may_take(own)) {
-                outbox.flush()?;
-                if self.is_over() {
-                    return Ok(());
-                }
-                Sessions::rest();
-            }
-            let Some(taken) = self.next_frame(&mut outbox, &mut bytes, took)? else { return Ok(()) };
-            let Some((frame, _)) = Frame::split(&bytes)? else { continue };
+            let Some((frame, _)) = Frame::split(&next.bytes)? else { continue };
             let request = Request::decode(&frame)?;
             let began = Instant::now();
-            match self.answer(own, &request, taken) {
+            match self.answer(index, &request, &next) {
                 Some(Reply::Fault(fault)) if is_broken(&fault) => {
                     let reason = fault.text.clone();
-                    // Before the fault, after which the daemon hangs up.
+                    // The daemon hangs up after the fault.
                     outbox.push(0, &Reply::Status(Box::new(last_word())))?;
-                    outbox.push(frame.correlation, &Reply::Fault(fault))?;
+                    outbox.push(next.correlation, &Reply::Fault(fault))?;
                     outbox.flush()?;
-                    *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                    *lock(&self.broken) = Some(reason);
                     return Ok(());
                 }
-                Some(reply) => outbox.push(frame.correlation, &reply)?,
+                Some(reply) => outbox.push(next.correlation, &reply)?,
                 None => {}
             }
             let now = Instant::now();
-            took = now.saturating_duration_since(began);
-            if outbox.is_due(now, took, taken.waiting / self.sessions.count().max(1)) {
+            if outbox.is_due(now, now.saturating_duration_since(began)) {
                 outbox.flush()?;
             }
         }
-    }
-
-    /// Takes the next frame. `None` when the daemon has hung up.
-    fn next_frame(
-        &self,
-        outbox: &mut Outbox<'_>,
-        bytes: &mut Vec<u8>,
-        took: Duration,
-    ) -> Result<Option<Taken>, EndOfService> {
-        let mut inbox = match self.inbox.try_lock() {
-            Ok(inbox) => inbox,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                outbox.flush()?;
-                self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
-            }
-        };
-        while !inbox.has_frame()? {
-            outbox.flush()?;
-            if inbox.fill(None)? == 0 {
-                return Ok(None);
-            }
-        }
-        if took >= LONG {
-            inbox.look_ahead();
-        }
-        Ok(inbox.take(bytes)?)
-    }
-
-    fn is_over(&self) -> bool {
-        self.inbox.try_lock().is_ok_and(|inbox| inbox.is_over())
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -266,9 +252,9 @@ fn is_broken(fault: &Fault) -> bool {
     }
 }
 
-/// Why a thread's work ended before the daemon hung up.
+/// The connection ended before the daemon hung up.
 #[derive(Debug, thiserror::Error)]
-enum EndOfService {
+enum ConnectionError {
     #[error("the socket broke: {0}")]
     Io(#[from] io::Error),
     #[error(transparent)]

@@ -1,11 +1,11 @@
-//! What a host does for each kind of request, by its own rules, and what it answers.
+//! How a session thread answers each kind of request.
 
 use std::{
-    sync::atomic::Ordering,
+    sync::{TryLockError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use super::{Service, Taken, is_broken};
+use super::{Queued, Service, is_broken, lock};
 use crate::{
     policy,
     protocol::{Fault, Fingerprint, Kind, Reply, Request, Sign},
@@ -14,50 +14,51 @@ use crate::{
 use pki::PublicKey;
 
 impl Service<'_> {
-    pub(super) fn answer(&self, own: Option<usize>, request: &Request<'_>, taken: Taken) -> Option<Reply> {
+    pub(super) fn answer(&self, index: usize, request: &Request<'_>, frame: &Queued) -> Option<Reply> {
         Some(match request {
-            // It was heeded when it was read.
-            Request::Cancel { .. } => return None,
-            Request::Discard { session } => {
-                self.vault.discard(*session);
-                return None;
-            }
-            Request::Hello { .. } => Reply::Refused { reason: "the hello was said already".to_owned() },
-            Request::Open { key } => self.sessions.with(own, |worker| self.open(worker, key)),
-            Request::Ping => match self.exercise(own) {
+            // The reader handles both.
+            Request::Cancel { .. } | Request::Discard { .. } => return None,
+            Request::Hello { .. } => Reply::Refused { reason: "the hello was already answered".to_owned() },
+            Request::Open { key } => self.open(&mut lock(&self.sessions[index]), key),
+            Request::Ping => match self.exercise(index) {
                 Ok(()) => Reply::Status(Box::new(self.vault.status())),
                 Err(fault) => Reply::Fault(fault),
             },
-            Request::Sign(sign) => self.sign(own, sign, taken),
+            Request::Sign(sign) => self.sign(index, sign, frame),
         })
     }
 
-    /// Exercises this thread's session, and each of the others' that was not used since the last time: tokens drop
-    /// idle sessions one by one.
-    fn exercise(&self, own: Option<usize>) -> Result<(), Fault> {
-        self.sessions.with(own, Worker::exercise)?;
-        // Made or seen only since the start; a token that has none is asked at each keep-alive.
+    /// Exercises this thread's session, and each other session that has not been used since the last time: tokens
+    /// drop idle sessions one by one.
+    fn exercise(&self, index: usize) -> Result<(), Fault> {
+        lock(&self.sessions[index]).exercise()?;
+        // They may have been created after the start; a token without them is asked at each keep-alive.
         if let Err(fault) = self.vault.look_for_own_keys() {
-            tracing::warn!(reason = fault.text, "the host's own keys cannot be looked for");
+            tracing::warn!(reason = fault.text, "the host's own keys cannot be looked up");
         }
-        // One that is in use is at work; the one from before has just been used.
-        self.sessions.each_idle(|worker| {
+        for session in &self.sessions {
+            let mut worker = match session.try_lock() {
+                Ok(worker) => worker,
+                Err(TryLockError::Poisoned(worker)) => worker.into_inner(),
+                // Its thread uses it.
+                Err(TryLockError::WouldBlock) => continue,
+            };
             if worker.take_used() {
-                return Ok(());
+                continue;
             }
-            // A session that fails was dropped, and is opened again; a module that fails concerns all.
+            // A session that fails is opened again; a fault of the module concerns all.
             match worker.exercise() {
-                Err(fault) if is_broken(&fault) => Err(fault),
+                Err(fault) if is_broken(&fault) => return Err(fault),
                 Ok(()) | Err(_) => {
                     worker.take_used();
-                    Ok(())
                 }
             }
-        })
+        }
+        Ok(())
     }
 
     fn open(&self, worker: &mut Worker<'_>, key: &Fingerprint) -> Reply {
-        // A bundle that is broken just now is no reason to give up a key that was known before.
+        // Where the bundle cannot be read, the earlier certificates remain valid.
         let read = self.vault.reread();
         let certificates = self.vault.certificates();
         match (certificates.iter().find(|ca| ca.fingerprint == *key), read) {
@@ -72,12 +73,14 @@ impl Service<'_> {
         }
     }
 
-    fn sign(&self, own: Option<usize>, sign: &Sign<'_>, taken: Taken) -> Reply {
-        let deadline = taken.read_at + Duration::from_millis(sign.deadline_ms.into());
-        if taken.cancelled || Instant::now() >= deadline {
-            return self.expired();
-        }
+    fn sign(&self, index: usize, sign: &Sign<'_>, frame: &Queued) -> Reply {
         let counters = &self.vault.counters;
+        // The only check of the deadline on this side of the connection.
+        let deadline = frame.read_at + Duration::from_millis(sign.deadline_ms.into());
+        if frame.cancelled || Instant::now() >= deadline {
+            counters.expired.fetch_add(1, Ordering::Relaxed);
+            return Reply::Expired;
+        }
         let key = match self.permit(sign) {
             Ok(key) => key,
             Err(reason) => {
@@ -90,18 +93,8 @@ impl Service<'_> {
             Kind::Intermediate | Kind::Leaf => sign.key,
             Kind::Canary | Kind::Checkpoint => key.fingerprint(),
         };
-        let signed = self.sessions.with(own, |worker| {
-            let began = Instant::now();
-            // It may have waited for the session.
-            if began >= deadline {
-                return None;
-            }
-            let signed = worker.sign(sign.kind, &key, fingerprint, sign.message, deadline);
-            self.sessions.took(began.elapsed());
-            Some(signed)
-        });
-        let Some(signed) = signed else { return self.expired() };
-        match signed {
+        let mut session = lock(&self.sessions[index]);
+        match session.sign(sign.kind, &key, fingerprint, sign.message, deadline) {
             Ok(signature) => {
                 self.vault.count_signed(fingerprint, sign.kind);
                 tracing::debug!(request_id = sign.request_id, kind = ?sign.kind, "signed");
@@ -112,11 +105,6 @@ impl Service<'_> {
                 Reply::Fault(fault)
             }
         }
-    }
-
-    fn expired(&self) -> Reply {
-        self.vault.counters.expired.fetch_add(1, Ordering::Relaxed);
-        Reply::Expired
     }
 
     /// The key that may sign this, by the host's own configuration.

@@ -50,11 +50,6 @@ impl<'a> Worker<'a> {
         Self { vault, thread, open: None, used: false }
     }
 
-    /// Whether it has a session, without an attempt to open one.
-    pub(in super::super) fn is_open(&self) -> bool {
-        self.open.is_some()
-    }
-
     /// Whether it has a session, after an attempt to open one.
     pub(in super::super) fn has_session(&mut self) -> bool {
         self.ensure().is_ok()
