@@ -99,8 +99,9 @@ fn stage() -> Stage {
     mode(&run, 0o755);
     give(&run, HOST);
     // The program may stand where other users cannot go, and may have been built for its owner alone (umask 077).
-    let program = shared.path().join("istio-hsm-ca");
+    let program = shared.path().join("istio-hsm-ca-token-host");
     install(Path::new(PROGRAM), &program);
+    install(Path::new(env!("CARGO_BIN_EXE_istio-hsm-ca")), &shared.path().join("istio-hsm-ca"));
     let directory = site.directory.path();
     let private = shared.path().join("private");
     fs::create_dir(&private).unwrap();
@@ -359,7 +360,7 @@ fn helper_neighbour() {
     let private = shared.join("private");
     let settings = token_host::Settings::read(&private.join("token-host.toml")).unwrap();
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let child = Command::new(shared.join("istio-hsm-ca"))
+    let child = Command::new(shared.join("istio-hsm-ca-token-host"))
         .args(["--child", "neighbour"])
         .env("SOFTHSM2_CONF", private.join("softhsm2.conf"))
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
@@ -383,7 +384,7 @@ async fn a_supervised_host_survives_its_daemons_and_daemons_survive_it() {
     assert!(stage.host.try_wait().unwrap().is_none(), "the host went with its daemon");
     stage.host.kill().unwrap();
     stage.host.wait().unwrap();
-    stage.host = start(&path.join("istio-hsm-ca"), &path.join("private"), &path.join("run/host.sock"));
+    stage.host = start(&path.join("istio-hsm-ca-token-host"), &path.join("private"), &path.join("run/host.sock"));
     run_as(HOST, "supervised::helper_daemon_of_the_hosts_user", &stage);
     assert_eq!(stage.site.issuer.roots_pem(), issuer(&path).roots_pem());
 }
