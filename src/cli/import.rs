@@ -180,7 +180,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
         summary.tokens = ready.into_iter().map(|(token, _)| untouched(token)).collect();
         return output.print(&summary, text);
     }
-    import_all(&args, &source, &options, ready, &mut summary)?;
+    import_all(&args, &source, ready, &mut summary)?;
     let failed = summary.tokens.iter().any(|token| token.error.is_some());
     if args.remove_key_file && !failed {
         summary.key_file_removed = Some(removal::remove(&source, &opened)?);
@@ -202,17 +202,11 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn import_all(
-    args: &Args,
-    source: &Source,
-    options: &Options,
-    ready: Vec<(String, Ready)>,
-    summary: &mut Summary,
-) -> anyhow::Result<()> {
+fn import_all(args: &Args, source: &Source, ready: Vec<(String, Ready)>, summary: &mut Summary) -> anyhow::Result<()> {
     let mut receipts = Vec::new();
     for (token, plan) in ready {
         let certificate = source.bundle.issuer().certificate();
-        let done = import::run(&plan.token, &plan.session, &source.key, certificate, options);
+        let done = import::run(plan, &source.key, certificate);
         let (report, error) = match done {
             Ok(report) => (Some(receipt(report, args.log_origin.as_deref())), None),
             Err(error) => (None, Some(chain(&error))),

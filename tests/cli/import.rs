@@ -314,6 +314,20 @@ fn each_function_may_fail() {
     assert!(keys() > 0);
 }
 
+/// A command that only counts: it delays nothing.
+#[test]
+fn the_wrapping_pair_is_generated_once() {
+    let machine = Machine::new();
+    good(&machine);
+    let control = Control::new(machine.directory.path());
+    control.breaks("C_GenerateKeyPair delay=0");
+    let token: Vec<String> = machine.token().iter().map(|word| through(&MODULE, word)).collect();
+    let done = machine.run_in(IMPORT, &token, &control.environment());
+    assert_eq!(done.status, 0, "{done:?}");
+    let pairs = control.books_since(0).faults_of("C_GenerateKeyPair");
+    assert_eq!(pairs, 3, "the wrapping pair, the log key and the canary key");
+}
+
 #[test]
 fn several_tokens_are_told_each_for_itself() {
     let machine = Machine::new();

@@ -273,8 +273,7 @@ fn a_token_that_lacks_the_mechanism_is_refused() {
     );
     // It signs, and cannot unwrap.
     fs::write(&conf, format!("{usual}slots.mechanisms = CKM_ECDSA,CKM_RSA_PKCS_KEY_PAIR_GEN\n")).unwrap();
-    machine
-        .refused(IMPORT, &["cannot take a P-256 key wrapped", "--allow-plaintext-import hands it over in the clear"]);
+    machine.refused(IMPORT, &["cannot unwrap a P-256 key", "--allow-plaintext-import imports it in the clear"]);
     assert_eq!(machine.token_files(), before);
     fs::write(&conf, usual).unwrap();
     imports(&machine, IMPORT);

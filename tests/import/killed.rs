@@ -153,7 +153,8 @@ fn child_import() {
     let session = token.open_session(true).unwrap();
     token.login(&session, &pin()).unwrap();
     println!("\nBEGIN");
-    import::run(&token, &session, &key, &certificate, &options(false)).unwrap();
+    let ready = import::plan_in_session(token, session, key.public_key(), &options(false)).unwrap();
+    import::run(ready, &key, &certificate).unwrap();
 }
 
 #[test]
@@ -184,7 +185,9 @@ fn child_check() {
             Err(error) => panic!("{label}: {error}"),
         }
     }
-    let report = import::run(&token, &session, &ca_key, &certificate, &options(false)).unwrap();
+    let again = token.open_session(true).unwrap();
+    let ready = import::plan_in_session(token, again, public, &options(false)).unwrap();
+    let report = import::run(ready, &ca_key, &certificate).unwrap();
     let marked = if report.cleared.is_empty() { "" } else { ", marked" };
     println!("\nSTATE {found} CA key, {service} service keys{marked}");
     assert_eq!(report.private_key == How::AlreadyThere, found == "whole");

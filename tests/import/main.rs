@@ -16,9 +16,9 @@ use testkit::{
 };
 use token::{
     generate,
-    import::{self, Control, How, ImportError, Options, Problem, WrapAttempt},
+    import::{self, Control, How, ImportError, ImportReport, Options, Problem, WrapAttempt},
     inspect,
-    key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, objects::Placed},
+    key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, objects::Placed, proof::ProofError},
     mechanism,
     module::{LoginError, PinState},
 };
@@ -27,6 +27,21 @@ const LABEL: &str = "istio-ca";
 
 fn options(allow_plaintext: bool) -> Options {
     Options { label: LABEL.to_owned(), allow_plaintext }
+}
+
+/// Plans and runs an import in a session of its own, as the command does.
+fn import_with(
+    token: &TestToken,
+    ca: &TestCa,
+    certificate: &[u8],
+    options: &Options,
+) -> Result<ImportReport, ImportError> {
+    let ready = import::plan(&token.module, &token.uri, &pin(), ca.key.public_key(), options).unwrap();
+    import::run(ready, &ca.key, certificate)
+}
+
+fn import(token: &TestToken, ca: &TestCa) -> ImportReport {
+    import_with(token, ca, &ca.certificate, &options(false)).unwrap()
 }
 
 fn signs(session: &Session, key: &PublicKey) {
@@ -96,9 +111,8 @@ fn mark(session: &Session, key: &PublicKey) {
 
 fn imports_wrapped(ca: &TestCa) {
     let token = TestToken::new("wrapped");
-    let session = token.session();
     let key = ca.key.public_key();
-    let report = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap();
+    let report = import(&token, ca);
 
     assert!(matches!(report.private_key, How::Wrapped { .. }), "{report:?}");
     assert_eq!((report.public_key, report.certificate), (Placed::Written, Placed::Written));
@@ -158,13 +172,11 @@ fn ed25519_goes_in_the_clear_only_when_told() {
     let before = snapshot(&session);
     let problems = import::plan(&token.module, &token.uri, &pin(), ca.key.public_key(), &options(false)).unwrap_err();
     assert!(matches!(problems.as_slice(), [Problem::NotWrapped { .. }]), "{problems:?}");
-    let error = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap_err();
-    assert!(matches!(error, ImportError::NotWrapped { .. }), "{error:?}");
     assert_eq!(snapshot(&session), before);
 
     let ready = import::plan(&token.module, &token.uri, &pin(), ca.key.public_key(), &options(true)).unwrap();
-    assert!(!ready.already_there);
-    let report = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(true)).unwrap();
+    assert!(!ready.already_there());
+    let report = import::run(ready, &ca.key, &ca.certificate).unwrap();
     assert_eq!(report.private_key, How::Clear);
     signs(&session, ca.key.public_key());
 }
@@ -172,9 +184,8 @@ fn ed25519_goes_in_the_clear_only_when_told() {
 #[test]
 fn the_flag_allows_the_clear_and_does_not_ask_for_it() {
     let token = TestToken::new("flag");
-    let session = token.session();
     let ca = TestCa::p256();
-    let report = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(true)).unwrap();
+    let report = import_with(&token, &ca, &ca.certificate, &options(true)).unwrap();
     assert!(matches!(report.private_key, How::Wrapped { .. }), "{report:?}");
 }
 
@@ -223,12 +234,12 @@ fn the_same_key_again_changes_nothing() {
     let token = TestToken::new("again");
     let session = token.session();
     let ca = TestCa::p256();
-    let first = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap();
+    let first = import(&token, &ca);
     let before = snapshot(&session);
-    let ready = import::plan(&token.module, &token.uri, &pin(), ca.key.public_key(), &options(false)).unwrap();
-    assert!(ready.already_there && !ready.interrupted);
     let other_label = Options { label: "another label".to_owned(), allow_plaintext: false };
-    let again = import::run(&token.token, &session, &ca.key, &ca.certificate, &other_label).unwrap();
+    let ready = import::plan(&token.module, &token.uri, &pin(), ca.key.public_key(), &other_label).unwrap();
+    assert!(ready.already_there() && !ready.interrupted());
+    let again = import::run(ready, &ca.key, &ca.certificate).unwrap();
     assert_eq!(again.private_key, How::AlreadyThere);
     assert_eq!((again.public_key, again.certificate), (Placed::Unchanged, Placed::Unchanged));
     assert_eq!(again.label, LABEL);
@@ -244,7 +255,7 @@ fn a_renewed_certificate_takes_the_place_of_the_old_one() {
     let session = token.session();
     let ca = TestCa::p256();
     let key = ca.key.public_key();
-    import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap();
+    import(&token, &ca);
     let foreign = session
         .create_object(&[
             Attribute::Class(ObjectClass::CERTIFICATE),
@@ -258,7 +269,7 @@ fn a_renewed_certificate_takes_the_place_of_the_old_one() {
         .unwrap();
     let private = key::find_private_key(&session, key).unwrap();
     let renewed = ca.renewed();
-    let report = import::run(&token.token, &session, &ca.key, &renewed, &options(false)).unwrap();
+    let report = import_with(&token, &ca, &renewed, &options(false)).unwrap();
     assert_eq!((report.private_key, report.certificate), (How::AlreadyThere, Placed::Replaced));
     assert_eq!(key::find_private_key(&session, key).unwrap(), private);
     let left = key::objects::certificates(&session, Some(&key.key_id())).unwrap();
@@ -272,11 +283,22 @@ fn another_keys_certificate_is_refused() {
     let token = TestToken::new("mismatch");
     let session = token.session();
     let before = snapshot(&session);
-    let error = import::run(&token.token, &session, &TestCa::p256().key, &TestCa::p256().certificate, &options(false))
-        .unwrap_err();
-    assert!(matches!(error, ImportError::Certificate(_)), "{error:?}");
-    let error = import::run(&token.token, &session, &TestCa::p256().key, b"no DER", &options(false)).unwrap_err();
-    assert!(matches!(error, ImportError::Certificate(_)), "{error:?}");
+    for certificate in [TestCa::p256().certificate, b"no DER".to_vec()] {
+        let error = import_with(&token, &TestCa::p256(), &certificate, &options(false)).unwrap_err();
+        assert!(matches!(error, ImportError::Certificate(_)), "{error:?}");
+    }
+    assert_eq!(snapshot(&session), before);
+}
+
+#[test]
+fn another_private_key_than_the_planned_one_is_refused() {
+    let token = TestToken::new("other-key");
+    let session = token.session();
+    let before = snapshot(&session);
+    let ca = TestCa::p256();
+    let ready = import::plan(&token.module, &token.uri, &pin(), ca.key.public_key(), &options(false)).unwrap();
+    let error = import::run(ready, &TestCa::p256().key, &ca.certificate).unwrap_err();
+    assert!(matches!(error, ImportError::Proof(ProofError::WrongSignature)), "{error:?}");
     assert_eq!(snapshot(&session), before);
 }
 
@@ -286,14 +308,14 @@ fn two_private_keys_of_one_id_are_refused() {
     let session = token.session();
     let ca = TestCa::p256();
     let key = ca.key.public_key();
-    import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap();
+    import(&token, &ca);
     impostor(&session, key, "second");
     let before = snapshot(&session);
     assert!(matches!(key::find_private_key(&session, key), Err(KeyError::Ambiguous { count: 2, .. })));
-    let error = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap_err();
-    assert!(matches!(error, ImportError::Key(KeyError::Ambiguous { count: 2, .. })), "{error:?}");
     let problems = import::plan(&token.module, &token.uri, &pin(), key, &options(false)).unwrap_err();
-    assert!(problems.iter().any(|problem| matches!(problem, Problem::Existing(_))), "{problems:?}");
+    let [Problem::Existing(ImportError::Key(KeyError::Ambiguous { count: 2, .. }))] = problems.as_slice() else {
+        panic!("{problems:?}")
+    };
     assert_eq!(snapshot(&session), before);
 }
 
@@ -304,8 +326,8 @@ fn a_strange_object_of_the_same_id_is_let_be() {
     let ca = TestCa::p256();
     impostor(&session, ca.key.public_key(), LABEL);
     let before = snapshot(&session);
-    let error = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap_err();
-    assert!(matches!(error, ImportError::Unproven { .. }), "{error:?}");
+    let problems = import::plan(&token.module, &token.uri, &pin(), ca.key.public_key(), &options(false)).unwrap_err();
+    assert!(matches!(problems.as_slice(), [Problem::Existing(ImportError::Unproven { .. })]), "{problems:?}");
     assert_eq!(snapshot(&session), before);
 }
 
@@ -318,8 +340,8 @@ fn what_an_interrupted_import_left_is_told_and_cleared() {
     mark(&session, key);
     impostor(&session, key, LABEL);
     let ready = import::plan(&token.module, &token.uri, &pin(), key, &options(false)).unwrap();
-    assert!(ready.interrupted && !ready.already_there);
-    let report = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap();
+    assert!(ready.interrupted() && !ready.already_there());
+    let report = import::run(ready, &ca.key, &ca.certificate).unwrap();
     assert_eq!(report.cleared.len(), 2, "{report:?}");
     assert!(matches!(report.private_key, How::Wrapped { .. }));
     assert!(session.find_objects(&[Attribute::Class(ObjectClass::DATA)]).unwrap().is_empty(), "the mark is left");
@@ -333,7 +355,7 @@ fn another_keys_interrupted_import_is_only_told() {
     let (ca, other) = (TestCa::p256(), TestCa::p256());
     mark(&session, other.key.public_key());
     let strange = impostor(&session, other.key.public_key(), LABEL);
-    let report = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap();
+    let report = import(&token, &ca);
     let id = key::hex(&other.key.public_key().key_id());
     assert!(report.notes.iter().any(|note| note.contains(&id)), "{report:?}");
     assert_eq!(of_class(&session, ObjectClass::PRIVATE_KEY, other.key.public_key()), [strange]);
@@ -348,7 +370,8 @@ fn a_failure_removes_what_was_made() {
     let writing = token.session();
     let before = snapshot(&writing);
     let reading = token.token.open_session(false).unwrap();
-    let error = import::run(&token.token, &reading, &ca.key, &ca.certificate, &options(false)).unwrap_err();
+    let ready = import::plan_in_session(token.token.clone(), reading, ca.key.public_key(), &options(false)).unwrap();
+    let error = import::run(ready, &ca.key, &ca.certificate).unwrap_err();
     assert!(!matches!(error, ImportError::NotUndone { .. }), "{error:?}");
     assert_eq!(snapshot(&writing), before);
 
@@ -391,7 +414,7 @@ fn service_keys_are_found_by_their_labels() {
     let token = TestToken::new("service");
     let session = token.session();
     let ca = TestCa::p256();
-    let report = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap();
+    let report = import(&token, &ca);
     for (label, told) in [(LOG_KEY_LABEL, &report.service_keys.log), (CANARY_KEY_LABEL, &report.service_keys.canary)] {
         let found = key::find_by_label(&session, label).unwrap();
         assert_eq!(told.verifier().unwrap().key_sha256, key::hex(&found.public_key.fingerprint()));
@@ -408,7 +431,7 @@ fn a_public_half_without_a_private_one_is_cleared() {
     let id = ca.key.public_key().key_id();
     let name = key::template::Name { id: &id, label: CANARY_KEY_LABEL };
     session.create_object(&key::template::public(ca.key.public_key(), &name)).unwrap();
-    let report = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap();
+    let report = import(&token, &ca);
     assert_eq!(report.service_keys.cleared.len(), 1, "{report:?}");
     key::find_by_label(&session, CANARY_KEY_LABEL).unwrap();
 }
@@ -418,7 +441,7 @@ fn inspect_tells_certificates_and_tokens() {
     let token = TestToken::new("inspect");
     let session = token.session();
     let ca = TestCa::p256();
-    let report = import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap();
+    let report = import(&token, &ca);
     let contents = inspect::contents(&session).unwrap();
     let [certificate] = contents.certificates.as_slice() else { panic!("{contents:?}") };
     assert_eq!((&certificate.sha256, &certificate.id), (&report.certificate_sha256, &report.id));
@@ -437,7 +460,7 @@ fn install_stores_a_certificate_for_a_generated_key() {
     let ca = TestCa::p256();
     let key = ca.key.public_key();
     assert!(matches!(generate::install(&session, key, &ca.certificate), Err(generate::GenerateError::Key(_))));
-    import::run(&token.token, &session, &ca.key, &ca.certificate, &options(false)).unwrap();
+    import(&token, &ca);
     let renewed = ca.renewed();
     let installed = generate::install(&session, key, &renewed).unwrap();
     assert_eq!((installed.certificate, installed.public_key), (Placed::Replaced, Placed::Unchanged));

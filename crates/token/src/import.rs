@@ -1,15 +1,15 @@
-//! The CA's key goes from a file into the token, for good.
+//! Import of the CA's private key into a token.
 //!
-//! [`plan()`] finds every reason to refuse before anything is written; [`run`] does it, in the order that leaves no half
-//! key behind however it is interrupted: the private key arrives wrapped, as a session object, proves itself by a
-//! signature, and becomes the token's by one copy, last of all. What [`run`] made it removes again when it fails. It
-//! never deletes what it has not made, but for what its own mark shows to be left by an interrupted import, and an
-//! older certificate of the same key and label. Called by the `import` command.
+//! [`plan()`] finds every obstacle before anything is written, and its results are the input of [`run`]. The order of
+//! steps leaves no partial key however it is interrupted: the private key is unwrapped as a session object, proves
+//! itself by a signature, and becomes a token object by one C_CopyObject, last of all. On failure [`run`] removes what
+//! it created. It deletes other objects only if its marker shows that an interrupted import left them, or if they are
+//! an older certificate of the same key and label.
 
-use cryptoki::{mechanism::MechanismType, object::ObjectHandle, session::Session};
+use cryptoki::{mechanism::MechanismType, object::ObjectHandle};
 
 use super::{
-    CallError, Pkcs11Error, Recovery, Token,
+    CallError, Pkcs11Error, Recovery,
     generate::{GenerateError, service},
     key::{
         Flags, KeyError, find_private_key, hex,
@@ -17,7 +17,6 @@ use super::{
         proof::{self, ProofError},
         template::{self, Certificate, CertificateError, Name},
     },
-    mechanism::signing_mechanism,
 };
 use pki::{
     KeyAlgorithm,
@@ -32,112 +31,98 @@ mod report;
 mod wrap;
 
 pub use clear::ClearTemplate;
-pub use plan::{Problem, Ready, plan, reach};
+pub use plan::{Problem, Ready, plan, plan_in_session, reach};
 pub use report::{Control, How, ImportReport, WrapAttempt};
 use wrap::Wrapping;
 pub use wrap::{KeyWrap, OaepHash, WrapError};
 
-/// What the operator may choose.
+/// Choices of the operator.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// CKA_LABEL of the key's objects; a key that is there already keeps its own.
+    /// CKA_LABEL of the key's objects. A key that is present already keeps its label.
     pub label: String,
-    /// Whether the key may cross the PKCS#11 boundary in the clear, where the token cannot unwrap it.
+    /// Whether the key may cross the PKCS#11 boundary in the clear if the token cannot unwrap it.
     pub allow_plaintext: bool,
 }
 
-/// Why an import failed. Everything that it made has been removed again, unless it is [`ImportError::NotUndone`].
+/// Errors of an import. Everything it created has been removed again, except for [`ImportError::NotUndone`].
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A call failed.
     #[error(transparent)]
     Call(#[from] CallError),
-    /// The certificate is not the key's.
+    /// The certificate is for another key.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    /// The key in the token is unfit, or there are several.
+    /// The key in the token is unfit, or several keys match.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// The token cannot sign with such a key.
-    #[error("the token cannot sign with a {0} key; use a token that can, or a CA key of another type")]
-    Mechanism(KeyAlgorithm),
-    /// The token cannot unwrap such a key, and the clear is not allowed.
-    #[error("the token cannot take a {algorithm} key wrapped; --allow-plaintext-import hands it over in the clear")]
+    /// The token cannot unwrap such a key, and import in the clear is not allowed.
+    #[error("the token cannot unwrap a {algorithm} key; --allow-plaintext-import imports it in the clear")]
     NotWrapped {
-        /// The key's type.
+        /// Algorithm of the key.
         algorithm: KeyAlgorithm,
-        /// What was tried.
+        /// The step that failed.
         #[source]
         source: WrapError,
     },
-    /// What was made could not all be removed again.
-    #[error("{source}; besides, {left} of the objects made could not be removed again: import again to clear them")]
+    /// Some of the created objects could not be removed.
+    #[error("{source}; in addition, {left} of the created objects could not be removed: import again to remove them")]
     NotUndone {
-        /// How many are left.
+        /// Number of objects left.
         left: usize,
-        /// What went wrong at first.
+        /// The original error.
         source: Box<ImportError>,
     },
-    /// The software key cannot be taken apart.
+    /// The software key cannot be decomposed.
     #[error(transparent)]
     PrivateKey(#[from] PrivateKeyError),
-    /// The key in the token is not as it should be.
-    #[error("the key in the token is not as it should be")]
+    /// The key in the token failed its checks.
+    #[error("the key in the token failed its checks")]
     Proof(#[from] ProofError),
-    /// The log's or the probes' key could not be made.
-    #[error("the log's and the probes' keys could not be made ready")]
+    /// The log key or the canary key could not be prepared.
+    #[error("the log key and the canary key could not be prepared")]
     ServiceKeys(#[from] GenerateError),
-    /// An object with the key's ID does not work and is not ours.
+    /// An object with the key's CKA_ID does not work and is not from an interrupted import.
     #[error(
-        "the token holds a private key with {what} that does not work as the CA's key; delete it by the vendor's tool"
+        "the token holds a private key with {what} that does not work as the CA's key; delete it with the vendor's tool"
     )]
     Unproven {
-        /// How the key was looked for.
+        /// The search criterion.
         what: String,
-        /// What is wrong.
+        /// The failed check.
         #[source]
         source: ProofError,
     },
     /// Wrapping failed.
-    #[error("the token did not take the wrapped key")]
+    #[error("the token did not accept the wrapped key")]
     Wrap(#[from] WrapError),
 }
 
-/// A private key in the token as a session object that has proven itself.
+/// A private key in the token as a session object that has passed its checks.
 struct Staged {
     handle: ObjectHandle,
     how: How,
     restricted: bool,
 }
 
-/// Imports a key with its certificate, or finds it imported and brings the certificate up to date. `session` is a
-/// read-write one, logged in.
+/// Imports a key with its certificate. If the key is present already, updates the certificate only.
 ///
 /// # Errors
-/// When the certificate is not the key's, the token cannot take the key or fails, or the key in the token does not
-/// prove itself.
-pub fn run(
-    token: &Token,
-    session: &Session,
-    key: &PrivateKey,
-    ca_certificate: &[u8],
-    options: &Options,
-) -> Result<ImportReport, ImportError> {
-    let certificate = Certificate::new(ca_certificate, key.public_key())?;
-    let mechanisms = token.mechanisms().map_err(|source| call("list its mechanisms", source))?;
-    let algorithm = key.public_key().algorithm();
-    let signing = signing_mechanism(algorithm, &mechanisms).ok_or(ImportError::Mechanism(algorithm))?;
-    let import = Import { token, session, key, options, signing, mechanisms };
+/// When the certificate or the private key does not belong to the planned key, a call fails, or the key in the token
+/// does not pass its checks.
+pub fn run(ready: Ready, key: &PrivateKey, ca_certificate: &[u8]) -> Result<ImportReport, ImportError> {
+    let certificate = Certificate::new(ca_certificate, &ready.key)?;
+    let import = Import { ready, key };
+    let session = &import.ready.session;
     let mut made = Made::new(session);
     match import.run(&certificate, &mut made) {
         Ok((mut report, obsolete)) => {
             made.keep();
-            // The key is in and proven: what cannot be tidied up now is told, and no failure.
+            // The key is imported and proven: failing to tidy up is reported, but does not fail the import.
             for object in obsolete {
                 if let Err(error) = session.destroy_object(object) {
-                    report
-                        .notes
-                        .push(format!("an object that is not needed any more stays: {}", Pkcs11Error::from(error)));
+                    report.notes.push(format!("an obsolete object could not be removed: {}", Pkcs11Error::from(error)));
                 }
             }
             Ok(report)
@@ -150,46 +135,42 @@ pub fn run(
 }
 
 struct Import<'a> {
-    token: &'a Token,
-    session: &'a Session,
+    ready: Ready,
     key: &'a PrivateKey,
-    options: &'a Options,
-    signing: MechanismType,
-    mechanisms: Vec<MechanismType>,
 }
 
 impl Import<'_> {
-    /// Answers the report, and the objects to remove when nothing can fail any more.
+    /// Returns the report, and the objects to remove once nothing can fail any more.
     fn run(
         &self,
         certificate: &Certificate,
         made: &mut Made<'_>,
     ) -> Result<(ImportReport, Vec<ObjectHandle>), ImportError> {
-        let (session, public) = (self.session, self.key.public_key());
-        let found = existing::look(session, public)?;
-        let cleared = existing::clear(session, public, &found)?;
+        let Ready { session, key: public, existing, options, .. } = &self.ready;
+        let cleared = existing::clear(session, public, existing)?;
         let mut notes = report::other_interruptions(session, public);
-        let wrapping = Wrapping::establish(session, made);
-        let staged = match &found.whole {
+        let staged = match &existing.whole {
             Some(_) => None,
-            None => Some(self.stage(wrapping.as_ref(), made)?),
+            None => Some(self.stage(made)?),
         };
-        let service_keys = service::ensure(session, &self.mechanisms, made)?;
+        let service_keys = service::ensure(session, &self.ready.mechanisms, made)?;
         let id = public.key_id();
-        let label = found.whole.as_ref().map_or(self.options.label.as_str(), |(_, _, label)| label.as_str());
+        let label = existing.whole.as_ref().map_or(options.label.as_str(), |(_, _, label)| label.as_str());
         let name = Name { id: &id, label };
-        let mut obsolete = found.interrupted;
+        let mut obsolete = existing.interrupted.clone();
         if staged.is_some() && obsolete.is_empty() {
             match marker::write(session, public) {
                 Ok(mark) => obsolete.push(made.guard(mark)),
-                Err(fault) => notes.push(format!("the token keeps no mark of an import under way: {fault}")),
+                Err(fault) => {
+                    notes.push(format!("the token does not store the marker of an import in progress: {fault}"))
+                }
             }
         }
         let public_key = place_public(session, public, &name, made).map_err(|e| call("store the public key", e))?;
         let (placed, old) =
             place_certificate(session, certificate, &name, made).map_err(|e| call("store the certificate", e))?;
         obsolete.extend(old);
-        let flags = match (&staged, found.whole.as_ref()) {
+        let flags = match (&staged, existing.whole.as_ref()) {
             (Some(staged), _) => self.keep(staged, made)?,
             (None, Some((_, flags, _))) => {
                 notes.extend(report::surplus_notes(flags));
@@ -197,11 +178,11 @@ impl Import<'_> {
             }
             (None, None) => Flags::default(),
         };
-        // Found as `serve` will find it, which also shows that nobody else imported it at the same time.
+        // The same lookup as in `serve`. It also detects a concurrent import of the same key.
         let handle = find_private_key(session, public)?;
         proof::signs(session, handle, public)?;
         proof::unreadable(session, handle, public.algorithm())?;
-        let wrap_attempt = self.wrap_attempt(wrapping.as_ref(), handle, made)?;
+        let wrap_attempt = self.wrap_attempt(handle, made)?;
         let report = ImportReport {
             at: report::now(),
             algorithm: public.algorithm().to_string(),
@@ -209,7 +190,7 @@ impl Import<'_> {
             id: hex(&id),
             key_sha256: hex(&public.fingerprint()),
             certificate_sha256: hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate.der()).as_ref()),
-            token: self.token.info().clone(),
+            token: self.ready.token.info().clone(),
             private_key: report::how(staged.as_ref()),
             public_key,
             certificate: placed,
@@ -224,71 +205,63 @@ impl Import<'_> {
         Ok((report, obsolete))
     }
 
-    /// Brings the key in as a session object and has it prove itself.
-    fn stage(&self, wrapping: Result<&Wrapping<'_>, &WrapError>, made: &mut Made<'_>) -> Result<Staged, ImportError> {
-        let public = self.key.public_key();
-        let (handle, how, restricted) = match self.stage_wrapped(wrapping) {
+    /// Creates the key as a session object and checks its attributes and signature.
+    fn stage(&self, made: &mut Made<'_>) -> Result<Staged, ImportError> {
+        let public = &self.ready.key;
+        let (handle, how, restricted) = match self.stage_wrapped() {
             Ok(staged) => staged,
             Err(error) if !cannot(&error) => return Err(error.into()),
-            Err(source) if !self.options.allow_plaintext => {
+            Err(source) if !self.ready.options.allow_plaintext => {
                 return Err(ImportError::NotWrapped { algorithm: public.algorithm(), source });
             }
             Err(_) => {
-                let template = ClearTemplate::new(self.key, self.template(Some(self.signing), false))?;
-                let handle = self.session.create_object(template.attributes());
+                let template = ClearTemplate::new(self.key, self.template(Some(self.ready.signing), false))?;
+                let handle = self.ready.session.create_object(template.attributes());
                 (handle.map_err(|e| call("take the key in the clear", e.into()))?, How::Clear, true)
             }
         };
         made.scratch(handle);
-        proof::attributes(self.session, handle, false)?;
-        proof::signs(self.session, handle, public)?;
+        proof::attributes(&self.ready.session, handle, false)?;
+        proof::signs(&self.ready.session, handle, public)?;
         Ok(Staged { handle, how, restricted })
     }
 
-    fn stage_wrapped(
-        &self,
-        wrapping: Result<&Wrapping<'_>, &WrapError>,
-    ) -> Result<(ObjectHandle, How, bool), WrapError> {
-        let wrapping = wrapping.map_err(WrapError::clone)?;
-        let how =
-            How::Wrapped { oaep_hash: wrapping.oaep(), key_wrap: wrapping.key_wrap(), pair_bits: wrapping.pair_bits() };
-        let unwrap = |allowed| wrapping.unwrap(self.key.pkcs8(), &self.template(allowed, false));
-        match unwrap(Some(self.signing)) {
+    fn stage_wrapped(&self) -> Result<(ObjectHandle, How, bool), WrapError> {
+        let wrapping = self.ready.wrapping.as_ref().map_err(WrapError::clone)?;
+        let how = wrapping.how();
+        let unwrap = |allowed| wrapping.unwrap(&self.ready.session, self.key.pkcs8(), &self.template(allowed, false));
+        match unwrap(Some(self.ready.signing)) {
             Ok(handle) => Ok((handle, how, true)),
-            // Tokens of before v2.20 do not know CKA_ALLOWED_MECHANISMS.
+            // Tokens older than PKCS#11 v2.20 do not support CKA_ALLOWED_MECHANISMS.
             Err(WrapError::KeyWrap(fault)) if template_refused(&fault) => Ok((unwrap(None)?, how, false)),
             Err(error) => Err(error),
         }
     }
 
-    /// Makes the staged key the token's, and reads back what the token made of it.
+    /// Copies the staged key to a token object, and reads its attributes back.
     fn keep(&self, staged: &Staged, made: &mut Made<'_>) -> Result<Flags, ImportError> {
         let stored = self
+            .ready
             .session
             .copy_object(staged.handle, &template::keep())
             .map_err(|e| call("store the private key", e.into()))?;
         made.token(stored);
-        Ok(proof::attributes(self.session, stored, true)?)
+        Ok(proof::attributes(&self.ready.session, stored, true)?)
     }
 
-    fn wrap_attempt(
-        &self,
-        wrapping: Result<&Wrapping<'_>, &WrapError>,
-        handle: ObjectHandle,
-        made: &mut Made<'_>,
-    ) -> Result<WrapAttempt, ImportError> {
-        let wrapping = match wrapping {
+    fn wrap_attempt(&self, handle: ObjectHandle, made: &mut Made<'_>) -> Result<WrapAttempt, ImportError> {
+        let wrapping = match &self.ready.wrapping {
             Ok(wrapping) => wrapping,
             Err(error) => return Ok(WrapAttempt::NotTried { reason: told(error) }),
         };
-        let answer = match wrapping.wrap_out(handle) {
+        let answer = match wrapping.wrap_out(&self.ready.session, handle) {
             Ok(()) => return Err(ProofError::Wrappable.into()),
             Err(fault) => fault.to_string(),
         };
         let control = match self.twin(wrapping) {
             Ok(twin) => {
                 made.scratch(twin);
-                match wrapping.wrap_out(twin) {
+                match wrapping.wrap_out(&self.ready.session, twin) {
                     Ok(()) => Control::Wrapped,
                     Err(fault) => Control::Failed { answer: fault.to_string() },
                 }
@@ -298,30 +271,30 @@ impl Import<'_> {
         Ok(WrapAttempt::Refused { answer, control })
     }
 
-    /// The same key as a session object that may be wrapped out.
-    fn twin(&self, wrapping: &Wrapping<'_>) -> Result<ObjectHandle, String> {
+    /// The same key as an extractable session object.
+    fn twin(&self, wrapping: &Wrapping) -> Result<ObjectHandle, String> {
         let template = self.template(None, true);
-        match wrapping.unwrap(self.key.pkcs8(), &template) {
+        match wrapping.unwrap(&self.ready.session, self.key.pkcs8(), &template) {
             Ok(twin) => Ok(twin),
-            Err(error) if !self.options.allow_plaintext => Err(told(&error)),
+            Err(error) if !self.ready.options.allow_plaintext => Err(told(&error)),
             Err(_) => {
                 let clear = ClearTemplate::new(self.key, template).map_err(|e| e.to_string())?;
-                self.session.create_object(clear.attributes()).map_err(|e| Pkcs11Error::from(e).to_string())
+                self.ready.session.create_object(clear.attributes()).map_err(|e| Pkcs11Error::from(e).to_string())
             }
         }
     }
 
     fn template(&self, allowed: Option<MechanismType>, extractable: bool) -> Vec<cryptoki::object::Attribute> {
-        let public = self.key.public_key();
-        let name = Name { id: &public.key_id(), label: &self.options.label };
+        let public = &self.ready.key;
+        let name = Name { id: &public.key_id(), label: &self.ready.options.label };
         template::private(public.algorithm(), &name, allowed, extractable)
     }
 }
 
-/// Whether the token is unable, rather than busy or broken at this moment.
+/// Whether the token lacks the ability, rather than being busy or failing temporarily.
 fn cannot(error: &WrapError) -> bool {
     match error.fault().map(Pkcs11Error::recovery) {
-        // CKR_FUNCTION_FAILED is what SoftHSM says to a key type that it cannot unwrap.
+        // SoftHSM returns CKR_FUNCTION_FAILED for a key type that it cannot unwrap.
         Some(Recovery::FixConfiguration | Recovery::RejectRequest | Recovery::NewSession) => true,
         Some(Recovery::Retry | Recovery::Relogin | Recovery::FixPin | Recovery::Ignore | Recovery::NewProcess)
         | None => false,

@@ -1,10 +1,14 @@
-//! Everything about the token that would stop an import, found at once and before anything is written.
+//! Checks before an import: finds every obstacle in the token before anything is written to it.
 
 use aws_lc_rs::signature::Ed25519KeyPair;
 use cryptoki::{mechanism::MechanismType, session::Session};
 use secrecy::SecretString;
 
-use super::{ImportError, Options, WrapError, cannot, existing, wrap::Wrapping};
+use super::{
+    ImportError, Options, WrapError, cannot,
+    existing::{self, Existing},
+    wrap::Wrapping,
+};
 use crate::{
     Module, Pkcs11Error, Token, TokenUri,
     key::{
@@ -16,73 +20,87 @@ use crate::{
 };
 use pki::{KeyAlgorithm, PublicKey};
 
-/// A token that is ready for [`super::run`].
+/// A token that passed all checks for one key, with their results; input of [`super::run`].
 #[derive(Debug)]
 pub struct Ready {
-    /// The token.
-    pub token: Token,
-    /// A read-write session of it, logged in.
-    pub session: Session,
-    /// Whether the key is there already.
-    pub already_there: bool,
-    /// Whether an import of this key was interrupted, whose leftovers will be cleared.
-    pub interrupted: bool,
+    pub(super) token: Token,
+    /// Read-write and logged in. It owns the session objects of `wrapping`.
+    pub(super) session: Session,
+    pub(super) key: PublicKey,
+    pub(super) options: Options,
+    pub(super) mechanisms: Vec<MechanismType>,
+    pub(super) signing: MechanismType,
+    pub(super) existing: Existing,
+    /// An error is acceptable only if the key is present already or may cross the boundary in the clear.
+    pub(super) wrapping: Result<Wrapping, WrapError>,
 }
 
-/// A reason to refuse.
+impl Ready {
+    /// Whether the token holds the private key already.
+    #[must_use]
+    pub fn already_there(&self) -> bool {
+        self.existing.whole.is_some()
+    }
+
+    /// Whether an earlier import of this key was interrupted; [`super::run`] removes its leftovers.
+    #[must_use]
+    pub fn interrupted(&self) -> bool {
+        !self.existing.interrupted.is_empty()
+    }
+}
+
+/// An obstacle to an import.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// The token does not answer.
-    #[error("the token `{label}` does not answer as it should")]
+    /// A call failed.
+    #[error("a call to the token `{label}` failed")]
     Call {
-        /// The token's label.
+        /// Label of the token.
         label: String,
-        /// What the token answered.
+        /// The call's error.
         #[source]
         source: Pkcs11Error,
     },
-    /// What the token holds of this key already is in the way.
+    /// Objects in the token conflict with the import.
     #[error(transparent)]
     Existing(ImportError),
-    /// The PIN.
+    /// The login failed.
     #[error(transparent)]
     Login(#[from] LoginError),
-    /// The token lacks the mechanism to sign.
+    /// The token lacks a signing mechanism for the key.
     #[error(
         "the token `{label}` cannot sign with a {algorithm} key; use a token that can, or a CA key of another type"
     )]
     Mechanism {
-        /// The token's label.
+        /// Label of the token.
         label: String,
-        /// The key's type.
+        /// Algorithm of the key.
         algorithm: KeyAlgorithm,
     },
-    /// The token cannot take the key wrapped.
-    #[error(
-        "the token `{label}` cannot take a {algorithm} key wrapped; --allow-plaintext-import hands it over in the clear"
-    )]
+    /// The token cannot unwrap such a key.
+    #[error("the token `{label}` cannot unwrap a {algorithm} key; --allow-plaintext-import imports it in the clear")]
     NotWrapped {
-        /// The token's label.
+        /// Label of the token.
         label: String,
-        /// The key's type.
+        /// Algorithm of the key.
         algorithm: KeyAlgorithm,
-        /// What was tried.
+        /// The step that failed.
         #[source]
         source: WrapError,
     },
-    /// No such token, or several.
+    /// No token or several tokens match.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The token takes no new objects.
+    /// The token is write-protected.
     #[error("the token `{0}` is write-protected; have its security officer allow new objects")]
     WriteProtected(String),
 }
 
-/// Checks the token: it is there and the only one, takes objects, has the mechanisms, takes the PIN (tried once), holds
-/// nothing that is in the way, and unwraps. Only session objects are made, and they are gone afterwards.
+/// Checks the token: it exists and is unique, is writable, supports the mechanisms, accepts the PIN (tried once), holds
+/// no conflicting objects and can unwrap keys. Creates session objects only.
 ///
 /// # Errors
-/// All problems that could be seen; what comes after a missing token or a wrong PIN cannot.
+/// All problems found. After a missing token or a wrong PIN the later checks are skipped.
 pub fn plan(
     module: &Module,
     uri: &TokenUri,
@@ -90,59 +108,58 @@ pub fn plan(
     key: &PublicKey,
     options: &Options,
 ) -> Result<Ready, Vec<Problem>> {
-    let (token, session, mut problems) = open(module, uri, pin, Some(key.algorithm()))?;
-    let label = token.info().label.clone();
-    let (mut already_there, mut interrupted) = (false, false);
-    match existing::look(&session, key) {
-        Ok(found) => {
-            already_there = found.whole.is_some();
-            interrupted = !found.interrupted.is_empty();
-        }
-        Err(error) => problems.push(Problem::Existing(error)),
-    }
-    if !already_there {
-        problems.extend(rehearse(&session, key.algorithm(), options).err().map(|source| Problem::NotWrapped {
-            label,
-            algorithm: key.algorithm(),
-            source,
-        }));
-    }
-    if problems.is_empty() { Ok(Ready { token, session, already_there, interrupted }) } else { Err(problems) }
+    check(open(module, uri, pin, Some(key.algorithm()))?, key, options)
 }
 
-/// What can be checked of the token where the key cannot be read: it is there and the only one, takes objects, and
-/// takes the PIN (tried once).
+/// [`plan`] for a session that is logged in already.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_in_session(
+    token: Token,
+    session: Session,
+    key: &PublicKey,
+    options: &Options,
+) -> Result<Ready, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mechanisms = mechanisms(&token, Some(key.algorithm()), &mut problems);
+    check(Opened { token, session, mechanisms, problems }, key, options)
+}
+
+/// The checks of [`plan`] that do not need the key: the token exists and is unique, is writable, and accepts the PIN
+/// (tried once).
 ///
 /// # Errors
 /// As [`plan`].
 pub fn reach(module: &Module, uri: &TokenUri, pin: &SecretString) -> Result<(), Vec<Problem>> {
-    let (_token, _session, problems) = open(module, uri, pin, None)?;
-    if problems.is_empty() { Ok(()) } else { Err(problems) }
+    let opened = open(module, uri, pin, None)?;
+    if opened.problems.is_empty() { Ok(()) } else { Err(opened.problems) }
 }
 
-/// The token with a session that is logged in, and what is wrong with it so far.
+/// A token with a session that is logged in, and the problems found so far.
+struct Opened {
+    token: Token,
+    session: Session,
+    mechanisms: Vec<MechanismType>,
+    problems: Vec<Problem>,
+}
+
 fn open(
     module: &Module,
     uri: &TokenUri,
     pin: &SecretString,
     algorithm: Option<KeyAlgorithm>,
-) -> Result<(Token, Session, Vec<Problem>), Vec<Problem>> {
+) -> Result<Opened, Vec<Problem>> {
     let token = module.find_token(uri).map_err(|error| vec![error.into()])?;
-    let label = token.info().label.clone();
     let mut problems = Vec::new();
     if token.info().write_protected {
-        problems.push(Problem::WriteProtected(label.clone()));
+        problems.push(Problem::WriteProtected(token.info().label.clone()));
     }
-    match token.mechanisms() {
-        Ok(mechanisms) => {
-            problems.extend(algorithm.and_then(|algorithm| lacking(&mechanisms, algorithm, &label)));
-        }
-        Err(source) => problems.push(Problem::Call { label: label.clone(), source }),
-    }
+    let mechanisms = mechanisms(&token, algorithm, &mut problems);
     let session = match token.open_session(true) {
         Ok(session) => session,
         Err(source) => {
-            problems.push(Problem::Call { label, source });
+            problems.push(Problem::Call { label: token.info().label.clone(), source });
             return Err(problems);
         }
     };
@@ -150,31 +167,63 @@ fn open(
         problems.push(error.into());
         return Err(problems);
     }
-    Ok((token, session, problems))
+    Ok(Opened { token, session, mechanisms, problems })
 }
 
-fn lacking(mechanisms: &[MechanismType], algorithm: KeyAlgorithm, label: &str) -> Option<Problem> {
-    let lacks = signing_mechanism(algorithm, mechanisms).is_none();
-    lacks.then(|| Problem::Mechanism { label: label.to_owned(), algorithm })
+fn mechanisms(token: &Token, algorithm: Option<KeyAlgorithm>, problems: &mut Vec<Problem>) -> Vec<MechanismType> {
+    let label = || token.info().label.clone();
+    match token.mechanisms() {
+        Ok(mechanisms) => {
+            problems.extend(
+                algorithm
+                    .filter(|algorithm| signing_mechanism(*algorithm, &mechanisms).is_none())
+                    .map(|algorithm| Problem::Mechanism { label: label(), algorithm }),
+            );
+            mechanisms
+        }
+        Err(source) => {
+            problems.push(Problem::Call { label: label(), source });
+            Vec::new()
+        }
+    }
 }
 
-/// Goes the wrapped way with keys to throw away: which mechanisms a token has is only known by using them.
-fn rehearse(session: &Session, algorithm: KeyAlgorithm, options: &Options) -> Result<(), WrapError> {
-    let mut made = Made::new(session);
-    let outcome = Wrapping::establish(session, &mut made).and_then(|wrapping| match algorithm {
-        // Tokens that unwrap RSA and EC keys may not unwrap this newest type.
+fn check(opened: Opened, key: &PublicKey, options: &Options) -> Result<Ready, Vec<Problem>> {
+    let Opened { token, session, mechanisms, mut problems } = opened;
+    let algorithm = key.algorithm();
+    let existing = existing::look(&session, key).map_err(|error| problems.push(Problem::Existing(error))).ok();
+    let wrapping = Wrapping::establish(&session);
+    if existing.as_ref().is_none_or(|existing| existing.whole.is_none())
+        && let Err(source) = rehearse(&session, &wrapping, algorithm)
+        && !(options.allow_plaintext && cannot(&source))
+    {
+        problems.push(Problem::NotWrapped { label: token.info().label.clone(), algorithm, source });
+    }
+    match (existing, signing_mechanism(algorithm, &mechanisms)) {
+        (Some(existing), Some(signing)) if problems.is_empty() => {
+            let (key, options) = (key.clone(), options.clone());
+            Ok(Ready { token, session, key, options, mechanisms, signing, existing, wrapping })
+        }
+        _ => Err(problems),
+    }
+}
+
+/// Unwraps a random key of the types that not every token with RFC 5649 can unwrap. Mechanism lists do not show this.
+fn rehearse(
+    session: &Session,
+    wrapping: &Result<Wrapping, WrapError>,
+    algorithm: KeyAlgorithm,
+) -> Result<(), WrapError> {
+    let wrapping = wrapping.as_ref().map_err(WrapError::clone)?;
+    match algorithm {
         KeyAlgorithm::Ed25519 => {
             let key = Ed25519KeyPair::generate_pkcs8v1(&aws_lc_rs::rand::SystemRandom::new())
                 .map_err(|_| WrapError::Software)?;
             let name = Name { id: b"rehearsal", label: "rehearsal" };
-            let object = wrapping.unwrap(key.as_ref(), &template::private(algorithm, &name, None, false))?;
-            made.scratch(object);
+            let object = wrapping.unwrap(session, key.as_ref(), &template::private(algorithm, &name, None, false))?;
+            Made::new(session).scratch(object);
             Ok(())
         }
         KeyAlgorithm::P256 | KeyAlgorithm::P384 | KeyAlgorithm::Rsa { .. } => Ok(()),
-    });
-    match outcome {
-        Err(error) if options.allow_plaintext && cannot(&error) => Ok(()),
-        other => other,
     }
 }

@@ -1,7 +1,7 @@
-//! The way into the token on which the key crosses the PKCS#11 boundary wrapped.
+//! Import of the private key in wrapped form.
 //!
-//! A key pair made in the token for this one import unwraps an AES key (RSA-OAEP), which unwraps the key (AES-KWP,
-//! RFC 5649). Everything here is a session object: nothing of it survives the session.
+//! An RSA key pair generated in the token for this import unwraps an AES key (RSA-OAEP), which unwraps the private key
+//! (AES-KWP, RFC 5649). All of these are session objects and end with the session.
 
 use aws_lc_rs::{
     key_wrap::{AES_256, AesKek, KeyWrapPadded},
@@ -20,18 +20,19 @@ use cryptoki::{
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use super::How;
 use crate::{
     Pkcs11Error,
     key::{objects::Made, public},
 };
 
-/// Bits of the pair: it lives for one import, within this process, and small pairs are made fast.
+/// Size of the RSA pair. It exists for one import only, and generating larger pairs is slow.
 const PAIR_BITS: u32 = 2048;
 
-/// The hash of RSA-OAEP. SHA-1 is no weakness here (OAEP does not rely on collisions being hard), but auditors ask.
+/// Hash of RSA-OAEP. SHA-1 is not a weakness here (OAEP does not depend on collision resistance).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum OaepHash {
-    /// SHA-1, for tokens that know no other (SoftHSM).
+    /// SHA-1, for tokens that support no other hash (SoftHSM).
     #[serde(rename = "SHA-1")]
     Sha1,
     /// SHA-256.
@@ -39,36 +40,36 @@ pub enum OaepHash {
     Sha256,
 }
 
-/// The number under which the token has RFC 5649.
+/// Mechanism number with which the token implements RFC 5649.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum KeyWrap {
-    /// CKM_AES_KEY_WRAP_KWP, the standard's number since v3.0.
+    /// CKM_AES_KEY_WRAP_KWP, standard since v3.0.
     #[serde(rename = "CKM_AES_KEY_WRAP_KWP (0x210b)")]
     Kwp,
-    /// CKM_AES_KEY_WRAP_PAD, the number of before, which some tokens (SoftHSM) still mean RFC 5649 by.
+    /// CKM_AES_KEY_WRAP_PAD, the earlier number, with which some tokens (SoftHSM) mean RFC 5649.
     #[serde(rename = "CKM_AES_KEY_WRAP_PAD (0x210a)")]
     Pad,
 }
 
-/// Why the token takes no wrapped key.
+/// Reasons why the token cannot unwrap a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WrapError {
-    /// AES-KWP is not there.
-    #[error("the token does not unwrap by AES-KWP (RFC 5649), neither as mechanism 0x210a nor as 0x210b")]
+    /// AES-KWP is not supported.
+    #[error("the token cannot unwrap with AES-KWP (RFC 5649), neither as mechanism 0x210a nor as 0x210b")]
     KeyWrap(#[source] Pkcs11Error),
-    /// RSA-OAEP is not there.
-    #[error("the token does not unwrap by RSA-OAEP, neither with SHA-256 nor with SHA-1")]
+    /// RSA-OAEP is not supported.
+    #[error("the token cannot unwrap with RSA-OAEP, neither with SHA-256 nor with SHA-1")]
     Oaep(#[source] Pkcs11Error),
-    /// The pair cannot be made.
-    #[error("the token does not make an RSA key pair for unwrapping")]
+    /// The RSA pair cannot be generated.
+    #[error("the token cannot generate an RSA key pair for unwrapping")]
     Pair(#[source] Pkcs11Error),
-    /// Our own cryptography failed.
-    #[error("wrapping the key in software failed; this is a fault of the program or of this machine")]
+    /// Cryptography in this process failed.
+    #[error("wrapping the key in software failed (internal error)")]
     Software,
 }
 
 impl WrapError {
-    /// What the token answered, if it was the token.
+    /// The token's error, unless the failure was in this process.
     #[must_use]
     pub fn fault(&self) -> Option<&Pkcs11Error> {
         match self {
@@ -78,25 +79,26 @@ impl WrapError {
     }
 }
 
-/// A token that is ready to unwrap.
-pub struct Wrapping<'s> {
-    session: &'s Session,
+/// Session keys of a token that unwraps with RSA-OAEP and AES-KWP. They exist until the session is closed.
+pub(super) struct Wrapping {
     aes: Zeroizing<[u8; 32]>,
     aes_in_token: ObjectHandle,
     oaep: OaepHash,
     key_wrap: KeyWrap,
 }
 
-impl<'s> Wrapping<'s> {
-    /// Makes the pair and the AES key, and finds out how the token wants both, with a throw-away key.
-    ///
-    /// # Errors
-    /// When the token lacks a step of it.
-    pub fn establish(session: &'s Session, made: &mut Made<'_>) -> Result<Self, WrapError> {
+impl std::fmt::Debug for Wrapping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wrapping").field("oaep", &self.oaep).field("key_wrap", &self.key_wrap).finish_non_exhaustive()
+    }
+}
+
+impl Wrapping {
+    /// Generates the RSA pair and the AES key, and determines the mechanism variants of this token by unwrapping a
+    /// random key.
+    pub(super) fn establish(session: &Session) -> Result<Self, WrapError> {
         let (public_half, private) =
             session.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &pair_public(), &pair_private()).map_err(pair)?;
-        made.scratch(public_half);
-        made.scratch(private);
         let recipient = match public::read(session, public_half).map_err(WrapError::Pair)? {
             Ok(key) => PublicEncryptingKey::from_der(key.spki_der()).map_err(|_| WrapError::Software)?,
             Err(_) => return Err(WrapError::Software),
@@ -113,65 +115,50 @@ impl<'s> Wrapping<'s> {
             Err(WrapError::Software) => return Err(WrapError::Software),
             Err(_) => (OaepHash::Sha1, unwrap_aes(OaepHash::Sha1)?),
         };
-        made.scratch(aes_in_token);
-        let mut wrapping = Self { session, aes, aes_in_token, oaep, key_wrap: KeyWrap::Pad };
-        wrapping.find_key_wrap(made)?;
+        let mut wrapping = Self { aes, aes_in_token, oaep, key_wrap: KeyWrap::Pad };
+        wrapping.find_key_wrap(session)?;
         Ok(wrapping)
     }
 
-    /// The hash that the token took.
-    #[must_use]
-    pub fn oaep(&self) -> OaepHash {
-        self.oaep
+    /// How a key that was unwrapped came into the token, for the report.
+    pub(super) fn how(&self) -> How {
+        How::Wrapped { oaep_hash: self.oaep, key_wrap: self.key_wrap, pair_bits: PAIR_BITS }
     }
 
-    /// The mechanism that the token took.
-    #[must_use]
-    pub fn key_wrap(&self) -> KeyWrap {
-        self.key_wrap
-    }
-
-    /// Bits of the pair.
-    #[must_use]
-    pub fn pair_bits(&self) -> u32 {
-        PAIR_BITS
-    }
-
-    /// Brings a PKCS#8 key into the token as the session object that `template` describes.
-    ///
-    /// # Errors
-    /// When the token refuses.
-    pub fn unwrap(&self, pkcs8: &[u8], template: &[Attribute]) -> Result<ObjectHandle, WrapError> {
+    /// Unwraps a PKCS#8 key (C_UnwrapKey) into the session object described by `template`.
+    pub(super) fn unwrap(
+        &self,
+        session: &Session,
+        pkcs8: &[u8],
+        template: &[Attribute],
+    ) -> Result<ObjectHandle, WrapError> {
         let wrapped = self.wrap(pkcs8)?;
-        self.session
+        session
             .unwrap_key(&self.key_wrap.mechanism(), self.aes_in_token, &wrapped, template)
             .map_err(|e| WrapError::KeyWrap(e.into()))
     }
 
-    /// Tries to wrap an object of the token out of it. The outcome is thrown away: only whether it works counts.
-    ///
-    /// # Errors
-    /// What the token answers when it refuses.
-    pub fn wrap_out(&self, object: ObjectHandle) -> Result<(), Pkcs11Error> {
-        self.session.wrap_key(&self.key_wrap.mechanism(), self.aes_in_token, object)?;
+    /// Tries to wrap an object (C_WrapKey) and discards the result.
+    pub(super) fn wrap_out(&self, session: &Session, object: ObjectHandle) -> Result<(), Pkcs11Error> {
+        session.wrap_key(&self.key_wrap.mechanism(), self.aes_in_token, object)?;
         Ok(())
     }
 
-    fn find_key_wrap(&mut self, made: &mut Made<'_>) -> Result<(), WrapError> {
-        let mut throw_away = Zeroizing::new([0; 32]);
-        rand::fill(throw_away.as_mut_slice()).map_err(|_| WrapError::Software)?;
-        let mut refused = None;
-        for key_wrap in [KeyWrap::Pad, KeyWrap::Kwp] {
-            self.key_wrap = key_wrap;
-            match self.unwrap(throw_away.as_slice(), &aes_template(true)) {
-                Ok(object) => {
-                    made.scratch(object);
-                    return Ok(());
-                }
-                Err(error) => refused = Some(error),
-            }
+    /// Selects the mechanism number with which the token unwraps a random key.
+    fn find_key_wrap(&mut self, session: &Session) -> Result<(), WrapError> {
+        let mut random_key = Zeroizing::new([0; 32]);
+        rand::fill(random_key.as_mut_slice()).map_err(|_| WrapError::Software)?;
+        let mut made = Made::new(session);
+        let mut unwrap = |wrapping: &Self| {
+            let object = wrapping.unwrap(session, random_key.as_slice(), &aes_template(true))?;
+            made.scratch(object);
+            Ok(())
+        };
+        if unwrap(self).is_ok() {
+            return Ok(());
         }
-        refused.map_or(Ok(()), Err)
+        self.key_wrap = KeyWrap::Kwp;
+        unwrap(self)
     }
 
     fn wrap(&self, key: &[u8]) -> Result<Vec<u8>, WrapError> {
