@@ -7,6 +7,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::net::UnixStream,
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
@@ -19,6 +20,9 @@ use token_host::protocol::{Frame, ProtocolError, Reply};
 
 /// Room for one read, more than a frame.
 const BUFFER: usize = 64 * 1024;
+
+/// How long the replies of a host that takes no more requests are waited for.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +57,11 @@ impl HostConnection {
     pub(super) async fn ended(&mut self) -> ConnectionError {
         let ended = tokio::select! {
             ended = &mut self.reader => ended,
-            ended = &mut self.writer => ended,
+            // What the host sent before it closed is read first.
+            ended = &mut self.writer => match tokio::time::timeout(DRAIN_TIMEOUT, &mut self.reader).await {
+                Ok(reader) => reader,
+                Err(_) => ended,
+            },
         };
         ended.unwrap_or(ConnectionError::Closed)
     }

@@ -104,8 +104,10 @@ impl Supervisor {
             stream.into_std().and_then(|stream| HostConnection::start(&self.shared, &self.handle, host, stream));
         let mut end = match started {
             Ok(mut connection) => tokio::select! {
-                error = connection.ended() => End::down(error.to_string()),
+                // A host that cannot begin says why and closes: its reason counts, not the end of the connection.
+                biased;
                 end = self.watch(host) => end,
+                error = connection.ended() => End::down(error.to_string()),
                 () = self.shared.ending.cancelled() => End::down("the daemon is ending"),
             },
             Err(error) => End::down(format!("the connection to its host cannot be used: {error}")),

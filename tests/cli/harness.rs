@@ -12,6 +12,7 @@ use std::{
 use serde_json::Value;
 
 use super::common::{
+    daemon::BENCH_PROGRAM,
     faulty::Control,
     softhsm::{Directory, PIN, module_path},
 };
@@ -180,9 +181,29 @@ impl Machine {
     /// Runs the binary at a terminal (of script(1), from util-linux) where somebody types an answer once its prompt
     /// stands there. Returns the exit status and all that the terminal showed.
     pub fn at_terminal(&self, words: &str, more: &[String], typed: &[(&str, &str)]) -> (i32, String) {
+        self.program_at_terminal(env!("CARGO_BIN_EXE_istio-hsm-ca"), words, more, typed)
+    }
+
+    /// Runs istio-hsm-ca-bench at a terminal.
+    pub fn bench_at_terminal(&self, words: &str, more: &[String]) -> (i32, String) {
+        self.program_at_terminal(BENCH_PROGRAM.to_str().unwrap(), words, more, &[])
+    }
+
+    /// Runs istio-hsm-ca-bench to its end.
+    pub fn bench(&self, words: &str, more: &[String]) -> std::process::Output {
+        self.command(BENCH_PROGRAM.to_str().unwrap()).args(self.arguments(words, more)).output().unwrap()
+    }
+
+    fn program_at_terminal(
+        &self,
+        program: &str,
+        words: &str,
+        more: &[String],
+        typed: &[(&str, &str)],
+    ) -> (i32, String) {
         let quoted = |word: &String| format!("'{}'", word.replace('\'', "'\\''"));
         let words: Vec<String> = self.arguments(words, more).iter().map(quoted).collect();
-        let line = format!("exec {} {}", env!("CARGO_BIN_EXE_istio-hsm-ca"), words.join(" "));
+        let line = format!("exec {} {}", program, words.join(" "));
         let mut child = self
             .command("script")
             .args(["--quiet", "--return", "--command", &line, "/dev/null"])

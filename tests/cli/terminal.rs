@@ -15,12 +15,12 @@ fn a_measurement_shows_its_progress_at_a_terminal() {
     let machine = Machine::new();
     good(&machine);
     machine.done(IMPORT);
-    let words = "bench token --seconds 0.3 --rounds 2 --sessions 1";
-    let (status, shown) = machine.at_terminal(words, &machine.token(), &[]);
+    let words = "token --seconds 0.3 --rounds 2 --sessions 1";
+    let (status, shown) = machine.bench_at_terminal(words, &machine.token());
     assert_eq!(status, 0, "{shown}");
     assert!(shown.contains("measuring") && shown.contains("signatures/s"), "{shown}");
-    let plain = machine.done(words);
-    assert!(plain.err.is_empty(), "{plain:?}");
+    let plain = machine.bench(words, &machine.token());
+    assert!(plain.status.success() && plain.stderr.is_empty(), "{plain:?}");
 }
 
 fn without_pin(machine: &Machine) -> Vec<String> {

@@ -28,7 +28,7 @@ use tonic::{Status, transport::Channel};
 use x509_cert::Certificate;
 
 pub use super::ask::Ask;
-use super::{plug_in::PlugIn, program, root, softhsm::Directory, target_dir};
+use super::{plug_in::PlugIn, program, softhsm::Directory};
 
 /// Nothing may take longer, also not on a machine that does other things besides.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -53,20 +53,11 @@ pub struct Site {
     runs: AtomicU32,
 }
 
-/// The load generator, which cargo does not build for the tests of another package.
-static BENCH_PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
-    let release = if cfg!(debug_assertions) { &[][..] } else { &["--release"][..] };
-    let target = target_dir().join("bench");
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--package", "istio-hsm-ca-bench", "--bin", "istio-hsm-ca-bench"])
-        .args(release)
-        .arg("--target-dir")
-        .arg(&target)
-        .current_dir(root())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    target.join(if cfg!(debug_assertions) { "debug" } else { "release" }).join("istio-hsm-ca-bench")
+/// The load generator, next to the program. `cargo test --workspace` builds it.
+pub static BENCH_PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+    let program = program("istio-hsm-ca-bench");
+    assert!(program.exists(), "{} is missing; run: cargo build -p istio-hsm-ca-bench", program.display());
+    program
 });
 
 impl Site {
