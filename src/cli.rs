@@ -11,12 +11,11 @@ pub mod issue;
 pub mod log;
 pub mod serve;
 pub mod token;
+mod token_host;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-use crate::token_pool;
 
 use process::output::Output;
 
@@ -52,11 +51,7 @@ enum Command {
     Serve(serve::Args),
     /// Run the token host: the program istio-hsm-ca-token-host, with these arguments.
     #[command(disable_help_flag = true)]
-    TokenHost {
-        /// The token host's arguments
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
-    },
+    TokenHost(token_host::Args),
 }
 
 /// Parses the command line, runs the command, and gives the process's exit status: 0 done, 1 refused or failed,
@@ -73,7 +68,9 @@ pub fn main() -> ExitCode {
     };
     // The host hardens itself, after it has taken its socket.
     let command = match command {
-        Command::TokenHost { arguments } => return output.fail(&token_pool::exec_host(&arguments).into()),
+        Command::TokenHost(args) => {
+            return token_host::run(args).map_or_else(|error| output.fail(&error), |()| ExitCode::SUCCESS);
+        }
         command => command,
     };
     if let Err(error) = process::hardening::no_core_dumps() {
@@ -88,7 +85,7 @@ pub fn main() -> ExitCode {
         Command::Issue(args) => issue::run(args, output),
         Command::Log(args) => log::run(args, output),
         Command::Serve(args) => serve::run(args),
-        Command::TokenHost { .. } => Ok(()),
+        Command::TokenHost(_) => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

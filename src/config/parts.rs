@@ -6,6 +6,10 @@ use super::{Config, Token, clusters};
 use crate::token_pool;
 use pki::identity::Name;
 
+/// The keys of a host's settings that the daemon's configuration determines unless the host's own file does.
+const DERIVED: [&str; 7] =
+    ["allow_intermediate", "bundle", "ca_certificates", "dns_names", "ip_addresses", "max_validity", "trust_domains"];
+
 impl Config {
     /// What the tokens' client takes.
     #[must_use]
@@ -36,15 +40,37 @@ impl Config {
         }
     }
 
-    /// What a host that the daemon starts is told.
+    /// The settings of a host that another supervisor starts: its own configuration file, completed with the limits
+    /// that follow from this configuration.
+    ///
+    /// # Errors
+    /// When the host's file is not TOML, or has an unknown key or a wrong value.
+    pub fn supervised_host(&self, own: &str) -> Result<token_host::Settings, toml::de::Error> {
+        let mut settings = self.host_limits(String::new(), PathBuf::new());
+        settings.ca_certificates.clone_from(&self.auth.client_certificate.previous_ca_certificates);
+        let mut table: toml::Table = toml::from_str(own)?;
+        let derived = toml::Table::try_from(settings).map_err(serde::de::Error::custom)?;
+        for (key, value) in derived.into_iter().filter(|(key, _)| DERIVED.contains(&key.as_str())) {
+            table.entry(key).or_insert(value);
+        }
+        table.try_into()
+    }
+
+    /// The settings of a host that the daemon starts.
     fn host_settings(&self, token: &Token, uri: String) -> token_host::Settings {
-        let limits = &self.token_host;
-        let longest =
-            limits.max_validity.unwrap_or_else(|| self.ca.max_ttl.max(self.serving.ttl).max(self.cluster_ttl()));
-        let mut settings = token_host::Settings::new(uri, self.pin_marker(token), self.ca.bundle.clone(), longest);
+        let mut settings = self.host_limits(uri, self.pin_marker(token));
         settings.ca_certificates = vec![self.ca_in_use()];
         settings.sessions = token.sessions.get();
         settings.call_timeout = token.call_timeout;
+        settings
+    }
+
+    /// The limits of every host: `[token_host]`, and what it leaves out from the other sections.
+    fn host_limits(&self, uri: String, pin_marker: PathBuf) -> token_host::Settings {
+        let limits = &self.token_host;
+        let longest =
+            limits.max_validity.unwrap_or_else(|| self.ca.max_ttl.max(self.serving.ttl).max(self.cluster_ttl()));
+        let mut settings = token_host::Settings::new(uri, pin_marker, self.ca.bundle.clone(), longest);
         settings.trust_domains = limits.trust_domains.clone().unwrap_or_else(|| self.ca.trust_domains.clone());
         let serving = self.serving.dns_names.iter().cloned().map(Name::Dns);
         let serving = serving.chain(self.serving.ip_addresses.iter().copied().map(Name::Ip));
