@@ -2,11 +2,12 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
+use istio_hsm_ca::config::Config;
 use serde_json::Value;
 
 use crate::{
     rendered::{objects, of_kind, root},
-    tools::{chart, helm, template, tool},
+    tools::{chart, helm, minimal_below, template, tool, values_file},
 };
 
 /// Every file of values that is meant for the chart as it is.
@@ -28,13 +29,12 @@ pub fn overlays() -> Vec<PathBuf> {
     files
 }
 
-/// What must be refused: a value over `minimal.yaml`, and a word of the reason.
-const REFUSED: [(&str, &str); 39] = [
+/// What the chart must refuse: a value over `minimal.yaml`, and a word of the reason.
+const REFUSED: [(&str, &str); 34] = [
     ("replicas=0", "replicas"),
     ("replicas=two", "replicas"),
     ("replicaCount=2", "replicaCount"),
-    ("trustDomains=", "trustDomains"),
-    ("trustDomains[0]=Cluster Local", "trustDomains"),
+    ("trustDomains[0]=cluster.local", "trustDomains"),
     ("tokens[0].name=Not A Name", "name"),
     ("tokens[0].uri=http://example.com", "uri"),
     ("tokens[0].uri=pkcs11:token=a", "uri"),
@@ -46,43 +46,75 @@ const REFUSED: [(&str, &str); 39] = [
     ("tokens[0].env.PIN=1234", "env"),
     ("tokens[0].env.VENDOR_PASSWORD=1234", "env"),
     ("tokens[0].sessions=0", "sessions"),
+    ("tokens[0].callTimeout=5", "callTimeout"),
     ("tokens=null", "no token"),
     ("tokenHost.runAsUser=0", "runAsUser"),
     ("tokenHost.runAsUser=10001", "one user"),
     ("tokenHost.runAsGroup=10001", "one user"),
     ("daemon.runAsUser=0", "runAsUser"),
     ("fsGroup=10002", "fsGroup"),
-    ("listen.port=443", "port"),
-    ("listen.address=127.0.0.1", "address"),
-    ("log.retention=Keep", "retention"),
+    ("config.listen.address=[::]:443", "1024"),
+    ("config.listen.address=127.0.0.1:15012", "outside the pod"),
+    ("config.kubernetes.cluster[0].kubeconfig=/west,config.kubernetes.checkpoints.configmap=a", "need this cluster"),
+    ("config.ca.bundle=/elsewhere", "bundle"),
+    ("config.token[0].name=a", "token"),
+    ("config.log.directory=/elsewhere", "directory"),
+    ("logVolume.retention=Keep", "retention"),
+    ("authFiles.a=-----BEGIN PRIVATE KEY-----", "authFiles"),
     ("bundle.files.ca-key\\.pem=-----BEGIN PRIVATE KEY-----", "files"),
     ("bundle.files.ca-cert\\.pem=-----BEGIN CERTIFICATE-----", "files"),
-    ("auth.jwt[0].url=http://issuer.example.com", "jwt"),
-    ("auth.jwt[0].url=https://issuer.example.com", "jwt"),
-    ("kubernetes.tokenReview.issuers=,kubernetes.tokenReview.enabled=true", "issuers"),
-    ("kubernetes.nodeImpersonation.trustedAccounts[0]=ztunnel", "trustedAccounts"),
-    ("kubernetes.signers[0].name=istio", "signers"),
-    ("kubernetes.signers[0].name=kubernetes.io/kubelet-serving", "signers"),
-    ("kubernetes.signers[0].name=a.example/b,kubernetes.signers[0].requesters[0].username=u", "requesters"),
-    ("kubernetes.intermediate.ttlSeconds=60", "ttlSeconds"),
-    ("kubernetes.istiodCertificate.ttlSeconds=60", "ttlSeconds"),
-    ("kubernetes.workloadSecrets.enabled=true", "workloadSecrets"),
     ("podDisruptionBudget.maxUnavailable=0", "maxUnavailable"),
     ("image.digest=sha256:1", "digest"),
+];
+
+/// What the program must refuse in the rendered configuration: a value over `minimal.yaml`, and words of the reason.
+const REFUSED_BY_PROGRAM: [(&str, &str); 13] = [
+    ("config.ca.trust_domains=", "[ca] trust_domains"),
+    ("config.ca.trust_domains[0]=Cluster Local", "[ca] trust_domains"),
+    ("config.ca.trustDomains[0]=a", "[ca] trustDomains: unknown field"),
+    (
+        "config.auth.jwt[0].keys.discovery=null,config.auth.jwt[0].keys.url.url=http://issuer.example.com",
+        "a key URL starts with https://",
+    ),
+    ("config.auth.jwt[0].keys.url.url=https://issuer.example.com", "[auth] jwt"),
+    ("config.kubernetes.cluster[0].token_review.issuers={}", "token_review.issuers"),
+    ("config.kubernetes.cluster[0].node_impersonation.trusted_accounts[0]=ztunnel", "trusted_accounts"),
+    (
+        "config.kubernetes.cluster[0].signer[0].name=istio,config.kubernetes.cluster[0].signer[0].requester[0].username=u,config.kubernetes.cluster[0].signer[0].requester[0].may=itself",
+        "signer",
+    ),
+    (
+        "config.kubernetes.cluster[0].signer[0].name=kubernetes.io/kubelet-serving,config.kubernetes.cluster[0].signer[0].requester[0].username=u,config.kubernetes.cluster[0].signer[0].requester[0].may=itself",
+        "signer",
+    ),
+    (
+        "config.kubernetes.cluster[0].signer[0].name=a.example/b,config.kubernetes.cluster[0].signer[0].requester[0].username=u",
+        "requester",
+    ),
+    ("config.kubernetes.cluster[0].intermediate.ttl=60s,config.token_host.allow_intermediate=true", "intermediate.ttl"),
+    ("config.kubernetes.cluster[0].istiod_certificate.ttl=60s", "istiod_certificate.ttl"),
+    ("config.kubernetes.cluster[0].workload_secrets.ttl=24h", "workload_secrets"),
 ];
 
 #[test]
 #[ignore = "needs Helm: make test-deploy"]
 fn what_is_wrong_is_refused_with_its_name() {
-    let minimal = root().join("deploy/manifests/values/minimal.yaml");
-    let minimal = minimal.to_str().unwrap();
+    let minimal = &*values_file("minimal");
     template(&["--values", minimal]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for (set, word) in REFUSED {
         // A comma inside a value separates two.
-        match template(&["--values", minimal, "--set", set]) {
+        match template(&["--values", &minimal_below(set, directory.path()), "--set", set]) {
             Ok(_) => panic!("{set} is taken"),
             Err(reason) => assert!(reason.contains(word), "{set}: {reason}"),
         }
+    }
+    for (set, words) in REFUSED_BY_PROGRAM {
+        let rendered = objects(&template(&["--values", &minimal_below(set, directory.path()), "--set", set]).unwrap());
+        let maps = of_kind(&rendered, "ConfigMap");
+        let config = maps.iter().find_map(|map| map["data"]["config.toml"].as_str()).unwrap();
+        let problems = Config::parse(config, "").expect_err(set);
+        assert!(problems.iter().any(|problem| problem.to_string().contains(words)), "{set}: {problems:#?}");
     }
     let monitor = helm(&[
         "template",
@@ -102,7 +134,7 @@ fn what_is_wrong_is_refused_with_its_name() {
 #[test]
 #[ignore = "needs Helm: make test-deploy"]
 fn every_file_of_values_passes_the_linter() {
-    let hsm = root().join("deploy/manifests/values/sidecar.yaml");
+    let hsm = PathBuf::from(values_file("sidecar"));
     let over = overlays().into_iter().map(|file| vec![hsm.clone(), file]);
     for files in values().into_iter().map(|file| vec![file]).chain(over) {
         let chart = chart();
@@ -139,12 +171,9 @@ fn the_notes_warn_of_what_is_dangerous() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         text.split_once("NOTES:").unwrap().1.to_owned()
     };
-    let minimal = root().join("deploy/manifests/values/minimal.yaml");
-    let trial = root().join("deploy/manifests/values/trial.yaml");
-    let ra = root().join("deploy/manifests/values/ra.yaml");
-    assert!(!notes(&["--values", minimal.to_str().unwrap()]).contains("WARNING"));
-    assert!(notes(&["--values", trial.to_str().unwrap()]).contains("WARNING: softhsm.trial"));
-    assert!(notes(&["--values", ra.to_str().unwrap()]).contains("as good as the CA"));
+    assert!(!notes(&["--values", &values_file("minimal")]).contains("WARNING"));
+    assert!(notes(&["--values", &values_file("trial")]).contains("WARNING: softhsm.trial"));
+    assert!(notes(&["--values", &values_file("ra")]).contains("as powerful as the CA"));
 }
 
 /// The schema knows every value that has a default, and documents none that is not there.
@@ -152,11 +181,12 @@ fn the_notes_warn_of_what_is_dangerous() {
 fn the_schema_and_the_values_name_the_same_things() {
     fn names(schema: &Value, values: &Value, path: &str) {
         let (Some(properties), Some(values)) = (schema["properties"].as_object(), values.as_object()) else { return };
-        for (name, value) in values {
+        // The program validates `config`.
+        for (name, value) in values.iter().filter(|(name, _)| *name != "config") {
             assert!(properties.contains_key(name), "values.schema.json lacks {path}{name}");
             names(&properties[name], value, &format!("{path}{name}."));
         }
-        let optional = ["global", "limits", "keys", "perIdentity", "perIdentityBurst", "total", "totalBurst"];
+        let optional = ["global", "keys"];
         for name in properties.keys().filter(|name| !values.is_empty() && !optional.contains(&name.as_str())) {
             assert!(values.contains_key(name), "values.yaml lacks {path}{name}");
         }
@@ -169,7 +199,7 @@ fn the_schema_and_the_values_name_the_same_things() {
 /// Istio's values name the address that our certificate is for.
 #[test]
 fn istios_values_lead_to_the_endpoint() {
-    let rendered = crate::rendered::one("sidecar");
+    let rendered = crate::rendered::all().remove(1).1;
     let service =
         of_kind(&rendered, "Service").into_iter().find(|service| service["metadata"]["name"] == "istio-hsm-ca");
     let service = service.unwrap();
@@ -195,7 +225,7 @@ fn istios_values_lead_to_the_endpoint() {
     // RA mode: Istio and we name one signer.
     let signer = |path: &str| objects(&fs::read_to_string(root().join(path)).unwrap()).remove(0);
     let (ours, istios) = (signer("deploy/istio/ra/ca.yaml"), signer("deploy/istio/ra/istiod.yaml"));
-    let name = &ours["kubernetes"]["signers"][0]["name"];
+    let name = &ours["config"]["kubernetes"]["cluster"][0]["signer"][0]["name"];
     assert_eq!(&istios["pilot"]["env"]["K8S_SIGNER"], name);
     assert_eq!(&istios["global"]["certSigners"][0], name);
 }

@@ -3,31 +3,42 @@
 
 use std::fs;
 
+use istio_hsm_ca::config::Config;
+
 use crate::{
     chart::{overlays, values},
-    rendered::root,
-    tools::{Cluster, template},
+    rendered::{objects, of_kind, root},
+    tools::{Cluster, minimal_below, template, values_file},
 };
 
 /// Each feature alone over `minimal.yaml`, and each taken out of `all-features.yaml`.
 const FEATURES: [(&str, &str); 17] = [
-    ("kubernetes.tokenReview.enabled=true", "kubernetes.tokenReview.enabled=false"),
-    ("kubernetes.nodeImpersonation.enabled=true", "kubernetes.nodeImpersonation.enabled=false"),
-    ("kubernetes.rootConfigMap.enabled=true", "kubernetes.rootConfigMap.enabled=false"),
-    ("kubernetes.istiodCertificate.enabled=true", "kubernetes.istiodCertificate.enabled=false"),
+    ("config.kubernetes.cluster[0].token_review.issuers[0]=i", "config.kubernetes.cluster[0].token_review=null"),
     (
-        "kubernetes.signers[0].name=a.example/b,kubernetes.signers[0].requesters[0].username=u,kubernetes.signers[0].requesters[0].itself=true",
-        "kubernetes.signers=null",
+        "config.kubernetes.cluster[0].node_impersonation.trusted_accounts[0]=a/b",
+        "config.kubernetes.cluster[0].node_impersonation=null",
     ),
-    ("kubernetes.intermediate.enabled=true", "kubernetes.intermediate.enabled=false"),
+    ("config.kubernetes.cluster[0].root_configmap.name=a", "config.kubernetes.cluster[0].root_configmap=null"),
+    ("config.kubernetes.cluster[0].istiod_certificate.ttl=12h", "config.kubernetes.cluster[0].istiod_certificate=null"),
     (
-        "kubernetes.workloadSecrets.enabled=true,kubernetes.workloadSecrets.namespaces={legacy}",
-        "kubernetes.workloadSecrets.enabled=false",
+        "config.kubernetes.cluster[0].signer[0].name=a.example/b,config.kubernetes.cluster[0].signer[0].requester[0].username=u,config.kubernetes.cluster[0].signer[0].requester[0].may=itself",
+        "config.kubernetes.cluster[0].signer=null",
     ),
-    ("kubernetes.checkpoints.enabled=true", "kubernetes.checkpoints.enabled=false"),
     (
-        "kubernetes.remoteClusters[0].clusterName=west,kubernetes.remoteClusters[0].kubeconfig.secret=west,kubernetes.remoteClusters[0].kubeconfig.key=config,kubernetes.remoteClusters[0].rootConfigMap.enabled=true",
-        "kubernetes.remoteClusters=null",
+        "config.kubernetes.cluster[0].intermediate.ttl=48h,config.token_host.allow_intermediate=true",
+        "config.kubernetes.cluster[0].intermediate=null",
+    ),
+    (
+        "config.kubernetes.cluster[0].workload_secrets.namespaces={legacy}",
+        "config.kubernetes.cluster[0].workload_secrets=null",
+    ),
+    (
+        "config.kubernetes.cluster[0].token_review.issuers[0]=i,config.kubernetes.checkpoints.configmap=a",
+        "config.kubernetes.checkpoints=null",
+    ),
+    (
+        "config.kubernetes.cluster[0].name=Kubernetes,config.kubernetes.cluster[1].name=west,config.kubernetes.cluster[1].kubeconfig=/etc/istio-hsm-ca/clusters/west/config,config.kubernetes.cluster[1].root_configmap.name=a,kubeconfigs[0].name=west,kubeconfigs[0].secret=west",
+        "kubeconfigs=null",
     ),
     ("import.enabled=true", "import.enabled=false"),
     ("softhsm.trial=true,import.enabled=true,tokens=null", "softhsm.trial=true"),
@@ -52,8 +63,8 @@ fn the_api_server_takes_every_rendering_without_a_warning() {
     server.must(&["apply", "--filename", monitors.to_str().unwrap()]);
     server.must(&["wait", "--for=condition=Established", "crd/servicemonitors.monitoring.coreos.com"]);
 
-    let file = |name: &str| root().join("deploy/manifests/values").join(name).to_str().unwrap().to_owned();
-    let (minimal, all, hsm) = (file("minimal.yaml"), file("all-features.yaml"), file("sidecar.yaml"));
+    let directory = tempfile::tempdir().unwrap();
+    let (all, hsm) = (values_file("all-features"), values_file("sidecar"));
     let mut renderings = Vec::new();
     for path in values() {
         renderings.push(vec!["--values".to_owned(), path.to_str().unwrap().to_owned()]);
@@ -63,13 +74,18 @@ fn the_api_server_takes_every_rendering_without_a_warning() {
         renderings.push(vec!["--values".to_owned(), hsm.clone(), "--values".to_owned(), over]);
     }
     for (on, off) in FEATURES {
-        renderings.push(vec!["--values".to_owned(), minimal.clone(), "--set".to_owned(), on.to_owned()]);
+        let minimal = minimal_below(on, directory.path());
+        renderings.push(vec!["--values".to_owned(), minimal, "--set".to_owned(), on.to_owned()]);
         renderings.push(vec!["--values".to_owned(), all.clone(), "--set".to_owned(), off.to_owned()]);
     }
-    let directory = tempfile::tempdir().unwrap();
     for (number, arguments) in renderings.iter().enumerate() {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let text = template(&arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+        for map in of_kind(&objects(&text), "ConfigMap") {
+            if let Some(config) = map["data"]["config.toml"].as_str() {
+                Config::parse(config, "").unwrap_or_else(|problems| panic!("{arguments:?}: {problems:#?}\n{config}"));
+            }
+        }
         let path = directory.path().join(format!("{number}.yaml"));
         fs::write(&path, &text).unwrap();
         let output =

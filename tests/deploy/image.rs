@@ -17,8 +17,8 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
-    rendered::{list, of_kind, one, root, texts},
-    tools::ports,
+    rendered::{list, objects, of_kind, root, texts},
+    tools::{ports, template, values_file},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -240,10 +240,10 @@ fn without_api_server(text: &str, ports: [u16; 2]) -> String {
 }
 
 #[test]
-#[ignore = "needs umoci and root: make test-deploy"]
+#[ignore = "needs Helm, umoci and root: make test-deploy"]
 fn the_trials_pod_runs_as_it_is_rendered() {
     assert!(nix::unistd::geteuid().is_root(), "mounting root file systems needs root; run it as root");
-    let objects = one("trial");
+    let objects = objects(&template(&["--values", &values_file("trial")]).unwrap());
     let data = |name: &str, key: &str| {
         let maps = of_kind(&objects, "ConfigMap");
         let map = maps.into_iter().find(|map| map["metadata"]["name"] == name).unwrap();
@@ -293,8 +293,9 @@ fn the_trials_pod_runs_as_it_is_rendered() {
     let bundle = import.join("files");
 
     // The pod: the token host, then the daemon out of the image that has no SoftHSM.
-    let volumes: [(&Path, &str, bool); 5] = [
+    let volumes: [(&Path, &str, bool); 6] = [
         (&softhsm, "/var/lib/softhsm", false),
+        (&config, "/etc/istio-hsm-ca/config.toml", true),
         (&socket, "/run/token/softhsm", false),
         (&host_config, "/etc/istio-hsm-ca/token-host.toml", true),
         (&bundle, "/etc/istio-hsm-ca/bundle", true),

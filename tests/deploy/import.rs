@@ -9,8 +9,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    rendered::{list, of_kind, one, root, texts},
-    tools::Cluster,
+    rendered::{list, objects, of_kind, root, texts},
+    tools::{Cluster, template, values_file},
 };
 
 /// A SoftHSM token, and the Job's command over it.
@@ -51,12 +51,14 @@ impl Job {
 }
 
 #[test]
-#[ignore = "needs an API server: make test-deploy"]
+#[ignore = "needs Helm and an API server: make test-deploy"]
 fn the_job_works_with_its_permissions_and_needs_each_of_them() {
     let cluster = Cluster::start();
     cluster.must(&["create", "namespace", "istio-system"]);
-    let manifest = root().join("deploy/manifests/trial.yaml");
-    cluster.must(&["apply", "--filename", manifest.to_str().unwrap()]);
+    let rendered = template(&["--values", &values_file("trial")]).unwrap();
+    let manifest = tempfile::NamedTempFile::new().unwrap();
+    fs::write(manifest.path(), &rendered).unwrap();
+    cluster.must(&["apply", "--filename", manifest.path().to_str().unwrap()]);
     let cacerts = tempfile::tempdir().unwrap();
     let sample = Command::new(root().join("scripts/sample-ca.sh")).arg(cacerts.path()).status().unwrap();
     assert!(sample.success());
@@ -66,7 +68,7 @@ fn the_job_works_with_its_permissions_and_needs_each_of_them() {
     create.extend(files.iter().map(String::as_str));
     cluster.must(&create);
 
-    let objects = one("trial");
+    let objects = objects(&rendered);
     let job = Job::new(&objects);
     let account = cluster.account("istio-hsm-ca-import");
     let bundle = ["configmap", "istio-hsm-ca-bundle", "--namespace", "istio-system"];

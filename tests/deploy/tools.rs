@@ -40,6 +40,24 @@ pub fn template(arguments: &[&str]) -> Result<String, String> {
     if output.status.success() { Ok(String::from_utf8(output.stdout).unwrap()) } else { Err(error) }
 }
 
+/// A file of values in deploy/manifests/values.
+pub fn values_file(name: &str) -> String {
+    root().join("deploy/manifests/values").join(name).with_extension("yaml").to_str().unwrap().to_owned()
+}
+
+/// `minimal.yaml` as the base of `--set`: without its `kubernetes: null`, below which Helm cannot set anything.
+pub fn minimal_below(set: &str, directory: &Path) -> String {
+    let minimal = values_file("minimal");
+    if !set.contains("config.kubernetes.") {
+        return minimal;
+    }
+    let text = fs::read_to_string(minimal).unwrap();
+    assert!(text.contains("  kubernetes: null\n"), "{text}");
+    let path = directory.join("minimal.yaml");
+    fs::write(&path, text.replace("  kubernetes: null\n", "")).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
 /// An API server with its etcd, for one test.
 pub struct Cluster {
     directory: tempfile::TempDir,

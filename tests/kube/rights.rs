@@ -25,7 +25,7 @@ fn manifest(name: &str) -> Vec<Value> {
 /// The cluster-wide rules of the chart for TokenReview and node impersonation, one verb each.
 fn rules() -> Vec<PolicyRule> {
     let mut rules = Vec::new();
-    let objects = manifest("ambient.yaml");
+    let objects = manifest("all-features.yaml");
     for role in objects.iter().filter(|object| object["kind"] == "ClusterRole") {
         let all: Vec<PolicyRule> = serde_json::from_value(role["rules"].clone()).unwrap();
         for rule in all {

@@ -32,7 +32,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
 {{- define "ca.checkpointsConfigMap" -}}
-{{- .Values.kubernetes.checkpoints.configMap | default (printf "%s-checkpoints" (include "ca.fullname" .)) -}}
+{{- ((.Values.config.kubernetes | default dict).checkpoints | default dict).configmap | default (printf "%s-checkpoints" (include "ca.fullname" .)) -}}
 {{- end }}
 
 {{/* An image: (dict "image" MAP "root" $). */}}
@@ -76,101 +76,25 @@ seccompProfile:
 {{- .pinFile | default "/var/run/secrets/istio-hsm-ca/pin/pin" -}}
 {{- end }}
 
-{{/* The names of the endpoint, and all that the daemon may have signed, as JSON lists. */}}
-{{- define "ca.servingNames" -}}
-{{- $service := printf "%s.%s.svc" (include "ca.fullname" .) .Release.Namespace -}}
-{{- concat (list $service) .Values.serving.dnsNames | uniq | toJson -}}
+{{/* The port of an address, such as "[::]:15012". */}}
+{{- define "ca.port" -}}
+{{- required "config.listen.address and config.admin.address are needed" . | splitList ":" | last -}}
 {{- end }}
 
-{{/* istiod's names (istiod.<ns>.svc, istiod-<revision>, istiod-remote, istio-pilot) and requesters', of one cluster's map. */}}
-{{- define "ca.istiodNames" -}}
-{{- $names := list -}}
-{{- $istiod := .istiodCertificate | default dict -}}
-{{- if $istiod.enabled -}}
-{{- $services := list -}}
-{{- range $revision := $istiod.revisions | default (list "default") -}}
-{{- $services = append $services (eq $revision "default" | ternary "istiod" (printf "istiod-%s" $revision)) -}}
-{{- end -}}
-{{- range $service := concat $services (list "istiod-remote" "istio-pilot") -}}
-{{- $names = append $names (printf "%s.%s.svc" $service ($istiod.namespace | default "istio-system")) -}}
-{{- end -}}
-{{- $names = concat $names ($istiod.dnsNames | default list) -}}
-{{- end -}}
-{{- range $signer := .signers | default list -}}
-{{- range $requester := $signer.requesters | default list -}}
-{{- $names = concat $names ($requester.dnsNames | default list) -}}
-{{- end -}}
-{{- end -}}
-{{- $names | toJson -}}
-{{- end }}
-
-{{- define "ca.hostNames" -}}
-{{- $names := include "ca.servingNames" . | fromJsonArray -}}
-{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
-{{- $names = concat $names (include "ca.istiodNames" $cluster | fromJsonArray) -}}
-{{- range $signer := $cluster.signers | default list -}}
-{{- range $requester := $signer.requesters | default list -}}
-{{- $names = concat $names ($requester.dnsNames | default list) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- $names | uniq | toJson -}}
-{{- end }}
-
-{{- define "ca.hostAddresses" -}}
-{{- $addresses := .Values.serving.ipAddresses -}}
-{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
-{{- $istiod := $cluster.istiodCertificate | default dict -}}
-{{- if $istiod.enabled -}}
-{{- $addresses = concat $addresses ($istiod.ipAddresses | default list) -}}
-{{- end -}}
-{{- end -}}
-{{- $addresses | uniq | toJson -}}
-{{- end }}
-
-{{/* The longest life that the daemon has signed, in seconds. */}}
-{{- define "ca.longest" -}}
-{{- $longest := list .Values.ca.maxTtlSeconds .Values.serving.ttlSeconds -}}
-{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
-{{- range $section := list $cluster.istiodCertificate $cluster.intermediate $cluster.workloadSecrets -}}
-{{- if and $section $section.enabled $section.ttlSeconds -}}
-{{- $longest = append $longest $section.ttlSeconds -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- $most := 0 -}}
-{{- range $longest -}}{{- $most = max $most (int64 .) -}}{{- end -}}
-{{- $most -}}
-{{- end }}
-
-{{/* "true" when any cluster signs intermediates. */}}
-{{- define "ca.intermediates" -}}
-{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
-{{- if ($cluster.intermediate | default dict).enabled -}}true{{- end -}}
+{{/* The cluster that the release runs in, as JSON: the one without a kubeconfig; empty if there is none. */}}
+{{- define "ca.ownCluster" -}}
+{{- range (.Values.config.kubernetes | default dict).cluster -}}
+{{- if not .kubeconfig -}}{{- toJson . -}}{{- end -}}
 {{- end -}}
 {{- end }}
 
-{{/* "true" when the cluster's map has a controller: what is done by the leader alone. */}}
-{{- define "ca.controllers" -}}
-{{- range $section := list .rootConfigMap .istiodCertificate .intermediate .workloadSecrets -}}
-{{- if ($section | default dict).enabled -}}true{{- end -}}
-{{- end -}}
-{{- if .signers -}}true{{- end -}}
-{{- end }}
-
-{{/* "true" when a controller runs for any cluster: then there is a Lease, in this one. */}}
+{{/* "true" if a controller runs for any cluster; it then needs a Lease in this one. */}}
 {{- define "ca.leads" -}}
-{{- range $cluster := prepend (.Values.kubernetes.remoteClusters | default list) .Values.kubernetes -}}
-{{- include "ca.controllers" $cluster -}}
+{{- range (.Values.config.kubernetes | default dict).cluster -}}
+{{- range list .root_configmap .istiod_certificate .intermediate .workload_secrets .signer -}}
+{{- if or (kindIs "map" .) (and (kindIs "slice" .) .) -}}true{{- end -}}
 {{- end -}}
-{{- end }}
-
-{{/* "true" when this cluster's API server is asked anything. */}}
-{{- define "ca.local" -}}
-{{- with .Values.kubernetes -}}
-{{- if or .tokenReview.enabled .nodeImpersonation.enabled .checkpoints.enabled (include "ca.controllers" .) -}}true{{- end -}}
 {{- end -}}
-{{- include "ca.leads" . -}}
 {{- end }}
 
 {{/* What makes no sense together. */}}
@@ -184,11 +108,20 @@ seccompProfile:
 {{- if has (int64 .Values.fsGroup) (list (int64 .Values.daemon.runAsGroup) (int64 .Values.tokenHost.runAsGroup)) -}}
 {{- fail "fsGroup is also the group of a container; give it a number of its own" -}}
 {{- end -}}
+{{- range list .Values.config.listen.address .Values.config.admin.address -}}
+{{- if lt (include "ca.port" . | int) 1024 -}}
+{{- fail (printf "%s: without capabilities a container listens on ports from 1024 on only" .) -}}
+{{- end -}}
+{{- if regexMatch "^(127\\.|\\[::1\\]|localhost)" . -}}
+{{- fail (printf "%s: nobody outside the pod reaches that address; write [::]:PORT or 0.0.0.0:PORT" .) -}}
+{{- end -}}
+{{- end -}}
+{{- $checkpoints := kindIs "map" (.Values.config.kubernetes | default dict).checkpoints -}}
+{{- if and (or (include "ca.leads" .) $checkpoints) (not (include "ca.ownCluster" .)) -}}
+{{- fail "controllers and checkpoints need this cluster; add { name: Kubernetes } as the first element of config.kubernetes.cluster" -}}
+{{- end -}}
 {{- if and .Values.bundle.files .Values.import.enabled -}}
 {{- fail "bundle.files and import.enabled both write the bundle's ConfigMap; give one" -}}
-{{- end -}}
-{{- if and .Values.kubernetes.workloadSecrets.enabled (not .Values.kubernetes.workloadSecrets.namespaces) -}}
-{{- fail "kubernetes.workloadSecrets.namespaces is empty; list the namespaces whose service accounts get Secrets" -}}
 {{- end -}}
 {{- $names := list -}}
 {{- range (include "ca.tokens" . | fromJson).tokens -}}
