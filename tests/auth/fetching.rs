@@ -8,6 +8,7 @@ use std::{
     },
     time::Duration,
 };
+use testkit::wait::eventually;
 
 use axum::{
     Router,
@@ -93,12 +94,7 @@ fn url_checker(url: &str, more: &str) -> Jwt {
 }
 
 async fn until_ready(jwt: &Jwt) {
-    let ready = async {
-        while !jwt.not_ready().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), ready).await.expect("keys are fetched");
+    eventually("keys are fetched", async || jwt.not_ready().is_empty()).await;
 }
 
 #[tokio::test]
@@ -170,12 +166,7 @@ async fn a_server_that_is_down_at_start_is_waited_for() {
     let server = Server::start(&[&key]).await;
     server.answer(503, String::new());
     let jwt = url_checker(&server.url(), "");
-    let said = async {
-        while !jwt.not_ready()[0].reason.contains("503") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), said).await.expect("the reason is told");
+    eventually("the reason of the failure", async || jwt.not_ready()[0].reason.contains("503")).await;
     let result = check(&jwt, &key.token(&claims())).await;
     assert!(result.as_ref().is_err_and(istio_hsm_ca::auth::jwt::JwtError::is_temporary), "{result:?}");
     server.answer(200, jwks(&[&key]));

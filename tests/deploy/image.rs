@@ -7,8 +7,9 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::LazyLock,
-    time::{Duration, Instant},
+    time::Duration,
 };
+use testkit::wait::eventually_blocking;
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -20,8 +21,6 @@ use crate::{
     rendered::{list, objects, of_kind, root, texts},
     tools::{ports, template, values_file},
 };
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a program that a package brings, and must succeed.
 fn must(program: &str, package: &str, arguments: &[&str]) -> String {
@@ -211,14 +210,6 @@ impl Running {
     }
 }
 
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !condition() {
-        assert!(began.elapsed() < PATIENCE, "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// A directory that belongs to the volumes' group, as the kubelet makes it.
 fn volume(parent: &Path, name: &str) -> PathBuf {
     let path = parent.join(name);
@@ -305,7 +296,7 @@ fn the_trials_pod_runs_as_it_is_rendered() {
     let arguments = texts(&host["args"]);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut host = container.start(&[&["/usr/bin/istio-hsm-ca"], arguments.as_slice()].concat());
-    until("the host listens", || socket.join("socket").exists());
+    eventually_blocking("the host listens", || socket.join("socket").exists());
 
     let rootfs = IMAGES.rootfs("plain");
     let requests = directory.path().join("requests");
@@ -328,7 +319,7 @@ fn the_trials_pod_runs_as_it_is_rendered() {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut daemon = container.start(&[&["/usr/bin/istio-hsm-ca"], arguments.as_slice()].concat());
     let ready = format!("http://127.0.0.1:{}/readyz", ports[1]);
-    until("the daemon is ready", || {
+    eventually_blocking("the daemon is ready", || {
         Command::new("curl").args(["-sf", &ready]).output().expect("curl is missing; install curl").status.success()
     });
 

@@ -16,6 +16,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use testkit::wait::eventually_blocking;
 
 use audit_log::{
     CheckpointSignError, CheckpointSignature, CheckpointSigner, Intent, Log, Outcome, Settings,
@@ -181,11 +182,10 @@ impl Job {
 
     /// Waits until the child has told something.
     pub fn wait_for(&self, what: &str, enough: impl Fn(&[String]) -> bool) {
-        let until = Instant::now() + Duration::from_secs(60);
-        while !enough(&self.told()) {
-            assert!(Instant::now() < until, "{what} did not happen; the last told: {:?}", self.told().last());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        eventually_blocking(
+            std::fmt::from_fn(|f| write!(f, "{what} did not happen; the last told: {:?}", self.told().last())),
+            || enough(&self.told()),
+        );
     }
 
     /// Checks the log as a whole: it verifies, indices have no gap, and every acknowledged record stands in it.

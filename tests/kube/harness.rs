@@ -4,8 +4,8 @@ use std::{
     fs,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
 };
+pub use testkit::wait::eventually;
 
 use bench::agent;
 use k8s_openapi::api::{
@@ -25,7 +25,7 @@ use super::{
         daemon::{Ask, Daemon, SERVER, Site},
         plug_in::PlugIn,
     },
-    servers::{ApiServer, SOON},
+    servers::ApiServer,
 };
 
 /// A namespace of one test, and the administrator's client. A client belongs to the runtime that made it.
@@ -245,18 +245,6 @@ fn uri(leaf: &str) -> String {
     let (_, SubjectAltName(names)) = leaf.tbs_certificate().get_extension().unwrap().unwrap();
     let [GeneralName::UniformResourceIdentifier(uri)] = names.as_slice() else { panic!("{names:?}") };
     uri.to_string()
-}
-
-/// Waits until something is there.
-pub async fn eventually<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + SOON;
-    loop {
-        if let Some(found) = find().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what} does not come");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// A site with a plugged-in CA in its token.

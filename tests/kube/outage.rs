@@ -96,11 +96,10 @@ async fn back(daemon: &Daemon, ztunnel: &str, web: &str, id: &impl Fn(&str) -> S
 
 /// Waits until `/readyz` says how the API server is: it is asked every 10 s, and has 5 s to answer.
 async fn word(daemon: &Daemon, good: bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    while daemon.get("/readyz").1.contains("cluster Kubernetes: ok") != good {
-        assert!(std::time::Instant::now() < deadline, "{}", daemon.get("/readyz").1);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually("the API server in /readyz", async || {
+        daemon.get("/readyz").1.contains("cluster Kubernetes: ok") == good
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! The log's disk fills up under a running daemon: nothing is issued, everybody is told, and it mends itself.
 
-use std::{fs, time::Duration};
+use std::fs;
+use testkit::wait::eventually;
 
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -47,11 +48,7 @@ async fn a_full_disk_stops_issuance_in_words_and_heals_by_itself() {
     assert_eq!(code, 503, "{body}");
     assert!(body.contains("issuance log: ") && body.contains("No space left"), "{body}");
     assert_eq!(daemon.get("/livez").0, 200);
-    let deadline = std::time::Instant::now() + SOON;
-    while health(&daemon).await != ServingStatus::NotServing {
-        assert!(std::time::Instant::now() < deadline, "health does not follow");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually("health does not follow", async || health(&daemon).await == ServingStatus::NotServing).await;
 
     drop(filled);
     fs::remove_file(ballast).unwrap();

@@ -1,13 +1,14 @@
 //! What does not come from a request's content, too, moves a series: limits, files that are refused, a shared flush.
 
 use std::{fs, io::Write, net::TcpStream, process::Command, time::Duration};
+use testkit::wait::eventually;
 
 use nix::sys::signal::Signal;
 use tonic::Code;
 
 use crate::{
     common::{
-        daemon::{Ask, Daemon, IDENTITY, SOON, Site},
+        daemon::{Ask, Daemon, IDENTITY, Site},
         plug_in::PlugIn,
     },
     telemetry::Scraped,
@@ -15,15 +16,11 @@ use crate::{
 
 /// Waits until a series has grown beyond a value.
 async fn grows(daemon: &Daemon, name: &str, labels: &[(&str, &str)], beyond: f64) {
-    let deadline = std::time::Instant::now() + SOON;
-    loop {
+    let state = std::fmt::from_fn(|f| {
         let value = Scraped::new(daemon).of(name, labels);
-        if value.is_some_and(|value| value > beyond) {
-            return;
-        }
-        assert!(std::time::Instant::now() < deadline, "{name} {labels:?} is {value:?}\n{}", daemon.get("/metrics").1);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        write!(f, "{name} {labels:?} is {value:?}\n{}", daemon.get("/metrics").1)
+    });
+    eventually(state, async || Scraped::new(daemon).of(name, labels).is_some_and(|value| value > beyond)).await;
 }
 
 const RELOADS: &str = "istio_hsm_ca_reloads_total";
@@ -115,11 +112,10 @@ async fn refused_files_and_denied_certificates_have_their_series() {
     grows(&daemon, RELOADS, &reloads("bundle", "refused"), 0.0).await;
     grows(&daemon, "istio_hsm_ca_bundle_refused", &[], 0.5).await;
     plug_in.write_public(&site.bundle());
-    let deadline = std::time::Instant::now() + SOON;
-    while Scraped::new(&daemon).of("istio_hsm_ca_bundle_refused", &[]) != Some(0.0) {
-        assert!(std::time::Instant::now() < deadline, "a bundle that was put back is still refused");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually("a bundle that was put back is still refused", async || {
+        Scraped::new(&daemon).of("istio_hsm_ca_bundle_refused", &[]) == Some(0.0)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+use testkit::wait::eventually;
 
 use serde_json::Value;
 
@@ -201,11 +202,10 @@ async fn a_root_may_be_dropped_where_that_is_allowed() {
     // The serving certificate follows, or nobody with the new root alone could connect.
     daemon.roots = second.root_cert.clone();
     let tls = bench::agent::Tls::new(daemon.roots.as_bytes(), crate::common::daemon::SERVER, None).unwrap();
-    let deadline = std::time::Instant::now() + crate::common::daemon::SOON;
-    while bench::agent::connect(daemon.address, &tls).await.is_err() {
-        assert!(std::time::Instant::now() < deadline, "the serving certificate is still the old CA's");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    eventually("the serving certificate is still the old CA's", async || {
+        bench::agent::connect(daemon.address, &tls).await.is_ok()
+    })
+    .await;
     assert_eq!(issuer_in_use(&daemon).await, second.ca_cert);
 }
 

@@ -1,6 +1,7 @@
 //! What Prometheus scrapes and probes read, parsed as Prometheus would, after a request of each outcome.
 
 use std::fs;
+use testkit::wait::eventually;
 
 use nix::sys::signal::Signal;
 use prometheus_parse::{Scrape, Value};
@@ -184,15 +185,11 @@ async fn probes_say_in_words_that_the_token_is_away() {
         nix::sys::signal::kill(host, Signal::SIGKILL).unwrap();
     }
     daemon.wait_line(|line| line["message"] == "not ready" && line["part"] == "tokens");
-    let deadline = std::time::Instant::now() + crate::common::daemon::SOON;
-    let body = loop {
+    let body = eventually("a reason in words", async || {
         let (status, body) = daemon.get("/readyz");
-        if status == 503 && body.contains("istio-ca") {
-            break body;
-        }
-        assert!(std::time::Instant::now() < deadline, "no reason in words: {status} {body}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    };
+        (status == 503 && body.contains("istio-ca")).then_some(body)
+    })
+    .await;
     assert!(body.starts_with("not ready\n") && body.contains("tokens: no token signs"), "{body}");
     assert_eq!(daemon.get("/livez").0, 200, "a dead token is no reason to start the daemon again");
     // It waits two seconds for the token, and no longer.
@@ -227,23 +224,19 @@ async fn each_function_of_the_module_is_measured() {
         "C_OpenSession",
         "C_Sign",
     ];
-    let deadline = std::time::Instant::now() + crate::common::daemon::SOON;
-    loop {
+    let state = std::fmt::from_fn(|f| write!(f, "every function counted: {}", daemon.get("/metrics").1));
+    eventually(state, async || {
         let scraped = Scraped::new(&daemon);
-        let missing = functions.iter().find(|function| {
+        let counted = functions.iter().all(|function| {
             // There is one token; its name has quotes, which the parser does not take back.
-            let calls = scraped.of("istio_hsm_ca_pkcs11_call_duration_seconds", &[("function", **function)]);
-            calls.is_none_or(|calls| calls < 1.0)
+            let calls = scraped.of("istio_hsm_ca_pkcs11_call_duration_seconds", &[("function", function)]);
+            calls.is_some_and(|calls| calls >= 1.0)
         });
         // The serving certificate, the request's, and canaries.
         let signed = scraped.of("istio_hsm_ca_pkcs11_call_duration_seconds", &[("function", "C_Sign")]);
-        if missing.is_none() && signed >= Some(3.0) {
-            break;
-        }
-        let text = daemon.get("/metrics").1;
-        assert!(std::time::Instant::now() < deadline, "{missing:?}, signed {signed:?}: {text}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+        counted && signed >= Some(3.0)
+    })
+    .await;
 }
 
 #[test]

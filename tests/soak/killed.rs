@@ -7,16 +7,14 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use testkit::wait::eventually;
 
 use nix::{sys::signal::Signal, unistd::Pid};
 
 use crate::{
     books,
     clients::{Clients, Held, Mesh},
-    common::{
-        daemon::{SOON, Site},
-        plug_in::PlugIn,
-    },
+    common::{daemon::Site, plug_in::PlugIn},
     proc_status::{children, lives},
     random::Random,
 };
@@ -77,11 +75,11 @@ async fn a_daemon_killed_thirty_times_under_load_leaves_sound_books() {
         let mut daemon = site.serve(&configuration);
         let before = held.count();
         let clients = Clients::start(&mesh, &held, daemon.address, AGENTS, Duration::ZERO);
-        let since = Instant::now();
-        while held.count() < before + 30 {
-            assert!(since.elapsed() < SOON, "kill {kill}: no load: {:?}\n{}", held.refusals(), daemon.stderr());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        eventually(
+            std::fmt::from_fn(|f| write!(f, "kill {kill}: no load: {:?}\n{}", held.refusals(), daemon.stderr())),
+            async || held.count() >= before + 30,
+        )
+        .await;
         // Not always at the same distance from a flush, a checkpoint, a segment's end.
         tokio::time::sleep(Duration::from_micros(random.between(0, 150_000))).await;
         let hosts = children(daemon.pid());

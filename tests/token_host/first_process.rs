@@ -9,6 +9,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
+use testkit::wait::eventually_blocking;
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -19,7 +20,7 @@ use token_host::protocol::{Request, VERSION};
 use super::{
     common::{faulty::MODULE, softhsm::module_path},
     forged::Forger,
-    harness::{PATIENCE, PROGRAM, Site},
+    harness::{PROGRAM, Site},
 };
 
 /// How long a call may take here.
@@ -64,11 +65,7 @@ impl Container {
             .spawn()
             .unwrap();
         let mut container = Self { site, unshare, host: Pid::from_raw(0) };
-        let began = Instant::now();
-        while !container.socket().exists() {
-            assert!(began.elapsed() < PATIENCE, "the host does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        eventually_blocking("the host does not listen", || container.socket().exists());
         let id = container.unshare.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
         container.host = Pid::from_raw(children.trim().parse().unwrap());

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use testkit::wait::eventually_blocking;
 
 use der::{Decode, Encode};
 use pki::{Issuer, Profile, PublicKey, Tbs, identity::Name, tbs::Serial};
@@ -385,11 +386,7 @@ fn a_host_whose_daemon_hangs_up_ends_although_a_call_hangs() {
         let mut bytes = Vec::new();
         Request::Sign(sign).encode(99, &mut bytes).unwrap();
         forger.socket.write_all(&bytes).unwrap();
-        let began = Instant::now();
-        while control.books_since(mark).faults_of("C_Sign") == 0 {
-            assert!(began.elapsed() < PATIENCE, "it was not asked");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        eventually_blocking("it was not asked", || control.books_since(mark).faults_of("C_Sign") != 0);
         drop(forger);
         let began = Instant::now();
         let status = loop {

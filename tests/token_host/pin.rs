@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
+use testkit::wait::eventually;
 
 use istio_hsm_ca::{
     signer::SignError,
@@ -57,11 +58,7 @@ async fn a_wrong_pin_is_tried_once_and_never_again_until_its_file_changes() {
     for start in 0..2 {
         let mill = Mill::start(pool(vec![token.clone()]), &site.issuer);
         mill.until("refused", is(0, Phase::PinRefused)).await;
-        let began = std::time::Instant::now();
-        while mill.snapshot(0).hosts < 3 {
-            assert!(began.elapsed() < PATIENCE);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        eventually("three hosts", async || mill.snapshot(0).hosts >= 3).await;
         assert_eq!(logins(&calls), 1, "start {start}");
         // Nobody waits for a PIN.
         let error = mill.issue().await.unwrap_err();
@@ -99,11 +96,7 @@ fn faulty(site: &Site, name: &str, sessions: u32) -> (TokenSettings, Control) {
 
 /// Two more hosts have been started, or connected to, since there were so many.
 async fn two_more_hosts(mill: &Mill, before: u64) {
-    let began = std::time::Instant::now();
-    while mill.snapshot(0).hosts < before + 2 {
-        assert!(began.elapsed() < PATIENCE);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("two more hosts", async || mill.snapshot(0).hosts >= before + 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,10 +218,6 @@ async fn the_keep_alive_exercises_every_session() {
         }
         sessions
     };
-    let began = std::time::Instant::now();
-    while signing().len() < 3 {
-        assert!(began.elapsed() < PATIENCE, "{:?}", signing());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually(std::fmt::from_fn(|f| write!(f, "{:?}", signing())), async || signing().len() >= 3).await;
     mill.end().await;
 }

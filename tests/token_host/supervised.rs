@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use testkit::wait::eventually_blocking;
 
 use bench::agent::{self, KeyKind, TokenIssuer, Workload, WorkloadKey};
 use istio_hsm_ca::{
@@ -146,11 +147,7 @@ fn start(program: &Path, private: &Path, socket: &Path) -> Child {
         .gid(HOST)
         .spawn()
         .unwrap();
-    let began = Instant::now();
-    while !socket.exists() {
-        assert!(began.elapsed() < PATIENCE, "the host does not listen");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    eventually_blocking("the host does not listen", || socket.exists());
     host
 }
 

@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
+    fmt, fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
@@ -28,7 +28,7 @@ use tonic::{Status, transport::Channel};
 use x509_cert::Certificate;
 
 pub use super::ask::Ask;
-use super::{plug_in::PlugIn, program, softhsm::Directory};
+use super::{plug_in::PlugIn, program, softhsm::Directory, wait::eventually_blocking};
 
 /// Nothing may take longer, also not on a machine that does other things besides.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -392,15 +392,8 @@ impl Daemon {
         }
     }
 
-    fn wait<T>(&self, what: &str, mut find: impl FnMut() -> Option<T>) -> T {
-        let deadline = Instant::now() + SOON;
-        loop {
-            if let Some(found) = find() {
-                return found;
-            }
-            assert!(Instant::now() < deadline, "{what} does not come:\n{}", self.stderr());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    fn wait<T>(&self, what: &str, find: impl FnMut() -> Option<T>) -> T {
+        eventually_blocking(fmt::from_fn(|f| write!(f, "{what}:\n{}", self.stderr())), find)
     }
 
     pub fn wait_ready(&self) {

@@ -27,6 +27,7 @@ pub mod faulty;
 pub mod mount;
 pub mod plug_in;
 pub mod softhsm;
+pub mod wait;
 
 /// The checkout.
 pub fn root() -> &'static Path {
