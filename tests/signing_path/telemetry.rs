@@ -242,7 +242,7 @@ async fn each_function_of_the_module_is_measured() {
 #[test]
 fn hosts_log_as_the_daemon_does() {
     let site = Site::new(&PlugIn::intermediate());
-    let daemon = site.serve("[logging]\nfilter = 'info,token=debug'");
+    let daemon = site.serve("[logging]\nfilter = 'info,istio_hsm_ca_token_host=debug'");
     let of_the_host = |line: &serde_json::Value| line["message"] == "the token host is logged in";
     let line = daemon.wait_line(of_the_host);
     assert_eq!((&line["level"], &line["name"]), (&"INFO".into(), &"softhsm".into()), "{line}");
