@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::health::Phase;
-use token_host::protocol::FaultClass;
+use token_host::protocol::Recovery;
 
 /// Consecutive wrong signatures after which a serving token is taken out of service.
 const MAX_WRONG_SIGNATURES: u32 = 3;
@@ -207,17 +207,20 @@ impl Breaker {
     }
 
     /// The event for a fault of a real request (`ca_key`) or of another message.
-    pub(super) fn fault(&mut self, class: FaultClass, ca_key: bool) -> Event {
-        match class {
-            FaultClass::Key if ca_key => Event::KeyFault,
-            FaultClass::Request if self.request_faults < MAX_REQUEST_FAULTS => {
+    pub(super) fn fault(&mut self, recovery: Recovery, ca_key: bool) -> Event {
+        match recovery {
+            Recovery::FixKey if ca_key => Event::KeyFault,
+            Recovery::RejectRequest if self.request_faults < MAX_REQUEST_FAULTS => {
                 self.request_faults += 1;
                 Event::RequestFault
             }
-            FaultClass::Busy | FaultClass::Key | FaultClass::Login | FaultClass::Request | FaultClass::Session => {
-                Event::TokenFault
-            }
-            FaultClass::Module | FaultClass::Pin | FaultClass::Settings | FaultClass::Token => Event::HostFault,
+            Recovery::FixKey
+            | Recovery::Ignore
+            | Recovery::NewSession
+            | Recovery::RejectRequest
+            | Recovery::Relogin
+            | Recovery::Retry => Event::TokenFault,
+            Recovery::FixConfiguration | Recovery::FixPin | Recovery::NewProcess => Event::HostFault,
         }
     }
 
@@ -403,7 +406,7 @@ mod tests {
             if signed {
                 breaker.signed();
             }
-            let event = breaker.fault(FaultClass::Request, true);
+            let event = breaker.fault(Recovery::RejectRequest, true);
             breaker.apply(event, "refused", now);
             breaker.state
         };

@@ -152,7 +152,7 @@ async fn reader(shared: Arc<Shared>, handle: Arc<Handle>, host: u64, socket: Asy
 fn decode(buffer: &[u8], replies: &mut Vec<(u64, Reply)>) -> Result<usize, ProtocolError> {
     let mut used = 0;
     while let Some((frame, length)) = Frame::split(buffer.get(used..).unwrap_or_default())? {
-        replies.push((frame.correlation, Reply::decode(&frame)?));
+        replies.push((frame.correlation, Reply::decode(frame)?));
         used += length;
     }
     Ok(used)

@@ -23,7 +23,7 @@ use super::{
 use pki::PublicKey;
 use token_host::{
     canary_message,
-    protocol::{FaultClass, Kind, Reply, Request, Sign, VERSION},
+    protocol::{Kind, Recovery, Reply, Request, Sign, VERSION},
 };
 
 /// Added to the limit of one call before a host counts as hung, so that its own watchdog acts first.
@@ -295,7 +295,7 @@ impl Supervisor {
 fn unexpected(reply: Reply) -> End {
     match reply {
         Reply::Fault(fault) => End {
-            event: if fault.class == FaultClass::Pin { Event::PinRefused } else { Event::Disconnected },
+            event: if fault.recovery == Recovery::FixPin { Event::PinRefused } else { Event::Disconnected },
             reason: fault.text,
             hung: false,
         },

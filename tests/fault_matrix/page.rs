@@ -90,7 +90,7 @@ fn with(page: &str, name: &str, content: &str) -> String {
 fn heading(recovery: Recovery) -> &'static str {
     match recovery {
         Recovery::Retry => "| Retry |",
-        Recovery::FixConfiguration => "| FixConfiguration |",
+        Recovery::FixConfiguration | Recovery::FixKey => "| FixConfiguration |",
         Recovery::Relogin => "| Relogin |",
         Recovery::FixPin => "| FixPin |",
         Recovery::RejectRequest => "| RejectRequest |",

@@ -70,12 +70,13 @@ fn pass(mut from: UnixStream, mut to: UnixStream, mut change: impl FnMut(&mut Ve
 fn told_more(held: &mut Vec<u8>, more: u64) -> Vec<u8> {
     let mut out = Vec::new();
     while let Some((frame, length)) = Frame::split(held).unwrap() {
-        match Reply::decode(&frame).unwrap() {
+        let correlation = frame.correlation;
+        match Reply::decode(frame).unwrap() {
             Reply::Status(mut status) => {
                 for count in status.signed.iter_mut().filter(|count| count.kind == Kind::Leaf) {
                     count.count += more;
                 }
-                Reply::Status(status).encode(frame.correlation, &mut out).unwrap();
+                Reply::Status(status).encode(correlation, &mut out).unwrap();
             }
             _ => out.extend_from_slice(&held[..length]),
         }

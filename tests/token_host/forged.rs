@@ -93,7 +93,7 @@ impl Forger {
     fn frame(&mut self) -> Option<(u64, Reply)> {
         loop {
             if let Some((frame, length)) = Frame::split(&self.buffer).unwrap() {
-                let answer = (frame.correlation, Reply::decode(&frame).unwrap());
+                let answer = (frame.correlation, Reply::decode(frame).unwrap());
                 self.buffer.drain(..length);
                 return Some(answer);
             }
@@ -259,17 +259,17 @@ fn a_forged_daemon_gets_nothing_that_the_host_does_not_allow() {
 
 #[test]
 fn what_is_not_the_protocol_ends_the_connection() {
-    let frame = |kind: u8, body: &[u8]| {
-        let length = u32::try_from(9 + body.len()).unwrap().to_be_bytes();
-        [&length[..], &[kind], &[0; 8], body].concat()
-    };
+    let (mut reply, mut ping) = (Vec::new(), Vec::new());
+    Reply::Opened.encode(0, &mut reply).unwrap();
+    Request::Ping.encode(0, &mut ping).unwrap();
     let cases: [(&str, bool, Vec<u8>); 6] = [
         ("a gigabyte", true, vec![0x40, 0, 0, 0]),
         ("an empty frame", true, vec![0; 4]),
-        ("an unknown kind", true, frame(0x66, b"")),
-        ("a reply", true, frame(0x83, b"")),
+        // Correlation 1, and an empty body of the unknown number 15.
+        ("an unknown body", true, vec![0, 0, 0, 4, 0x08, 1, 0x7a, 0]),
+        ("a reply", true, reply),
         ("HTTP", true, b"GET / HTTP/1.1\r\n\r\n".to_vec()),
-        ("a ping before the hello", false, frame(0x04, b"")),
+        ("a ping before the hello", false, ping),
     ];
     let site = Site::new();
     for (name, greeted, bytes) in cases {

@@ -17,7 +17,7 @@ use std::{
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::serve::Connection;
-use crate::protocol::{Fault, FaultClass};
+use crate::protocol::{Fault, Recovery};
 
 /// How long a daemon that is to be turned away has to say hello.
 const HELLO: Duration = Duration::from_millis(500);
@@ -82,7 +82,7 @@ fn turn_away(socket: UnixStream) {
     tracing::warn!("{TAKEN}");
     let Ok(mut connection) = Connection::new(socket) else { return };
     if let Ok(Some(hello)) = connection.hello(HELLO) {
-        let fault = Fault { class: FaultClass::Busy, code: 0, function: String::new(), text: TAKEN.to_owned() };
+        let fault = Fault { recovery: Recovery::Retry, code: 0, function: String::new(), text: TAKEN.to_owned() };
         connection.refuse(hello.correlation, fault);
     }
 }

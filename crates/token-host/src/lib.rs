@@ -32,7 +32,7 @@ pub use command::main;
 use door::Door;
 use ending::Ending;
 use process::error::chain;
-use protocol::{Fault, FaultClass, VERSION};
+use protocol::{Fault, Recovery};
 use serve::{Connection, Served};
 pub use settings::{DEFAULT_CALL_TIMEOUT, Settings};
 use vault::Vault;
@@ -157,7 +157,9 @@ pub fn run_child(name: &str) -> Result<(), HostError> {
     let Some(hello) = connection.hello(HELLO)? else { return Ok(()) };
     let settings: Settings = match serde_json::from_slice(&hello.settings) {
         Ok(settings) => settings,
-        Err(error) => return Err(refuse(&mut connection, hello.correlation, FaultClass::Settings, &error.to_string())),
+        Err(error) => {
+            return Err(refuse(&mut connection, hello.correlation, Recovery::FixConfiguration, &error.to_string()));
+        }
     };
     let watchdog = Watchdog::start(settings.threads(), settings.call_timeout).map_err(system("start its watchdog"))?;
     watchdog.watch_socket(Some(connection.socket().map_err(system("use its socket"))?));
@@ -214,7 +216,7 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
                 Ok(open) => open,
                 Err(fault) => {
                     tracing::error!(reason = fault.text, "the token cannot be used");
-                    let ends = matches!(fault.class, FaultClass::Module | FaultClass::Token);
+                    let ends = fault.recovery == Recovery::NewProcess;
                     let text = fault.text.clone();
                     connection.give_up(hello.correlation, fault);
                     if ends {
@@ -252,8 +254,8 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn refuse(connection: &mut Connection, correlation: u64, class: FaultClass, reason: &str) -> HostError {
-    let fault = Fault { class, code: 0, function: String::new(), text: reason.to_owned() };
+fn refuse(connection: &mut Connection, correlation: u64, recovery: Recovery, reason: &str) -> HostError {
+    let fault = Fault { recovery, code: 0, function: String::new(), text: reason.to_owned() };
     connection.refuse(correlation, fault);
     HostError::Unable(format!("the daemon's settings cannot be used: {reason}"))
 }
@@ -262,5 +264,3 @@ fn refuse(connection: &mut Connection, correlation: u64, class: FaultClass, reas
 fn share(socket: &UnixStream) -> io::Result<Arc<OwnedFd>> {
     Ok(Arc::new(socket.as_fd().try_clone_to_owned()?))
 }
-
-const _: () = assert!(VERSION == 1, "a new version needs a decision what to do with an old daemon");

@@ -1,47 +1,39 @@
-//! What the daemon and a token host say to each other: length-prefixed frames over a Unix stream socket.
+//! The protocol between the daemon and a token host: length-prefixed protobuf frames (proto/token_host.proto) over a Unix
+//! stream socket.
 //!
-//! Pure: bytes to values and back. No I/O, no clock; whatever bytes come in, it answers with a value or an error,
-//! never with a panic, and never allocates more than a frame holds. Used by `host` and `client`.
-//!
-//! ```text
-//! frame   := length:u32 kind:u8 correlation:u64 body     length counts what follows it; all numbers big-endian
-//! request := Hello | Open | Sign | Ping | Cancel | Discard
-//! reply   := Status | Opened | Signed | Refused | Fault | Expired
-//! ```
-//!
-//! Every request gets exactly one reply with its correlation number, in any order; [`Request::Cancel`] and
-//! [`Request::Discard`] get none. A [`Reply::Status`] with the correlation number 0 answers nothing: it is the last word of
-//! a host that ends itself.
+//! Pure: bytes to values and back, without I/O or a clock. Arbitrary input gives a value or an error, never a panic, and
+//! never an allocation larger than a frame.
 
 mod codec;
 mod status;
-mod wire;
+
+#[allow(missing_docs, clippy::doc_markdown, reason = "generated; tests/generated.rs compares it with the proto")]
+mod proto {
+    include!("generated/istio_hsm_ca.token_host.rs");
+}
 
 pub use status::{KeyCount, Status};
-use wire::Reader;
+pub use token::Recovery;
 
-/// The version that both sides must speak; told in [`Request::Hello`].
-pub const VERSION: u16 = 1;
+/// The protocol version, sent in [`Request::Hello`] and [`Status`]. Version 1 had no protobuf: such a peer is
+/// disconnected at its first frame.
+pub const VERSION: u32 = 2;
 
 /// The largest frame in bytes, its length field not counted. The largest TBSCertificate of this CA (a hundred names)
 /// stays below 32 KiB, and a whole frame must fit into the host's read buffer of 64 KiB.
 pub const MAX_FRAME: usize = 60 * 1024;
 
-/// Bytes before the body that the length counts: kind and correlation.
-const HEADER: usize = 1 + 8;
-
-/// The longest text in a reply, in bytes; longer ones are cut.
+/// The longest text in a reply, in bytes; longer ones are truncated.
 const MAX_TEXT: usize = 1024;
 
 /// The longest request id in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
-/// How the protocol names a key: SHA-256 of its DER SubjectPublicKeyInfo.
+/// SHA-256 of a key's DER SubjectPublicKeyInfo.
 pub type Fingerprint = [u8; 32];
 
-/// What a token host signs. A closed list: there is no kind for bytes of any other meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+/// What a token host signs; no other kind exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// A probe, by the canary key alone.
     Canary,
@@ -53,28 +45,7 @@ pub enum Kind {
     Leaf,
 }
 
-impl Kind {
-    const fn code(self) -> u8 {
-        match self {
-            Self::Canary => 1,
-            Self::Checkpoint => 2,
-            Self::Intermediate => 3,
-            Self::Leaf => 4,
-        }
-    }
-
-    const fn from_code(code: u8) -> Option<Self> {
-        Some(match code {
-            1 => Self::Canary,
-            2 => Self::Checkpoint,
-            3 => Self::Intermediate,
-            4 => Self::Leaf,
-            _ => return None,
-        })
-    }
-}
-
-/// What the daemon asks of a host.
+/// A request of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
     /// Nobody waits any more for a message that was to be signed: it is answered with [`Reply::Expired`] unless it has
@@ -91,7 +62,7 @@ pub enum Request<'a> {
     /// The first frame of a connection.
     Hello {
         /// The daemon's [`VERSION`].
-        version: u16,
+        version: u32,
         /// The host's settings in JSON from a daemon to its child; a supervised host has its own and ignores these.
         settings: &'a [u8],
     },
@@ -121,66 +92,11 @@ pub struct Sign<'a> {
     pub message: &'a [u8],
 }
 
-/// What a PKCS#11 error means for the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FaultClass {
-    /// The token is there but has no room now (CKR_SESSION_COUNT and the like): later.
-    Busy,
-    /// This key cannot sign as it stands: it is not there, or its attributes or mechanisms forbid it.
-    Key,
-    /// The login is lost.
-    Login,
-    /// The module is broken: only another host helps.
-    Module,
-    /// The PIN is wrong or locked: nobody tries again until the PIN's file changes.
-    Pin,
-    /// This one message cannot be signed, whichever session does it; others may.
-    Request,
-    /// The session is lost.
-    Session,
-    /// What the host was configured with does not work; the text says what to change.
-    Settings,
-    /// The token is gone.
-    Token,
-}
-
-impl FaultClass {
-    const ALL: [Self; 9] = [
-        Self::Busy,
-        Self::Key,
-        Self::Login,
-        Self::Module,
-        Self::Pin,
-        Self::Request,
-        Self::Session,
-        Self::Settings,
-        Self::Token,
-    ];
-
-    const fn code(self) -> u8 {
-        match self {
-            Self::Busy => 1,
-            Self::Key => 2,
-            Self::Login => 3,
-            Self::Module => 4,
-            Self::Pin => 5,
-            Self::Request => 6,
-            Self::Session => 7,
-            Self::Settings => 8,
-            Self::Token => 9,
-        }
-    }
-
-    fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|class| class.code() == code)
-    }
-}
-
-/// Why the host did not sign although it was willing to.
+/// A failure of the token or of something in front of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What it means.
-    pub class: FaultClass,
+    /// What to do next. [`Recovery::Ignore`] is sent as [`Recovery::NewSession`].
+    pub recovery: Recovery,
     /// The CKR value (PKCS#11, section 4.11 "Return values"), 0 where none is behind it.
     pub code: u64,
     /// The PKCS#11 function that failed; empty where none is behind it.
@@ -189,7 +105,7 @@ pub struct Fault {
     pub text: String,
 }
 
-/// What the host answers.
+/// A reply of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// The deadline passed, or the message was cancelled, before the token was asked.
@@ -214,45 +130,43 @@ pub enum Reply {
     Status(Box<Status>),
 }
 
-/// Why bytes are not a frame of this protocol. The connection is of no use any more then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// A violation of the protocol. It ends the connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
-    /// The body ends too early, goes on too long or holds a value out of range.
+    /// The bytes are not protobuf.
+    #[error("a frame cannot be decoded")]
+    Decode(#[from] prost::DecodeError),
+    /// A field is out of range, or the body is not the expected one.
     #[error("a frame's {0} is malformed")]
     Malformed(&'static str),
-    /// Longer than [`MAX_FRAME`], or shorter than its header.
+    /// Empty, or longer than [`MAX_FRAME`].
     #[error("a frame of {0} bytes is out of bounds")]
     Size(usize),
-    /// A kind of frame that this version does not know.
-    #[error("a frame of unknown kind {0}")]
-    UnknownKind(u8),
 }
 
-/// A frame as it stands in a buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Frame<'a> {
-    /// The number that pairs request and reply.
+/// A decoded frame.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    /// Pairs request and reply.
     pub correlation: u64,
-    kind: u8,
-    body: &'a [u8],
+    body: proto::frame::Body,
 }
 
-impl<'a> Frame<'a> {
-    /// The first whole frame of a buffer and how many bytes it takes there; `None` when it is not whole yet.
+impl Frame {
+    /// The first whole frame of a buffer and how many bytes it takes; `None` when it is incomplete.
     ///
     /// # Errors
-    /// When its length is out of bounds: known from four bytes on, so that nobody waits for a gigabyte.
-    pub fn split(buffer: &'a [u8]) -> Result<Option<(Self, usize)>, ProtocolError> {
+    /// When it is malformed. A length out of bounds is an error as soon as the length is there.
+    pub fn split(buffer: &[u8]) -> Result<Option<(Self, usize)>, ProtocolError> {
         let Some((length, rest)) = buffer.split_first_chunk::<4>() else { return Ok(None) };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-        if !(HEADER..=MAX_FRAME).contains(&length) {
+        if !(1..=MAX_FRAME).contains(&length) {
             return Err(ProtocolError::Size(length));
         }
         let Some(payload) = rest.get(..length) else { return Ok(None) };
-        let mut reader = Reader::new(payload);
-        let kind = reader.u8("kind")?;
-        let correlation = reader.u64("correlation")?;
-        Ok(Some((Self { correlation, kind, body: reader.rest() }, 4 + length)))
+        let proto::Frame { correlation, body } = prost::Message::decode(payload)?;
+        let body = body.ok_or(ProtocolError::Malformed("body"))?;
+        Ok(Some((Self { correlation, body }, 4 + length)))
     }
 }
 

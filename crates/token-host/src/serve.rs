@@ -22,7 +22,7 @@ use super::{
     HostError, share,
     vault::{Vault, Worker, last_word},
 };
-use crate::protocol::{Fault, FaultClass, Frame, ProtocolError, Reply, Request};
+use crate::protocol::{Fault, ProtocolError, Recovery, Reply, Request};
 
 /// Room in the queue for each session: twice as much as a daemon sends ahead.
 const QUEUE_PER_SESSION: usize = 64;
@@ -65,14 +65,13 @@ impl Connection {
 
     /// Waits for the first frame. `None` when none comes in time.
     pub(super) fn hello(&mut self, timeout: Duration) -> Result<Option<Hello>, HostError> {
-        let bytes = match self.inbox.next(Some(timeout)) {
-            Ok(Some((bytes, _))) => bytes,
+        let frame = match self.inbox.next(Some(timeout)) {
+            Ok(Some((frame, _))) => frame,
             Ok(None) => return Ok(None),
             Err(ConnectionError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => return Ok(None),
             Err(ConnectionError::Io(source)) => return Err(HostError::System { what: "read from its socket", source }),
             Err(ConnectionError::Protocol(error)) => return Err(error.into()),
         };
-        let Some((frame, _)) = Frame::split(bytes)? else { return Ok(None) };
         match Request::decode(&frame)? {
             // A daemon of another version learns this host's version from the answer, and decides.
             Request::Hello { settings, .. } => {
@@ -163,14 +162,12 @@ struct Service<'a> {
 impl Service<'_> {
     /// Reads frames until the daemon hangs up.
     fn read(&self, inbox: &mut Inbox) -> Result<(), ConnectionError> {
-        while let Some((bytes, read_at)) = inbox.next(None)? {
-            let Some((frame, _)) = Frame::split(bytes)? else { continue };
-            let correlation = frame.correlation;
+        while let Some((frame, read_at)) = inbox.next(None)? {
             match Request::decode(&frame)? {
                 Request::Cancel { correlation } => self.queue.cancel(correlation),
                 Request::Discard { session } => self.vault.discard(session),
                 Request::Hello { .. } | Request::Open { .. } | Request::Ping | Request::Sign(_) => {
-                    self.queue.push(Queued { correlation, bytes: bytes.into(), read_at, cancelled: false });
+                    self.queue.push(Queued { frame, read_at, cancelled: false });
                 }
             }
         }
@@ -211,20 +208,20 @@ impl Service<'_> {
                 }
                 continue;
             }
-            let Some((frame, _)) = Frame::split(&next.bytes)? else { continue };
-            let request = Request::decode(&frame)?;
+            let correlation = next.frame.correlation;
+            let request = Request::decode(&next.frame)?;
             let began = Instant::now();
             match self.answer(index, &request, &next) {
                 Some(Reply::Fault(fault)) if is_broken(&fault) => {
                     let reason = fault.text.clone();
                     // The daemon hangs up after the fault.
                     outbox.push(0, &Reply::Status(Box::new(last_word())))?;
-                    outbox.push(next.correlation, &Reply::Fault(fault))?;
+                    outbox.push(correlation, &Reply::Fault(fault))?;
                     outbox.flush()?;
                     *lock(&self.broken) = Some(reason);
                     return Ok(());
                 }
-                Some(reply) => outbox.push(next.correlation, &reply)?,
+                Some(reply) => outbox.push(correlation, &reply)?,
                 None => {}
             }
             let now = Instant::now();
@@ -239,17 +236,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether only another host process helps.
 fn is_broken(fault: &Fault) -> bool {
-    match fault.class {
-        FaultClass::Module | FaultClass::Token => true,
-        FaultClass::Busy
-        | FaultClass::Key
-        | FaultClass::Login
-        | FaultClass::Pin
-        | FaultClass::Request
-        | FaultClass::Session
-        | FaultClass::Settings => false,
-    }
+    fault.recovery == Recovery::NewProcess
 }
 
 /// The connection ended before the daemon hung up.

@@ -19,6 +19,9 @@ pub use codes::{Entry, TABLE, code_of, entry};
 pub enum Recovery {
     /// The operator must change the token, the key or the configuration. Retried rarely.
     FixConfiguration,
+    /// The key is missing, or its attributes or mechanisms do not fit. No return code says so in general: the token host
+    /// reports it for a call that uses a key and that returned a code with `FixConfiguration`.
+    FixKey,
     /// The PIN is wrong or unusable. Not retried until the PIN file changes.
     FixPin,
     /// The call can be treated as successful.

@@ -282,7 +282,7 @@ impl GenerateError {
             Self::Call(CallError { source, .. }) => {
                 use super::Recovery;
                 match source.recovery() {
-                    Recovery::FixConfiguration | Recovery::RejectRequest => true,
+                    Recovery::FixConfiguration | Recovery::FixKey | Recovery::RejectRequest => true,
                     // What Kryoptic and SoftHSM builds without the curve answer to its generation.
                     Recovery::NewSession | Recovery::NewProcess => {
                         source.is(RvError::FunctionFailed) || source.is(RvError::DeviceError)

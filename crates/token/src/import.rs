@@ -295,7 +295,7 @@ impl Import<'_> {
 fn cannot(error: &WrapError) -> bool {
     match error.fault().map(Pkcs11Error::recovery) {
         // SoftHSM returns CKR_FUNCTION_FAILED for a key type that it cannot unwrap.
-        Some(Recovery::FixConfiguration | Recovery::RejectRequest | Recovery::NewSession) => true,
+        Some(Recovery::FixConfiguration | Recovery::FixKey | Recovery::RejectRequest | Recovery::NewSession) => true,
         Some(Recovery::Retry | Recovery::Relogin | Recovery::FixPin | Recovery::Ignore | Recovery::NewProcess)
         | None => false,
     }

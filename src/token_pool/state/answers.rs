@@ -139,7 +139,7 @@ impl Shared {
             reason = fault.text,
             "the token did not sign"
         );
-        let event = token.breaker.fault(fault.class, ca_key.is_some());
+        let event = token.breaker.fault(fault.recovery, ca_key.is_some());
         if token.apply(event, &fault.text).contains(&Action::ForgetKey)
             && let Some(key) = ca_key
         {

@@ -1,103 +1,144 @@
-//! Requests and replies to frames and back. Pure; used through their own methods.
+//! Requests and replies to frames and back.
+
+use prost::Message;
 
 use super::{
-    Fault, FaultClass, Frame, Kind, MAX_REQUEST_ID, MAX_TEXT, ProtocolError, Reply, Request, Sign, Status,
-    wire::{Reader, Writer},
+    Fault, Fingerprint, Frame, Kind, MAX_FRAME, MAX_REQUEST_ID, MAX_TEXT, ProtocolError, Recovery, Reply, Request,
+    Sign, Status,
+    proto::{self, frame::Body},
 };
 
-pub(super) mod kind {
-    pub(in super::super) const DISCARD: u8 = 0x01;
-    pub(in super::super) const HELLO: u8 = 0x02;
-    pub(in super::super) const OPEN: u8 = 0x03;
-    pub(in super::super) const PING: u8 = 0x04;
-    pub(in super::super) const SIGN: u8 = 0x05;
-    pub(in super::super) const CANCEL: u8 = 0x06;
-    pub(in super::super) const EXPIRED: u8 = 0x81;
-    pub(in super::super) const FAULT: u8 = 0x82;
-    pub(in super::super) const OPENED: u8 = 0x83;
-    pub(in super::super) const REFUSED: u8 = 0x84;
-    pub(in super::super) const SIGNED: u8 = 0x85;
-    pub(in super::super) const STATUS: u8 = 0x86;
+impl From<Kind> for proto::Kind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Canary => Self::Canary,
+            Kind::Checkpoint => Self::Checkpoint,
+            Kind::Intermediate => Self::Intermediate,
+            Kind::Leaf => Self::Leaf,
+        }
+    }
+}
+
+impl TryFrom<proto::Kind> for Kind {
+    type Error = ProtocolError;
+
+    fn try_from(kind: proto::Kind) -> Result<Self, ProtocolError> {
+        Ok(match kind {
+            proto::Kind::Unspecified => return Err(ProtocolError::Malformed("kind of message")),
+            proto::Kind::Canary => Self::Canary,
+            proto::Kind::Checkpoint => Self::Checkpoint,
+            proto::Kind::Intermediate => Self::Intermediate,
+            proto::Kind::Leaf => Self::Leaf,
+        })
+    }
+}
+
+impl From<Recovery> for proto::Recovery {
+    fn from(recovery: Recovery) -> Self {
+        match recovery {
+            Recovery::FixConfiguration => Self::FixConfiguration,
+            Recovery::FixKey => Self::FixKey,
+            Recovery::FixPin => Self::FixPin,
+            Recovery::Ignore | Recovery::NewSession => Self::NewSession,
+            Recovery::NewProcess => Self::NewProcess,
+            Recovery::RejectRequest => Self::RejectRequest,
+            Recovery::Relogin => Self::Relogin,
+            Recovery::Retry => Self::Retry,
+        }
+    }
+}
+
+impl TryFrom<proto::Recovery> for Recovery {
+    type Error = ProtocolError;
+
+    fn try_from(recovery: proto::Recovery) -> Result<Self, ProtocolError> {
+        Ok(match recovery {
+            proto::Recovery::Unspecified => return Err(ProtocolError::Malformed("recovery")),
+            proto::Recovery::FixConfiguration => Self::FixConfiguration,
+            proto::Recovery::FixKey => Self::FixKey,
+            proto::Recovery::FixPin => Self::FixPin,
+            proto::Recovery::NewProcess => Self::NewProcess,
+            proto::Recovery::NewSession => Self::NewSession,
+            proto::Recovery::RejectRequest => Self::RejectRequest,
+            proto::Recovery::Relogin => Self::Relogin,
+            proto::Recovery::Retry => Self::Retry,
+        })
+    }
+}
+
+fn fingerprint(key: &[u8]) -> Result<Fingerprint, ProtocolError> {
+    key.try_into().map_err(|_| ProtocolError::Malformed("key"))
+}
+
+/// Truncates a text at a character boundary.
+fn truncate(text: &str, max: usize) -> String {
+    text[..text.floor_char_boundary(max)].to_owned()
+}
+
+/// Appends a frame. The buffer is unchanged after an error.
+fn encode(correlation: u64, body: Body, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
+    let frame = proto::Frame { correlation, body: Some(body) };
+    let length = frame.encoded_len();
+    let too_large = || ProtocolError::Size(length);
+    let prefix = u32::try_from(length).ok().filter(|_| length <= MAX_FRAME).ok_or_else(too_large)?;
+    out.extend_from_slice(&prefix.to_be_bytes());
+    frame.encode(out).map_err(|_| too_large())
 }
 
 impl<'a> Request<'a> {
     /// Appends the request's frame to a buffer.
     ///
     /// # Errors
-    /// When it is larger than [`MAX_FRAME`](super::MAX_FRAME); the buffer then is as it was.
+    /// When it is larger than [`MAX_FRAME`]; the buffer is unchanged then.
     pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
-        let code = match self {
-            Self::Cancel { .. } => kind::CANCEL,
-            Self::Discard { .. } => kind::DISCARD,
-            Self::Hello { .. } => kind::HELLO,
-            Self::Open { .. } => kind::OPEN,
-            Self::Ping => kind::PING,
-            Self::Sign(_) => kind::SIGN,
-        };
-        let mut writer = Writer::begin(out, code, correlation);
-        match self {
-            Self::Cancel { correlation } => writer.u64(*correlation),
-            Self::Discard { session } => writer.u32(*session),
+        let body = match self {
+            Self::Cancel { correlation } => Body::Cancel(proto::Cancel { correlation: *correlation }),
+            Self::Discard { session } => Body::Discard(proto::Discard { session: *session }),
             Self::Hello { version, settings } => {
-                writer.u16(*version);
-                writer.all(settings);
+                Body::Hello(proto::Hello { version: *version, settings: settings.to_vec() })
             }
-            Self::Open { key } => writer.all(key),
-            Self::Ping => {}
-            Self::Sign(sign) => {
-                writer.u8(sign.kind.code());
-                writer.all(&sign.key);
-                writer.u32(sign.deadline_ms);
-                writer.text(sign.request_id, MAX_REQUEST_ID);
-                writer.all(sign.message);
-            }
-        }
-        writer.finish()
-    }
-
-    /// Which message a frame cancels; none where it is another request or malformed.
-    #[must_use]
-    pub fn cancelled_by(frame: &Frame<'a>) -> Option<u64> {
-        let mut reader = (frame.kind == kind::CANCEL).then(|| Reader::new(frame.body))?;
-        reader.u64("correlation").ok()
+            Self::Open { key } => Body::Open(proto::Open { key: key.to_vec() }),
+            Self::Ping => Body::Ping(proto::Ping {}),
+            Self::Sign(sign) => Body::Sign(proto::Sign {
+                kind: proto::Kind::from(sign.kind).into(),
+                key: sign.key.to_vec(),
+                deadline_ms: sign.deadline_ms,
+                request_id: truncate(sign.request_id, MAX_REQUEST_ID),
+                message: sign.message.to_vec(),
+            }),
+        };
+        encode(correlation, body, out)
     }
 
     /// Reads a request.
     ///
     /// # Errors
-    /// When the frame is none.
-    pub fn decode(frame: &Frame<'a>) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new(frame.body);
-        Ok(match frame.kind {
-            kind::CANCEL => {
-                let correlation = reader.u64("correlation")?;
-                reader.end("Cancel")?;
-                Self::Cancel { correlation }
+    /// When the frame is not a valid request.
+    pub fn decode(frame: &'a Frame) -> Result<Self, ProtocolError> {
+        Ok(match &frame.body {
+            Body::Cancel(cancel) => Self::Cancel { correlation: cancel.correlation },
+            Body::Discard(discard) => Self::Discard { session: discard.session },
+            Body::Hello(hello) => Self::Hello { version: hello.version, settings: &hello.settings },
+            Body::Open(open) => Self::Open { key: fingerprint(&open.key)? },
+            Body::Ping(proto::Ping {}) => Self::Ping,
+            Body::Sign(sign) => {
+                if sign.request_id.len() > MAX_REQUEST_ID {
+                    return Err(ProtocolError::Malformed("request id"));
+                }
+                Self::Sign(Sign {
+                    kind: sign.kind().try_into()?,
+                    key: fingerprint(&sign.key)?,
+                    request_id: &sign.request_id,
+                    deadline_ms: sign.deadline_ms,
+                    message: &sign.message,
+                })
             }
-            kind::DISCARD => {
-                let session = reader.u32("session")?;
-                reader.end("Discard")?;
-                Self::Discard { session }
-            }
-            kind::HELLO => Self::Hello { version: reader.u16("version")?, settings: reader.rest() },
-            kind::OPEN => {
-                let key = reader.array("key")?;
-                reader.end("Open")?;
-                Self::Open { key }
-            }
-            kind::PING => {
-                reader.end("Ping")?;
-                Self::Ping
-            }
-            kind::SIGN => Self::Sign(Sign {
-                kind: Kind::from_code(reader.u8("kind of message")?)
-                    .ok_or(ProtocolError::Malformed("kind of message"))?,
-                key: reader.array("key")?,
-                deadline_ms: reader.u32("deadline")?,
-                request_id: reader.text("request id", MAX_REQUEST_ID)?,
-                message: reader.rest(),
-            }),
-            other => return Err(ProtocolError::UnknownKind(other)),
+            Body::Expired(_)
+            | Body::Fault(_)
+            | Body::Opened(_)
+            | Body::Refused(_)
+            | Body::Signed(_)
+            | Body::Status(_) => return Err(ProtocolError::Malformed("direction")),
         })
     }
 }
@@ -106,68 +147,46 @@ impl Reply {
     /// Appends the reply's frame to a buffer.
     ///
     /// # Errors
-    /// When it is larger than [`MAX_FRAME`](super::MAX_FRAME); the buffer then is as it was.
+    /// When it is larger than [`MAX_FRAME`]; the buffer is unchanged then.
     pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
-        let code = match self {
-            Self::Expired => kind::EXPIRED,
-            Self::Fault(_) => kind::FAULT,
-            Self::Opened => kind::OPENED,
-            Self::Refused { .. } => kind::REFUSED,
-            Self::Signed { .. } => kind::SIGNED,
-            Self::Status(_) => kind::STATUS,
-        };
-        let mut writer = Writer::begin(out, code, correlation);
-        match self {
-            Self::Expired | Self::Opened => {}
-            Self::Fault(fault) => {
-                writer.u8(fault.class.code());
-                writer.u64(fault.code);
-                writer.text(&fault.function, MAX_TEXT);
-                writer.text(&fault.text, MAX_TEXT);
-            }
-            Self::Refused { reason } => writer.text(reason, MAX_TEXT),
+        let body = match self {
+            Self::Expired => Body::Expired(proto::Expired {}),
+            Self::Fault(fault) => Body::Fault(proto::Fault {
+                recovery: proto::Recovery::from(fault.recovery).into(),
+                code: fault.code,
+                function: truncate(&fault.function, MAX_TEXT),
+                text: truncate(&fault.text, MAX_TEXT),
+            }),
+            Self::Opened => Body::Opened(proto::Opened {}),
+            Self::Refused { reason } => Body::Refused(proto::Refused { reason: truncate(reason, MAX_TEXT) }),
             Self::Signed { session, signature } => {
-                writer.u32(*session);
-                writer.all(signature);
+                Body::Signed(proto::Signed { session: *session, signature: signature.clone() })
             }
-            Self::Status(status) => writer.all(&status.to_json()),
-        }
-        writer.finish()
+            Self::Status(status) => Body::Status(status.to_proto()),
+        };
+        encode(correlation, body, out)
     }
 
     /// Reads a reply.
     ///
     /// # Errors
-    /// When the frame is none.
-    pub fn decode(frame: &Frame<'_>) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new(frame.body);
-        Ok(match frame.kind {
-            kind::EXPIRED => {
-                reader.end("Expired")?;
-                Self::Expired
+    /// When the frame is not a valid reply.
+    pub fn decode(frame: Frame) -> Result<Self, ProtocolError> {
+        Ok(match frame.body {
+            Body::Expired(proto::Expired {}) => Self::Expired,
+            Body::Fault(fault) => Self::Fault(Fault {
+                recovery: fault.recovery().try_into()?,
+                code: fault.code,
+                function: fault.function,
+                text: fault.text,
+            }),
+            Body::Opened(proto::Opened {}) => Self::Opened,
+            Body::Refused(refused) => Self::Refused { reason: refused.reason },
+            Body::Signed(signed) => Self::Signed { session: signed.session, signature: signed.signature },
+            Body::Status(status) => Self::Status(Box::new(Status::from_proto(status)?)),
+            Body::Cancel(_) | Body::Discard(_) | Body::Hello(_) | Body::Open(_) | Body::Ping(_) | Body::Sign(_) => {
+                return Err(ProtocolError::Malformed("direction"));
             }
-            kind::FAULT => {
-                let fault = Fault {
-                    class: FaultClass::from_code(reader.u8("class")?).ok_or(ProtocolError::Malformed("class"))?,
-                    code: reader.u64("code")?,
-                    function: reader.text("function", MAX_TEXT)?.to_owned(),
-                    text: reader.text("text", MAX_TEXT)?.to_owned(),
-                };
-                reader.end("Fault")?;
-                Self::Fault(fault)
-            }
-            kind::OPENED => {
-                reader.end("Opened")?;
-                Self::Opened
-            }
-            kind::REFUSED => {
-                let reason = reader.text("reason", MAX_TEXT)?.to_owned();
-                reader.end("Refused")?;
-                Self::Refused { reason }
-            }
-            kind::SIGNED => Self::Signed { session: reader.u32("session")?, signature: reader.rest().to_vec() },
-            kind::STATUS => Self::Status(Box::new(Status::from_json(reader.rest())?)),
-            other => return Err(ProtocolError::UnknownKind(other)),
         })
     }
 }

@@ -1,16 +1,13 @@
-//! What a host tells about itself. Rare, so JSON: fields may be added without a new protocol version.
+//! A host's report about itself.
 
-use serde::{Deserialize, Serialize};
-
-use super::{Kind, ProtocolError};
+use super::{Kind, ProtocolError, proto};
 use token::calls::{FunctionCalls, FunctionErrors};
 
 /// A host's state and what it has signed since it began.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     /// The protocol version that the host speaks.
-    pub version: u16,
+    pub version: u32,
     /// The token's label.
     pub token: String,
     /// The token's serial number.
@@ -50,7 +47,7 @@ pub struct Status {
 }
 
 /// How many messages of one kind a key has signed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyCount {
     /// SHA-256 of the key's SubjectPublicKeyInfo in hexadecimal digits.
     pub key: String,
@@ -61,12 +58,81 @@ pub struct KeyCount {
 }
 
 impl Status {
-    pub(super) fn to_json(&self) -> Vec<u8> {
-        // A struct of texts and numbers always has a JSON form.
-        serde_json::to_vec(self).unwrap_or_default()
+    pub(super) fn to_proto(&self) -> proto::Status {
+        proto::Status {
+            version: self.version,
+            token: self.token.clone(),
+            serial: self.serial.clone(),
+            model: self.model.clone(),
+            pid: self.pid,
+            sessions: self.sessions,
+            ca_keys: self.ca_keys.clone(),
+            log_key: self.log_key.clone(),
+            canary_key: self.canary_key.clone(),
+            signed: self.signed.iter().map(KeyCount::to_proto).collect(),
+            refused: self.refused,
+            expired: self.expired,
+            failed: self.failed,
+            sessions_reopened: self.sessions_reopened,
+            logins: self.logins,
+            cancels: self.cancels,
+            instance: self.instance,
+            calls: self.calls.iter().map(calls_to_proto).collect(),
+            call_errors: self.call_errors.iter().map(errors_to_proto).collect(),
+        }
     }
 
-    pub(super) fn from_json(bytes: &[u8]) -> Result<Self, ProtocolError> {
-        serde_json::from_slice(bytes).map_err(|_| ProtocolError::Malformed("status"))
+    pub(super) fn from_proto(status: proto::Status) -> Result<Self, ProtocolError> {
+        Ok(Self {
+            version: status.version,
+            token: status.token,
+            serial: status.serial,
+            model: status.model,
+            pid: status.pid,
+            sessions: status.sessions,
+            ca_keys: status.ca_keys,
+            log_key: status.log_key,
+            canary_key: status.canary_key,
+            signed: status.signed.into_iter().map(KeyCount::from_proto).collect::<Result<_, _>>()?,
+            refused: status.refused,
+            expired: status.expired,
+            failed: status.failed,
+            sessions_reopened: status.sessions_reopened,
+            logins: status.logins,
+            cancels: status.cancels,
+            instance: status.instance,
+            calls: status.calls.into_iter().map(calls_from_proto).collect(),
+            call_errors: status.call_errors.into_iter().map(errors_from_proto).collect(),
+        })
     }
+}
+
+impl KeyCount {
+    fn to_proto(&self) -> proto::KeyCount {
+        proto::KeyCount { key: self.key.clone(), kind: proto::Kind::from(self.kind).into(), count: self.count }
+    }
+
+    fn from_proto(count: proto::KeyCount) -> Result<Self, ProtocolError> {
+        Ok(Self { kind: count.kind().try_into()?, key: count.key, count: count.count })
+    }
+}
+
+fn calls_to_proto(calls: &FunctionCalls) -> proto::FunctionCalls {
+    let FunctionCalls { function, buckets, nanoseconds } = calls.clone();
+    proto::FunctionCalls { function, buckets, nanoseconds }
+}
+
+fn calls_from_proto(calls: proto::FunctionCalls) -> FunctionCalls {
+    let proto::FunctionCalls { function, buckets, nanoseconds } = calls;
+    FunctionCalls { function, buckets, nanoseconds }
+}
+
+fn errors_to_proto(errors: &FunctionErrors) -> proto::FunctionErrors {
+    let FunctionErrors { function, code, count } = errors.clone();
+    proto::FunctionErrors { function, code, count }
+}
+
+fn errors_from_proto(errors: proto::FunctionErrors) -> FunctionErrors {
+    let proto::FunctionErrors { function, code, count } = errors;
+    FunctionErrors { function, code, count }
 }

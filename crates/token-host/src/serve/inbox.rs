@@ -31,14 +31,12 @@ impl Inbox {
         Self { socket, buffer: vec![0; BUFFER].into_boxed_slice(), start: 0, end: 0, read_at: Instant::now() }
     }
 
-    /// Waits for the next whole frame, and returns its bytes and when the last of them was read. `None` when the daemon
-    /// has hung up.
-    pub(super) fn next(&mut self, timeout: Option<Duration>) -> Result<Option<(&[u8], Instant)>, ConnectionError> {
+    /// Waits for the next frame, and returns it and when its last byte was read. `None` when the daemon has hung up.
+    pub(super) fn next(&mut self, timeout: Option<Duration>) -> Result<Option<(Frame, Instant)>, ConnectionError> {
         loop {
-            if let Some((_, length)) = Frame::split(&self.buffer[self.start..self.end])? {
-                let start = self.start;
+            if let Some((frame, length)) = Frame::split(&self.buffer[self.start..self.end])? {
                 self.start += length;
-                return Ok(Some((&self.buffer[start..start + length], self.read_at)));
+                return Ok(Some((frame, self.read_at)));
             }
             if self.fill(timeout)? == 0 {
                 return Ok(None);
@@ -88,12 +86,12 @@ mod tests {
         let (front, rest) = bytes.split_at(bytes.len() - 3);
         daemon.write_all(front).unwrap();
         let (first, read_at) = inbox.next(None).unwrap().unwrap();
-        assert_eq!(Frame::split(first).unwrap().unwrap().0.correlation, 1);
+        assert_eq!(first.correlation, 1);
         let between = Instant::now();
         assert!(read_at < between);
         daemon.write_all(rest).unwrap();
         let (second, read_at) = inbox.next(None).unwrap().unwrap();
-        assert_eq!(Frame::split(second).unwrap().unwrap().0.correlation, 2);
+        assert_eq!(second.correlation, 2);
         assert!(read_at >= between);
         drop(daemon);
         assert!(inbox.next(None).unwrap().is_none());

@@ -7,13 +7,12 @@ use std::{
 };
 
 use super::lock;
+use crate::protocol::Frame;
 
 /// A frame that waits for a session.
 #[derive(Debug)]
 pub(super) struct Queued {
-    pub(super) correlation: u64,
-    /// The whole frame.
-    pub(super) bytes: Box<[u8]>,
+    pub(super) frame: Frame,
     /// When the last byte was read. The deadline counts from then.
     pub(super) read_at: Instant,
     /// The daemon has cancelled the request.
@@ -93,7 +92,8 @@ impl Queue {
 
     /// Marks a request as cancelled unless a session has taken it.
     pub(super) fn cancel(&self, correlation: u64) {
-        if let Some(frame) = lock(&self.state).frames.iter_mut().find(|frame| frame.correlation == correlation) {
+        if let Some(frame) = lock(&self.state).frames.iter_mut().find(|queued| queued.frame.correlation == correlation)
+        {
             frame.cancelled = true;
         }
     }
@@ -121,19 +121,23 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::protocol::Request;
 
     fn frame(correlation: u64) -> Queued {
-        Queued { correlation, bytes: Box::default(), read_at: Instant::now(), cancelled: false }
+        let mut bytes = Vec::new();
+        Request::Ping.encode(correlation, &mut bytes).unwrap();
+        let (frame, _) = Frame::split(&bytes).unwrap().unwrap();
+        Queued { frame, read_at: Instant::now(), cancelled: false }
     }
 
     #[test]
     fn cancelled_request_is_marked_and_keeps_its_place() {
         let queue = Queue::new(10);
         (1..=4).for_each(|correlation| queue.push(frame(correlation)));
-        assert_eq!(queue.try_pop().map(|frame| frame.correlation), Some(1));
+        assert_eq!(queue.try_pop().map(|queued| queued.frame.correlation), Some(1));
         queue.cancel(1);
         queue.cancel(3);
-        let rest = std::iter::from_fn(|| queue.try_pop()).map(|frame| (frame.correlation, frame.cancelled));
+        let rest = std::iter::from_fn(|| queue.try_pop()).map(|queued| (queued.frame.correlation, queued.cancelled));
         assert_eq!(rest.collect::<Vec<_>>(), [(2, false), (3, true), (4, false)]);
         queue.push(frame(3));
         assert!(!queue.try_pop().unwrap().cancelled, "a cancellation is not remembered");
@@ -147,8 +151,8 @@ mod tests {
             let pushing = scope.spawn(|| queue.push(frame(2)));
             thread::sleep(Duration::from_millis(20));
             assert!(!pushing.is_finished());
-            assert_eq!(queue.pop().unwrap().correlation, 1);
-            assert_eq!(queue.pop().unwrap().correlation, 2);
+            assert_eq!(queue.pop().unwrap().frame.correlation, 1);
+            assert_eq!(queue.pop().unwrap().frame.correlation, 2);
         });
     }
 
@@ -157,7 +161,7 @@ mod tests {
         let queue = Queue::new(1);
         queue.push(frame(1));
         queue.put_back(frame(2));
-        assert_eq!(queue.pop().unwrap().correlation, 2);
+        assert_eq!(queue.pop().unwrap().frame.correlation, 2);
     }
 
     #[test]

@@ -1,19 +1,19 @@
 //! From the token's errors to the wire's.
 
 use super::super::chain;
-use crate::protocol::{Fault, FaultClass};
+use crate::protocol::Fault;
 use token::{
     Recovery,
     key::KeyError,
     module::{LoginError, TokenError},
 };
 
-pub(super) fn fault_of(class: FaultClass, text: &str) -> Fault {
-    Fault { class, code: 0, function: String::new(), text: text.to_owned() }
+pub(super) fn fault_of(recovery: Recovery, text: &str) -> Fault {
+    Fault { recovery, code: 0, function: String::new(), text: text.to_owned() }
 }
 
 pub(super) fn fault(text: &str) -> Fault {
-    fault_of(FaultClass::Settings, text)
+    fault_of(Recovery::FixConfiguration, text)
 }
 
 pub(super) fn setting(error: &dyn std::error::Error) -> Fault {
@@ -21,29 +21,27 @@ pub(super) fn setting(error: &dyn std::error::Error) -> Fault {
 }
 
 pub(super) fn pin_fault(text: &str) -> Fault {
-    fault_of(FaultClass::Pin, text)
+    fault_of(Recovery::FixPin, text)
 }
 
 /// A PIN file that vanished may come back at any moment: that is no verdict on the PIN.
 pub(super) fn pin_file_fault(text: &str) -> Fault {
-    fault_of(FaultClass::Settings, text)
+    fault_of(Recovery::FixConfiguration, text)
 }
 
-fn class(recovery: Recovery) -> FaultClass {
+/// A return code of a call that uses a key is about the key, not about the host's configuration.
+fn of_key(recovery: Recovery) -> Recovery {
     match recovery {
-        Recovery::Retry => FaultClass::Busy,
-        Recovery::FixConfiguration => FaultClass::Key,
-        Recovery::Relogin => FaultClass::Login,
-        Recovery::FixPin => FaultClass::Pin,
-        Recovery::RejectRequest => FaultClass::Request,
-        Recovery::NewSession | Recovery::Ignore => FaultClass::Session,
-        Recovery::NewProcess => FaultClass::Module,
+        Recovery::FixConfiguration => Recovery::FixKey,
+        // Only C_Login and C_Initialize succeed with such a code, and they have handled it.
+        Recovery::Ignore => Recovery::NewSession,
+        other => other,
     }
 }
 
 pub(super) fn call_fault(error: &token::Pkcs11Error, function: &str) -> Fault {
     Fault {
-        class: class(error.recovery()),
+        recovery: of_key(error.recovery()),
         code: error.code().unwrap_or_default(),
         function: function.to_owned(),
         text: error.to_string(),
@@ -51,11 +49,7 @@ pub(super) fn call_fault(error: &token::Pkcs11Error, function: &str) -> Fault {
 }
 
 pub(super) fn token_fault(error: &TokenError) -> Fault {
-    let class = match error.recovery() {
-        Recovery::FixConfiguration => FaultClass::Settings,
-        other => class(other),
-    };
-    fault_of(class, &chain(error))
+    fault_of(error.recovery(), &chain(error))
 }
 
 pub(super) fn login_fault(error: &LoginError) -> Fault {
@@ -64,7 +58,7 @@ pub(super) fn login_fault(error: &LoginError) -> Fault {
         LoginError::FinalTry(_) | LoginError::Locked(_) | LoginError::Unset(_) => (None, ""),
     };
     Fault {
-        class: class(error.recovery()),
+        recovery: of_key(error.recovery()),
         code: code.unwrap_or_default(),
         function: function.to_owned(),
         text: chain(error),
@@ -75,7 +69,7 @@ pub(super) fn key_fault(error: &KeyError) -> Fault {
     match error {
         KeyError::Call { source, .. } => Fault { text: chain(error), ..call_fault(source, "C_FindObjects") },
         KeyError::Ambiguous { .. } | KeyError::NotFound(_) | KeyError::Public { .. } | KeyError::Unfit { .. } => {
-            fault_of(FaultClass::Key, &chain(error))
+            fault_of(Recovery::FixKey, &chain(error))
         }
     }
 }
@@ -83,6 +77,6 @@ pub(super) fn key_fault(error: &KeyError) -> Fault {
 pub(super) fn sign_fault(error: &token::mechanism::SignError) -> Fault {
     match error {
         token::mechanism::SignError::Call(source) => Fault { text: chain(error), ..call_fault(source, "C_Sign") },
-        token::mechanism::SignError::Length { .. } => fault_of(FaultClass::Session, &chain(error)),
+        token::mechanism::SignError::Length { .. } => fault_of(Recovery::NewSession, &chain(error)),
     }
 }

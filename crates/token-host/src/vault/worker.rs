@@ -12,7 +12,7 @@ use cryptoki::{object::ObjectHandle, session::Session};
 use super::{Vault, call_fault, fault_of, key_fault, sign_fault};
 use crate::{
     canary_message,
-    protocol::{Fault, FaultClass, Fingerprint, Kind},
+    protocol::{Fault, Fingerprint, Kind, Recovery},
 };
 use pki::PublicKey;
 use token::{
@@ -55,7 +55,7 @@ impl<'a> Worker<'a> {
         self.ensure().is_ok()
     }
 
-    /// Has a key sign; after a failure once more, on the next rung of the ladder, if the deadline allows.
+    /// Signs with a key; after a failure, recovers and tries once more if the deadline allows.
     pub(in super::super) fn sign(
         &mut self,
         kind: Kind,
@@ -74,36 +74,43 @@ impl<'a> Worker<'a> {
             code = first.code,
             function = first.function,
             reason = first.text,
-            "a signature failed; its session is dropped"
+            "signing failed; dropping the session"
         );
         self.drop_session();
-        self.climb(&first, login, deadline)?;
+        self.escalate(&first, login, deadline)?;
         let second = self.attempt(kind, key, fingerprint, message);
         if let Err(fault) = &second {
-            tracing::warn!(thread = self.thread, code = fault.code, reason = fault.text, "and so did the second try");
+            tracing::warn!(
+                thread = self.thread,
+                code = fault.code,
+                reason = fault.text,
+                "signing failed again after recovery; dropping the session"
+            );
             self.drop_session();
         }
         second
     }
 
-    /// What must happen before the second try; fails when there is none.
-    fn climb(&mut self, fault: &Fault, login: u64, deadline: Instant) -> Result<(), Fault> {
+    /// Takes the recovery step before the second attempt; fails when there is none.
+    fn escalate(&mut self, fault: &Fault, login: u64, deadline: Instant) -> Result<(), Fault> {
         if Instant::now() >= deadline {
             return Err(fault.clone());
         }
-        match fault.class {
+        match fault.recovery {
             // A key that was imported again has another handle, which the new session finds. And tokens hide private
             // objects from whoever is not logged in, so that a lost login may look like a lost key.
-            FaultClass::Key | FaultClass::Request | FaultClass::Session => match self.session_info() {
-                Err(lost) if lost.class == FaultClass::Login => self.vault.login(self.thread, login),
-                Ok(()) | Err(_) => Ok(()),
-            },
-            FaultClass::Login => self.vault.login(self.thread, login),
-            FaultClass::Busy => {
+            Recovery::FixKey | Recovery::Ignore | Recovery::NewSession | Recovery::RejectRequest => {
+                match self.session_info() {
+                    Err(lost) if lost.recovery == Recovery::Relogin => self.vault.login(self.thread, login),
+                    Ok(()) | Err(_) => Ok(()),
+                }
+            }
+            Recovery::Relogin => self.vault.login(self.thread, login),
+            Recovery::Retry => {
                 std::thread::sleep(BUSY_PAUSE.min(deadline.saturating_duration_since(Instant::now())));
                 Ok(())
             }
-            FaultClass::Module | FaultClass::Pin | FaultClass::Settings | FaultClass::Token => Err(fault.clone()),
+            Recovery::NewProcess | Recovery::FixPin | Recovery::FixConfiguration => Err(fault.clone()),
         }
     }
 
@@ -133,15 +140,15 @@ impl<'a> Worker<'a> {
         let login = self.vault.login_number();
         let result = self.find_ca_key(key);
         match result {
-            Err(fault) if matches!(fault.class, FaultClass::Session | FaultClass::Login | FaultClass::Busy) => {
+            Err(fault) if matches!(fault.recovery, Recovery::NewSession | Recovery::Relogin | Recovery::Retry) => {
                 self.drop_session();
                 let soon = Instant::now() + BUSY_PAUSE * 2;
-                self.climb(&fault, login, soon)?;
+                self.escalate(&fault, login, soon)?;
                 self.find_ca_key(key).inspect_err(|_| self.drop_session())
             }
             // Asked for again each second while a key is missing: the session stays.
-            Err(fault) if fault.class == FaultClass::Key => match self.session_info() {
-                Err(lost) if lost.class == FaultClass::Login => {
+            Err(fault) if fault.recovery == Recovery::FixKey => match self.session_info() {
+                Err(lost) if lost.recovery == Recovery::Relogin => {
                     self.vault.login(self.thread, login)?;
                     self.find_ca_key(key)
                 }
@@ -163,7 +170,7 @@ impl<'a> Worker<'a> {
             let read = public::read(session, object).map_err(|error| call_fault(&error, "C_GetAttributeValue"))?;
             if read.is_ok_and(|other| other != *key) {
                 return Err(fault_of(
-                    FaultClass::Key,
+                    Recovery::FixKey,
                     "the token's public key object is not the key of the CA certificate; import the key again",
                 ));
             }
@@ -177,8 +184,8 @@ impl<'a> Worker<'a> {
         std::mem::take(&mut self.used)
     }
 
-    /// Has the canary key sign, so that neither token nor firewall takes the session for idle: many libraries answer
-    /// questions about a session by themselves. Where there is no such key, the question must do.
+    /// Signs with the canary key, which keeps token and firewall from closing the session as idle: many libraries answer
+    /// C_GetSessionInfo without contacting the token. Without a canary key, C_GetSessionInfo must do.
     pub(in super::super) fn exercise(&mut self) -> Result<(), Fault> {
         self.touch()?;
         let Some(key) = self.vault.canary_key().cloned() else { return Ok(()) };
@@ -188,12 +195,12 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Asks about the session, and climbs the ladder if it is gone.
+    /// Asks the token about the session, and recovers it if it is gone.
     pub(in super::super) fn touch(&mut self) -> Result<(), Fault> {
         let login = self.vault.login_number();
         let Err(fault) = self.session_info() else { return Ok(()) };
         self.drop_session();
-        self.climb(&fault, login, Instant::now() + BUSY_PAUSE * 2)?;
+        self.escalate(&fault, login, Instant::now() + BUSY_PAUSE * 2)?;
         self.session_info().inspect_err(|_| self.drop_session())
     }
 
@@ -206,7 +213,7 @@ impl<'a> Worker<'a> {
             .map_err(|error| call_fault(&error.into(), "C_GetSessionInfo"))?;
         match info.session_state() {
             SessionState::RoUser | SessionState::RwUser => Ok(()),
-            _ => Err(fault_of(FaultClass::Login, "the token has ended the login")),
+            _ => Err(fault_of(Recovery::Relogin, "the token has ended the login")),
         }
     }
 

@@ -109,6 +109,7 @@ impl Token {
                 Recovery::FixPin => Err(LoginError::WrongPin { label: label(), source: fault }),
                 Recovery::Retry
                 | Recovery::FixConfiguration
+                | Recovery::FixKey
                 | Recovery::Relogin
                 | Recovery::RejectRequest
                 | Recovery::NewSession
