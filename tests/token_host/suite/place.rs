@@ -53,7 +53,7 @@ impl Done {
 /// Runs the program.
 pub fn run(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Done {
     let output = Command::new("timeout")
-        .args(["120", PROGRAM])
+        .args(["120", env!("CARGO_BIN_EXE_istio-hsm-ca")])
         .args(arguments)
         .envs(environment)
         .stdin(Stdio::null())

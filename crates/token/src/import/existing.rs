@@ -105,6 +105,10 @@ fn passing(error: &ProofError) -> bool {
     };
     match class {
         Recovery::Retry | Recovery::Relogin | Recovery::FixPin | Recovery::Ignore => true,
-        Recovery::FixConfiguration | Recovery::FixKey | Recovery::RejectRequest | Recovery::NewSession | Recovery::NewProcess => false,
+        Recovery::FixConfiguration
+        | Recovery::FixKey
+        | Recovery::RejectRequest
+        | Recovery::NewSession
+        | Recovery::NewProcess => false,
     }
 }
