@@ -64,17 +64,6 @@ pub enum InternalCaller {
     ServingCertificate,
 }
 
-/// Which controller asks, for an object of its cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Controller {
-    /// A short-lived CA for istiod.
-    Intermediate,
-    /// istiod's serving certificate.
-    IstiodCertificate,
-    /// A Secret for a service account, which the cluster's API server shows.
-    WorkloadSecret(SpiffeId),
-}
-
 /// Who a caller is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
@@ -82,8 +71,10 @@ pub enum Identity {
     Controller {
         /// The cluster.
         cluster: ClusterName,
-        /// Which one.
-        controller: Controller,
+        /// The controller's name.
+        name: &'static str,
+        /// The service account that the certificate is for, if it is for one.
+        subject: Option<SpiffeId>,
     },
     /// A part of the daemon.
     Internal(InternalCaller),
@@ -108,11 +99,10 @@ pub enum Identity {
 impl std::fmt::Display for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Controller { cluster, controller } => match controller {
-                Controller::Intermediate => write!(f, "controller:intermediate:cluster={cluster}"),
-                Controller::IstiodCertificate => write!(f, "controller:istiod-certificate:cluster={cluster}"),
-                Controller::WorkloadSecret(id) => write!(f, "controller:workload-secret:cluster={cluster}:{id}"),
-            },
+            Self::Controller { cluster, name, subject } => {
+                write!(f, "controller:{name}:cluster={cluster}")?;
+                subject.iter().try_for_each(|id| write!(f, ":{id}"))
+            }
             Self::Requester { cluster, signer, username } => {
                 write!(f, "requester:cluster={cluster}:signer={signer}:username={}", username.escape_debug())
             }
@@ -166,10 +156,10 @@ impl Caller {
         Self::plain(Method::Internal, Identity::Internal(who))
     }
 
-    /// A controller of the daemon, for an object of its cluster.
+    /// A controller of the daemon. `subject` is the service account that the certificate is for, if it is for one.
     #[must_use]
-    pub fn controller(cluster: ClusterName, controller: Controller) -> Self {
-        let identity = Identity::Controller { cluster: cluster.clone(), controller };
+    pub fn controller(cluster: ClusterName, name: &'static str, subject: Option<SpiffeId>) -> Self {
+        let identity = Identity::Controller { cluster: cluster.clone(), name, subject };
         Self { cluster: Some(cluster), ..Self::plain(Method::Internal, identity) }
     }
 

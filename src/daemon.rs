@@ -120,7 +120,7 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
         let leadership = clusters::elect(&config, clusters, &background);
         let leading = leadership.as_ref().map(|leadership| &leadership.here);
         controllers::start(&config, clusters, &core.ca, leading, &readiness, &background);
-        clusters::Standing::new(clusters, leadership)
+        clusters::ClustersStatus::new(clusters, leadership)
     });
     let parts = (authenticator, standing);
     let served = serve(&config, &core, parts, &metrics, &readiness, &background, (stop, bell)).await;
@@ -156,7 +156,7 @@ fn fit_connections(limits: &mut grpc::settings::Limits) {
 async fn serve(
     config: &Config,
     core: &Core,
-    (authenticator, clusters): (Arc<Authenticator>, Option<clusters::Standing>),
+    (authenticator, clusters): (Arc<Authenticator>, Option<clusters::ClustersStatus>),
     metrics: &Metrics,
     readiness: &Readiness,
     background: &Background,

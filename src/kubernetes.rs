@@ -1,28 +1,20 @@
-//! Kubernetes: the API servers of the configured clusters, and the controllers that act on them.
+//! Kubernetes: the clients of the configured clusters, and the controllers.
 //!
-//! The daemon runs without it too, and with only what is configured: no object is read or written, and no permission
-//! needed, that the configuration does not name. Certificates come from `issue` alone, as everybody's do. Called by
-//! `daemon`.
+//! Only objects that a configured feature needs are read or written. All certificates come from `issue`.
 
-mod board;
-pub mod checkpoints;
+mod backoff;
 pub mod cluster;
-mod controller;
-pub mod csr_signer;
-pub mod intermediate;
-pub mod istiod_secret;
-mod kept;
-mod key;
+pub mod controllers;
 pub mod leader;
+mod managed_secret;
 pub mod permissions;
 pub mod pods;
+mod reconcile;
 pub mod reviewer;
-pub mod root_configmap;
 pub mod secret;
 pub mod settings;
-pub mod standing;
-mod watched;
-pub mod workload_secret;
+pub mod status;
+mod watch_stream;
 
 pub use cluster::{Cluster, ClusterError, Clusters};
 pub use settings::Settings;

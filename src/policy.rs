@@ -13,7 +13,7 @@ mod tests;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use clusters::{ClusterRules, IntermediateRules, RequesterRules, Scope, ServerRules, SignerRules, WorkloadRules};
+pub use clusters::{ClusterRules, ControllerGrant, ControllerRules, RequesterRules, Scope, SignerRules};
 pub use denied::{Denied, Kind};
 
 use crate::auth::{Caller, Identity, InternalCaller};
@@ -125,7 +125,9 @@ impl Rules {
             return Err(Denied::OperatorNames);
         }
         let Allowed { profile, names, ttl } = match identity {
-            Identity::Controller { cluster, controller } => self.controller(cluster, controller, issuer)?,
+            Identity::Controller { cluster, name, subject } => {
+                self.controller(cluster, name, subject.as_ref(), issuer)?
+            }
             Identity::Internal(InternalCaller::ServingCertificate) => {
                 Allowed::leaf(self.serving_names()?, self.serving_ttl)
             }

@@ -1,7 +1,6 @@
-//! The clusters' share of the daemon: who authenticates by them, who watches them, and which replica leads.
+//! Connects the daemon to the configured clusters: authentication, watches, leader election, status.
 //!
-//! An API server that is away is told in readiness and keeps nobody from issuing: callers whose authentication needs
-//! none are served on. Called by the composition root.
+//! An unreachable API server is reported in readiness. Callers whose authentication does not need it are not affected.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,18 +18,17 @@ use crate::{
         Cluster, ClusterError, Clusters,
         leader::{Election, Timing},
         permissions::{self, Permission},
-        pods, reviewer, standing,
+        pods, reviewer,
+        status::ControllerStatus,
     },
 };
 
-/// How long after a failure the permissions are asked for again.
-const AGAIN: Duration = Duration::from_secs(10);
+const PERMISSIONS_RETRY: Duration = Duration::from_secs(10);
 
-/// Makes the configured clusters' clients and starts to ask their API servers whether they are there; `None` without
-/// `[kubernetes]`.
+/// Creates the clients of the configured clusters and starts to probe their API servers; `None` without `[kubernetes]`.
 ///
 /// # Errors
-/// Everything of the configuration that cannot be used; an API server that is away is no error.
+/// Every problem of the configuration. An unreachable API server is not an error.
 pub async fn connect(
     config: &Config,
     readiness: &Readiness,
@@ -42,13 +40,13 @@ pub async fn connect(
         background.follow(cluster.health(), readiness.remark(format!("cluster {}", cluster.name())), Clone::clone);
         background.spawn_until_end(Arc::clone(cluster).probe());
         let needed = permissions::needed(settings, cluster.settings(), clusters.namespace());
-        background.spawn_until_end(tell_missing(Arc::clone(cluster), needed));
+        background.spawn_until_end(log_missing_permissions(Arc::clone(cluster), needed));
     }
     Ok(Some(Arc::new(clusters)))
 }
 
-/// Once its API server answers, says in the log what the daemon is not allowed to do; `check` says the same.
-async fn tell_missing(cluster: Arc<Cluster>, needed: Vec<Permission>) {
+/// Logs the missing permissions when the API server responds for the first time.
+async fn log_missing_permissions(cluster: Arc<Cluster>, needed: Vec<Permission>) {
     let mut health = cluster.health();
     loop {
         if health.wait_for(Option::is_none).await.is_err() {
@@ -57,16 +55,16 @@ async fn tell_missing(cluster: Arc<Cluster>, needed: Vec<Permission>) {
         match permissions::missing(cluster.client(), needed.clone()).await {
             Ok(missing) => {
                 for permission in missing {
-                    tracing::warn!(cluster = %cluster.name(), %permission, "the daemon lacks a permission");
+                    tracing::warn!(cluster = %cluster.name(), %permission, "the daemon lacks a Kubernetes permission");
                 }
                 return;
             }
-            Err(_) => tokio::time::sleep(AGAIN).await,
+            Err(_) => tokio::time::sleep(PERMISSIONS_RETRY).await,
         }
     }
 }
 
-/// Has the clusters' API servers judge tokens, and their pods watched where node impersonation needs it.
+/// Adds authentication by the clusters: TokenReview, and the watched pods for node impersonation.
 #[must_use]
 pub fn authenticate(clusters: &Clusters, authenticator: Authenticator, background: &Background) -> Authenticator {
     let (nodes, watches) = pods::nodes(clusters);
@@ -76,16 +74,16 @@ pub fn authenticate(clusters: &Clusters, authenticator: Authenticator, backgroun
     authenticator.with_clusters(reviewer::token_reviews(clusters), nodes)
 }
 
-/// Which replica leads.
+/// The state of the leader election.
 #[derive(Clone, Debug)]
 pub struct Leadership {
-    /// Whether this one does.
+    /// Whether this replica leads.
     pub here: watch::Receiver<bool>,
     /// The Lease's holder, as last read.
     pub holder: watch::Receiver<Option<String>>,
 }
 
-/// Stands for election, where anything is configured that one replica does for all.
+/// Joins the leader election if a controller is configured that only the leader runs.
 #[must_use]
 pub fn elect(config: &Config, clusters: &Clusters, background: &Background) -> Option<Leadership> {
     let settings = config.kubernetes.as_ref().filter(|settings| settings.needs_leader())?;
@@ -96,28 +94,28 @@ pub fn elect(config: &Config, clusters: &Clusters, background: &Background) -> O
     Some(leadership)
 }
 
-/// What the status page asks: how clusters and controllers stand, and whether this replica leads.
+/// The state of clusters, controllers and leader election, for the status page.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct ClustersStatus {
     clusters: Arc<Clusters>,
     leadership: Option<Leadership>,
 }
 
-impl Standing {
-    /// `leadership` is what [`elect`] gave.
+impl ClustersStatus {
+    /// `leadership` is the result of [`elect`].
     #[must_use]
     pub fn new(clusters: &Arc<Clusters>, leadership: Option<Leadership>) -> Self {
         Self { clusters: Arc::clone(clusters), leadership }
     }
 
-    /// Which replica leads; `None` where nobody need lead.
+    /// The leader; `None` if there is no election.
     #[must_use]
     pub fn leader(&self) -> Option<Leader> {
         let Leadership { here, holder } = self.leadership.as_ref()?;
         if *here.borrow() {
             return Some(Leader::Here);
         }
-        // This replica's own name stays in a Lease that it can no longer renew.
+        // A Lease that this replica could not renew still has its name.
         let holder = holder.borrow().clone().filter(|holder| holder != self.clusters.identity());
         Some(Leader::Elsewhere { holder })
     }
@@ -128,18 +126,22 @@ impl Standing {
         let entry = |cluster: &Arc<Cluster>| ClusterEntry {
             name: cluster.name().to_string(),
             trouble: cluster.health().borrow().clone(),
-            controllers: cluster.controllers().into_iter().map(|(name, standing)| controller(name, standing)).collect(),
+            controllers: cluster
+                .controller_statuses()
+                .into_iter()
+                .map(|(name, status)| controller(name, status))
+                .collect(),
         };
         self.clusters.iter().map(entry).collect()
     }
 }
 
-fn controller(name: &'static str, standing: standing::Standing) -> ControllerEntry {
+fn controller(name: &'static str, status: ControllerStatus) -> ControllerEntry {
     ControllerEntry {
         name,
-        running: standing.running > 0,
-        trouble: standing.trouble(),
-        last_success: standing.last_success,
-        last_error: standing.last_error,
+        running: status.running > 0,
+        trouble: status.problem(),
+        last_success: status.last_success,
+        last_error: status.last_error,
     }
 }

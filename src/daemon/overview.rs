@@ -12,7 +12,7 @@ use x509_cert::{
 };
 
 use super::{
-    clusters::Standing,
+    clusters::ClustersStatus,
     readiness::Report,
     setup::Core,
     status::{ChainEntry, LogEntry, Snapshot, Take, TokenEntry},
@@ -33,7 +33,7 @@ const SLOW_FLUSH: Duration = Duration::from_secs(2);
 
 /// What takes the status page's snapshot.
 #[must_use]
-pub fn taker(core: &Core, config: &Config, report: watch::Receiver<Report>, clusters: Option<Standing>) -> Take {
+pub fn taker(core: &Core, config: &Config, report: watch::Receiver<Report>, clusters: Option<ClustersStatus>) -> Take {
     let (started, lines_before) = (clock::now(), core.opened.lines);
     let places: Vec<(String, String)> = config.tokens.iter().map(|token| (token.name.clone(), place(token))).collect();
     let (ca, pool, log, recent) =
@@ -47,8 +47,8 @@ pub fn taker(core: &Core, config: &Config, report: watch::Receiver<Report>, clus
             chain: chain(&ca.issuer()),
             tokens: tokens(&pool, &places),
             log: log_entry(&log, lines_before),
-            clusters: clusters.as_ref().map(Standing::entries).unwrap_or_default(),
-            leader: clusters.as_ref().and_then(Standing::leader),
+            clusters: clusters.as_ref().map(ClustersStatus::entries).unwrap_or_default(),
+            leader: clusters.as_ref().and_then(ClustersStatus::leader),
             hour: recent.hour(now),
         }
     })

@@ -1,7 +1,7 @@
 //! The configured clusters and the clients of their API servers.
 //!
-//! Making a client touches no network: an API server that is away stops neither the daemon nor another cluster's
-//! work. Called by `daemon` at start; the clients are cloned by everything else in this module.
+//! Creating a client does not use the network: an unreachable API server affects neither the start of the daemon nor
+//! other clusters.
 
 use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::{
     settings::{self, Settings},
-    standing::{Standing, Standings},
+    status::{ControllerStatus, ControllerStatuses},
 };
 use crate::{auth::ClusterName, telemetry::metrics};
 use pki::identity::{Namespace, TrustDomain};
@@ -21,70 +21,50 @@ use pki::identity::{Namespace, TrustDomain};
 pub use process::error::chain;
 use process::error::{Advice, Remedy};
 
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(5);
-/// How long the API server lets a watch go on before it is asked for again, in seconds: one that was cut without a word
-/// is found out by then.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The duration of a watch request in seconds. A connection that was dropped silently is detected when it ends.
 pub(super) const WATCH_SECONDS: u32 = 60;
-/// How long a connection on which an answer is due may be silent; longer than a watch is.
-const SILENCE: Duration = Duration::from_secs(75);
-/// How often an API server is asked whether it is there.
-const PROBE: Duration = Duration::from_secs(10);
-/// How long it may take to answer that.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Where a pod reads which namespace it is in.
+/// The longest time without data on a connection that awaits a response; longer than a watch request.
+const READ_TIMEOUT: Duration = Duration::from_secs(75);
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The namespace of a pod.
 const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
-/// Why a cluster cannot be used at all. That its API server is away is no such reason.
+/// Why the configuration of a cluster cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages explain the fields")]
 pub enum ClusterError {
-    /// The kubeconfig gives no client.
-    #[error("cluster {cluster}: no client can be made of {kubeconfig}: {source}{advice}", advice = Advice(self))]
+    /// No client can be created from the kubeconfig.
+    #[error("cluster {cluster}: cannot create a client from {kubeconfig}: {source}{advice}", advice = Advice(self))]
     Client {
-        /// The cluster.
         cluster: ClusterName,
-        /// Where the settings came from.
+        /// The file, or the pod's service account.
         kubeconfig: String,
-        /// Why not.
         source: Box<kube::Error>,
     },
     /// Not in a pod, or the pod has no service account.
     #[error("cluster {cluster}: the daemon has no service account: {source}{advice}", advice = Advice(self))]
-    InCluster {
-        /// The cluster.
-        cluster: ClusterName,
-        /// Why not.
-        source: InClusterError,
-    },
+    InCluster { cluster: ClusterName, source: InClusterError },
     /// The kubeconfig cannot be read.
     #[error("cluster {cluster}: {kubeconfig}: {source}")]
-    Kubeconfig {
-        /// The cluster.
-        cluster: ClusterName,
-        /// The file.
-        kubeconfig: PathBuf,
-        /// Why not.
-        source: Box<KubeconfigError>,
-    },
-    /// The daemon's namespace is needed and not known.
-    #[error("[kubernetes] namespace: not set, and {OWN_NAMESPACE} does not say it; set it")]
+    Kubeconfig { cluster: ClusterName, kubeconfig: PathBuf, source: Box<KubeconfigError> },
+    /// The daemon's namespace is needed but not known.
+    #[error("[kubernetes] namespace: not set, and {OWN_NAMESPACE} does not exist{}", Advice(self))]
     NoNamespace,
-    /// The replica's name is needed and not known.
-    #[error("[kubernetes] identity: not set, and the machine has no host name; set it")]
+    /// The replica's name is needed but not known.
+    #[error("[kubernetes] identity: not set, and the host has no name{}", Advice(self))]
     NoIdentity,
-    /// No trust domain for a cluster's workloads.
-    #[error("cluster {cluster}: set its trust_domain, or one of the CA's own")]
-    NoTrustDomain {
-        /// The cluster.
-        cluster: ClusterName,
-    },
+    /// A cluster has no trust domain.
+    #[error("cluster {cluster}: set its trust_domain, or [ca] trust_domains")]
+    NoTrustDomain { cluster: ClusterName },
 }
 
 impl Remedy for ClusterError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::Client { .. } => Some("mend its certificates and keys".into()),
-            Self::InCluster { .. } => Some("run it in a pod, or set kubeconfig".into()),
+            Self::Client { .. } => Some("check its certificates and keys".into()),
+            Self::InCluster { .. } => Some("run it in a pod with one, or set kubeconfig".into()),
             Self::NoNamespace | Self::NoIdentity => Some("set it".into()),
             Self::Kubeconfig { .. } | Self::NoTrustDomain { .. } => None,
         }
@@ -96,23 +76,23 @@ impl Remedy for ClusterError {
 pub struct Cluster {
     name: ClusterName,
     trust_domain: TrustDomain,
-    client: Quiet,
+    client: DebugClient,
     settings: settings::Cluster,
     health: watch::Sender<Option<String>>,
-    standings: Standings,
+    statuses: ControllerStatuses,
 }
 
-/// A client that has a `Debug`.
+/// A client with `Debug`.
 #[derive(Clone)]
-struct Quiet(Client);
+struct DebugClient(Client);
 
-impl std::fmt::Debug for Quiet {
+impl std::fmt::Debug for DebugClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Client")
     }
 }
 
-/// All clusters of the configuration, the first one being the one that holds the Lease.
+/// All configured clusters. The first one has the Lease.
 #[derive(Debug)]
 pub struct Clusters {
     clusters: Vec<Arc<Cluster>>,
@@ -121,10 +101,10 @@ pub struct Clusters {
 }
 
 impl Cluster {
-    /// Makes a cluster's client; the network is not touched. `own` are the CA's trust domains.
+    /// Creates a cluster's client. `own` are the CA's trust domains.
     ///
     /// # Errors
-    /// When kubeconfig or service account cannot be read or used.
+    /// When the kubeconfig or the service account cannot be used.
     pub async fn new(settings: settings::Cluster, own: &[TrustDomain]) -> Result<Self, ClusterError> {
         let name = settings.name.clone();
         let trust_domain = settings.trust_domain.clone().or_else(|| own.first().cloned());
@@ -141,9 +121,9 @@ impl Cluster {
             }
             None => Config::incluster().map_err(|source| ClusterError::InCluster { cluster: name.clone(), source })?,
         };
-        config.connect_timeout = Some(CONNECT);
-        // A connection that is dead without a word must not hold a controller up for ever.
-        config.read_timeout = Some(SILENCE);
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        // A silently dropped connection must not block a controller forever.
+        config.read_timeout = Some(READ_TIMEOUT);
         config.reset_reader_on_write = true;
         let client = Client::try_from(config).map_err(|source| ClusterError::Client {
             cluster: name.clone(),
@@ -154,7 +134,14 @@ impl Cluster {
             source: Box::new(source),
         })?;
         let health = watch::Sender::new(Some("starting".to_owned()));
-        Ok(Self { name, trust_domain, client: Quiet(client), settings, health, standings: Standings::default() })
+        Ok(Self {
+            name,
+            trust_domain,
+            client: DebugClient(client),
+            settings,
+            health,
+            statuses: ControllerStatuses::default(),
+        })
     }
 
     /// The cluster ID.
@@ -175,49 +162,49 @@ impl Cluster {
         self.client.0.clone()
     }
 
-    /// What is done in it.
+    /// Its section of the configuration.
     #[must_use]
     pub fn settings(&self) -> &settings::Cluster {
         &self.settings
     }
 
-    /// Why its API server does not answer; `None` while it does.
+    /// Why its API server does not respond; `None` while it does.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Option<String>> {
         self.health.subscribe()
     }
 
-    /// How one of its controllers stands, by the controller's name, now and later.
+    /// The status of one of its controllers, by name.
     #[must_use]
-    pub fn standing(&self, controller: &'static str) -> watch::Receiver<Standing> {
-        self.standings.watch(controller)
+    pub fn controller_status(&self, controller: &'static str) -> watch::Receiver<ControllerStatus> {
+        self.statuses.watch(controller)
     }
 
-    /// How its controllers stand, by name.
+    /// The status of all its controllers.
     #[must_use]
-    pub fn controllers(&self) -> Vec<(&'static str, Standing)> {
-        self.standings.all()
+    pub fn controller_statuses(&self) -> Vec<(&'static str, ControllerStatus)> {
+        self.statuses.all()
     }
 
-    pub(super) fn standings(&self) -> &Standings {
-        &self.standings
+    pub(super) fn statuses(&self) -> &ControllerStatuses {
+        &self.statuses
     }
 
-    /// Asks the API server again and again whether it is there, until dropped. `/version` is open to every
-    /// authenticated user by Kubernetes' default roles; a refusal is an answer too.
+    /// Probes the API server until dropped. By Kubernetes' default roles, every authenticated user may read `/version`;
+    /// a refusal shows that it responds, too.
     pub async fn probe(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(PROBE);
+        let mut ticks = tokio::time::interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let trouble = match tokio::time::timeout(PATIENCE, self.client.0.apiserver_version()).await {
+            let trouble = match tokio::time::timeout(PROBE_TIMEOUT, self.client.0.apiserver_version()).await {
                 Ok(Ok(_)) => None,
                 Ok(Err(kube::Error::Api(status))) if status.code != 401 && status.code < 500 => None,
                 Ok(Err(kube::Error::Api(status))) if status.code == 401 => {
-                    Some("the API server does not know the daemon's credentials (401)".to_owned())
+                    Some("the API server rejects the daemon's credentials (401)".to_owned())
                 }
                 Ok(Err(error)) => Some(chain(&error)),
-                Err(_) => Some(format!("the API server did not answer within {} s", PATIENCE.as_secs())),
+                Err(_) => Some(format!("the API server did not respond within {} s", PROBE_TIMEOUT.as_secs())),
             };
             let up = if trouble.is_none() { 1.0 } else { 0.0 };
             metrics::level("istio_hsm_ca_api_server_up", Some(("cluster", self.name.to_string())), up);
@@ -227,10 +214,10 @@ impl Cluster {
 }
 
 impl Clusters {
-    /// Makes every cluster's client; the network is not touched. `own` are the CA's trust domains.
+    /// Creates every cluster's client. `own` are the CA's trust domains.
     ///
     /// # Errors
-    /// Everything that cannot be used.
+    /// Every problem of the configuration.
     pub async fn new(settings: &Settings, own: &[TrustDomain]) -> Result<Self, Vec<ClusterError>> {
         let mut errors = Vec::new();
         let mut clusters = Vec::new();
@@ -262,13 +249,13 @@ impl Clusters {
         self.clusters.iter()
     }
 
-    /// The one that holds the Lease and the checkpoints.
+    /// The cluster with the Lease and the checkpoints.
     #[must_use]
     pub fn first(&self) -> Option<&Arc<Cluster>> {
         self.clusters.first()
     }
 
-    /// The daemon's own namespace; known wherever a controller or the checkpoints are configured.
+    /// The daemon's namespace; known if a controller or the checkpoints are configured.
     #[must_use]
     pub fn namespace(&self) -> Option<&Namespace> {
         self.namespace.as_ref()

@@ -1,12 +1,16 @@
-//! Leader election by a Lease (coordination.k8s.io/v1), so that the controllers of one replica act at a time.
+//! Leader election by a Lease (coordination.k8s.io/v1): the controllers run in one replica at a time.
 //!
-//! The rules are client-go's (k8s.io/client-go/tools/leaderelection): a Lease counts as held for its duration after
-//! this replica *saw* it change, by this replica's own monotonic clock, so that no two machines' clocks are compared;
-//! every write names the resourceVersion it follows; and a leader that cannot renew stops leading before anybody else
-//! may begin. A replica that was stopped and wakes up may believe for a moment that it still leads: writes of
-//! controllers must name resourceVersions too. The gRPC endpoint runs on every replica and knows nothing of this.
+//! The rules are those of client-go (k8s.io/client-go/tools/leaderelection):
 //!
-//! Called by `daemon`; controllers run inside [`while_leading`].
+//! - A Lease is held for its duration after this replica observed its last change, by this replica's monotonic clock. The
+//!   clocks of two machines are never compared.
+//! - Every write carries the resourceVersion that was read.
+//! - A leader that cannot renew the Lease steps down before another replica may take it.
+//!
+//! A replica that was suspended can believe for a moment that it still leads, so the writes of controllers carry
+//! resourceVersions, too.
+//!
+//! `kubert::lease` does not fit: its current version, 0.25, requires kube 1.1.
 
 use std::{future::Future, time::Duration};
 
@@ -27,14 +31,14 @@ use crate::telemetry::metrics;
 use pki::identity::Namespace;
 use process::clock;
 
-/// How long things take; [`Timing::default`] is client-go's.
+/// The durations of an election. The default is client-go's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// How long a Lease counts as held after it was last seen to change.
+    /// How long a Lease is held after its last observed change.
     pub lease: Duration,
-    /// How long a leader leads on without renewing; shorter than [`Timing::lease`].
+    /// How long a leader leads without renewing; shorter than [`Timing::lease`].
     pub renew: Duration,
-    /// How often a Lease is renewed, or looked at.
+    /// The interval of renewals and attempts.
     pub retry: Duration,
 }
 
@@ -44,7 +48,7 @@ impl Default for Timing {
     }
 }
 
-/// This replica's candidacy.
+/// This replica as a candidate.
 #[derive(Debug)]
 pub struct Election {
     name: String,
@@ -55,57 +59,57 @@ pub struct Election {
     observed: Option<Observed>,
 }
 
-/// A Lease as it was last seen, and when it was first seen so.
+/// The Lease as last read, and when it was first observed in that state.
 #[derive(Clone, Debug)]
 struct Observed {
     spec: LeaseSpec,
     since: Instant,
 }
 
-/// Why the Lease could not be taken or renewed.
+/// Why the Lease could not be acquired or renewed.
 #[derive(Debug, thiserror::Error)]
 enum ElectionError {
     #[error(transparent)]
     Api(#[from] kube::Error),
-    #[error("another replica wrote the Lease at the same moment")]
+    #[error("another replica changed the Lease meanwhile")]
     Conflict,
-    #[error("the clock's time cannot be written")]
+    #[error("the current time does not fit a timestamp")]
     Time,
-    #[error("the API server did not answer in time")]
+    #[error("the API server did not respond in time")]
     Timeout,
 }
 
 impl Election {
-    /// A candidacy for the Lease `name`, under this replica's own name.
+    /// `name` is that of the Lease, `identity` that of this replica.
     #[must_use]
     pub fn new(name: String, identity: String, timing: Timing) -> Self {
         let (leading, holder) = (watch::Sender::new(false), watch::Sender::new(None));
         Self { name, identity, timing, leading, holder, observed: None }
     }
 
-    /// Which replica holds the Lease, as it was last read; `None` while that is not known.
+    /// The holder of the Lease as last read; `None` until it is known.
     #[must_use]
     pub fn holder(&self) -> watch::Receiver<Option<String>> {
         self.holder.subscribe()
     }
 
-    /// Whether this replica leads, now and later.
+    /// Whether this replica leads.
     #[must_use]
     pub fn leading(&self) -> watch::Receiver<bool> {
         self.leading.subscribe()
     }
 
-    /// Stands for election until told to stop, and then gives the Lease up, so that another replica need not wait.
+    /// Takes part in the election until stopped, and then releases the Lease for another replica.
     pub async fn run(mut self, client: Client, namespace: Namespace, stop: CancellationToken) {
         let leases: Api<Lease> = Api::namespaced(client, namespace.as_str());
-        // Until when this replica leads if nothing more is heard.
+        // The end of the leadership without another renewal.
         let mut until: Option<Instant> = None;
-        let mut told = None;
+        let mut last_failure = None;
         loop {
             let began = Instant::now();
             until = until.filter(|until| *until > began);
-            self.lead(until.is_some());
-            // The attempt never outlasts the leadership that it is to renew.
+            self.set_leading(until.is_some());
+            // An attempt must not outlast the leadership that it renews.
             let limit = until.map_or(self.timing.renew, |until| until.saturating_duration_since(began));
             let result = tokio::select! {
                 () = stop.cancelled() => break,
@@ -115,39 +119,39 @@ impl Election {
             };
             match result {
                 Ok(holds) => {
-                    told = None;
+                    last_failure = None;
                     until = holds.then(|| began + self.timing.renew);
                 }
                 Err(error) => {
                     let reason = chain(&error);
-                    if told.as_ref() != Some(&reason) {
-                        tracing::warn!(lease = self.name, reason, "the Lease is neither taken nor renewed");
-                        told = Some(reason);
+                    if last_failure.as_ref() != Some(&reason) {
+                        tracing::warn!(lease = self.name, reason, "cannot acquire or renew the Lease; will retry");
+                        last_failure = Some(reason);
                     }
                 }
             }
             let now = Instant::now();
             until = until.filter(|until| *until > now);
-            self.lead(until.is_some());
+            self.set_leading(until.is_some());
             let left = until.map_or(self.timing.retry, |until| until.saturating_duration_since(now));
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(left.min(self.timing.retry)) => {}
             }
         }
-        if self.lead(false) {
+        if self.set_leading(false) {
             let released = tokio::time::timeout(self.timing.retry, self.release(&leases)).await;
-            tracing::info!(lease = self.name, released = matches!(released, Ok(Ok(()))), "gave the Lease up");
+            tracing::info!(lease = self.name, released = matches!(released, Ok(Ok(()))), "released the Lease");
         }
     }
 
-    /// Takes or renews the Lease where it may; says whether this replica holds it now.
+    /// Acquires or renews the Lease if permitted. Returns whether this replica holds it.
     async fn attempt(&mut self, leases: &Api<Lease>) -> Result<bool, ElectionError> {
         let Some(mut lease) = leases.get_opt(&self.name).await? else {
             let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
             let lease = Lease { metadata, spec: Some(self.spec(None)?) };
-            written(leases.create(&PostParams::default(), &lease).await)?;
-            self.holds(&self.identity);
+            check_conflict(leases.create(&PostParams::default(), &lease).await)?;
+            self.set_holder(&self.identity);
             return Ok(true);
         };
         let spec = lease.spec.take().unwrap_or_default();
@@ -162,17 +166,17 @@ impl Election {
         if let Some(holder) = holder.filter(|holder| *holder != self.identity)
             && since.elapsed() < lasts
         {
-            self.holds(holder);
+            self.set_holder(holder);
             return Ok(false);
         }
         lease.spec = Some(self.spec(Some(spec))?);
-        // The resourceVersion that was read goes with it.
-        written(leases.replace(&self.name, &PostParams::default(), &lease).await)?;
-        self.holds(&self.identity);
+        // The Lease has the resourceVersion that was read.
+        check_conflict(leases.replace(&self.name, &PostParams::default(), &lease).await)?;
+        self.set_holder(&self.identity);
         Ok(true)
     }
 
-    fn holds(&self, holder: &str) {
+    fn set_holder(&self, holder: &str) {
         self.holder.send_if_modified(|known| {
             let changed = known.as_deref() != Some(holder);
             if changed {
@@ -182,7 +186,7 @@ impl Election {
         });
     }
 
-    /// The Lease as this replica's, following another.
+    /// The Lease held by this replica, after `before`.
     fn spec(&self, before: Option<LeaseSpec>) -> Result<LeaseSpec, ElectionError> {
         let now = MicroTime(Timestamp::try_from(clock::now()).map_err(|_| ElectionError::Time)?);
         let before = before.unwrap_or_default();
@@ -201,7 +205,7 @@ impl Election {
         })
     }
 
-    /// Leaves the Lease without a holder.
+    /// Removes the holder from the Lease.
     async fn release(&self, leases: &Api<Lease>) -> Result<(), ElectionError> {
         let mut lease = leases.get(&self.name).await?;
         let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(&self.identity))
@@ -210,18 +214,18 @@ impl Election {
         };
         spec.holder_identity = Some(String::new());
         spec.lease_duration_seconds = Some(1);
-        written(leases.replace(&self.name, &PostParams::default(), &lease).await)
+        check_conflict(leases.replace(&self.name, &PostParams::default(), &lease).await)
     }
 
-    /// Notes whether this replica leads; says whether it did before.
-    fn lead(&self, leads: bool) -> bool {
+    /// Sets whether this replica leads. Returns whether it did before.
+    fn set_leading(&self, leads: bool) -> bool {
         let mut before = leads;
         self.leading.send_if_modified(|leading| {
             before = std::mem::replace(leading, leads);
             before != leads
         });
         if before != leads {
-            let text = if leads { "this replica leads" } else { "this replica leads no more" };
+            let text = if leads { "this replica is now the leader" } else { "this replica is no longer the leader" };
             tracing::info!(lease = self.name, identity = self.identity, "{text}");
         }
         metrics::level("istio_hsm_ca_leader", None, if leads { 1.0 } else { 0.0 });
@@ -229,8 +233,8 @@ impl Election {
     }
 }
 
-/// Tells a write that came second from one that failed.
-fn written<T>(result: Result<T, kube::Error>) -> Result<(), ElectionError> {
+/// Separates a write conflict from other errors.
+fn check_conflict<T>(result: Result<T, kube::Error>) -> Result<(), ElectionError> {
     match result {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 409 => Err(ElectionError::Conflict),
@@ -238,8 +242,8 @@ fn written<T>(result: Result<T, kube::Error>) -> Result<(), ElectionError> {
     }
 }
 
-/// Runs a task while this replica leads: begun at each election, dropped at the loss, not begun again in between when
-/// it ends by itself. Returns when the election is over.
+/// Runs a task while this replica leads: started when it becomes the leader, dropped when it steps down, and not
+/// restarted in between if it returns. Returns when the election ends.
 pub async fn while_leading<F>(mut leading: watch::Receiver<bool>, mut task: impl FnMut() -> F)
 where
     F: Future<Output = ()>,
@@ -248,14 +252,14 @@ where
         if leading.wait_for(|leads| *leads).await.is_err() {
             return;
         }
-        let mut watched = leading.clone();
-        let lost = async { watched.wait_for(|leads| !*leads).await.is_err() };
+        let mut leads = leading.clone();
+        let lost = async { leads.wait_for(|leads| !*leads).await.is_err() };
         tokio::pin!(lost);
-        let over = tokio::select! {
-            over = &mut lost => over,
+        let ended = tokio::select! {
+            ended = &mut lost => ended,
             () = task() => lost.await,
         };
-        if over {
+        if ended {
             return;
         }
     }
@@ -268,9 +272,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_runs_exactly_while_this_replica_leads() {
+    async fn task_runs_exactly_while_this_replica_leads() {
         let (send, leading) = watch::channel(false);
-        let (begun, running) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (started, running) = (AtomicUsize::new(0), AtomicUsize::new(0));
         struct Running<'a>(&'a AtomicUsize);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
@@ -278,16 +282,16 @@ mod tests {
             }
         }
         let tasks = while_leading(leading, || async {
-            begun.fetch_add(1, Ordering::SeqCst);
+            started.fetch_add(1, Ordering::SeqCst);
             running.fetch_add(1, Ordering::SeqCst);
             let _running = Running(&running);
             std::future::pending::<()>().await;
         });
         let script = async {
-            for (leads, begun_so_far, now) in [(false, 0, 0), (true, 1, 1), (false, 1, 0), (true, 2, 1)] {
+            for (leads, started_so_far, now) in [(false, 0, 0), (true, 1, 1), (false, 1, 0), (true, 2, 1)] {
                 send.send_replace(leads);
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                assert_eq!(begun.load(Ordering::SeqCst), begun_so_far);
+                assert_eq!(started.load(Ordering::SeqCst), started_so_far);
                 assert_eq!(running.load(Ordering::SeqCst), now);
             }
             drop(send);

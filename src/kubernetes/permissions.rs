@@ -1,7 +1,6 @@
-//! What the daemon must be allowed to do in a cluster, for what is configured there and for nothing else.
+//! The permissions that the daemon needs in a cluster, for the configured features only.
 //!
-//! The chart's rules (deploy/helm) say the same; a test holds the two together. Asked by `check`, and by the daemon when
-//! a cluster's API server first answers; nothing is ever done or left undone because of the answer.
+//! The chart's rules (deploy/helm) are the same; a test compares the two. `check` and the daemon report what is missing.
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::{Api, Client, api::PostParams};
@@ -14,7 +13,7 @@ use pki::identity::Namespace;
 pub struct Permission {
     /// The API group; empty for the core.
     pub group: &'static str,
-    /// The resource, `resource/subresource` where it has one.
+    /// The resource, or `resource/subresource`.
     pub resource: &'static str,
     /// The verb.
     pub verb: &'static str,
@@ -40,88 +39,58 @@ impl std::fmt::Display for Permission {
     }
 }
 
-/// Adds one permission for each verb.
-struct Needed(Vec<Permission>);
-
-impl Needed {
-    fn add(
-        &mut self,
-        (group, resource): (&'static str, &'static str),
-        verbs: &[&'static str],
-        namespace: Option<&str>,
-        name: Option<&str>,
-    ) {
-        let (namespace, name) = (namespace.map(str::to_owned), name.map(str::to_owned));
-        let one = |verb: &&'static str| Permission {
-            group,
-            resource,
-            verb,
-            namespace: namespace.clone(),
-            name: name.clone(),
-        };
-        self.0.extend(verbs.iter().map(one));
-    }
+/// One permission for each verb.
+pub(super) fn verbs(
+    group: &'static str,
+    resource: &'static str,
+    verbs: &[&'static str],
+    namespace: Option<&str>,
+    name: Option<&str>,
+) -> Vec<Permission> {
+    let (namespace, name) = (namespace.map(str::to_owned), name.map(str::to_owned));
+    let permission =
+        |verb: &&'static str| Permission { group, resource, verb, namespace: namespace.clone(), name: name.clone() };
+    verbs.iter().map(permission).collect()
 }
 
-const CONFIGMAPS: (&str, &str) = ("", "configmaps");
-const CSRS: (&str, &str) = ("certificates.k8s.io", "certificatesigningrequests");
-const CSR_STATUS: (&str, &str) = ("certificates.k8s.io", "certificatesigningrequests/status");
-const LEASES: (&str, &str) = ("coordination.k8s.io", "leases");
-const SECRETS: (&str, &str) = ("", "secrets");
-const SIGNERS: (&str, &str) = ("certificates.k8s.io", "signers");
+/// The permissions to manage one Secret.
+pub(super) fn managed_secret_permissions(namespace: &Namespace, secret: &str) -> Vec<Permission> {
+    let namespace = Some(namespace.as_str());
+    [
+        verbs("", "secrets", &["create"], namespace, None),
+        verbs("", "secrets", &["get", "list", "watch", "patch"], namespace, Some(secret)),
+    ]
+    .concat()
+}
 
-/// What the daemon needs in one of the configured clusters; `own` is the daemon's namespace.
+/// The permissions needed in one of the configured clusters; `own` is the daemon's namespace.
 #[must_use]
 pub fn needed(settings: &Settings, cluster: &settings::Cluster, own: Option<&Namespace>) -> Vec<Permission> {
-    let mut needed = Needed(Vec::new());
+    let mut needed = Vec::new();
     if cluster.token_review.is_some() {
-        needed.add(("authentication.k8s.io", "tokenreviews"), &["create"], None, None);
+        needed.extend(verbs("authentication.k8s.io", "tokenreviews", &["create"], None, None));
     }
     if cluster.node_impersonation.is_some() {
-        needed.add(("", "pods"), &["get", "list", "watch"], None, None);
+        needed.extend(verbs("", "pods", &["get", "list", "watch"], None, None));
     }
-    if let Some(configmap) = &cluster.root_configmap {
-        needed.add(("", "namespaces"), &["list", "watch"], None, None);
-        needed.add(CONFIGMAPS, &["create"], None, None);
-        needed.add(CONFIGMAPS, &["list", "watch", "patch"], None, Some(&configmap.name));
-    }
-    if !cluster.signers.is_empty() {
-        needed.add(CSRS, &["list", "watch"], None, None);
-        needed.add(CSR_STATUS, &["update"], None, None);
-        for signer in &cluster.signers {
-            needed.add(SIGNERS, &["sign"], None, Some(&signer.name));
-        }
-    }
-    let istiod = cluster.istiod_certificate.as_ref().map(|one| (one.namespace(), &one.secret));
-    let intermediate = cluster.intermediate.as_ref().map(|one| (one.namespace(), &one.secret));
-    for (namespace, secret) in [istiod, intermediate].into_iter().flatten() {
-        let namespace = Some(namespace.as_str());
-        needed.add(SECRETS, &["create"], namespace, None);
-        needed.add(SECRETS, &["get", "list", "watch", "patch"], namespace, Some(secret));
-    }
-    for namespace in cluster.workload_secrets.iter().flat_map(|secrets| &secrets.namespaces) {
-        let namespace = Some(namespace.as_str());
-        needed.add(("", "serviceaccounts"), &["list", "watch"], namespace, None);
-        needed.add(SECRETS, &["get", "list", "watch", "create", "patch", "delete"], namespace, None);
-    }
+    needed.extend(cluster.controllers().iter().flat_map(|controller| controller.permissions()));
     if settings.clusters.first() == Some(cluster) {
         let own = own.map(Namespace::as_str);
         if settings.needs_leader() {
-            needed.add(LEASES, &["create"], own, None);
-            needed.add(LEASES, &["get", "update"], own, Some(&settings.lease));
+            needed.extend(verbs("coordination.k8s.io", "leases", &["create"], own, None));
+            needed.extend(verbs("coordination.k8s.io", "leases", &["get", "update"], own, Some(&settings.lease)));
         }
         if let Some(checkpoints) = &settings.checkpoints {
-            needed.add(CONFIGMAPS, &["create"], own, None);
-            needed.add(CONFIGMAPS, &["patch"], own, Some(&checkpoints.configmap));
+            needed.extend(checkpoints.permissions(own));
         }
     }
-    needed.0
+    needed
 }
 
-/// Which of the permissions an API server does not grant.
+/// The permissions that the API server does not grant.
 ///
 /// # Errors
-/// When it does not answer. Every authenticated user may ask, by Kubernetes' default roles.
+/// When the API server does not respond. By Kubernetes' default roles, every authenticated user may ask.
 pub async fn missing(client: Client, needed: Vec<Permission>) -> Result<Vec<Permission>, kube::Error> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client);
     let mut missing = Vec::new();
@@ -140,9 +109,9 @@ pub async fn missing(client: Client, needed: Vec<Permission>) -> Result<Vec<Perm
             ..ResourceAttributes::default()
         };
         let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
-        let question = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-        let answer = reviews.create(&PostParams::default(), &question).await?;
-        if !answer.status.is_some_and(|status| status.allowed) {
+        let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+        let review = reviews.create(&PostParams::default(), &review).await?;
+        if !review.status.is_some_and(|status| status.allowed) {
             missing.push(permission);
         }
     }

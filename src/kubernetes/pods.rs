@@ -1,9 +1,8 @@
-//! The pods of a cluster as far as node impersonation needs them: watched, remembered small, and looked up once before
-//! anybody is refused.
+//! A cache of a cluster's pods for node impersonation.
 //!
-//! A cache that is behind, cut off or not filled yet costs an answer from the API server, never a wrong refusal; while
-//! the API server is away, what is remembered still holds, as it does for Istio. Failed pods do not count (ISTIO:
-//! security/pkg/server/ca/node_auth.go). RBAC: get, list and watch pods.
+//! A pod that the cache does not have is looked up before a caller is refused, so that an outdated cache costs a request
+//! to the API server but never a wrong refusal. While the API server is unreachable, the cached pods stay valid, as they
+//! do in Istio. Failed pods do not count (ISTIO: security/pkg/server/ca/node_auth.go).
 
 mod store;
 
@@ -14,16 +13,15 @@ use std::{
     time::Duration,
 };
 
-use futures_util::TryStreamExt;
-use kube::{
-    Api,
-    api::ListParams,
-    runtime::{WatchStreamExt, watcher},
-};
+use futures_util::StreamExt;
+use kube::{Api, api::ListParams, runtime::watcher};
 use tokio::sync::{Semaphore, watch};
 
 use self::store::{PodView, Store};
-use super::cluster::{Cluster, Clusters, WATCH_SECONDS, chain};
+use super::{
+    cluster::{Cluster, Clusters, chain},
+    watch_stream::{WatchItem, watch_stream},
+};
 use crate::{
     auth::{
         node::{NodeCluster, Nodes, Pod, Pods},
@@ -33,14 +31,13 @@ use crate::{
 };
 use pki::identity::{Namespace, ServiceAccount};
 
-/// Which pods are watched and looked up.
+/// The field selector of watches and lookups.
 const NOT_FAILED: &str = "status.phase!=Failed";
-/// How many lookups are under way at one API server.
-const AT_ONCE: usize = 16;
-/// How long a lookup may take, its wait for a place included.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CONCURRENT_LOOKUPS: usize = 16;
+/// The timeout of a lookup, including the wait for its turn.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A cluster's pods.
+/// The cached pods of a cluster.
 #[derive(Debug)]
 pub struct WatchedPods {
     cluster: Arc<Cluster>,
@@ -49,7 +46,7 @@ pub struct WatchedPods {
     synced: watch::Sender<bool>,
 }
 
-/// The clusters with node impersonation, as configured, and the watches that they need.
+/// The clusters with node impersonation, and the pods to watch for them.
 #[must_use]
 pub fn nodes(clusters: &Clusters) -> (Nodes, Vec<Arc<WatchedPods>>) {
     let (mut nodes, mut watches) = (Vec::new(), Vec::new());
@@ -68,63 +65,67 @@ pub fn nodes(clusters: &Clusters) -> (Nodes, Vec<Arc<WatchedPods>>) {
 }
 
 impl WatchedPods {
-    /// Nothing is remembered yet.
+    /// An empty cache.
     #[must_use]
     pub fn new(cluster: Arc<Cluster>) -> Self {
-        Self { cluster, store: RwLock::default(), lookups: Semaphore::new(AT_ONCE), synced: watch::Sender::new(false) }
+        Self {
+            cluster,
+            store: RwLock::default(),
+            lookups: Semaphore::new(CONCURRENT_LOOKUPS),
+            synced: watch::Sender::new(false),
+        }
     }
 
-    /// Whether every pod has been seen once.
+    /// Whether the cache has listed all pods once.
     #[must_use]
     pub fn synced(&self) -> watch::Receiver<bool> {
         self.synced.subscribe()
     }
 
-    /// How many pods are remembered.
+    /// The number of cached pods.
     #[must_use]
     pub fn len(&self) -> usize {
         self.store.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Whether none is.
+    /// Whether no pod is cached.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Watches until dropped; a watch that is cut is begun again where it ended, or from a new list.
+    /// Watches until dropped.
     pub async fn watch(self: Arc<Self>) {
+        let cluster = self.cluster.name();
         let pods: Api<PodView> = Api::all(self.cluster.client());
-        let config = watcher::Config::default().fields(NOT_FAILED).timeout(WATCH_SECONDS);
-        let mut events = std::pin::pin!(watcher(pods, config).default_backoff());
-        let mut told = None;
-        loop {
-            match events.try_next().await {
-                Ok(Some(event)) => {
-                    told = None;
-                    self.take(event);
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    let reason = chain(&error);
-                    if told.as_ref() != Some(&reason) {
-                        tracing::warn!(cluster = %self.cluster.name(), reason, "the pods are not watched now");
-                        told = Some(reason);
+        let mut items = std::pin::pin!(watch_stream(pods, watcher::Config::default().fields(NOT_FAILED)));
+        let mut last_failure = None;
+        while let Some(item) = items.next().await {
+            match item {
+                WatchItem::Event(event) => self.apply(event),
+                WatchItem::Failed(reason) => {
+                    if last_failure.as_ref() != Some(&reason) {
+                        tracing::warn!(%cluster, reason, "the watch of pods failed; will retry");
+                        last_failure = Some(reason);
                     }
+                }
+                WatchItem::Recovered => {
+                    tracing::info!(%cluster, "the watch of pods works again");
+                    last_failure = None;
                 }
             }
         }
     }
 
-    fn take(&self, event: watcher::Event<PodView>) {
+    fn apply(&self, event: watcher::Event<PodView>) {
         let done = matches!(event, watcher::Event::InitDone);
         let count = {
             let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-            store.take(event);
+            store.apply(event);
             store.len()
         };
         if done {
-            tracing::info!(cluster = %self.cluster.name(), pods = count, "every pod is known");
+            tracing::info!(cluster = %self.cluster.name(), pods = count, "all pods are cached");
             self.synced.send_replace(true);
         }
         #[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "a gauge")]
@@ -133,12 +134,13 @@ impl WatchedPods {
 
     async fn look_up<T>(&self, lookup: impl Future<Output = Result<T, kube::Error>> + Send) -> Result<T, Unanswered> {
         metrics::pod_lookup(self.cluster.name().as_str());
-        let asking = async {
-            let _place = self.lookups.acquire().await.map_err(|_| Unanswered("the daemon is ending".to_owned()))?;
+        let request = async {
+            let _permit =
+                self.lookups.acquire().await.map_err(|_| Unanswered("the daemon is shutting down".to_owned()))?;
             lookup.await.map_err(|error| Unanswered(chain(&error)))
         };
-        let late = |_| Unanswered(format!("no answer within {} s", PATIENCE.as_secs()));
-        tokio::time::timeout(PATIENCE, asking).await.map_err(late)?
+        let late = |_| Unanswered(format!("no response within {} s", LOOKUP_TIMEOUT.as_secs()));
+        tokio::time::timeout(LOOKUP_TIMEOUT, request).await.map_err(late)?
     }
 
     async fn find(&self, namespace: &Namespace, name: &str, uid: &str) -> Result<Option<Pod>, Unanswered> {
@@ -159,7 +161,7 @@ impl WatchedPods {
         let _ = write!(selector, ",spec.nodeName={node},spec.serviceAccountName={account}");
         let pods: Api<PodView> = Api::namespaced(self.cluster.client(), namespace.as_str());
         let found = self.look_up(pods.list(&ListParams::default().fields(&selector).limit(1))).await?;
-        // What the selector means is the API server's word; that it was followed is checked.
+        // The API server evaluates the selector; check that it did.
         Ok(found.items.iter().any(|pod| pod.is_of(node, namespace, account)))
     }
 }

@@ -1,7 +1,6 @@
-//! TokenReview (authentication.k8s.io/v1) at one cluster's API server, for `auth`.
+//! TokenReview (authentication.k8s.io/v1) by a cluster's API server, for `auth`.
 //!
-//! The token goes into the request's body and nowhere else: errors hold the API server's words, never ours.
-//! RBAC: create tokenreviews.authentication.k8s.io.
+//! The JWT is in the request's body only. Errors have the API server's text, which does not repeat it.
 
 use std::sync::Arc;
 
@@ -17,11 +16,11 @@ use crate::auth::{
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
-/// An API server that judges tokens.
+/// An API server that validates JWTs.
 #[derive(Debug)]
 pub struct ApiServer(Arc<Cluster>);
 
-/// The clusters whose API servers judge their tokens, as configured.
+/// The clusters whose API servers validate JWTs.
 #[must_use]
 pub fn token_reviews(clusters: &Clusters) -> TokenReviews {
     let reviewed = |cluster: &Arc<Cluster>| {
@@ -47,11 +46,11 @@ impl ApiServer {
         Self(cluster)
     }
 
-    async fn ask(&self, token: Token<'_>, audiences: &[String]) -> Result<Review, kube::Error> {
+    async fn create_review(&self, token: Token<'_>, audiences: &[String]) -> Result<Review, kube::Error> {
         let spec = TokenReviewSpec { audiences: Some(audiences.to_vec()), token: Some(token.expose().to_owned()) };
-        let question = TokenReview { spec, ..TokenReview::default() };
+        let review = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.0.client());
-        let status = reviews.create(&PostParams::default(), &question).await?.status.unwrap_or_default();
+        let status = reviews.create(&PostParams::default(), &review).await?.status.unwrap_or_default();
         let user = status.user.unwrap_or_default();
         let extra = |key: &str| user.extra.as_ref()?.get(key)?.first().cloned();
         let (pod_name, pod_uid) = (extra(POD_NAME), extra(POD_UID));
@@ -69,6 +68,6 @@ impl ApiServer {
 
 impl Reviewer for ApiServer {
     fn review<'a>(&'a self, token: Token<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
-        Box::pin(async move { self.ask(token, audiences).await.map_err(|error| Unanswered(chain(&error))) })
+        Box::pin(async move { self.create_review(token, audiences).await.map_err(|error| Unanswered(chain(&error))) })
     }
 }

@@ -1,8 +1,8 @@
-//! Secrets, read and written with care: their values in zeroizing types, never in an error, a log or a cache.
+//! Secrets, with their values in zeroizing types and never in an error, a log or a cache.
 //!
-//! `k8s-openapi`'s type keeps values in plain vectors, and `kube`'s own requests log a body that they cannot parse; so
-//! bodies are parsed and written here. What cannot be had is told in SECURITY.md: the buffers of HTTP and TLS are
-//! freed as they are. Watches see metadata alone. Called by the controllers of this module, and by `import`.
+//! This does not use `k8s_openapi`'s Secret: it keeps values in plain vectors that serde grows and frees without
+//! zeroizing, and `kube`'s typed requests log a response body that they cannot parse. The buffers of HTTP and TLS are
+//! not zeroized; see SECURITY.md. Watches receive metadata only.
 
 use std::collections::BTreeMap;
 
@@ -12,49 +12,49 @@ use kube::{Client, api::ObjectMeta};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeMap};
 use zeroize::Zeroizing;
 
-/// The label by which an object is known as ours, and its value.
+/// The label of the objects that are managed here, and its value.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "istio-hsm-ca");
 
-/// Room for what stands in a body around the values, in bytes.
-const AROUND: usize = 4096;
+/// An upper bound for the body without values and labels, in bytes.
+const BODY_OVERHEAD: usize = 4096;
 
-/// A value.
+/// A decoded value.
 pub type Value = Zeroizing<Vec<u8>>;
 
-/// Why a Secret is not read or written.
+/// Why a Secret cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// The API server refuses, or is away.
+    /// The API server refuses the request or is unreachable.
     #[error(transparent)]
     Api(#[from] kube::Error),
-    /// A name or value makes no request.
-    #[error("the request cannot be made: {0}")]
+    /// A name is not valid in a request.
+    #[error("cannot create the request: {0}")]
     Request(#[from] http::Error),
-    /// The body cannot be written.
-    #[error("BUG: the Secret cannot be encoded")]
+    /// Serialization failed.
+    #[error("BUG: cannot encode the Secret")]
     Encoding,
-    /// What came is no Secret. What stood there is not repeated.
-    #[error("the API server's answer is no Secret (line {line}, column {column})")]
+    /// The response is not a Secret. Its text is not repeated.
+    #[error("the API server's response is not a valid Secret (line {line}, column {column})")]
     Malformed {
-        /// Where in the answer.
+        /// Line in the response.
         line: usize,
-        /// Where in the line.
+        /// Column in the line.
         column: usize,
     },
 }
 
 impl SecretError {
-    /// Whether the object is another by now.
+    /// Whether the Secret was changed or created meanwhile.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Api(error) if super::controller::is_conflict(error))
+        matches!(self, Self::Api(error) if super::reconcile::is_conflict(error))
     }
 }
 
-/// A Secret. Its `Debug` shows no value.
+/// A Secret. Its `Debug` omits the values.
 #[derive(Deserialize)]
 pub struct Secret {
-    /// Names, labels, versions.
+    /// The metadata.
     pub metadata: ObjectMeta,
     /// Its type.
     #[serde(default, rename = "type")]
@@ -71,40 +71,40 @@ impl std::fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Whether it bears our label.
+    /// Whether it has our label.
     #[must_use]
     pub fn is_ours(&self) -> bool {
         is_ours(&self.metadata)
     }
 
-    /// A value; the empty one where there is none.
+    /// A value; empty if there is none.
     #[must_use]
     pub fn value(&self, key: &str) -> &[u8] {
         self.data.get(key).map(|value| value.as_slice()).unwrap_or_default()
     }
 }
 
-/// Whether an object bears our label.
+/// Whether an object has our label.
 #[must_use]
 pub fn is_ours(metadata: &ObjectMeta) -> bool {
     let labels = metadata.labels.as_ref();
     labels.and_then(|labels| labels.get(MANAGED_BY.0)).is_some_and(|value| value == MANAGED_BY.1)
 }
 
-/// What is to be written.
+/// The Secret to write.
 pub struct Content<'a> {
-    /// Its type, which cannot be changed later.
+    /// Its type, which is immutable.
     pub kind: &'a str,
-    /// Names, labels, and the version that a change follows.
+    /// Name and labels; for a change also resourceVersion and UID.
     pub metadata: ObjectMeta,
-    /// The values; a change removes those that are `None`.
+    /// The values. A change removes those that are `None`.
     pub data: Vec<(&'a str, Option<Value>)>,
 }
 
-/// Reads a Secret; `None` where there is none.
+/// Reads a Secret; `None` if it does not exist.
 ///
 /// # Errors
-/// When the API server refuses, is away, or answers something else.
+/// When the API server refuses, is unreachable, or returns something else.
 pub async fn get(client: &Client, namespace: &str, name: &str) -> Result<Option<Secret>, SecretError> {
     let request = Request::get(path(namespace, Some(name))).body(Vec::new())?;
     let text = match client.request_text(request).await {
@@ -115,19 +115,19 @@ pub async fn get(client: &Client, namespace: &str, name: &str) -> Result<Option<
     parse(&text).map(Some)
 }
 
-/// Makes a Secret.
+/// Creates a Secret.
 ///
 /// # Errors
-/// As [`get`]; a conflict where there is one already.
+/// As [`get`]; a conflict if it exists.
 pub async fn create(client: &Client, namespace: &str, content: &Content<'_>) -> Result<(), SecretError> {
     let request = Request::post(path(namespace, None)).header(http::header::CONTENT_TYPE, "application/json");
     send(client, request.body(body(content)?)?).await
 }
 
-/// Changes a Secret: a merge, guarded by the resourceVersion and UID in the metadata.
+/// Changes a Secret by a merge patch, guarded by the resourceVersion and UID in the metadata.
 ///
 /// # Errors
-/// As [`get`]; a conflict where it is another by now.
+/// As [`get`]; a conflict if it was changed meanwhile.
 pub async fn change(client: &Client, namespace: &str, name: &str, content: &Content<'_>) -> Result<(), SecretError> {
     let request = Request::patch(path(namespace, Some(name)))
         .header(http::header::CONTENT_TYPE, "application/merge-patch+json")
@@ -136,7 +136,7 @@ pub async fn change(client: &Client, namespace: &str, name: &str, content: &Cont
 }
 
 async fn send(client: &Client, request: Request<Vec<u8>>) -> Result<(), SecretError> {
-    // The answer repeats the values.
+    // The response repeats the values.
     client.request_text(request).await.map(Zeroizing::new)?;
     Ok(())
 }
@@ -150,7 +150,7 @@ fn parse(text: &str) -> Result<Secret, SecretError> {
     serde_json::from_str(text).map_err(|error| SecretError::Malformed { line: error.line(), column: error.column() })
 }
 
-/// The body, in one buffer that does not grow. It is the HTTP client's from there on.
+/// The body, in a buffer large enough not to be reallocated, which would leave copies behind.
 fn body(content: &Content<'_>) -> Result<Vec<u8>, SecretError> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -175,7 +175,7 @@ fn body(content: &Content<'_>) -> Result<Vec<u8>, SecretError> {
     let values: usize = content.data.iter().filter_map(|(_, value)| value.as_ref()).map(|value| value.len() * 2).sum();
     let labels = content.metadata.labels.iter().chain(&content.metadata.annotations);
     let labels: usize = labels.flatten().map(|(key, value)| key.len() + value.len()).sum();
-    let mut bytes = Vec::with_capacity(values + 2 * labels + AROUND);
+    let mut bytes = Vec::with_capacity(values + 2 * labels + BODY_OVERHEAD);
     let body = Body {
         api_version: "v1",
         kind: "Secret",
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn written_body_reads_back_as_the_same_secret() {
         let metadata = ObjectMeta {
             name: Some("a".to_owned()),
             labels: Some([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())].into()),
@@ -224,7 +224,7 @@ mod tests {
         };
         let data = vec![("key", Some(Zeroizing::new(b"secret".to_vec()))), ("old", None)];
         let bytes = body(&Content { kind: "Opaque", metadata, data }).unwrap();
-        assert!(bytes.len() * 2 < bytes.capacity(), "it never grew");
+        assert!(bytes.len() * 2 < bytes.capacity(), "the buffer never grew");
         let text = String::from_utf8(bytes).unwrap();
         assert!(text.contains(r#""old":null"#), "{text}");
         let secret = parse(&text.replace(r#","old":null"#, "")).unwrap();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_not_repeated() {
+    fn malformed_response_is_not_repeated_in_the_error() {
         for bad in
             [r#"{"metadata": {}, "data": "c2VjcmV0"}"#, r#"{"metadata": {}, "data": {"k": "c2VjcmV0!"}}"#, "c2VjcmV0"]
         {

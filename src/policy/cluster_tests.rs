@@ -1,7 +1,7 @@
-//! What controllers and requesters of CertificateSigningRequests are granted.
+//! Grants for controllers and requesters of CertificateSigningRequests.
 
 use super::*;
-use crate::auth::{ClusterName, Controller};
+use crate::auth::ClusterName;
 use pki::{
     identity::SpiffeId,
     testing::{DAY, P256, SoftCa, csr, now, plug_in, san},
@@ -10,6 +10,9 @@ use pki::{
 const HOUR: Duration = Duration::from_secs(3600);
 const ISTIOD: &str = "system:serviceaccount:istio-system:istiod";
 const SIGNER: &str = "hsm.example.com/istio";
+const INTERMEDIATE: &str = "intermediate";
+const ISTIOD_CERTIFICATE: &str = "istiod-certificate";
+const WORKLOAD_SECRET: &str = "workload-secret";
 
 fn rules() -> Rules {
     let requester = |username: &str, may| RequesterRules { username: username.to_owned(), may };
@@ -25,12 +28,25 @@ fn rules() -> Rules {
         clusters: vec![ClusterRules {
             cluster: ClusterName::default(),
             trust_domain: local.clone(),
-            istiod: Some(ServerRules {
-                names: vec![san("DNS:istiod.istio-system.svc"), san("IP:10.0.0.1")],
-                ttl: HOUR,
-            }),
-            intermediate: Some(IntermediateRules { organization: "istiod".to_owned(), ttl: 7 * DAY }),
-            workload_secrets: Some(WorkloadRules { namespaces: vec!["foo".parse().unwrap()], ttl: 2 * DAY }),
+            controllers: vec![
+                ControllerRules {
+                    controller: ISTIOD_CERTIFICATE,
+                    grant: ControllerGrant::Server {
+                        names: vec![san("DNS:istiod.istio-system.svc"), san("IP:10.0.0.1")],
+                    },
+                    ttl: HOUR,
+                },
+                ControllerRules {
+                    controller: INTERMEDIATE,
+                    grant: ControllerGrant::Intermediate { organization: "istiod".to_owned() },
+                    ttl: 7 * DAY,
+                },
+                ControllerRules {
+                    controller: WORKLOAD_SECRET,
+                    grant: ControllerGrant::Workload { namespaces: vec!["foo".parse().unwrap()] },
+                    ttl: 2 * DAY,
+                },
+            ],
             signers: vec![SignerRules {
                 name: SIGNER.to_owned(),
                 requesters: vec![
@@ -44,8 +60,9 @@ fn rules() -> Rules {
     }
 }
 
-fn controller(controller: Controller) -> Identity {
-    Identity::Controller { cluster: ClusterName::default(), controller }
+fn controller(name: &'static str, subject: Option<&str>) -> Identity {
+    let subject = subject.map(|id| id.parse::<SpiffeId>().unwrap());
+    Identity::Controller { cluster: ClusterName::default(), name, subject }
 }
 
 fn requester(username: &str) -> Identity {
@@ -53,7 +70,7 @@ fn requester(username: &str) -> Identity {
 }
 
 fn secret(id: &str) -> Identity {
-    controller(Controller::WorkloadSecret(id.parse::<SpiffeId>().unwrap()))
+    controller(WORKLOAD_SECRET, Some(id))
 }
 
 fn decide(identity: &Identity, names: &[(u32, &[u8])], issuer: &Issuer) -> Result<Template, Denied> {
@@ -61,14 +78,14 @@ fn decide(identity: &Identity, names: &[(u32, &[u8])], issuer: &Issuer) -> Resul
 }
 
 #[test]
-fn names_come_from_configuration_and_from_who_asks() {
+fn names_come_from_the_configuration_and_the_caller() {
     let issuer = SoftCa::new(&P256).issuer;
     let own = b"spiffe://cluster.local/ns/foo/sa/bar".as_slice();
     let other = b"spiffe://cluster.local/ns/x/sa/y".as_slice();
     let dns = b"istiod.istio-system.svc".as_slice();
     let bar = "system:serviceaccount:foo:bar";
     let cases: [(Identity, Vec<(u32, &[u8])>, Vec<&str>, Duration); 7] = [
-        (controller(Controller::IstiodCertificate), vec![], vec!["DNS:istiod.istio-system.svc", "IP:10.0.0.1"], HOUR),
+        (controller(ISTIOD_CERTIFICATE, None), vec![], vec!["DNS:istiod.istio-system.svc", "IP:10.0.0.1"], HOUR),
         (secret("spiffe://cluster.local/ns/foo/sa/z"), vec![], vec!["URI:spiffe://cluster.local/ns/foo/sa/z"], 2 * DAY),
         (requester(bar), vec![], vec!["URI:spiffe://cluster.local/ns/foo/sa/bar"], DAY),
         (requester(bar), vec![(6, own)], vec!["URI:spiffe://cluster.local/ns/foo/sa/bar"], DAY),
@@ -84,7 +101,7 @@ fn names_come_from_configuration_and_from_who_asks() {
 }
 
 #[test]
-fn nobody_has_what_is_not_configured() {
+fn grant_refuses_what_is_not_configured() {
     let issuer = SoftCa::new(&P256).issuer;
     let own = b"spiffe://cluster.local/ns/foo/sa/bar".as_slice();
     let evil = b"spiffe://evil.local/ns/foo/sa/bar".as_slice();
@@ -95,7 +112,12 @@ fn nobody_has_what_is_not_configured() {
     let unlisted = |username: &str| Denied::Requester { signer: SIGNER.to_owned(), username: username.to_owned() };
     let other_signer =
         Identity::Requester { cluster: ClusterName::default(), signer: "x.y/z".into(), username: ISTIOD.into() };
-    let cases: [(Identity, Vec<(u32, &[u8])>, Denied); 14] = [
+    let account = "spiffe://cluster.local/ns/foo/sa/y";
+    let cases: [(Identity, Vec<(u32, &[u8])>, Denied); 18] = [
+        (controller("other", None), vec![], Denied::NotConfigured("other")),
+        (controller(WORKLOAD_SECRET, None), vec![], Denied::NoNames),
+        (controller(INTERMEDIATE, Some(account)), vec![], foreign(&format!("URI:{account}"))),
+        (controller(ISTIOD_CERTIFICATE, Some(account)), vec![], foreign(&format!("URI:{account}"))),
         (secret("spiffe://cluster.local/ns/x/sa/y"), vec![], Denied::Namespace("x".parse().unwrap())),
         (secret("spiffe://evil.local/ns/foo/sa/y"), vec![], Denied::TrustDomain("evil.local".parse().unwrap())),
         (
@@ -104,7 +126,7 @@ fn nobody_has_what_is_not_configured() {
             foreign("URI:spiffe://cluster.local/ns/foo/sa/bar"),
         ),
         (
-            Identity::Controller { cluster: elsewhere, controller: Controller::Intermediate },
+            Identity::Controller { cluster: elsewhere, name: INTERMEDIATE, subject: None },
             vec![],
             Denied::NotConfigured("anything"),
         ),
@@ -122,7 +144,7 @@ fn nobody_has_what_is_not_configured() {
     for (identity, names, denied) in cases {
         assert_eq!(decide(&identity, &names, &issuer), Err(denied), "{identity}");
     }
-    // Two identities in one certificate, from somebody who may ask for any one of them.
+    // Two identities in one certificate, by a requester that may obtain each of them.
     let only_workloads = |mut rules: Rules| {
         rules.clusters[0].signers[0].requesters.remove(0);
         rules
@@ -132,7 +154,7 @@ fn nobody_has_what_is_not_configured() {
 }
 
 #[test]
-fn only_the_controller_has_an_intermediate_and_only_where_one_fits() {
+fn only_the_intermediate_controller_obtains_a_ca_and_only_below_a_ca_that_permits_it() {
     let certificate = |name: &str, constraints| {
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -144,7 +166,7 @@ fn only_the_controller_has_an_intermediate_and_only_where_one_fits() {
         let pem = params.self_signed(&*P256).unwrap().pem();
         plug_in(&pem, &pem)
     };
-    let who = controller(Controller::Intermediate);
+    let who = controller(INTERMEDIATE, None);
     let wide = certificate("root", rcgen::BasicConstraints::Unconstrained);
     let template = decide(&who, &[], &wide).unwrap();
     assert_eq!(template.profile, Profile::Intermediate { organization: "istiod".to_owned() });

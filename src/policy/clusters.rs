@@ -1,62 +1,62 @@
-//! What is granted in Kubernetes clusters: to the controllers, and to who asks by a CertificateSigningRequest.
+//! Rules for Kubernetes clusters: for the controllers, and for requesters of CertificateSigningRequests.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::{Allowed, Denied, Rules, shortened, some_names};
-use crate::auth::{ClusterName, Controller};
+use crate::auth::ClusterName;
 use pki::{
     Issuer, Profile, VerifiedCsr,
     csr::RequestedName,
     identity::{DnsName, Name, Namespace, ServiceAccount, SpiffeId, TrustDomain},
 };
 
-/// What a service account's user name begins with (Kubernetes: apiserver, serviceaccount.MakeUsername).
+/// The prefix of a service account's user name (Kubernetes: apiserver, serviceaccount.MakeUsername).
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
-/// What is granted in one cluster. What is absent is granted to nobody.
+/// What is granted in one cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterRules {
     /// The cluster.
     pub cluster: ClusterName,
     /// The trust domain of its service accounts.
     pub trust_domain: TrustDomain,
-    /// istiod's serving certificate.
-    pub istiod: Option<ServerRules>,
-    /// istiod's short-lived CA.
-    pub intermediate: Option<IntermediateRules>,
-    /// Certificates for service accounts.
-    pub workload_secrets: Option<WorkloadRules>,
-    /// Who may ask by CertificateSigningRequests.
+    /// The controllers that may obtain certificates.
+    pub controllers: Vec<ControllerRules>,
+    /// The signers of CertificateSigningRequests.
     pub signers: Vec<SignerRules>,
 }
 
-/// A server's certificate.
+/// What one controller may obtain.
 #[derive(Clone, Debug)]
-pub struct ServerRules {
-    /// Its names, none of them a workload's.
-    pub names: Vec<Name>,
-    /// Its lifetime.
-    pub ttl: Duration,
-}
-
-/// An intermediate CA of path length 0.
-#[derive(Clone, Debug)]
-pub struct IntermediateRules {
-    /// The subject's organization.
-    pub organization: String,
-    /// Its lifetime.
-    pub ttl: Duration,
-}
-
-/// Certificates for service accounts, as Secrets.
-#[derive(Clone, Debug)]
-pub struct WorkloadRules {
-    /// The service accounts' namespaces.
-    pub namespaces: Vec<Namespace>,
+pub struct ControllerRules {
+    /// The controller's name as a caller.
+    pub controller: &'static str,
+    /// The kind of certificate.
+    pub grant: ControllerGrant,
     /// The lifetime.
     pub ttl: Duration,
+}
+
+/// The kind of certificate that a controller may obtain.
+#[derive(Clone, Debug)]
+pub enum ControllerGrant {
+    /// A server certificate with these names. SPIFFE IDs among them are not granted.
+    Server {
+        /// DNS names and IP addresses.
+        names: Vec<Name>,
+    },
+    /// An intermediate CA of path length 0.
+    Intermediate {
+        /// The organization in the subject.
+        organization: String,
+    },
+    /// Certificates for service accounts.
+    Workload {
+        /// Their namespaces.
+        namespaces: Vec<Namespace>,
+    },
 }
 
 /// One `signerName`.
@@ -64,26 +64,43 @@ pub struct WorkloadRules {
 pub struct SignerRules {
     /// The name.
     pub name: String,
-    /// Who may ask; the same user name may stand there more than once.
+    /// The permitted requesters. A user name can have several entries.
     pub requesters: Vec<RequesterRules>,
 }
 
-/// One who may ask a signer.
-#[derive(Clone, Debug)]
+/// `[[kubernetes.cluster.signer.requester]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RequesterRules {
-    /// `spec.username`.
+    /// `spec.username`, which the API server sets.
     pub username: String,
-    /// For what.
+    /// The names it may obtain.
     pub may: Scope,
 }
 
-/// What a requester may ask for.
+impl ClusterRules {
+    /// The names of servers that may be in certificates.
+    pub fn server_names(&self) -> Vec<Name> {
+        let of_controllers = self.controllers.iter().filter_map(|rules| match &rules.grant {
+            ControllerGrant::Server { names } => Some(names.clone()),
+            ControllerGrant::Intermediate { .. } | ControllerGrant::Workload { .. } => None,
+        });
+        let requesters = self.signers.iter().flat_map(|signer| &signer.requesters);
+        let of_requesters = requesters.filter_map(|requester| match &requester.may {
+            Scope::DnsNames(names) => Some(names.iter().cloned().map(Name::Dns).collect()),
+            Scope::AnyWorkload { .. } | Scope::Itself => None,
+        });
+        of_controllers.chain(of_requesters).flatten().collect()
+    }
+}
+
+/// The names that a requester may obtain.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Scope {
-    /// The identity of the service account that its user name says.
+    /// The identity of the service account in its user name.
     Itself,
-    /// Any workload of one trust domain: the requester is then as good as the CA.
+    /// Any workload of one trust domain, which makes the requester as powerful as the CA.
     AnyWorkload {
         /// The trust domain.
         trust_domain: TrustDomain,
@@ -93,47 +110,52 @@ pub enum Scope {
 }
 
 impl Rules {
-    /// What a controller may have. Nothing of it comes from a request.
+    /// What a controller may obtain. Nothing of it comes from a request. `subject` is the service account that the
+    /// certificate is for, if it is for one.
     pub(super) fn controller(
         &self,
         cluster: &ClusterName,
-        controller: &Controller,
+        controller: &'static str,
+        subject: Option<&SpiffeId>,
         issuer: &Issuer,
     ) -> Result<Allowed, Denied> {
         let rules = self.cluster(cluster)?;
-        match controller {
-            Controller::Intermediate => {
-                let rules = rules.intermediate.as_ref().ok_or(Denied::NotConfigured("an intermediate"))?;
+        let granted = rules.controllers.iter().find(|granted| granted.controller == controller);
+        let ControllerRules { grant, ttl, .. } = granted.ok_or(Denied::NotConfigured(controller))?;
+        match (grant, subject) {
+            (ControllerGrant::Intermediate { organization }, None) => {
                 if !issuer.has_room_for_intermediate() {
                     return Err(Denied::IntermediatePath);
                 }
-                if issuer.is_organization(&rules.organization) {
-                    return Err(Denied::IntermediateName(rules.organization.clone()));
+                if issuer.is_organization(organization) {
+                    return Err(Denied::IntermediateName(organization.clone()));
                 }
-                let profile = Profile::Intermediate { organization: rules.organization.clone() };
-                Ok(Allowed { profile, names: Vec::new(), ttl: rules.ttl })
+                let profile = Profile::Intermediate { organization: organization.clone() };
+                Ok(Allowed { profile, names: Vec::new(), ttl: *ttl })
             }
-            Controller::IstiodCertificate => {
-                let rules = rules.istiod.as_ref().ok_or(Denied::NotConfigured("istiod's certificate"))?;
-                let servers = rules.names.iter().filter(|name| !matches!(name, Name::Spiffe(_))).cloned();
-                Ok(Allowed::leaf(some_names(servers, Denied::NoNames)?, rules.ttl))
+            (ControllerGrant::Server { names }, None) => {
+                let servers = names.iter().filter(|name| !matches!(name, Name::Spiffe(_))).cloned();
+                Ok(Allowed::leaf(some_names(servers, Denied::NoNames)?, *ttl))
             }
-            Controller::WorkloadSecret(id) => {
-                let secrets = rules.workload_secrets.as_ref().ok_or(Denied::NotConfigured("workload secrets"))?;
+            (ControllerGrant::Workload { namespaces }, Some(id)) => {
                 if *id.trust_domain() != rules.trust_domain {
                     return Err(Denied::TrustDomain(id.trust_domain().clone()));
                 }
-                if !secrets.namespaces.contains(id.namespace()) {
+                if !namespaces.contains(id.namespace()) {
                     return Err(Denied::Namespace(id.namespace().clone()));
                 }
                 let name = Name::Spiffe(id.clone());
                 self.in_trust_domain(&name)?;
-                Ok(Allowed::leaf(vec![name], secrets.ttl))
+                Ok(Allowed::leaf(vec![name], *ttl))
+            }
+            (ControllerGrant::Workload { .. }, None) => Err(Denied::NoNames),
+            (ControllerGrant::Intermediate { .. } | ControllerGrant::Server { .. }, Some(id)) => {
+                Err(Denied::ForeignName(Name::Spiffe(id.clone()).to_string()))
             }
         }
     }
 
-    /// The names that somebody may have by a CertificateSigningRequest: those asked for, if one entry of the list
+    /// The names that a requester may obtain by a CertificateSigningRequest: those requested, if a single entry for it
     /// allows all of them.
     pub(super) fn requested_names(
         &self,
@@ -145,7 +167,7 @@ impl Rules {
         let rules = self.cluster(cluster)?;
         let signer_rules =
             rules.signers.iter().find(|rules| rules.name == signer).ok_or(Denied::NotConfigured("the signer"))?;
-        let stranger = || Denied::Requester { signer: signer.to_owned(), username: shortened(username) };
+        let unlisted = || Denied::Requester { signer: signer.to_owned(), username: shortened(username) };
         let mut refusal = None;
         for requester in signer_rules.requesters.iter().filter(|requester| requester.username == username) {
             match self.names_in(&requester.may, rules, username, csr) {
@@ -153,7 +175,7 @@ impl Rules {
                 Err(denied) => refusal = refusal.or(Some(denied)),
             }
         }
-        Err(refusal.unwrap_or_else(stranger))
+        Err(refusal.unwrap_or_else(unlisted))
     }
 
     fn names_in(
@@ -202,7 +224,7 @@ impl Rules {
     }
 }
 
-/// The identity of a service account by its user name.
+/// The identity of the service account with this user name.
 fn service_account(username: &str, trust_domain: &TrustDomain) -> Option<SpiffeId> {
     let (namespace, account) = username.strip_prefix(SERVICE_ACCOUNT)?.split_once(':')?;
     let (namespace, account): (Namespace, ServiceAccount) = (namespace.parse().ok()?, account.parse().ok()?);

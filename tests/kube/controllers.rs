@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use istio_hsm_ca::kubernetes::{
-    Clusters, checkpoints,
+    Clusters,
+    controllers::checkpoints,
     permissions::{self, Permission},
 };
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -39,7 +40,7 @@ async fn without(kind: Kind, number: usize) -> bool {
     let rig = Rig::start(&cluster, PlugIn::intermediate(), &kind.toml(&cluster), name, lacking).await;
     let all_well = async || {
         kind.serials(&cluster).await?;
-        (rig.standing(kind.name()).failures.is_empty() && rig.remark(kind.name()).is_none()).then_some(())
+        (rig.status(kind.name()).failures.is_empty() && rig.remark(kind.name()).is_none()).then_some(())
     };
     let mut certificates = kind.certificates();
     if kind == Kind::Workloads {
@@ -62,8 +63,8 @@ async fn without(kind: Kind, number: usize) -> bool {
             right.resource == "signers" || told.contains(&place) || told.contains("at the cluster scope"),
             "{told}"
         );
-        let standing = rig.standing(kind.name());
-        assert!(standing.running > 0 && standing.last_error.is_some(), "{standing:?}");
+        let status = rig.status(kind.name());
+        assert!(status.running > 0 && status.last_error.is_some(), "{status:?}");
         assert!(rig.in_error() >= 1.0, "the metric");
         // What `check` says, and the daemon's own log at its start.
         let missing = permissions::missing(rig.account.clone(), needed.clone()).await.unwrap();
@@ -78,7 +79,7 @@ async fn without(kind: Kind, number: usize) -> bool {
     }
     let what = lacking.map_or_else(|| kind.name().to_owned(), |right| format!("{} after {right}", kind.name()));
     eventually(&what, all_well).await;
-    assert!(rig.standing(kind.name()).last_success.is_some());
+    assert!(rig.status(kind.name()).last_success.is_some());
     eventually("the metric", async || (rig.in_error() == 0.0).then_some(())).await;
     assert_eq!(rig.intents(), certificates, "{what}: a certificate for each object, and no other");
     let there = lacking.is_some();
@@ -94,38 +95,38 @@ async fn each(kind: Kind, count: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn the_roots_tell_each_right_that_they_lack() {
+async fn root_configmap_reports_each_missing_permission() {
     each(Kind::Roots, 6).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn istiods_certificate_tells_each_right_that_it_lacks() {
+async fn istiod_certificate_reports_each_missing_permission() {
     each(Kind::Istiod, 5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn the_intermediate_tells_each_right_that_it_lacks() {
+async fn intermediate_reports_each_missing_permission() {
     each(Kind::Intermediate, 5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn the_signer_tells_each_right_that_it_lacks() {
+async fn csr_signer_reports_each_missing_permission() {
     each(Kind::Signer, 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn workload_secrets_tell_each_right_that_they_lack() {
+async fn workload_secrets_report_each_missing_permission() {
     each(Kind::Workloads, 8).await;
 }
 
 /// The copies of checkpoints, which every replica keeps, whether it leads or not.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn checkpoints_tell_each_right_that_they_lack() {
+async fn checkpoints_report_each_missing_permission() {
     for lacking in ["create", "patch", ""] {
         let cluster = Cluster::new(&EAST, "right-checkpoints").await;
         let config = rig::configuration(&cluster.admin(), &cluster, "[kubernetes.checkpoints]\n");
@@ -137,19 +138,19 @@ async fn checkpoints_tell_each_right_that_they_lack() {
         settings.clusters[0].kubeconfig = Some(cluster.user("copier", &[], &rules).await);
         let clusters = Clusters::new(&settings, &config.ca.trust_domains).await.unwrap();
         let one = Arc::clone(clusters.first().unwrap());
-        let standing = one.standing(checkpoints::NAME);
+        let status = one.controller_status(checkpoints::NAME);
         let newest = Arc::new(|| Some("a checkpoint".to_owned()));
         let copies = settings.checkpoints.clone().unwrap();
         let task = tokio::spawn(checkpoints::run(one, cluster.namespace.clone(), "a".into(), copies, newest));
         if let [right] = without.as_slice() {
             let words = format!("cannot {lacking} resource \"configmaps\"");
-            eventually(&words, async || standing.borrow().trouble()?.contains(&words).then_some(())).await;
+            eventually(&words, async || status.borrow().problem()?.contains(&words).then_some(())).await;
             cluster.grant("copier", "more", &[], &[(&cluster.namespace, rig::rule(right).1)]).await;
         }
         let api = cluster.api::<ConfigMap>();
         eventually("the copy", async || {
             let data = api.get_opt("istio-hsm-ca-checkpoints").await.unwrap()?.data?;
-            (data.get("a")? == "a checkpoint" && standing.borrow().trouble().is_none()).then_some(())
+            (data.get("a")? == "a checkpoint" && status.borrow().problem().is_none()).then_some(())
         })
         .await;
         task.abort();

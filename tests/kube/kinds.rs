@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use istio_hsm_ca::kubernetes::{
-    csr_signer, intermediate, istiod_secret, root_configmap, secret::MANAGED_BY, workload_secret,
+    controllers::{csr_signer, intermediate, istiod_certificate, root_configmap, workload_secrets},
+    secret::MANAGED_BY,
 };
 use k8s_openapi::{
     ByteString,
@@ -42,10 +43,10 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Roots => root_configmap::NAME,
-            Self::Istiod => istiod_secret::NAME,
+            Self::Istiod => istiod_certificate::NAME,
             Self::Intermediate => intermediate::NAME,
             Self::Signer => csr_signer::NAME,
-            Self::Workloads => workload_secret::NAME,
+            Self::Workloads => workload_secrets::NAME,
         }
     }
 
@@ -188,7 +189,7 @@ async fn broken(cluster: &Cluster, name: &str, kind: &str, account: &str) {
         "metadata": {
             "name": name,
             "labels": {MANAGED_BY.0: MANAGED_BY.1},
-            "annotations": {workload_secret::ACCOUNT: account},
+            "annotations": {workload_secrets::ACCOUNT: account},
         },
         "type": kind,
         "data": {"ca-cert.pem": "eA==", "cert-chain.pem": "eA=="},

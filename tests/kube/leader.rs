@@ -191,7 +191,7 @@ async fn a_replica_killed_while_it_leads_is_followed_by_the_other() {
     // Ended in good order, the Lease is given up, and the next one need not wait for its end.
     let third = serve(0);
     let (status, log) = second.stop();
-    assert!(status.success() && log.contains("gave the Lease up"), "{log}");
+    assert!(status.success() && log.contains("released the Lease"), "{log}");
     let ended = Instant::now();
     eventually("the next leader", async || leads(&third).then_some(())).await;
     assert!(ended.elapsed() < Timing::default().lease, "{:?}", ended.elapsed());

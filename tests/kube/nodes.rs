@@ -44,7 +44,7 @@ async fn a_nodes_proxy_gets_what_its_node_runs_and_nothing_else() {
     let id = |account: &str| format!("spiffe://cluster.local/ns/{ns}/sa/{account}");
     let pod = cluster.pod("ztunnel-1", "ztunnel", "node-1").await;
     let ztunnel = cluster.token("ztunnel", "istio-ca", Some(&pod)).await;
-    daemon.wait_line(|line| line["message"] == "every pod is known");
+    daemon.wait_line(|line| line["message"] == "all pods are cached");
 
     assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "issued");
     let line = daemon.wait_line(|line| line["message"] == "issued" && line["names"] == format!("URI:{}", id("web")));
@@ -148,7 +148,7 @@ async fn a_cache_that_sees_nothing_refuses_nobody() {
     let pod = cluster.pod("ztunnel-1", "ztunnel", "node-1").await;
     let ztunnel = cluster.token("ztunnel", "istio-ca", Some(&pod)).await;
     let id = |account: &str| format!("spiffe://cluster.local/ns/{}/sa/{account}", cluster.namespace);
-    daemon.wait_line(|line| line["message"] == "the pods are not watched now");
+    daemon.wait_line(|line| line["message"] == "the watch of pods failed; will retry");
     assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "issued");
     assert_eq!(ask_for(&daemon, &ztunnel, &id("far")).await, "PermissionDenied");
 }

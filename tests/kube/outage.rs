@@ -54,7 +54,7 @@ async fn an_api_server_comes_back_and_everything_with_it() {
     let id = |account: &str| format!("spiffe://cluster.local/ns/{}/sa/{account}", cluster.namespace);
     let ztunnel = cluster.token("ztunnel", "istio-ca", Some(&pod)).await;
     let web = cluster.token("web", "istio-ca", None).await;
-    daemon.wait_line(|line| line["message"] == "every pod is known");
+    daemon.wait_line(|line| line["message"] == "all pods are cached");
     assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "issued");
     assert_eq!(ask(&daemon, &web, "Kubernetes", &id("web")).await, "issued");
 

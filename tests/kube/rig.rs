@@ -20,7 +20,7 @@ use istio_hsm_ca::{
     kubernetes::{
         Clusters,
         permissions::{self, Permission},
-        standing::Standing,
+        status::ControllerStatus,
     },
     policy::Asked,
     signer::{BoxFuture, Context, SignError, Signed, Signer, Source},
@@ -174,9 +174,9 @@ impl Rig {
         self.signer.away.store(away, Ordering::SeqCst);
     }
 
-    /// How one of its controllers stands.
-    pub fn standing(&self, controller: &'static str) -> Standing {
-        self.clusters.first().unwrap().standing(controller).borrow().clone()
+    /// The status of one of its controllers.
+    pub fn status(&self, controller: &'static str) -> ControllerStatus {
+        self.clusters.first().unwrap().controller_status(controller).borrow().clone()
     }
 
     /// What `/readyz` says against one of its controllers; the daemon stays ready all the same.

@@ -49,7 +49,7 @@ async fn broken(name: &str, rights: &[PolicyRule]) -> Vec<&'static str> {
     let mut broken = Vec::new();
     daemon.wait_line(|line| {
         let message = line["message"].as_str().unwrap_or_default();
-        message == "every pod is known" || message == "the pods are not watched now"
+        message == "all pods are cached" || message == "the watch of pods failed; will retry"
     });
     if ask(&daemon, &web, "Kubernetes", &id("web")).await != "issued" {
         broken.push("workloads are not authenticated");
@@ -65,8 +65,8 @@ async fn broken(name: &str, rights: &[PolicyRule]) -> Vec<&'static str> {
     if ask_for(&daemon, &ztunnel, &id("web")).await != "PermissionDenied" {
         broken.push("a pod is not looked up by name");
     }
-    if daemon.lines().iter().any(|line| line["message"] == "the pods are not watched now") {
-        broken.push("the pods are not watched");
+    if daemon.lines().iter().any(|line| line["message"] == "the watch of pods failed; will retry") {
+        broken.push("the watch of pods failed");
     }
     broken
 }

@@ -1,6 +1,6 @@
 //! The roots in every namespace that is to have them.
 
-use istio_hsm_ca::kubernetes::root_configmap::{KEY, LABEL};
+use istio_hsm_ca::kubernetes::controllers::root_configmap::{KEY, LABEL};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::{
     Api, ResourceExt,

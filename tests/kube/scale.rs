@@ -55,7 +55,7 @@ async fn a_large_cluster() {
     );
     let toml = cluster_toml("Kubernetes", &kubeconfig, &more);
     let empty = site.serve(&toml);
-    empty.wait_line(|line| line["message"] == "every pod is known");
+    empty.wait_line(|line| line["message"] == "all pods are cached");
     println!("daemon, next to no pods: {:.1} MiB", mebibytes(&empty));
     drop(empty);
 
@@ -83,7 +83,7 @@ async fn a_large_cluster() {
 
     let started = Instant::now();
     let daemon = site.serve(&toml);
-    daemon.wait_line(|line| line["message"] == "every pod is known");
+    daemon.wait_line(|line| line["message"] == "all pods are cached");
     println!(
         "start to every pod known: {:.2} s (of that, to ready, a part); daemon {:.1} MiB",
         started.elapsed().as_secs_f64(),

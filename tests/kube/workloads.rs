@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use istio_hsm_ca::kubernetes::workload_secret::ACCOUNT;
+use istio_hsm_ca::kubernetes::controllers::workload_secrets::ACCOUNT;
 use k8s_openapi::{
     ByteString,
     api::core::v1::{Secret, ServiceAccount},

@@ -21,7 +21,18 @@ const TABLE: &[(&str, &[&str])] = &[
     // The errors and the refusals are what `issue` returns, and one match turns them into gRPC codes.
     ("grpc", &["auth", "issue", "policy::Asked", "policy::Denied", "policy::Kind", "signer::*Error"]),
     ("issue", &["auth::Caller", "policy", "signer"]),
-    ("kubernetes", &["auth", "issue", "policy::Asked", "policy::Kind", "policy::Scope"]),
+    (
+        "kubernetes",
+        &[
+            "auth",
+            "issue",
+            "policy::Asked",
+            "policy::ControllerGrant",
+            "policy::Kind",
+            "policy::Scope",
+            "policy::*Rules",
+        ],
+    ),
     ("policy", &["auth::Caller"]),
     ("signer", &[]),
     ("telemetry", &[]),
@@ -29,7 +40,7 @@ const TABLE: &[(&str, &[&str])] = &[
 ];
 
 /// What a caller is made of counts as `auth::Caller`.
-const CALLER: &[&str] = &["BoundPod", "Caller", "ClusterName", "Controller", "Identity", "InternalCaller", "Method"];
+const CALLER: &[&str] = &["BoundPod", "Caller", "ClusterName", "Identity", "InternalCaller", "Method"];
 
 /// Code that only computes: no clock, no files, no network, no threads, no traces.
 const PURE: &[&str] = &["crates/pki/src", "src/policy"];

@@ -1,4 +1,4 @@
-//! The clusters of `[kubernetes]`: a client for each, its API server's answer, and what the daemon may do there.
+//! Checks the clusters of `[kubernetes]`: the client, the API server and the permissions of each.
 
 use std::time::Duration;
 
@@ -6,24 +6,22 @@ use super::finding::{Finding, Findings};
 use crate::{
     config::Config,
     daemon::setup,
-    kubernetes::{Clusters, cluster::chain, permissions},
+    kubernetes::{Clusters, cluster::chain, controllers::IssuerProblem, permissions, settings::Cluster},
 };
 
-/// How long an API server may take for all that is asked.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The timeout for all requests to one API server.
+const API_SERVER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What keeps the configured clusters from being used. An API server that is away does not keep `serve` from starting.
+/// An unreachable API server is a warning, because `serve` starts without it.
 pub(super) fn clusters(config: &Config) -> anyhow::Result<Vec<Finding>> {
     let mut found = Findings::about("kubernetes");
     let Some(settings) = &config.kubernetes else { return Ok(found.into_vec()) };
-    if settings.clusters.iter().any(|cluster| cluster.intermediate.is_some())
-        && setup::bundle(config).is_ok_and(|bundle| !bundle.issuer().has_room_for_intermediate())
-    {
-        found.error(
-            "[kubernetes.cluster.intermediate]: the path length of the CA's certificate, or of one above it, forbids a CA \
-             below it, as in the certificates of Istio's own tools",
-            "have a certificate made with a path length of 1 or more, or none; or leave the section out",
-        );
+    if let Ok(bundle) = setup::bundle(config) {
+        for controller in settings.clusters.iter().flat_map(Cluster::controllers) {
+            if let Some(IssuerProblem { cause, remedy }) = controller.issuer_problem(bundle.issuer()) {
+                found.error(format!("[kubernetes.cluster.{}]: {cause}", controller.name()), remedy);
+            }
+        }
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -31,7 +29,7 @@ pub(super) fn clusters(config: &Config) -> anyhow::Result<Vec<Finding>> {
             Ok(clusters) => clusters,
             Err(errors) => {
                 for error in errors {
-                    found.failed(&error, "mend it in [kubernetes]");
+                    found.failed(&error, "correct it in [kubernetes]");
                 }
                 return;
             }
@@ -40,25 +38,25 @@ pub(super) fn clusters(config: &Config) -> anyhow::Result<Vec<Finding>> {
             let name = cluster.name();
             let needed = permissions::needed(settings, cluster.settings(), clusters.namespace());
             let count = needed.len();
-            match tokio::time::timeout(PATIENCE, permissions::missing(cluster.client(), needed)).await {
+            match tokio::time::timeout(API_SERVER_TIMEOUT, permissions::missing(cluster.client(), needed)).await {
                 Ok(Ok(missing)) if missing.is_empty() => {
-                    found.ok(format!("cluster {name}: its API server grants all {count} permissions that are needed"));
+                    found.ok(format!("cluster {name}: its API server grants all {count} required permissions"));
                 }
                 Ok(Ok(missing)) => {
                     for permission in missing {
                         found.warning(
                             format!("cluster {name}: the daemon may not {permission}"),
-                            "grant it as deploy/helm does, or turn the feature off that needs it",
+                            "grant it as deploy/helm does, or disable the feature that needs it",
                         );
                     }
                 }
                 Ok(Err(error)) => found.warning(
-                    format!("cluster {name}: its API server does not answer: {}", chain(&error)),
-                    "make it reachable from here; `serve` keeps trying, and serves whoever needs no API server",
+                    format!("cluster {name}: its API server does not respond: {}", chain(&error)),
+                    "make it reachable from this host; meanwhile `serve` serves callers that do not need it, and keeps trying",
                 ),
                 Err(_) => found.warning(
-                    format!("cluster {name}: its API server does not answer within {} s", PATIENCE.as_secs()),
-                    "make it reachable from here; `serve` keeps trying, and serves whoever needs no API server",
+                    format!("cluster {name}: its API server does not respond within {} s", API_SERVER_TIMEOUT.as_secs()),
+                    "make it reachable from this host; meanwhile `serve` serves callers that do not need it, and keeps trying",
                 ),
             }
         }

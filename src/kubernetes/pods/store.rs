@@ -1,6 +1,4 @@
-//! The remembered pods: by name, and counted by node and service account. Some hundred bytes a pod.
-//!
-//! Pure: events in, answers out.
+//! The cached pods by name, and their number by node and service account. Some hundred bytes per pod. Pure.
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
@@ -11,7 +9,7 @@ use serde::Deserialize;
 use crate::auth::node::Pod;
 use pki::identity::{Namespace, ServiceAccount};
 
-/// A pod as the API server sends it, without what is not looked at.
+/// The fields of a pod that are used.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct PodView {
     #[serde(default)]
@@ -38,12 +36,12 @@ struct Status {
 }
 
 impl PodView {
-    /// Whether it has failed for good.
+    /// Whether its phase is Failed, which is final.
     pub fn failed(&self) -> bool {
         self.status.phase == "Failed"
     }
 
-    /// Whether it is one of a service account on a node, and has not failed.
+    /// Whether it runs under a service account on a node and has not failed.
     pub fn is_of(&self, node: &str, namespace: &Namespace, account: &ServiceAccount) -> bool {
         !self.failed()
             && self.spec.node_name == node
@@ -51,7 +49,6 @@ impl PodView {
             && self.spec.service_account_name == account.as_str()
     }
 
-    /// What matters of it.
     pub fn pod(self) -> Pod {
         Pod {
             uid: self.metadata.uid.unwrap_or_default(),
@@ -105,43 +102,42 @@ fn join(namespace: &str, name: &str) -> Box<str> {
     format!("{namespace}/{name}").into()
 }
 
-/// Where pods of one service account are; one text for all of them.
+/// A node and a service account, shared by all its pods there.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Place {
+struct NodeAccount {
     node: Box<str>,
     /// `namespace/service-account`.
     account: Box<str>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct CachedPod {
     uid: Box<str>,
-    place: Arc<Place>,
+    location: Arc<NodeAccount>,
 }
 
-/// A set of pods.
 #[derive(Debug, Default)]
-struct Set {
-    pods: HashMap<Key, Known>,
-    places: HashMap<Arc<Place>, usize>,
+struct PodSet {
+    pods: HashMap<Key, CachedPod>,
+    counts: HashMap<Arc<NodeAccount>, usize>,
 }
 
-/// What is remembered, and what a new list has brought so far.
+/// The cached pods, and those of a list that is not complete yet.
 #[derive(Debug, Default)]
 pub struct Store {
-    current: Set,
-    coming: Option<Set>,
+    current: PodSet,
+    pending: Option<PodSet>,
 }
 
 impl Store {
-    /// Takes an event of the watch. A new list counts once it is complete; until then the old one does.
-    pub fn take(&mut self, event: Event<PodView>) {
+    /// Applies an event of the watch. A list replaces the cached pods when it is complete.
+    pub fn apply(&mut self, event: Event<PodView>) {
         match event {
-            Event::Init => self.coming = Some(Set::default()),
-            Event::InitApply(pod) => self.coming.get_or_insert_default().put(pod),
+            Event::Init => self.pending = Some(PodSet::default()),
+            Event::InitApply(pod) => self.pending.get_or_insert_default().put(pod),
             Event::InitDone => {
-                if let Some(coming) = self.coming.take() {
-                    self.current = coming;
+                if let Some(pending) = self.pending.take() {
+                    self.current = pending;
                 }
             }
             Event::Apply(pod) => self.current.put(pod),
@@ -149,30 +145,30 @@ impl Store {
         }
     }
 
-    /// How many pods are remembered.
+    /// The number of cached pods.
     pub fn len(&self) -> usize {
         self.current.pods.len()
     }
 
-    /// The pod of a name.
+    /// The pod with this name.
     pub fn pod(&self, namespace: &Namespace, name: &str) -> Option<Pod> {
-        let known = self.current.pods.get(&Key(join(namespace.as_str(), name)))?;
-        let (_, account) = known.place.account.split_once('/')?;
+        let cached = self.current.pods.get(&Key(join(namespace.as_str(), name)))?;
+        let (_, account) = cached.location.account.split_once('/')?;
         Some(Pod {
-            uid: known.uid.to_string(),
+            uid: cached.uid.to_string(),
             service_account: account.to_owned(),
-            node: known.place.node.to_string(),
+            node: cached.location.node.to_string(),
         })
     }
 
-    /// Whether a node has a pod of a service account.
+    /// Whether a pod of a service account runs on a node.
     pub fn runs(&self, node: &str, namespace: &Namespace, account: &ServiceAccount) -> bool {
-        let place = Place { node: node.into(), account: join(namespace.as_str(), account.as_str()) };
-        !node.is_empty() && self.current.places.contains_key(&place)
+        let location = NodeAccount { node: node.into(), account: join(namespace.as_str(), account.as_str()) };
+        !node.is_empty() && self.current.counts.contains_key(&location)
     }
 }
 
-impl Set {
+impl PodSet {
     fn put(&mut self, pod: PodView) {
         let key = pod.key();
         if pod.failed() {
@@ -180,28 +176,29 @@ impl Set {
         }
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let account = join(namespace, &pod.spec.service_account_name);
-        let place = Place { node: pod.spec.node_name.into(), account };
-        let place = self.places.get_key_value(&place).map_or_else(|| Arc::new(place), |(known, _)| Arc::clone(known));
-        *self.places.entry(Arc::clone(&place)).or_default() += 1;
-        let known = Known { uid: pod.metadata.uid.unwrap_or_default().into(), place };
-        if let Some(before) = self.pods.insert(key, known) {
-            self.leave(&before.place);
+        let location = NodeAccount { node: pod.spec.node_name.into(), account };
+        let shared = self.counts.get_key_value(&location).map(|(shared, _)| Arc::clone(shared));
+        let location = shared.unwrap_or_else(|| Arc::new(location));
+        *self.counts.entry(Arc::clone(&location)).or_default() += 1;
+        let cached = CachedPod { uid: pod.metadata.uid.unwrap_or_default().into(), location };
+        if let Some(previous) = self.pods.insert(key, cached) {
+            self.uncount(&previous.location);
         }
     }
 
     fn remove(&mut self, key: &Key) {
-        if let Some(known) = self.pods.remove(key) {
-            self.leave(&known.place);
+        if let Some(removed) = self.pods.remove(key) {
+            self.uncount(&removed.location);
         }
     }
 
-    fn leave(&mut self, place: &Arc<Place>) {
-        let left = self.places.get_mut(place).map(|count| {
+    fn uncount(&mut self, location: &Arc<NodeAccount>) {
+        let left = self.counts.get_mut(location).map(|count| {
             *count = count.saturating_sub(1);
             *count
         });
         if left == Some(0) {
-            self.places.remove(place);
+            self.counts.remove(location);
         }
     }
 }
@@ -226,37 +223,37 @@ mod tests {
     }
 
     #[test]
-    fn pods_come_move_fail_and_go() {
+    fn store_follows_pods_that_start_move_fail_and_end() {
         let mut store = Store::default();
-        store.take(Event::Apply(pod("a", "1", "", "web", "Pending")));
+        store.apply(Event::Apply(pod("a", "1", "", "web", "Pending")));
         assert!(!runs(&store, "", "web") && !runs(&store, "n1", "web"));
-        store.take(Event::Apply(pod("a", "1", "n1", "web", "Pending")));
-        store.take(Event::Apply(pod("b", "2", "n1", "web", "Running")));
+        store.apply(Event::Apply(pod("a", "1", "n1", "web", "Pending")));
+        store.apply(Event::Apply(pod("b", "2", "n1", "web", "Running")));
         assert!(runs(&store, "n1", "web") && !runs(&store, "n2", "web") && !runs(&store, "n1", "other"));
-        store.take(Event::Apply(pod("a", "1", "n1", "web", "Failed")));
+        store.apply(Event::Apply(pod("a", "1", "n1", "web", "Failed")));
         assert!(runs(&store, "n1", "web"), "b is still there");
-        store.take(Event::Apply(pod("b", "3", "n2", "web", "Running")));
+        store.apply(Event::Apply(pod("b", "3", "n2", "web", "Running")));
         assert!(!runs(&store, "n1", "web") && runs(&store, "n2", "web"));
         let known = store.pod(&"shop".parse().unwrap(), "b").unwrap();
         assert_eq!((&*known.uid, &*known.service_account, &*known.node), ("3", "web", "n2"));
-        store.take(Event::Delete(pod("b", "3", "n2", "web", "Running")));
-        assert_eq!((store.len(), store.current.places.len()), (0, 0));
+        store.apply(Event::Delete(pod("b", "3", "n2", "web", "Running")));
+        assert_eq!((store.len(), store.current.counts.len()), (0, 0));
     }
 
     #[test]
-    fn a_new_list_counts_once_it_is_complete() {
+    fn list_replaces_the_store_when_it_is_complete() {
         let mut store = Store::default();
-        store.take(Event::Apply(pod("a", "1", "n1", "web", "Running")));
-        store.take(Event::Init);
-        store.take(Event::InitApply(pod("b", "2", "n2", "web", "Running")));
+        store.apply(Event::Apply(pod("a", "1", "n1", "web", "Running")));
+        store.apply(Event::Init);
+        store.apply(Event::InitApply(pod("b", "2", "n2", "web", "Running")));
         assert!(runs(&store, "n1", "web") && !runs(&store, "n2", "web"));
-        store.take(Event::InitDone);
+        store.apply(Event::InitDone);
         assert!(!runs(&store, "n1", "web") && runs(&store, "n2", "web"));
-        // A list that was cut short and begun again does not leave its first half behind.
-        store.take(Event::Init);
-        store.take(Event::InitApply(pod("c", "3", "n3", "web", "Running")));
-        store.take(Event::Init);
-        store.take(Event::InitDone);
+        // An interrupted list leaves nothing behind.
+        store.apply(Event::Init);
+        store.apply(Event::InitApply(pod("c", "3", "n3", "web", "Running")));
+        store.apply(Event::Init);
+        store.apply(Event::InitDone);
         assert_eq!(store.len(), 0);
     }
 }

@@ -1,7 +1,7 @@
-//! Keys of certificates that go into Secrets: P-256, made in memory, in zeroizing types until the HTTP client has them.
+//! Private keys for Secrets: P-256, generated in memory, in zeroizing types until they are handed to the HTTP client.
 //!
-//! P-256 rather than RSA: it is made in microseconds, Envoy, Go and ztunnel all take it, and istiod takes it as a CA's
-//! key too (ISTIO: security/pkg/pki/util/keycertbundle.go, "EC PRIVATE KEY" | "RSA PRIVATE KEY" | "PRIVATE KEY").
+//! P-256 rather than RSA: a pair takes microseconds, and Envoy, Go and ztunnel accept it, istiod also for a CA
+//! (ISTIO: security/pkg/pki/util/keycertbundle.go, "EC PRIVATE KEY" | "RSA PRIVATE KEY" | "PRIVATE KEY").
 
 use aws_lc_rs::{
     encoding::{AsDer, PublicKeyX509Der},
@@ -12,21 +12,19 @@ use zeroize::Zeroizing;
 
 use pki::{PublicKey, key, pem, request};
 
-/// Why there is no key: each is a fault of the library or of the system's generator.
+/// Generating a key failed.
 #[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// aws-lc made no key or no signature.
-    #[error("no key can be made")]
+pub(in super::super) enum KeyError {
+    /// aws-lc returned no key or no signature.
+    #[error("cannot generate a key")]
     Crypto,
-    /// Its public half is not what it should be.
-    #[error("BUG: the new key is not one of ours")]
+    #[error("BUG: the generated public key is not accepted")]
     Public(#[from] key::KeyError),
-    /// The request for it cannot be encoded.
     #[error(transparent)]
     Request(#[from] request::RequestError),
 }
 
-/// A new key with a request for its certificate, which names nobody.
+/// A new key with a certificate request without names.
 pub(super) struct FreshKey {
     /// PKCS#8, unencrypted, in PEM.
     pub(super) pem: Zeroizing<String>,
@@ -35,7 +33,6 @@ pub(super) struct FreshKey {
 }
 
 impl FreshKey {
-    /// Makes one.
     pub(super) fn generate() -> Result<Self, KeyError> {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(|_| KeyError::Crypto)?;
         let spki: PublicKeyX509Der<'_> = pair.public_key().as_der().map_err(|_| KeyError::Crypto)?;
@@ -43,7 +40,7 @@ impl FreshKey {
         let info = request::nameless_info(&public)?;
         let signature = pair.sign(&SystemRandom::new(), &info).map_err(|_| KeyError::Crypto)?;
         let csr = request::nameless(&public, &info, signature.as_ref())?;
-        // The document cleanses itself.
+        // The document is zeroized on drop.
         let pkcs8 = pair.to_pkcs8v1().map_err(|_| KeyError::Crypto)?;
         Ok(Self { pem: pem::encode_secret("PRIVATE KEY", pkcs8.as_ref()), csr })
     }
@@ -55,7 +52,7 @@ mod tests {
     use pki::{VerifiedCsr, private_key::PrivateKey};
 
     #[test]
-    fn key_and_request_belong_together() {
+    fn request_is_for_the_generated_key() {
         let key = FreshKey::generate().unwrap();
         let csr = VerifiedCsr::from_pem(&key.csr).unwrap();
         assert!(csr.subject_is_empty() && csr.names().is_empty());
