@@ -146,7 +146,7 @@ fn measure(directory: &Path, storm: bool) {
         }
     });
     let credentials = Credentials {
-        bearer: Some(auth::credentials::Token::new(&token)),
+        bearer: Some(auth::credentials::BearerToken::new(&token)),
         cluster_id: ClusterId::Named("Kubernetes"),
         client_chain: None,
         peer: None,
@@ -162,7 +162,8 @@ fn measure(directory: &Path, storm: bool) {
         let new: Vec<String> = new.collect();
         let mut next = new.iter();
         part("jwt-new", 1, || {
-            let bearer = Some(auth::credentials::Token::new(next.next().expect("too few tokens for this machine")));
+            let bearer =
+                Some(auth::credentials::BearerToken::new(next.next().expect("too few tokens for this machine")));
             let credentials = Credentials { bearer, ..credentials };
             drop(runtime.block_on(authenticator.authenticate(&credentials, &rsa_issuer, now)).unwrap());
         });

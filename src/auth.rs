@@ -8,9 +8,9 @@
 //! request; the admin socket and the daemon itself make their callers by [`Caller::operator`] and
 //! [`Caller::internal`].
 
-pub mod answers;
 pub mod authenticator;
 pub mod client_certificate;
+pub mod credential_cache;
 pub mod credentials;
 pub mod jwt;
 pub mod node;

@@ -7,13 +7,13 @@ pub mod admin;
 pub mod background;
 pub mod clusters;
 pub mod controllers;
-pub mod in_use;
+pub mod last_good_bundle;
 pub mod operator;
-pub mod overview;
 pub mod readiness;
 pub mod reload;
 pub mod runtime;
 pub mod setup;
+pub mod snapshot;
 pub mod status;
 pub mod systemd;
 
@@ -97,8 +97,8 @@ pub enum DaemonError {
 pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     fit_connections(&mut config.listen.limits);
     let stop = CancellationToken::new();
-    let bell = Arc::new(Notify::new());
-    signals(stop.clone(), Arc::clone(&bell))?;
+    let reload_trigger = Arc::new(Notify::new());
+    signals(stop.clone(), Arc::clone(&reload_trigger))?;
     let background = Background::default();
     let readiness = Readiness::new();
     let metrics = metrics::install();
@@ -123,7 +123,7 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
         clusters::ClustersStatus::new(clusters, leadership)
     });
     let parts = (authenticator, standing);
-    let served = serve(&config, &core, parts, &metrics, &readiness, &background, (stop, bell)).await;
+    let served = serve(&config, &core, parts, &metrics, &readiness, &background, (stop, reload_trigger)).await;
     tracing::info!("draining");
     systemd::ending();
     background.end(TASKS_END).await;
@@ -160,14 +160,14 @@ async fn serve(
     metrics: &Metrics,
     readiness: &Readiness,
     background: &Background,
-    (stop, bell): (CancellationToken, Arc<Notify>),
+    (stop, reload_trigger): (CancellationToken, Arc<Notify>),
 ) -> Result<(), DaemonError> {
     let listen = &config.listen;
     let tls = if listen.plaintext {
         None
     } else {
         let (certificate, ready) = grpc::serving::spawn(Arc::clone(&core.ca), &config.serving, background.ended())?;
-        background.follow(ready, readiness.part("serving certificate"), |ready| {
+        background.follow(ready, readiness.required("serving certificate"), |ready| {
             (!ready).then(|| "there is none yet, or it has expired".to_owned())
         });
         Some(grpc::tls::server_config(
@@ -191,13 +191,14 @@ async fn serve(
         background.spawn(operator::serve(socket, Arc::clone(&core.ca), background.ended()));
     }
     if let Some(socket) = status_socket(config).await? {
-        let take = overview::taker(core, config, readiness.watch(), clusters);
+        let take = snapshot::taker(core, config, readiness.watch(), clusters);
         background.spawn(status::serve(socket, take, background.ended()));
     }
-    let reloader = core.reloader(config, Arc::clone(&authenticator), bell, readiness.part("CA certificate"));
+    let reloader =
+        core.reloader(config, Arc::clone(&authenticator), reload_trigger, readiness.required("CA certificate"));
     background.spawn(reloader.run(background.ended()));
     background.spawn_until_end(setup::watch_issuers(Arc::clone(&authenticator)));
-    let (gather, metrics) = (overview::gatherer(core, readiness.watch(), listener.connections()), metrics.clone());
+    let (gather, metrics) = (snapshot::gatherer(core, readiness.watch(), listener.connections()), metrics.clone());
     background.every(METRICS, move || gather(&metrics));
 
     let ready = ready_flag(readiness.watch(), background);
@@ -212,8 +213,8 @@ async fn serve(
     Ok(())
 }
 
-/// SIGTERM and SIGINT stop, SIGHUP rings the bell.
-fn signals(stop: CancellationToken, bell: Arc<Notify>) -> Result<(), DaemonError> {
+/// SIGTERM and SIGINT stop, SIGHUP triggers a reload.
+fn signals(stop: CancellationToken, reload_trigger: Arc<Notify>) -> Result<(), DaemonError> {
     let on = |kind| signal(kind).map_err(DaemonError::Signal);
     let (mut term, mut int, mut hup) =
         (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
@@ -222,7 +223,7 @@ fn signals(stop: CancellationToken, bell: Arc<Notify>) -> Result<(), DaemonError
             tokio::select! {
                 _ = term.recv() => stop.cancel(),
                 _ = int.recv() => stop.cancel(),
-                _ = hup.recv() => bell.notify_one(),
+                _ = hup.recv() => reload_trigger.notify_one(),
             }
         }
     });

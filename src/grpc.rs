@@ -3,10 +3,10 @@
 //! Decides nothing about certificates: who asks is `auth`'s word, what they get is [`crate::issue`]'s. Started by
 //! the daemon with [`server::serve`].
 
+pub mod concurrency_limit;
 pub mod connection;
 pub mod health;
 pub mod listener;
-pub mod places;
 pub mod server;
 pub mod service;
 pub mod serving;

@@ -203,19 +203,19 @@ impl CertificateAuthority {
         let issuer = issuer.unwrap_or_else(|| self.issuer());
         let now = self.clock.now()?;
         self.limits.admit(&caller)?;
-        let mut lap = Lap::start();
+        let mut timer = StageTimer::start();
         let csr = VerifiedCsr::from_pem(&csr)?;
-        lap.end(Step::Csr);
+        timer.record(Step::Csr);
         let grant = self.rules.decide(&caller, &csr, &asked, &issuer, now)?;
         self.limits.admit_names(&caller, grant.template())?;
         let tbs = Arc::new(Tbs::build(grant.template().clone(), issuer, Serial::random())?);
-        lap.end(Step::Build);
+        timer.record(Step::Build);
         let class = self.class(&caller);
         let intent = Intent { request_id: id.to_string(), time: now, caller: (&caller).into(), tbs };
         let recorded = self.log.record(intent).await?;
-        lap.end(Step::Log);
+        timer.record(Step::Log);
         let context = Context { request_id: id, deadline, class, avoid: Vec::new() };
-        self.sign(recorded, context, lap).await
+        self.sign(recorded, context, timer).await
     }
 
     /// Has a recorded certificate signed and verifies it; another token is asked when one signs wrongly.
@@ -223,22 +223,22 @@ impl CertificateAuthority {
         &self,
         recorded: Recorded<Arc<Tbs>>,
         mut context: Context,
-        mut lap: Lap,
+        mut timer: StageTimer,
     ) -> Result<(Issued, Arc<str>), IssueError> {
-        let mut fate = Fate { log: &self.log, index: recorded.index(), outcome: None };
+        let mut guard = OutcomeGuard { log: &self.log, index: recorded.index(), outcome: None };
         loop {
             let signed = match self.signer.sign(&recorded, &context).await {
                 Ok(signed) => signed,
-                Err(error) => return Err(fate.failed(error.into())),
+                Err(error) => return Err(guard.failed(error.into())),
             };
-            lap.end(Step::Sign);
+            timer.record(Step::Sign);
             let issued = Issued::assemble(Arc::clone(recorded.value()), &signed.signature);
-            lap.end(Step::Verify);
+            timer.record(Step::Verify);
             self.signer.verdict(&signed.source, issued.is_ok());
             let token = signed.source.token;
             match issued {
                 Ok(issued) => {
-                    fate.outcome = Some(Outcome::Issued { token: token.to_string() });
+                    guard.outcome = Some(Outcome::Issued { token: token.to_string() });
                     return Ok((issued, token));
                 }
                 Err(error) => {
@@ -247,7 +247,7 @@ impl CertificateAuthority {
                     metrics::wrong_signature(&token);
                     context.avoid.push(token);
                     if context.avoid.len() >= WRONG_SIGNATURES {
-                        return Err(fate.failed(error.into()));
+                        return Err(guard.failed(error.into()));
                     }
                 }
             }
@@ -265,14 +265,14 @@ impl CertificateAuthority {
 }
 
 /// Times one step after the other.
-struct Lap(Instant);
+struct StageTimer(Instant);
 
-impl Lap {
+impl StageTimer {
     fn start() -> Self {
         Self(Instant::now())
     }
 
-    fn end(&mut self, step: Step) {
+    fn record(&mut self, step: Step) {
         let now = Instant::now();
         metrics::step(step, now.saturating_duration_since(self.0));
         self.0 = now;
@@ -280,20 +280,20 @@ impl Lap {
 }
 
 /// Tells the log what became of an intent, also when the caller went away in between.
-struct Fate<'a> {
+struct OutcomeGuard<'a> {
     log: &'a Log,
     index: u64,
     outcome: Option<Outcome>,
 }
 
-impl Fate<'_> {
+impl OutcomeGuard<'_> {
     fn failed(&mut self, error: IssueError) -> IssueError {
         self.outcome = Some(Outcome::Failed { reason: error.to_string() });
         error
     }
 }
 
-impl Drop for Fate<'_> {
+impl Drop for OutcomeGuard<'_> {
     fn drop(&mut self) {
         let gone = || Outcome::Failed { reason: "the caller went away".to_owned() };
         self.log.outcome(self.index, self.outcome.take().unwrap_or_else(gone));

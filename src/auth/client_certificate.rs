@@ -22,7 +22,7 @@ use rustls_pki_types::CertificateDer;
 use self::{denylist::Denylist, leaf::Leaf, previous::PreviousCa};
 use super::{
     SetupError,
-    answers::{Answers, sha256},
+    credential_cache::{CredentialCache, sha256},
     positive_duration,
 };
 use pki::{
@@ -134,7 +134,7 @@ pub struct ClientCertificates {
     settings: Settings,
     trust_domains: Vec<TrustDomain>,
     files: ArcSwap<Files>,
-    proven: Answers<Proven>,
+    proven: CredentialCache<Proven>,
 }
 
 /// What is read from files, and read again by a reload, as one.
@@ -176,7 +176,12 @@ impl ClientCertificates {
     pub fn load(settings: Settings, own: &[TrustDomain]) -> Result<Self, Vec<SetupError>> {
         let files = Files::read(&settings)?;
         let trust_domains = own.iter().chain(&settings.trust_domain_aliases).cloned().collect();
-        Ok(Self { settings, trust_domains, files: ArcSwap::from_pointee(files), proven: Answers::new(REMEMBERED) })
+        Ok(Self {
+            settings,
+            trust_domains,
+            files: ArcSwap::from_pointee(files),
+            proven: CredentialCache::new(REMEMBERED),
+        })
     }
 
     /// Reads the files again: all are taken, or none.
@@ -213,7 +218,7 @@ impl ClientCertificates {
     /// The leaf, its signature verified with the key of an accepted CA, and when that CA ends.
     fn prove(&self, der: &[u8], accepted: &[Accepted<'_>]) -> Result<(Arc<Proven>, SystemTime), CertificateError> {
         let hash = sha256(der);
-        if let Some(proven) = self.proven.find(&hash)
+        if let Some(proven) = self.proven.get(&hash)
             && let Some(ca) = accepted.iter().find(|ca| *ca.key == proven.key && ca.subject == proven.leaf.issuer)
         {
             return Ok((proven, ca.not_after));
@@ -225,7 +230,7 @@ impl ClientCertificates {
         }
         let ca = named.find(|ca| unsigned.signed_by(ca.key)).ok_or(CertificateError::Signature)?;
         let proven = Arc::new(Proven { key: ca.key.clone(), leaf: unsigned.lint()? });
-        self.proven.keep(hash, Arc::clone(&proven));
+        self.proven.insert(hash, Arc::clone(&proven));
         Ok((proven, ca.not_after))
     }
 

@@ -15,7 +15,7 @@ const CLUSTER_MAX: usize = 253;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Credentials<'a> {
     /// The token of the `authorization` header, without its scheme; [`bearer`] finds it.
-    pub bearer: Option<Token<'a>>,
+    pub bearer: Option<BearerToken<'a>>,
     /// The cluster that the caller says it belongs to.
     pub cluster_id: ClusterId<'a>,
     /// The certificates of the TLS handshake, leaf first; the handshake proved possession of the leaf's key and
@@ -27,9 +27,9 @@ pub struct Credentials<'a> {
 
 /// A bearer token as it was sent. Its `Debug` shows only its length.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Token<'a>(&'a str);
+pub struct BearerToken<'a>(&'a str);
 
-impl<'a> Token<'a> {
+impl<'a> BearerToken<'a> {
     /// Takes a token without its scheme.
     #[must_use]
     pub fn new(text: &'a str) -> Self {
@@ -43,16 +43,16 @@ impl<'a> Token<'a> {
     }
 }
 
-impl fmt::Debug for Token<'_> {
+impl fmt::Debug for BearerToken<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Token({} bytes)", self.0.len())
+        write!(f, "BearerToken({} bytes)", self.0.len())
     }
 }
 
 /// The token of a request's `authorization` values: the first one with the scheme `Bearer `.
 #[must_use]
-pub fn bearer<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<Token<'a>> {
-    values.into_iter().find_map(|value| value.strip_prefix(BEARER)).map(Token)
+pub fn bearer<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<BearerToken<'a>> {
+    values.into_iter().find_map(|value| value.strip_prefix(BEARER)).map(BearerToken)
 }
 
 /// The cluster that a request names.
@@ -147,7 +147,7 @@ mod tests {
             (&[" Bearer a"], None),
         ];
         for (values, expected) in cases {
-            assert_eq!(bearer(values.iter().copied()).map(Token::expose), *expected, "{values:?}");
+            assert_eq!(bearer(values.iter().copied()).map(BearerToken::expose), *expected, "{values:?}");
         }
     }
 
@@ -169,6 +169,6 @@ mod tests {
 
     #[test]
     fn a_token_is_never_shown() {
-        assert_eq!(format!("{:?}", Token::new("secret")), "Token(6 bytes)");
+        assert_eq!(format!("{:?}", BearerToken::new("secret")), "BearerToken(6 bytes)");
     }
 }

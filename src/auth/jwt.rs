@@ -5,11 +5,11 @@
 //! trusted: `jwk`, `jku`, `x5c` and `x5u` are not read. Called by [`super::Authenticator`].
 
 pub mod claims;
+pub mod compact;
 pub mod jwks;
 pub mod keys;
 pub mod settings;
 pub mod source;
-pub mod token;
 
 use std::{
     sync::Arc,
@@ -18,10 +18,10 @@ use std::{
 
 use self::{
     claims::{Claims, ClaimsError, Rules, Subject},
+    compact::{Compact, CompactError},
     jwks::Jwk,
     keys::{KeySet, Keys},
     source::Source,
-    token::{Compact, TokenError},
 };
 pub use self::{
     settings::{Algorithm, Settings},
@@ -29,8 +29,8 @@ pub use self::{
 };
 use super::{
     BoundPod, NotReady, SetupError,
-    answers::{Answers, sha256},
-    credentials::{ClusterId, ClusterName, Token},
+    credential_cache::{CredentialCache, sha256},
+    credentials::{BearerToken, ClusterId, ClusterName},
 };
 use pki::identity::{SpiffeId, TrustDomain};
 
@@ -61,7 +61,7 @@ pub enum JwtError {
     Signature,
     /// Not a token.
     #[error(transparent)]
-    Token(#[from] TokenError),
+    Compact(#[from] CompactError),
     /// The issuer is not configured.
     #[error("the token's issuer is not configured")]
     UnknownIssuer,
@@ -83,7 +83,7 @@ impl JwtError {
             Self::KeysStale => "jwt_keys_stale",
             Self::NotReady => "jwt_keys_not_ready",
             Self::Signature => "jwt_signature",
-            Self::Token(error) => error.reason(),
+            Self::Compact(error) => error.reason(),
             Self::UnknownIssuer => "jwt_unknown_issuer",
             Self::UnknownKey => "jwt_unknown_key",
             Self::WrongCluster => "jwt_wrong_cluster",
@@ -98,7 +98,7 @@ impl JwtError {
             Self::Algorithm
             | Self::Claims(_)
             | Self::Signature
-            | Self::Token(_)
+            | Self::Compact(_)
             | Self::UnknownIssuer
             | Self::UnknownKey
             | Self::WrongCluster => false,
@@ -122,7 +122,7 @@ pub struct Proven {
 pub struct Jwt {
     issuers: Vec<Issuer>,
     default_cluster: ClusterName,
-    answers: Answers<Answer>,
+    cache: CredentialCache<Answer>,
 }
 
 /// An issuer of tokens.
@@ -185,7 +185,7 @@ impl Jwt {
             }
         }
         if errors.is_empty() {
-            Ok(Self { issuers, default_cluster, answers: Answers::new(REMEMBERED) })
+            Ok(Self { issuers, default_cluster, cache: CredentialCache::new(REMEMBERED) })
         } else {
             Err(errors)
         }
@@ -218,11 +218,16 @@ impl Jwt {
     ///
     /// # Errors
     /// When it proves nobody, or nobody yet ([`JwtError::is_temporary`]).
-    pub async fn check(&self, token: Token<'_>, cluster: ClusterId<'_>, now: SystemTime) -> Result<Proven, JwtError> {
-        let text = token::within_limit(token.expose())?;
+    pub async fn check(
+        &self,
+        token: BearerToken<'_>,
+        cluster: ClusterId<'_>,
+        now: SystemTime,
+    ) -> Result<Proven, JwtError> {
+        let text = compact::within_limit(token.expose())?;
         let cluster = cluster.or(&self.default_cluster);
         let hash = sha256(text.as_bytes());
-        if let Some(answer) = self.answers.find(&hash).filter(|answer| self.holds(answer, cluster, now)) {
+        if let Some(answer) = self.cache.get(&hash).filter(|answer| self.holds(answer, cluster, now)) {
             return Ok(answer.proven.clone());
         }
         let compact = Compact::parse(text)?;
@@ -248,7 +253,7 @@ impl Jwt {
             expires: times.expires,
             proven: proven.clone(),
         };
-        self.answers.keep(hash, Arc::new(answer));
+        self.cache.insert(hash, Arc::new(answer));
         Ok(proven)
     }
 

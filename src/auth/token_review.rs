@@ -21,12 +21,12 @@ use tokio::sync::Semaphore;
 pub use self::error::ReviewError;
 use super::{
     BoundPod,
-    answers::{Answers, Hash, sha256},
-    credentials::{ClusterId, ClusterName, Token},
+    credential_cache::{CredentialCache, Hash, sha256},
+    credentials::{BearerToken, ClusterId, ClusterName},
     jwt::{
         Proven,
         claims::{Claims, Rules, Subject},
-        token::Compact,
+        compact::Compact,
     },
 };
 use crate::telemetry::metrics;
@@ -77,7 +77,11 @@ pub struct Unanswered(pub String);
 /// One cluster's API server, asked about tokens.
 pub trait Reviewer: std::fmt::Debug + Send + Sync {
     /// Asks whether a token is good for one of the audiences.
-    fn review<'a>(&'a self, token: Token<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>>;
+    fn review<'a>(
+        &'a self,
+        token: BearerToken<'a>,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Review, Unanswered>>;
 }
 
 /// A cluster whose API server judges its tokens.
@@ -105,8 +109,8 @@ pub struct Reviewed {
 #[derive(Debug)]
 pub struct TokenReviews {
     clusters: Vec<Cluster>,
-    answers: Answers<Answer>,
-    refusals: Answers<Refusal>,
+    cache: CredentialCache<Answer>,
+    refusals: CredentialCache<Refusal>,
 }
 
 #[derive(Debug)]
@@ -147,8 +151,8 @@ impl TokenReviews {
         };
         Self {
             clusters: clusters.into_iter().map(cluster).collect(),
-            answers: Answers::new(REMEMBERED),
-            refusals: Answers::new(REFUSALS),
+            cache: CredentialCache::new(REMEMBERED),
+            refusals: CredentialCache::new(REFUSALS),
         }
     }
 
@@ -156,7 +160,7 @@ impl TokenReviews {
     /// what is no token at all.
     pub async fn check(
         &self,
-        token: Token<'_>,
+        token: BearerToken<'_>,
         cluster_id: ClusterId<'_>,
         default_cluster: &ClusterName,
         now: SystemTime,
@@ -165,7 +169,7 @@ impl TokenReviews {
             return None;
         }
         let named = cluster_id.or(default_cluster);
-        let text = super::jwt::token::within_limit(token.expose()).ok()?;
+        let text = super::jwt::compact::within_limit(token.expose()).ok()?;
         let hash = sha256(text.as_bytes());
         if let Some(proven) = self.remembered(&hash, named, now) {
             return Some(Ok(proven));
@@ -175,7 +179,7 @@ impl TokenReviews {
         if cluster.settings.cluster.as_str() != named {
             return Some(Err(ReviewError::WrongCluster));
         }
-        let refusal = self.refusals.find(&hash).filter(|refusal| (refusal.from..refusal.until).contains(&now));
+        let refusal = self.refusals.get(&hash).filter(|refusal| (refusal.from..refusal.until).contains(&now));
         if let Some(refusal) = refusal {
             return Some(Err(refusal.error.clone()));
         }
@@ -187,12 +191,12 @@ impl TokenReviews {
             Ok((proven, expires)) => {
                 let until = (now + cluster.settings.cache).min(*expires);
                 let answer = Answer { proven: proven.clone(), from: now, until };
-                self.answers.keep(hash, Arc::new(answer));
+                self.cache.insert(hash, Arc::new(answer));
             }
             // Only what the API server itself said is worth remembering; the rest costs nothing to find again.
             Err(error @ (ReviewError::Refused { .. } | ReviewError::Audience)) => {
                 let refusal = Refusal { error: error.clone(), from: now, until: now + REFUSED_FOR };
-                self.refusals.keep(hash, Arc::new(refusal));
+                self.refusals.insert(hash, Arc::new(refusal));
             }
             Err(_) => {}
         }
@@ -201,7 +205,7 @@ impl TokenReviews {
 
     /// An answer that still holds, for the cluster that the bearer names. A clock that was set back ends it too.
     fn remembered(&self, hash: &Hash, named: &str, now: SystemTime) -> Option<Proven> {
-        let answer = self.answers.find(hash)?;
+        let answer = self.cache.get(hash)?;
         let holds = (answer.from..answer.until).contains(&now) && answer.proven.cluster.as_str() == named;
         holds.then(|| answer.proven.clone())
     }
@@ -211,7 +215,7 @@ impl Cluster {
     /// Who a token proves, and when it ends.
     async fn judge(
         &self,
-        token: Token<'_>,
+        token: BearerToken<'_>,
         claims: &Claims,
         now: SystemTime,
     ) -> Result<(Proven, SystemTime), ReviewError> {

@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::readiness::Voice;
+use super::readiness::ReadinessHandle;
 
 /// Tasks that live until the daemon ends.
 #[derive(Clone, Debug, Default)]
@@ -37,17 +37,17 @@ impl Background {
         });
     }
 
-    /// Has a voice say what a watched value means, now and at each change.
+    /// Sets a readiness handle from a watched value, now and at each change.
     pub fn follow<T: Clone + Send + Sync + 'static>(
         &self,
         mut watched: watch::Receiver<T>,
-        voice: Voice,
+        handle: ReadinessHandle,
         trouble: impl Fn(&T) -> Option<String> + Send + 'static,
     ) {
         self.spawn_until_end(async move {
             loop {
                 let value = watched.borrow_and_update().clone();
-                voice.say(trouble(&value));
+                handle.set(trouble(&value));
                 if watched.changed().await.is_err() {
                     return;
                 }

@@ -37,7 +37,11 @@ pub async fn connect(
     let Some(settings) = &config.kubernetes else { return Ok(None) };
     let clusters = Clusters::new(settings, &config.ca.trust_domains).await?;
     for cluster in clusters.iter() {
-        background.follow(cluster.health(), readiness.remark(format!("cluster {}", cluster.name())), Clone::clone);
+        background.follow(
+            cluster.health(),
+            readiness.informational(format!("cluster {}", cluster.name())),
+            Clone::clone,
+        );
         background.spawn_until_end(Arc::clone(cluster).probe());
         let needed = permissions::needed(settings, cluster.settings(), clusters.namespace());
         background.spawn_until_end(log_missing_permissions(Arc::clone(cluster), needed));

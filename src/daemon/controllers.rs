@@ -55,6 +55,6 @@ pub fn start(
 
 /// Reports a controller's failures in readiness, without making the daemon unready.
 fn report(cluster: &Cluster, name: &'static str, readiness: &Readiness, background: &Background) {
-    let voice = readiness.remark(format!("controller {name} in {}", cluster.name()));
-    background.follow(cluster.controller_status(name), voice, ControllerStatus::problem);
+    let handle = readiness.informational(format!("controller {name} in {}", cluster.name()));
+    background.follow(cluster.controller_status(name), handle, ControllerStatus::problem);
 }

@@ -48,9 +48,9 @@ pub struct Readiness {
     report: watch::Sender<Report>,
 }
 
-/// One part's voice.
+/// Sets the readiness of one part.
 #[derive(Debug)]
-pub struct Voice {
+pub struct ReadinessHandle {
     report: watch::Sender<Report>,
     index: usize,
 }
@@ -64,23 +64,23 @@ impl Readiness {
 
     /// Adds a part that cannot do its share until it says so.
     #[must_use]
-    pub fn part(&self, name: impl Into<String>) -> Voice {
+    pub fn required(&self, name: impl Into<String>) -> ReadinessHandle {
         self.add(name.into(), true)
     }
 
     /// Adds a part that only some callers need: its trouble is told, and the daemon stays ready.
     #[must_use]
-    pub fn remark(&self, name: impl Into<String>) -> Voice {
+    pub fn informational(&self, name: impl Into<String>) -> ReadinessHandle {
         self.add(name.into(), false)
     }
 
-    fn add(&self, name: String, needed: bool) -> Voice {
+    fn add(&self, name: String, needed: bool) -> ReadinessHandle {
         let mut index = 0;
         self.report.send_modify(|report| {
             index = report.parts.len();
             report.parts.push(Part { name, trouble: Some("starting".to_owned()), needed });
         });
-        Voice { report: self.report.clone(), index }
+        ReadinessHandle { report: self.report.clone(), index }
     }
 
     /// What the parts say, now and later.
@@ -96,9 +96,9 @@ impl Default for Readiness {
     }
 }
 
-impl Voice {
+impl ReadinessHandle {
     /// Says whether the part can do its share; a change is logged.
-    pub fn say(&self, trouble: Option<String>) {
+    pub fn set(&self, trouble: Option<String>) {
         self.report.send_if_modified(|report| {
             let Some(part) = report.parts.get_mut(self.index) else { return false };
             if part.trouble == trouble {
@@ -121,19 +121,19 @@ mod tests {
     #[test]
     fn ready_when_every_part_is() {
         let readiness = Readiness::new();
-        let (token, log) = (readiness.part("token"), readiness.part("log"));
+        let (token, log) = (readiness.required("token"), readiness.required("log"));
         let report = || readiness.watch().borrow().clone();
         assert!(!report().ready());
-        token.say(None);
+        token.set(None);
         assert!(!report().ready());
-        log.say(None);
+        log.set(None);
         assert!(report().ready());
-        token.say(Some("the token is gone".to_owned()));
+        token.set(Some("the token is gone".to_owned()));
         assert!(!report().ready());
         assert_eq!(report().to_string(), "not ready\ntoken: the token is gone\nlog: ok\n");
-        token.say(None);
-        let cluster = readiness.remark("cluster");
-        cluster.say(Some("away".to_owned()));
+        token.set(None);
+        let cluster = readiness.informational("cluster");
+        cluster.set(Some("away".to_owned()));
         assert!(report().ready());
         assert_eq!(report().to_string(), "ready\ntoken: ok\nlog: ok\ncluster: away\n");
     }

@@ -14,7 +14,7 @@ use notify::{RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::{in_use::InUse, readiness::Voice};
+use super::{last_good_bundle::LastGoodBundle, readiness::ReadinessHandle};
 use crate::bundle_files::read_directory;
 use crate::{auth::Authenticator, issue::CertificateAuthority, telemetry::metrics, token_pool::Pool};
 use pki::{Bundle, Issuer, bundle::BundleFiles};
@@ -54,7 +54,7 @@ pub struct Reloader {
     /// The files in use.
     pub in_use: BundleFiles,
     /// Where what is in use is kept, for the token hosts and for the next start.
-    pub in_use_kept: InUse,
+    pub last_good: LastGoodBundle,
     /// Whether a root may be dropped.
     pub allow_root_removal: bool,
     /// The CA that takes the new bundle.
@@ -65,10 +65,10 @@ pub struct Reloader {
     pub authenticator: Arc<Authenticator>,
     /// The files of authentication that are watched too: the denylist, previous CAs.
     pub watched: Vec<PathBuf>,
-    /// Rung by SIGHUP.
-    pub bell: Arc<Notify>,
+    /// Notified on SIGHUP.
+    pub reload_trigger: Arc<Notify>,
     /// Says when the CA's certificate has expired.
-    pub voice: Voice,
+    pub handle: ReadinessHandle,
 }
 
 impl Reloader {
@@ -97,14 +97,14 @@ impl Reloader {
                     let _ = watcher.watch(directory, RecursiveMode::NonRecursive);
                 }
             }
-            let rung = tokio::select! {
+            let triggered = tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.bell.notified() => true,
+                () = self.reload_trigger.notified() => true,
                 _ = changed.recv() => false,
                 () = tokio::time::sleep(POLL) => false,
             };
-            let now = self.settled(&stamps, rung).await;
-            if rung || now != stamps {
+            let now = self.settled(&stamps, triggered).await;
+            if triggered || now != stamps {
                 // Taken before the files are read: what changes meanwhile is read again.
                 stamps = now;
                 self.reload_authentication();
@@ -121,7 +121,7 @@ impl Reloader {
                 Err(ReloadError::Changing) => {}
                 Err(error) => {
                     let text = error.to_string();
-                    if rung || refused.as_ref() != Some(&text) {
+                    if triggered || refused.as_ref() != Some(&text) {
                         metrics::reload("bundle", false);
                         tracing::error!(error = text, "the new bundle is refused; the old one stays in use");
                     }
@@ -157,7 +157,7 @@ impl Reloader {
             }
             return Err(ReloadError::KeyMissing(missing));
         }
-        self.in_use_kept.keep(&files);
+        self.last_good.keep(&files);
         self.ca.replace_issuer(Arc::clone(new));
         if another_key {
             self.pool.forget(old.public_key());
@@ -183,9 +183,9 @@ impl Reloader {
 
     /// The stamps of the watched files once they stay the same; the old ones while they are still changing, so that a
     /// denylist that is being written is not read by halves. Who rings means the files as they are.
-    async fn settled(&self, old: &[Stamp], rung: bool) -> Vec<Stamp> {
+    async fn settled(&self, old: &[Stamp], triggered: bool) -> Vec<Stamp> {
         let now = stamps(&self.watched);
-        if rung || now == old {
+        if triggered || now == old {
             return now;
         }
         tokio::time::sleep(SETTLE).await;
@@ -211,8 +211,8 @@ impl Reloader {
     fn say_expiry(&self) {
         let left = self.ca.issuer().remaining(process::clock::now());
         let expired = left.is_zero();
-        self.voice
-            .say(expired.then(|| "the CA's certificate path has expired; import a renewed certificate".to_owned()));
+        self.handle
+            .set(expired.then(|| "the CA's certificate path has expired; import a renewed certificate".to_owned()));
     }
 }
 

@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 
 use super::{
     background::Background,
-    in_use::InUse,
-    readiness::{Readiness, Voice},
+    last_good_bundle::LastGoodBundle,
+    readiness::{Readiness, ReadinessHandle},
     reload::Reloader,
 };
 use crate::bundle_files::read_directory;
@@ -111,7 +111,7 @@ pub fn bundle(config: &Config) -> Result<Bundle, SetupError> {
     let refused = |problems| SetupError::Bundle { directory: config.ca.bundle.clone(), problems };
     let files = read_directory(&config.ca.bundle).map_err(refused)?;
     let bundle = Bundle::check(files, clock::now()).map_err(refused)?;
-    let kept = in_use(config);
+    let kept = last_good_bundle(config);
     if !config.ca.allow_root_removal && kept.drops_a_root(bundle.issuer()) {
         return Err(SetupError::RootDropped { directory: config.ca.bundle.clone(), kept: kept.roots });
     }
@@ -119,8 +119,8 @@ pub fn bundle(config: &Config) -> Result<Bundle, SetupError> {
 }
 
 /// Where what is in use is kept.
-fn in_use(config: &Config) -> InUse {
-    InUse { ca_cert: config.ca_in_use(), roots: config.roots_in_use() }
+fn last_good_bundle(config: &Config) -> LastGoodBundle {
+    LastGoodBundle { ca_cert: config.ca_in_use(), roots: config.roots_in_use() }
 }
 
 /// Builds the path. A token that is away does not fail it; a broken bundle or log does.
@@ -133,7 +133,7 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
         tracing::warn!(warning = warning.0, "bundle");
     }
     let issuer = Arc::clone(bundle.issuer());
-    in_use(config).keep(bundle.files());
+    last_good_bundle(config).keep(bundle.files());
     let pool = Arc::new(Pool::start(config.pool_settings())?);
     let signer: Arc<dyn CheckpointSigner> = Arc::new(LogKey(Arc::clone(&pool)));
     let (log, opened) = Log::open(config.log.clone(), Some(signer))?;
@@ -152,12 +152,12 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
         signer: pool.clone(),
         recent: Arc::clone(&recent),
     }));
-    background.follow(pool.health(), readiness.part("tokens"), |health| {
+    background.follow(pool.health(), readiness.required("tokens"), |health| {
         (!health.is_ready()).then(|| format!("no token signs: {}", health.reason()))
     });
-    background.follow(log.health(), readiness.part("issuance log"), |health| health.writable.clone().err());
-    let (watched, clock) = (Arc::clone(&ca), readiness.part("clock"));
-    background.every(Duration::from_secs(1), move || clock.say(watched.now().err().map(|error| error.to_string())));
+    background.follow(log.health(), readiness.required("issuance log"), |health| health.writable.clone().err());
+    let (watched, clock) = (Arc::clone(&ca), readiness.required("clock"));
+    background.every(Duration::from_secs(1), move || clock.set(watched.now().err().map(|error| error.to_string())));
     background.spawn_until_end(prove(Arc::clone(&pool), Arc::clone(&ca)));
     background.spawn_until_end(tell_checkpoints(log.clone()));
     Ok(Core { ca, pool, log, opened, recent, files: bundle.files().clone() })
@@ -170,20 +170,20 @@ impl Core {
         &self,
         config: &Config,
         authenticator: Arc<Authenticator>,
-        bell: Arc<Notify>,
-        voice: Voice,
+        reload_trigger: Arc<Notify>,
+        handle: ReadinessHandle,
     ) -> Reloader {
         Reloader {
             directory: config.ca.bundle.clone(),
             in_use: self.files.clone(),
-            in_use_kept: in_use(config),
+            last_good: last_good_bundle(config),
             allow_root_removal: config.ca.allow_root_removal,
             ca: Arc::clone(&self.ca),
             pool: Arc::clone(&self.pool),
             authenticator,
             watched: config.auth.client_certificate.files(),
-            bell,
-            voice,
+            reload_trigger,
+            handle,
         }
     }
 

@@ -4,10 +4,10 @@
 //! Everything that came from outside passes through the template's escaping; the page loads nothing and, by its
 //! Content-Security-Policy, may not.
 
-mod asked;
 mod clusters;
 mod page;
 mod plot;
+mod recent_requests;
 mod text;
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};

@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 
 use super::{
+    concurrency_limit::ConcurrencyLimit,
     health,
     listener::Listener,
-    places::Places,
     settings::{Limits, Settings},
 };
 use crate::telemetry::recent::Recent;
@@ -62,7 +62,7 @@ pub fn routes(
 ) -> Result<Routes, ServeError> {
     let certificates =
         IstioCertificateServiceServer::new(certificates).max_decoding_message_size(settings.limits.message_bytes);
-    let certificates = Places::new(certificates, settings.limits.requests, recent);
+    let certificates = ConcurrencyLimit::new(certificates, settings.limits.requests, recent);
     let mut routes = Routes::new(certificates).add_service(health::service(ready, stop));
     if settings.reflection {
         let builder = || {

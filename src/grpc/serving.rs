@@ -130,21 +130,21 @@ pub fn spawn_files(files: Files, stop: CancellationToken) -> (ServingCertificate
 fn start(source: Source, stop: CancellationToken) -> (ServingCertificate, watch::Receiver<bool>) {
     let certificate = ServingCertificate::absent();
     let (ready, watched) = watch::channel(false);
-    let keeper = Keeper { source, certificate: certificate.clone(), ready };
+    let renewer = CertRenewer { source, certificate: certificate.clone(), ready };
     tokio::spawn(async move {
-        tokio::select! { () = stop.cancelled() => {}, () = keeper.keep() => {} }
+        tokio::select! { () = stop.cancelled() => {}, () = renewer.run() => {} }
     });
     (certificate, watched)
 }
 
-struct Keeper {
+struct CertRenewer {
     source: Source,
     certificate: ServingCertificate,
     ready: watch::Sender<bool>,
 }
 
-impl Keeper {
-    async fn keep(mut self) {
+impl CertRenewer {
+    async fn run(mut self) {
         let mut backoff = BACKOFF;
         let mut not_after = None;
         let mut renew_at = process::clock::now();

@@ -9,7 +9,7 @@ use kube::{Api, api::PostParams};
 
 use super::cluster::{Cluster, Clusters, chain};
 use crate::auth::{
-    credentials::Token,
+    credentials::BearerToken,
     token_review::{BoxFuture, Review, Reviewed, Reviewer, TokenReviews, Unanswered},
 };
 
@@ -46,7 +46,7 @@ impl ApiServer {
         Self(cluster)
     }
 
-    async fn create_review(&self, token: Token<'_>, audiences: &[String]) -> Result<Review, kube::Error> {
+    async fn create_review(&self, token: BearerToken<'_>, audiences: &[String]) -> Result<Review, kube::Error> {
         let spec = TokenReviewSpec { audiences: Some(audiences.to_vec()), token: Some(token.expose().to_owned()) };
         let review = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.0.client());
@@ -67,7 +67,7 @@ impl ApiServer {
 }
 
 impl Reviewer for ApiServer {
-    fn review<'a>(&'a self, token: Token<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
+    fn review<'a>(&'a self, token: BearerToken<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
         Box::pin(async move { self.create_review(token, audiences).await.map_err(|error| Unanswered(chain(&error))) })
     }
 }

@@ -16,7 +16,7 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use istio_hsm_ca::auth::{
     ClusterId, ClusterName,
-    credentials::Token,
+    credentials::BearerToken,
     jwt::{Jwt, JwtError, Proven, Settings},
 };
 use serde_json::{Value, json};
@@ -161,7 +161,7 @@ pub fn file_checker(path: &std::path::Path, more: &str) -> Jwt {
 }
 
 pub async fn check(jwt: &Jwt, token: &str) -> Result<Proven, JwtError> {
-    jwt.check(Token::new(token), ClusterId::Default, at(NOW)).await
+    jwt.check(BearerToken::new(token), ClusterId::Default, at(NOW)).await
 }
 
 pub fn reason(result: &Result<Proven, JwtError>) -> String {

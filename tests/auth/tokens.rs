@@ -5,7 +5,7 @@ use std::io::Write;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use istio_hsm_ca::auth::{
     ClusterId, ClusterName, SetupError,
-    credentials::Token,
+    credentials::BearerToken,
     jwt::{Jwt, JwtError},
 };
 use serde_json::json;
@@ -209,7 +209,7 @@ async fn an_issuer_speaks_for_its_cluster_only() {
         east_keys.path().display(),
         west_keys.path().display()
     ));
-    let ask = async |token: &str, cluster| reason(&jwt.check(Token::new(token), cluster, at(NOW)).await);
+    let ask = async |token: &str, cluster| reason(&jwt.check(BearerToken::new(token), cluster, at(NOW)).await);
     let (of_east, of_west) = (east.token(&claims()), west.token(&claims()));
     // Twice, since the second answer is the remembered one.
     for _ in 0..2 {
@@ -227,7 +227,7 @@ async fn an_answer_never_outlives_its_token() {
     let keys = file(&jwks(&[&P256]));
     let jwt = file_checker(keys.path(), "leeway = '0s'");
     let token = P256.token(&with(json!({"exp": NOW + 10, "nbf": NOW, "iat": NOW})));
-    let ask = async |now: u64| reason(&jwt.check(Token::new(&token), ClusterId::Default, at(now)).await);
+    let ask = async |now: u64| reason(&jwt.check(BearerToken::new(&token), ClusterId::Default, at(now)).await);
     assert_eq!(ask(NOW - 1).await, "jwt_not_yet_valid");
     assert_eq!(ask(NOW).await, GOOD);
     assert_eq!(ask(NOW + 9).await, GOOD);

@@ -8,7 +8,7 @@ use std::{
 use bench::agent::{TokenIssuer, Workload};
 use istio_hsm_ca::{
     auth::{
-        credentials::Token,
+        credentials::BearerToken,
         token_review::{Review, Reviewer},
     },
     kubernetes::{Cluster as Configured, reviewer::ApiServer as Asked},
@@ -43,7 +43,7 @@ async fn review(cluster: &Cluster, kubeconfig: &std::path::Path, token: &str) ->
     let own = ["cluster.local".parse().unwrap()];
     let configured = Configured::new(toml::from_str(&settings).unwrap(), &own).await.unwrap();
     let asked = Asked::new(Arc::new(configured));
-    let review = asked.review(Token::new(token), &["istio-ca".to_owned()]).await;
+    let review = asked.review(BearerToken::new(token), &["istio-ca".to_owned()]).await;
     review.unwrap_or_else(|error| panic!("{error}\n{}", cluster.server.log()))
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use crate::auth::answers::Hash;
+use crate::auth::credential_cache::Hash;
 use pki::identity::{NameError, SpiffeId};
 
 /// What leads the hash of a key.

@@ -13,7 +13,7 @@ use x509_cert::{
 };
 
 use super::CertificateError;
-use crate::auth::answers::{Hash, sha256};
+use crate::auth::credential_cache::{Hash, sha256};
 use pki::{PublicKey, SignatureAlgorithm, identity::SpiffeId};
 
 /// The longest leaf in bytes: ours stay below 2 KiB also with RSA-4096 keys and the longest SPIFFE ID.

@@ -67,7 +67,7 @@ impl Server {
 }
 
 impl Reviewer for Server {
-    fn review<'a>(&'a self, _: Token<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
+    fn review<'a>(&'a self, _: BearerToken<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
         assert_eq!(audiences, ["istio-ca"]);
         self.asked.fetch_add(1, Ordering::SeqCst);
         let answer = self.answer.lock().unwrap().clone();
@@ -105,7 +105,7 @@ impl Two {
     async fn check(&self, token: &str, cluster: &str, now: u64) -> String {
         let default = ClusterName::try_from("east".to_owned()).unwrap();
         let cluster = ClusterId::from_values(Some(cluster).filter(|cluster| !cluster.is_empty()));
-        match self.reviews.check(Token::new(token), cluster, &default, at(now)).await {
+        match self.reviews.check(BearerToken::new(token), cluster, &default, at(now)).await {
             None => String::new(),
             Some(Ok(proven)) => proven.identity.to_string(),
             Some(Err(error)) => error.reason().to_owned(),
@@ -213,7 +213,7 @@ async fn a_refusal_is_not_believed_long_and_an_outage_not_at_all() {
 struct Silent;
 
 impl Reviewer for Silent {
-    fn review<'a>(&'a self, _: Token<'a>, _: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
+    fn review<'a>(&'a self, _: BearerToken<'a>, _: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
         Box::pin(std::future::pending())
     }
 }
@@ -225,7 +225,7 @@ async fn a_silent_api_server_is_given_up() {
         Reviewed { timeout: Duration::from_millis(20), reviewer: Arc::new(Silent), ..cluster("east", EAST, &server) };
     let reviews = TokenReviews::new(vec![silent]);
     let (token, default) = (token(EAST, |_| ()), ClusterName::try_from("east".to_owned()).unwrap());
-    let result = reviews.check(Token::new(&token), ClusterId::Default, &default, at(NOW)).await;
+    let result = reviews.check(BearerToken::new(&token), ClusterId::Default, &default, at(NOW)).await;
     let error = result.unwrap().unwrap_err();
     assert!(error.is_temporary());
 }

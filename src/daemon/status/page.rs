@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use askama::Template;
 
 use super::{
-    Snapshot, asked, clusters, plot,
+    Snapshot, clusters, plot, recent_requests,
     text::{date, latency, number, per_second, ratio, since, span, thousands, time},
 };
 use crate::telemetry::recent::{BUCKET_SECONDS, Bucket};
@@ -46,9 +46,9 @@ struct Page {
     log: Log,
     clusters: Vec<clusters::Row>,
     leader: String,
-    reasons: Vec<asked::Reason>,
-    certificates: Vec<asked::Certificate>,
-    refusals: Vec<asked::Refusal>,
+    reasons: Vec<recent_requests::Reason>,
+    certificates: Vec<recent_requests::Certificate>,
+    refusals: Vec<recent_requests::Refusal>,
 }
 
 struct Trouble {
@@ -140,9 +140,9 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
         log: log(snapshot),
         clusters: clusters::rows(&snapshot.clusters, snapshot.now),
         leader: clusters::leader(snapshot.leader.as_ref()),
-        reasons: asked::reasons(hour),
-        certificates: hour.certificates.iter().map(asked::certificate).collect(),
-        refusals: hour.refusals.iter().map(asked::refusal).collect(),
+        reasons: recent_requests::reasons(hour),
+        certificates: hour.certificates.iter().map(recent_requests::certificate).collect(),
+        refusals: hour.refusals.iter().map(recent_requests::refusal).collect(),
     };
     page.render()
 }

@@ -1,4 +1,4 @@
-//! Answers that were proven once, by the SHA-256 of what proved them: bounded, sharded, and only positive ones.
+//! Credentials that were verified once, by the SHA-256 of what proved them: bounded, sharded, and only positive ones.
 //!
 //! It never decides whether an answer still holds: who takes one out checks its time and its key again. Only what
 //! a genuine signature proved comes in, so that a stranger cannot push answers out. Called by `jwt` and
@@ -28,7 +28,7 @@ pub fn sha256(bytes: &[u8]) -> Hash {
 
 /// A bounded map from credential to answer; the oldest answer goes first.
 #[derive(Debug)]
-pub struct Answers<V> {
+pub struct CredentialCache<V> {
     shards: Vec<RwLock<Shard<V>>>,
     most_per_shard: usize,
 }
@@ -39,7 +39,7 @@ struct Shard<V> {
     order: VecDeque<Hash>,
 }
 
-impl<V> Answers<V> {
+impl<V> CredentialCache<V> {
     /// An empty map of at most about `most` answers.
     #[must_use]
     pub fn new(most: usize) -> Self {
@@ -52,13 +52,13 @@ impl<V> Answers<V> {
 
     /// The answer for a credential.
     #[must_use]
-    pub fn find(&self, hash: &Hash) -> Option<Arc<V>> {
+    pub fn get(&self, hash: &Hash) -> Option<Arc<V>> {
         let shard = self.shard(hash)?.read().unwrap_or_else(PoisonError::into_inner);
         shard.answers.get(hash).cloned()
     }
 
     /// Keeps an answer, in the place of an older one for the same credential.
-    pub fn keep(&self, hash: Hash, answer: Arc<V>) {
+    pub fn insert(&self, hash: Hash, answer: Arc<V>) {
         let Some(shard) = self.shard(&hash) else { return };
         let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
         if shard.answers.insert(hash, answer).is_some() {
@@ -96,24 +96,24 @@ mod tests {
 
     #[test]
     fn bounded_and_the_newest_stays() {
-        let answers = Answers::new(64);
+        let cache = CredentialCache::new(64);
         for n in 0..10_000u32 {
             let hash = sha256(&n.to_be_bytes());
-            answers.keep(hash, Arc::new(n));
-            assert_eq!(answers.find(&hash).as_deref(), Some(&n));
+            cache.insert(hash, Arc::new(n));
+            assert_eq!(cache.get(&hash).as_deref(), Some(&n));
         }
-        assert_eq!(answers.len(), 64);
-        assert!(answers.find(&sha256(&0u32.to_be_bytes())).is_none());
+        assert_eq!(cache.len(), 64);
+        assert!(cache.get(&sha256(&0u32.to_be_bytes())).is_none());
     }
 
     #[test]
     fn a_newer_answer_takes_the_place_of_an_older_one() {
-        let answers = Answers::new(16);
+        let cache = CredentialCache::new(16);
         let hash = sha256(b"x");
         for n in 0..100 {
-            answers.keep(hash, Arc::new(n));
+            cache.insert(hash, Arc::new(n));
         }
-        assert_eq!(answers.find(&hash).as_deref(), Some(&99));
-        assert_eq!(answers.len(), 1);
+        assert_eq!(cache.get(&hash).as_deref(), Some(&99));
+        assert_eq!(cache.len(), 1);
     }
 }

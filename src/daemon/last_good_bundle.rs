@@ -18,14 +18,14 @@ use pki::{Issuer, bundle::BundleFiles};
 
 /// Where it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InUse {
+pub struct LastGoodBundle {
     /// The CA's certificate, as in ca-cert.pem.
     pub ca_cert: PathBuf,
     /// The roots, as in root-cert.pem.
     pub roots: PathBuf,
 }
 
-impl InUse {
+impl LastGoodBundle {
     /// Writes both, each whole or not at all; a failure is told and stops nothing.
     pub fn keep(&self, files: &BundleFiles) {
         for (path, content) in [(&self.ca_cert, &files.ca_cert.bytes), (&self.roots, &files.root_cert.bytes)] {
@@ -63,7 +63,7 @@ mod tests {
     fn the_files_are_replaced_and_nothing_else_stays() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join("log").join(name);
-        let kept = InUse { ca_cert: path("ca-in-use.pem"), roots: path("roots-in-use.pem") };
+        let kept = LastGoodBundle { ca_cert: path("ca-in-use.pem"), roots: path("roots-in-use.pem") };
         for content in [&b"first"[..], b"second"] {
             let input = |what: &[u8]| Input { name: String::new(), bytes: [what, content].concat() };
             kept.keep(&BundleFiles { ca_cert: input(b"ca "), cert_chain: input(b""), root_cert: input(b"root ") });

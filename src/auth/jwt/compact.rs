@@ -14,7 +14,7 @@ const MOST_SIGNATURE: usize = 1366;
 
 /// Why a text is not a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
+pub enum CompactError {
     /// The header demands something (RFC 7515, section 4.1.11); nothing of the kind is understood.
     #[error("the token's header names critical parameters")]
     Critical,
@@ -29,7 +29,7 @@ pub enum TokenError {
     TooLong,
 }
 
-impl TokenError {
+impl CompactError {
     /// The label in metrics.
     #[must_use]
     pub fn reason(self) -> &'static str {
@@ -71,8 +71,8 @@ pub struct Compact<'a> {
 ///
 /// # Errors
 /// When it is longer than 16 KiB.
-pub fn within_limit(text: &str) -> Result<&str, TokenError> {
-    if text.len() > MOST { Err(TokenError::TooLong) } else { Ok(text) }
+pub fn within_limit(text: &str) -> Result<&str, CompactError> {
+    if text.len() > MOST { Err(CompactError::TooLong) } else { Ok(text) }
 }
 
 impl<'a> Compact<'a> {
@@ -80,22 +80,22 @@ impl<'a> Compact<'a> {
     ///
     /// # Errors
     /// When its form is wrong, or its header demands what is not understood.
-    pub fn parse(text: &'a str) -> Result<Self, TokenError> {
+    pub fn parse(text: &'a str) -> Result<Self, CompactError> {
         let text = within_limit(text)?;
-        let (signed, signature) = text.rsplit_once('.').ok_or(TokenError::Malformed)?;
-        let (header, payload) = signed.split_once('.').ok_or(TokenError::Malformed)?;
+        let (signed, signature) = text.rsplit_once('.').ok_or(CompactError::Malformed)?;
+        let (header, payload) = signed.split_once('.').ok_or(CompactError::Malformed)?;
         if payload.contains('.') || signature.is_empty() || signature.len() > MOST_SIGNATURE {
-            return Err(TokenError::Malformed);
+            return Err(CompactError::Malformed);
         }
-        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed);
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| CompactError::Malformed);
         let header = decode(header)?;
         if header.len() > MOST_HEADER {
-            return Err(TokenError::Header);
+            return Err(CompactError::Header);
         }
-        let header: Header = serde_json::from_slice(&header).map_err(|_| TokenError::Header)?;
+        let header: Header = serde_json::from_slice(&header).map_err(|_| CompactError::Header)?;
         // `null` reads as absent; RFC 7515 has no such `crit`, and nothing can follow from it.
         if header.crit.is_some() {
-            return Err(TokenError::Critical);
+            return Err(CompactError::Critical);
         }
         Ok(Self { header, payload: decode(payload)?, signed, signature })
     }
@@ -116,33 +116,33 @@ mod tests {
         let deep = token(&format!(r#"{{"alg":"RS256","x":{}}}"#, "[".repeat(2000)), "{}");
         let long_header = token(&format!(r#"{{"alg":"RS256","x":"{}"}}"#, "a".repeat(5000)), "{}");
         let long_signature = format!("{}.e30.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"RS256"}"#), "a".repeat(1400));
-        let cases: &[(&str, Result<(), TokenError>)] = &[
+        let cases: &[(&str, Result<(), CompactError>)] = &[
             (&token(r#"{"alg":"RS256"}"#, "{}"), Ok(())),
             (&token(r#"{"alg":"RS256","kid":"a","typ":"JWT"}"#, "{}"), Ok(())),
-            ("", Err(TokenError::Malformed)),
-            (".", Err(TokenError::Malformed)),
-            ("..", Err(TokenError::Malformed)),
-            ("a.b", Err(TokenError::Malformed)),
-            ("e30.e30.", Err(TokenError::Malformed)),
-            ("e30.e30.c2ln", Err(TokenError::Header)),
-            ("e30.e30.e30.c2ln", Err(TokenError::Malformed)),
-            ("e30.e30.e30.e30.e30", Err(TokenError::Malformed)),
-            ("é.e30.c2ln", Err(TokenError::Malformed)),
-            ("e30=.e30.c2ln", Err(TokenError::Malformed)),
-            (&token("[]", "{}"), Err(TokenError::Header)),
-            (&token("null", "{}"), Err(TokenError::Header)),
-            (&token(r#"{"alg":null}"#, "{}"), Err(TokenError::Header)),
-            (&token(r#"{"alg":["RS256"]}"#, "{}"), Err(TokenError::Header)),
-            (&token(r#"{"alg":"RS256","alg":"none"}"#, "{}"), Err(TokenError::Header)),
-            (&token(r#"{"alg":"RS256","kid":1}"#, "{}"), Err(TokenError::Header)),
-            (&token(r#"{"alg":"RS256"} x"#, "{}"), Err(TokenError::Header)),
-            (&token(r#"{"alg":"RS256","crit":["b64"],"b64":false}"#, "{}"), Err(TokenError::Critical)),
-            (&token(r#"{"alg":"RS256","crit":[]}"#, "{}"), Err(TokenError::Critical)),
-            (&token(r#"{"alg":"RS256","crit":7}"#, "{}"), Err(TokenError::Critical)),
-            (&deep, Err(TokenError::Header)),
-            (&long_header, Err(TokenError::Header)),
-            (&long_signature, Err(TokenError::Malformed)),
-            (&"a".repeat(MOST + 1), Err(TokenError::TooLong)),
+            ("", Err(CompactError::Malformed)),
+            (".", Err(CompactError::Malformed)),
+            ("..", Err(CompactError::Malformed)),
+            ("a.b", Err(CompactError::Malformed)),
+            ("e30.e30.", Err(CompactError::Malformed)),
+            ("e30.e30.c2ln", Err(CompactError::Header)),
+            ("e30.e30.e30.c2ln", Err(CompactError::Malformed)),
+            ("e30.e30.e30.e30.e30", Err(CompactError::Malformed)),
+            ("é.e30.c2ln", Err(CompactError::Malformed)),
+            ("e30=.e30.c2ln", Err(CompactError::Malformed)),
+            (&token("[]", "{}"), Err(CompactError::Header)),
+            (&token("null", "{}"), Err(CompactError::Header)),
+            (&token(r#"{"alg":null}"#, "{}"), Err(CompactError::Header)),
+            (&token(r#"{"alg":["RS256"]}"#, "{}"), Err(CompactError::Header)),
+            (&token(r#"{"alg":"RS256","alg":"none"}"#, "{}"), Err(CompactError::Header)),
+            (&token(r#"{"alg":"RS256","kid":1}"#, "{}"), Err(CompactError::Header)),
+            (&token(r#"{"alg":"RS256"} x"#, "{}"), Err(CompactError::Header)),
+            (&token(r#"{"alg":"RS256","crit":["b64"],"b64":false}"#, "{}"), Err(CompactError::Critical)),
+            (&token(r#"{"alg":"RS256","crit":[]}"#, "{}"), Err(CompactError::Critical)),
+            (&token(r#"{"alg":"RS256","crit":7}"#, "{}"), Err(CompactError::Critical)),
+            (&deep, Err(CompactError::Header)),
+            (&long_header, Err(CompactError::Header)),
+            (&long_signature, Err(CompactError::Malformed)),
+            (&"a".repeat(MOST + 1), Err(CompactError::TooLong)),
         ];
         for (text, expected) in cases {
             assert_eq!(Compact::parse(text).map(drop), *expected, "{text}");

@@ -26,13 +26,13 @@ use crate::telemetry::{RequestId, recent::Recent};
 
 /// A service with so many places; clones share them.
 #[derive(Clone, Debug)]
-pub struct Places<S> {
+pub struct ConcurrencyLimit<S> {
     service: S,
     places: Arc<Semaphore>,
     recent: Arc<Recent>,
 }
 
-impl<S> Places<S> {
+impl<S> ConcurrencyLimit<S> {
     /// Puts so many places before a service; `recent` is told whom there was none for.
     #[must_use]
     pub fn new(service: S, places: usize, recent: Arc<Recent>) -> Self {
@@ -40,11 +40,11 @@ impl<S> Places<S> {
     }
 }
 
-impl<S: NamedService> NamedService for Places<S> {
+impl<S: NamedService> NamedService for ConcurrencyLimit<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<Request<Body>> for Places<S>
+impl<S> Service<Request<Body>> for ConcurrencyLimit<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
