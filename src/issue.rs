@@ -5,6 +5,7 @@
 
 mod label;
 pub mod limits;
+pub mod outcome;
 
 use std::{
     sync::Arc,
@@ -20,18 +21,19 @@ use crate::{
     signer::{Class, Context, SignError, Signer},
     telemetry::{
         metrics::{self, Step},
-        recent::{self, Recent},
+        recent::Recent,
     },
 };
 use audit_log::{Intent, Log, LogError, Outcome, Recorded};
 use limits::{Limited, Limits};
+use outcome::{IssuedBy, RequestInfo};
 use pki::{
     Issued, Issuer, Tbs, VerifiedCsr,
     csr::CsrError,
     tbs::{Serial, TbsError},
     verify::VerifyError,
 };
-use process::clock::{self, Clock, ClockError};
+use process::clock::{Clock, ClockError};
 
 /// How many wrong signatures one request bears before it is given up: one from each of two tokens.
 const WRONG_SIGNATURES: usize = 2;
@@ -164,40 +166,27 @@ impl CertificateAuthority {
         &self.recent
     }
 
-    /// Issues one certificate, and tells telemetry.
+    /// Issues one certificate and records the outcome: for front ends that keep no log of requests of their own.
     ///
     /// # Errors
     /// The first step that refuses or fails; nothing is released then.
     pub async fn issue(&self, request: Request) -> Result<Issued, IssueError> {
-        let (id, arrived) = (Arc::clone(&request.id), request.arrived);
-        let (method, caller) = (request.caller.method().as_str(), request.caller.identity().to_string());
+        let info = RequestInfo {
+            id: Arc::clone(&request.id),
+            caller: request.caller.identity().to_string(),
+            method: request.caller.method().as_str(),
+            arrived: request.arrived,
+        };
         let result = self.perform(request).await;
-        match &result {
-            Ok((issued, token)) => {
-                metrics::answered("issued", method, arrived.elapsed());
-                self.recent.issued(recent::Certificate {
-                    time: clock::now(),
-                    caller,
-                    method,
-                    names: issued.names().iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-                    serial: issued.serial().to_hex(),
-                    not_after: issued.not_after(),
-                    token: token.to_string(),
-                    latency: arrived.elapsed(),
-                });
-            }
-            Err(error) => {
-                let reason = error.label();
-                metrics::answered(reason, method, arrived.elapsed());
-                metrics::sign_error(error.istio_kind());
-                let (time, request_id, detail) = (clock::now(), id.to_string(), error.to_string());
-                self.recent.refused(recent::Refusal { time, request_id, reason, caller, detail });
-            }
-        }
+        info.record(&self.recent, &result);
         result.map(|(issued, _)| issued)
     }
 
-    async fn perform(&self, request: Request) -> Result<(Issued, Arc<str>), IssueError> {
+    /// As [`Self::issue`]; the caller records the outcome.
+    ///
+    /// # Errors
+    /// As [`Self::issue`].
+    pub async fn perform(&self, request: Request) -> Result<IssuedBy, IssueError> {
         let Request { id, caller, csr, asked, issuer, arrived: _, deadline } = request;
         let deadline = deadline.unwrap_or_else(|| Instant::now() + self.default_deadline);
         let issuer = issuer.unwrap_or_else(|| self.issuer());
@@ -224,7 +213,7 @@ impl CertificateAuthority {
         recorded: Recorded<Arc<Tbs>>,
         mut context: Context,
         mut timer: StageTimer,
-    ) -> Result<(Issued, Arc<str>), IssueError> {
+    ) -> Result<IssuedBy, IssueError> {
         let mut guard = OutcomeGuard { log: &self.log, index: recorded.index(), outcome: None };
         loop {
             let signed = match self.signer.sign(&recorded, &context).await {

@@ -1,7 +1,7 @@
-//! A place for each request under way, taken before its body is read: so what strangers can have us hold in memory
-//! is at most the number of places times the size of a message.
+//! Limits the number of concurrent requests. A permit is acquired before the request body is read, which bounds the
+//! memory that unauthenticated clients can occupy to the limit times the maximum message size.
 //!
-//! Stands before the certificate service only; health is answered however busy we are. Called by tonic.
+//! Wraps the certificate service only: health checks are answered under any load.
 
 use std::{
     convert::Infallible,
@@ -19,24 +19,24 @@ use tower::Service;
 
 use super::{
     connection::Peer,
-    service::line::Line,
+    service::request_log::RequestLog,
     status::{Refusal, status},
 };
-use crate::telemetry::{RequestId, recent::Recent};
+use crate::telemetry::recent::Recent;
 
-/// A service with so many places; clones share them.
+/// A service with a limit of concurrent requests; clones share it.
 #[derive(Clone, Debug)]
 pub struct ConcurrencyLimit<S> {
     service: S,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     recent: Arc<Recent>,
 }
 
 impl<S> ConcurrencyLimit<S> {
-    /// Puts so many places before a service; `recent` is told whom there was none for.
+    /// Limits a service. `recent` records the requests that exceed the limit.
     #[must_use]
-    pub fn new(service: S, places: usize, recent: Arc<Recent>) -> Self {
-        Self { service, places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))), recent }
+    pub fn new(service: S, limit: usize, recent: Arc<Recent>) -> Self {
+        Self { service, permits: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))), recent }
     }
 }
 
@@ -58,19 +58,19 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => {
+        match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => {
                 let answer = self.service.call(request);
                 Box::pin(async move {
-                    let _place = place;
+                    let _permit = permit;
                     answer.await
                 })
             }
             Err(_) => {
                 let peer = request.extensions().get::<Peer>().map(|peer| peer.address);
-                let line = Line::start(RequestId::random(), peer, Instant::now());
-                let status = status(&Refusal::Overload, line.id());
-                line.refused(&Refusal::Overload, status.code(), &self.recent);
+                let log = RequestLog::start(peer, Instant::now());
+                let status = status(&Refusal::Overload, log.id());
+                log.refused(&Refusal::Overload, status.code(), &self.recent);
                 Box::pin(std::future::ready(Ok(status.into_http())))
             }
         }

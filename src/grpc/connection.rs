@@ -76,7 +76,7 @@ pub enum Refused {
     #[error("its address has too many connections")]
     Address,
     /// There are as many connections as there may be.
-    #[error("there are too many connections")]
+    #[error("too many connections")]
     Total,
 }
 

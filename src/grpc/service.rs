@@ -2,8 +2,8 @@
 //!
 //! Knows the protocol's field names and nothing about certificates. Called by tonic for each request.
 
-pub(super) mod line;
 mod metadata;
+pub(super) mod request_log;
 
 use std::{
     sync::Arc,
@@ -12,7 +12,7 @@ use std::{
 
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use self::line::Line;
+use self::request_log::RequestLog;
 use super::{
     connection::Peer,
     settings::Limits,
@@ -20,17 +20,13 @@ use super::{
 };
 use crate::{
     auth::{Authenticator, ClusterId, Credentials, bearer},
-    issue::{self, CertificateAuthority, IssueError},
+    issue::{self, CertificateAuthority, IssueError, outcome::IssuedBy},
     policy::Asked,
-    telemetry::{
-        RequestId,
-        metrics::{self, Step},
-    },
+    telemetry::metrics::{self, Step},
 };
 use istio_api::{
     IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService,
 };
-use pki::Issued;
 
 /// The certificate service. Clones share their parts.
 #[derive(Clone, Debug)]
@@ -53,13 +49,13 @@ impl CertificateService {
         peer: Option<&Peer>,
         message: IstioCertificateRequest,
         deadline: Instant,
-        line: &mut Line,
-    ) -> Result<Issued, Refusal> {
+        log: &mut RequestLog,
+    ) -> Result<IssuedBy, Refusal> {
         let now = self.ca.now().map_err(IssueError::from)?;
         let issuer = self.ca.issuer();
         let caller = self.authenticator.authenticate(&credentials(headers, peer), &issuer, now).await?;
-        metrics::step(Step::Authenticate, line.started().elapsed());
-        line.caller(&caller);
+        metrics::step(Step::Authenticate, log.arrived().elapsed());
+        log.authenticated(&caller);
         let asked = Asked {
             validity_seconds: message.validity_duration,
             cert_signer: metadata::text(message.metadata.as_ref(), metadata::CERT_SIGNER)?,
@@ -71,15 +67,15 @@ impl CertificateService {
             None => caller,
         };
         let request = issue::Request {
-            id: line.id().clone().into(),
+            id: log.id().clone().into(),
             caller,
             csr: message.csr,
             asked,
             issuer: Some(issuer),
-            arrived: line.started(),
+            arrived: log.arrived(),
             deadline: Some(deadline),
         };
-        Ok(self.ca.issue(request).await?)
+        Ok(self.ca.perform(request).await?)
     }
 }
 
@@ -92,22 +88,22 @@ impl IstioCertificateService for CertificateService {
         let (headers, extensions, message) = request.into_parts();
         let peer = extensions.get::<Peer>();
         let started = Instant::now();
-        let mut line = Line::start(RequestId::random(), peer.map(|peer| peer.address), started);
+        let mut log = RequestLog::start(peer.map(|peer| peer.address), started);
         let limit = metadata::timeout(&headers).map_or(self.timeout, |asked| asked.min(self.timeout));
         let deadline = started + limit;
-        let issuing = self.issue(&headers, peer, message, deadline, &mut line);
+        let issuing = self.issue(&headers, peer, message, deadline, &mut log);
         let result = match tokio::time::timeout_at(deadline.into(), issuing).await {
             Ok(result) => result,
             Err(_) => Err(Refusal::Deadline),
         };
         match result {
             Ok(issued) => {
-                line.issued(&issued);
-                Ok(Response::new(IstioCertificateResponse { cert_chain: issued.chain() }))
+                log.issued(&issued, self.ca.recent());
+                Ok(Response::new(IstioCertificateResponse { cert_chain: issued.0.chain() }))
             }
             Err(refusal) => {
-                let status = status(&refusal, line.id());
-                line.refused(&refusal, status.code(), self.ca.recent());
+                let status = status(&refusal, log.id());
+                log.refused(&refusal, status.code(), self.ca.recent());
                 Err(status)
             }
         }

@@ -46,16 +46,16 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The label in metrics of what never reached the path; one of a closed set.
+    /// The label in metrics; one of a closed set.
     #[must_use]
-    pub fn label_before_the_path(&self) -> Option<&'static str> {
+    pub fn label(&self) -> &'static str {
         match self {
-            Self::Auth(error) => Some(error.reason()),
-            Self::Deadline => Some("deadline"),
-            Self::Impersonation(error) => Some(error.reason()),
-            Self::Issue(_) => None,
-            Self::Metadata { .. } => Some("metadata"),
-            Self::Overload => Some("overload"),
+            Self::Auth(error) => error.reason(),
+            Self::Deadline => "deadline",
+            Self::Impersonation(error) => error.reason(),
+            Self::Issue(error) => error.label(),
+            Self::Metadata { .. } => "metadata",
+            Self::Overload => "overload",
         }
     }
 }
@@ -184,6 +184,29 @@ fn verify(error: &VerifyError) -> Answer {
         VerifyError::Field(_) | VerifyError::Lint(_) => (Code::Internal, "the CA has a fault"),
         // A token that signs wrongly is taken out; another, or the same one mended, may serve the next try.
         VerifyError::Signature => (Code::Unavailable, "the token cannot sign now"),
+    }
+}
+
+/// The code's name in the gRPC specification.
+pub(super) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

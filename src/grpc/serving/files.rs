@@ -42,7 +42,7 @@ pub enum FilesError {
         source: io::Error,
     },
     /// A file is too large to be what it should be.
-    #[error("{}: larger than a mebibyte", .0.display())]
+    #[error("{}: larger than 1 MiB", .0.display())]
     TooLarge(PathBuf),
 }
 
