@@ -149,7 +149,7 @@ fn fit_connections(limits: &mut grpc::settings::Limits) {
                 limits.connections = room;
             }
         }
-        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
 }
 
@@ -207,8 +207,10 @@ async fn serve(
     tracing::info!(address = %at, tls = !listen.plaintext, "listening");
     systemd::listening(readiness.watch(), background);
     match grpc::server::serve(listener, routes, listen, stop).await? {
-        grpc::server::Drained::Clean => tracing::info!("every request under way was answered"),
-        grpc::server::Drained::Cut { connections } => tracing::warn!(connections, "connections were cut"),
+        grpc::server::Drained::Clean => tracing::info!("all requests in progress were answered"),
+        grpc::server::Drained::Cut { connections } => {
+            tracing::warn!(connections, "open connections were closed at the end of the drain")
+        }
     }
     Ok(())
 }
@@ -257,7 +259,7 @@ async fn status_socket(config: &Config) -> Result<Option<TcpListener>, DaemonErr
             Ok(Some(socket))
         }
         Err(error) if config.admin.status_address.is_none() => {
-            tracing::warn!(%error, "there is no status page; set [admin] status_address, or status_page = false");
+            tracing::warn!(%error, "the status page is not served; set [admin] status_address, or status_page = false");
             Ok(None)
         }
         Err(error) => Err(error),

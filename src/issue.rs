@@ -232,7 +232,7 @@ impl CertificateAuthority {
                 }
                 Err(error) => {
                     let request_id = &*context.request_id;
-                    tracing::error!(request_id, token = &*token, %error, "ALARM: what the token signed is not released");
+                    tracing::error!(request_id, token = &*token, %error, "ALARM: the token returned a wrong signature; the certificate is not released");
                     metrics::wrong_signature(&token);
                     context.avoid.push(token);
                     if context.avoid.len() >= WRONG_SIGNATURES {
@@ -268,7 +268,7 @@ impl StageTimer {
     }
 }
 
-/// Tells the log what became of an intent, also when the caller went away in between.
+/// Tells the log what became of an intent, also when the client disconnected in between.
 struct OutcomeGuard<'a> {
     log: &'a Log,
     index: u64,
@@ -284,7 +284,7 @@ impl OutcomeGuard<'_> {
 
 impl Drop for OutcomeGuard<'_> {
     fn drop(&mut self) {
-        let gone = || Outcome::Failed { reason: "the caller went away".to_owned() };
+        let gone = || Outcome::Failed { reason: "the client disconnected".to_owned() };
         self.log.outcome(self.index, self.outcome.take().unwrap_or_else(gone));
     }
 }

@@ -62,13 +62,13 @@ impl Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
     /// A CA's certificate, not a leaf.
-    #[error("the certificate is a CA's")]
+    #[error("the certificate is a CA certificate")]
     Ca,
     /// An identity or a key of the denylist.
     #[error("the certificate's identity or key is on the denylist")]
     Denied,
     /// The configuration has client certificates switched off.
-    #[error("client certificates are switched off")]
+    #[error("client certificate authentication is disabled")]
     Disabled,
     /// The handshake gave an empty chain.
     #[error("the client sent no certificate")]
@@ -77,13 +77,13 @@ pub enum CertificateError {
     #[error("the certificate, or its issuer's, has expired")]
     Expired,
     /// extendedKeyUsage does not say clientAuth, or keyUsage not digitalSignature.
-    #[error("the certificate is not for client authentication")]
+    #[error("the certificate does not allow client authentication")]
     KeyUsage,
     /// Not a certificate, or one with an extension that is critical and unknown.
     #[error("the certificate is malformed")]
     Malformed,
     /// The subject alternative names are not one URI with a workload's SPIFFE ID.
-    #[error("the certificate's names are not exactly one SPIFFE ID of a workload")]
+    #[error("the certificate does not have exactly one workload SPIFFE ID as its name")]
     Names,
     /// notBefore has not come yet.
     #[error("the certificate is not valid yet")]
@@ -92,10 +92,10 @@ pub enum CertificateError {
     #[error("the certificate's signature does not verify with its issuer's key")]
     Signature,
     /// Older than the configured age.
-    #[error("the certificate is older than the configured age; a token is needed")]
+    #[error("the certificate is older than the configured age; authenticate with a JWT")]
     TooOld,
     /// A SPIFFE ID of a foreign trust domain.
-    #[error("the certificate's trust domain is not ours")]
+    #[error("the certificate's trust domain is not one of this CA's")]
     TrustDomain,
     /// Not issued directly by this CA nor by a configured previous one.
     #[error("the certificate was not issued by this CA")]

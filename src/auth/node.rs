@@ -70,7 +70,7 @@ pub enum ImpersonationError {
         node: String,
     },
     /// The caller is not one of the trusted accounts.
-    #[error("the caller is not one of the accounts that may ask for others")]
+    #[error("the caller's service account may not impersonate other identities")]
     NotTrusted,
     /// The token is not bound to a pod.
     #[error("the caller's token is not bound to a pod")]

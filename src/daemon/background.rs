@@ -72,7 +72,7 @@ impl Background {
         self.ended.cancel();
         self.tasks.close();
         if tokio::time::timeout(within, self.tasks.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tasks.len(), "background tasks do not end; left behind");
+            tracing::warn!(tasks = self.tasks.len(), "background tasks did not end in time");
         }
     }
 }

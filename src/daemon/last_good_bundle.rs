@@ -30,7 +30,7 @@ impl LastGoodBundle {
     pub fn keep(&self, files: &BundleFiles) {
         for (path, content) in [(&self.ca_cert, &files.ca_cert.bytes), (&self.roots, &files.root_cert.bytes)] {
             if let Err(error) = write(path, content) {
-                tracing::warn!(path = %path.display(), %error, "what is in use cannot be kept for token hosts and the next start");
+                tracing::warn!(path = %path.display(), %error, "cannot save the bundle in use for token hosts and the next start");
             }
         }
     }

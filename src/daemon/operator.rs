@@ -117,7 +117,7 @@ pub async fn serve(
     if let Some(path) = path
         && let Err(error) = std::fs::remove_file(&path)
     {
-        tracing::debug!(path = %path.display(), %error, "the operator's socket stays");
+        tracing::debug!(path = %path.display(), %error, "cannot remove the operator socket");
     }
     served
 }
@@ -136,7 +136,7 @@ async fn issue(
     match perform(&ca, uid, &id, request).await {
         Ok(reply) => Ok(Json(reply)),
         Err(error) => {
-            tracing::warn!(request_id = %id, uid, error, "operator's request refused");
+            tracing::warn!(request_id = %id, uid, error, "operator request refused");
             Err(failure(StatusCode::UNPROCESSABLE_ENTITY, error))
         }
     }

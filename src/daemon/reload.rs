@@ -81,7 +81,9 @@ impl Reloader {
                 let _ = events.try_send(());
             }
         });
-        let mut watcher = watcher.inspect_err(|error| tracing::warn!(%error, "the bundle is polled, not watched")).ok();
+        let mut watcher = watcher
+            .inspect_err(|error| tracing::warn!(%error, "cannot watch the bundle directory; polling it instead"))
+            .ok();
         let mut refused: Option<String> = None;
         let mut stamps = stamps(&self.watched);
         // Now, and not with the first poll: until then the daemon would not be ready.
@@ -123,7 +125,7 @@ impl Reloader {
                     let text = error.to_string();
                     if triggered || refused.as_ref() != Some(&text) {
                         metrics::reload("bundle", false);
-                        tracing::error!(error = text, "the new bundle is refused; the old one stays in use");
+                        tracing::error!(error = text, "the new bundle is refused; the previous one stays in use");
                     }
                     refused = Some(text);
                 }
@@ -197,12 +199,12 @@ impl Reloader {
         match self.authenticator.reload() {
             Ok(()) => {
                 metrics::reload("callers", true);
-                tracing::info!("denylist, previous CAs and issuers' keys are read again");
+                tracing::info!("reloaded the denylist, previous CAs and JWT issuer keys");
             }
             Err(errors) => {
                 metrics::reload("callers", false);
                 for error in errors {
-                    tracing::error!(%error, "not reloaded; what was read before stays in use");
+                    tracing::error!(%error, "a file for authentication could not be reloaded; its previous content stays in use");
                 }
             }
         }

@@ -44,7 +44,7 @@ pub enum SetupError {
     /// The bundle is refused.
     #[error(
         "the bundle in {} is refused, and no certificate can be issued:{}\nput the files back as `import` or `install` \
-         wrote them, or run it again; `istio-hsm-ca check` tells whether all is well",
+         wrote them, or run it again; `istio-hsm-ca check` reports what is wrong",
         directory.display(), list(problems)
     )]
     Bundle {
@@ -138,7 +138,10 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
     let signer: Arc<dyn CheckpointSigner> = Arc::new(LogKey(Arc::clone(&pool)));
     let (log, opened) = Log::open(config.log.clone(), Some(signer))?;
     if let Some(aside) = &opened.set_aside {
-        tracing::warn!(?aside, "the issuance log ended in the middle of a line, after a crash; it was set aside");
+        tracing::warn!(
+            ?aside,
+            "the issuance log ended in an incomplete line after a crash; the line was moved to a separate file"
+        );
     }
     let recent = Arc::new(Recent::new());
     let ca = Arc::new(CertificateAuthority::new(Parts {
@@ -210,7 +213,7 @@ async fn prove(pool: Arc<Pool>, ca: Arc<CertificateAuthority>) {
             return;
         }
         if missing != told {
-            tracing::error!(tokens = ?missing, "the CA's key is not found; run `istio-hsm-ca check`");
+            tracing::error!(tokens = ?missing, "the CA's key was not found in these tokens; run `istio-hsm-ca check`");
             told = missing;
         }
         tokio::time::sleep(PROOF).await;
@@ -225,9 +228,9 @@ async fn tell_checkpoints(log: Log) {
         let now = health.borrow_and_update().checkpoints.clone();
         if now != last {
             match &now {
-                CheckpointHealth::Current => tracing::info!("checkpoints of the issuance log are signed again"),
+                CheckpointHealth::Current => tracing::info!("signing of issuance log checkpoints resumed"),
                 CheckpointHealth::Failing(reason) => {
-                    tracing::warn!(reason, "the issuance log's checkpoint was not signed; tried again with the next");
+                    tracing::warn!(reason, "the issuance log checkpoint was not signed; will retry with the next one");
                 }
                 CheckpointHealth::Off => {
                     tracing::warn!("no token has a log key (Ed25519): the issuance log has no checkpoints");
@@ -248,9 +251,9 @@ pub async fn watch_issuers(authenticator: Arc<Authenticator>) {
         let missing = authenticator.not_ready().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         if missing != told {
             if missing.is_empty() {
-                tracing::info!("the keys of every token issuer are there");
+                tracing::info!("the keys of all JWT issuers are available");
             } else {
-                tracing::warn!(issuers = missing, "tokens of these issuers cannot be checked yet");
+                tracing::warn!(issuers = missing, "JWTs of these issuers cannot be verified yet");
             }
             told = missing;
         }

@@ -173,7 +173,7 @@ fn respond(snapshot: &Snapshot) -> Response {
     match page::render(snapshot) {
         Ok(html) => (headers, html).into_response(),
         Err(error) => {
-            tracing::error!(%error, "the status page cannot be rendered");
+            tracing::error!(%error, "cannot render the status page");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

@@ -73,7 +73,7 @@ struct Open {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The address has as many connections as one may have.
-    #[error("its address has too many connections")]
+    #[error("too many connections from this address")]
     Address,
     /// There are as many connections as there may be.
     #[error("too many connections")]

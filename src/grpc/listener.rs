@@ -59,7 +59,7 @@ pub enum ListenError {
     )]
     PlaintextOffLoopback(SocketAddr),
     /// TLS is wanted and there is no configuration for it.
-    #[error("BUG: the endpoint on {0} has neither TLS nor leave to do without")]
+    #[error("BUG: the endpoint on {0} has no TLS configuration, and plaintext is not configured")]
     NoTls(SocketAddr),
 }
 
@@ -170,7 +170,7 @@ impl Listener {
                 },
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "no connection can be accepted; trying again");
+                    tracing::warn!(%error, "cannot accept connections; will retry");
                     tokio::select! { () = stop.cancelled() => break, () = tokio::time::sleep(PAUSE) => {} }
                 }
             }
@@ -191,7 +191,7 @@ impl Gate {
         Ok(async move {
             // Replies are small and complete: to wait for more would only delay them.
             if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(peer = %address, %error, "TCP_NODELAY cannot be set");
+                tracing::debug!(peer = %address, %error, "cannot set TCP_NODELAY on a connection");
             }
             let (transport, peer) = match &gate.tls {
                 None => (Transport::Plain(stream), Peer::new(address, &[])),
@@ -205,7 +205,7 @@ impl Gate {
                     Err(failure) => {
                         metrics::counter!("istio_hsm_ca_handshakes_failed_total", "reason" => failure.label())
                             .increment(1);
-                        tracing::debug!(peer = %address, %failure, "no TLS");
+                        tracing::debug!(peer = %address, %failure, "TLS handshake failed");
                         return None;
                     }
                 },
@@ -218,13 +218,13 @@ impl Gate {
 /// Why a connection got no TLS.
 #[derive(Debug, thiserror::Error)]
 enum NoTls {
-    #[error("the client went away without a word")]
+    #[error("the client closed the connection without sending anything")]
     Gone,
     #[error("the TLS handshake failed: {0}")]
     Handshake(#[source] io::Error),
     #[error("the TLS handshake took too long")]
     Timeout,
-    #[error("too many handshakes are under way, and its turn did not come in time")]
+    #[error("too many concurrent handshakes; the connection was not served in time")]
     Turn,
 }
 
@@ -286,7 +286,7 @@ impl TurnedAway {
         metrics::counter!("istio_hsm_ca_connections_refused_total").increment(1);
         self.count += 1;
         if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-            tracing::warn!(%peer, %reason, count = self.count, "connections were turned away");
+            tracing::warn!(%peer, %reason, count = self.count, "connections were rejected");
             *self = Self { count: 0, told: Some(Instant::now()) };
         }
     }

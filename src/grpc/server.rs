@@ -30,7 +30,7 @@ const LATER: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The descriptor for reflection is damaged.
-    #[error("BUG: the service's own description cannot be read")]
+    #[error("BUG: the descriptor of the service cannot be parsed")]
     Reflection(#[source] tonic_reflection::server::Error),
     /// HTTP/2 ended.
     #[error("the gRPC endpoint ended")]

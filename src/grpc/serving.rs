@@ -164,7 +164,7 @@ impl CertRenewer {
                         tracing::warn!(
                             error = chain(&error),
                             retry_s = backoff.as_secs(),
-                            "no new serving certificate"
+                            "the serving certificate could not be renewed; will retry"
                         );
                         let wait = backoff;
                         backoff = (backoff * 2).min(BACKOFF_MOST);
@@ -177,7 +177,7 @@ impl CertRenewer {
             let now = process::clock::now();
             let valid = not_after.is_some_and(|end| now < end);
             if self.ready.send_replace(valid) && !valid {
-                tracing::error!("the serving certificate has expired; clients will refuse it");
+                tracing::error!("the serving certificate has expired; clients will reject it");
             }
             tokio::time::sleep(wait).await;
         }
@@ -187,7 +187,7 @@ impl CertRenewer {
         self.certificate.replace(Arc::clone(&new.certified));
         let end = new.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         metrics::gauge!("istio_hsm_ca_serving_certificate_expiry_timestamp_seconds").set(end.as_secs_f64());
-        tracing::info!(not_after_unix = end.as_secs(), "the endpoint has a new serving certificate");
+        tracing::info!(not_after_unix = end.as_secs(), "the serving certificate was renewed");
     }
 }
 

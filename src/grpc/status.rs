@@ -41,7 +41,7 @@ pub enum Refusal {
         reason: &'static str,
     },
     /// As many requests are under way as may be.
-    #[error("too many requests are under way")]
+    #[error("too many concurrent requests")]
     Overload,
 }
 
@@ -102,7 +102,7 @@ fn impersonation(error: &ImpersonationError) -> Answer {
         ImpersonationError::NotOnNode { .. } => {
             (Code::PermissionDenied, "no pod of the impersonated identity is on the caller's node")
         }
-        ImpersonationError::NotTrusted => (Code::PermissionDenied, "the caller may not ask for others"),
+        ImpersonationError::NotTrusted => (Code::PermissionDenied, "the caller may not impersonate other identities"),
         ImpersonationError::TrustDomain(_) => {
             (Code::PermissionDenied, "the impersonated identity's trust domain is not the caller's")
         }
@@ -112,15 +112,17 @@ fn impersonation(error: &ImpersonationError) -> Answer {
 
 fn issue(error: &IssueError) -> Answer {
     match error {
-        IssueError::Clock(_) => (Code::Unavailable, "the CA's clock cannot be believed now"),
+        IssueError::Clock(_) => (Code::Unavailable, "the CA's clock is not reliable now"),
         IssueError::Csr(error) => (Code::InvalidArgument, csr(error)),
         IssueError::Denied(error) => denied(error),
-        IssueError::Limited(Limited::Identity) => (Code::ResourceExhausted, "this identity asks too often"),
-        IssueError::Limited(Limited::Total) => (Code::ResourceExhausted, "the CA is asked too often"),
-        IssueError::Log(LogError::Closed) => (Code::Unavailable, "the CA is ending"),
+        IssueError::Limited(Limited::Identity) => {
+            (Code::ResourceExhausted, "the rate limit of this identity is exceeded")
+        }
+        IssueError::Limited(Limited::Total) => (Code::ResourceExhausted, "the CA's rate limit is exceeded"),
+        IssueError::Log(LogError::Closed) => (Code::Unavailable, "the CA is shutting down"),
         IssueError::Log(LogError::Unavailable(_)) => (Code::Unavailable, "the issuance log cannot be written now"),
         IssueError::Sign(error) => sign(error),
-        IssueError::Tbs(TbsError::Encoding(_) | TbsError::Lint(_)) => (Code::Internal, "the CA has a fault"),
+        IssueError::Tbs(TbsError::Encoding(_) | TbsError::Lint(_)) => (Code::Internal, "internal error of the CA"),
         IssueError::Verify(error) => verify(error),
     }
 }
@@ -146,10 +148,10 @@ fn denied(error: &Denied) -> Answer {
     };
     let text = match error {
         Denied::CertSigner(_) => "the certificate signer is not served here",
-        Denied::ForeignName(_) => "the certificate request names somebody else",
+        Denied::ForeignName(_) => "the certificate request names another identity",
         Denied::Impersonation => "impersonation is not enabled",
         Denied::IssuerExpired | Denied::IssuerNotYetValid => "the CA's certificate is not valid now",
-        Denied::NoNames => "no name is asked for",
+        Denied::NoNames => "no name is requested",
         Denied::NoServingNames => "no serving name is configured",
         // Answers to controllers and to CertificateSigningRequests, which do not come by gRPC.
         Denied::IntermediateName(_)
@@ -158,13 +160,13 @@ fn denied(error: &Denied) -> Answer {
         | Denied::NotAServiceAccount(_)
         | Denied::NotConfigured(_)
         | Denied::Requester { .. } => "not configured",
-        Denied::NotServed(_) => "a name is asked for that is not configured",
-        Denied::OperatorNames => "only the operator may ask for names",
-        Denied::SeveralIdentities => "more than one identity is asked for",
+        Denied::NotServed(_) => "a requested name is not configured",
+        Denied::OperatorNames => "only the operator may request names",
+        Denied::SeveralIdentities => "more than one identity is requested",
         Denied::Subject => "the certificate request has a subject",
-        Denied::TooManyNames(_) => "too many names are asked for",
+        Denied::TooManyNames(_) => "too many names are requested",
         Denied::TrustDomain(_) => "the trust domain is not one of this CA's",
-        Denied::TtlTooLong { .. } => "the lifetime asked for is too long",
+        Denied::TtlTooLong { .. } => "the requested lifetime is too long",
     };
     (code, text)
 }
@@ -181,7 +183,7 @@ fn sign(error: &SignError) -> Answer {
 
 fn verify(error: &VerifyError) -> Answer {
     match error {
-        VerifyError::Field(_) | VerifyError::Lint(_) => (Code::Internal, "the CA has a fault"),
+        VerifyError::Field(_) | VerifyError::Lint(_) => (Code::Internal, "internal error of the CA"),
         // A token that signs wrongly is taken out; another, or the same one mended, may serve the next try.
         VerifyError::Signature => (Code::Unavailable, "the token cannot sign now"),
     }

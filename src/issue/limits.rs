@@ -37,10 +37,10 @@ fn quota(per_second: Option<NonZeroU32>, burst: Option<NonZeroU32>) -> Option<Qu
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Limited {
     /// The identity's own.
-    #[error("this identity asks too often")]
+    #[error("the rate limit of this identity is exceeded")]
     Identity,
     /// The sum over all.
-    #[error("the CA is asked too often")]
+    #[error("the CA's rate limit is exceeded")]
     Total,
 }
 

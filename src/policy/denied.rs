@@ -9,7 +9,7 @@ pub enum Denied {
     #[error("the certificate signer {0:?} is not served here; leave CertSigner empty or have it configured")]
     CertSigner(String),
     /// The CSR names somebody else.
-    #[error("the request asks for the name {0}, which is not the caller's")]
+    #[error("the request contains the name {0}, which is not the caller's")]
     ForeignName(String),
     /// The CA has the organization that the intermediate is to have.
     #[error("the intermediate's organization {0:?} is the CA's own name; configure another")]
@@ -30,7 +30,7 @@ pub enum Denied {
     #[error("the CA's certificate is not valid yet; check the clock and the certificate")]
     IssuerNotYetValid,
     /// The operator names nobody.
-    #[error("no name is asked for; give at least one")]
+    #[error("no name is requested; give at least one")]
     NoNames,
     /// The daemon has no name of its own.
     #[error("no serving name is configured; configure at least one DNS name or IP address")]
@@ -39,7 +39,7 @@ pub enum Denied {
     #[error("the name {0} is not among the configured serving names; add it there, or leave it out")]
     NotServed(Name),
     /// Names beside the CSR, from somebody other than the operator.
-    #[error("only the operator may ask for names; a workload's name follows from its identity")]
+    #[error("only the operator may request names; a workload's name follows from its identity")]
     OperatorNames,
     /// A controller or a signer that is not configured.
     #[error("{0} is not configured for this cluster")]
@@ -51,7 +51,7 @@ pub enum Denied {
     #[error("the requester {0:?} is not a service account, and has no identity of its own here")]
     NotAServiceAccount(String),
     /// Nobody has configured the requester.
-    #[error("{username:?} may not ask the signer {signer}; list it as a requester if it should")]
+    #[error("{username:?} may not request certificates from the signer {signer}; list it as a requester if it should")]
     Requester {
         /// The signer.
         signer: String,
@@ -59,19 +59,19 @@ pub enum Denied {
         username: String,
     },
     /// More than one SPIFFE ID.
-    #[error("more than one SPIFFE ID is asked for; a certificate carries one (SPIFFE X.509-SVID, section 2)")]
+    #[error("more than one SPIFFE ID is requested; a certificate carries one (SPIFFE X.509-SVID, section 2)")]
     SeveralIdentities,
     /// A subject that is neither empty nor `O=""`.
-    #[error("the request has a subject; leave it empty (a lone empty O is taken too)")]
+    #[error("the request has a subject; leave it empty (a single empty O is accepted)")]
     Subject,
     /// More names than one certificate carries.
-    #[error("{0} names are asked for; a certificate carries 64 at most")]
+    #[error("{0} names are requested; a certificate carries 64 at most")]
     TooManyNames(usize),
     /// A trust domain in which this CA does not issue.
     #[error("the trust domain {0} is not one of this CA's; have it configured if it should be")]
     TrustDomain(TrustDomain),
     /// A lifetime above the configured maximum; refused and not cut, as Istio does.
-    #[error("a lifetime of {asked} seconds is asked for; {longest} seconds are allowed at most")]
+    #[error("a lifetime of {asked} seconds is requested; at most {longest} seconds are allowed")]
     TtlTooLong {
         /// The lifetime asked for, in seconds.
         asked: u64,

@@ -99,7 +99,7 @@ pub fn install() -> Metrics {
             builder().map_or_else(|_| PrometheusBuilder::new().build_recorder(), PrometheusBuilder::build_recorder);
         let handle = recorder.handle();
         if metrics::set_global_recorder(recorder).is_err() {
-            tracing::warn!("another recorder of metrics is installed; ours stays empty");
+            tracing::warn!("another metrics recorder is installed; /metrics stays empty");
         }
         describe();
         handle

@@ -137,9 +137,9 @@ async fn each_requester_is_signed_for_what_its_entry_says_and_nothing_else() {
         (web, vec![other], &USAGES[..], 3600, "which is not the caller's"),
         (istiod, vec!["other.svc"], &USAGES[..], 3600, "which is not the caller's"),
         (istiod, vec!["spiffe://evil.local/ns/a/sa/b"], &USAGES[..], 3600, "which is not the caller's"),
-        (istiod, vec![], &USAGES[..], 3600, "no name is asked for"),
+        (istiod, vec![], &USAGES[..], 3600, "no name is requested"),
         (istiod, vec![other], &["digital signature", "cert sign"][..], 3600, "the usage \"cert sign\" is not granted"),
-        (istiod, vec![other], &USAGES[..], 100 * 24 * 3600, "seconds are allowed at most"),
+        (istiod, vec![other], &USAGES[..], 100 * 24 * 3600, "seconds are allowed"),
     ] {
         let refused = requests.approved(who, &names, usages, seconds).await.unwrap_err();
         assert!(refused.contains(reason), "{refused}");

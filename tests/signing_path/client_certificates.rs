@@ -29,7 +29,7 @@ async fn obtain(daemon: &Daemon, ask: Ask) -> (String, String) {
 
 /// SIGHUP, until its files are read.
 fn reload(daemon: &Daemon) {
-    let read = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("are read again"));
+    let read = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("reloaded the denylist"));
     let reloads = || daemon.lines().iter().filter(|line| read(line)).count();
     let before = reloads();
     daemon.signal(Signal::SIGHUP);
@@ -64,7 +64,7 @@ async fn the_denylist_is_read_again_on_sighup() {
     // A list that is not understood is not taken, and the one before stays.
     site.deny("nonsense");
     daemon.signal(Signal::SIGHUP);
-    daemon.wait_line(|line| line["message"].as_str().is_some_and(|text| text.contains("not reloaded")));
+    daemon.wait_line(|line| line["message"].as_str().is_some_and(|text| text.contains("could not be reloaded")));
     assert_eq!(renew(&daemon, client).await, Code::Unauthenticated);
     site.deny("");
     reload(&daemon);
@@ -79,7 +79,7 @@ async fn the_denylist_is_read_again_on_sighup() {
 fn written_slowly(site: &Site, daemon: &Daemon) {
     use std::io::Write;
     for _ in 0..20 {
-        let errors = daemon.stderr().matches("not reloaded").count();
+        let errors = daemon.stderr().matches("could not be reloaded").count();
         let began = std::time::Instant::now();
         let mut file = fs::File::create(site.denylist()).unwrap();
         let (half, rest) = IDENTITY.split_at(20);
@@ -89,7 +89,7 @@ fn written_slowly(site: &Site, daemon: &Daemon) {
         // A machine that does other things besides may not have let us write in time: then once more.
         if began.elapsed() < Duration::from_millis(180) {
             std::thread::sleep(Duration::from_millis(1500));
-            assert_eq!(daemon.stderr().matches("not reloaded").count(), errors, "a half was read");
+            assert_eq!(daemon.stderr().matches("could not be reloaded").count(), errors, "a half was read");
             return;
         }
         std::thread::sleep(Duration::from_secs(1));

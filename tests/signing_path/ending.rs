@@ -101,7 +101,7 @@ async fn requests_under_way_are_answered_and_the_log_goes_on_after_a_restart() {
     let status = daemon.ended();
     assert_eq!(status.code(), Some(0), "{}", daemon.stderr());
     daemon.wait_line(|line| {
-        line["message"].as_str().is_some_and(|text| text.contains("every request under way was answered"))
+        line["message"].as_str().is_some_and(|text| text.contains("all requests in progress were answered"))
     });
     daemon.wait_line(|line| line["message"] == "ended");
 
@@ -157,8 +157,8 @@ async fn the_operator_issues_through_the_daemon_and_alone() {
     let foreign = ["issue", "--config", &config, "--csr", &request, "--dns-name", "google.com"];
     assert_eq!(site.run(&foreign).status.code(), Some(1));
     // What is no request is refused before anybody is asked, by the file's name.
-    daemon.wait_line(|line| line["message"] == "operator's request refused");
-    let before = daemon.stderr().matches("operator's request refused").count();
+    daemon.wait_line(|line| line["message"] == "operator request refused");
+    let before = daemon.stderr().matches("operator request refused").count();
     let certificate = site.bundle().join("ca-cert.pem").display().to_string();
     let directory = site.bundle().display().to_string();
     for (file, reason) in
@@ -168,7 +168,7 @@ async fn the_operator_issues_through_the_daemon_and_alone() {
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.code() == Some(1) && error.contains(reason), "{error}");
     }
-    assert_eq!(daemon.stderr().matches("operator's request refused").count(), before);
+    assert_eq!(daemon.stderr().matches("operator request refused").count(), before);
     let no_identity = site.run(&["issue", "--config", &config, "--csr", &request, "--spiffe-id", "spiffe://a/b"]);
     assert_eq!(no_identity.status.code(), Some(2));
     let (status, text) = daemon.stop();

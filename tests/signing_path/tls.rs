@@ -105,7 +105,7 @@ async fn the_serving_certificate_is_renewed_at_half_its_life() {
     let plug_in = PlugIn { root: None, ca, ca_cert: pem.clone(), cert_chain: String::new(), root_cert: pem };
     let site = Site::new(&plug_in);
     let daemon = site.serve("");
-    let certificates = || daemon.stderr().matches("the endpoint has a new serving certificate").count();
+    let certificates = || daemon.stderr().matches("the serving certificate was renewed").count();
     daemon.wait_line(|_| certificates() == 1);
     let first = made.elapsed();
     daemon.wait_line(|_| certificates() == 2);

@@ -35,7 +35,7 @@ pub enum PreviousCaError {
     #[error("certificate {0} is malformed")]
     Malformed(usize),
     /// Not a CA's certificate.
-    #[error("certificate {0} is not a CA's")]
+    #[error("certificate {0} is not a CA certificate")]
     NotCa(usize),
     /// The PEM text is malformed.
     #[error("the PEM text is malformed at certificate {0}")]

@@ -22,7 +22,7 @@ const LAST_SECOND: u64 = 253_402_300_799;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimsError {
     /// Not for us.
-    #[error("the token's audience is not ours")]
+    #[error("the JWT's audience is not accepted")]
     Audience,
     /// `sub` and `kubernetes.io` name different workloads.
     #[error("the token's subject and its kubernetes.io claim disagree")]

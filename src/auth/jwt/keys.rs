@@ -169,7 +169,10 @@ impl Shared {
                     self.pace.interval
                 }
                 Err(error) => {
-                    tracing::warn!(reason = chain(error), "an issuer's keys could not be fetched; older ones stay");
+                    tracing::warn!(
+                        reason = chain(error),
+                        "the keys of a JWT issuer could not be fetched; keeping the previous keys"
+                    );
                     let wait = retry.min(self.pace.interval);
                     retry = retry.saturating_mul(2);
                     wait

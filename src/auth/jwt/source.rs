@@ -54,7 +54,7 @@ pub enum FetchError {
     #[error("the server answered with status {0}")]
     Status(u16),
     /// The bearer token is not one line of visible characters.
-    #[error("{0} holds no token")]
+    #[error("{0} does not contain a bearer token")]
     Token(PathBuf),
     /// More than any issuer publishes.
     #[error("the document is longer than {MOST} bytes")]

@@ -7,13 +7,13 @@ use crate::auth::{credentials::ClusterName, jwt::claims::ClaimsError};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReviewError {
     /// The answer is for audiences that are not ours.
-    #[error("the API server accepts the token, but for other audiences than ours")]
+    #[error("the API server accepts the token, but not for the configured audiences")]
     Audience,
     /// What the token says of itself is refused.
     #[error(transparent)]
     Claims(#[from] ClaimsError),
     /// The API server speaks of somebody else than the token.
-    #[error("the token's subject is not whom the API server names")]
+    #[error("the token's subject differs from the user that the API server reports")]
     Disagree,
     /// The API server refuses the token.
     #[error("the API server of cluster {cluster} refuses the token: {reason}")]
@@ -24,10 +24,10 @@ pub enum ReviewError {
         reason: String,
     },
     /// The answer is none that a service account gets.
-    #[error("the API server's answer is no service account's: {0}")]
+    #[error("the API server's response is not for a service account: {0}")]
     NoServiceAccount(&'static str),
     /// The API server is away.
-    #[error("the API server of cluster {cluster} did not judge the token: {source}")]
+    #[error("the API server of cluster {cluster} could not review the token: {source}")]
     Unanswered {
         /// The cluster.
         cluster: ClusterName,

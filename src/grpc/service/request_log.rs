@@ -109,7 +109,7 @@ impl Drop for RequestLog {
                 identity = self.identity(),
                 method = self.info.method,
                 ms = self.milliseconds(),
-                "the caller went away"
+                "the client disconnected"
             );
             metrics::answered("caller_gone", self.info.method, self.info.arrived.elapsed());
         }

@@ -30,7 +30,7 @@ pub enum KeyError {
     #[error("BUG: the request for the serving certificate cannot be encoded")]
     Encoding(#[from] der::Error),
     /// aws-lc made no key or no signature.
-    #[error("no key for the serving certificate can be made")]
+    #[error("the key of the serving certificate cannot be generated")]
     Crypto,
 }
 
