@@ -8,7 +8,7 @@ use std::{net::IpAddr, time::SystemTime};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 
-use super::{Intent, timestamp};
+use super::timestamp;
 
 /// The version of the format, in every line.
 pub const VERSION: u8 = 1;
@@ -197,7 +197,10 @@ impl Line {
             Self::Sealed(l) => &l.time,
         }
     }
+}
 
+#[cfg(feature = "writer")]
+impl Line {
     /// Gives the line its number.
     pub(super) fn set_number(&mut self, number: u64) {
         match self {
@@ -218,7 +221,8 @@ impl Line {
 impl IntentLine {
     /// What the log says of an intent; numbers are given by the writer.
     #[must_use]
-    pub fn new(intent: &Intent) -> Self {
+    #[cfg(feature = "writer")]
+    pub(crate) fn new(intent: &super::Intent) -> Self {
         let template = intent.tbs.template();
         Self {
             v: VERSION,

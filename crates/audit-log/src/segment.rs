@@ -2,15 +2,16 @@
 //!
 //! A segment is named by the number of its first line, in 20 digits, so that names sort as lines do:
 //! `.jsonl` holds the lines, `.hashes` their leaf hashes (32 bytes each), `.seal` the counters once it is complete,
-//! `.checkpoint` its newest signed tree head. Called by the writer, by recovery and by the offline commands.
+//! `.checkpoint` its newest signed tree head.
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
-    io::{self, BufRead, BufReader, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs::File,
+    io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
 };
+#[cfg(feature = "writer")]
+use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
@@ -20,13 +21,16 @@ use super::{
     tree::{Frontier, Hash},
 };
 
-/// Mode of the log's files: its group may read, so that a shipper need not be the daemon's user.
+/// Mode of the log's files. The group may read, so a shipper can run as another user.
+#[cfg(feature = "writer")]
 const MODE: u32 = 0o640;
-/// The ending of files that are being written and do not count.
+/// Extension of incomplete files, which readers ignore.
+#[cfg(feature = "writer")]
 const UNFINISHED: &str = "tmp";
 /// The file of the log's newest checkpoint, in its directory.
 pub const CHECKPOINT: &str = "checkpoint";
 /// The file whose lock makes its holder the only writer.
+#[cfg(feature = "writer")]
 pub(super) const LOCK: &str = "lock";
 
 /// What a file of a segment holds.
@@ -82,6 +86,19 @@ impl Directory {
         Ok(firsts)
     }
 
+    /// The leaf hashes of a segment; what is less than a whole hash at the end is left out. Empty without a file.
+    pub(super) fn hashes(&self, first: u64) -> io::Result<Vec<Hash>> {
+        let bytes = read_optional(&self.part(first, Part::Hashes))?.unwrap_or_default();
+        Ok(bytes.as_chunks().0.to_vec())
+    }
+
+    pub(super) fn lines(&self, first: u64) -> io::Result<LineReader<BufReader<File>>> {
+        Ok(LineReader::new(BufReader::with_capacity(1 << 16, File::open(self.part(first, Part::Lines))?)))
+    }
+}
+
+#[cfg(feature = "writer")]
+impl Directory {
     /// Removes what a crash left half written under a name that does not count.
     pub(super) fn remove_unfinished(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.0)? {
@@ -127,16 +144,6 @@ impl Directory {
     /// Opens a file to append to it; made if it is not there.
     pub(super) fn append(path: &Path) -> io::Result<File> {
         OpenOptions::new().append(true).create(true).mode(MODE).open(path)
-    }
-
-    /// The leaf hashes of a segment; what is less than a whole hash at the end is left out. Empty without a file.
-    pub(super) fn hashes(&self, first: u64) -> io::Result<Vec<Hash>> {
-        let bytes = read_optional(&self.part(first, Part::Hashes))?.unwrap_or_default();
-        Ok(bytes.as_chunks().0.to_vec())
-    }
-
-    pub(super) fn lines(&self, first: u64) -> io::Result<LineReader<BufReader<File>>> {
-        Ok(LineReader::new(BufReader::with_capacity(1 << 16, File::open(self.part(first, Part::Lines))?)))
     }
 }
 
@@ -282,6 +289,7 @@ impl Seal {
     }
 
     /// Writes the seal and, before it, all leaf hashes of the segment.
+    #[cfg(feature = "writer")]
     pub(super) fn write(&self, directory: &Directory, hashes: &[Hash]) -> io::Result<()> {
         directory.replace(&directory.part(self.first, Part::Hashes), hashes.as_flattened())?;
         let content = serde_json::to_vec(self).map_err(io::Error::other)?;

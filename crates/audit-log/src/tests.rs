@@ -1,12 +1,12 @@
 //! The log as a whole: what it makes durable, what it takes up again, and what `verify` finds.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
 use super::{
     checkpoint::{VerifierKeys, tests::SoftKey},
-    record::tests::intent,
+    record::{CallerField, tests::intent},
     *,
 };
 
@@ -68,7 +68,7 @@ fn real() -> Intent {
         not_before: time,
         not_after: time + day,
     };
-    let tbs = Tbs::build(template, Arc::new(issuer), pki::tbs::Serial::random()).unwrap();
+    let tbs = pki::Tbs::build(template, Arc::new(issuer), pki::tbs::Serial::random()).unwrap();
     let caller = CallerField { method: "operator".to_owned(), identity: "uid 7".to_owned(), peer: None };
     Intent { request_id: "r".to_owned(), time, caller, tbs: Arc::new(tbs) }
 }
