@@ -1,7 +1,7 @@
-//! `import`: a plug-in CA's key goes into one or several tokens, its public files into a bundle.
+//! `import`: imports a plug-in CA's key into one or several tokens, and writes its public files to a bundle.
 //!
-//! Every reason to refuse is found before a token is changed, and all are told at once. A token that fails after
-//! that is told by itself; the others are done.
+//! All checks run before a token is modified, and all problems are reported at once. A token that fails later is
+//! reported on its own; the import into the others continues.
 
 mod cluster;
 mod config_map;
@@ -35,10 +35,10 @@ pub struct Args {
     tokens: TokensArgs,
     #[command(flatten)]
     source: source::SourceArgs,
-    /// Where the public files and the receipts go; `serve` reads them there
+    /// Directory for the public files and the receipts; `serve` reads them from there
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// A ConfigMap that gets the same files, for pods to mount
+    /// ConfigMap to write the same files to, for pods to mount
     #[arg(long, value_name = "NAMESPACE/NAME")]
     bundle_configmap: Option<config_map::Target>,
     /// CKA_LABEL of the key's objects
@@ -47,7 +47,7 @@ pub struct Args {
     /// Check everything and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Hand the key over in the clear where the token cannot take it wrapped (Ed25519 on SoftHSM)
+    /// Import the key in the clear if the token cannot unwrap it (Ed25519 on SoftHSM)
     #[arg(long)]
     allow_plaintext_import: bool,
     /// Remove the key file after every proof; asks for a second token that holds the key, or --i-have-a-backup
@@ -57,7 +57,7 @@ pub struct Args {
     /// --i-have-a-backup
     #[arg(long, group = "removal", requires = "from_secret")]
     remove_key_from_secret: bool,
-    /// The key is kept elsewhere, so that losing the only token does not lose it
+    /// Confirm that a backup of the key exists, so losing the only token does not lose the key
     #[arg(long, requires = "removal")]
     i_have_a_backup: bool,
     /// The origin under which the log's checkpoints will be signed: makes the receipt list the verifier keys in full
@@ -93,12 +93,12 @@ struct TokenSummary {
     error: Option<String>,
 }
 
-/// The receipt: the report, and the keys with which the log's checkpoints are verified.
+/// The receipt: the report, and the verifier key of the log's checkpoints.
 #[derive(Clone, Debug, Serialize)]
 struct Receipt {
     #[serde(flatten)]
     report: ImportReport,
-    /// The log key as a verifier key of a signed note, where the origin was given.
+    /// The log key as a signed note verifier key, if the origin was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     log_verifier_key: Option<String>,
 }
@@ -197,7 +197,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
         return Err(error);
     }
     if failed {
-        anyhow::bail!("not every token took the key; see above, mend it and import again: what is done stays done");
+        anyhow::bail!("not every token took the key; fix the errors above and import again (completed steps are kept)");
     }
     Ok(())
 }

@@ -67,7 +67,11 @@ impl ApiServer {
 }
 
 impl Reviewer for ApiServer {
-    fn review<'a>(&'a self, token: BearerToken<'a>, audiences: &'a [String]) -> BoxFuture<'a, Result<Review, Unanswered>> {
+    fn review<'a>(
+        &'a self,
+        token: BearerToken<'a>,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Review, Unanswered>> {
         Box::pin(async move { self.create_review(token, audiences).await.map_err(|error| Unanswered(chain(&error))) })
     }
 }

@@ -29,7 +29,8 @@ async fn obtain(daemon: &Daemon, ask: Ask) -> (String, String) {
 
 /// SIGHUP, until its files are read.
 fn reload(daemon: &Daemon) {
-    let read = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("reloaded the denylist"));
+    let read =
+        |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("reloaded the denylist"));
     let reloads = || daemon.lines().iter().filter(|line| read(line)).count();
     let before = reloads();
     daemon.signal(Signal::SIGHUP);
