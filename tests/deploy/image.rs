@@ -7,7 +7,6 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::LazyLock,
-    time::Duration,
 };
 use testkit::wait::eventually_blocking;
 
