@@ -16,6 +16,12 @@ use crate::{
 const RUN: &str = "```sh run";
 pub const SYSTEMD: &str = "```sh systemd";
 
+/// The programs that an installation has in its path.
+pub const PROGRAMS: [(&str, &str); 2] = [
+    ("istio-hsm-ca", env!("CARGO_BIN_EXE_istio-hsm-ca")),
+    ("istio-hsm-ca-token-host", env!("CARGO_BIN_EXE_istio-hsm-ca-token-host")),
+];
+
 /// The page.
 pub fn page() -> String {
     fs::read_to_string(root().join("docs/GUIDE.md")).unwrap()
@@ -62,7 +68,9 @@ fn the_guide_works_as_it_is_written() {
     let directory = tempfile::tempdir().unwrap();
     let programs = directory.path().join("programs");
     fs::create_dir(&programs).unwrap();
-    symlink(env!("CARGO_BIN_EXE_istio-hsm-ca"), programs.join("istio-hsm-ca")).unwrap();
+    for (name, program) in PROGRAMS {
+        symlink(program, programs.join(name)).unwrap();
+    }
     for name in ["kubectl", "helm"] {
         symlink(tool(name), programs.join(name)).unwrap();
     }

@@ -257,7 +257,9 @@ fn the_units_run_under_systemd_as_the_guide_says() {
     for name in ["deploy", "scripts", "softhsm"] {
         std::os::unix::fs::symlink(root().join(name), work.join("checkout").join(name)).unwrap();
     }
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_istio-hsm-ca"), work.join("programs/istio-hsm-ca")).unwrap();
+    for (name, program) in guide::PROGRAMS {
+        std::os::unix::fs::symlink(program, work.join("programs").join(name)).unwrap();
+    }
     let blocks = guide::script(&guide::page(), guide::SYSTEMD);
     fs::write(work.join("inner.sh"), format!("{BEFORE}\n{blocks}\n{AFTER}")).unwrap();
     fs::write(work.join("outer.sh"), OUTER).unwrap();
