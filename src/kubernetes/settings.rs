@@ -160,7 +160,7 @@ impl Cluster {
 }
 
 fn configured<C: Controller + Clone + 'static>(section: Option<&C>) -> Option<Box<dyn Controller>> {
-    section.map(|section| Box::new(section.clone()) as Box<dyn Controller>)
+    section.map(|section| -> Box<dyn Controller> { Box::new(section.clone()) })
 }
 
 impl TokenReview {

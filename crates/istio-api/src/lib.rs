@@ -1,6 +1,7 @@
 //! Istio's certificate service (`istio.v1.auth`), generated from proto/ca.proto.
 #![allow(
     missing_docs,
+    clippy::allow_attributes_without_reason,
     clippy::as_conversions,
     clippy::missing_errors_doc,
     reason = "generated; tests/generated.rs generates it again and compares"
