@@ -43,7 +43,8 @@ fn every_metric_exists() {
 /// Values of the label `outcome` are the labels of refusals.
 #[test]
 fn every_outcome_exists() {
-    let sources: Vec<String> = ["src/issue.rs", "src/issue/label.rs", "src/grpc/service/line.rs"].map(read).into();
+    let sources: Vec<String> =
+        ["src/issue/label.rs", "src/issue/outcome.rs", "src/grpc/service/request_log.rs"].map(read).into();
     for file in ["alerts.yaml", "dashboard.json"] {
         let text = read(&format!("deploy/grafana/{file}")).replace('\\', "");
         let mut found = 0;
