@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 scripts/packages.sh --check kube
 tests/kube/api-server.sh >/dev/null
-exec "${CARGO:-cargo}" test --locked --profile fast-tests --test kube -- --ignored --exact scale::a_large_cluster --nocapture
+exec "${CARGO:-cargo}" test --locked --profile fast-tests --test kube -- --ignored --exact scale::pods_of_a_large_cluster_are_followed --nocapture

@@ -132,7 +132,7 @@ fn leaves_of_every_kind_of_ca_are_known() {
 }
 
 #[test]
-fn what_proves_nothing() {
+fn client_certificate_without_workload_identity_is_refused() {
     type Change = Box<dyn FnOnce(&mut CertificateParams)>;
     let names = |names: Vec<SanType>| -> Change { Box::new(move |params| params.subject_alt_names = names) };
     let extension = |oid: &[u64], critical: bool| -> Change {
@@ -327,14 +327,14 @@ fn pem(der: &[u8]) -> String {
 }
 
 #[test]
-fn switched_off() {
+fn disabled_client_certificates_are_refused() {
     let (ca, checker) = (Ca::new("ca"), checker("disabled = true"));
     assert_eq!(ca.check(&checker, &ca.leaf(|_| ())), "certificate_disabled");
 }
 
 proptest! {
     #[test]
-    fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn certificate_checker_does_not_panic_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let (ca, checker) = (Ca::new("ca"), checker(""));
         prop_assert!(ca.check(&checker, &bytes).starts_with("certificate_"));
     }

@@ -175,7 +175,7 @@ async fn a_server_that_is_down_at_start_is_waited_for() {
 }
 
 #[tokio::test]
-async fn nobody_listens() {
+async fn keys_are_not_ready_when_the_server_refuses_connections() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);

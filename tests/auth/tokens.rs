@@ -36,7 +36,7 @@ async fn a_pods_token_is_known() {
 }
 
 #[tokio::test]
-async fn what_tokens_say() {
+async fn jwt_claims_decide_acceptance_and_identity() {
     let keys = file(&jwks(&[&P256]));
     let jwt = file_checker(keys.path(), "namespaces = ['shop', 'other']\nleeway = '30s'");
     let kubernetes = |namespace: &str, account: &str| json!({"kubernetes.io": {"namespace": namespace, "serviceaccount": {"name": account, "uid": "u"}}});
@@ -109,7 +109,7 @@ async fn what_tokens_say() {
 }
 
 #[tokio::test]
-async fn headers_and_algorithms() {
+async fn jwt_header_must_match_a_key_and_its_algorithm() {
     let keys = file(&jwks(&[&RSA, &P256, &P384]));
     let jwt = file_checker(keys.path(), "");
     let stranger = Key::p256("p256");

@@ -94,7 +94,7 @@ fn warned(findings: &[Value], part: &str, text: &str) -> bool {
 }
 
 #[test]
-fn all_is_well() {
+fn check_passes_and_changes_nothing() {
     let ready = Ready::new();
     let log = fs::read_dir(ready.machine.path("log")).unwrap().count();
     let before = ready.machine.token_files();
@@ -246,7 +246,7 @@ fn a_host_that_others_run() {
 }
 
 #[test]
-fn the_log() {
+fn check_reports_the_state_of_the_log() {
     let ready = Ready::new();
     let segment = ready.machine.path("log/00000000000000000000.jsonl");
     let whole = fs::read(&segment).unwrap_or_else(|error| {
@@ -311,7 +311,7 @@ fn those_who_prove_who_calls() {
 }
 
 #[test]
-fn the_serving_certificate() {
+fn check_reports_serving_certificate_problems() {
     let ready = Ready::new();
     let root = ready.machine.directory.path().display().to_string();
     for name in ["one", "two"] {

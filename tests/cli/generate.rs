@@ -139,7 +139,7 @@ fn what_was_said_of_a_root_without_a_bundle_finishes_it() {
 }
 
 #[test]
-fn wrong_usage() {
+fn generate_rejects_contradictory_options() {
     let machine = Machine::new();
     let cases: [(&str, &[&str]); 8] = [
         ("generate --algorithm p256", &["--self-signed", "--csr"]),
@@ -162,7 +162,7 @@ fn wrong_usage() {
 }
 
 #[test]
-fn tokens_and_pins() {
+fn generate_refuses_ambiguous_tokens_and_bad_pin_files() {
     let machine = Machine::new();
     machine.directory.init_token("twin");
     machine.directory.init_token("twin");

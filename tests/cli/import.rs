@@ -256,7 +256,7 @@ fn no_command_leaves_its_memory_behind() {
 }
 
 #[test]
-fn tokens() {
+fn import_refuses_ambiguous_and_unknown_tokens() {
     let machine = Machine::new();
     good(&machine);
     machine.directory.init_token("twin");

@@ -123,7 +123,7 @@ fn every_reason_is_told_and_the_token_is_not_asked() {
 }
 
 #[test]
-fn wrong_usage() {
+fn install_rejects_incomplete_options() {
     let machine = Machine::new();
     machine.run("install --bundle $/bundle", &machine.token()).usage(&["--from"]);
     machine.run("install --from $/signed", &machine.token()).usage(&["--bundle"]);

@@ -145,22 +145,22 @@ fn imports_wrapped(ca: &TestCa) {
 }
 
 #[test]
-fn rsa_2048() {
+fn rsa_2048_key_is_imported_wrapped() {
     imports_wrapped(&TestCa::rsa(RsaKeySize::_2048));
 }
 
 #[test]
-fn rsa_4096() {
+fn rsa_4096_key_is_imported_wrapped() {
     imports_wrapped(&TestCa::rsa(RsaKeySize::_4096));
 }
 
 #[test]
-fn p256() {
+fn p256_key_is_imported_wrapped() {
     imports_wrapped(&TestCa::p256());
 }
 
 #[test]
-fn p384() {
+fn p384_key_is_imported_wrapped() {
     imports_wrapped(&TestCa::p384());
 }
 

@@ -55,7 +55,7 @@ fn position(told: &[String], what: &str) -> usize {
 }
 
 #[test]
-fn one_failed_flush() {
+fn one_failed_flush_refuses_one_group_and_the_log_recovers() {
     let scratch = tempfile::tempdir().unwrap();
     let job = begun(scratch.path());
     let told = with_faults(&job, &["inject=fdatasync:error=EIO:when=7"]);
@@ -127,7 +127,7 @@ fn a_segment_that_never_had_a_line() {
 }
 
 #[test]
-fn a_full_disk() {
+fn full_disk_refuses_records_until_there_is_room() {
     let scratch = tempfile::tempdir().unwrap();
     let small = scratch.path().join("small");
     let _mount = Mount::new(&small, "size=640k");

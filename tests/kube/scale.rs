@@ -41,7 +41,7 @@ fn mebibytes(daemon: &Daemon) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: benches/kube-scale.sh"]
-async fn a_large_cluster() {
+async fn pods_of_a_large_cluster_are_followed() {
     let (namespaces, each) = (number("KUBE_NAMESPACES", 1000), number("KUBE_PODS_EACH", 10));
     let cluster = Cluster::new(&LARGE, "scale").await;
     cluster.account("ztunnel").await;

@@ -22,7 +22,7 @@ macro_rules! suite {
 
             #[tokio::test(flavor = "multi_thread")]
             $(#[$ignore])?
-            async fn recovers() {
+            async fn signing_recovers_after_failures() {
                 cases::recovers(Module::$module).await;
             }
 

@@ -12,7 +12,7 @@ use crate::harness::{Mill, PATIENCE, is, pool};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs other modules: make test-tokens"]
-async fn softhsm_and_kryoptic() {
+async fn softhsm_and_kryoptic_share_the_load() {
     both(Module::SoftHsm, Module::Kryoptic).await;
 }
 
