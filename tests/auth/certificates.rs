@@ -309,7 +309,7 @@ fn files_that_cannot_be_used() {
     let empty = file("");
     for (path, message) in [
         ("/nonexistent/ca.pem".into(), "cannot be read"),
-        (leaf.path().display().to_string(), "certificate 1 is not a CA's"),
+        (leaf.path().display().to_string(), "certificate 1 is not a CA certificate"),
         (bad.path().display().to_string(), "malformed at certificate 1"),
         (empty.path().display().to_string(), "no certificate"),
     ] {
