@@ -184,7 +184,7 @@ async fn a_daemon_that_starts_before_the_import_is_ready_after_it() {
     let daemon = site.spawn("");
     let (status, body) = daemon.get("/readyz");
     assert_eq!(status, 503, "{body}");
-    daemon.wait_line(|line| line["message"].as_str().is_some_and(|text| text.contains("key is not found")));
+    daemon.wait_line(|line| line["message"].as_str().is_some_and(|text| text.contains("key was not found")));
     site.import_to(&plug_in, &site.softhsm.path().join("aside"));
     daemon.wait_ready();
     assert_eq!(issuer_in_use(&daemon).await, plug_in.ca_cert);
