@@ -4,9 +4,8 @@
 //! published keys or the API server of its issuer's cluster prove. What cannot be proven is nobody. Who is proven may
 //! ask for somebody else where `node` allows it.
 //!
-//! It never decides what a caller may have (that is `policy`), and never reads a clock. Called by `grpc` for each
-//! request; the admin socket and the daemon itself make their callers by [`Caller::operator`] and
-//! [`Caller::internal`].
+//! It never decides what a caller may have (that is `policy`), and never reads a clock. The admin
+//! socket and the daemon create their callers with [`Caller::operator`] and [`Caller::internal`].
 
 pub mod authenticator;
 pub mod client_certificate;

@@ -2,7 +2,7 @@
 //!
 //! Two layouts, as Istio has them (security/pkg/pki/ca, `istio_ca.go`): tls.crt, tls.key and ca.crt when there is a
 //! tls.crt, else ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem. It reads public files only and gives the
-//! key's path to `import`, which reads it into memory of its own. Called by the commands, and by the daemon's watcher.
+//! key's path to `import`, which reads it into memory of its own.
 
 use std::{
     fs::File,

@@ -1,7 +1,6 @@
 //! THE path from a caller and a request to a certificate; the only owner of a signer.
 //!
-//! Called by `grpc`, `kubernetes`, the admin socket and the daemon itself. What is refused here says why in one
-//! closed enum, which each front end turns into its own words in one exhaustive match.
+//! Each refusal is a variant of one closed enum. Each front end turns it into its own error in one exhaustive match.
 
 mod label;
 pub mod limits;

@@ -2,7 +2,6 @@
 //!
 //! Names come from who the caller is proven to be, or from the configuration; what a request asks for can only
 //! narrow or be refused, never add. No clock, no network, no state: the same question has the same answer.
-//! Called by `issue`.
 
 #[cfg(test)]
 mod cluster_tests;

@@ -1,6 +1,4 @@
 //! The methods in their order, composed: credentials in, [`Caller`] or [`AuthError`] out.
-//!
-//! Called by `grpc` for each request, and by the daemon at start and reload.
 
 use std::{
     borrow::Cow,

@@ -3,7 +3,7 @@
 //! The handshake proves possession of the key and nothing else ([`accept_any`]); everything about the certificate
 //! is decided here, at every request: its issuer, its time, its age, the denylist. Only the outcome of the
 //! signature check is remembered. A certificate that proves nothing is no reason to refuse the caller: its token
-//! is looked at next. Called by [`super::Authenticator`].
+//! is looked at next.
 
 pub mod accept_any;
 pub mod denylist;

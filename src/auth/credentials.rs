@@ -1,6 +1,6 @@
 //! What a request says about its caller, before any of it is believed.
 //!
-//! Header rules are those of Istio's server (`pkg/security/security.go`, `pilot/.../kube_jwt.go`). Called by `grpc`.
+//! Header rules are those of Istio's server (`pkg/security/security.go`, `pilot/.../kube_jwt.go`).
 
 use std::{fmt, net::IpAddr, sync::Arc};
 

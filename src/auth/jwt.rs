@@ -2,7 +2,7 @@
 //!
 //! A token is only ever checked with the keys of the issuer that it names, in the cluster that its bearer names
 //! (an issuer's name alone may stand for several clusters). Nothing in a token says which key or algorithm is
-//! trusted: `jwk`, `jku`, `x5c` and `x5u` are not read. Called by [`super::Authenticator`].
+//! trusted: `jwk`, `jku`, `x5c` and `x5u` are not read.
 
 pub mod claims;
 pub mod compact;

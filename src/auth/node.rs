@@ -2,8 +2,8 @@
 //!
 //! The rules are Istio's (security/pkg/server/ca/node_auth.go) with its gaps closed: the trust domain is compared, the
 //! identity that is asked for is parsed strictly, and the caller's token must be bound to a pod. The pods come from
-//! `kubernetes`, as [`Pods`]. Called by [`super::Authenticator`] once the caller is proven; what a certificate may say
-//! is still `policy`'s to decide.
+//! `kubernetes`, as [`Pods`]. It runs once the caller is authenticated. `policy` still decides what a
+//! certificate may contain.
 
 use std::sync::Arc;
 

@@ -4,8 +4,8 @@
 //! A token goes to the API server that its `iss` is configured for and to no other, whatever cluster its bearer names;
 //! `iss` is read before anything is proven, but a token that lies about it only reaches an API server that refuses it.
 //! What the token says of itself is checked first, so that a stranger's tokens cost no API server anything; the answer
-//! is checked after, against more than Istio's own server asks for (its audiences must be ours). Called by
-//! [`super::Authenticator`]; `kubernetes` brings the API servers as [`Reviewer`]s.
+//! is checked after, against more than Istio's own server asks for (its audiences must be ours). `kubernetes`
+//! provides the API servers as [`Reviewer`]s.
 
 mod error;
 

@@ -1,7 +1,7 @@
 //! What systemd is told where it runs the daemon (`Type=notify`, sd_notify(3)): that it listens, how it is, that it ends.
 //!
-//! Started is not ready: a token that is away is no reason for systemd to start the daemon again. Called by the
-//! composition root; elsewhere than under systemd it does nothing.
+//! Started is not ready: a token that is away is no reason for systemd to start the daemon again. Outside
+//! systemd it does nothing.
 
 use sd_notify::NotifyState;
 use tokio::sync::watch;

@@ -3,7 +3,6 @@
 //! Handshakes run beside each other, so many at once and each within its time; one that is slow or wrong costs its own
 //! connection only. Those beyond that wait in line, first come, first served: when a whole mesh comes at once, to do all
 //! of them at once would let all of them come too late, and agents that are turned away have five tries in two seconds.
-//! Called by [`super::server`].
 
 use std::{
     convert::Infallible,

@@ -1,6 +1,4 @@
 //! The endpoint at work: HTTP/2 with its limits over the listener's connections, and the drain at its end.
-//!
-//! Called by the daemon, once for each endpoint.
 
 use std::{sync::Arc, time::Duration};
 

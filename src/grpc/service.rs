@@ -1,6 +1,6 @@
 //! `istio.v1.auth.IstioCertificateService`: from a message to the one path and back, and one log line.
 //!
-//! Knows the protocol's field names and nothing about certificates. Called by tonic for each request.
+//! Knows the protocol's field names and nothing about certificates.
 
 mod metadata;
 pub(super) mod request_log;

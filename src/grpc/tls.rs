@@ -1,7 +1,7 @@
 //! TLS for the endpoint: versions, key exchange, and the certificate that may change while we serve.
 //!
 //! Whether a client's certificate proves anything is decided at each request, by `auth`; the handshake only checks
-//! that the client holds its key. Called by the listener.
+//! that the client holds its key.
 
 use std::{fmt, sync::Arc};
 

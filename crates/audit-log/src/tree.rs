@@ -1,7 +1,7 @@
 //! The RFC 6962 Merkle tree over the log's lines (section 2.1; SHA-256).
 //!
 //! Pure. It never keeps the whole tree: a [`Frontier`] holds the few subtrees that the next leaf needs, 32 bytes
-//! each, and so can be written to a file and taken up again. Called by the writer, by recovery and by `verify`.
+//! each, and so can be written to a file and taken up again.
 
 use aws_lc_rs::digest::{Context, SHA256};
 

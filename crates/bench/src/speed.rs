@@ -1,7 +1,7 @@
 //! How fast a token signs, and nothing else: rounds of signatures over a fixed text, by several sessions at once.
 //!
-//! Each session signs on a thread of its own with its handle looked up once, as the token host does. Called by
-//! `bench` alone; never makes, changes or deletes an object.
+//! Each session signs on a thread of its own with its handle looked up once, as the token host does. It never
+//! creates, changes or deletes an object.
 
 use std::{
     sync::Barrier,

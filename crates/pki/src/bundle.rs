@@ -2,8 +2,7 @@
 //!
 //! What a conforming plug-in CA for Istio is, is accepted: any order, the CA or the root repeated in the chain, several
 //! roots. What would make a leaf under it fail at Envoy, Go or ztunnel is refused here, with every reason at once. It
-//! reads no file and no clock (`istio_hsm_ca::bundle_files` reads the files). Called by `import`, `install`, `check`, and by
-//! the daemon at start and at each reload.
+//! reads no file and no clock (`istio_hsm_ca::bundle_files` reads the files).
 
 mod certificate;
 mod issuer;

@@ -1,7 +1,7 @@
 //! Certificate requests (RFC 2986): parsed within limits, key policy and self-signature checked.
 //!
 //! Never grants anything: the names read here are what somebody asks for, and `policy` decides. The signature is
-//! checked over the bytes as they came, not over an encoding of what was understood. Called by `issue`.
+//! checked over the bytes as they came, not over an encoding of what was understood.
 
 use std::{fmt, net::IpAddr};
 

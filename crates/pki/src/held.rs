@@ -1,7 +1,7 @@
 //! A certificate that this CA issued some time ago, read back from where it was put.
 //!
 //! Says whose key it certifies, for which names and how long, once its signature has verified with the CA's key;
-//! everything else is not one of ours. Called by `kubernetes` for the Secrets that it keeps.
+//! everything else is not one of ours.
 
 use std::time::SystemTime;
 

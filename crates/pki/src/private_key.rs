@@ -2,8 +2,8 @@
 //!
 //! The file's numbers are read into strict DER again, the public half is computed from the private half, and a
 //! signature is made and verified, so that a damaged key is found here and not after it went into a token. It never
-//! writes a key anywhere, and no error carries a byte of one. Called by
-//! `import`, and by `kubernetes` for the short-lived keys in the Secrets that it keeps: the daemon has no key of the CA.
+//! writes a key anywhere, and no error carries a byte of one. The
+//! daemon itself reads only the short-lived keys in the Secrets that its controllers maintain, never a CA key.
 
 mod encrypted;
 mod form;

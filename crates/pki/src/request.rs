@@ -1,7 +1,7 @@
 //! A CA's own certificate request (RFC 2986), for the root's owner to sign.
 //!
 //! Builds the bytes to be signed from a subject and a public key, and puts the signature to them once it verifies.
-//! Never signs. Called by `generate --csr`, whose token signs.
+//! Never signs.
 
 use der::{Decode, Encode, EncodePem, asn1::BitString, pem::LineEnding};
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};

@@ -1,8 +1,7 @@
 //! Builds the bytes to be signed (RFC 5280, section 4.1) and lints them.
 //!
 //! Field by field what Istio's own CA issues (ISTIO: security/pkg/pki/util/generate_cert.go, and Go's
-//! x509.CreateCertificate), so that a mesh sees no difference. Never signs, never decides. Called by `issue` and by
-//! the ceremonies that make a root or an intermediate.
+//! x509.CreateCertificate), so that a mesh sees no difference. Never signs, never decides.
 
 mod encode;
 #[cfg(test)]

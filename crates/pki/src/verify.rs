@@ -1,7 +1,7 @@
 //! Never trust the token's output: the certificate is parsed again and checked against what was meant.
 //!
-//! The only maker of an [`Issued`], and so the only way out for a certificate. Called by `issue` and by the
-//! ceremonies; judges signatures with the key in the CA's certificate, never with what a token says of itself.
+//! The only maker of an [`Issued`], and so the only way out for a certificate. It verifies
+//! signatures with the key in the CA certificate, never with a key that the token reports.
 
 use std::{borrow::Cow, sync::Arc, time::SystemTime};
 

@@ -1,7 +1,7 @@
 //! The door of a supervised host: looks at who connects, lets one daemon in at a time, and tells another one why not.
 //!
 //! A thread of its own, so that the second daemon has its answer at once instead of waiting for the first one's end.
-//! It never touches the token. Called by the supervised form alone.
+//! It never touches the token.
 
 use std::{
     io,

@@ -2,8 +2,7 @@
 //!
 //! The three objects of a key (private, public, certificate) share one CKA_ID, the SHA-1 of the public key's bits.
 //! None and several matches are errors, and so is a key that may be read, or must be unlocked for each signature.
-//! The log's and the probes' keys are made in the token by us, and found by their label. Called by import, the token
-//! host and admin commands.
+//! The log's and the probes' keys are made in the token by us, and found by their label.
 
 use std::borrow::Cow;
 

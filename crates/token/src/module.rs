@@ -1,7 +1,7 @@
 //! The vendor's library, loaded once, and the token in it that a URI selects.
 //!
 //! Sessions are the binding's own; they must be dropped before the module is finalized. A library's state does not
-//! survive fork(2): who forks loads it afterwards. Called by the token host and by admin commands.
+//! survive fork(2): who forks loads it afterwards.
 
 mod error;
 mod token;

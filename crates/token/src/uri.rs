@@ -2,7 +2,7 @@
 //!
 //! Only what selects a token and how to reach it is accepted. A PIN in the URI is refused, since URIs stand in
 //! configuration files and process lists; a slot number is refused, since slots are renumbered; the attributes of
-//! objects are refused, since keys are selected by the public key in the CA certificate. Called by config and cli.
+//! objects are refused, since keys are selected by the public key in the CA certificate.
 
 use std::{
     fmt::{self, Display},

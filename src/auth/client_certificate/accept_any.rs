@@ -2,7 +2,7 @@
 //!
 //! Agents that migrate from another CA present its certificate first; a handshake that failed on it would keep
 //! them from ever using their token. So the certificate is judged at the request
-//! ([`super::ClientCertificates`]), never here. Called by rustls.
+//! ([`super::ClientCertificates`]), never here.
 
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,

@@ -1,7 +1,6 @@
 //! A client's leaf: parsed, its signature checked with its issuer's key, its form compared with what this CA issues.
 //!
-//! Pure. What changes with time (validity, age, denylist) is not decided here. Called by
-//! [`super::ClientCertificates`].
+//! Pure. What changes with time (validity, age, denylist) is not decided here.
 
 use std::time::SystemTime;
 

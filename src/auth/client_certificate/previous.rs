@@ -1,6 +1,6 @@
 //! CAs that issued before this one, whose leaves may still renew themselves.
 //!
-//! Pure. Called by [`super::ClientCertificates`] when it reads its files.
+//! Pure.
 
 use std::time::SystemTime;
 

@@ -1,6 +1,6 @@
 //! The compact serialization of a JWS (RFC 7515, section 7.1), taken apart within limits.
 //!
-//! Pure; nothing here is believed yet. Called by [`super::Jwt`].
+//! Pure; nothing here is believed yet.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::de::IgnoredAny;

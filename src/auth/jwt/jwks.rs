@@ -1,7 +1,7 @@
 //! JSON Web Key Sets (RFC 7517): the public keys in them that tokens may be checked with.
 //!
 //! Pure. Keys of other kinds, for other uses or algorithms are passed over, since an issuer may publish more than we
-//! can use; a key that claims to be of ours and is malformed refuses the set. Called by [`super::source`].
+//! can use; a key that claims to be of ours and is malformed refuses the set.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::DecodingKey;

@@ -2,7 +2,7 @@
 //!
 //! Fetches happen in the background only: at an interval, after failures with a growing pause, and soon after a
 //! token names a key ID that is not known. Whatever strangers send, two fetches are never closer than the
-//! configured pause. Keys that were good stay when a fetch fails. Called by [`super::Jwt`].
+//! configured pause. Keys that were good stay when a fetch fails.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -3,7 +3,7 @@
 //! HTTP/2 asks for a flush after each frame of data, so that a reply alone would be two TLS records and two writes, and
 //! replies that become ready together would each be two. Here a flush is put off once, to the end of the scheduler's
 //! round: what comes meanwhile goes in the same record and write. It never waits for time to pass, and holds a
-//! bounded number of bytes. Called by [`super::Connection`] alone.
+//! bounded number of bytes.
 
 use std::{
     future::Future,

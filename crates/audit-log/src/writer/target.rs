@@ -1,6 +1,6 @@
 //! The file that the writer has open: made, ended, and its lines put into a form that can be written at once.
 //!
-//! Called by the writer alone; decides nothing.
+//! It decides nothing.
 
 use std::{
     fs::File,
