@@ -32,19 +32,19 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Everything that would stop `serve`, all at once, each with its remedy.
+    /// Report everything that would stop `serve`, with remedies.
     Check(check::Args),
-    /// Make the CA's key in the token: a self-signed root, or a request for the root's owner to sign.
+    /// Generate a CA key in the token, with a self-signed root or a certificate request.
     Generate(generate::Args),
-    /// Bring a plug-in CA (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem) into a token.
+    /// Import a plug-in CA (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem) into a token.
     Import(import::Args),
-    /// What a token holds.
+    /// List the keys and certificates in a token.
     Inspect(inspect::Args),
-    /// Take the signed certificate for a generated key.
+    /// Install the signed certificate of a generated key.
     Install(install::Args),
-    /// One certificate for a request file, by the operator.
+    /// Issue one certificate for a request file, as the operator.
     Issue(issue::Args),
-    /// The issuance log: verify it, show it, prove what is in it.
+    /// Verify and show the issuance log, and prove inclusion and consistency.
     #[command(subcommand)]
     Log(log::LogCommand),
     /// Run the daemon.
