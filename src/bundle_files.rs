@@ -85,7 +85,7 @@ impl BundlePaths {
 /// Reads the public files in a directory, in either layout.
 ///
 /// # Errors
-/// That there is no such directory, or one problem for each file that is missing, unreadable, or larger than 1 MiB.
+/// When the directory does not exist, or one problem for each file that is missing, unreadable, or larger than 1 MiB.
 pub fn read_directory(directory: &Path) -> Result<BundleFiles, Vec<Problem>> {
     if !directory.is_dir() {
         let remedy = "name the one that `import` or `install` wrote by --bundle";

@@ -1,6 +1,6 @@
 //! The configuration: one TOML file, and flags that lie over it.
 //!
-//! Unknown keys are refused, and every mistake is told at once. What belongs to one module stands in that module's
+//! Unknown keys are refused, and all mistakes are reported at once. The settings of a module are that module's
 //! own settings; here they are put together and compared with each other.
 
 mod clusters;
@@ -258,7 +258,7 @@ directory = "/var/lib/istio-hsm-ca/log"
         }
     }
 
-    /// Each as if it were the only one: none hides another, and nothing is told that only follows from one.
+    /// Each as if it were the only one: none hides another, and consequences of a mistake are not reported.
     #[test]
     fn all_mistakes_are_told_at_once() {
         let text = r#"

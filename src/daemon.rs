@@ -1,7 +1,7 @@
 //! The composition root: builds the parts, listens, tells readiness, reloads, drains.
 //!
 //! Knows every part and decides nothing about certificates. A token that is away at the start does not end the
-//! daemon: it stays up, not ready, and is ready by itself once the token is there.
+//! daemon: it stays up, not ready, and becomes ready once the token is there.
 
 pub mod admin;
 pub mod background;
@@ -49,7 +49,7 @@ const OWN_FILES: usize = 256;
 /// How often the metrics that are counted elsewhere are set; Prometheus scrapes every 15 s or more by habit.
 const METRICS: Duration = Duration::from_secs(1);
 
-/// Why the daemon did not start, or ended by itself.
+/// The daemon did not start, or ended without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// An address cannot be listened on.
@@ -73,7 +73,7 @@ pub enum DaemonError {
     /// The endpoint cannot listen.
     #[error(transparent)]
     Listen(#[from] grpc::listener::ListenError),
-    /// The endpoint ended by itself.
+    /// The endpoint ended without being asked to.
     #[error(transparent)]
     Serve(#[from] grpc::server::ServeError),
     /// The serving certificate cannot be had.
@@ -93,7 +93,7 @@ pub enum DaemonError {
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When it cannot start, or its endpoint ended by itself.
+/// When it cannot start, or its endpoint ended without being asked to.
 pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     fit_connections(&mut config.listen.limits);
     let stop = CancellationToken::new();

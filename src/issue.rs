@@ -56,7 +56,7 @@ pub struct Request {
     pub deadline: Option<Instant>,
 }
 
-/// Why there is no certificate.
+/// Errors of the issuance pipeline.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     /// The clock cannot be believed.

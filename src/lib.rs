@@ -1,6 +1,7 @@
 //! A certificate authority for Istio whose signing key lives in a PKCS#11 token.
 //!
-//! Every certificate, whoever asks for it, takes one path, in one function ([`issue`]):
+//! Every certificate goes through one pipeline, in one function ([`issue`]), whether a workload, an operator or the
+//! daemon itself requests it:
 //!
 //! ```text
 //! bytes                         -auth->        Caller         who asks

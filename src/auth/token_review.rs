@@ -36,7 +36,7 @@ use pki::identity::{Namespace, SpiffeId, TrustDomain};
 const REMEMBERED: usize = 16_384;
 /// How many refusals are kept.
 const REFUSALS: usize = 1024;
-/// How long a refusal is believed: enough for an agent's quick retries, short enough that a mended cluster is noticed.
+/// How long a rejection is cached: enough for an agent's quick retries, short enough to notice a repaired cluster.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 /// How many reviews are under way at one API server; more wait, as long as one may take.
 const AT_ONCE: usize = 32;

@@ -48,7 +48,7 @@ pub fn check(directory: &Path) -> Result<(), WriteError> {
 ///
 /// The files are made in a directory beside it, flushed, and then exchanged with it in one step
 /// (`renameat2(RENAME_EXCHANGE)`). Where that is impossible (a mount point, a file system that cannot), each file
-/// is renamed into place by itself, in the order given.
+/// is renamed into place separately, in the order given.
 ///
 /// # Errors
 /// When something cannot be written; the directory then is as it was.

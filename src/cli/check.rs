@@ -42,8 +42,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     let errors = findings.iter().filter(|finding| finding.level == Level::Error).count();
     match errors {
         0 => Ok(()),
-        1 => anyhow::bail!("`serve` would not work for 1 reason; mend it and check again"),
-        more => anyhow::bail!("`serve` would not work for {more} reasons; mend them and check again"),
+        1 => anyhow::bail!("`serve` would not work for 1 reason; fix it and check again"),
+        more => anyhow::bail!("`serve` would not work for {more} reasons; fix them and check again"),
     }
 }
 
@@ -55,7 +55,7 @@ fn configuration(error: &ConfigError) -> Vec<Finding> {
         ConfigError::Problems { path, problems } => {
             for problem in problems {
                 let problem = problem.to_string();
-                found.error(problem, format!("mend it in {}", path.display()));
+                found.error(problem, format!("fix it in {}", path.display()));
             }
         }
         ConfigError::TooLarge(_) => found.failed(error, "name the configuration by --config"),
@@ -102,7 +102,7 @@ mod tests {
     fn a_remedy_stands_under_its_finding() {
         let mut found = Findings::about("log");
         found.ok("fine");
-        found.error("bad", "mend it");
-        assert_eq!(text(&found.into_vec()), "ok       log  fine\nerror    log  bad\n              -> mend it\n");
+        found.error("bad", "fix it");
+        assert_eq!(text(&found.into_vec()), "ok       log  fine\nerror    log  bad\n              -> fix it\n");
     }
 }

@@ -131,7 +131,7 @@ impl Key<'_> {
 /// What exists, and what to do, when something fails after the key was made.
 fn left_behind(made: &Generated) -> String {
     format!(
-        "the key `{}` (CKA_ID {}) was made in the token {} and stays there without a certificate; mend the cause, then \
+        "the key `{}` (CKA_ID {}) was made in the token {} and stays there without a certificate; fix the cause, then \
          delete the key by the vendor's tool and run this again, or run it again with another --label",
         made.label, made.id, made.token.label
     )

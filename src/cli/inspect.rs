@@ -105,7 +105,7 @@ fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Res
     output.print(&view, |view| show::view(view, clock::now()))
 }
 
-/// The CA's key by the bundle's certificate. A bundle that is refused is told as a whole.
+/// The CA's key by the bundle's certificate. A refused bundle is reported with all its problems.
 fn read_bundle(directory: PathBuf) -> anyhow::Result<(PathBuf, PublicKey)> {
     match read_directory(&directory).and_then(|files| Bundle::check(files, clock::now())) {
         Ok(bundle) => Ok((directory, bundle.issuer().public_key().clone())),

@@ -104,7 +104,7 @@ fn read_csr(path: &Path) -> anyhow::Result<String> {
         format!("{}: the request cannot be read; name a PEM certificate request by --csr", path.display())
     })?;
     if text.len() > CSR_MAX {
-        bail!("{}: larger than {CSR_MAX} bytes; this is no certificate request", path.display());
+        bail!("{}: larger than {CSR_MAX} bytes; this is not a certificate request", path.display());
     }
     // Before a daemon or a token is asked; the path checks it again.
     VerifiedCsr::from_pem(&text)

@@ -98,7 +98,7 @@ pub struct VerifyArgs {
     /// A key whose checkpoints are believed (NAME+ID+KEY, from the receipt), or a file with one a line.
     #[arg(long, value_name = "KEY|FILE", required_unless_present = "without_signatures")]
     verifier_key: Vec<String>,
-    /// Verify without keys: then whoever can write the directory can make it all up.
+    /// Verify without keys; anyone who can write the directory could have forged the whole log
     #[arg(long, conflicts_with = "verifier_key")]
     without_signatures: bool,
 }

@@ -73,7 +73,7 @@ impl TokenArgs {
 }
 
 impl TokensArgs {
-    /// Finds every token and takes its PIN; each one's failure stands by itself.
+    /// Finds every token and takes its PIN; a failure concerns one token only.
     ///
     /// # Errors
     /// When the number of PIN files fits neither one nor the tokens.

@@ -1,4 +1,4 @@
-//! A TOML document read section by section, so that every mistake in it is told at once, each with its line.
+//! A TOML document read section by section, to report all mistakes at once, each with its line.
 
 use process::renamed_keys;
 use serde::de::DeserializeOwned;
@@ -103,7 +103,7 @@ impl<'i> Document<'i> {
         self.table.keys().any(|key| key.as_ref() == name)
     }
 
-    /// Notes a mistake that only several values together make; not where a value is wrong by itself, since this may
+    /// Notes a mistake that only several values together make; not where a single value is wrong, since this may
     /// only follow from it.
     pub fn refuse(&mut self, place: &str, reason: impl Into<String>) {
         let within = |rest: &str| rest.is_empty() || rest.starts_with([' ', '.']);

@@ -21,7 +21,7 @@ impl Background {
         self.ended.clone()
     }
 
-    /// Starts a task that ends by itself once [`Background::ended`] is told.
+    /// Starts a task that ends once [`Background::ended`] is signalled.
     pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) {
         self.tasks.spawn(task);
     }

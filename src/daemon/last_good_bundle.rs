@@ -1,6 +1,6 @@
 //! Keeps the CA certificate and the roots in use beside the log: for token hosts, and for the next start.
 //!
-//! A host that is replaced reads the bundle afresh. Should the bundle on disk be one that the daemon has refused, the
+//! A replaced host reads the bundle again. Should the bundle on disk be one that the daemon has refused, the
 //! new host would not know the key that the daemon goes on with; ca-in-use.pem names it. The roots tell a daemon that
 //! starts whether its bundle drops one that workloads trust, as a running one sees it. Both are public, and decide
 //! nothing else: the daemon itself only ever starts from the bundle.
@@ -26,7 +26,7 @@ pub struct LastGoodBundle {
 }
 
 impl LastGoodBundle {
-    /// Writes both, each whole or not at all; a failure is told and stops nothing.
+    /// Writes both, each whole or not at all; a failure is logged and stops nothing.
     pub fn keep(&self, files: &BundleFiles) {
         for (path, content) in [(&self.ca_cert, &files.ca_cert.bytes), (&self.roots, &files.root_cert.bytes)] {
             if let Err(error) = write(path, content) {

@@ -70,7 +70,7 @@ pub struct IssueFailure {
     pub error: String,
 }
 
-/// The user id of whoever opened the connection; none when the kernel does not say.
+/// The user id of the peer (SO_PEERCRED); `None` if the kernel does not report it.
 #[derive(Clone, Copy, Debug)]
 struct Peer(Option<u32>);
 

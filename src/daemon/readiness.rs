@@ -68,7 +68,7 @@ impl Readiness {
         self.add(name.into(), true)
     }
 
-    /// Adds a part that only some callers need: its trouble is told, and the daemon stays ready.
+    /// Adds a part that only some callers need: its problems are reported, and the daemon stays ready.
     #[must_use]
     pub fn informational(&self, name: impl Into<String>) -> ReadinessHandle {
         self.add(name.into(), false)

@@ -91,7 +91,7 @@ impl Reloader {
         metrics::level("istio_hsm_ca_bundle_refused", None, 0.0);
         loop {
             if let Some(watcher) = &mut watcher {
-                // Watched anew each time: a directory that was exchanged for another keeps no watch.
+                // Watched again each time: a directory that was exchanged for another keeps no watch.
                 let _ = watcher.unwatch(&self.directory);
                 let _ = watcher.watch(&self.directory, RecursiveMode::NonRecursive);
                 for directory in self.watched.iter().filter_map(|file| file.parent()) {

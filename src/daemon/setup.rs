@@ -199,7 +199,7 @@ impl Core {
     }
 }
 
-/// Asks every token for the CA's key until each that can be reached has answered; the pool asks again by itself
+/// Asks every token for the CA's key until each that can be reached has answered; the pool asks again automatically
 /// after each recovery.
 async fn prove(pool: Arc<Pool>, ca: Arc<CertificateAuthority>) {
     let mut told = Vec::new();

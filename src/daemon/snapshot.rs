@@ -28,7 +28,7 @@ use audit_log::{CheckpointHealth, Log};
 use pki::{Issuer, KeyAlgorithm, PublicKey};
 use process::clock;
 
-/// A flush that runs for longer is told on the status page.
+/// A flush that takes longer is shown on the status page.
 const SLOW_FLUSH: Duration = Duration::from_secs(2);
 
 /// What takes the status page's snapshot.

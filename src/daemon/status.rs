@@ -56,7 +56,7 @@ pub struct TokenEntry {
     pub outstanding: u64,
     /// Faults since the daemon started.
     pub faults: u64,
-    /// How often its host was started anew.
+    /// How often its host was restarted.
     pub restarts: u64,
 }
 

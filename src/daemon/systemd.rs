@@ -1,4 +1,4 @@
-//! What systemd is told where it runs the daemon (`Type=notify`, sd_notify(3)): that it listens, how it is, that it ends.
+//! Notifications to systemd (`Type=notify`, sd_notify(3)): listening, status, stopping.
 //!
 //! Started is not ready: a token that is away is no reason for systemd to start the daemon again. Outside
 //! systemd it does nothing.

@@ -79,7 +79,7 @@ pub fn routes(
 /// time, and cuts what is left.
 ///
 /// # Errors
-/// When the endpoint ended by itself.
+/// When the endpoint ended without being asked to.
 pub async fn serve(
     listener: Listener,
     routes: Routes,

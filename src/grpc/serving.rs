@@ -108,7 +108,7 @@ pub fn files(settings: &Serving) -> Result<Option<Files>, ServingError> {
 /// not expired; the first is tried at once.
 ///
 /// # Errors
-/// When the settings name only one of the two files. What can mend itself is only logged and tried again.
+/// When the settings name only one of the two files. A failure that may pass is only logged and retried.
 pub fn spawn(
     ca: Arc<CertificateAuthority>,
     settings: &Serving,
@@ -209,7 +209,7 @@ impl Source {
                 if tried.as_ref() == Some(&content) {
                     return Ok(None);
                 }
-                // Remembered before it is parsed: the same mistake is told once.
+                // Remembered before it is parsed, to report the same mistake once.
                 let content = tried.insert(content);
                 current(files.parse(content)?).map(Some)
             }

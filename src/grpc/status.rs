@@ -1,8 +1,8 @@
 //! From a refusal to a gRPC status: one exhaustive match for each kind.
 //!
 //! The code decides whether Istio's agent tries again (`pkg/security/retry.go`): Canceled, DeadlineExceeded,
-//! ResourceExhausted, Aborted, Internal and Unavailable are tried again, all others are not. So what time can mend
-//! gets one of these, and what only a person can mend never does. The client reads a short fixed text and the id of
+//! ResourceExhausted, Aborted, Internal and Unavailable are retried, all others are not. So a failure that may pass
+//! gets one of these, and one that only a person can fix never does. The client reads a short fixed text and the id of
 //! its request; the log has the rest under that id.
 
 use tonic::{Code, Status};
@@ -127,7 +127,7 @@ fn issue(error: &IssueError) -> Answer {
     }
 }
 
-/// What is wrong with the request itself, whoever sends it.
+/// The request itself is wrong, independently of its sender.
 fn csr(error: &CsrError) -> &'static str {
     match error {
         CsrError::CaRequested => "the certificate request asks for a CA certificate",
@@ -184,7 +184,7 @@ fn sign(error: &SignError) -> Answer {
 fn verify(error: &VerifyError) -> Answer {
     match error {
         VerifyError::Field(_) | VerifyError::Lint(_) => (Code::Internal, "internal error of the CA"),
-        // A token that signs wrongly is taken out; another, or the same one mended, may serve the next try.
+        // A token that signs wrongly is taken out; another, or the same one after recovery, may serve the next try.
         VerifyError::Signature => (Code::Unavailable, "the token cannot sign now"),
     }
 }

@@ -1,7 +1,7 @@
 //! Rate limits: how often one identity, and all together, may ask.
 //!
 //! istiod is one caller for many workloads, so that the identity that a certificate is for counts as well as
-//! the one that asks. A node's proxy counts for nothing by itself: all nodes' proxies have one identity.
+//! the one that asks. A node's proxy has no limit of its own: all nodes' proxies have one identity.
 
 use std::{num::NonZeroU32, sync::Arc};
 

@@ -85,7 +85,7 @@ pub enum Denied {
 pub enum Kind {
     /// The CA is not in a state to issue: the operator has to act. gRPC: FAILED_PRECONDITION.
     FailedPrecondition,
-    /// The request is wrong whoever sends it. gRPC: INVALID_ARGUMENT.
+    /// The request is wrong, independently of its sender. gRPC: INVALID_ARGUMENT.
     InvalidArgument,
     /// This caller may not have this. gRPC: PERMISSION_DENIED.
     PermissionDenied,

@@ -38,7 +38,7 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-/// A step of the path, as its latency is told.
+/// A stage of the issuance pipeline, for its latency metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Who asks.
@@ -185,7 +185,7 @@ pub fn wrong_signature(token: &str) {
     counter!("istio_hsm_ca_wrong_signatures_total", "token" => token.to_owned()).increment(1);
 }
 
-/// Files were read anew: `what` is `bundle` or `callers`, `outcome` `taken` or `refused`.
+/// Files were reloaded: `what` is `bundle` or `callers`, `outcome` `taken` or `refused`.
 pub fn reload(what: &'static str, taken: bool) {
     let outcome = if taken { "taken" } else { "refused" };
     counter!("istio_hsm_ca_reloads_total", "what" => what, "outcome" => outcome).increment(1);
@@ -263,7 +263,7 @@ fn describe() {
         ("citadel_server_csr_sign_err_count_total", "Certificates that could not be issued, by Istio's kind of error."),
         ("istio_hsm_ca_requests_total", "Requests answered, by outcome and by how the caller was authenticated."),
         ("istio_hsm_ca_handshakes_failed_total", "TLS handshakes that failed, or took too long, by reason."),
-        ("istio_hsm_ca_reloads_total", "Bundles and files of callers that were read anew, by what and by outcome."),
+        ("istio_hsm_ca_reloads_total", "Reloads of bundles and authentication files, by kind and outcome."),
         ("istio_hsm_ca_token_reviews_total", "Tokens that an API server was asked about, by cluster and outcome."),
         ("istio_hsm_ca_pod_lookups_total", "Pods that were not remembered and looked up, by cluster."),
         ("istio_hsm_ca_wrong_signatures_total", "ALARM: signatures of a token that do not verify with the CA's key."),

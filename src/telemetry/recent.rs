@@ -1,7 +1,7 @@
 //! What the CA did in the last hour, in bounded memory: for the status page.
 //!
 //! Counts and latencies in buckets of ten seconds, the last fifty certificates, the last fifty refusals. Nothing
-//! here decides anything; it is told by `grpc` and `issue`, and read by the status page.
+//! here decides anything; `grpc` and `issue` write it, and the status page reads it.
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -24,7 +24,7 @@ use tokio::{net::UnixStream, sync::oneshot};
 
 use process::logging;
 
-/// How long a child whose socket was closed has to end by itself, so that its module can close its sessions.
+/// How long a child may take to end after its socket was closed; its module closes its sessions meanwhile.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// How long a killed child is waited for; one in uninterruptible sleep is left to the kernel.

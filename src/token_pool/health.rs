@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 /// Where a token stands; the breaker's state included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// Its host cannot be reached, or fails; tried again by itself.
+    /// Its host cannot be reached, or fails; retried automatically.
     Down,
     /// Its host is up and its canary signs; one real request at a time until one verifies.
     HalfOpen,

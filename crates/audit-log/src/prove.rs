@@ -76,7 +76,7 @@ impl Proof {
 /// Proves that the intent with a serial number is in the log, by its newest checkpoint. Takes 32 bytes of memory a line.
 ///
 /// # Errors
-/// When there is no such line, or no checkpoint that covers it, or the log is not sound.
+/// When the line does not exist, no checkpoint covers it, or the log does not verify.
 pub fn by_serial(path: &Path, serial: &str) -> Result<Proof, ProveError> {
     let mut reader = Reader::new(path)?;
     let found = loop {

@@ -92,7 +92,7 @@ pub(super) fn recover(directory: &Directory, path: &Path, origin: &str) -> Resul
 pub(super) fn examine(directory: &Directory, path: &Path, origin: &str) -> Result<Examined, OpenError> {
     let lock = directory.path(LOCK);
     match File::open(&lock) {
-        // Let go at once: whoever starts meanwhile gets it.
+        // Released at once: another process that starts meanwhile gets it.
         Ok(file) => match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::Locked(lock)),

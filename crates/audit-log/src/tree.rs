@@ -94,7 +94,7 @@ pub fn root(leaves: &[Hash]) -> Hash {
     frontier.root()
 }
 
-/// The audit path of a leaf, from the leaf upwards (RFC 6962, section 2.1.1); `None` when there is no such leaf.
+/// The audit path of a leaf, from the leaf upwards (RFC 6962, section 2.1.1); `None` if the leaf does not exist.
 #[must_use]
 pub fn inclusion_path(leaves: &[Hash], leaf: usize) -> Option<Vec<Hash>> {
     if leaf >= leaves.len() {

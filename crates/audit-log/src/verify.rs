@@ -2,7 +2,7 @@
 //!
 //! Everything is read. Line by line the leaf hashes are compared with those that were kept, which names a changed line;
 //! at the size of each checkpoint the root is compared, which no change, cut or insertion below it survives. A
-//! checkpoint that was kept elsewhere extends this to whoever can write the log's directory. Reads only; needs no lock.
+//! checkpoint that was kept elsewhere extends this to anyone who can write the log's directory. Reads only; needs no lock.
 
 mod lines;
 mod walk;

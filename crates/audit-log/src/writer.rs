@@ -1,4 +1,4 @@
-//! The log's only writer: a thread of its own that serialises, writes, flushes, and then wakes whoever waited.
+//! The log's only writer: a thread of its own that serialises, writes, flushes, and then wakes the waiting requests.
 //!
 //! Group commit without a wait for a time: what gathers (`queue`) while one flush runs shares the next. Nothing is
 //! acknowledged that is not durable, and no flush that failed is tried again on its file, since the kernel may by then
@@ -315,7 +315,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Also when a panic ends this thread: who waits, or comes, is told that the log is closed.
+        // Also when a panic ends this thread: waiting and later requests get the error that the log is closed.
         self.queue.close();
         self.queue.take(Duration::ZERO);
     }

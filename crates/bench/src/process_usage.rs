@@ -32,7 +32,7 @@ impl Reading {
     /// Reads a process and its descendants now. The kernel counts in ticks of 10 ms: measure for seconds.
     ///
     /// # Errors
-    /// When there is no such process, or /proc is not there.
+    /// When the process does not exist, or /proc is not mounted.
     pub fn take(pid: u32) -> Result<Self> {
         let second = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u32::try_from(ticks).ok()).unwrap_or(100);
         let mut all = BTreeMap::new();

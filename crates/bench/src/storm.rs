@@ -2,7 +2,7 @@
 //! Istio's agents do.
 //!
 //! Istio's agent has five tries, with 100 ms before the second, doubled each time, for the codes below (Istio:
-//! pkg/security/retry.go); whoever is refused five times or for good is lost here, though an agent would begin anew.
+//! pkg/security/retry.go); an agent that is refused five times or permanently is lost here, though a real one would start over.
 //! Connections stay open until all are served, as agents keep theirs.
 
 use std::{

@@ -25,7 +25,7 @@ pub struct TokenArguments {
     token: TokenUri,
     #[command(flatten)]
     choice: TokenChoice,
-    /// Numbers of sessions, each measured by itself
+    /// Numbers of sessions, each measured separately
     #[arg(long, value_delimiter = ',', default_value = "1,2,4", value_parser = clap::value_parser!(u16).range(1..=256))]
     sessions: Vec<u16>,
     /// Rounds; the median counts
@@ -135,7 +135,7 @@ fn keys(token: &Token, choice: &TokenChoice) -> Result<Vec<(String, SpeedKey)>> 
         let named = || path.display().to_string();
         let pem = fs::read(path).with_context(|| format!("cannot read {}", named()))?;
         let certificate = Certificate::from_pem(&pem)
-            .with_context(|| format!("{} is no certificate; give the CA's, in PEM", named()))?;
+            .with_context(|| format!("{} is not a certificate; give the CA's, in PEM", named()))?;
         let spki = certificate.tbs_certificate().subject_public_key_info().to_der()?;
         let public_key = PublicKey::from_spki_der(&spki).with_context(named)?;
         keys.push((named(), SpeedKey::of(public_key)));

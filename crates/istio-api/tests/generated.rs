@@ -7,7 +7,7 @@ fn root() -> &'static Path {
 }
 
 /// The checked-in code and descriptor are what proto/ca.proto generates, so that building needs no generator.
-/// `UPDATE_GENERATED=1 cargo test -p istio-hsm-ca-istio-api` writes them anew.
+/// `UPDATE_GENERATED=1 cargo test -p istio-hsm-ca-istio-api` writes them again.
 #[test]
 fn generated_code_is_current() {
     let mut compiler = protox::Compiler::new([root().join("proto")]).unwrap();

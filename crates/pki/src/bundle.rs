@@ -112,7 +112,7 @@ impl Bundle {
         Self::check_read(files, Vec::new(), now)
     }
 
-    /// The same for files of which some could not be read, and are empty here: what is wrong with the others is told
+    /// The same for files of which some could not be read, and are empty here: the problems of the others are reported
     /// along with the `problems` that reading them had, and not what only follows from those.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Rules that every certificate must keep, checked on the encoded bytes before they are signed.
 //!
-//! The rules know nothing of the builder: they read the bytes afresh ([`Facts`]) and hold them to what this CA may
+//! The rules know nothing of the builder: they parse the bytes again ([`Facts`]) and hold them to what this CA may
 //! sign at all. `tbs` runs them on each certificate; the token's host runs them again on what it is asked to sign,
 //! with only the CA's certificate at hand ([`OwnedCa`]).
 

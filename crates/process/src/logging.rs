@@ -114,9 +114,9 @@ pub enum TelemetryError {
     /// Logging is set up already in this process.
     #[error("BUG: logging is set up twice")]
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),
-    /// A word that is no level.
+    /// A word that is not a log level.
     #[error(
-        "the log filter {text:?} has {word:?}, which is no level; write error, warn, info, debug, trace or target=level"
+        "the log filter {text:?} has {word:?}, which is not a level; write error, warn, info, debug, trace or target=level"
     )]
     Level {
         /// The filter as configured.

@@ -55,7 +55,7 @@ pub fn until(from_now: Duration) -> String {
     format!("until={}", end.duration_since(UNIX_EPOCH).unwrap().as_millis())
 }
 
-/// Where one token's module is told what to break.
+/// Commands for one token's module: what to break.
 #[derive(Clone, Debug)]
 pub struct Control {
     directory: PathBuf,

@@ -57,7 +57,9 @@ pub fn main() -> ExitCode {
                 match User::from_name(&name) {
                     Ok(Some(user)) => uids.push(user.uid.as_raw()),
                     Ok(None) => {
-                        return fail(&format!("there is no user {name}; make it, or give its number with --uid"));
+                        return fail(&format!(
+                            "the user {name} does not exist; create it, or give its number with --uid"
+                        ));
                     }
                     Err(error) => return fail(&format!("user {name} cannot be looked up: {error}; give --uid")),
                 }

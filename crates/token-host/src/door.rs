@@ -22,7 +22,7 @@ use crate::protocol::{Fault, Recovery};
 /// How long a daemon that is to be turned away has to say hello.
 const HELLO: Duration = Duration::from_millis(500);
 
-/// What a second daemon is told.
+/// The answer to a second daemon.
 const TAKEN: &str = "the token host serves another daemon; start a token host of its own for each daemon";
 
 #[derive(Debug)]

@@ -50,7 +50,7 @@ impl Ending {
         let told = Arc::clone(&ending);
         std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             if let Ok(signal) = signals.wait() {
-                tracing::info!(%signal, "the token host is told to end");
+                tracing::info!(%signal, "the token host stops on a signal");
                 told.begin();
             }
             std::thread::sleep(GRACE);
@@ -73,7 +73,7 @@ impl Ending {
         }
     }
 
-    /// Wakes whoever waits for a connection or a request.
+    /// Wakes the thread that waits for a connection or a request.
     fn begin(&self) {
         self.begun.store(true, Ordering::SeqCst);
         hang_up(Some(&self.listener));

@@ -179,11 +179,11 @@ pub fn run_child(name: &str) -> Result<(), HostError> {
     }
 }
 
-/// Listens for a daemon, and serves one after another, until SIGTERM or SIGINT; a second one at the same time is told
+/// Listens for a daemon, and serves one after another, until SIGTERM or SIGINT; a second one at the same time is rejected
 /// so, and waits its turn by asking again.
 ///
 /// # Errors
-/// When it cannot begin, or ends because its token is broken: whoever supervises it starts it again.
+/// When it cannot begin, or ends because its token is broken: its supervisor starts it again.
 pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
     let system = |what| move |source| HostError::System { what, source };
     isolation::close_inherited().map_err(system("close what it inherited"))?;

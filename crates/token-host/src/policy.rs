@@ -1,4 +1,4 @@
-//! What the host signs whoever asks: its own configuration against the bytes. Pure.
+//! The host's own rules: checks each message against the host's configuration. Pure.
 //!
 //! The daemon has decided already; this is for the day on which the daemon is not ours any more.
 

@@ -66,7 +66,7 @@ pub enum Request<'a> {
         /// The host's settings in JSON from a daemon to its child; a supervised host has its own and ignores these.
         settings: &'a [u8],
     },
-    /// Look a CA key up: the host reads its CA certificates afresh and finds the key in the token.
+    /// Look a CA key up: the host reads its CA certificates again and finds the key in the token.
     Open {
         /// The key.
         key: Fingerprint,

@@ -67,7 +67,7 @@ pub(super) struct Vault {
     module: Module,
     token: Token,
     certificates: RwLock<Arc<Vec<CaCertificate>>>,
-    /// Keeps the process logged in; and whoever logs in holds it.
+    /// Keeps the process logged in; a thread that logs in holds it.
     anchor: Mutex<Option<Session>>,
     logins: AtomicU64,
     sessions: AtomicU32,
@@ -152,7 +152,7 @@ impl Vault {
         Arc::clone(&self.certificates.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the CA certificates afresh; they are left as they were when they cannot be read. The earlier ones stay
+    /// Reads the CA certificates again; they stay unchanged if they cannot be read. The earlier ones stay
     /// known: requests that began with the old bundle end with it, and a daemon that refuses the new one goes on.
     pub(super) fn reread(&self) -> Result<(), Fault> {
         let mut certificates = read_certificates(&self.settings)?;
@@ -171,7 +171,7 @@ impl Vault {
         self.logins.load(Ordering::Acquire)
     }
 
-    /// Logs the process in, unless another thread has since the login of that number. The PIN is read afresh, tried
+    /// Logs the process in, unless another thread has since the login of that number. The PIN is read again, tried
     /// once, and not again before its file has changed.
     pub(super) fn login(&self, thread: usize, lost: u64) -> Result<(), Fault> {
         let mut anchor = lock(&self.anchor);

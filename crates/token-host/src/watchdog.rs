@@ -1,6 +1,6 @@
 //! Ends the process when a PKCS#11 call outlives its limit, or when the daemon has hung up and a signing thread hangs.
 //!
-//! A thread that hangs in a vendor's library cannot be ended by itself; its process can. This thread calls nothing of
+//! A thread that hangs in a vendor's library cannot be ended alone; its process can. This thread calls nothing of
 //! the vendor's, takes no lock that a signing thread holds, and so cannot hang with it.
 
 use std::{
@@ -83,7 +83,7 @@ impl Watchdog {
             let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone();
             watched = match (socket, watched.take()) {
                 (Some(socket), Some((same, hung_up))) if Arc::ptr_eq(&socket, &same) => Some((same, hung_up)),
-                // Another connection begins anew, however soon it follows.
+                // Another connection starts over, however soon it follows.
                 (Some(socket), _) => Some((socket, None)),
                 (None, _) => None,
             };

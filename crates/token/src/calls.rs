@@ -22,7 +22,7 @@ macro_rules! functions {
     ($($name:ident,)*) => {
         /// A function of PKCS#11 that a token host calls. The binding makes some in a row: [`Function::Sign`] then
         /// stands for C_SignInit and C_Sign, [`Function::FindObjects`] for its begin, itself and its end, while a
-        /// failure is told of the very function that failed.
+        /// failure is attributed to the function that failed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[expect(missing_docs, reason = "each is the function of its name")]
         pub enum Function { $($name,)* }

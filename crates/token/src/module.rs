@@ -75,7 +75,7 @@ impl Module {
         &self.pkcs11
     }
 
-    /// All initialised tokens, in the library's order. A slot whose token cannot be read is told and left out.
+    /// All initialised tokens, in the library's order. A slot whose token cannot be read is logged and left out.
     ///
     /// # Errors
     /// When the slots cannot be listed.
@@ -137,7 +137,7 @@ fn arguments(parameters: Option<&CStr>) -> CInitializeArgs {
 
 #[expect(unsafe_code, reason = "the binding takes the reserved field as a bare pointer, and NSS takes nothing else")]
 fn reserved(flags: CInitializeFlags, text: &CStr) -> CInitializeArgs {
-    // SAFETY: whoever configures the parameters says that this library reads a C string there, which this is; it lives
+    // SAFETY: the operator who sets the parameters states that this library reads a C string there, which this is; it lives
     // until C_Initialize has returned, since the only caller holds it. No library may keep the arguments for longer.
     unsafe { CInitializeArgs::new_with_reserved(flags, NonNull::from(text).cast()) }
 }

@@ -1,7 +1,7 @@
 //! The PIN, read from a file or a descriptor, and nowhere else: never from an argument, a variable or a URI.
 //!
 //! The bytes are zeroized from the first one read. Whoever can write the file can have the daemon try wrong PINs
-//! until the token is locked, so that a file writable by others is refused; one that others can read is told.
+//! until the token is locked, so a file writable by others is refused; for one that others can read there is a warning.
 
 use std::{
     borrow::Cow,
@@ -87,11 +87,11 @@ impl Remedy for PinError {
     }
 }
 
-/// Reads the PIN from a file: its first line, which must be the only one. A file that everybody can read is told in
+/// Reads the PIN from a file: its first line, which must be the only one. A file that everybody can read is reported in
 /// the log.
 ///
 /// # Errors
-/// When the file cannot be read, is no regular file, may be written by group or others, is empty, has more than one
+/// When the file cannot be read, is not a regular file, may be written by group or others, is empty, has more than one
 /// line or more than 1024 bytes, or is not UTF-8.
 pub fn read(path: &Path) -> Result<SecretString, PinError> {
     read_secret(path, "PIN")

@@ -102,7 +102,7 @@ impl PinMarker {
     }
 
     /// Makes sure that a refusal could be remembered, before a PIN is tried: what cannot be remembered would be tried
-    /// again by whoever comes next.
+    /// again by the next process.
     ///
     /// # Errors
     /// When no file can be written where the marker is kept.

@@ -267,7 +267,7 @@ impl Display for TokenUri {
     }
 }
 
-/// An attribute's name is told only if it looks like one: it might be a PIN in the wrong place.
+/// An attribute's name is shown only if it looks like one: it might be a PIN in the wrong place.
 fn unknown(name: &str) -> UriError {
     let is_name = name.len() <= 24 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
     UriError::Unknown(if is_name { name.to_owned() } else { "...".to_owned() })

@@ -54,7 +54,7 @@ impl ClientCertVerifier for AcceptAny {
         verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
-    /// Takes the key out of the certificate by itself: webpki refuses whole certificates (version 1, unknown
+    /// Takes the key out of the certificate without webpki, which refuses whole certificates (version 1, unknown
     /// critical extensions) that other CAs have issued, before it looks at the signature.
     fn verify_tls13_signature(
         &self,

@@ -209,7 +209,7 @@ fn without_url(error: reqwest::Error) -> FetchError {
     FetchError::Http(error.without_url())
 }
 
-/// Reads the token afresh: Kubernetes replaces the file every hour.
+/// Reads the token again: Kubernetes replaces the file every hour.
 fn bearer(path: &Path) -> Result<reqwest::header::HeaderValue, FetchError> {
     let wrong = || FetchError::Token(path.to_owned());
     let bytes = zeroize::Zeroizing::new(read(path, MOST_TOKEN)?);

@@ -105,7 +105,7 @@ pub(super) fn callers(config: &Config) -> anyhow::Result<Vec<Finding>> {
         Ok(authenticator) => authenticator,
         Err(errors) => {
             for error in errors {
-                found.failed(&error, "mend it in [auth]");
+                found.failed(&error, "fix it in [auth]");
             }
             return Ok(found.into_vec());
         }

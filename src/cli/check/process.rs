@@ -69,7 +69,7 @@ pub(super) fn token(token: &Token) -> anyhow::Result<Vec<Finding>> {
 
 /// In the process that [`token()`] starts: looks, and prints what was found on one line.
 pub(super) fn answer(config: &Config, name: &str) -> anyhow::Result<()> {
-    let token = config.tokens.iter().find(|token| token.name == name).context("BUG: there is no such token")?;
+    let token = config.tokens.iter().find(|token| token.name == name).context("BUG: the token is not configured")?;
     let findings = token::findings(config, token);
     println!("{}", serde_json::to_string(&findings)?);
     Ok(())

@@ -57,7 +57,7 @@ fn look(config: &Config, configured: &config::Token, uri: &TokenUri, found: &mut
         ),
         Some(_) | None => {}
     }
-    // A bundle that is refused is told by itself.
+    // A refused bundle is reported separately.
     let ca = setup::bundle(config).ok().map(|bundle| bundle.issuer().public_key().clone());
     if let Some(ca) = &ca {
         mechanism(&token, ca, found);
@@ -146,7 +146,7 @@ fn can_remember(marker: &PinMarker, path: &Path, found: &mut Findings) -> bool {
     local::writable(directory, "the mark of a refused PIN in", found)
 }
 
-/// Leaves the mark that `serve` would leave, for whoever owns the directory, which is made where no daemon has yet.
+/// Leaves the mark that `serve` would leave, with the owner of the directory, which is created if it does not exist.
 fn remember(marker: &PinMarker, path: &Path, state: &str, reason: &str) -> Result<(), MarkerError> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let owned = directory.ancestors().find(|path| path.is_dir());

@@ -33,7 +33,7 @@ pub enum CeremonyError {
 /// Signs a self-signed root with its own key. Answers the content of signatureValue.
 ///
 /// # Errors
-/// When the certificate is no self-signed root, the key is not found, or the token fails.
+/// When the certificate is not a self-signed root, the key is not found, or the token fails.
 pub fn sign_root(session: &Session, root: &Recorded<Arc<Tbs>>) -> Result<Vec<u8>, CeremonyError> {
     let tbs = root.value();
     match &tbs.template().profile {

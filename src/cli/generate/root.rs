@@ -116,7 +116,7 @@ fn ceremony(runtime: &Runtime, log: &Log, session: &Session, made: Generated, ro
     let unfinished = || {
         format!(
             "the key `{}` and its self-signed certificate (intent {index} of {}) exist, the certificate as below; keep \
-             it as root.pem, mend the cause and run `istio-hsm-ca install --ca-cert root.pem --root-cert root.pem \
+             it as root.pem, fix the cause and run `istio-hsm-ca install --ca-cert root.pem --root-cert root.pem \
              --cert-chain root.pem`\n{}",
             made.label,
             root.log.display(),

@@ -65,7 +65,7 @@ pub(super) fn write(target: &Target, kubeconfig: Option<&Path>, files: &[(&str, 
         cluster::runtime()?.block_on(async { tokio::time::timeout(PATIENCE, apply(target, kubeconfig, &data)).await });
     match written {
         Ok(result) => result.with_context(|| {
-            format!("the bundle is written, but not into ConfigMap {target}; mend it and import again, which changes nothing else")
+            format!("the bundle is written, but not into ConfigMap {target}; fix it and import again, which changes nothing else")
         }),
         Err(_) => anyhow::bail!("the API server does not answer; ConfigMap {target} is not written: import again"),
     }

@@ -82,7 +82,7 @@ impl SourceArgs {
         self.secret.kubeconfig()
     }
 
-    /// Reads and checks everything. Every reason to refuse is told, whatever else is wrong, and the public key of the
+    /// Reads and checks everything. Every reason to refuse is reported, independently of the others, and the public key of the
     /// key or, where that cannot be read, of the certificate, so that the token can be looked at all the same.
     pub(super) fn read(&self) -> Result<Source, (Vec<String>, Option<PublicKey>)> {
         if let Some(from) = self.from.as_deref().filter(|from| !from.is_dir()) {

@@ -39,7 +39,7 @@ pub(super) fn reasons(hour: &recent::Hour) -> Vec<Reason> {
 }
 
 pub(super) fn certificate(entry: &recent::Certificate) -> Certificate {
-    // A SPIFFE ID says by itself that it is a URI.
+    // A SPIFFE ID is recognisable as a URI without the prefix.
     let names = entry.names.replace("URI:spiffe://", "spiffe://");
     Certificate {
         time: time(entry.time),

@@ -23,7 +23,7 @@ use x509_cert::{
     request::{CertReq, CertReqInfo, Version},
 };
 
-/// Why there is no key or no request for it: each is a fault of the library or of the system's generator.
+/// A key or its request could not be made: the crypto library or the system's random generator failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The request could not be encoded.

@@ -62,7 +62,7 @@ const CONCURRENT_WRITES: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkloadSecrets {
-    /// The namespaces; there is no way to name all.
+    /// The namespaces; a wildcard is not supported.
     pub namespaces: Vec<identity::Namespace>,
     /// The lifetime; renewed at half of it.
     #[serde(default = "default_ttl", with = "humantime_serde")]

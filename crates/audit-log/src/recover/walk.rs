@@ -21,7 +21,7 @@ pub(super) struct Walk<'a> {
     pub(super) tail: Option<Tail>,
     missing: Vec<u64>,
     /// Whether what a failing disk prevented is made good.
-    mend: bool,
+    repair: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -31,11 +31,11 @@ impl<'a> Walk<'a> {
         segments: &[u64],
         heads: Heads,
         signed: u64,
-        mend: bool,
+        repair: bool,
     ) -> Result<Self, OpenError> {
         let (tree, counters) = (Frontier::default(), Counters::default());
         let mut walk =
-            Self { directory, heads, signed, tree, counters, open: None, tail: None, missing: Vec::new(), mend };
+            Self { directory, heads, signed, tree, counters, open: None, tail: None, missing: Vec::new(), repair };
         let mut rest = segments.iter().peekable();
         while let Some(first) = rest.next() {
             walk.segment(*first, rest.peek().map(|next| **next))?;
@@ -116,7 +116,7 @@ impl<'a> Walk<'a> {
             None => self.open = Some(open),
             Some(next) if self.tree.size() == next => {
                 self.cut(first, Some(next), open.bytes, length)?;
-                if !self.mend {
+                if !self.repair {
                     return Ok(());
                 }
                 let seal = Seal::new(first, open.bytes, &open.counters, &self.tree);
@@ -150,7 +150,7 @@ impl<'a> Walk<'a> {
         if !accounted {
             return Err(OpenError::SegmentLength { path, found: length, expected: end });
         }
-        if !self.mend {
+        if !self.repair {
             return Ok(());
         }
         let file = OpenOptions::new().write(true).open(&path).map_err(io_error(&path))?;

@@ -80,7 +80,7 @@ impl Tls {
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        // A new connection proves its client certificate anew; resumption would hide that cost from a measurement.
+        // A new connection proves its client certificate again; resumption would hide that cost from a measurement.
         config.resumption = rustls::client::Resumption::disabled();
         let server_name =
             ServerName::try_from(server_name.to_owned()).map_err(|_| AgentError::ServerName(server_name.to_owned()))?;

@@ -31,7 +31,7 @@ pub(super) struct Path<'a> {
     pub(super) root: &'a Certificate,
 }
 
-/// Why there is no way: the certificate furthest up, and what is wrong with its issuer.
+/// Why no path was found: the last certificate that was reached, and the problem with its issuer.
 #[derive(Clone, Debug)]
 pub(super) struct DeadEnd<'a> {
     pub(super) at: &'a Certificate,

@@ -14,7 +14,7 @@ impl Issuer {
     /// [`Bundle`](super::Bundle) like any other, to be checked before anything is issued under it.
     ///
     /// # Errors
-    /// When the template is no self-signed root's, or its organization cannot be a name.
+    /// When the template is not for a self-signed root, or its organization cannot be a name.
     pub fn of_new_root(template: &Template) -> Result<Arc<Self>, TbsError> {
         let Profile::SelfSignedRoot { organization } = &template.profile else {
             return Err(TbsError::Encoding("a root of a template for another kind of certificate"));

@@ -1,6 +1,6 @@
 //! Log lines on their way to standard error: gathered in memory and written by a thread of their own.
 //!
-//! A request never waits for whoever reads the lines: a collector that hangs, or a full disk behind it, would hold up
+//! A request never waits for the reader of the lines: a collector that hangs, or a full disk behind it, would hold up
 //! every certificate. Lines are written a moment later, an error's at once; when more than 4 MiB
 //! have gathered, further ones are dropped and counted, and a line says how many. What has gathered is written when the
 //! [`Flushed`] guard goes. The issuance log has nothing to do with this: nothing of it is ever dropped.
@@ -24,7 +24,7 @@ const ROOM: usize = 4 << 20;
 const GATHER: Duration = Duration::from_millis(20);
 /// What the buffers keep for the next lines.
 const KEPT: usize = 64 << 10;
-/// How long the last lines may take to be written at the end: whoever reads them may hang.
+/// How long the last lines may take to be written at the end: their reader may hang.
 const END: Duration = Duration::from_secs(2);
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -199,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    /// A reader of lines that takes a write only when it is told to.
+    /// A reader of lines that accepts a write only when the test allows it.
     struct Slow {
         permits: mpsc::Receiver<()>,
         written: Arc<Mutex<Vec<u8>>>,

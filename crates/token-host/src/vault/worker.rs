@@ -1,5 +1,5 @@
 //! One thread's session, and the ladder that it climbs when the token fails: a new session with the objects looked up
-//! afresh, a new login, and then a new process.
+//! again, a new login, and then a new process.
 
 use std::{
     collections::HashMap,
@@ -98,7 +98,7 @@ impl<'a> Worker<'a> {
         }
         match fault.recovery {
             // A key that was imported again has another handle, which the new session finds. And tokens hide private
-            // objects from whoever is not logged in, so that a lost login may look like a lost key.
+            // objects without a login, so a lost login may look like a lost key.
             Recovery::FixKey | Recovery::Ignore | Recovery::NewSession | Recovery::RejectRequest => {
                 match self.session_info() {
                     Err(lost) if lost.recovery == Recovery::Relogin => self.vault.login(self.thread, login),

@@ -1,6 +1,6 @@
 //! Public keys as the token tells them.
 //!
-//! A public key object proves nothing by itself; whoever needs proof verifies a signature with it.
+//! A public key object is not proof of a private key; proof is a signature that verifies with it.
 
 use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},

@@ -33,7 +33,7 @@ pub fn private(
     template
 }
 
-/// The same for C_GenerateKeyPair, which knows class and type by itself.
+/// The same for C_GenerateKeyPair, which derives class and type from the mechanism.
 #[must_use]
 pub fn private_flags(name: &Name<'_>, allowed: Option<MechanismType>, extractable: bool) -> Vec<Attribute> {
     let mut template = vec![
@@ -135,7 +135,7 @@ impl Certificate {
     /// Reads a DER certificate and compares its public key.
     ///
     /// # Errors
-    /// When it is no certificate, or another key's.
+    /// When it is not a certificate, or is for another key.
     pub fn new(der: &[u8], key: &PublicKey) -> Result<Self, CertificateError> {
         use der::Decode;
         let malformed = |_error: der::Error| CertificateError::Malformed;

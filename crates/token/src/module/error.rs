@@ -69,7 +69,7 @@ impl TokenError {
         match self {
             Self::Ambiguous { .. } => Recovery::FixConfiguration,
             Self::Call { source, .. } | Self::Module { source, .. } => source.recovery(),
-            // A token that is away, or a library that must be loaded afresh to see it.
+            // An absent token, or a library that sees it only after being loaded again.
             Self::Forked(_) | Self::NotFound { .. } => Recovery::NewProcess,
         }
     }
