@@ -4,5 +4,3 @@
 
 mod devtools;
 mod page;
-
-use testkit as common;

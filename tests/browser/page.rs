@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, process::Command};
 use serde_json::Value;
 
 use super::devtools::Browser;
-use crate::common::{
+use testkit::{
     daemon::{Ask, Daemon, Site},
     plug_in::PlugIn,
 };

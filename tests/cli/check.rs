@@ -8,10 +8,8 @@ use std::{
 
 use serde_json::Value;
 
-use super::{
-    common::softhsm::{Directory, module_path},
-    harness::{Done, Machine, exists},
-};
+use super::harness::{Done, Machine, exists};
+use testkit::softhsm::{Directory, module_path};
 
 /// A machine with a self-signed root, ready to serve, and its configuration.
 struct Ready {
@@ -154,7 +152,7 @@ fn a_wrong_pin_is_tried_once_and_never_again() {
     assert!(exists(&ready.machine.path("log/pin-refused.hsm")), "the mark that `serve` would leave");
     // Even with the right PIN in the token it is not tried now, since the file has not changed.
     ready.fails(&[("token hsm", "wrong-pin, and it is not tried again", "write the right PIN into that file")]);
-    fs::write(&pin, format!("{}\n", super::common::softhsm::PIN)).unwrap();
+    fs::write(&pin, format!("{}\n", testkit::softhsm::PIN)).unwrap();
     ready.fails(&[]);
     fs::set_permissions(&pin, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(warned(&ready.fails(&[]), "token hsm", "can be read by everybody"));
@@ -178,7 +176,7 @@ fn a_wrong_pin_is_tried_once_also_where_no_daemon_has_been_yet() {
     ready.fails(&[("token hsm", "refuses the PIN", "correct the PIN file")]);
     ready.fails(&[("token hsm", "wrong-pin, and it is not tried again", "write the right PIN into that file")]);
     // Where no mark could be left the PIN is not tried, the right one included.
-    fs::write(&pin, format!("{}\n", super::common::softhsm::PIN)).unwrap();
+    fs::write(&pin, format!("{}\n", testkit::softhsm::PIN)).unwrap();
     ready.fails(&[]);
     fs::create_dir(ready.machine.path("new/log/pin-refused.hsm.probe")).unwrap();
     ready.fails(&[("token hsm", "pin-refused.hsm cannot be used", "check its directory")]);

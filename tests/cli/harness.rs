@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::common::{
+use testkit::{
     daemon::BENCH_PROGRAM,
     faulty::Control,
     softhsm::{Directory, PIN, module_path},

@@ -7,10 +7,8 @@ use rcgen::{
     PKCS_ED25519, date_time_ymd,
 };
 
-use super::{
-    common::faulty::{Control, MODULE, through, times},
-    harness::{Done, Machine, exists},
-};
+use super::harness::{Done, Machine, exists};
+use testkit::faulty::{Control, MODULE, through, times};
 
 pub const IMPORT: &str = "import --from $/ca --bundle $/bundle";
 
@@ -172,7 +170,7 @@ fn an_encrypted_key_asks_for_its_passphrase() {
 
 #[test]
 fn ed25519_goes_in_the_clear_and_only_with_the_flag() {
-    if !super::common::softhsm::is_softhsm() {
+    if !testkit::softhsm::is_softhsm() {
         return;
     }
     let machine = Machine::new();

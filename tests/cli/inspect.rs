@@ -1,6 +1,7 @@
 //! `inspect`: tokens, keys, certificates.
 
-use super::{common::softhsm::module_path, harness::Machine};
+use super::harness::Machine;
+use testkit::softhsm::module_path;
 
 #[test]
 fn a_module_lists_its_tokens_without_a_login() {

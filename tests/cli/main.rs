@@ -16,5 +16,3 @@ mod inspect;
 mod install;
 mod refused;
 mod terminal;
-
-use testkit as common;

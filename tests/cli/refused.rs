@@ -5,12 +5,12 @@ use std::fs;
 use rcgen::{BasicConstraints, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, date_time_ymd};
 
 use super::{
-    common::{
-        faulty::{Control, MODULE, through},
-        softhsm::module_path,
-    },
     harness::{Machine, exists, pkcs11_spy},
     import::{Files, IMPORT, authority, good, imports, p256},
+};
+use testkit::{
+    faulty::{Control, MODULE, through},
+    softhsm::module_path,
 };
 
 /// What is done to good files, and the words with which they are refused.
@@ -258,7 +258,7 @@ fn a_wrong_pin_is_tried_once_whatever_else_is_wrong() {
 
 #[test]
 fn a_token_that_lacks_the_mechanism_is_refused() {
-    if !super::common::softhsm::is_softhsm() {
+    if !testkit::softhsm::is_softhsm() {
         return;
     }
     let machine = Machine::new();

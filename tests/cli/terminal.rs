@@ -3,10 +3,10 @@
 use std::fs;
 
 use super::{
-    common::softhsm::PIN,
     harness::{Machine, exists},
     import::good,
 };
+use testkit::softhsm::PIN;
 
 const IMPORT: &str = "import --from $/ca --bundle $/bundle";
 

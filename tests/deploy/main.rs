@@ -19,5 +19,3 @@ mod manifests;
 mod rendered;
 mod systemd;
 mod tools;
-
-use testkit::{self as common, api_server as servers};

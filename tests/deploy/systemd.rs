@@ -13,13 +13,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{
-    common::{
-        daemon::{SOON, Site},
-        plug_in::PlugIn,
-    },
-    guide,
-    rendered::root,
+use crate::{guide, rendered::root};
+use testkit::{
+    daemon::{SOON, Site},
+    plug_in::PlugIn,
 };
 
 /// systemd's own marks, from 0 (safe) to 100. The hosts may map memory

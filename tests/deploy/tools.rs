@@ -8,7 +8,8 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::{rendered::root, servers::ApiServer};
+use crate::rendered::root;
+use testkit::api_server::ApiServer;
 
 /// The chart.
 pub fn chart() -> PathBuf {

@@ -6,7 +6,7 @@ use token::key::hex;
 use x509_cert::Certificate;
 
 use super::clients::Seen;
-use crate::common::{daemon::Site, faulty::Books};
+use testkit::{daemon::Site, faulty::Books};
 
 /// Compares the books of a daemon that has ended. Answers what is wrong with them.
 pub fn compare(site: &Site, module: &Books, seen: &Seen) -> Vec<String> {

@@ -19,7 +19,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use x509_cert::request::CertReq;
 
-use crate::common::daemon::{Daemon, IDENTITY, SOON};
+use testkit::daemon::{Daemon, IDENTITY, SOON};
 
 /// Agents beside each other.
 pub const CLIENTS: usize = 3;

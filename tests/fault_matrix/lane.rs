@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{books, clients::Load};
-use crate::common::{
+use testkit::{
     daemon::{Daemon, SOON, Site},
     faulty::{Books, Control, MODULE},
     plug_in::PlugIn,

@@ -22,5 +22,3 @@ mod others;
 mod page;
 mod plan;
 mod run;
-
-use testkit as common;

@@ -17,7 +17,7 @@ use super::{
     crowd::{beside, beside_or_alone},
     lane::Lane,
 };
-use crate::common::{
+use testkit::{
     faulty::{MODULE, once, times},
     softhsm::module_path,
 };

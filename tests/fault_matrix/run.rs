@@ -134,7 +134,7 @@ fn the_functions_are_those_that_a_host_calls() {
     let called = LocalSet::new().block_on(&runtime, async {
         let lane = Lane::start().await;
         lane.load.all_served_after(Instant::now(), Duration::from_secs(30)).await.unwrap();
-        let trigger = crate::common::faulty::once();
+        let trigger = testkit::faulty::once();
         lane.control.breaks(&format!("C_Sign return=0x6 {trigger}"));
         lane.load.all_served_after(Instant::now() + Duration::from_millis(500), Duration::from_secs(30)).await.unwrap();
         let (module, wrong) = lane.end().await;

@@ -23,12 +23,10 @@ use token::{
     key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, proof},
 };
 
-use super::{
-    common::{
-        ca::TestCa,
-        softhsm::{Directory, module_path, pin},
-    },
-    options, signs,
+use super::{options, signs};
+use testkit::{
+    ca::TestCa,
+    softhsm::{Directory, module_path, pin},
 };
 
 const ROUNDS: u32 = 100;

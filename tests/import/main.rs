@@ -10,7 +10,6 @@ use pki::PublicKey;
 use rcgen::RsaKeySize;
 use secrecy::SecretString;
 use testkit::{
-    self as common,
     ca::TestCa,
     softhsm::{TestToken, is_softhsm, pin},
 };

@@ -11,12 +11,11 @@ use istio_hsm_ca::kubernetes::{
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::{
-    common::plug_in::PlugIn,
     harness::{Cluster, eventually},
     kinds::Kind,
     rig::{self, Rig},
-    servers::EAST,
 };
+use testkit::{api_server::EAST, plug_in::PlugIn};
 
 /// What a controller needs in a cluster of its own.
 async fn needed(kind: Kind, cluster: &Cluster) -> Vec<Permission> {

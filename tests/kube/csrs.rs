@@ -15,10 +15,12 @@ use rcgen::{CertificateParams, DistinguishedName, SanType};
 use serde_json::json;
 
 use super::{
-    common::plug_in::{PlugIn, p256},
     harness::{Cluster, client_of, eventually, named, rule},
     rig::{Rig, certificate, openssl},
-    servers::EAST,
+};
+use testkit::{
+    api_server::EAST,
+    plug_in::{PlugIn, p256},
 };
 
 pub const USAGES: [&str; 4] = ["digital signature", "key encipherment", "server auth", "client auth"];

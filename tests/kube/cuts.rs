@@ -16,12 +16,14 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    common::daemon::{Daemon, IDENTITY, Site},
     harness::{Cluster, eventually, site},
     kinds::{ALL, Kind},
     outage::outage,
     proxy::Proxy,
-    servers::{ApiServer, SOON},
+};
+use testkit::{
+    api_server::{ApiServer, SOON},
+    daemon::{Daemon, IDENTITY, Site},
 };
 
 /// One that goes away, and that no other test needs.

@@ -20,12 +20,10 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{
-    common::{
-        daemon::{Ask, Daemon, SERVER, Site},
-        plug_in::PlugIn,
-    },
-    servers::ApiServer,
+use testkit::{
+    api_server::ApiServer,
+    daemon::{Ask, Daemon, SERVER, Site},
+    plug_in::PlugIn,
 };
 
 /// A namespace of one test, and the administrator's client. A client belongs to the runtime that made it.

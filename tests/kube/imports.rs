@@ -13,11 +13,10 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    common::{daemon::Site, plug_in::PlugIn},
     harness::{Cluster, named, rule},
     proxy::Proxy,
-    servers::EAST,
 };
+use testkit::{api_server::EAST, daemon::Site, plug_in::PlugIn};
 
 async fn put(api: &Api<Secret>, name: &str, kind: &str, values: &[(&str, &str)]) {
     let data = values.iter().map(|(key, text)| ((*key).to_owned(), ByteString(text.as_bytes().to_vec()))).collect();

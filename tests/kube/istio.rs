@@ -12,12 +12,11 @@ use k8s_openapi::api::core::v1::Secret;
 use serde_json::Value;
 
 use super::{
-    common::{daemon::SERVER, plug_in::PlugIn},
     harness::{Cluster, cluster_toml, eventually, may_review, rule, site},
     kinds::Kind,
     rig::Rig,
-    servers::EAST,
 };
+use testkit::{api_server::EAST, daemon::SERVER, plug_in::PlugIn};
 
 /// Runs Istio's code; gives the certificates that it took.
 ///

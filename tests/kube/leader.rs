@@ -9,10 +9,10 @@ use nix::sys::signal::Signal;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    common::daemon::Daemon,
-    harness::{Cluster, cluster_toml, eventually, named, rule, site},
-    servers::{EAST, SOON},
+use super::harness::{Cluster, cluster_toml, eventually, named, rule, site};
+use testkit::{
+    api_server::{EAST, SOON},
+    daemon::Daemon,
 };
 
 const QUICK: Timing =

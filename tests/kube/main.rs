@@ -24,5 +24,3 @@ mod scale;
 mod secrets;
 mod tokens;
 mod workloads;
-
-use testkit::{self as common, api_server as servers};

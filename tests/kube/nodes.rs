@@ -2,10 +2,10 @@
 
 use k8s_openapi::api::rbac::v1::PolicyRule;
 
-use super::{
-    common::daemon::{Daemon, Site},
-    harness::{Cluster, ask, ask_for, cluster_toml, eventually, may_review, may_see_pods, site},
-    servers::EAST,
+use super::harness::{Cluster, ask, ask_for, cluster_toml, eventually, may_review, may_see_pods, site};
+use testkit::{
+    api_server::EAST,
+    daemon::{Daemon, Site},
 };
 
 /// A cluster with a ztunnel on node-1, a workload there and one on node-2, and the daemon.

@@ -4,11 +4,8 @@ use std::{sync::LazyLock, time::Duration};
 
 use nix::sys::signal::Signal;
 
-use super::{
-    common::daemon::Daemon,
-    harness::{Cluster, ask, ask_for, cluster_toml, eventually, may_review, may_see_pods, rule, site},
-    servers::ApiServer,
-};
+use super::harness::{Cluster, ask, ask_for, cluster_toml, eventually, may_review, may_see_pods, rule, site};
+use testkit::{api_server::ApiServer, daemon::Daemon};
 
 /// One that no other test needs.
 static AWAY: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://away.kube.test"));

@@ -13,10 +13,8 @@ use kube::{
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{
-    harness::{Cluster, eventually, site},
-    servers::EAST,
-};
+use super::harness::{Cluster, eventually, site};
+use testkit::api_server::EAST;
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]

@@ -37,10 +37,10 @@ use rcgen::SigningKey;
 use tokio::sync::watch;
 
 use super::{
-    common::plug_in::PlugIn,
     csrs::pem,
     harness::{Cluster, client_of},
 };
+use testkit::plug_in::PlugIn;
 
 /// A replica.
 pub struct Rig {

@@ -9,11 +9,10 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    common::plug_in::PlugIn,
     harness::{Cluster, eventually},
     rig::Rig,
-    servers::EAST,
 };
+use testkit::{api_server::EAST, plug_in::PlugIn};
 
 const NAME: &str = "istio-ca-root-cert";
 

@@ -14,10 +14,10 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{
-    common::daemon::Daemon,
-    harness::{Cluster, ask_for, cluster_toml, eventually, may_review, may_see_pods, named, site},
-    servers::{ApiServer, resident},
+use super::harness::{Cluster, ask_for, cluster_toml, eventually, may_review, may_see_pods, named, site};
+use testkit::{
+    api_server::{ApiServer, resident},
+    daemon::Daemon,
 };
 
 /// One that no other test needs.

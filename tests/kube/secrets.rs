@@ -13,10 +13,12 @@ use rcgen::{BasicConstraints, CertifiedIssuer, IsCa};
 use serde_json::json;
 
 use super::{
-    common::plug_in::{PlugIn, authority, p256},
     harness::{Cluster, eventually, named},
     rig::{Rig, certificate, openssl},
-    servers::EAST,
+};
+use testkit::{
+    api_server::EAST,
+    plug_in::{PlugIn, authority, p256},
 };
 
 fn value(secret: &Secret, key: &str) -> Vec<u8> {

@@ -17,10 +17,8 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, api::DeleteParams};
 use process::clock;
 
-use super::{
-    harness::{Cluster, ask, cluster_toml, eventually, may_review, site},
-    servers::{ApiServer, EAST, WEST},
-};
+use super::harness::{Cluster, ask, cluster_toml, eventually, may_review, site};
+use testkit::api_server::{ApiServer, EAST, WEST};
 
 fn reviewed(server: &ApiServer, more: &str) -> String {
     format!("[kubernetes.cluster.token_review]\nissuers = ['{}']\ncache = '1s'\n{more}", server.issuer)

@@ -14,11 +14,10 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    common::plug_in::PlugIn,
     harness::{Cluster, eventually, named},
     rig::{Rig, certificate, openssl},
-    servers::EAST,
 };
+use testkit::{api_server::EAST, plug_in::PlugIn};
 
 fn value(secret: &Secret, key: &str) -> Vec<u8> {
     secret.data.as_ref().and_then(|data| data.get(key)).map(|ByteString(bytes)| bytes.clone()).unwrap_or_default()

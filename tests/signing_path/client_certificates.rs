@@ -6,7 +6,7 @@ use testkit::wait::eventually;
 use nix::sys::signal::Signal;
 use tonic::Code;
 
-use crate::common::{
+use testkit::{
     daemon::{Ask, Daemon, IDENTITY, SERVER, Site},
     plug_in::{PlugIn, leaf},
 };

@@ -18,7 +18,7 @@ use testkit::wait::eventually;
 use token_host::protocol::{Frame, Kind, Reply};
 
 use super::telemetry::Scraped;
-use crate::common::{
+use testkit::{
     daemon::{SERVER, Site},
     plug_in::PlugIn,
 };

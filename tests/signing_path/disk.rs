@@ -6,7 +6,7 @@ use testkit::wait::eventually;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use crate::common::{
+use testkit::{
     daemon::{Daemon, SOON, Site},
     mount::Mount,
     plug_in::PlugIn,

@@ -4,12 +4,10 @@ use std::{fs, path::Path, process::Output, time::Duration};
 
 use nix::{sys::signal::Signal, unistd::Pid};
 
-use crate::{
-    common::{
-        daemon::{Ask, Daemon, IDENTITY, Site},
-        plug_in::PlugIn,
-    },
-    judges::judge,
+use crate::judges::judge;
+use testkit::{
+    daemon::{Ask, Daemon, IDENTITY, Site},
+    plug_in::PlugIn,
 };
 
 /// The token hosts that a daemon started.
@@ -116,7 +114,7 @@ async fn requests_under_way_are_answered_and_the_log_goes_on_after_a_restart() {
         is_in_the_log(&site, certificate);
     }
     // And what nobody recorded is not.
-    let (strange, _) = crate::common::plug_in::leaf(&PlugIn::intermediate().ca, IDENTITY, |_| {});
+    let (strange, _) = testkit::plug_in::leaf(&PlugIn::intermediate().ca, IDENTITY, |_| {});
     let file = site.softhsm.path().join("strange.pem");
     fs::write(&file, strange).unwrap();
     let (log, file) = (site.log().display().to_string(), file.display().to_string());

@@ -25,5 +25,3 @@ mod starts;
 mod swap;
 mod telemetry;
 mod tls;
-
-use testkit as common;

@@ -10,7 +10,7 @@ use std::{
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use tonic::Code;
 
-use crate::common::{
+use testkit::{
     daemon::{Daemon, SOON, Site},
     plug_in::PlugIn,
 };

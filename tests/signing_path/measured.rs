@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::common::{
+use testkit::{
     daemon::{ISSUER, SERVER, Site},
     plug_in::PlugIn,
 };

@@ -6,12 +6,10 @@ use testkit::wait::eventually;
 use nix::sys::signal::Signal;
 use tonic::Code;
 
-use crate::{
-    common::{
-        daemon::{Ask, Daemon, IDENTITY, Site},
-        plug_in::PlugIn,
-    },
-    telemetry::Scraped,
+use crate::telemetry::Scraped;
+use testkit::{
+    daemon::{Ask, Daemon, IDENTITY, Site},
+    plug_in::PlugIn,
 };
 
 /// Waits until a series has grown beyond a value.

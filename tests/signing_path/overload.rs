@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 use super::telemetry::Scraped;
-use crate::common::{
+use testkit::{
     daemon::{Ask, Daemon, Site},
     faulty::{Control, MODULE},
     plug_in::PlugIn,

@@ -6,7 +6,7 @@ use bench::agent::{KeyKind, WorkloadKey};
 use rcgen::{CertificateParams, DistinguishedName, DnType, SanType};
 use tonic::Code;
 
-use crate::common::{
+use testkit::{
     daemon::{Ask, Daemon, IDENTITY, ISSUER, SERVER, Site, issuer, mint, new_issuer_key},
     plug_in::{PlugIn, p256},
     softhsm::PIN,

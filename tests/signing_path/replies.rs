@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 use bench::agent::KeyKind;
 use rcgen::{CertifiedIssuer, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize};
 
-use crate::{
-    common::{
-        daemon::{Ask, IDENTITY, Site},
-        plug_in::{PlugIn, authority, new_root, p256},
-    },
-    judges::{ders, is_istios, judge},
+use crate::judges::{ders, is_istios, judge};
+use testkit::{
+    daemon::{Ask, IDENTITY, Site},
+    plug_in::{PlugIn, authority, new_root, p256},
 };
 
 fn rsa() -> KeyPair {

@@ -1,7 +1,7 @@
 //! What keeps `serve` from starting is named, with what to do: another daemon on the same log, an address or a socket
 //! in use, a configuration with several mistakes.
 
-use crate::common::{daemon::Site, plug_in::PlugIn};
+use testkit::{daemon::Site, plug_in::PlugIn};
 
 #[test]
 fn a_second_daemon_is_told_what_the_first_one_has() {

@@ -12,12 +12,10 @@ use testkit::wait::eventually;
 
 use serde_json::Value;
 
-use crate::{
-    common::{
-        daemon::{Ask, Daemon, Site},
-        plug_in::{PlugIn, new_root, p256},
-    },
-    judges::judge,
+use crate::judges::judge;
+use testkit::{
+    daemon::{Ask, Daemon, Site},
+    plug_in::{PlugIn, new_root, p256},
 };
 
 const CONNECTIONS: usize = 10;
@@ -61,7 +59,7 @@ async fn a_thousand_requests_during_a_swap_and_none_is_lost() {
             tasks.push(tokio::spawn(async move {
                 let mut replies = Vec::new();
                 while !done.load(Ordering::Relaxed) || replies.len() * CONNECTIONS * STREAMS < 1000 {
-                    replies.push(Ask::new(crate::common::daemon::IDENTITY).token(&token).send(channel.clone()).await);
+                    replies.push(Ask::new(testkit::daemon::IDENTITY).token(&token).send(channel.clone()).await);
                 }
                 replies
             }));
@@ -201,7 +199,7 @@ async fn a_root_may_be_dropped_where_that_is_allowed() {
     daemon.wait_line(|line| line["message"] == "the new bundle is in use");
     // The serving certificate follows, or nobody with the new root alone could connect.
     daemon.roots = second.root_cert.clone();
-    let tls = bench::agent::Tls::new(daemon.roots.as_bytes(), crate::common::daemon::SERVER, None).unwrap();
+    let tls = bench::agent::Tls::new(daemon.roots.as_bytes(), testkit::daemon::SERVER, None).unwrap();
     eventually("the serving certificate is still the old CA's", async || {
         bench::agent::connect(daemon.address, &tls).await.is_ok()
     })

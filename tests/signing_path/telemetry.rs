@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use prometheus_parse::{Scrape, Value};
 use tonic::Code;
 
-use crate::common::{
+use testkit::{
     daemon::{Ask, Daemon, IDENTITY, Site},
     plug_in::PlugIn,
 };

@@ -15,7 +15,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 
-use crate::common::{
+use testkit::{
     daemon::{Daemon, SERVER, SOON, Site},
     plug_in::{PlugIn, authority, p256},
 };

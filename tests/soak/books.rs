@@ -9,10 +9,8 @@ use audit_log::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::Value;
 
-use crate::{
-    clients::{Held, hash},
-    common::daemon::{Daemon, Site},
-};
+use crate::clients::{Held, hash};
+use testkit::daemon::{Daemon, Site};
 
 /// The intents of a log, by the hash of what was to be signed; their indices have no gap.
 pub fn intents(directory: &Path) -> HashSet<Vec<u8>> {

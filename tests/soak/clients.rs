@@ -19,7 +19,7 @@ use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use tokio::task::JoinHandle;
 use x509_cert::{Certificate, request::CertReq};
 
-use crate::common::daemon::{ISSUER, SERVER, Site, mint};
+use testkit::daemon::{ISSUER, SERVER, Site, mint};
 
 /// How long one request may take: a daemon that was killed on the way does not tell.
 const ANSWER: Duration = Duration::from_secs(20);

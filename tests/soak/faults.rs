@@ -13,13 +13,13 @@ use nix::{sys::signal::Signal, unistd::Pid};
 use crate::{
     books,
     clients::{Clients, Held, Mesh},
-    common::{
-        daemon::{Daemon, Site},
-        faulty::{Control, MODULE, once, through, times},
-        plug_in::PlugIn,
-    },
     proc_status::{Usage, children},
     random::Random,
+};
+use testkit::{
+    daemon::{Daemon, Site},
+    faulty::{Control, MODULE, once, through, times},
+    plug_in::PlugIn,
 };
 
 const AGENTS: usize = 8;

@@ -14,10 +14,10 @@ use nix::{sys::signal::Signal, unistd::Pid};
 use crate::{
     books,
     clients::{Clients, Held, Mesh},
-    common::{daemon::Site, plug_in::PlugIn},
     proc_status::{children, lives},
     random::Random,
 };
+use testkit::{daemon::Site, plug_in::PlugIn};
 
 const KILLS: usize = 30;
 const AGENTS: usize = 8;

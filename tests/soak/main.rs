@@ -19,5 +19,3 @@ mod killed;
 mod proc_status;
 mod random;
 mod storm;
-
-use testkit as common;

@@ -8,14 +8,10 @@ use std::{fs, time::Duration};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{
-    books,
-    clients::Held,
-    common::{
-        daemon::{ISSUER, SERVER, Site},
-        plug_in::PlugIn,
-    },
-    proc_status::children,
+use crate::{books, clients::Held, proc_status::children};
+use testkit::{
+    daemon::{ISSUER, SERVER, Site},
+    plug_in::PlugIn,
 };
 
 /// What one connection may cost, in KiB, and what the work on many at once may cost besides.

@@ -13,10 +13,8 @@ use istio_hsm_ca::{
 };
 use nix::sys::signal::{Signal, kill};
 
-use super::{
-    common::faulty::{Control, MODULE, once, through, times, until},
-    harness::{Mill, PATIENCE, Site, hosts_of, is, pool},
-};
+use super::harness::{Mill, PATIENCE, Site, hosts_of, is, pool};
+use testkit::faulty::{Control, MODULE, once, through, times, until};
 
 /// A token that breaks on command.
 struct Faulty {

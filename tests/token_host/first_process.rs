@@ -18,10 +18,10 @@ use nix::{
 use token_host::protocol::{Request, VERSION};
 
 use super::{
-    common::{faulty::MODULE, softhsm::module_path},
     forged::Forger,
     harness::{PROGRAM, Site},
 };
+use testkit::{faulty::MODULE, softhsm::module_path};
 
 /// How long a call may take here.
 const CALL: Duration = Duration::from_secs(1);

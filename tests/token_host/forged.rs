@@ -18,10 +18,8 @@ use token_host::{
     protocol::{Frame, Kind, Reply, Request, Sign, Status, VERSION},
 };
 
-use super::{
-    common::faulty::{Control, MODULE, through},
-    harness::{MAX_VALIDITY, PATIENCE, PROGRAM, Site, soft_issuer, template},
-};
+use super::harness::{MAX_VALIDITY, PATIENCE, PROGRAM, Site, soft_issuer, template};
+use testkit::faulty::{Control, MODULE, through};
 
 /// Who has it may raise priorities; its number in capabilities(7).
 const CAP_SYS_NICE: u32 = 23;
@@ -310,7 +308,7 @@ fn a_host_shows_nothing_of_itself() {
     assert_eq!(owner, 0);
     for secret in ["environ", "cmdline"] {
         let text = std::fs::read(process.join(secret)).unwrap_or_default();
-        assert!(!String::from_utf8_lossy(&text).contains(super::common::softhsm::PIN), "{secret}");
+        assert!(!String::from_utf8_lossy(&text).contains(testkit::softhsm::PIN), "{secret}");
     }
     drop(forger);
     host.wait().unwrap();

@@ -28,7 +28,7 @@ use pki::{
 use process::clock;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData};
 
-use super::common::softhsm::Directory;
+use testkit::softhsm::Directory;
 
 /// The built program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_istio-hsm-ca-token-host");

@@ -15,5 +15,3 @@ mod several;
 mod signing;
 mod suite;
 mod supervised;
-
-use testkit as common;

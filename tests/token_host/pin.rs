@@ -14,12 +14,10 @@ use istio_hsm_ca::{
 };
 use nix::sys::signal::{Signal, kill};
 
-use super::{
-    common::{
-        faulty::{Control, MODULE, once, through},
-        softhsm::{PIN, module_path},
-    },
-    harness::{Mill, PATIENCE, Site, host_of, is, pool},
+use super::harness::{Mill, PATIENCE, Site, host_of, is, pool};
+use testkit::{
+    faulty::{Control, MODULE, once, through},
+    softhsm::{PIN, module_path},
 };
 
 /// OpenSC's module that notes every call and passes it on.

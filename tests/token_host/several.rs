@@ -12,10 +12,8 @@ use istio_hsm_ca::token_pool::{HostEndpoint, Phase, TokenSettings};
 use nix::sys::signal::{Signal, kill};
 use rcgen::KeyPair;
 
-use super::{
-    common::faulty::{Control, MODULE, once, through},
-    harness::{Ca, Mill, PATIENCE, Site, host_of, is, pool},
-};
+use super::harness::{Ca, Mill, PATIENCE, Site, host_of, is, pool};
+use testkit::faulty::{Control, MODULE, once, through};
 
 /// The site's token behind the module that breaks on command.
 fn faulty(site: &Site, name: &str, control: &Control) -> TokenSettings {

@@ -119,7 +119,7 @@ fn stage() -> Stage {
          max_validity = \"24h\"\ntrust_domains = [\"cluster.local\"]\ndns_names = [\"{SERVER}\"]\n\
          call_timeout = \"5s\"\n",
         super::harness::TOKEN,
-        super::common::softhsm::module_path().display(),
+        testkit::softhsm::module_path().display(),
         private.join("pin").display(),
         private.join("pin-refused"),
         bundle,
