@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::{
     auth::{Caller, Identity},
     policy::{Asked, Denied, Rules},
-    signer::{Class, Context, SignError, Signer},
+    signer::{Context, Priority, SignError, Signer},
     telemetry::{
         metrics::{self, Step},
         recent::Recent,
@@ -198,11 +198,11 @@ impl CertificateAuthority {
         self.limits.admit_names(&caller, grant.template())?;
         let tbs = Arc::new(Tbs::build(grant.template().clone(), issuer, Serial::random())?);
         timer.record(Step::Build);
-        let class = self.class(&caller);
+        let priority = self.priority(&caller);
         let intent = Intent { request_id: id.to_string(), time: now, caller: (&caller).into(), tbs };
         let recorded = self.log.record(intent).await?;
         timer.record(Step::Log);
-        let context = Context { request_id: id, deadline, class, avoid: Vec::new() };
+        let context = Context { request_id: id, deadline, priority, avoid: Vec::new() };
         self.sign(recorded, context, timer).await
     }
 
@@ -242,12 +242,12 @@ impl CertificateAuthority {
         }
     }
 
-    fn class(&self, caller: &Caller) -> Class {
+    fn priority(&self, caller: &Caller) -> Priority {
         match (caller.for_whom(), caller.identity()) {
-            (Some(id), _) if !self.first_class.contains(id) => Class::Bulk,
+            (Some(id), _) if !self.first_class.contains(id) => Priority::Normal,
             // istiod asks so for every workload.
-            (None, Identity::Requester { .. }) => Class::Bulk,
-            (Some(_) | None, _) => Class::First,
+            (None, Identity::Requester { .. }) => Priority::Normal,
+            (Some(_) | None, _) => Priority::High,
         }
     }
 }

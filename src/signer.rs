@@ -14,14 +14,14 @@ use pki::Tbs;
 /// A boxed future, since [`Signer`] is used as a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Which of the two queues a request waits in; never chosen by the caller.
+/// The queue priority of a request; never chosen by the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Class {
-    /// Workloads: the bulk, which ages so that it never starves.
+pub enum Priority {
+    /// Workloads. The queue ages, so they never starve.
     #[default]
-    Bulk,
+    Normal,
     /// istiod, gateways and the daemon itself, as configured.
-    First,
+    High,
 }
 
 /// How a signature is wanted.
@@ -32,7 +32,7 @@ pub struct Context {
     /// When nobody waits for it any more.
     pub deadline: Instant,
     /// Its queue.
-    pub class: Class,
+    pub priority: Priority,
     /// Tokens by name that have answered this request wrongly and are not asked again.
     pub avoid: Vec<Arc<str>>,
 }

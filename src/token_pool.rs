@@ -31,7 +31,7 @@ pub use health::{Phase, PoolHealth, TokenHealth};
 use job::{Job, Message};
 use state::Shared;
 
-use crate::signer::{BoxFuture, Class, Context, SignError, Signed, Signer, Source};
+use crate::signer::{BoxFuture, Context, Priority, SignError, Signed, Signer, Source};
 use ::token::call_metrics::Calls;
 use audit_log::Recorded;
 use pki::{Profile, PublicKey, Tbs};
@@ -224,7 +224,8 @@ impl Pool {
     /// # Errors
     /// As [`Signer::sign`]; [`SignError::Refused`] where the token has no log key.
     pub async fn sign_checkpoint(&self, message: &[u8], deadline: Instant) -> Result<CheckpointSignature, SignError> {
-        let context = Context { request_id: Arc::from("checkpoint"), deadline, class: Class::First, avoid: Vec::new() };
+        let context =
+            Context { request_id: Arc::from("checkpoint"), deadline, priority: Priority::High, avoid: Vec::new() };
         let signed = self.submit(Kind::Checkpoint, OWN_KEY, Message::Bytes(Arc::from(message)), &context).await?;
         let log_key = self.shared.log_key(&signed.source.token);
         Ok(CheckpointSignature { signed, log_key })

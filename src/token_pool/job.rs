@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::signer::{Class, Context, SignError, Signed};
+use crate::signer::{Context, Priority, SignError, Signed};
 use pki::Tbs;
 use token_host::protocol::{Fingerprint, Kind, Sign};
 
@@ -35,7 +35,7 @@ impl Message {
 pub(super) struct Job {
     pub(super) kind: Kind,
     pub(super) key: Fingerprint,
-    pub(super) class: Class,
+    pub(super) priority: Priority,
     pub(super) deadline: Instant,
     /// Since when no token has served such requests; set by the queue's sweeper.
     pub(super) unroutable_since: Option<Instant>,
@@ -59,7 +59,7 @@ impl Job {
         Self {
             kind,
             key,
-            class: context.class,
+            priority: context.priority,
             deadline: context.deadline,
             unroutable_since: None,
             avoid: context.avoid.clone(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{job::Job, state::Shared};
-use crate::signer::{Class, SignError};
+use crate::signer::{Priority, SignError};
 
 /// The interval at which abandoned requests are removed. It does not delay their callers, whose deadline is a timer in
 /// [`Pool`](super::Pool).
@@ -30,10 +30,10 @@ impl Queues {
         Self { bulk: VecDeque::new(), first: VecDeque::new(), limit, taken: 0 }
     }
 
-    fn of(&mut self, class: Class) -> &mut VecDeque<Job> {
-        match class {
-            Class::Bulk => &mut self.bulk,
-            Class::First => &mut self.first,
+    fn of(&mut self, priority: Priority) -> &mut VecDeque<Job> {
+        match priority {
+            Priority::Normal => &mut self.bulk,
+            Priority::High => &mut self.first,
         }
     }
 
@@ -45,7 +45,7 @@ impl Queues {
     /// Adds a request at the end of its queue.
     pub(super) fn push(&mut self, job: Job) -> Result<(), SignError> {
         let limit = self.limit;
-        let queue = self.of(job.class);
+        let queue = self.of(job.priority);
         if queue.len() >= limit {
             return Err(SignError::QueueFull);
         }
@@ -55,7 +55,7 @@ impl Queues {
 
     /// Puts a request that was in flight back at the front of its queue, regardless of the limit.
     pub(super) fn put_back(&mut self, job: Job) {
-        self.of(job.class).push_front(job);
+        self.of(job.priority).push_front(job);
     }
 
     /// Takes the next request for which `may` is true.
@@ -65,12 +65,12 @@ impl Queues {
         }
         self.taken = self.taken.wrapping_add(1);
         let order = if self.taken.is_multiple_of(BULK_SHARE) {
-            [Class::Bulk, Class::First]
+            [Priority::Normal, Priority::High]
         } else {
-            [Class::First, Class::Bulk]
+            [Priority::High, Priority::Normal]
         };
-        order.into_iter().find_map(|class| {
-            let queue = self.of(class);
+        order.into_iter().find_map(|priority| {
+            let queue = self.of(priority);
             let at = queue.iter().position(|job| !job.is_abandoned() && may(job))?;
             queue.remove(at)
         })
@@ -117,10 +117,10 @@ mod tests {
 
     type Answer = oneshot::Receiver<Result<crate::signer::Signed, SignError>>;
 
-    fn job(class: Class, id: &str) -> (Job, Answer) {
+    fn job(priority: Priority, id: &str) -> (Job, Answer) {
         let (reply, answer) = oneshot::channel();
         let deadline = Instant::now() + Duration::from_secs(1);
-        let context = Context { request_id: id.into(), deadline, class, avoid: Vec::new() };
+        let context = Context { request_id: id.into(), deadline, priority, avoid: Vec::new() };
         (Job::new(Kind::Leaf, [0; 32], Message::Bytes(Arc::from(&b"m"[..])), &context, reply), answer)
     }
 
@@ -133,8 +133,8 @@ mod tests {
         let mut queues = Queues::new(100);
         let mut answers = Vec::new();
         for i in 0..8 {
-            for (class, name) in [(Class::Bulk, "b"), (Class::First, "f")] {
-                let (job, answer) = job(class, &format!("{name}{i}"));
+            for (priority, name) in [(Priority::Normal, "b"), (Priority::High, "f")] {
+                let (job, answer) = job(priority, &format!("{name}{i}"));
                 queues.push(job).unwrap();
                 answers.push(answer);
             }
@@ -148,16 +148,16 @@ mod tests {
     fn each_queue_has_its_own_limit() {
         let mut queues = Queues::new(2);
         let mut answers = Vec::new();
-        for (class, good) in [
-            (Class::Bulk, true),
-            (Class::Bulk, true),
-            (Class::Bulk, false),
-            (Class::First, true),
-            (Class::First, true),
-            (Class::First, false),
+        for (priority, good) in [
+            (Priority::Normal, true),
+            (Priority::Normal, true),
+            (Priority::Normal, false),
+            (Priority::High, true),
+            (Priority::High, true),
+            (Priority::High, false),
         ] {
-            let (job, answer) = job(class, "x");
-            assert_eq!(queues.push(job).is_ok(), good, "{class:?}");
+            let (job, answer) = job(priority, "x");
+            assert_eq!(queues.push(job).is_ok(), good, "{priority:?}");
             answers.push(answer);
         }
     }
@@ -165,9 +165,9 @@ mod tests {
     #[test]
     fn sweep_removes_abandoned_and_refused_requests() {
         let mut queues = Queues::new(10);
-        let (kept, _kept_answer) = job(Class::Bulk, "kept");
-        let (gone, gone_answer) = job(Class::Bulk, "gone");
-        let (late, mut late_answer) = job(Class::First, "late");
+        let (kept, _kept_answer) = job(Priority::Normal, "kept");
+        let (gone, gone_answer) = job(Priority::Normal, "gone");
+        let (late, mut late_answer) = job(Priority::High, "late");
         for job in [kept, gone, late] {
             queues.push(job).unwrap();
         }
@@ -181,8 +181,8 @@ mod tests {
     #[test]
     fn request_put_back_goes_before_all_others() {
         let mut queues = Queues::new(1);
-        let (waiting, _a) = job(Class::Bulk, "waiting");
-        let (back, _b) = job(Class::Bulk, "back");
+        let (waiting, _a) = job(Priority::Normal, "waiting");
+        let (back, _b) = job(Priority::Normal, "back");
         queues.push(waiting).unwrap();
         queues.put_back(back);
         assert_eq!(id(&queues.take(|_| true).unwrap()), "back");

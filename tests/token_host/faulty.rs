@@ -106,7 +106,7 @@ async fn no_wrong_signature_leaves() {
     faulty.breaks("C_Sign wrong");
     let recorded = faulty.mill.recorded().await;
     for _ in 0..3 {
-        let signed = faulty.mill.sign(&recorded, istio_hsm_ca::signer::Class::Bulk, PATIENCE).await.unwrap();
+        let signed = faulty.mill.sign(&recorded, istio_hsm_ca::signer::Priority::Normal, PATIENCE).await.unwrap();
         let issued = pki::Issued::assemble(Arc::clone(recorded.value()), &signed.signature);
         assert!(issued.is_err());
         faulty.pool().verdict(&signed.source, false);
@@ -146,25 +146,25 @@ async fn a_full_queue_refuses_at_once_and_the_rest_is_served() {
     let faulty = Faulty::new("faulty-full", |settings| settings.queue = QUEUE).await;
     faulty.breaks("C_Sign delay=10");
     let recorded = faulty.mill.recorded().await;
-    let sign = || faulty.mill.sign(&recorded, istio_hsm_ca::signer::Class::Bulk, PATIENCE);
+    let sign = || faulty.mill.sign(&recorded, istio_hsm_ca::signer::Priority::Normal, PATIENCE);
     let answers = futures_util::future::join_all((0..200).map(|_| sign())).await;
     let full = answers.iter().filter(|answer| matches!(answer, Err(SignError::QueueFull))).count();
     let signed = answers.iter().filter(|answer| answer.is_ok()).count();
     assert_eq!(full + signed, 200, "{:?}", answers.iter().find(|answer| answer.is_err()));
     // Two sessions' windows, the queue, and what was signed while the others came.
     assert!((QUEUE + 64..QUEUE + 100).contains(&signed), "{signed}");
-    // The other class has a queue of its own.
+    // The other priority has a queue of its own.
     let (mut bulk, mut first) = (Vec::new(), Vec::new());
     for _ in 0..120 {
         bulk.push(sign());
-        first.push(faulty.mill.sign(&recorded, istio_hsm_ca::signer::Class::First, PATIENCE));
+        first.push(faulty.mill.sign(&recorded, istio_hsm_ca::signer::Priority::High, PATIENCE));
     }
     let (bulk, first) = tokio::join!(futures_util::future::join_all(bulk), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         futures_util::future::join_all(first.into_iter().take(QUEUE)).await
     });
     assert!(bulk.iter().any(|answer| matches!(answer, Err(SignError::QueueFull))));
-    assert!(first.iter().all(Result::is_ok), "the bulk filled the first class's queue");
+    assert!(first.iter().all(Result::is_ok), "the bulk filled the first priority's queue");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -273,13 +273,13 @@ async fn a_session_is_dropped_after_any_failed_signature() {
     .await;
     let session = async || {
         let recorded = faulty.mill.recorded().await;
-        let signed = faulty.mill.sign(&recorded, istio_hsm_ca::signer::Class::Bulk, PATIENCE).await.unwrap();
+        let signed = faulty.mill.sign(&recorded, istio_hsm_ca::signer::Priority::Normal, PATIENCE).await.unwrap();
         faulty.pool().verdict(&signed.source, true);
         signed.source.session
     };
     let mut before = session().await;
     assert_eq!(before, session().await, "and one that works stays");
-    // One code of each class that does not end the host.
+    // One code of each priority that does not end the host.
     for code in [0x6, 0x21, 0x31, 0x70, 0x90, 0x101] {
         for function in ["C_Sign", "C_SignInit"] {
             faulty.breaks(&format!("{function} return=0x{code:x} {}", once()));
@@ -300,7 +300,7 @@ async fn a_token_that_comes_back_signs_its_canary_and_then_one_request_until_tha
         signed.into_iter().map(|(key, _)| key == id).collect::<Vec<_>>()
     };
     let recorded = faulty.mill.recorded().await;
-    let sign = || faulty.mill.sign(&recorded, istio_hsm_ca::signer::Class::Bulk, PATIENCE);
+    let sign = || faulty.mill.sign(&recorded, istio_hsm_ca::signer::Priority::Normal, PATIENCE);
     // In the host that is there: the request fails twice, and is what is let through.
     let mark = faulty.control.mark();
     faulty.breaks(&format!("C_Sign return=0x31 {}", times(2)));

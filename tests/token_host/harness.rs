@@ -16,7 +16,7 @@ use std::{
 use audit_log::{Intent, Log, Outcome, Recorded};
 use istio_hsm_ca::{
     auth::{Caller, InternalCaller},
-    signer::{Class, Context, SignError, Signed, Signer},
+    signer::{Context, Priority, SignError, Signed, Signer},
     token_pool::{HostEndpoint, Phase, Pool, PoolHealth, Settings, Snapshot, TokenSettings},
 };
 use pki::{
@@ -226,17 +226,22 @@ impl Mill {
         self.log.record(intent).await.unwrap()
     }
 
-    pub async fn sign(&self, tbs: &Recorded<Arc<Tbs>>, class: Class, within: Duration) -> Result<Signed, SignError> {
+    pub async fn sign(
+        &self,
+        tbs: &Recorded<Arc<Tbs>>,
+        priority: Priority,
+        within: Duration,
+    ) -> Result<Signed, SignError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let request_id = format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed)).into();
-        let context = Context { request_id, deadline: Instant::now() + within, class, avoid: Vec::new() };
+        let context = Context { request_id, deadline: Instant::now() + within, priority, avoid: Vec::new() };
         self.pool.sign(tbs, &context).await
     }
 
     /// A certificate, from the record to the verdict.
     pub async fn issue_within(&self, within: Duration) -> Result<Issued, SignError> {
         let recorded = self.recorded().await;
-        let signed = self.sign(&recorded, Class::Bulk, within).await?;
+        let signed = self.sign(&recorded, Priority::Normal, within).await?;
         let issued = Issued::assemble(Arc::clone(recorded.value()), &signed.signature);
         self.pool.verdict(&signed.source, issued.is_ok());
         let token = signed.source.token.to_string();

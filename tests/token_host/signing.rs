@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use istio_hsm_ca::{
-    signer::{Class, SignError, Signer},
+    signer::{Priority, SignError, Signer},
     token_pool::Phase,
 };
 use pki::PublicKey;
@@ -60,7 +60,7 @@ async fn rsa_with_two_sessions() {
     let mut sessions = std::collections::BTreeSet::new();
     let recorded = mill.recorded().await;
     let signatures =
-        futures_util::future::join_all((0..100).map(|_| mill.sign(&recorded, Class::Bulk, PATIENCE))).await;
+        futures_util::future::join_all((0..100).map(|_| mill.sign(&recorded, Priority::Normal, PATIENCE))).await;
     for signed in signatures {
         sessions.insert(signed.unwrap().source.session);
     }
@@ -74,7 +74,7 @@ async fn an_expired_request_never_reaches_the_token() {
     let mill = Mill::proven(pool(vec![site.token("expired")]), &site.issuer).await;
     mill.issue().await.unwrap();
     let recorded = mill.recorded().await;
-    let answer = mill.sign(&recorded, Class::First, Duration::ZERO).await;
+    let answer = mill.sign(&recorded, Priority::High, Duration::ZERO).await;
     assert_eq!(answer.unwrap_err(), SignError::Deadline);
     assert_eq!(mill.snapshot(0).signed, 1);
     mill.end().await;
@@ -88,11 +88,11 @@ async fn a_wrong_signature_costs_its_session_and_repeated_ones_the_host() {
     let recorded = mill.recorded().await;
     let mut sessions = Vec::new();
     for _ in 0..2 {
-        let signed = mill.sign(&recorded, Class::Bulk, PATIENCE).await.unwrap();
+        let signed = mill.sign(&recorded, Priority::Normal, PATIENCE).await.unwrap();
         mill.pool.verdict(&signed.source, false);
         sessions.push(signed.source.session);
     }
-    let last = mill.sign(&recorded, Class::Bulk, PATIENCE).await.unwrap();
+    let last = mill.sign(&recorded, Priority::Normal, PATIENCE).await.unwrap();
     assert!(sessions[0] != sessions[1] && !sessions.contains(&last.source.session), "{sessions:?}");
     mill.pool.verdict(&last.source, false);
     mill.issue().await.unwrap();

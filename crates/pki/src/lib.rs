@@ -3,7 +3,7 @@
 mod algorithm;
 pub mod bundle;
 pub mod csr;
-pub mod held;
+pub mod existing;
 pub mod identity;
 pub mod key;
 pub mod lint;

@@ -5,15 +5,15 @@
 //! Unix socket to listen on. It never touches the network, Kubernetes or the log, and signs a closed list of things
 //! ([`Kind`](protocol::Kind)) under its own limits. Started through [`main`].
 
+mod acceptor;
 mod command;
-mod door;
 mod ending;
 mod isolation;
+mod login;
 mod policy;
 pub mod protocol;
 mod serve;
 mod settings;
-mod vault;
 mod watchdog;
 
 use std::{
@@ -28,14 +28,14 @@ use std::{
     time::Duration,
 };
 
+use acceptor::Acceptor;
 pub use command::main;
-use door::Door;
 use ending::Ending;
+use login::LoginContext;
 use process::error::chain;
 use protocol::{Fault, Recovery};
 use serve::{Connection, Served};
 pub use settings::{DEFAULT_CALL_TIMEOUT, Settings};
-use vault::Vault;
 use watchdog::Watchdog;
 
 /// What every canary message begins with: no certificate, checkpoint or other signed thing does.
@@ -163,16 +163,16 @@ pub fn run_child(name: &str) -> Result<(), HostError> {
     };
     let watchdog = Watchdog::start(settings.threads(), settings.call_timeout).map_err(system("start its watchdog"))?;
     watchdog.watch_socket(Some(connection.socket().map_err(system("use its socket"))?));
-    let vault = match Vault::open(name, settings, &watchdog) {
-        Ok(vault) => vault,
+    let login = match LoginContext::open(name, settings, &watchdog) {
+        Ok(login) => login,
         Err(fault) => {
             let text = fault.text.clone();
             connection.give_up(hello.correlation, fault);
             return Err(HostError::Unable(text));
         }
     };
-    let served = connection.serve(hello.correlation, &vault);
-    vault.close();
+    let served = connection.serve(hello.correlation, &login);
+    login.close();
     match served {
         Served::HungUp => Ok(()),
         Served::Broken(reason) => Err(HostError::Token(reason)),
@@ -193,10 +193,11 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
     let settings = &supervised.settings;
     let watchdog = Watchdog::start(settings.threads(), settings.call_timeout).map_err(system("start its watchdog"))?;
     let name = supervised.socket.display().to_string();
-    let door = Door::open(listener, supervised.uids.clone()).map_err(system("start the thread at its socket"))?;
-    let mut vault: Option<Vault> = None;
+    let acceptor =
+        Acceptor::open(listener, supervised.uids.clone()).map_err(system("start the thread at its socket"))?;
+    let mut login: Option<LoginContext> = None;
     while !ending.begun() {
-        let socket = match door.next() {
+        let socket = match acceptor.next() {
             Ok(socket) => socket,
             Err(_) if ending.begun() => break,
             Err(error) => return Err(system("accept a connection")(error)),
@@ -210,9 +211,9 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
                 continue;
             }
         };
-        let open = match vault.take() {
+        let open = match login.take() {
             Some(open) => open,
-            None => match Vault::open(&name, settings.clone(), &watchdog) {
+            None => match LoginContext::open(&name, settings.clone(), &watchdog) {
                 Ok(open) => open,
                 Err(fault) => {
                     tracing::error!(reason = fault.text, "the token cannot be used");
@@ -233,11 +234,11 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
         ending.serving(None);
         watchdog.watch_socket(None);
         match served {
-            Served::HungUp => vault = Some(open),
+            Served::HungUp => login = Some(open),
             Served::Broken(reason) => return Err(HostError::Token(reason)),
         }
     }
-    if let Some(open) = vault {
+    if let Some(open) = login {
         open.close();
     }
     Ok(())

@@ -19,8 +19,9 @@ use outbox::Outbox;
 use queue::{Queue, Queued};
 
 use super::{
-    HostError, share,
-    vault::{Vault, Worker, last_word},
+    HostError,
+    login::{LoginContext, Worker, last_word},
+    share,
 };
 use crate::protocol::{Fault, ProtocolError, Recovery, Reply, Request};
 
@@ -105,21 +106,21 @@ impl Connection {
     }
 
     /// Answers the hello, and serves until one side ends the connection.
-    pub(super) fn serve(mut self, hello: u64, vault: &Vault) -> Served {
+    pub(super) fn serve(mut self, hello: u64, login: &LoginContext) -> Served {
         let sessions: Vec<_> =
-            (1..=vault.session_count()).map(|thread| Mutex::new(Worker::new(vault, thread))).collect();
+            (1..=login.session_count()).map(|thread| Mutex::new(Worker::new(login, thread))).collect();
         let first = lock(&sessions[0]).touch();
         // Tokens hide private objects before login, and only the first call shows that the login is lost.
-        if let Err(fault) = first.and_then(|()| vault.look_for_own_keys()) {
+        if let Err(fault) = first.and_then(|()| login.look_for_own_keys()) {
             let text = fault.text.clone();
             let broken = is_broken(&fault);
             self.give_up(hello, fault);
             return if broken { Served::Broken(text) } else { Served::HungUp };
         }
-        self.send(&[(hello, Reply::Status(Box::new(vault.status())))]);
+        self.send(&[(hello, Reply::Status(Box::new(login.status())))]);
         let Ok(writer) = self.socket.try_clone() else { return Served::HungUp };
         let service = Service {
-            vault,
+            login,
             queue: Queue::new(QUEUE_PER_SESSION * sessions.len()),
             sessions,
             writer: Mutex::new(writer),
@@ -150,7 +151,7 @@ impl Connection {
 
 /// What the threads of a connection share.
 struct Service<'a> {
-    vault: &'a Vault,
+    login: &'a LoginContext,
     queue: Queue,
     /// One for each session thread. Others lock it only to keep an idle session alive.
     sessions: Vec<Mutex<Worker<'a>>>,
@@ -165,7 +166,7 @@ impl Service<'_> {
         while let Some((frame, read_at)) = inbox.next(None)? {
             match Request::decode(&frame)? {
                 Request::Cancel { correlation } => self.queue.cancel(correlation),
-                Request::Discard { session } => self.vault.discard(session),
+                Request::Discard { session } => self.login.discard(session),
                 Request::Hello { .. } | Request::Open { .. } | Request::Ping | Request::Sign(_) => {
                     self.queue.push(Queued { frame, read_at, cancelled: false });
                 }
@@ -200,7 +201,7 @@ impl Service<'_> {
             };
             let Some(next) = next else { return Ok(()) };
             // A token may have no room for this session while the others work.
-            if !lock(&self.sessions[index]).has_session() && self.vault.live.load(Ordering::Relaxed) > 0 {
+            if !lock(&self.sessions[index]).has_session() && self.login.live.load(Ordering::Relaxed) > 0 {
                 self.queue.put_back(next);
                 outbox.flush()?;
                 if self.queue.closes_within(NO_SESSION_INTERVAL) {

@@ -10,7 +10,7 @@ use super::{
     super::secret::{Content, MANAGED_BY, Secret, Value},
     DesiredSecret,
 };
-use pki::{Issued, Issuer, held::Held, private_key::PrivateKey, profile::CLOCK_SKEW};
+use pki::{Issued, Issuer, existing::ExistingCertificate, private_key::PrivateKey, profile::CLOCK_SKEW};
 
 /// Names of the values, and the type of the Secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub(super) fn content<'a>(
 /// How the content differs from the desired one.
 pub(super) fn check(secret: &Secret, desired: &DesiredSecret, issuer: &Issuer) -> Result<SystemTime, String> {
     let [chain, key, _] = desired.layout.keys();
-    let held = Held::read(secret.value(chain), issuer).map_err(|error| error.to_string())?;
+    let held = ExistingCertificate::read(secret.value(chain), issuer).map_err(|error| error.to_string())?;
     let block = pki::pem::blocks(secret.value(chain)).map_err(|error| error.to_string())?.into_iter().next();
     let certificate = block.map(|block| pki::pem::encode("CERTIFICATE", &block.der)).unwrap_or_default();
     let public = desired.layout.public(&certificate, issuer);
@@ -203,6 +203,6 @@ mod tests {
         let renamed = DesiredSecret { names: leaf(&["DNS:other.svc"]).names, ..desired.clone() };
         assert_eq!(check(&secret, &renamed, &ca.issuer).unwrap_err(), "its certificate has other names");
         let new_ca = SoftCa::new(&P384).issuer;
-        assert_eq!(check(&secret, &desired, &new_ca).unwrap_err(), "its certificate is not of the CA in use");
+        assert_eq!(check(&secret, &desired, &new_ca).unwrap_err(), "its certificate was issued by another CA");
     }
 }

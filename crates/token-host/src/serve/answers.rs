@@ -7,9 +7,9 @@ use std::{
 
 use super::{Queued, Service, is_broken, lock};
 use crate::{
+    login::Worker,
     policy,
     protocol::{Fault, Fingerprint, Kind, Reply, Request, Sign},
-    vault::Worker,
 };
 use pki::PublicKey;
 
@@ -21,7 +21,7 @@ impl Service<'_> {
             Request::Hello { .. } => Reply::Refused { reason: "the hello was already answered".to_owned() },
             Request::Open { key } => self.open(&mut lock(&self.sessions[index]), key),
             Request::Ping => match self.exercise(index) {
-                Ok(()) => Reply::Status(Box::new(self.vault.status())),
+                Ok(()) => Reply::Status(Box::new(self.login.status())),
                 Err(fault) => Reply::Fault(fault),
             },
             Request::Sign(sign) => self.sign(index, sign, frame),
@@ -33,7 +33,7 @@ impl Service<'_> {
     fn exercise(&self, index: usize) -> Result<(), Fault> {
         lock(&self.sessions[index]).exercise()?;
         // They may have been created after the start; a token without them is asked at each keep-alive.
-        if let Err(fault) = self.vault.look_for_own_keys() {
+        if let Err(fault) = self.login.look_for_own_keys() {
             tracing::warn!(reason = fault.text, "the host's own keys cannot be looked up");
         }
         for session in &self.sessions {
@@ -59,8 +59,8 @@ impl Service<'_> {
 
     fn open(&self, worker: &mut Worker<'_>, key: &Fingerprint) -> Reply {
         // Where the bundle cannot be read, the earlier certificates remain valid.
-        let read = self.vault.reread();
-        let certificates = self.vault.certificates();
+        let read = self.login.reread();
+        let certificates = self.login.certificates();
         match (certificates.iter().find(|ca| ca.fingerprint == *key), read) {
             (None, Err(fault)) => Reply::Fault(fault),
             (None, Ok(())) => {
@@ -74,7 +74,7 @@ impl Service<'_> {
     }
 
     fn sign(&self, index: usize, sign: &Sign<'_>, frame: &Queued) -> Reply {
-        let counters = &self.vault.counters;
+        let counters = &self.login.counters;
         // The only check of the deadline on this side of the connection.
         let deadline = frame.read_at + Duration::from_millis(sign.deadline_ms.into());
         if frame.cancelled || Instant::now() >= deadline {
@@ -96,7 +96,7 @@ impl Service<'_> {
         let mut session = lock(&self.sessions[index]);
         match session.sign(sign.kind, &key, fingerprint, sign.message, deadline) {
             Ok(signature) => {
-                self.vault.count_signed(fingerprint, sign.kind);
+                self.login.count_signed(fingerprint, sign.kind);
                 tracing::debug!(request_id = sign.request_id, kind = ?sign.kind, "signed");
                 Reply::Signed { session: signature.session, signature: signature.bytes }
             }
@@ -112,18 +112,18 @@ impl Service<'_> {
         match sign.kind {
             Kind::Canary => {
                 policy::canary(sign.message).map_err(|error| error.to_string())?;
-                self.vault.canary_key().cloned().ok_or_else(|| "the token holds no canary key".to_owned())
+                self.login.canary_key().cloned().ok_or_else(|| "the token holds no canary key".to_owned())
             }
             Kind::Checkpoint => {
                 policy::checkpoint(sign.message).map_err(|error| error.to_string())?;
-                self.vault.log_key().cloned().ok_or_else(|| "the token holds no log key".to_owned())
+                self.login.log_key().cloned().ok_or_else(|| "the token holds no log key".to_owned())
             }
             Kind::Intermediate | Kind::Leaf => {
                 let mut reason = "the host's own bundle holds no CA certificate with this key".to_owned();
                 let now = process::clock::now();
                 // A renewed CA certificate has the key of the old one.
-                for ca in self.vault.certificates().iter().filter(|ca| ca.fingerprint == sign.key) {
-                    match self.vault.rules.certificate(sign.kind, sign.message, &ca.ca.as_ca(), now) {
+                for ca in self.login.certificates().iter().filter(|ca| ca.fingerprint == sign.key) {
+                    match self.login.rules.certificate(sign.kind, sign.message, &ca.ca.as_ca(), now) {
                         Ok(()) => return Ok(ca.key.clone()),
                         Err(refusal) => reason = refusal.to_string(),
                     }

@@ -1,4 +1,4 @@
-//! The door of a supervised host: looks at who connects, lets one daemon in at a time, and tells another one why not.
+//! Accepts connections for a supervised host: checks the peer, serves one daemon at a time and rejects others with a reason.
 //!
 //! A thread of its own, so that the second daemon has its answer at once instead of waiting for the first one's end.
 //! It never touches the token.
@@ -26,18 +26,18 @@ const HELLO: Duration = Duration::from_millis(500);
 const TAKEN: &str = "the token host serves another daemon; start a token host of its own for each daemon";
 
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct Acceptor {
     taken: Arc<AtomicBool>,
     admitted: mpsc::Receiver<io::Result<UnixStream>>,
 }
 
-impl Door {
+impl Acceptor {
     /// Admits daemons of this process's user and of those listed.
     pub(super) fn open(listener: UnixListener, uids: Vec<u32>) -> io::Result<Self> {
         let (admit, admitted) = mpsc::channel();
         let taken = Arc::new(AtomicBool::new(false));
         let occupied = Arc::clone(&taken);
-        std::thread::Builder::new().name("door".to_owned()).spawn(move || {
+        std::thread::Builder::new().name("acceptor".to_owned()).spawn(move || {
             loop {
                 let connection =
                     listener.accept().and_then(|(socket, _)| known(&socket, &uids).map(|known| (socket, known)));

@@ -9,7 +9,7 @@ use std::{
 
 use cryptoki::{object::ObjectHandle, session::Session};
 
-use super::{Vault, call_fault, fault_of, key_fault, sign_fault};
+use super::{LoginContext, call_fault, fault_of, key_fault, sign_fault};
 use crate::{
     canary_message,
     protocol::{Fault, Fingerprint, Kind, Recovery},
@@ -36,9 +36,9 @@ struct Open {
     handles: HashMap<Fingerprint, ObjectHandle>,
 }
 
-/// A thread's own part of the vault.
+/// A thread's own part of the login.
 pub(in super::super) struct Worker<'a> {
-    vault: &'a Vault,
+    login: &'a LoginContext,
     thread: usize,
     open: Option<Open>,
     /// Whether the token has signed with it since it was last asked.
@@ -46,8 +46,8 @@ pub(in super::super) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub(in super::super) fn new(vault: &'a Vault, thread: usize) -> Self {
-        Self { vault, thread, open: None, used: false }
+    pub(in super::super) fn new(login: &'a LoginContext, thread: usize) -> Self {
+        Self { login, thread, open: None, used: false }
     }
 
     /// Whether it has a session, after an attempt to open one.
@@ -64,7 +64,7 @@ impl<'a> Worker<'a> {
         message: &[u8],
         deadline: Instant,
     ) -> Result<Signature, Fault> {
-        let login = self.vault.login_number();
+        let login = self.login.login_number();
         let first = match self.attempt(kind, key, fingerprint, message) {
             Ok(signature) => return Ok(signature),
             Err(fault) => fault,
@@ -101,11 +101,11 @@ impl<'a> Worker<'a> {
             // objects without a login, so a lost login may look like a lost key.
             Recovery::FixKey | Recovery::Ignore | Recovery::NewSession | Recovery::RejectRequest => {
                 match self.session_info() {
-                    Err(lost) if lost.recovery == Recovery::Relogin => self.vault.login(self.thread, login),
+                    Err(lost) if lost.recovery == Recovery::Relogin => self.login.login(self.thread, login),
                     Ok(()) | Err(_) => Ok(()),
                 }
             }
-            Recovery::Relogin => self.vault.login(self.thread, login),
+            Recovery::Relogin => self.login.login(self.thread, login),
             Recovery::Retry => {
                 std::thread::sleep(BUSY_PAUSE.min(deadline.saturating_duration_since(Instant::now())));
                 Ok(())
@@ -122,9 +122,9 @@ impl<'a> Worker<'a> {
         message: &[u8],
     ) -> Result<Signature, Fault> {
         let handle = self.handle(kind, key, fingerprint)?;
-        let (vault, thread) = (self.vault, self.thread);
+        let (login, thread) = (self.login, self.thread);
         let open = self.ensure()?;
-        let _call = vault.watchdog.call(thread);
+        let _call = login.watchdog.call(thread);
         match mechanism::sign(&open.session, handle, key, message) {
             Ok(bytes) => {
                 let session = open.number;
@@ -137,7 +137,7 @@ impl<'a> Worker<'a> {
 
     /// Whether a CA key is in the token, fit to sign, and the one of its certificate.
     pub(in super::super) fn look_up(&mut self, key: &PublicKey) -> Result<(), Fault> {
-        let login = self.vault.login_number();
+        let login = self.login.login_number();
         let result = self.find_ca_key(key);
         match result {
             Err(fault) if matches!(fault.recovery, Recovery::NewSession | Recovery::Relogin | Recovery::Retry) => {
@@ -149,7 +149,7 @@ impl<'a> Worker<'a> {
             // Asked for again each second while a key is missing: the session stays.
             Err(fault) if fault.recovery == Recovery::FixKey => match self.session_info() {
                 Err(lost) if lost.recovery == Recovery::Relogin => {
-                    self.vault.login(self.thread, login)?;
+                    self.login.login(self.thread, login)?;
                     self.find_ca_key(key)
                 }
                 Ok(()) | Err(_) => Err(fault),
@@ -159,9 +159,9 @@ impl<'a> Worker<'a> {
     }
 
     fn find_ca_key(&mut self, key: &PublicKey) -> Result<(), Fault> {
-        let (vault, thread) = (self.vault, self.thread);
+        let (login, thread) = (self.login, self.thread);
         let open = self.ensure()?;
-        let _call = vault.watchdog.call(thread);
+        let _call = login.watchdog.call(thread);
         let handle = key::find_private_key(&open.session, key).map_err(|error| key_fault(&error))?;
         // A public key object proves nothing, but one that differs is a mistake that need not wait for a signature.
         let session = &open.session;
@@ -188,16 +188,16 @@ impl<'a> Worker<'a> {
     /// C_GetSessionInfo without contacting the token. Without a canary key, C_GetSessionInfo must do.
     pub(in super::super) fn exercise(&mut self) -> Result<(), Fault> {
         self.touch()?;
-        let Some(key) = self.vault.canary_key().cloned() else { return Ok(()) };
+        let Some(key) = self.login.canary_key().cloned() else { return Ok(()) };
         let fingerprint = key.fingerprint();
         self.sign(Kind::Canary, &key, fingerprint, &canary_message(), Instant::now() + BUSY_PAUSE * 2)?;
-        self.vault.count_signed(fingerprint, Kind::Canary);
+        self.login.count_signed(fingerprint, Kind::Canary);
         Ok(())
     }
 
     /// Asks the token about the session, and recovers it if it is gone.
     pub(in super::super) fn touch(&mut self) -> Result<(), Fault> {
-        let login = self.vault.login_number();
+        let login = self.login.login_number();
         let Err(fault) = self.session_info() else { return Ok(()) };
         self.drop_session();
         self.escalate(&fault, login, Instant::now() + BUSY_PAUSE * 2)?;
@@ -206,9 +206,9 @@ impl<'a> Worker<'a> {
 
     fn session_info(&mut self) -> Result<(), Fault> {
         use cryptoki::session::SessionState;
-        let (vault, thread) = (self.vault, self.thread);
+        let (login, thread) = (self.login, self.thread);
         let open = self.ensure()?;
-        let _call = vault.watchdog.call(thread);
+        let _call = login.watchdog.call(thread);
         let info = calls::call(calls::Function::GetSessionInfo, || open.session.get_session_info())
             .map_err(|error| call_fault(&error.into(), "C_GetSessionInfo"))?;
         match info.session_state() {
@@ -218,12 +218,12 @@ impl<'a> Worker<'a> {
     }
 
     fn handle(&mut self, kind: Kind, key: &PublicKey, fingerprint: Fingerprint) -> Result<ObjectHandle, Fault> {
-        let (vault, thread) = (self.vault, self.thread);
+        let (login, thread) = (self.login, self.thread);
         let open = self.ensure()?;
         if let Some(handle) = open.handles.get(&fingerprint) {
             return Ok(*handle);
         }
-        let _call = vault.watchdog.call(thread);
+        let _call = login.watchdog.call(thread);
         let own = |label| key::find_by_label(&open.session, label);
         let handle = match kind {
             Kind::Intermediate | Kind::Leaf => key::find_private_key(&open.session, key),
@@ -236,15 +236,15 @@ impl<'a> Worker<'a> {
     }
 
     fn ensure(&mut self) -> Result<&mut Open, Fault> {
-        if self.open.as_ref().is_some_and(|open| self.vault.is_discarded(open.number)) {
+        if self.open.as_ref().is_some_and(|open| self.login.is_discarded(open.number)) {
             tracing::warn!(thread = self.thread, "a session that made a wrong signature is dropped");
             self.drop_session();
         }
         match &mut self.open {
             Some(open) => Ok(open),
             empty @ None => {
-                let (session, number) = self.vault.session(self.thread)?;
-                self.vault.live.fetch_add(1, Ordering::Relaxed);
+                let (session, number) = self.login.session(self.thread)?;
+                self.login.live.fetch_add(1, Ordering::Relaxed);
                 Ok(empty.insert(Open { session, number, handles: HashMap::new() }))
             }
         }
@@ -252,9 +252,9 @@ impl<'a> Worker<'a> {
 
     fn drop_session(&mut self) {
         if let Some(open) = self.open.take() {
-            self.vault.live.fetch_sub(1, Ordering::Relaxed);
-            self.vault.counters.reopened.fetch_add(1, Ordering::Relaxed);
-            let _call = self.vault.watchdog.call(self.thread);
+            self.login.live.fetch_sub(1, Ordering::Relaxed);
+            self.login.counters.reopened.fetch_add(1, Ordering::Relaxed);
+            let _call = self.login.watchdog.call(self.thread);
             close(open);
         }
     }
@@ -263,8 +263,8 @@ impl<'a> Worker<'a> {
 impl Drop for Worker<'_> {
     fn drop(&mut self) {
         if let Some(open) = self.open.take() {
-            self.vault.live.fetch_sub(1, Ordering::Relaxed);
-            let _call = self.vault.watchdog.call(self.thread);
+            self.login.live.fetch_sub(1, Ordering::Relaxed);
+            let _call = self.login.watchdog.call(self.thread);
             close(open);
         }
     }

@@ -56,7 +56,7 @@ pub(super) struct Counters {
 
 /// A token that is open and logged in.
 #[derive(Debug)]
-pub(super) struct Vault {
+pub(super) struct LoginContext {
     pub(super) rules: Rules,
     pub(super) watchdog: Arc<Watchdog>,
     pub(super) counters: Counters,
@@ -75,7 +75,7 @@ pub(super) struct Vault {
     own_keys: OwnKeys,
 }
 
-/// The watchdog's place of the thread that opens the vault.
+/// The watchdog's place of the thread that opens the login.
 const MAIN_THREAD: usize = 0;
 
 /// Most CA certificates that are known at once, earlier ones included, unless more are configured.
@@ -84,7 +84,7 @@ const CERTIFICATES_MOST: usize = 8;
 /// Most sessions that are remembered as to be dropped: more than a host ever has.
 const DISCARDED_MOST: usize = 256;
 
-impl Vault {
+impl LoginContext {
     /// Loads the module, finds the token, logs in and looks around.
     pub(super) fn open(name: &str, settings: Settings, watchdog: &Arc<Watchdog>) -> Result<Self, Fault> {
         let uri: TokenUri = settings.uri.parse().map_err(|error: token::uri::UriError| setting(&error))?;
@@ -110,7 +110,7 @@ impl Vault {
             ip_addresses: settings.ip_addresses.clone(),
             allow_intermediate: settings.allow_intermediate,
         };
-        let vault = Self {
+        let login = Self {
             rules,
             watchdog: Arc::clone(watchdog),
             counters: Counters::default(),
@@ -126,10 +126,10 @@ impl Vault {
             discarded: Mutex::new(Vec::new()),
             own_keys: OwnKeys::default(),
         };
-        vault.login(MAIN_THREAD, 0)?;
-        vault.look_for_own_keys()?;
-        tracing::info!(name, token = vault.token.info().label, "the token host is logged in");
-        Ok(vault)
+        login.login(MAIN_THREAD, 0)?;
+        login.look_for_own_keys()?;
+        tracing::info!(name, token = login.token.info().label, "the token host is logged in");
+        Ok(login)
     }
 
     /// Closes the library; all workers must be gone.

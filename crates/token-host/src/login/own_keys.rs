@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use super::{Fault, MAIN_THREAD, Vault, chain, key_fault, lock};
+use super::{Fault, LoginContext, MAIN_THREAD, chain, key_fault, lock};
 use pki::PublicKey;
 use token::key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL};
 
@@ -16,7 +16,7 @@ pub(super) struct OwnKeys {
     log: OnceLock<PublicKey>,
 }
 
-impl Vault {
+impl LoginContext {
     pub(in super::super) fn canary_key(&self) -> Option<&PublicKey> {
         self.own_keys.canary.get()
     }

@@ -17,7 +17,7 @@ use crate::identity::Name;
 
 /// A certificate of one issuer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct ExistingCertificate {
     /// What kind it is.
     pub profile: Profile,
     /// DER SubjectPublicKeyInfo.
@@ -30,14 +30,14 @@ pub struct Held {
     pub not_after: SystemTime,
 }
 
-/// Why it is not a certificate of that issuer.
+/// The text does not hold a certificate of that issuer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotHeld {
+pub enum ExistingCertificateError {
     /// It breaks a rule that all certificates of this CA keep.
-    #[error("its certificate is none of ours: {0}")]
+    #[error("its certificate was not issued by this CA: {0}")]
     Foreign(#[from] Finding),
     /// Another CA, or another key, signed it.
-    #[error("its certificate is not of the CA in use")]
+    #[error("its certificate was issued by another CA")]
     Issuer,
     /// It is not a certificate.
     #[error("its certificate is malformed")]
@@ -47,15 +47,15 @@ pub enum NotHeld {
     Pem(#[from] PemError),
 }
 
-impl Held {
+impl ExistingCertificate {
     /// Reads the first certificate of a PEM text.
     ///
     /// # Errors
     /// When it is not one that `issuer` signed.
-    pub fn read(text: &[u8], issuer: &Issuer) -> Result<Self, NotHeld> {
-        let block = pem::blocks(text)?.into_iter().next().ok_or(NotHeld::Malformed)?;
-        let signed = Signed::from_der(&block.der).map_err(|_error| NotHeld::Malformed)?;
-        let content = signed.content.to_der().map_err(|_error| NotHeld::Malformed)?;
+    pub fn read(text: &[u8], issuer: &Issuer) -> Result<Self, ExistingCertificateError> {
+        let block = pem::blocks(text)?.into_iter().next().ok_or(ExistingCertificateError::Malformed)?;
+        let signed = Signed::from_der(&block.der).map_err(|_error| ExistingCertificateError::Malformed)?;
+        let content = signed.content.to_der().map_err(|_error| ExistingCertificateError::Malformed)?;
         let facts = Facts::parse(&content)?;
         let algorithm = issuer.public_key().signature_algorithm();
         let verifies = |signature| issuer.public_key().verify(algorithm, &content, signature).is_ok();
@@ -63,7 +63,7 @@ impl Held {
             && signed.algorithm.to_der().ok().as_deref() == Some(algorithm::identifier(algorithm))
             && signed.signature.as_bytes().is_some_and(verifies);
         if !is_ours {
-            return Err(NotHeld::Issuer);
+            return Err(ExistingCertificateError::Issuer);
         }
         Ok(Self {
             profile: facts.profile,
@@ -93,17 +93,26 @@ mod tests {
         let tbs = Tbs::build(leaf(&[ID]), ca.issuer.clone(), Serial::random()).unwrap();
         let signature = ca.key.sign(tbs.der()).unwrap();
         let issued = Issued::assemble(tbs.into(), &signature).unwrap();
-        let held = Held::read(issued.to_pem().as_bytes(), &ca.issuer).unwrap();
+        let held = ExistingCertificate::read(issued.to_pem().as_bytes(), &ca.issuer).unwrap();
         assert_eq!((held.names.as_slice(), held.not_after), (issued.names(), issued.not_after()));
         assert_eq!(held.profile, Profile::Leaf);
 
         let other = SoftCa::new(&P384);
-        assert_eq!(Held::read(issued.to_pem().as_bytes(), &other.issuer), Err(NotHeld::Issuer));
+        assert_eq!(
+            ExistingCertificate::read(issued.to_pem().as_bytes(), &other.issuer),
+            Err(ExistingCertificateError::Issuer)
+        );
         let mut wrong = issued.der().to_vec();
         *wrong.last_mut().unwrap() ^= 1;
-        assert_eq!(Held::read(pem::encode("CERTIFICATE", &wrong).as_bytes(), &ca.issuer), Err(NotHeld::Issuer));
-        assert_eq!(Held::read(b"", &ca.issuer), Err(NotHeld::Malformed));
-        assert!(matches!(Held::read(ca.issuer.root_pem().as_bytes(), &ca.issuer), Err(NotHeld::Foreign(_))));
+        assert_eq!(
+            ExistingCertificate::read(pem::encode("CERTIFICATE", &wrong).as_bytes(), &ca.issuer),
+            Err(ExistingCertificateError::Issuer)
+        );
+        assert_eq!(ExistingCertificate::read(b"", &ca.issuer), Err(ExistingCertificateError::Malformed));
+        assert!(matches!(
+            ExistingCertificate::read(ca.issuer.root_pem().as_bytes(), &ca.issuer),
+            Err(ExistingCertificateError::Foreign(_))
+        ));
     }
 
     #[test]
