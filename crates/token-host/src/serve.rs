@@ -163,14 +163,23 @@ struct Service<'a> {
 impl Service<'_> {
     /// Reads frames until the daemon hangs up.
     fn read(&self, inbox: &mut Inbox) -> Result<(), ConnectionError> {
-        while let Some((frame, read_at)) = inbox.next(None)? {
-            match Request::decode(&frame)? {
-                Request::Cancel { correlation } => self.queue.cancel(correlation),
-                Request::Discard { session } => self.login.discard(session),
-                Request::Hello { .. } | Request::Open { .. } | Request::Ping | Request::Sign(_) => {
-                    self.queue.push(Queued { frame, read_at, cancelled: false });
+        let mut batch = Vec::new();
+        while let Some(first) = inbox.next(None)? {
+            let mut next = Some(first);
+            while let Some((frame, read_at)) = next {
+                match Request::decode(&frame)? {
+                    Request::Cancel { correlation } => {
+                        self.queue.push_all(&mut batch);
+                        self.queue.cancel(correlation);
+                    }
+                    Request::Discard { session } => self.login.discard(session),
+                    Request::Hello { .. } | Request::Open { .. } | Request::Ping | Request::Sign(_) => {
+                        batch.push(Queued { frame, read_at, cancelled: false });
+                    }
                 }
+                next = inbox.next_read()?;
             }
+            self.queue.push_all(&mut batch);
         }
         Ok(())
     }
@@ -199,7 +208,7 @@ impl Service<'_> {
                     self.queue.pop()
                 }
             };
-            let Some(next) = next else { return Ok(()) };
+            let Some((next, waiting)) = next else { return Ok(()) };
             // A token may have no room for this session while the others work.
             if !lock(&self.sessions[index]).has_session() && self.login.live.load(Ordering::Relaxed) > 0 {
                 self.queue.put_back(next);
@@ -226,7 +235,7 @@ impl Service<'_> {
                 None => {}
             }
             let now = Instant::now();
-            if outbox.is_due(now, now.saturating_duration_since(began)) {
+            if outbox.is_due(now, now.saturating_duration_since(began), waiting) {
                 outbox.flush()?;
             }
         }

@@ -34,14 +34,21 @@ impl Inbox {
     /// Waits for the next frame, and returns it and when its last byte was read. `None` when the daemon has hung up.
     pub(super) fn next(&mut self, timeout: Option<Duration>) -> Result<Option<(Frame, Instant)>, ConnectionError> {
         loop {
-            if let Some((frame, length)) = Frame::split(&self.buffer[self.start..self.end])? {
-                self.start += length;
-                return Ok(Some((frame, self.read_at)));
+            if let Some(next) = self.next_read()? {
+                return Ok(Some(next));
             }
             if self.fill(timeout)? == 0 {
                 return Ok(None);
             }
         }
+    }
+
+    /// The next frame that the last read has completed, if any, without waiting.
+    pub(super) fn next_read(&mut self) -> Result<Option<(Frame, Instant)>, ConnectionError> {
+        Ok(Frame::split(&self.buffer[self.start..self.end])?.map(|(frame, length)| {
+            self.start += length;
+            (frame, self.read_at)
+        }))
     }
 
     fn fill(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
@@ -87,6 +94,7 @@ mod tests {
         daemon.write_all(front).unwrap();
         let (first, read_at) = inbox.next(None).unwrap().unwrap();
         assert_eq!(first.correlation, 1);
+        assert!(inbox.next_read().unwrap().is_none(), "the second frame is incomplete");
         let between = Instant::now();
         assert!(read_at < between);
         daemon.write_all(rest).unwrap();

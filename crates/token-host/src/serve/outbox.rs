@@ -17,6 +17,10 @@ const MAX_ANSWERS: usize = 32;
 /// slow token.
 const MAX_DELAY: Duration = Duration::from_millis(3);
 
+/// The same while more than twice as many requests wait as answers are held: the daemon has work, and the clients of
+/// these answers have waited longer for the token. 2 % of an RSA-2048 certificate's CPU time.
+const MAX_DELAY_UNDER_LOAD: Duration = Duration::from_millis(40);
+
 pub(super) struct Outbox<'a> {
     writer: &'a Mutex<UnixStream>,
     buffer: Vec<u8>,
@@ -39,9 +43,12 @@ impl<'a> Outbox<'a> {
         Ok(())
     }
 
-    /// Whether the answers must be written before another request that takes as long as the last one.
-    pub(super) fn is_due(&self, now: Instant, last: Duration) -> bool {
-        self.count >= MAX_ANSWERS || (self.count > 0 && now.saturating_duration_since(self.since) + last > MAX_DELAY)
+    /// Whether the answers must be written before another request that takes as long as the last one, with that many
+    /// requests waiting.
+    pub(super) fn is_due(&self, now: Instant, last: Duration, waiting: usize) -> bool {
+        let under_load = waiting > 2 * self.count && last < MAX_DELAY;
+        let delay = if under_load { MAX_DELAY_UNDER_LOAD } else { MAX_DELAY };
+        self.count >= MAX_ANSWERS || (self.count > 0 && now.saturating_duration_since(self.since) + last > delay)
     }
 
     pub(super) fn flush(&mut self) -> io::Result<()> {
@@ -65,15 +72,21 @@ mod tests {
         let (near, _far) = UnixStream::pair().unwrap();
         let writer = Mutex::new(near);
         let ms = Duration::from_millis;
-        let cases =
-            [(0, ms(500), false), (1, ms(0), false), (1, ms(2), true), (1, ms(5), true), (MAX_ANSWERS, ms(0), true)];
-        for (count, last, due) in cases {
+        let cases = [
+            (0, ms(500), 0, false),
+            (1, ms(0), 0, false),
+            (1, ms(2), 2, true),
+            (1, ms(2), 3, false),
+            (1, ms(5), 3, true),
+            (MAX_ANSWERS, ms(0), 100, true),
+        ];
+        for (count, last, waiting, due) in cases {
             let mut outbox = Outbox::new(&writer);
             for correlation in 0..count {
                 outbox.push(u64::try_from(correlation).unwrap(), &Reply::Opened).unwrap();
             }
             let now = outbox.since + ms(2);
-            assert_eq!(outbox.is_due(now, last), due, "{count} held, {last:?}");
+            assert_eq!(outbox.is_due(now, last, waiting), due, "{count} held, {last:?}, {waiting} waiting");
         }
     }
 }
