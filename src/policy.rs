@@ -19,7 +19,7 @@ use crate::auth::{Caller, Identity, InternalCaller};
 use pki::{
     Issuer, Profile, Template, VerifiedCsr,
     csr::RequestedName,
-    identity::{DnsName, Name, TrustDomain},
+    identity::{DnsName, Name, SpiffeId, TrustDomain},
     profile::{CLOCK_SKEW, NAMES_MAX},
 };
 
@@ -140,10 +140,11 @@ impl Rules {
                 Allowed::leaf(vec![name], self.ttl(asked)?)
             }
         };
-        if !csr.subject_is_empty() {
-            return Err(Denied::Subject);
-        }
-        if let Some(foreign) = csr.names().iter().find(|asked| !names.iter().any(|name| is(name, asked))) {
+        let is_own = |asked: &RequestedName| {
+            names.iter().any(|name| is(name, asked))
+                || matches!(identity, Identity::Workload(id) if self.is_former_name(id, asked))
+        };
+        if let Some(foreign) = csr.names().iter().find(|asked| !is_own(asked)) {
             return Err(Denied::ForeignName(foreign.to_string()));
         }
         let (not_before, not_after) = validity(ttl, issuer, now)?;
@@ -183,6 +184,20 @@ impl Rules {
             }
             Name::Dns(_) | Name::Ip(_) | Name::Spiffe(_) => Ok(()),
         }
+    }
+
+    /// Whether a requested URI is the workload's own SPIFFE ID with another of this CA's trust domains, or without a service
+    /// account. Pods that were injected before a change of the trust domain request the old name until they restart. The
+    /// certificate contains the authenticated name.
+    fn is_former_name(&self, id: &SpiffeId, asked: &RequestedName) -> bool {
+        let RequestedName::Uri(uri) = asked else { return false };
+        let Some((trust_domain, path)) = uri.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')) else {
+            return false;
+        };
+        let is_ours = self.trust_domains.iter().any(|ours| ours.as_str() == trust_domain);
+        let account = path.strip_prefix("ns/").and_then(|rest| rest.strip_prefix(id.namespace().as_str()));
+        let account = account.and_then(|rest| rest.strip_prefix("/sa/"));
+        is_ours && account.is_some_and(|account| account.is_empty() || account == id.service_account().as_str())
     }
 
     /// The lifetime that a request may have (ISTIO.md 2.4).

@@ -61,9 +61,6 @@ pub enum Denied {
     /// More than one SPIFFE ID.
     #[error("more than one SPIFFE ID is requested; a certificate carries one (SPIFFE X.509-SVID, section 2)")]
     SeveralIdentities,
-    /// A subject that is neither empty nor `O=""`.
-    #[error("the request has a subject; leave it empty (a single empty O is accepted)")]
-    Subject,
     /// More names than one certificate carries.
     #[error("{0} names are requested; a certificate carries 64 at most")]
     TooManyNames(usize),
@@ -106,7 +103,6 @@ impl Denied {
             Self::CertSigner(_)
             | Self::NoNames
             | Self::SeveralIdentities
-            | Self::Subject
             | Self::TooManyNames(_)
             | Self::TtlTooLong { .. } => Kind::InvalidArgument,
             Self::ForeignName(_)
@@ -142,7 +138,6 @@ impl Denied {
             Self::OperatorNames => "operator_names",
             Self::Requester { .. } => "requester",
             Self::SeveralIdentities => "several_identities",
-            Self::Subject => "subject",
             Self::TooManyNames(_) => "too_many_names",
             Self::TrustDomain(_) => "trust_domain",
             Self::TtlTooLong { .. } => "ttl_too_long",

@@ -180,14 +180,40 @@ fn the_empty_text_of_the_metadata_is_none() {
 }
 
 #[test]
-fn a_subject_is_refused() {
+fn subject_of_a_request_is_ignored() {
     use pki::testing::{WORKLOAD, signed_request};
     let common_name = b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x03\x0c\x01x";
     let csr = VerifiedCsr::from_der(&signed_request(&WORKLOAD, common_name, &[])).unwrap();
     for identity in [workload(), SERVING] {
-        let denied = rules().grant(&identity, &csr, &Asked::default(), &issuer(), now()).unwrap_err();
-        assert_eq!((denied.kind(), denied), (Kind::InvalidArgument, Denied::Subject));
+        assert!(rules().grant(&identity, &csr, &Asked::default(), &issuer(), now()).is_ok());
     }
+}
+
+#[test]
+fn workload_that_requests_its_former_name_gets_its_authenticated_one() {
+    let cases: &[(&str, bool)] = &[
+        ("spiffe://old.local/ns/foo/sa/bar", true),
+        ("spiffe://cluster.local/ns/foo/sa/", true),
+        ("spiffe://old.local/ns/foo/sa/", true),
+        ("spiffe://evil.local/ns/foo/sa/bar", false),
+        ("spiffe://evil.local/ns/foo/sa/", false),
+        ("spiffe://old.local/ns/foo/sa/other", false),
+        ("spiffe://old.local/ns/other/sa/bar", false),
+        ("spiffe://cluster.local/ns/other/sa/", false),
+        ("spiffe://old.local/ns/foo/sa/bar/", false),
+        ("spiffe://old.local/ns/foo/sa", false),
+        ("spiffe://old.local/ns//sa/", false),
+        ("spiffe:///ns/foo/sa/bar", false),
+        ("spiffe://OLD.local/ns/foo/sa/bar", false),
+    ];
+    for (requested, granted) in cases {
+        let names = decide(&workload(), &[(6, requested.as_bytes())], &Asked::default());
+        let names = names.map(|template| template.names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let foreign = || Denied::ForeignName(format!("URI:{requested}"));
+        assert_eq!(names, if *granted { Ok(vec![ID.to_owned()]) } else { Err(foreign()) }, "{requested}");
+    }
+    let operator = decide(&OPERATOR, &[(6, b"spiffe://old.local/ns/foo/sa/bar")], &wants(&[ID]));
+    assert!(matches!(operator, Err(Denied::ForeignName(_))), "only an authenticated workload has former names");
 }
 
 #[test]

@@ -34,20 +34,13 @@ const NAMES_MAX: usize = 64;
 /// How much of an asked-for name a message repeats.
 const SHOWN_MAX: usize = 128;
 
-/// The subjects that count as empty: no attribute at all (ztunnel), and a lone `O=""`, as PrintableString (Go,
-/// so Istio's agent) or UTF8String.
-const EMPTY_SUBJECTS: [&[u8]; 3] = [
-    b"\x30\x00",
-    b"\x30\x0b\x31\x09\x30\x07\x06\x03\x55\x04\x0a\x13\x00",
-    b"\x30\x0b\x31\x09\x30\x07\x06\x03\x55\x04\x0a\x0c\x00",
-];
-
-/// A request whose signer holds the private key, and whose names have been read.
+/// A request whose signer holds the private key, and whose subject alternative names have been read.
+///
+/// Its subject is ignored, as istiod does (security/pkg/server/ca/server.go): a certificate's subject is empty, and names
+/// come from the authenticated identity.
 #[derive(Clone, Debug)]
 pub struct VerifiedCsr {
     public_key: PublicKey,
-    /// Whether the subject is empty or `O=""`, as Istio's agents send it.
-    subject_is_empty: bool,
     /// The subject alternative names as asked for, unparsed.
     names: Vec<RequestedName>,
 }
@@ -158,20 +151,13 @@ impl VerifiedCsr {
         let signature = request.signature.as_bytes().ok_or(CsrError::Malformed("the signature"))?;
         let names = requested_names(&info.attributes)?;
         public_key.verify(algorithm, &encoded(info.to_der())?, signature).map_err(|_| CsrError::Signature)?;
-        let subject_is_empty = EMPTY_SUBJECTS.contains(&encoded(info.subject.to_der())?.as_slice());
-        Ok(Self { public_key, subject_is_empty, names })
+        Ok(Self { public_key, names })
     }
 
     /// The subject's public key.
     #[must_use]
     pub fn public_key(&self) -> &PublicKey {
         &self.public_key
-    }
-
-    /// Whether the subject is an empty sequence or a lone `O=""`.
-    #[must_use]
-    pub fn subject_is_empty(&self) -> bool {
-        self.subject_is_empty
     }
 
     /// The names asked for.

@@ -10,6 +10,7 @@ const KEY_USAGE: &[u8] = b"\x55\x1d\x0f";
 const BASIC_CONSTRAINTS: &[u8] = b"\x55\x1d\x13";
 const EXTENSION_REQUEST: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x0e";
 const CHALLENGE: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x07";
+const EMPTY_SUBJECT: &[u8] = b"\x30\x00";
 const ID: &[u8] = b"spiffe://cluster.local/ns/foo/sa/bar";
 
 fn san(critical: Option<u8>) -> Vec<u8> {
@@ -17,7 +18,7 @@ fn san(critical: Option<u8>) -> Vec<u8> {
 }
 
 fn good() -> Vec<u8> {
-    signed_request(&P256, EMPTY_SUBJECTS[0], &[extension_request(&[san(Some(0xff))])])
+    signed_request(&P256, EMPTY_SUBJECT, &[extension_request(&[san(Some(0xff))])])
 }
 
 fn pem(label: &str, der: &[u8]) -> String {
@@ -27,9 +28,9 @@ fn pem(label: &str, der: &[u8]) -> String {
 #[test]
 fn every_key_type_verifies() {
     for key in keys() {
-        let csr = VerifiedCsr::from_der(&signed_request(key, EMPTY_SUBJECTS[0], &[])).unwrap();
+        let csr = VerifiedCsr::from_der(&signed_request(key, EMPTY_SUBJECT, &[])).unwrap();
         assert_eq!(csr.public_key(), &public(key));
-        assert!(csr.names().is_empty() && csr.subject_is_empty());
+        assert!(csr.names().is_empty());
     }
 }
 
@@ -49,16 +50,17 @@ fn what_istio_and_its_like_send_is_taken() {
         ("no extension in the request", vec![extension_request(&[])], &[]),
     ];
     for (what, attributes, names) in cases {
-        for (subject, empty) in [
-            (EMPTY_SUBJECTS[0], true),
-            (EMPTY_SUBJECTS[1], true),
-            (EMPTY_SUBJECTS[2], true),
-            (b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x0a\x0c\x01x", false),
-            (b"\x30\x0b\x31\x09\x30\x07\x06\x03\x55\x04\x03\x0c\x00", false),
-        ] {
+        let subjects: [&[u8]; 5] = [
+            EMPTY_SUBJECT,
+            // O="", as PrintableString (Go, so Istio's agent) and as UTF8String.
+            b"\x30\x0b\x31\x09\x30\x07\x06\x03\x55\x04\x0a\x13\x00",
+            b"\x30\x0b\x31\x09\x30\x07\x06\x03\x55\x04\x0a\x0c\x00",
+            b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x0a\x0c\x01x",
+            b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x03\x0c\x01x",
+        ];
+        for subject in subjects {
             let csr = VerifiedCsr::from_der(&signed_request(&P256, subject, attributes)).expect(what);
             assert_eq!(csr.names(), *names, "{what}");
-            assert_eq!(csr.subject_is_empty(), empty, "{what}");
         }
     }
 }
@@ -74,7 +76,7 @@ fn every_kind_of_name_is_read() {
         (8, b"\x55\x04\x03"),
     ]);
     let wanted = extension_request(&[extension(SAN, None, &names)]);
-    let csr = VerifiedCsr::from_der(&signed_request(&P256, EMPTY_SUBJECTS[0], &[wanted])).unwrap();
+    let csr = VerifiedCsr::from_der(&signed_request(&P256, EMPTY_SUBJECT, &[wanted])).unwrap();
     let shown: Vec<_> = csr.names().iter().map(ToString::to_string).collect();
     let expected =
         ["of kind rfc822Name (e-mail)", "DNS:a.b", "URI:https://x", "IP:10.0.0.1", "IP:::1", "of kind registeredID"];
@@ -91,7 +93,7 @@ fn a_name_is_shown_short_and_without_control_characters() {
 
 #[test]
 fn the_first_block_counts_whatever_its_label() {
-    let (first, second) = (good(), signed_request(&P384, EMPTY_SUBJECTS[0], &[]));
+    let (first, second) = (good(), signed_request(&P384, EMPTY_SUBJECT, &[]));
     let cases = [
         pem("CERTIFICATE REQUEST", &first),
         pem("NEW CERTIFICATE REQUEST", &first),
@@ -126,9 +128,9 @@ fn each_refusal_says_why() {
         let oid = [b"\x2a\x86\x48\x86\xf7\x0d\x01\x01".as_slice(), &[last]].concat();
         element(Tag::Sequence, &[&element(Tag::ObjectIdentifier, &[&oid]), b"\x05\x00"])
     };
-    let plain = info(0, EMPTY_SUBJECTS[0], &spki, &[]);
-    let keyed = |spki: &[u8]| request(&info(0, EMPTY_SUBJECTS[0], spki, &[]), ecdsa, b"");
-    let with = |attributes: &[Vec<u8>]| signed_request(&P256, EMPTY_SUBJECTS[0], attributes);
+    let plain = info(0, EMPTY_SUBJECT, &spki, &[]);
+    let keyed = |spki: &[u8]| request(&info(0, EMPTY_SUBJECT, spki, &[]), ecdsa, b"");
+    let with = |attributes: &[Vec<u8>]| signed_request(&P256, EMPTY_SUBJECT, attributes);
     let wants = |extensions: &[Vec<u8>]| with(&[extension_request(extensions)]);
     let names = |names: &[(u32, &[u8])]| wants(&[extension(SAN, None, &san_value(names))]);
     let numbered = |number: usize| [0x2a, 0x83, u8::try_from(number).unwrap()];
@@ -146,7 +148,7 @@ fn each_refusal_says_why() {
         ("trailing byte", trailing, CsrError::Malformed("not a certification request")),
         (
             "version 2",
-            request(&info(1, EMPTY_SUBJECTS[0], &spki, &[]), ecdsa, b""),
+            request(&info(1, EMPTY_SUBJECT, &spki, &[]), ecdsa, b""),
             CsrError::Malformed("the version is not 1"),
         ),
         ("P-521", keyed(&p521.subject_public_key_info()), CsrError::Key(KeyError::UnsupportedType)),
