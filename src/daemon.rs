@@ -37,7 +37,7 @@ use crate::{
 };
 use background::Background;
 use process::hardening;
-use readiness::{Readiness, Report};
+use readiness::{Readiness, ReadinessHandle, Report};
 use setup::{Core, SetupError};
 
 /// How long the tokens may take to end what they have begun, after the drain.
@@ -46,6 +46,8 @@ const TOKENS_END: Duration = Duration::from_secs(5);
 const TASKS_END: Duration = Duration::from_secs(2);
 /// Open files that are kept for everything but connections of workloads.
 const OWN_FILES: usize = 256;
+/// How long new connections wait for the serving certificate after the start; as long as requests wait for a token.
+const FIRST_CERTIFICATE: Duration = Duration::from_secs(2);
 /// How often the metrics that are counted elsewhere are set; Prometheus scrapes every 15 s or more by habit.
 const METRICS: Duration = Duration::from_secs(1);
 
@@ -102,6 +104,8 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     let background = Background::default();
     let readiness = Readiness::new();
     let metrics = metrics::install();
+    // First of all, so that the daemon is not ready before it listens, by when every other part has registered.
+    let endpoint = readiness.required("gRPC endpoint");
     serve_admin(&config, &readiness, &metrics, &background).await?;
 
     let own = &config.ca.trust_domains;
@@ -123,7 +127,8 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
         clusters::ClustersStatus::new(clusters, leadership)
     });
     let parts = (authenticator, standing);
-    let served = serve(&config, &core, parts, &metrics, &readiness, &background, (stop, reload_trigger)).await;
+    let served =
+        serve(&config, &core, parts, &metrics, (&readiness, endpoint), &background, (stop, reload_trigger)).await;
     tracing::info!("draining");
     systemd::ending();
     background.end(TASKS_END).await;
@@ -158,15 +163,17 @@ async fn serve(
     core: &Core,
     (authenticator, clusters): (Arc<Authenticator>, Option<clusters::ClustersStatus>),
     metrics: &Metrics,
-    readiness: &Readiness,
+    (readiness, endpoint): (&Readiness, ReadinessHandle),
     background: &Background,
     (stop, reload_trigger): (CancellationToken, Arc<Notify>),
 ) -> Result<(), DaemonError> {
     let listen = &config.listen;
+    let mut first_certificate = None;
     let tls = if listen.plaintext {
         None
     } else {
         let (certificate, ready) = grpc::serving::spawn(Arc::clone(&core.ca), &config.serving, background.ended())?;
+        first_certificate = Some(ready.clone());
         background.follow(ready, readiness.required("serving certificate"), |ready| {
             (!ready).then(|| "there is none yet, or it has expired".to_owned())
         });
@@ -204,6 +211,15 @@ async fn serve(
     let ready = ready_flag(readiness.watch(), background);
     let service = CertificateService::new(Arc::clone(&core.ca), authenticator, &listen.limits);
     let routes = grpc::server::routes(service, listen, ready, stop.clone(), Arc::clone(&core.recent))?;
+    if let Some(mut certificate) = first_certificate {
+        // Connections wait in the listen queue meanwhile. A handshake without a certificate would fail, and a gRPC client
+        // tries again only after a second.
+        tokio::select! {
+            _ = tokio::time::timeout(FIRST_CERTIFICATE, certificate.wait_for(|there| *there)) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    endpoint.set(None);
     tracing::info!(address = %at, tls = !listen.plaintext, "listening");
     systemd::listening(readiness.watch(), background);
     match grpc::server::serve(listener, routes, listen, stop).await? {

@@ -1,7 +1,44 @@
 //! What keeps `serve` from starting is named, with what to do: another daemon on the same log, an address or a socket
-//! in use, a configuration with several mistakes.
+//! in use, a configuration with several mistakes. And readiness from the first moment.
 
-use testkit::{daemon::Site, plug_in::PlugIn};
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Instant,
+};
+
+use testkit::{
+    daemon::{SOON, Site},
+    plug_in::PlugIn,
+};
+
+#[tokio::test]
+async fn daemon_that_says_ready_at_its_start_issues_at_once() {
+    let site = Site::new(&PlugIn::intermediate());
+    let [admin, address] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let started = Instant::now();
+    let mut daemon = site.spawn_without_waiting(&format!(
+        "[listen]\naddress = \"{address}\"\n[admin]\naddress = \"{admin}\"\nstatus_page = false\n"
+    ));
+    (daemon.address, daemon.admin) = (address, admin);
+    let mut answers = Vec::new();
+    while answers.last().is_none_or(|answer: &String| !answer.starts_with("HTTP/1.0 200")) {
+        assert!(started.elapsed() < SOON, "{answers:?}");
+        answers.extend(readyz(admin));
+    }
+    // No retry: a client that trusted the answer has its first connection refused otherwise.
+    daemon.send(daemon.ask()).await.unwrap();
+    assert!(answers.iter().all(|answer| answer.contains("gRPC endpoint: ")), "{answers:?}");
+    assert!(answers.len() > 1, "the start was not seen");
+}
+
+fn readyz(admin: SocketAddr) -> Option<String> {
+    let mut stream = TcpStream::connect(admin).ok()?;
+    write!(stream, "GET /readyz HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
 
 #[test]
 fn a_second_daemon_is_told_what_the_first_one_has() {

@@ -304,6 +304,15 @@ format = "json"
 
     /// Starts `serve` and waits until it listens, ready or not.
     pub fn spawn(&self, more: &str) -> Daemon {
+        let mut daemon = self.spawn_without_waiting(more);
+        daemon.admin = daemon.address_of("admin");
+        daemon.address = daemon.address_of("listening");
+        daemon
+    }
+
+    /// Starts `serve`. The addresses of the daemon are those of the configuration only where `more` sets them and the
+    /// caller copies them.
+    pub fn spawn_without_waiting(&self, more: &str) -> Daemon {
         let config = self.configure(more);
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
         let log = self.softhsm.path().join(format!("stderr.{run}"));
@@ -317,11 +326,7 @@ format = "json"
             .unwrap();
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let roots = self.roots();
-        let mut daemon =
-            Daemon { child, log, address: nowhere, admin: nowhere, roots, token: self.token("demo", "httpbin") };
-        daemon.admin = daemon.address_of("admin");
-        daemon.address = daemon.address_of("listening");
-        daemon
+        Daemon { child, log, address: nowhere, admin: nowhere, roots, token: self.token("demo", "httpbin") }
     }
 }
 
