@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::{
@@ -88,8 +87,7 @@ pub enum IssueError {
 /// The parts of the path that live as long as the daemon.
 #[derive(Debug)]
 pub struct CertificateAuthority {
-    issuer: ArcSwap<Issuer>,
-    replaced: watch::Sender<u64>,
+    issuer: watch::Sender<Arc<Issuer>>,
     rules: Rules,
     limits: Limits,
     first_class: Vec<pki::identity::SpiffeId>,
@@ -128,27 +126,25 @@ impl CertificateAuthority {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let Parts { issuer, rules, limits, first_class, default_deadline, clock, log, signer, recent } = parts;
-        let issuer = ArcSwap::new(issuer);
-        let replaced = watch::Sender::new(0);
-        Self { issuer, replaced, rules, limits, first_class, default_deadline, clock, log, signer, recent }
+        let issuer = watch::Sender::new(issuer);
+        Self { issuer, rules, limits, first_class, default_deadline, clock, log, signer, recent }
     }
 
     /// The issuer with which new requests start.
     #[must_use]
     pub fn issuer(&self) -> Arc<Issuer> {
-        self.issuer.load_full()
+        Arc::clone(&self.issuer.borrow())
     }
 
     /// Takes another issuer, proven on every token before; requests under way end with the one they started with.
     pub fn replace_issuer(&self, issuer: Arc<Issuer>) {
-        self.issuer.store(issuer);
-        self.replaced.send_modify(|count| *count = count.wrapping_add(1));
+        self.issuer.send_replace(issuer);
     }
 
-    /// Changes each time that another issuer is taken.
+    /// The issuer with which new requests start, now and after each replacement.
     #[must_use]
-    pub fn replacements(&self) -> watch::Receiver<u64> {
-        self.replaced.subscribe()
+    pub fn issuers(&self) -> watch::Receiver<Arc<Issuer>> {
+        self.issuer.subscribe()
     }
 
     /// The time of day, if it can be believed.

@@ -34,7 +34,7 @@ use pki::Issuer;
 
 use process::error::{Advice, Remedy, chain};
 
-/// How often files, and the issuer, are looked at.
+/// How often files are read, and the clock is compared with the certificate's validity.
 const LOOK: Duration = Duration::from_secs(2);
 /// The wait after a first failure; it doubles up to [`BACKOFF_MOST`].
 const BACKOFF: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ impl Remedy for ServingError {
 #[derive(Debug)]
 enum Source {
     Files { files: Files, tried: Option<Content> },
-    Issued { ca: Arc<CertificateAuthority>, issuer: Option<Arc<Issuer>> },
+    Issued { ca: Arc<CertificateAuthority>, issuers: watch::Receiver<Arc<Issuer>> },
 }
 
 impl std::fmt::Debug for Content {
@@ -116,7 +116,7 @@ pub fn spawn(
 ) -> Result<(ServingCertificate, watch::Receiver<bool>), ServingError> {
     let source = match files(settings)? {
         Some(files) => Source::Files { files, tried: None },
-        None => Source::Issued { ca, issuer: None },
+        None => Source::Issued { issuers: ca.issuers(), ca },
     };
     Ok(start(source, stop))
 }
@@ -148,9 +148,10 @@ impl CertRenewer {
         let mut backoff = BACKOFF;
         let mut not_after = None;
         let mut renew_at = process::clock::now();
+        let mut changed = true;
         loop {
             let now = process::clock::now();
-            let wait = if self.source.has_changed() || now >= renew_at {
+            let wait = if changed || now >= renew_at {
                 match self.source.obtain().await {
                     Ok(Some(new)) => {
                         renew_at = half_life(now, new.not_after);
@@ -166,6 +167,7 @@ impl CertRenewer {
                             retry_s = backoff.as_secs(),
                             "the serving certificate could not be renewed; will retry"
                         );
+                        renew_at = now;
                         let wait = backoff;
                         backoff = (backoff * 2).min(BACKOFF_MOST);
                         wait
@@ -179,7 +181,10 @@ impl CertRenewer {
             if self.ready.send_replace(valid) && !valid {
                 tracing::error!("the serving certificate has expired; clients will reject it");
             }
-            tokio::time::sleep(wait).await;
+            changed = tokio::select! {
+                () = tokio::time::sleep(wait) => matches!(self.source, Source::Files { .. }),
+                () = self.source.replaced() => true,
+            };
         }
     }
 
@@ -192,13 +197,14 @@ impl CertRenewer {
 }
 
 impl Source {
-    /// Whether there is cause to obtain a certificate before half of the old one's life is over.
-    fn has_changed(&self) -> bool {
-        match self {
-            // Files are read and compared when obtained.
-            Self::Files { .. } => true,
-            Self::Issued { ca, issuer } => issuer.as_ref().is_none_or(|issuer| !Arc::ptr_eq(issuer, &ca.issuer())),
+    /// Waits for another CA certificate. Files are read and compared instead.
+    async fn replaced(&mut self) {
+        if let Self::Issued { issuers, .. } = self
+            && issuers.changed().await.is_ok()
+        {
+            return;
         }
+        std::future::pending().await
     }
 
     /// Obtains a certificate; none when the files are the same as before.
@@ -213,12 +219,7 @@ impl Source {
                 let content = tried.insert(content);
                 current(files.parse(content)?).map(Some)
             }
-            Self::Issued { ca, issuer } => {
-                let of = ca.issuer();
-                let new = current(issued(ca).await?)?;
-                *issuer = Some(of);
-                Ok(Some(new))
-            }
+            Self::Issued { ca, .. } => current(issued(ca).await?).map(Some),
         }
     }
 }

@@ -153,9 +153,9 @@ pub(super) async fn run(
     let secrets: Api<PartialObjectMeta<core::Secret>> = Api::namespaced(cluster.client(), &desired.namespace);
     let only = watcher::Config::default().fields(&format!("metadata.name={}", desired.name));
     let (_store, signals) = reconcile::cached(secrets, only, format!("Secret {}/{}", desired.namespace, desired.name));
-    let replaced = ca.replacements();
+    let issuers = ca.issuers();
     let work = SingleSecret { client: cluster.client(), ca, desired, unwritten: None };
-    reconcile::run(controller, cluster, vec![signals], replaced, work).await;
+    reconcile::run(controller, cluster, vec![signals], issuers, work).await;
 }
 
 struct SingleSecret {

@@ -34,6 +34,7 @@ use super::{
     status::StatusRecorder,
     watch_stream::{WatchItem, watch_stream},
 };
+use pki::Issuer;
 use process::clock;
 
 /// Collects a burst of changes into one reconcile.
@@ -114,12 +115,12 @@ where
 }
 
 /// Runs a controller until dropped. It reconciles first when every watch has listed its objects, and whenever
-/// `replaced` reports another CA certificate or other roots.
+/// another CA certificate or other roots are in use.
 pub(super) async fn run(
     controller: &'static str,
     cluster: &Arc<Cluster>,
     watches: Vec<Signals>,
-    mut replaced: watch::Receiver<u64>,
+    mut issuers: watch::Receiver<Arc<Issuer>>,
     mut work: impl Reconcile,
 ) {
     let watch_count = watches.len();
@@ -141,7 +142,7 @@ pub(super) async fn run(
                 Some((watch, Signal::Failed(reason))) => status.watch(&watch, Some(reason)),
                 Some((watch, Signal::Recovered)) => status.watch(&watch, None),
             },
-            changed = replaced.changed() => {
+            changed = issuers.changed() => {
                 if changed.is_err() {
                     return;
                 }

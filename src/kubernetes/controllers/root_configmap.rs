@@ -109,10 +109,10 @@ impl Controller for RootConfigMap {
             let named = watcher::Config::default().fields(&format!("metadata.name={}", settings.name));
             let (namespaces, namespace_signals) = reconcile::cached(namespaces, selected, "Namespaces");
             let (configmaps, configmap_signals) = reconcile::cached(configmaps, named, "ConfigMaps");
-            let replaced = ca.replacements();
+            let issuers = ca.issuers();
             let client = cluster.client();
             let work = Roots { client, ca, settings, namespaces, configmaps, corrections: HashMap::new() };
-            reconcile::run(NAME, &cluster, vec![namespace_signals, configmap_signals], replaced, work).await;
+            reconcile::run(NAME, &cluster, vec![namespace_signals, configmap_signals], issuers, work).await;
         })
     }
 }

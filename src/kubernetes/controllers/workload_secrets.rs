@@ -27,7 +27,7 @@ use kube::{
     runtime::{reflector::Store, watcher},
 };
 use pki::{
-    Profile,
+    Issuer, Profile,
     identity::{self, Name, SpiffeId},
 };
 use process::clock;
@@ -120,7 +120,7 @@ async fn run_namespace(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, nam
     let (accounts, account_signals) =
         reconcile::cached(accounts, watcher::Config::default(), format!("ServiceAccounts in {namespace}"));
     let (secrets, secret_signals) = reconcile::cached(secrets, ours, format!("Secrets in {namespace}"));
-    let replaced = ca.replacements();
+    let issuers = ca.issuers();
     let work = Workloads {
         cluster: Arc::clone(&cluster),
         ca,
@@ -130,7 +130,7 @@ async fn run_namespace(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, nam
         current: HashMap::new(),
         unwritten: HashMap::new(),
     };
-    reconcile::run(NAME, &cluster, vec![account_signals, secret_signals], replaced, work).await;
+    reconcile::run(NAME, &cluster, vec![account_signals, secret_signals], issuers, work).await;
 }
 
 type Meta<K> = PartialObjectMeta<K>;
@@ -150,15 +150,14 @@ struct Workloads {
 /// When a Secret need not be read again.
 struct Current {
     resource_version: String,
-    /// The number of the issuer.
-    issuer: u64,
+    issuer: Arc<Issuer>,
     due: SystemTime,
 }
 
 impl Reconcile for Workloads {
     async fn reconcile(&mut self) -> ReconcileResult {
         let now = clock::now();
-        let issuer = *self.ca.replacements().borrow();
+        let issuer = self.ca.issuer();
         let mut result = ReconcileResult::default();
         let actual: HashMap<String, Arc<Meta<Secret>>> = self
             .secrets
@@ -175,7 +174,9 @@ impl Reconcile for Workloads {
             names.insert(desired.name.clone());
             match (self.current.get(&desired.name), version(&desired.name)) {
                 (Some(current), Some(version))
-                    if current.resource_version == version && current.issuer == issuer && current.due > now =>
+                    if current.resource_version == version
+                        && Arc::ptr_eq(&current.issuer, &issuer)
+                        && current.due > now =>
                 {
                     result.due_at(current.due);
                 }
@@ -207,7 +208,7 @@ impl Reconcile for Workloads {
                     result.due_at(due);
                     // A written Secret has another version, which the watch reports.
                     if let Some(resource_version) = version.filter(|_| !written) {
-                        self.current.insert(name, Current { resource_version, issuer, due });
+                        self.current.insert(name, Current { resource_version, issuer: Arc::clone(&issuer), due });
                     }
                 }
                 Err(error) if error.is_conflict() => result.due_at(now),
