@@ -223,7 +223,7 @@ fn shortened(text: &str) -> String {
     text.chars().take(SHOWN_MAX).collect()
 }
 
-/// A certificate's names: each once, one at least, one SPIFFE ID at most (SPIFFE X.509-SVID, section 2).
+/// A certificate's names: each once, one at least, and a SPIFFE ID alone (SPIFFE X.509-SVID, section 2).
 fn some_names(names: impl Iterator<Item = Name>, none: Denied) -> Result<Vec<Name>, Denied> {
     let mut once = Vec::new();
     for name in names {
@@ -235,6 +235,7 @@ fn some_names(names: impl Iterator<Item = Name>, none: Denied) -> Result<Vec<Nam
     match once.len() {
         0 => Err(none),
         _ if identities > 1 => Err(Denied::SeveralIdentities),
+        count if identities == 1 && count > 1 => Err(Denied::MixedNames),
         count if count > NAMES_MAX => Err(Denied::TooManyNames(count)),
         _ => Ok(once),
     }

@@ -151,6 +151,7 @@ fn denied(error: &Denied) -> Answer {
         Denied::ForeignName(_) => "the certificate request names another identity",
         Denied::Impersonation => "impersonation is not enabled",
         Denied::IssuerExpired | Denied::IssuerNotYetValid => "the CA's certificate is not valid now",
+        Denied::MixedNames => "an identity and other names are requested together",
         Denied::NoNames => "no name is requested",
         Denied::NoServingNames => "no serving name is configured",
         // Answers to controllers and to CertificateSigningRequests, which do not come by gRPC.
@@ -285,6 +286,7 @@ mod tests {
             (issue(Denied::IssuerExpired.into()), Code::FailedPrecondition, false),
             (issue(Denied::IssuerNotYetValid.into()), Code::FailedPrecondition, false),
             (issue(Denied::NoNames.into()), Code::InvalidArgument, false),
+            (issue(Denied::MixedNames.into()), Code::InvalidArgument, false),
             (issue(Denied::NoServingNames.into()), Code::FailedPrecondition, false),
             (issue(Denied::NotServed(Name::Dns("detail".parse().unwrap())).into()), Code::PermissionDenied, false),
             (issue(Denied::OperatorNames.into()), Code::PermissionDenied, false),

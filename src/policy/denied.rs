@@ -38,6 +38,9 @@ pub enum Denied {
     /// A server's name that is not configured.
     #[error("the name {0} is not among the configured serving names; add it there, or leave it out")]
     NotServed(Name),
+    /// A SPIFFE ID together with other names.
+    #[error("a SPIFFE ID and other names are requested together; request a certificate for each")]
+    MixedNames,
     /// Names beside the CSR, from somebody other than the operator.
     #[error("only the operator may request names; a workload's name follows from its identity")]
     OperatorNames,
@@ -101,6 +104,7 @@ impl Denied {
             | Self::NoServingNames
             | Self::NotConfigured(_) => Kind::FailedPrecondition,
             Self::CertSigner(_)
+            | Self::MixedNames
             | Self::NoNames
             | Self::SeveralIdentities
             | Self::TooManyNames(_)
@@ -129,6 +133,7 @@ impl Denied {
             Self::IntermediatePath => "intermediate_path",
             Self::IssuerExpired => "ca_expired",
             Self::IssuerNotYetValid => "ca_not_yet_valid",
+            Self::MixedNames => "mixed_names",
             Self::NoNames => "no_names",
             Self::NoServingNames => "no_serving_names",
             Self::Namespace(_) => "namespace",

@@ -57,7 +57,6 @@ fn who_is_granted_which_names() {
         (OPERATOR, vec![], wants(&[ID, ID]), vec![ID]),
         (OPERATOR, vec![], wants(&[other_domain]), vec![other_domain]),
         (OPERATOR, vec![(2, dns)], wants(&serving), serving.to_vec()),
-        (OPERATOR, vec![], wants(&[ID, serving[0]]), vec![ID, serving[0]]),
         (SERVING, vec![], Asked::default(), serving.to_vec()),
         (SERVING, vec![(2, b"ISTIO-HSM-CA.istio-system.svc"), (7, &[10, 0, 0, 1])], Asked::default(), serving.to_vec()),
     ];
@@ -117,6 +116,8 @@ fn each_refusal_with_its_kind() {
         (OPERATOR, vec![], wants(&["IP:10.0.0.2"]), Denied::NotServed(san("IP:10.0.0.2")), PermissionDenied),
         (OPERATOR, vec![], wants(&["URI:spiffe://evil.local/ns/a/sa/b"]), Denied::TrustDomain(evil), PermissionDenied),
         (OPERATOR, vec![], wants(&[ID, other]), Denied::SeveralIdentities, InvalidArgument),
+        (OPERATOR, vec![], wants(&[ID, "DNS:istio-hsm-ca.istio-system.svc"]), Denied::MixedNames, InvalidArgument),
+        (OPERATOR, vec![], wants(&["IP:10.0.0.1", ID]), Denied::MixedNames, InvalidArgument),
         (
             OPERATOR,
             vec![(6, b"spiffe://x/ns/a/sa/b")],

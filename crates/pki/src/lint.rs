@@ -42,6 +42,7 @@ pub fn leaf(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<()
     rule(facts.profile == Profile::Leaf, "it is not an end entity's certificate")?;
     common(facts, ca, max_lifetime)?;
     issued_by(facts, ca)?;
+    rule(facts.spki != ca.spki, "the leaf has the CA's own key")?;
     names(&facts.names)
 }
 
@@ -101,7 +102,9 @@ fn subject_key_id(facts: &Facts<'_>) -> Result<(), Finding> {
 fn names(names: &[Name]) -> Result<(), Finding> {
     rule(!names.is_empty(), "it names nobody")?;
     rule(names.len() <= NAMES_MAX, "it has too many names")?;
-    rule(names.iter().filter(|name| matches!(name, Name::Spiffe(_))).count() <= 1, "it has more than one SPIFFE ID")?;
+    let identities = names.iter().filter(|name| matches!(name, Name::Spiffe(_))).count();
+    rule(identities <= 1, "it has more than one SPIFFE ID")?;
+    rule(identities == 0 || names.len() == 1, "it has a SPIFFE ID and other names")?;
     let twice = names.iter().enumerate().any(|(at, name)| names.iter().take(at).any(|other| other == name));
     rule(!twice, "it has the same name twice")
 }

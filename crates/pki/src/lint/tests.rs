@@ -86,7 +86,7 @@ fn a_good_leaf_has_no_finding_and_its_facts() {
 fn key_types_are_told_by_their_form() {
     for key in keys() {
         let template = Template { public_key: public(key), ..leaf(&[ID]) };
-        let tbs = Tbs::build(template, Arc::clone(&SoftCa::new(&P256).issuer), Serial::random()).unwrap();
+        let tbs = Tbs::build(template, Arc::clone(&SoftCa::new(&WORKLOAD).issuer), Serial::random()).unwrap();
         assert_eq!(Facts::parse(tbs.der()).unwrap().key_algorithm(), Ok(public(key).algorithm()));
     }
 }
@@ -157,6 +157,7 @@ fn every_rule_has_its_finding() {
         (field(&tbs, 5, Some(ca.issuer.subject())), "the subject of a leaf is not empty"),
         (field(&tbs, 6, Some(&weak)), "the RSA key is malformed, or not of 2048 to 4096 bits"),
         (field(&tbs, 6, Some(b"\x30\x00")), "the public key is malformed"),
+        (field(&tbs, 6, Some(ca.issuer.public_key().spki_der())), "the leaf has the CA's own key"),
         (field(&tbs, 7, None), "the extensions are missing"),
         (unique_id, "the extensions are missing"),
         (drop_(0), "the key usage is missing"),
@@ -205,6 +206,8 @@ fn every_rule_has_its_finding() {
         (set(3, &extension(b"\x55\x1d\x0e", None, b"\x04\x01x")), "a leaf has a subject key identifier"),
         (with(&[]), "the subject alternative name is empty"),
         (with(&[(6, id), (6, b"spiffe://cluster.local/ns/foo/sa/other")]), "it has more than one SPIFFE ID"),
+        (with(&[(6, id), (2, b"a")]), "it has a SPIFFE ID and other names"),
+        (with(&[(7, &[10, 0, 0, 1]), (6, id)]), "it has a SPIFFE ID and other names"),
         (with(&[(2, b"a"), (2, b"a")]), "it has the same name twice"),
         (with(&[(6, b"https://cluster.local")]), "a URI is not a workload's SPIFFE ID"),
         (with(&[(2, b"A_b")]), "a DNS name is malformed"),
