@@ -182,14 +182,21 @@ directory = "/var/lib/istio-hsm-ca/log"
 
     #[test]
     fn supervised_host_gets_derived_limits_unless_it_has_its_own() {
-        let config =
-            Config::parse(&GOOD.replace("[log]", "[token_host]\nip_addresses = ['192.0.2.1']\n[log]"), "").unwrap();
+        let config = Config::parse(
+            &GOOD.replace("[log]", "[token_host]\nip_addresses = ['192.0.2.1']\nmax_certificates_per_hour = 9\n[log]"),
+            "",
+        )
+        .unwrap();
         let own = "uri = 'pkcs11:token=a'\npin_marker = '/m'\nsessions = 4\n";
         let host = config.supervised_host(own).unwrap();
         assert_eq!((host.uri.as_str(), host.sessions, host.max_validity), ("pkcs11:token=a", 4, 90 * DAY));
         assert_eq!(host.bundle, config.ca.bundle);
         assert_eq!(host.dns_names, config.serving.dns_names);
         assert_eq!(host.ip_addresses, ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(host.log_origins, [config.log.origin.clone()]);
+        assert_eq!(host.max_certificates_per_hour.map(std::num::NonZeroU32::get), Some(9));
+        let host = config.supervised_host(&format!("{own}log_origins = ['a', 'b']")).unwrap();
+        assert_eq!(host.log_origins, ["a", "b"]);
         let host = config.supervised_host(&format!("{own}max_validity = '1h'\ndns_names = []")).unwrap();
         assert_eq!((host.max_validity, host.dns_names), (Duration::from_secs(3600), Vec::new()));
         for wrong in ["uri = 'pkcs11:token=a'", &format!("{own}sessionz = 1")] {

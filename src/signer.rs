@@ -69,6 +69,9 @@ pub enum SignError {
     /// The deadline passed in a queue or at the token.
     #[error("the deadline passed before the token had signed")]
     Deadline,
+    /// The token host signs no further certificate for now.
+    #[error("the token host signs no further certificate: {0}")]
+    Limit(String),
     /// The queue is full.
     #[error("the token's queue is full")]
     QueueFull,

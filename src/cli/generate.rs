@@ -105,7 +105,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
             if length == 0 || length > ORGANIZATION_MAX || organization.chars().any(char::is_control) {
                 bail!("--organization must have 1 to {ORGANIZATION_MAX} characters, none of them a control character");
             }
-            let origin = args.log_origin.unwrap_or_else(audit_log::default_origin);
+            let origin = args.log_origin.unwrap_or_else(process::default_log_origin);
             let days = args.days.unwrap_or(DAYS);
             root::run(&key, root::Root { organization, days, bundle, log, origin }, output)
         }

@@ -7,8 +7,18 @@ use crate::token_pool;
 use pki::identity::Name;
 
 /// The keys of a host's settings that the daemon's configuration determines unless the host's own file does.
-const DERIVED: [&str; 7] =
-    ["allow_intermediate", "bundle", "ca_certificates", "dns_names", "ip_addresses", "max_validity", "trust_domains"];
+const DERIVED: [&str; 10] = [
+    "allow_intermediate",
+    "bundle",
+    "ca_certificates",
+    "dns_names",
+    "ip_addresses",
+    "log_origins",
+    "max_certificates",
+    "max_certificates_per_hour",
+    "max_validity",
+    "trust_domains",
+];
 
 impl Config {
     /// What the tokens' client takes.
@@ -60,6 +70,7 @@ impl Config {
     fn host_settings(&self, token: &Token, uri: String) -> token_host::Settings {
         let mut settings = self.host_limits(uri, self.pin_marker(token));
         settings.ca_certificates = vec![self.ca_in_use()];
+        settings.checkpoint_file = Some(self.token_file("signed-checkpoints", token));
         settings.sessions = token.sessions.get();
         settings.call_timeout = token.call_timeout;
         settings
@@ -78,6 +89,9 @@ impl Config {
         settings.dns_names = limits.dns_names.clone().unwrap_or(dns_names);
         settings.ip_addresses = limits.ip_addresses.clone().unwrap_or(ip_addresses);
         settings.allow_intermediate = limits.allow_intermediate;
+        settings.max_certificates = limits.max_certificates;
+        settings.max_certificates_per_hour = limits.max_certificates_per_hour;
+        settings.log_origins = vec![self.log.origin.clone()];
         settings
     }
 
@@ -96,8 +110,13 @@ impl Config {
     /// Where it is remembered that a token's PIN was refused: beside the log, which outlives restarts.
     #[must_use]
     pub fn pin_marker(&self, token: &Token) -> PathBuf {
+        self.token_file("pin-refused", token)
+    }
+
+    /// A file for one token, in the log's directory.
+    fn token_file(&self, what: &str, token: &Token) -> PathBuf {
         let name: String =
             token.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-        self.log.directory.join(format!("pin-refused.{name}"))
+        self.log.directory.join(format!("{what}.{name}"))
     }
 }

@@ -4,7 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    num::{NonZeroU32, NonZeroUsize},
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     path::PathBuf,
     time::Duration,
 };
@@ -125,6 +125,10 @@ pub struct HostLimits {
     pub ip_addresses: Option<Vec<IpAddr>>,
     /// Whether intermediates (path length 0) are signed.
     pub allow_intermediate: bool,
+    /// Most certificates in an hour that each host signs; as many at once after an hour without any.
+    pub max_certificates_per_hour: Option<NonZeroU32>,
+    /// Most certificates that each host signs from its start to its end.
+    pub max_certificates: Option<NonZeroU64>,
 }
 
 /// `[admin]`: probes, metrics, the operator's socket, the status page.

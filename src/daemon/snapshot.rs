@@ -85,6 +85,7 @@ fn gather_tokens(pool: &Pool) {
         let name = Some(&*token.token);
         metrics::absolute("istio_hsm_ca_token_signatures_total", name, token.signed);
         metrics::absolute("istio_hsm_ca_token_refusals_total", name, token.refused);
+        metrics::absolute("istio_hsm_ca_token_limited_total", name, token.limited);
         metrics::absolute("istio_hsm_ca_token_faults_total", name, token.faults);
         metrics::absolute("istio_hsm_ca_token_expired_total", name, token.expired);
         metrics::absolute("istio_hsm_ca_token_retries_total", name, token.retried);

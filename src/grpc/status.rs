@@ -174,6 +174,7 @@ fn denied(error: &Denied) -> Answer {
 fn sign(error: &SignError) -> Answer {
     match error {
         SignError::Deadline => (Code::DeadlineExceeded, "the deadline has passed"),
+        SignError::Limit(_) => (Code::ResourceExhausted, "the CA's limit on certificates is reached"),
         SignError::QueueFull => (Code::ResourceExhausted, "the CA is overloaded"),
         // The host's own configuration forbids it: only its operator can change that.
         SignError::Refused(_) => (Code::PermissionDenied, "the token does not sign this"),
@@ -285,8 +286,8 @@ mod tests {
             (issue(Denied::Impersonation.into()), Code::PermissionDenied, false),
             (issue(Denied::IssuerExpired.into()), Code::FailedPrecondition, false),
             (issue(Denied::IssuerNotYetValid.into()), Code::FailedPrecondition, false),
-            (issue(Denied::NoNames.into()), Code::InvalidArgument, false),
             (issue(Denied::MixedNames.into()), Code::InvalidArgument, false),
+            (issue(Denied::NoNames.into()), Code::InvalidArgument, false),
             (issue(Denied::NoServingNames.into()), Code::FailedPrecondition, false),
             (issue(Denied::NotServed(Name::Dns("detail".parse().unwrap())).into()), Code::PermissionDenied, false),
             (issue(Denied::OperatorNames.into()), Code::PermissionDenied, false),
@@ -299,6 +300,7 @@ mod tests {
             (issue(LogError::Closed.into()), Code::Unavailable, true),
             (issue(LogError::Unavailable(text()).into()), Code::Unavailable, true),
             (issue(SignError::Deadline.into()), Code::DeadlineExceeded, true),
+            (issue(SignError::Limit(text()).into()), Code::ResourceExhausted, true),
             (issue(SignError::QueueFull.into()), Code::ResourceExhausted, true),
             (issue(SignError::Refused(text()).into()), Code::PermissionDenied, false),
             (issue(SignError::Unavailable(text()).into()), Code::Unavailable, true),

@@ -25,6 +25,7 @@ impl IssueError {
             Self::Log(LogError::Unavailable(_)) => "log_unavailable",
             Self::Sign(error) => match error {
                 SignError::Deadline => "deadline",
+                SignError::Limit(_) => "token_host_limit",
                 SignError::QueueFull => "queue_full",
                 SignError::Refused(_) => "token_host_refused",
                 SignError::Unavailable(_) => "token_unavailable",

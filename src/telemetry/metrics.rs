@@ -270,6 +270,10 @@ fn describe() {
         ("istio_hsm_ca_reconciles_total", "Looks of a controller at its objects, by result."),
         ("istio_hsm_ca_token_signatures_total", "Signatures that came back from a token's host."),
         ("istio_hsm_ca_token_refusals_total", "Requests that a token host's own rules refused."),
+        (
+            "istio_hsm_ca_token_limited_total",
+            "ALARM: requests that a token host's limit on the number of certificates refused.",
+        ),
         ("istio_hsm_ca_token_faults_total", "Requests that a PKCS#11 error failed."),
         ("istio_hsm_ca_token_expired_total", "Requests whose deadline passed at a token."),
         ("istio_hsm_ca_token_retries_total", "Requests taken back from a token's host and tried again."),

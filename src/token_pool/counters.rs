@@ -41,6 +41,8 @@ counters! {
     wrong,
     /// Requests that the host's own rules refused.
     refused,
+    /// Requests for certificates that a limit of the host on their number refused.
+    limited,
     /// Requests that a PKCS#11 error failed.
     faults,
     /// Requests whose deadline passed at the token.

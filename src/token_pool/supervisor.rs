@@ -299,7 +299,7 @@ fn unexpected(reply: Reply) -> End {
             reason: fault.text,
             hung: false,
         },
-        Reply::Refused { reason } => End::down(reason),
+        Reply::Refused { reason, .. } => End::down(reason),
         Reply::Expired | Reply::Opened | Reply::Signed { .. } | Reply::Status(_) => {
             End::down("its host gave an unexpected answer")
         }

@@ -116,6 +116,7 @@ fn the_hosts_configuration_parses_and_names_the_credential() {
         let pin = settings.pin_file.unwrap();
         assert_eq!(pin, Path::new("/run/credentials/istio-hsm-ca-token@hsm.service/pin"));
         assert!(settings.pin_marker.starts_with("/var/lib/istio-hsm-ca-token/hsm"));
+        assert!(settings.checkpoint_file.unwrap().starts_with("/var/lib/istio-hsm-ca-token/hsm"));
     }
 }
 

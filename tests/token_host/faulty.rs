@@ -13,7 +13,7 @@ use istio_hsm_ca::{
 };
 use nix::sys::signal::{Signal, kill};
 
-use super::harness::{Mill, PATIENCE, Site, hosts_of, is, pool};
+use super::harness::{LOG_ORIGIN, Mill, PATIENCE, Site, hosts_of, is, pool};
 use testkit::faulty::{Control, MODULE, once, through, times, until};
 
 /// A token that breaks on command.
@@ -216,7 +216,8 @@ async fn slow_and_failed_calls_are_told_by_function() {
 async fn keys_that_a_token_hides_at_first_are_found() {
     let often = |settings: &mut Settings| settings.tokens[0].keep_alive = Duration::from_millis(200);
     let faulty = Faulty::new("faulty-hidden", often).await;
-    let text = b"example.org/log\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n";
+    let text = format!("{LOG_ORIGIN}\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n");
+    let text = text.as_bytes();
     let log_keys = faulty.pool().log_keys();
     assert_eq!(log_keys.len(), 1);
     // The library says that somebody is logged in, and nobody is; and then a token that shows nothing for a while.

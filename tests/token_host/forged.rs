@@ -1,7 +1,9 @@
 //! A daemon that is not ours any more gets nothing out of a host but what the host's own rules allow.
 
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
+    num::{NonZeroU32, NonZeroU64},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -10,16 +12,23 @@ use std::{
 };
 use testkit::wait::eventually_blocking;
 
-use der::{Decode, Encode};
-use pki::{Issuer, Profile, PublicKey, Tbs, identity::Name, tbs::Serial};
+use der::{AnyRef, Decode, Encode, Reader, SliceReader, Tag};
+use pki::{
+    Issuer, Profile, PublicKey, Tbs,
+    tbs::Serial,
+    testing::{context, element, extension, san, san_value},
+};
 use rcgen::KeyPair;
 use token_host::{
     canary_message,
     protocol::{Frame, Kind, Reply, Request, Sign, Status, VERSION},
 };
 
-use super::harness::{MAX_VALIDITY, PATIENCE, PROGRAM, Site, soft_issuer, template};
+use super::harness::{LOG_ORIGIN, MAX_VALIDITY, PATIENCE, PROGRAM, Site, soft_issuer, template};
 use testkit::faulty::{Control, MODULE, through};
+
+/// A server's name that no host here allows beside an identity.
+const SERVER: &str = "ca.test";
 
 /// Who has it may raise priorities; its number in capabilities(7).
 const CAP_SYS_NICE: u32 = 23;
@@ -141,17 +150,64 @@ fn child_of(mut command: Command, site: &Site) -> (Child, Forger) {
 }
 
 fn leaf(issuer: &Arc<Issuer>, change: impl FnOnce(&mut pki::Template)) -> Vec<u8> {
-    let mut template = template();
-    change(&mut template);
-    Tbs::build(template, Arc::clone(issuer), Serial::random()).unwrap().der().to_vec()
+    leaf_of(Serial::random(), issuer, change)
 }
 
-/// Replaces the one place where `from` stands.
-fn patched(tbs: &[u8], from: &[u8], to: &[u8], which: usize) -> Vec<u8> {
-    let places: Vec<usize> = (0..tbs.len()).filter(|at| tbs[*at..].starts_with(from)).collect();
-    let mut tbs = tbs.to_vec();
-    tbs[places[which]..][..to.len()].copy_from_slice(to);
-    tbs
+fn leaf_of(serial: Serial, issuer: &Arc<Issuer>, change: impl FnOnce(&mut pki::Template)) -> Vec<u8> {
+    let mut template = template();
+    change(&mut template);
+    Tbs::build(template, Arc::clone(issuer), serial).unwrap().der().to_vec()
+}
+
+fn intermediate(issuer: &Arc<Issuer>) -> Vec<u8> {
+    leaf(issuer, |template| {
+        template.profile = Profile::Intermediate { organization: "evil".to_owned() };
+        template.names.clear();
+    })
+}
+
+/// The elements that a SEQUENCE is made of.
+fn parts(sequence: &[u8]) -> Vec<Vec<u8>> {
+    let mut reader = SliceReader::new(AnyRef::from_der(sequence).unwrap().value()).unwrap();
+    let mut parts = Vec::new();
+    while !reader.is_finished() {
+        parts.push(reader.tlv_bytes().unwrap().to_vec());
+    }
+    parts
+}
+
+/// A TBSCertificate with another field in this place (0 version ... 6 public key, 7 extensions).
+fn with(tbs: &[u8], at: usize, field: &[u8]) -> Vec<u8> {
+    let mut fields = parts(tbs);
+    fields[at] = field.to_vec();
+    element(Tag::Sequence, &[&fields.concat()])
+}
+
+/// A TBSCertificate whose list of extensions was changed.
+fn extended(tbs: &[u8], change: impl FnOnce(&mut Vec<Vec<u8>>)) -> Vec<u8> {
+    let fields = parts(tbs);
+    let mut extensions = parts(AnyRef::from_der(&fields[7]).unwrap().value());
+    change(&mut extensions);
+    let list = element(Tag::Sequence, &[&extensions.concat()]);
+    with(tbs, 7, &element(context(3, true), &[&list]))
+}
+
+/// A leaf with these subject alternative names: (context tag, content).
+fn named(tbs: &[u8], names: &[(u32, &[u8])]) -> Vec<u8> {
+    let names = extension(b"\x55\x1d\x11", Some(0xff), &san_value(names));
+    extended(tbs, |extensions| *extensions.last_mut().unwrap() = names)
+}
+
+/// A SubjectPublicKeyInfo.
+fn spki(algorithm: &[u8], bits: &[u8]) -> Vec<u8> {
+    element(Tag::Sequence, &[algorithm, &element(Tag::BitString, &[b"\0", bits])])
+}
+
+fn rsa(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
+    let number = |bytes: &[u8]| element(Tag::Integer, &[b"\0", bytes]);
+    let exponent = element(Tag::Integer, &[exponent]);
+    let key = element(Tag::Sequence, &[&number(modulus), &exponent]);
+    spki(b"\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01\x05\x00", &key)
 }
 
 /// A leaf of a hundred years, by another builder.
@@ -166,78 +222,390 @@ fn hundred_years(issuer: &Arc<Issuer>) -> Vec<u8> {
     x509_cert::Certificate::from_der(certificate.der()).unwrap().tbs_certificate().to_der().unwrap()
 }
 
-/// What no host may sign: a name, the kind it pretends to be, the message, and a word of the refusal.
-pub fn forgeries(issuer: &Arc<Issuer>) -> Vec<(&'static str, Kind, Vec<u8>, &'static str)> {
-    let honest = leaf(issuer, |_| {});
-    let ca = leaf(issuer, |template| {
-        template.profile = Profile::Intermediate { organization: "evil".to_owned() };
-        template.names.clear();
-    });
-    let foreign = leaf(issuer, |template| {
-        template.names = vec![Name::Spiffe("spiffe://evil.example/ns/default/sa/httpbin".parse().unwrap())];
-    });
-    let both = leaf(issuer, |template| template.names.push(Name::Dns("evil.example".parse().unwrap())));
-    let unlisted =
-        leaf(issuer, |template| template.names = vec![Name::Dns("istiod.istio-system.svc".parse().unwrap())]);
-    let address = leaf(issuer, |template| template.names = vec![Name::Ip("10.0.0.1".parse().unwrap())]);
-    let long = leaf(issuer, |template| template.not_after += MAX_VALIDITY);
-    let later = leaf(issuer, |template| {
-        template.not_before += Duration::from_secs(365 * 86_400);
-        template.not_after += Duration::from_secs(365 * 86_400);
-    });
-    let renamed = patched(&honest, b"token host test", b"tokem host test", 0);
-    let strange = leaf(&soft_issuer(), |_| {});
-    vec![
-        ("CA:TRUE", Kind::Leaf, ca.clone(), "end entity"),
-        ("CA:TRUE, honestly named", Kind::Intermediate, ca, "does not allow intermediates"),
-        ("a leaf as an intermediate", Kind::Intermediate, honest.clone(), ""),
-        ("a foreign trust domain", Kind::Leaf, foreign, "evil.example"),
-        ("a foreign name beside an honest one", Kind::Leaf, both, "evil.example"),
-        ("a DNS name", Kind::Leaf, unlisted, "istiod.istio-system.svc"),
-        ("an address", Kind::Leaf, address, "10.0.0.1"),
-        ("a day and an hour", Kind::Leaf, long, ""),
-        ("a year from now", Kind::Leaf, later, "later than the host allows"),
-        ("a hundred years", Kind::Leaf, hundred_years(issuer), ""),
-        ("the name of another issuer", Kind::Leaf, renamed, "issuer"),
-        ("another CA's leaf", Kind::Leaf, strange, ""),
-        ("nothing", Kind::Leaf, Vec::new(), ""),
-        ("garbage", Kind::Leaf, vec![0x30; 300], ""),
-        ("half a leaf", Kind::Leaf, honest[..honest.len() / 2].to_vec(), ""),
-        ("a leaf and more", Kind::Leaf, [honest.as_slice(), b"\0"].concat(), ""),
-        ("a leaf as a checkpoint", Kind::Checkpoint, honest.clone(), "not a checkpoint"),
-        ("a leaf as a canary", Kind::Canary, honest, "not a canary's"),
-        ("a canary as a leaf", Kind::Leaf, canary_message(), ""),
-        ("a canary as a checkpoint", Kind::Checkpoint, canary_message(), "not a checkpoint"),
-    ]
+/// The key by which a message is to be signed.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    Ca,
+    CanaryKey,
+    LogKey,
+    Nobody,
 }
 
-/// Has a host refuse everything forged, and then sign what is honest.
+/// A message that no host may sign.
+struct Forgery {
+    /// The rule that it breaks: kind and field in SECURITY.md's table.
+    rule: (&'static str, &'static str),
+    name: &'static str,
+    kind: Kind,
+    by: By,
+    message: Vec<u8>,
+    /// A part of the refusal.
+    word: &'static str,
+}
+
+fn forgery(
+    rule: (&'static str, &'static str),
+    name: &'static str,
+    kind: Kind,
+    message: Vec<u8>,
+    word: &'static str,
+) -> Forgery {
+    Forgery { rule, name, kind, by: By::Ca, message, word }
+}
+
+const ROOT: &str = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+const OTHER_ROOT: &str = "57DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+
+/// The honest messages that a host has signed before it is asked for the forged ones.
+struct Honest {
+    serial: Serial,
+    leaf: Vec<u8>,
+    checkpoint: String,
+}
+
+impl Honest {
+    fn new(issuer: &Arc<Issuer>) -> Self {
+        let serial = Serial::random();
+        let leaf = leaf_of(serial, issuer, |_| {});
+        Self { serial, leaf, checkpoint: format!("{LOG_ORIGIN}\n42\n{ROOT}\n") }
+    }
+}
+
+fn forgeries(issuer: &Arc<Issuer>, honest: &Honest) -> Vec<Forgery> {
+    use Kind::{Canary, Checkpoint, Intermediate, Leaf};
+    let ca = intermediate(issuer);
+    let Honest { serial, leaf: honest, checkpoint } = honest;
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    let of = |names: &[&str]| leaf(issuer, |template| template.names = names.iter().map(|name| san(name)).collect());
+    let shifted = |back: Duration, forth: Duration| {
+        leaf(issuer, |template| {
+            template.not_before = template.not_before + forth - back;
+            template.not_after = template.not_after + forth - back;
+        })
+    };
+    let point = |name: &str, length: usize| {
+        let curve = if name == "P-256" { P256_ALGORITHM } else { P384_ALGORITHM };
+        with(honest, 6, &spki(curve, &[&[4], vec![1; length].as_slice()].concat()))
+    };
+    let modulus = |bytes: usize| [vec![0xc5; bytes - 1], vec![0x01]].concat();
+    let even = [modulus(255), vec![0x02]].concat();
+    let exponent = b"\x01\x00\x01";
+    let key = |spki: &[u8]| with(honest, 6, spki);
+    let head = |origin: &str, size: &str, root: &str| format!("{origin}\n{size}\n{root}\n").into_bytes();
+    let id = super::harness::WORKLOAD.as_bytes();
+    let mut forgeries = vec![
+        forgery(("any", "kind"), "a leaf as a checkpoint", Checkpoint, honest.clone(), "not a checkpoint"),
+        forgery(("any", "kind"), "a leaf as a canary", Canary, honest.clone(), "not a canary's"),
+        forgery(("any", "kind"), "a leaf as an intermediate", Intermediate, honest.clone(), ""),
+        forgery(("any", "kind"), "a canary as a leaf", Leaf, canary_message(), ""),
+        forgery(("any", "kind"), "a canary as a checkpoint", Checkpoint, canary_message(), "not a checkpoint"),
+        forgery(("any", "kind"), "a checkpoint as a leaf", Leaf, checkpoint.clone().into(), ""),
+        forgery(("any", "kind"), "a checkpoint as a canary", Canary, checkpoint.clone().into(), "not a canary's"),
+        forgery(("certificate", "form"), "nothing", Leaf, Vec::new(), ""),
+        forgery(("certificate", "form"), "garbage", Leaf, vec![0x30; 300], ""),
+        forgery(("certificate", "form"), "half a leaf", Leaf, honest[..honest.len() / 2].to_vec(), ""),
+        forgery(("certificate", "form"), "a leaf and more", Leaf, [honest.as_slice(), b"\0"].concat(), ""),
+        forgery(
+            ("certificate", "form"),
+            "a foreign extension",
+            Leaf,
+            extended(honest, |list| list.push(extension(b"\x55\x1d\x20", None, b"\x30\x00"))),
+            "none of ours",
+        ),
+        forgery(
+            ("certificate", "serial number"),
+            "that of another certificate",
+            Leaf,
+            leaf_of(*serial, issuer, |template| template.not_after -= minutes(1)),
+            "another certificate",
+        ),
+        forgery(
+            ("certificate", "serial number"),
+            "a small one",
+            Leaf,
+            with(honest, 1, &element(Tag::Integer, &[&[1]])),
+            "too small",
+        ),
+        forgery(
+            ("certificate", "signature"),
+            "another algorithm",
+            Leaf,
+            with(honest, 2, b"\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0b\x05\x00"),
+            "not that of the CA's key",
+        ),
+        forgery(("certificate", "issuer"), "another name", Leaf, with(honest, 3, b"\x30\x00"), "issuer"),
+        forgery(("certificate", "issuer"), "another CA", Leaf, leaf(&soft_issuer(), |_| {}), ""),
+        forgery(
+            ("certificate", "validity"),
+            "a day and an hour",
+            Leaf,
+            leaf(issuer, |template| template.not_after += MAX_VALIDITY),
+            "longer than allowed",
+        ),
+        forgery(("certificate", "validity"), "a hundred years", Leaf, hundred_years(issuer), ""),
+        forgery(
+            ("certificate", "validity"),
+            "a year from now",
+            Leaf,
+            shifted(Duration::ZERO, minutes(525_600)),
+            "in the future",
+        ),
+        forgery(("certificate", "validity"), "in ten minutes", Leaf, shifted(Duration::ZERO, minutes(10)), "future"),
+        forgery(("certificate", "validity"), "a month ago", Leaf, shifted(minutes(43_200), Duration::ZERO), "past"),
+        forgery(("certificate", "validity"), "ten minutes ago", Leaf, shifted(minutes(10), Duration::ZERO), "past"),
+        forgery(
+            ("certificate", "validity"),
+            "a day from in a minute",
+            Leaf,
+            leaf(issuer, |template| {
+                template.not_before += minutes(4);
+                template.not_after = template.not_before + MAX_VALIDITY + minutes(2);
+            }),
+            "later than the host allows",
+        ),
+        forgery(("certificate", "subject public key"), "not on P-256", Leaf, point("P-256", 64), "not a valid one"),
+        forgery(("certificate", "subject public key"), "not on P-384", Leaf, point("P-384", 96), "not a valid one"),
+        forgery(("certificate", "subject public key"), "RSA-1024", Leaf, key(&rsa(&modulus(128), exponent)), "RSA"),
+        forgery(("certificate", "subject public key"), "RSA-8192", Leaf, key(&rsa(&modulus(1024), exponent)), "RSA"),
+        forgery(("certificate", "subject public key"), "an even modulus", Leaf, key(&rsa(&even, exponent)), "RSA"),
+        forgery(("certificate", "subject public key"), "exponent 1", Leaf, key(&rsa(&modulus(256), &[1])), "RSA"),
+        forgery(
+            ("certificate", "subject public key"),
+            "an exponent of 40 bits",
+            Leaf,
+            key(&rsa(&modulus(256), &[1, 0, 0, 0, 1])),
+            "exponent is unusual",
+        ),
+        forgery(
+            ("certificate", "subject public key"),
+            "the CA's own",
+            Leaf,
+            key(issuer.public_key().spki_der()),
+            "the CA's own key",
+        ),
+        forgery(("leaf", "subject"), "a name", Leaf, with(honest, 5, issuer.subject()), "not empty"),
+        forgery(("leaf", "basic constraints"), "CA:TRUE", Leaf, ca.clone(), "end entity"),
+        forgery(("leaf", "names"), "none", Leaf, extended(honest, |list| drop(list.pop())), "names nobody"),
+        forgery(
+            ("leaf", "names"),
+            "a foreign trust domain",
+            Leaf,
+            of(&["URI:spiffe://evil.example/ns/default/sa/httpbin"]),
+            "evil.example",
+        ),
+        forgery(("leaf", "names"), "a DNS name", Leaf, of(&["DNS:istiod.istio-system.svc"]), "istiod.istio-system.svc"),
+        forgery(("leaf", "names"), "an address", Leaf, of(&["IP:10.0.0.1"]), "10.0.0.1"),
+        forgery(
+            ("leaf", "names"),
+            "an identity and a DNS name",
+            Leaf,
+            named(honest, &[(6, id), (2, SERVER.as_bytes())]),
+            "a SPIFFE ID and other names",
+        ),
+        forgery(
+            ("leaf", "names"),
+            "two identities",
+            Leaf,
+            named(honest, &[(6, id), (6, b"spiffe://cluster.local/ns/default/sa/other")]),
+            "more than one SPIFFE ID",
+        ),
+        forgery(("leaf", "names"), "a name twice", Leaf, named(honest, &[(2, b"a"), (2, b"a")]), "twice"),
+        forgery(("intermediate", "permission"), "CA:TRUE, honestly", Intermediate, ca, "does not allow intermediates"),
+        forgery(("checkpoint", "form"), "nothing", Checkpoint, Vec::new(), "not a checkpoint"),
+        forgery(
+            ("checkpoint", "form"),
+            "an extension line",
+            Checkpoint,
+            format!("{LOG_ORIGIN}\n43\n{ROOT}\nextension\n").into(),
+            "not a checkpoint",
+        ),
+        forgery(("checkpoint", "form"), "a zero before", Checkpoint, head(LOG_ORIGIN, "043", ROOT), "not a checkpoint"),
+        forgery(("checkpoint", "form"), "a short hash", Checkpoint, head(LOG_ORIGIN, "43", "AAAA"), "not a checkpoint"),
+        forgery(("checkpoint", "origin"), "another log", Checkpoint, head("evil/log", "43", ROOT), "log_origins"),
+        forgery(("checkpoint", "size"), "a smaller tree", Checkpoint, head(LOG_ORIGIN, "41", ROOT), "only grows"),
+        forgery(("checkpoint", "size"), "an empty tree", Checkpoint, head(LOG_ORIGIN, "0", ROOT), "only grows"),
+        forgery(("checkpoint", "root"), "another root", Checkpoint, head(LOG_ORIGIN, "42", OTHER_ROOT), "another root"),
+        forgery(("canary", "form"), "another prefix", Canary, b"istio-hsm-ca canarx\0nonce".to_vec(), "not a canary's"),
+        forgery(
+            ("canary", "form"),
+            "a long message",
+            Canary,
+            [canary_message(), vec![0; 64]].concat(),
+            "not a canary's",
+        ),
+    ];
+    for (name, by) in [("nobody's", By::Nobody), ("the canary key", By::CanaryKey), ("the log key", By::LogKey)] {
+        let message = leaf(issuer, |_| {});
+        forgeries.push(Forgery { rule: ("any", "key"), name, kind: Leaf, by, message, word: "no CA certificate" });
+    }
+    forgeries
+}
+
+const P256_ALGORITHM: &[u8] = b"\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07";
+const P384_ALGORITHM: &[u8] = b"\x30\x10\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x05\x2b\x81\x04\x00\x22";
+
+/// Where intermediates are allowed.
+fn forged_intermediates(issuer: &Arc<Issuer>) -> Vec<Forgery> {
+    let good = intermediate(issuer);
+    let unbounded = extension(b"\x55\x1d\x13", Some(0xff), b"\x30\x03\x01\x01\xff");
+    let names = extension(b"\x55\x1d\x11", Some(0xff), &san_value(&[(2, SERVER.as_bytes())]));
+    let strange = extension(b"\x55\x1d\x0e", None, b"\x04\x01x");
+    let cases = [
+        (
+            "basic constraints",
+            "any path length",
+            extended(&good, |list| list[1] = unbounded),
+            "not those of one profile",
+        ),
+        ("subject", "the CA's own name", with(&good, 5, issuer.subject()), "not one organization"),
+        ("names", "a DNS name", extended(&good, |list| list.push(names)), "not those of one profile"),
+        ("subject key identifier", "another key's", extended(&good, |list| list[2] = strange), "not the key's"),
+    ];
+    let forgery =
+        |(field, name, message, word)| forgery(("intermediate", field), name, Kind::Intermediate, message, word);
+    cases.into_iter().map(forgery).collect()
+}
+
+impl Forger {
+    fn status(&mut self) -> Status {
+        match self.ask(&Request::Ping) {
+            Some(Reply::Status(status)) => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Has a host sign with its CA key or one of its own.
+    fn signs(&mut self, kind: Kind, key: &PublicKey, message: &[u8]) {
+        match self.sign(kind, key.fingerprint(), message) {
+            Some(Reply::Signed { signature, .. }) => {
+                key.verify(key.signature_algorithm(), message, &signature).unwrap()
+            }
+            other => panic!("{kind:?}: {other:?}"),
+        }
+    }
+
+    fn refuses(&mut self, issuer: &Arc<Issuer>, forgeries: &[Forgery]) {
+        let status = self.status();
+        let own = |spki: &[u8]| PublicKey::from_spki_der(spki).unwrap().fingerprint();
+        for Forgery { rule, name, kind, by, message, word } in forgeries {
+            let key = match by {
+                By::Ca => issuer.public_key().fingerprint(),
+                By::CanaryKey => own(&status.canary_key),
+                By::LogKey => own(&status.log_key),
+                By::Nobody => [0; 32],
+            };
+            match self.sign(*kind, key, message) {
+                Some(Reply::Refused { reason, limit: false }) => {
+                    assert!(reason.contains(word), "{rule:?} {name}: {reason}");
+                }
+                other => panic!("{rule:?} {name}: {other:?}"),
+            }
+        }
+        let refused = u64::try_from(forgeries.len()).unwrap();
+        assert_eq!(self.status().refused, status.refused + refused);
+    }
+}
+
+/// Has a host sign what is honest, refuse everything forged, and sign the same honest messages again.
 pub fn refuses_all(forger: &mut Forger, issuer: &Arc<Issuer>) {
     let key = issuer.public_key();
     assert_eq!(forger.ask(&Request::Open { key: key.fingerprint() }), Some(Reply::Opened));
-    let forgeries = forgeries(issuer);
-    for (name, kind, message, word) in &forgeries {
-        match forger.sign(*kind, key.fingerprint(), message) {
-            Some(Reply::Refused { reason }) => assert!(reason.contains(word), "{name}: {reason}"),
-            other => panic!("{name}: {other:?}"),
-        }
+    let honest = Honest::new(issuer);
+    let status = forger.status();
+    let log_key = PublicKey::from_spki_der(&status.log_key).unwrap();
+    for _ in 0..2 {
+        forger.signs(Kind::Leaf, key, &honest.leaf);
+        forger.signs(Kind::Checkpoint, &log_key, honest.checkpoint.as_bytes());
+        forger.refuses(issuer, &forgeries(issuer, &honest));
     }
-    let honest = leaf(issuer, |_| {});
-    // Neither the log key nor the canary key signs a certificate, nor does a key that the bundle does not name.
-    let Some(Reply::Status(status)) = forger.ask(&Request::Ping) else { panic!() };
     for other in [&status.log_key, &status.canary_key] {
         let fingerprint = PublicKey::from_spki_der(other).unwrap().fingerprint();
-        assert!(matches!(forger.sign(Kind::Leaf, fingerprint, &honest), Some(Reply::Refused { .. })));
         assert!(matches!(forger.ask(&Request::Open { key: fingerprint }), Some(Reply::Refused { .. })));
     }
-    assert!(matches!(forger.sign(Kind::Leaf, [0; 32], &honest), Some(Reply::Refused { .. })));
-    match forger.sign(Kind::Leaf, key.fingerprint(), &honest) {
-        Some(Reply::Signed { signature, .. }) => key.verify(key.signature_algorithm(), &honest, &signature).unwrap(),
-        other => panic!("{other:?}"),
+    let signed = forger.status().signed;
+    let leaves = signed.iter().filter(|count| count.kind == Kind::Leaf).map(|count| count.count).sum::<u64>();
+    assert_eq!(leaves, 2);
+    forger.signs(Kind::Checkpoint, &log_key, format!("{LOG_ORIGIN}\n43\n{OTHER_ROOT}\n").as_bytes());
+}
+
+/// SECURITY.md promises each rule, and each has a message that breaks it; what it does not promise, no test expects.
+#[test]
+fn every_rule_of_the_security_page_has_its_forgery() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/SECURITY.md")).unwrap();
+    let (_, section) = page.split_once("\n## What a token host signs\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let rows = section.lines().filter(|line| line.starts_with('|')).skip(2);
+    let promised: BTreeSet<(String, String)> = rows
+        .map(|row| {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            (cells[1].to_owned(), cells[2].to_owned())
+        })
+        .collect();
+    let issuer = soft_issuer();
+    let forged = forgeries(&issuer, &Honest::new(&issuer)).into_iter().chain(forged_intermediates(&issuer));
+    let mut tested: BTreeSet<_> = forged.map(|forgery| forgery.rule).collect();
+    // By `host_signs_no_more_certificates_than_its_limit`.
+    tested.insert(("certificate", "number"));
+    let tested = tested.into_iter().map(|(kind, field)| (kind.to_owned(), field.to_owned())).collect();
+    assert_eq!(promised, tested);
+}
+
+#[test]
+fn host_that_allows_intermediates_refuses_forged_ones() {
+    let site = Site::new();
+    let (mut host, mut forger) = child(&site);
+    let mut settings = site.host_settings();
+    settings.allow_intermediate = true;
+    forger.hello(&serde_json::to_vec(&settings).unwrap());
+    forger.refuses(&site.issuer, &forged_intermediates(&site.issuer));
+    forger.signs(Kind::Intermediate, site.issuer.public_key(), &intermediate(&site.issuer));
+    drop(forger);
+    assert!(host.wait().unwrap().success());
+}
+
+#[test]
+fn host_signs_no_more_certificates_than_its_limit() {
+    for (per_hour, in_total) in [(Some(3), None), (None, Some(3)), (Some(3), Some(100))] {
+        let site = Site::new();
+        let (mut host, mut forger) = child(&site);
+        let mut settings = site.host_settings();
+        settings.max_certificates_per_hour = per_hour.and_then(NonZeroU32::new);
+        settings.max_certificates = in_total.and_then(NonZeroU64::new);
+        forger.hello(&serde_json::to_vec(&settings).unwrap());
+        let key = site.issuer.public_key();
+        let leaves: Vec<_> = (0..3).map(|_| leaf(&site.issuer, |_| {})).collect();
+        leaves.iter().for_each(|leaf| forger.signs(Kind::Leaf, key, leaf));
+        for _ in 0..3 {
+            match forger.sign(Kind::Leaf, key.fingerprint(), &leaf(&site.issuer, |_| {})) {
+                Some(Reply::Refused { reason, limit: true }) => assert!(reason.contains("limit of 3 cert"), "{reason}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        // The same certificate again is no further one.
+        leaves.iter().for_each(|leaf| forger.signs(Kind::Leaf, key, leaf));
+        drop(forger);
+        assert!(host.wait().unwrap().success());
     }
-    let Some(Reply::Status(status)) = forger.ask(&Request::Ping) else { panic!() };
-    let leaves = status.signed.iter().filter(|count| count.kind != Kind::Canary).map(|count| count.count).sum::<u64>();
-    assert_eq!((status.refused, leaves), (u64::try_from(forgeries.len()).unwrap() + 3, 1));
+}
+
+/// The last head is kept over restarts, also of a host that was killed.
+#[test]
+fn next_host_process_knows_the_last_checkpoint() {
+    let site = Site::new();
+    let settings = serde_json::to_vec(&site.host_settings()).unwrap();
+    for (size, good) in [(7, true), (6, false), (7, true), (8, true), (7, false)] {
+        let (mut host, mut forger) = child(&site);
+        let log_key = PublicKey::from_spki_der(&forger.hello(&settings).log_key).unwrap();
+        let message = format!("{LOG_ORIGIN}\n{size}\n{ROOT}\n");
+        if good {
+            forger.signs(Kind::Checkpoint, &log_key, message.as_bytes());
+        } else {
+            let reply = forger.sign(Kind::Checkpoint, [0; 32], message.as_bytes());
+            assert!(matches!(reply, Some(Reply::Refused { .. })), "{reply:?}");
+        }
+        host.kill().unwrap();
+        host.wait().unwrap();
+    }
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub const TOKEN: &str = "istio-ca";
 pub const WORKLOAD: &str = "spiffe://cluster.local/ns/default/sa/httpbin";
 /// The host's own maximum.
 pub const MAX_VALIDITY: Duration = Duration::from_secs(24 * 3600);
+/// The origin of a mill's log.
+pub const LOG_ORIGIN: &str = "token-host.test/log";
 /// How long anything may take on a busy machine before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -153,6 +155,8 @@ impl Site {
         let mut settings =
             token_host::Settings::new(self.uri.clone(), self.marker(), self.bundle.clone(), MAX_VALIDITY);
         settings.trust_domains = vec!["cluster.local".parse().unwrap()];
+        settings.log_origins = vec![LOG_ORIGIN.to_owned()];
+        settings.checkpoint_file = Some(self.directory.path().join("signed-checkpoints"));
         settings
     }
 
@@ -195,7 +199,7 @@ impl Mill {
     /// Starts the hosts; does not wait for them.
     pub fn start(settings: Settings, issuer: &Arc<Issuer>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let log = audit_log::Settings::new(directory.path().join("log"), "token-host.test/log");
+        let log = audit_log::Settings::new(directory.path().join("log"), LOG_ORIGIN);
         let (log, _) = Log::open(log, None).unwrap();
         let pool = Pool::start(settings).unwrap();
         Self { pool, log, issuer: Arc::clone(issuer), _log_directory: directory }

@@ -9,7 +9,7 @@ use istio_hsm_ca::{
 use pki::PublicKey;
 use rcgen::{KeyPair, RsaKeySize};
 
-use super::harness::{Ca, Mill, PATIENCE, Site, hosts_of, is, openssl_verifies, pool};
+use super::harness::{Ca, LOG_ORIGIN, Mill, PATIENCE, Site, hosts_of, is, openssl_verifies, pool};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recorded_leaf_is_signed_and_verifies() {
@@ -36,7 +36,8 @@ async fn a_recorded_leaf_is_signed_and_verifies() {
 async fn the_log_key_signs_checkpoints_and_nothing_else() {
     let site = Site::new();
     let mill = Mill::proven(pool(vec![site.token("checkpoint")]), &site.issuer).await;
-    let text = b"example.org/log\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n";
+    let text = format!("{LOG_ORIGIN}\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n");
+    let text = text.as_bytes();
     let deadline = || Instant::now() + PATIENCE;
     let made = mill.pool.sign_checkpoint(text, deadline()).await.unwrap();
     let key = PublicKey::from_spki_der(&made.log_key).unwrap();

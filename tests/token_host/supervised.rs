@@ -23,7 +23,7 @@ use token_host::protocol::{Request, VERSION};
 
 use super::{
     forged::{Forger, refuses_all},
-    harness::{Mill, PATIENCE, PROGRAM, Site, is, pool},
+    harness::{LOG_ORIGIN, Mill, PATIENCE, PROGRAM, Site, is, pool},
 };
 
 /// The host's user, the daemon's, and somebody else's: numbers that no system gives out.
@@ -117,12 +117,13 @@ fn stage() -> Stage {
     let config = format!(
         "uri = \"pkcs11:token={}?module-path={}&pin-source=file:{}\"\npin_marker = {:?}\nbundle = {:?}\n\
          max_validity = \"24h\"\ntrust_domains = [\"cluster.local\"]\ndns_names = [\"{SERVER}\"]\n\
-         call_timeout = \"5s\"\n",
+         call_timeout = \"5s\"\nlog_origins = [\"{LOG_ORIGIN}\"]\ncheckpoint_file = {:?}\n",
         super::harness::TOKEN,
         testkit::softhsm::module_path().display(),
         private.join("pin").display(),
         private.join("pin-refused"),
         bundle,
+        private.join("signed-checkpoints"),
     );
     fs::write(private.join("token-host.toml"), config).unwrap();
     give(&private, HOST);

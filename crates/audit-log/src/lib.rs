@@ -37,9 +37,7 @@ pub use checkpoint::{CheckpointSignError, CheckpointSignature, CheckpointSigner}
 #[cfg(feature = "writer")]
 pub use checkpointer::Ship;
 #[cfg(feature = "writer")]
-pub use log::{
-    CheckpointHealth, Intent, Log, LogError, LogHealth, Opened, Outcome, Recorded, Settings, default_origin,
-};
+pub use log::{CheckpointHealth, Intent, Log, LogError, LogHealth, Opened, Outcome, Recorded, Settings};
 #[cfg(feature = "writer")]
 pub use recover::{Examined, OpenError, SetAside};
 pub use segment::CHECKPOINT;

@@ -99,7 +99,7 @@ pub struct Settings {
     pub directory: PathBuf,
     /// The origin of the checkpoints (C2SP tlog-checkpoint), unique for each replica: a schemeless URL, such as a host
     /// name with a path.
-    #[serde(default = "default_origin")]
+    #[serde(default = "process::default_log_origin")]
     pub origin: String,
     /// The size in bytes at which a segment is closed.
     #[serde(default = "Settings::segment_bytes", deserialize_with = "non_zero")]
@@ -160,13 +160,6 @@ impl Settings {
 
 fn non_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     NonZeroU64::deserialize(deserializer).map(NonZeroU64::get)
-}
-
-/// The origin of a log for which none is configured: `HOSTNAME/istio-hsm-ca`.
-#[must_use]
-pub fn default_origin() -> String {
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    format!("{}/istio-hsm-ca", host.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_owned()))
 }
 
 /// What a log held when it was opened.

@@ -1,9 +1,13 @@
-//! What the programs share at the boundary to the operating system: the clock, logging, process hardening and the
-//! output of commands.
+//! What the programs share at the boundary to the operating system: the clock, files, logging, process
+//! hardening and the output of commands.
 
 pub mod clock;
 pub mod error;
+pub mod files;
 pub mod hardening;
 pub mod logging;
+mod origin;
 pub mod output;
 pub mod renamed_keys;
+
+pub use origin::default_log_origin;

@@ -23,9 +23,13 @@ use faults::{
 use own_keys::OwnKeys;
 pub(super) use worker::Worker;
 
-use super::{Settings, chain, policy::Rules, watchdog::Watchdog};
+use super::{
+    Settings, chain,
+    policy::{CaCertificate, Policy},
+    watchdog::Watchdog,
+};
 use crate::protocol::{Fault, Fingerprint, KeyCount, Kind, Status, VERSION};
-use pki::{PublicKey, lint::OwnedCa, pem};
+use pki::{PublicKey, pem};
 use token::{
     Module, Token, TokenUri, calls,
     key::hex,
@@ -33,16 +37,6 @@ use token::{
     pin,
     pin_marker::{PinMarker, state_of},
 };
-
-/// A CA certificate of the host's own configuration.
-#[derive(Clone, Debug)]
-pub(super) struct CaCertificate {
-    pub(super) der: Vec<u8>,
-    pub(super) key: PublicKey,
-    pub(super) fingerprint: Fingerprint,
-    /// What the rules need of it.
-    pub(super) ca: OwnedCa,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -57,7 +51,7 @@ pub(super) struct Counters {
 /// A token that is open and logged in.
 #[derive(Debug)]
 pub(super) struct LoginContext {
-    pub(super) rules: Rules,
+    pub(super) policy: Policy,
     pub(super) watchdog: Arc<Watchdog>,
     pub(super) counters: Counters,
     /// Sessions that are open in workers.
@@ -103,15 +97,8 @@ impl LoginContext {
         let call = watchdog.call(MAIN_THREAD);
         let token = module.find_token(&uri).map_err(|error| token_fault(&error))?;
         drop(call);
-        let rules = Rules {
-            max_validity: settings.max_validity,
-            trust_domains: settings.trust_domains.clone(),
-            dns_names: settings.dns_names.clone(),
-            ip_addresses: settings.ip_addresses.clone(),
-            allow_intermediate: settings.allow_intermediate,
-        };
         let login = Self {
-            rules,
+            policy: Policy::new(&settings),
             watchdog: Arc::clone(watchdog),
             counters: Counters::default(),
             live: AtomicUsize::new(0),
@@ -314,8 +301,5 @@ fn read_certificate(path: &Path) -> Result<CaCertificate, Fault> {
     let blocks = pem::blocks(&text).map_err(|error| wrong(&error))?;
     let certificate = blocks.into_iter().find(|block| block.label == "CERTIFICATE");
     let der = certificate.ok_or_else(|| wrong(&"it holds no certificate"))?.der.to_vec();
-    let ca = OwnedCa::from_certificate(&der).map_err(|error| wrong(&error))?;
-    let key = PublicKey::from_spki_der(ca.as_ca().spki).map_err(|error| wrong(&error))?;
-    let fingerprint = key.fingerprint();
-    Ok(CaCertificate { der, key, fingerprint, ca })
+    CaCertificate::read(der).map_err(|error| wrong(&error))
 }

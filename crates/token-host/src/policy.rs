@@ -1,34 +1,108 @@
-//! The host's own rules: checks each message against the host's configuration. Pure.
+//! The host's own rules: checks each message against the host's configuration and against what it has signed before.
+//! SECURITY.md has the rules as a table, and `tests/token_host/forged.rs` a forged message for each of them.
 //!
 //! The daemon has decided already; this is for the day on which the daemon is not ours any more.
 
+mod checkpoint;
+mod limit;
+mod serials;
+mod signed;
+
 use std::{
+    borrow::Cow,
     net::IpAddr,
-    time::{Duration, SystemTime},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
-use super::CANARY_PREFIX;
-use crate::protocol::Kind;
+use super::{CANARY_PREFIX, Settings};
+use crate::protocol::{Fingerprint, Kind, Sign};
+use limit::Limit;
 use pki::{
+    PublicKey,
     identity::{DnsName, Name, TrustDomain},
-    lint::{self, Ca, Facts, Finding},
+    key::KeyError,
+    lint::{self, Ca, Facts, Finding, OwnedCa},
     profile::CLOCK_SKEW,
 };
+use process::error::{Advice, Remedy};
+use signed::{KeptHeads, SignedCertificates};
 
 /// The longest canary message: its prefix and some random bytes.
 const CANARY_MOST: usize = 64;
 
-/// The longest tree head: a signed note's text of origin, size, hash and a few extension lines.
-const CHECKPOINT_MOST: usize = 4096;
+/// A CA certificate of the host's own configuration.
+#[derive(Clone, Debug)]
+pub(super) struct CaCertificate {
+    pub(super) der: Vec<u8>,
+    pub(super) key: PublicKey,
+    pub(super) fingerprint: Fingerprint,
+    /// What the rules need of it.
+    ca: OwnedCa,
+}
+
+impl CaCertificate {
+    pub(super) fn read(der: Vec<u8>) -> Result<Self, Refusal> {
+        let ca = OwnedCa::from_certificate(&der)?;
+        let key = PublicKey::from_spki_der(ca.as_ca().spki)?;
+        let fingerprint = key.fingerprint();
+        Ok(Self { der, key, fingerprint, ca })
+    }
+}
+
+/// The rules, and what was signed as far as they need it.
+#[derive(Debug)]
+pub(super) struct Policy {
+    rules: Rules,
+    certificates: Mutex<SignedCertificates>,
+    heads: Mutex<KeptHeads>,
+}
+
+impl Policy {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let limit = Limit::new(settings.max_certificates_per_hour, settings.max_certificates);
+        Self {
+            rules: Rules {
+                max_validity: settings.max_validity,
+                trust_domains: settings.trust_domains.clone(),
+                dns_names: settings.dns_names.clone(),
+                ip_addresses: settings.ip_addresses.clone(),
+                allow_intermediate: settings.allow_intermediate,
+                log_origins: settings.log_origins.clone(),
+            },
+            certificates: Mutex::new(SignedCertificates::new(limit)),
+            heads: Mutex::new(KeptHeads::new(settings.checkpoint_file.clone())),
+        }
+    }
+
+    /// Admits a message that is to be signed now. `cas` are all CA certificates of the host. A message that was admitted
+    /// counts as signed, and is admitted again.
+    pub(super) fn admit(&self, sign: &Sign<'_>, cas: &[CaCertificate], now: SystemTime) -> Result<(), Refusal> {
+        match sign.kind {
+            Kind::Canary => canary(sign.message),
+            Kind::Checkpoint => {
+                let checkpoint = self.rules.checkpoint(sign.message)?;
+                self.heads.lock().unwrap_or_else(PoisonError::into_inner).admit(&checkpoint)
+            }
+            Kind::Intermediate | Kind::Leaf => {
+                let facts = Facts::parse(sign.message)?;
+                self.rules.certificate(sign, &facts, cas, now)?;
+                let mut signed = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+                signed.admit(facts.serial, sign.message, Instant::now())
+            }
+        }
+    }
+}
 
 /// The limits that the host was configured with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rules {
-    pub(super) max_validity: Duration,
-    pub(super) trust_domains: Vec<TrustDomain>,
-    pub(super) dns_names: Vec<DnsName>,
-    pub(super) ip_addresses: Vec<IpAddr>,
-    pub(super) allow_intermediate: bool,
+struct Rules {
+    max_validity: Duration,
+    trust_domains: Vec<TrustDomain>,
+    dns_names: Vec<DnsName>,
+    ip_addresses: Vec<IpAddr>,
+    allow_intermediate: bool,
+    log_origins: Vec<String>,
 }
 
 /// Why the host does not sign.
@@ -36,59 +110,148 @@ pub(super) struct Rules {
 pub(super) enum Refusal {
     #[error("the message is not a canary's")]
     Canary,
-    #[error("the message is not a checkpoint")]
+    #[error("the message is not a checkpoint: origin, size and root hash, a line each")]
     Checkpoint,
+    #[error("the checkpoint is of the log {found:?}{}", Advice(self))]
+    Origin { found: String, listed: String },
+    #[error("the checkpoint of {origin} has {size} lines, after one of {signed} lines was signed{}", Advice(self))]
+    Smaller { origin: String, size: u64, signed: u64 },
+    #[error("the checkpoint of {origin} has another root than the one of {size} lines that was signed{}", Advice(self))]
+    OtherRoot { origin: String, size: u64 },
+    #[error("the last signed checkpoint cannot be kept: {0}")]
+    State(String),
+    #[error("the host's bundle has no CA certificate with this key")]
+    Issuer,
+    #[error("the subject has the key of a CA")]
+    CaKey,
     #[error("the host's configuration does not allow intermediates")]
     Intermediate,
+    #[error("{0}")]
+    Key(#[from] KeyError),
+    #[error("the limit of {most} certificates {span} is reached{}", Advice(self))]
+    Limit { most: u64, span: &'static str },
     #[error("{0}")]
     Lint(#[from] Finding),
     #[error("the host's configuration does not list the name {0}")]
     Name(Name),
+    #[error("the token has no {0}")]
+    NoKey(&'static str),
+    #[error("the validity begins in the future")]
+    NotYet,
+    #[error("the validity is in the past, or begins long before now")]
+    Past,
+    #[error("the serial number is that of another certificate that was signed")]
+    Serial,
     #[error("the validity ends later than the host allows, counted from now")]
     TooLate,
 }
 
+impl Remedy for Refusal {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Origin { found, listed } => Some(
+                format!(
+                    "the host's log_origins are {listed}: if the daemon's log was moved to this origin on purpose, list \
+                     {found:?} there and restart the host"
+                )
+                .into(),
+            ),
+            Self::Smaller { .. } | Self::OtherRoot { .. } => Some(
+                "a log only grows: restore it if it was cut or rolled back; if it was started again on purpose, give it \
+                 another [log] origin, and list that in the log_origins of a host with a configuration of its own"
+                    .into(),
+            ),
+            Self::Limit { .. } => Some(
+                "if so many certificates are needed, raise max_certificates or max_certificates_per_hour in the host's \
+                 configuration; if not, find out who obtained them"
+                    .into(),
+            ),
+            Self::CaKey
+            | Self::Canary
+            | Self::Checkpoint
+            | Self::Intermediate
+            | Self::Issuer
+            | Self::Key(_)
+            | Self::Lint(_)
+            | Self::Name(_)
+            | Self::NoKey(_)
+            | Self::NotYet
+            | Self::Past
+            | Self::Serial
+            | Self::State(_)
+            | Self::TooLate => None,
+        }
+    }
+}
+
 impl Rules {
-    /// Holds a certificate to the rules, under one CA certificate of the host's own.
-    pub(super) fn certificate(&self, kind: Kind, tbs: &[u8], ca: &Ca<'_>, now: SystemTime) -> Result<(), Refusal> {
-        let facts = Facts::parse(tbs)?;
+    /// Holds a certificate to the rules, under one of the CA certificates with the issuer's key: a renewed one has the key
+    /// of the old one.
+    fn certificate(
+        &self,
+        sign: &Sign<'_>,
+        facts: &Facts<'_>,
+        cas: &[CaCertificate],
+        now: SystemTime,
+    ) -> Result<(), Refusal> {
+        let mut last = Err(Refusal::Issuer);
+        for ca in cas.iter().filter(|ca| ca.fingerprint == sign.key) {
+            last = self.lint(sign.kind, facts, &ca.ca.as_ca());
+            if last.is_ok() {
+                break;
+            }
+        }
+        last?;
+        self.validity(facts, now)?;
+        self.names(facts)?;
+        if cas.iter().any(|ca| ca.key.spki_der() == facts.spki) {
+            return Err(Refusal::CaKey);
+        }
+        // Last, since it takes longest.
+        facts.public_key()?;
+        Ok(())
+    }
+
+    fn lint(&self, kind: Kind, facts: &Facts<'_>, ca: &Ca<'_>) -> Result<(), Refusal> {
         match kind {
-            Kind::Leaf => lint::leaf(&facts, ca, self.max_validity)?,
-            Kind::Intermediate if self.allow_intermediate => lint::intermediate(&facts, ca, self.max_validity)?,
+            Kind::Leaf => lint::leaf(facts, ca, self.max_validity)?,
+            Kind::Intermediate if self.allow_intermediate => lint::intermediate(facts, ca, self.max_validity)?,
             Kind::Intermediate => return Err(Refusal::Intermediate),
             Kind::Canary | Kind::Checkpoint => return Err(Finding("it is not a kind of certificate").into()),
         }
-        // Without this a stolen daemon could stock up on leaves for the years to come.
-        if facts.not_after.duration_since(now).unwrap_or_default() > self.max_validity.saturating_add(CLOCK_SKEW) {
+        Ok(())
+    }
+
+    /// A taken daemon must not stock up on certificates for the years to come, nor make any that look older than they
+    /// are. The validity begins [`CLOCK_SKEW`] before the request; the request may take as long to arrive here, and the
+    /// two clocks may differ by as much.
+    fn validity(&self, facts: &Facts<'_>, now: SystemTime) -> Result<(), Refusal> {
+        let before = |from: SystemTime, to: SystemTime| to.duration_since(from).unwrap_or_default();
+        if facts.not_after <= now || before(facts.not_before, now) > CLOCK_SKEW * 2 {
+            return Err(Refusal::Past);
+        }
+        if before(now, facts.not_before) > CLOCK_SKEW {
+            return Err(Refusal::NotYet);
+        }
+        if before(now, facts.not_after) > self.max_validity.saturating_add(CLOCK_SKEW) {
             return Err(Refusal::TooLate);
         }
-        for name in facts.names {
-            let listed = match &name {
-                Name::Dns(dns) => self.dns_names.contains(dns),
-                Name::Ip(ip) => self.ip_addresses.contains(ip),
-                Name::Spiffe(id) => self.trust_domains.contains(id.trust_domain()),
-            };
-            if !listed {
-                return Err(Refusal::Name(name));
-            }
-        }
         Ok(())
+    }
+
+    fn names(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
+        let unlisted = facts.names.iter().find(|name| match name {
+            Name::Dns(dns) => !self.dns_names.contains(dns),
+            Name::Ip(ip) => !self.ip_addresses.contains(ip),
+            Name::Spiffe(id) => !self.trust_domains.contains(id.trust_domain()),
+        });
+        unlisted.map_or(Ok(()), |name| Err(Refusal::Name(name.clone())))
     }
 }
 
 /// A canary's message is nothing that anybody could take for anything else.
-pub(super) fn canary(message: &[u8]) -> Result<(), Refusal> {
+fn canary(message: &[u8]) -> Result<(), Refusal> {
     if message.starts_with(CANARY_PREFIX) && message.len() <= CANARY_MOST { Ok(()) } else { Err(Refusal::Canary) }
-}
-
-/// A tree head: the text of a signed note (C2SP tlog-checkpoint): origin, size and root hash, a line each.
-pub(super) fn checkpoint(message: &[u8]) -> Result<(), Refusal> {
-    let text = std::str::from_utf8(message).map_err(|_| Refusal::Checkpoint)?;
-    let whole = text.len() <= CHECKPOINT_MOST && text.ends_with('\n') && !text.starts_with('\n');
-    let mut lines = text.lines().skip(1);
-    let size = lines.next().is_some_and(|size| size.parse::<u64>().is_ok());
-    let hash = lines.next().is_some_and(|hash| hash.len() == 44);
-    if whole && size && hash { Ok(()) } else { Err(Refusal::Checkpoint) }
 }
 
 #[cfg(test)]
@@ -96,25 +259,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn canaries_and_checkpoints_are_told_apart_from_all_else() {
-        let hash = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
-        let good = format!("example.org/log\n42\n{hash}\n");
-        assert_eq!(checkpoint(good.as_bytes()), Ok(()));
+    fn canary_begins_with_its_prefix_and_is_short() {
         assert_eq!(canary(&super::super::canary_message()), Ok(()));
-        let bad: [&[u8]; 8] = [
-            b"",
-            b"\x30\x03\x02\x01\x00",
-            b"example.org/log\n",
-            b"example.org/log\n42\nshort\n",
-            b"example.org/log\n-1\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n",
-            b"example.org/log\n1\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
-            b"\xff\n1\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n",
-            b"istio-hsm-ca canar",
-        ];
-        for message in bad {
-            assert_eq!(checkpoint(message), Err(Refusal::Checkpoint), "{message:?}");
+        let long = [CANARY_PREFIX, &[0; 100]].concat();
+        for message in [b"".as_slice(), b"istio-hsm-ca canar", b"example.org/log\n1\n", b"\x30\x00", &long] {
             assert_eq!(canary(message), Err(Refusal::Canary), "{message:?}");
         }
-        assert_eq!(canary(&[CANARY_PREFIX, &[0; 100]].concat()), Err(Refusal::Canary));
     }
 }

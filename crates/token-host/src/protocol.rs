@@ -118,6 +118,8 @@ pub enum Reply {
     Refused {
         /// The rule.
         reason: String,
+        /// Whether it is a limit on the number of certificates, which would allow the request at another time.
+        limit: bool,
     },
     /// The signature: RSA as it is, ECDSA as DER ECDSA-Sig-Value.
     Signed {

@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    num::{NonZeroU32, NonZeroU64},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -49,6 +50,18 @@ pub struct Settings {
     /// Whether subordinate CAs are signed.
     #[serde(default)]
     pub allow_intermediate: bool,
+    /// Most certificates in an hour; as many at once after an hour without any.
+    #[serde(default)]
+    pub max_certificates_per_hour: Option<NonZeroU32>,
+    /// Most certificates from the host's start to its end.
+    #[serde(default)]
+    pub max_certificates: Option<NonZeroU64>,
+    /// The origins of the logs whose checkpoints are signed: that of each daemon that may connect.
+    #[serde(default = "log_origins")]
+    pub log_origins: Vec<String>,
+    /// Where the last signed checkpoint of each log is kept over restarts; without it the host knows it until it ends.
+    #[serde(default)]
+    pub checkpoint_file: Option<PathBuf>,
 }
 
 /// The limit of one PKCS#11 call unless configured: HSMs over a network take seconds to fail over.
@@ -59,6 +72,10 @@ const SESSIONS_MOST: u32 = 256;
 
 fn one() -> u32 {
     1
+}
+
+fn log_origins() -> Vec<String> {
+    vec![process::default_log_origin()]
 }
 
 fn call_timeout() -> Duration {
@@ -82,6 +99,10 @@ impl Settings {
             dns_names: Vec::new(),
             ip_addresses: Vec::new(),
             allow_intermediate: false,
+            max_certificates_per_hour: None,
+            max_certificates: None,
+            log_origins: log_origins(),
+            checkpoint_file: None,
         }
     }
 
@@ -144,6 +165,9 @@ mod tests {
         trust_domains = ["cluster.local"]
         dns_names = ["istiod.istio-system.svc"]
         ip_addresses = ["127.0.0.1"]
+        log_origins = ["ca.example/log"]
+        max_certificates_per_hour = 1000
+        checkpoint_file = "/var/lib/ca/signed-checkpoints"
     "#;
 
     #[test]
@@ -178,6 +202,8 @@ mod tests {
             ("\"24h\"", "-1"),
             ("\"24h\"", "86400"),
             ("127.0.0.1", "127.0.0"),
+            ("hour = 1000", "hour = 0"),
+            ("log_origins = [", "origins = ["),
         ] {
             assert!(toml::from_str::<Settings>(&TOML.replace(from, to)).is_err(), "{to}");
         }

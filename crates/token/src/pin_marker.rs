@@ -13,7 +13,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use process::error::{Advice, Remedy};
+use process::{
+    error::{Advice, Remedy},
+    files,
+};
 
 /// Longest marker that is read.
 const MOST: u64 = 4096;
@@ -130,16 +133,7 @@ impl PinMarker {
     pub fn mark(&self, state: &str, reason: &str) -> Result<(), MarkerError> {
         let io = |source| MarkerError::Io { path: self.path.clone(), source };
         let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(512).collect();
-        let new = self.beside(".new");
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            writeln!(file, "{state}\n{reason}")?;
-            file.sync_all()?;
-            fs::rename(&new, &self.path)?;
-            let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-        };
-        write().map_err(io)
+        files::replace(&self.path, format!("{state}\n{reason}\n").as_bytes()).map_err(io)
     }
 
     /// Forgets: the PIN was right.

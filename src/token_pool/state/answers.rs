@@ -89,16 +89,17 @@ impl Shared {
                     }
                 }
             }
-            Reply::Refused { reason } => {
-                count(&counters.refused);
+            Reply::Refused { reason, limit } => {
+                count(if limit { &counters.limited } else { &counters.refused });
                 let on_trial = token.phase() == Phase::HalfOpen;
-                // The rules of a host on trial may differ from those of the others, which decide.
-                if on_trial && inner.tokens.others_serve(id, &job) && job.may_try_again(&handle.name) {
+                // The rules of a host on trial may differ from those of the others, which decide; and another host may
+                // have some of its number of certificates left.
+                if (on_trial || limit) && inner.tokens.others_serve(id, &job) && job.may_try_again(&handle.name) {
                     count(&counters.retried);
                     inner.queues.put_back(job);
                     inner.pump_all();
                 } else {
-                    job.answer(Err(SignError::Refused(reason)));
+                    job.answer(Err(if limit { SignError::Limit(reason) } else { SignError::Refused(reason) }));
                 }
                 false
             }

@@ -43,7 +43,7 @@ pub(super) async fn open_key(
             shared.opened(id, host, key, false);
             Err(ProveError::Refused(fault.text))
         }
-        Reply::Refused { reason } => {
+        Reply::Refused { reason, .. } => {
             shared.opened(id, host, key, false);
             Err(ProveError::Refused(reason))
         }

@@ -207,6 +207,7 @@ impl Place {
     fn token_of(&self, name: &str, uri: String, environment: BTreeMap<String, String>) -> TokenSettings {
         let mut settings = token_host::Settings::new(uri, self.path("pin-refused"), self.path("bundle"), MAX_VALIDITY);
         settings.trust_domains = vec!["cluster.local".parse().unwrap()];
+        settings.log_origins = vec!["suite.test/log".to_owned()];
         TokenSettings {
             name: Arc::from(name),
             call_timeout: settings.call_timeout,

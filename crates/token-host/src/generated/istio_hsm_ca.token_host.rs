@@ -110,6 +110,9 @@ pub struct Signed {
 pub struct Refused {
     #[prost(string, tag = "1")]
     pub reason: ::prost::alloc::string::String,
+    /// A limit on the number of certificates is reached: the request itself is allowed.
+    #[prost(bool, tag = "2")]
+    pub limit: bool,
 }
 /// The token or something in front of it failed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

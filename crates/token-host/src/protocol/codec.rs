@@ -158,7 +158,9 @@ impl Reply {
                 text: truncate(&fault.text, MAX_TEXT),
             }),
             Self::Opened => Body::Opened(proto::Opened {}),
-            Self::Refused { reason } => Body::Refused(proto::Refused { reason: truncate(reason, MAX_TEXT) }),
+            Self::Refused { reason, limit } => {
+                Body::Refused(proto::Refused { reason: truncate(reason, MAX_TEXT), limit: *limit })
+            }
             Self::Signed { session, signature } => {
                 Body::Signed(proto::Signed { session: *session, signature: signature.clone() })
             }
@@ -181,7 +183,7 @@ impl Reply {
                 text: fault.text,
             }),
             Body::Opened(proto::Opened {}) => Self::Opened,
-            Body::Refused(refused) => Self::Refused { reason: refused.reason },
+            Body::Refused(refused) => Self::Refused { reason: refused.reason, limit: refused.limit },
             Body::Signed(signed) => Self::Signed { session: signed.session, signature: signed.signature },
             Body::Status(status) => Self::Status(Box::new(Status::from_proto(status)?)),
             Body::Cancel(_) | Body::Discard(_) | Body::Hello(_) | Body::Open(_) | Body::Ping(_) | Body::Sign(_) => {

@@ -24,7 +24,8 @@ fn replies() -> Vec<Reply> {
     let mut replies = vec![
         Reply::Expired,
         Reply::Opened,
-        Reply::Refused { reason: "CA:TRUE".into() },
+        Reply::Refused { reason: "CA:TRUE".into(), limit: false },
+        Reply::Refused { reason: "too many".into(), limit: true },
         Reply::Signed { session: 4, signature: vec![1, 2, 3] },
         Reply::Status(Box::new(Status {
             token: "istio-ca".into(),
@@ -109,9 +110,9 @@ fn too_large_a_message_leaves_the_buffer_as_it_was() {
 #[test]
 fn long_texts_are_cut_at_a_character() {
     let mut buffer = Vec::new();
-    Reply::Refused { reason: "é".repeat(MAX_TEXT) }.encode(1, &mut buffer).unwrap();
+    Reply::Refused { reason: "é".repeat(MAX_TEXT), limit: false }.encode(1, &mut buffer).unwrap();
     let (frame, _) = Frame::split(&buffer).unwrap().unwrap();
-    assert!(matches!(Reply::decode(frame), Ok(Reply::Refused { reason }) if reason.len() == MAX_TEXT));
+    assert!(matches!(Reply::decode(frame), Ok(Reply::Refused { reason, .. }) if reason.len() == MAX_TEXT));
 }
 
 /// A frame with this payload.

@@ -8,7 +8,7 @@ use std::{
 use super::{Queued, Service, is_broken, lock};
 use crate::{
     login::Worker,
-    policy,
+    policy::Refusal,
     protocol::{Fault, Fingerprint, Kind, Reply, Request, Sign},
 };
 use pki::PublicKey;
@@ -18,7 +18,7 @@ impl Service<'_> {
         Some(match request {
             // The reader handles both.
             Request::Cancel { .. } | Request::Discard { .. } => return None,
-            Request::Hello { .. } => Reply::Refused { reason: "the hello was already answered".to_owned() },
+            Request::Hello { .. } => refused("the hello was already answered"),
             Request::Open { key } => self.open(&mut lock(&self.sessions[index]), key),
             Request::Ping => match self.exercise(index) {
                 Ok(()) => Reply::Status(Box::new(self.login.status())),
@@ -63,9 +63,7 @@ impl Service<'_> {
         let certificates = self.login.certificates();
         match (certificates.iter().find(|ca| ca.fingerprint == *key), read) {
             (None, Err(fault)) => Reply::Fault(fault),
-            (None, Ok(())) => {
-                Reply::Refused { reason: "the host's own bundle holds no CA certificate with this key".to_owned() }
-            }
+            (None, Ok(())) => refused(&Refusal::Issuer.to_string()),
             (Some(ca), _) => match worker.look_up(&ca.key) {
                 Ok(()) => Reply::Opened,
                 Err(fault) => Reply::Fault(fault),
@@ -83,10 +81,14 @@ impl Service<'_> {
         }
         let key = match self.permit(sign) {
             Ok(key) => key,
-            Err(reason) => {
+            Err(refusal) => {
                 counters.refused.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(request_id = sign.request_id, kind = ?sign.kind, reason, "not signed");
-                return Reply::Refused { reason };
+                let limit = matches!(refusal, Refusal::Limit { .. });
+                // A limit is reported by itself, and not for each certificate that comes after it is reached.
+                if !limit {
+                    tracing::warn!(request_id = sign.request_id, kind = ?sign.kind, reason = %refusal, "not signed");
+                }
+                return Reply::Refused { reason: refusal.to_string(), limit };
             }
         };
         let fingerprint = match sign.kind {
@@ -108,28 +110,20 @@ impl Service<'_> {
     }
 
     /// The key that may sign this, by the host's own configuration.
-    fn permit(&self, sign: &Sign<'_>) -> Result<PublicKey, String> {
-        match sign.kind {
-            Kind::Canary => {
-                policy::canary(sign.message).map_err(|error| error.to_string())?;
-                self.login.canary_key().cloned().ok_or_else(|| "the token holds no canary key".to_owned())
-            }
-            Kind::Checkpoint => {
-                policy::checkpoint(sign.message).map_err(|error| error.to_string())?;
-                self.login.log_key().cloned().ok_or_else(|| "the token holds no log key".to_owned())
-            }
+    fn permit(&self, sign: &Sign<'_>) -> Result<PublicKey, Refusal> {
+        let cas = self.login.certificates();
+        let key = match sign.kind {
+            Kind::Canary => self.login.canary_key().ok_or(Refusal::NoKey("canary key")),
+            Kind::Checkpoint => self.login.log_key().ok_or(Refusal::NoKey("log key")),
             Kind::Intermediate | Kind::Leaf => {
-                let mut reason = "the host's own bundle holds no CA certificate with this key".to_owned();
-                let now = process::clock::now();
-                // A renewed CA certificate has the key of the old one.
-                for ca in self.login.certificates().iter().filter(|ca| ca.fingerprint == sign.key) {
-                    match self.login.rules.certificate(sign.kind, sign.message, &ca.ca.as_ca(), now) {
-                        Ok(()) => return Ok(ca.key.clone()),
-                        Err(refusal) => reason = refusal.to_string(),
-                    }
-                }
-                Err(reason)
+                cas.iter().find(|ca| ca.fingerprint == sign.key).map(|ca| &ca.key).ok_or(Refusal::Issuer)
             }
-        }
+        }?;
+        self.login.policy.admit(sign, &cas, process::clock::now())?;
+        Ok(key.clone())
     }
+}
+
+fn refused(reason: &str) -> Reply {
+    Reply::Refused { reason: reason.to_owned(), limit: false }
 }

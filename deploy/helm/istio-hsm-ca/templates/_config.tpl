@@ -29,7 +29,7 @@
 
 {{/* What only a token's host knows; it derives the rest from the daemon's configuration: (dict "token" MAP). */}}
 {{- define "ca.hostConfig" -}}
-{{- $host := dict "uri" .uri "pin_file" (include "ca.pinFile" .) "pin_marker" (printf "/var/lib/token/%s/pin-refused" .name) -}}
+{{- $host := dict "uri" .uri "pin_file" (include "ca.pinFile" .) "pin_marker" (printf "/var/lib/token/%s/pin-refused" .name) "checkpoint_file" (printf "/var/lib/token/%s/signed-checkpoints" .name) -}}
 {{- with .sessions -}}{{- $_ := set $host "sessions" (int64 .) -}}{{- end -}}
 {{- with .callTimeout -}}{{- $_ := set $host "call_timeout" . -}}{{- end -}}
 {{- toToml $host -}}
