@@ -3,6 +3,7 @@
 pub mod bundle_dir;
 pub mod check;
 pub mod configured;
+pub mod documentation;
 pub mod generate;
 pub mod import;
 pub mod inspect;
@@ -34,6 +35,8 @@ pub struct Cli {
 enum Command {
     /// Report everything that would stop `serve`, with remedies.
     Check(check::Args),
+    /// Print completions for a shell.
+    Completions(documentation::CompletionsArgs),
     /// Generate a CA key in the token, with a self-signed root or a certificate request.
     Generate(generate::Args),
     /// Import a plug-in CA (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem) into a token.
@@ -47,6 +50,8 @@ enum Command {
     /// Verify and show the issuance log, and prove inclusion and consistency.
     #[command(subcommand)]
     Log(log::LogCommand),
+    /// Write the man pages of all commands.
+    Man(documentation::ManArgs),
     /// Run the daemon.
     Serve(serve::Args),
     /// Run the token host: the program istio-hsm-ca-token-host, with these arguments.
@@ -78,12 +83,14 @@ pub fn main() -> ExitCode {
     }
     let done = match command {
         Command::Check(args) => check::run(args, output),
+        Command::Completions(args) => documentation::completions(&args),
         Command::Generate(args) => generate::run(args, output),
         Command::Import(args) => import::run(args, output),
         Command::Inspect(args) => inspect::run(args, output),
         Command::Install(args) => install::run(args, output),
         Command::Issue(args) => issue::run(args, output),
         Command::Log(args) => log::run(args, output),
+        Command::Man(args) => documentation::man(&args),
         Command::Serve(args) => serve::run(args),
         Command::TokenHost(_) => Ok(()),
     };

@@ -9,6 +9,7 @@
 )]
 
 mod check;
+mod documentation;
 mod generate;
 mod harness;
 mod import;
