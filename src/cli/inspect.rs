@@ -13,7 +13,7 @@ use process::clock;
 use process::output::{Output, Refused};
 use token::{
     Module, Session, TokenUri,
-    inspect::{self, CertificateView, Contents, KeyView, TokenView},
+    inspect::{self, CertificateView, Contents, KeyView, ModuleView},
     key::{self, hex, proof},
     module::Info,
 };
@@ -35,11 +35,12 @@ pub struct Args {
     bundle: Option<PathBuf>,
 }
 
-/// The tokens of a module.
+/// A module and its tokens.
 #[derive(Debug, Serialize)]
 struct Listing {
     module: PathBuf,
-    tokens: Vec<TokenView>,
+    #[serde(flatten)]
+    view: ModuleView,
 }
 
 /// What a token holds.
@@ -84,8 +85,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
 }
 
 fn list(module: PathBuf, output: Output) -> anyhow::Result<()> {
-    let tokens = inspect::tokens(&Module::load(&module)?)?;
-    output.print(&Listing { module, tokens }, show::listing)
+    let view = inspect::module(&Module::load(&module)?)?;
+    output.print(&Listing { module, view }, show::listing)
 }
 
 fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Result<()> {

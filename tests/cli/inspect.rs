@@ -1,7 +1,10 @@
 //! `inspect`: tokens, keys, certificates.
 
 use super::harness::Machine;
-use testkit::softhsm::module_path;
+use testkit::{
+    faulty::{Control, MODULE, through},
+    softhsm::module_path,
+};
 
 #[test]
 fn a_module_lists_its_tokens_without_a_login() {
@@ -77,4 +80,34 @@ fn what_cannot_be_inspected() {
     let wrong = machine.pin_file("wrong", "999999");
     let token = ["--token".into(), machine.uri("ca"), "--pin-file".into(), wrong.display().to_string()];
     machine.run("inspect", &token).refused(&["refuses the PIN"]);
+}
+
+#[test]
+fn malformed_token_information_costs_that_field_only() {
+    let machine = Machine::new();
+    Control::new(machine.directory.path()).breaks("C_GetTokenInfo malformed");
+    let module = ["--module".to_owned(), MODULE.display().to_string()];
+    let json = machine.run("inspect --output json", &module);
+    let listing: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&listing["tokens"][0]["label"], &listing["unreadable"]), (&"ca".into(), &serde_json::json!([])));
+    assert!(listing["library"]["description"].as_str().is_some_and(|text| text.contains("PKCS11")), "{listing}");
+    let text = machine.run("inspect", &module).out;
+    assert!(text.contains("malformed: the clock reads \"        05:49:45\""), "{text}");
+    // Such a token is found, and used.
+    let token: Vec<_> = machine.token().iter().map(|argument| through(&MODULE, argument)).collect();
+    let made = machine.run("generate --algorithm p256 --csr $/ca.csr --subject CN=ca", &token);
+    assert_eq!(made.status, 0, "{made:?}");
+    let text = machine.run("inspect", &token).out;
+    assert!(text.contains("private keys: ") && text.contains("malformed: the clock reads"), "{text}");
+}
+
+#[test]
+fn slot_that_cannot_be_read_is_not_taken_for_an_empty_one() {
+    let machine = Machine::new();
+    Control::new(machine.directory.path()).breaks("C_GetTokenInfo return=0x30");
+    let listed = machine.run("inspect", &["--module".to_owned(), MODULE.display().to_string()]);
+    let said = "its token cannot be read: C_GetTokenInfo returned CKR_DEVICE_ERROR";
+    assert!(listed.status == 0 && listed.out.contains("0 tokens") && listed.out.contains(said), "{listed:?}");
+    let token = ["--token".to_owned(), through(&MODULE, &machine.uri("ca"))];
+    machine.run("inspect", &token).refused(&["a token in slot", "cannot be read", "CKR_DEVICE_ERROR", "vendor's tool"]);
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     Module, Pkcs11Error,
     key::{Flags, hex, objects, public},
-    module::{Info, TokenError},
+    module::{Info, LibraryInfo, Slots, TokenError, UnreadableSlot},
 };
 use pki::PublicKey;
 
@@ -19,6 +19,8 @@ use pki::PublicKey;
 pub struct TokenView {
     /// Its slot, for the eye alone.
     pub slot: u64,
+    /// What the library says of the slot; none if it cannot be read.
+    pub slot_description: Option<String>,
     /// What it says of itself.
     #[serde(flatten)]
     pub info: Info,
@@ -84,13 +86,42 @@ pub struct CertificateContent {
     pub key_present: bool,
 }
 
-/// The tokens of a module; no PIN is needed.
+/// A library and what is in its slots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ModuleView {
+    /// What the library says of itself; none if it cannot be read.
+    pub library: Option<LibraryInfo>,
+    /// The initialised tokens.
+    pub tokens: Vec<TokenView>,
+    /// The slots that cannot be read.
+    pub unreadable: Vec<SlotView>,
+}
+
+/// A slot that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SlotView {
+    /// Its number.
+    pub slot: u64,
+    /// What the library answered.
+    pub error: String,
+}
+
+/// A library and its tokens; no PIN is needed.
 ///
 /// # Errors
 /// When the slots cannot be listed.
-pub fn tokens(module: &Module) -> Result<Vec<TokenView>, TokenError> {
-    let tokens = module.tokens()?;
-    Ok(tokens.into_iter().map(|token| TokenView { slot: token.slot(), info: token.info().clone() }).collect())
+pub fn module(module: &Module) -> Result<ModuleView, TokenError> {
+    let Slots { tokens, unreadable } = module.slots()?;
+    let library =
+        module.info().inspect_err(|error| tracing::warn!(%error, "the library does not describe itself")).ok();
+    let tokens = tokens.iter().map(|token| TokenView {
+        slot: token.slot(),
+        slot_description: token.slot_description().ok(),
+        info: token.info().clone(),
+    });
+    let unreadable =
+        unreadable.into_iter().map(|UnreadableSlot { slot, source }| SlotView { slot, error: source.to_string() });
+    Ok(ModuleView { library, tokens: tokens.collect(), unreadable: unreadable.collect() })
 }
 
 /// What a token holds. Without a login private keys stay hidden.

@@ -4,6 +4,7 @@
 //! survive fork(2): who forks loads it afterwards.
 
 mod error;
+mod raw;
 mod token;
 
 use std::{
@@ -14,21 +15,42 @@ use std::{
 
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
-    error::RvError,
+    error::{Error, RvError},
 };
+use cryptoki_sys::CKF_TOKEN_INITIALIZED;
 
 pub use error::{LoginError, TokenError};
-pub use token::{Info, PinState, Token};
+use raw::Functions;
+pub use token::{Info, LibraryInfo, PinState, Token};
 
 use super::{
     Pkcs11Error, TokenUri,
     calls::{Function, call},
 };
 
+/// What a library's slots hold.
+#[derive(Clone, Debug)]
+pub struct Slots {
+    /// The initialised tokens.
+    pub tokens: Vec<Token>,
+    /// The slots that cannot be read.
+    pub unreadable: Vec<UnreadableSlot>,
+}
+
+/// A slot with a token that cannot be read.
+#[derive(Clone, Debug)]
+pub struct UnreadableSlot {
+    /// Its number.
+    pub slot: u64,
+    /// What the library answered.
+    pub source: Pkcs11Error,
+}
+
 /// A vendor's PKCS#11 library, initialised. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Module {
     pkcs11: Pkcs11,
+    functions: Functions,
     path: PathBuf,
     process: u32,
 }
@@ -51,6 +73,7 @@ impl Module {
     pub fn load_with(path: &Path, parameters: Option<&str>) -> Result<Self, TokenError> {
         let failed = |source: Pkcs11Error| TokenError::Module { path: path.to_owned(), source };
         let pkcs11 = Pkcs11::new(path).map_err(|e| failed(e.into()))?;
+        let functions = Functions::of(path).map_err(|e| failed(e.into()))?;
         // The URI lets no control character through.
         let parameters = parameters.and_then(|text| CString::new(text).ok());
         let arguments = arguments(parameters.as_deref());
@@ -60,7 +83,7 @@ impl Module {
                 return Err(failed(fault));
             }
         }
-        Ok(Self { pkcs11, path: path.to_owned(), process: std::process::id() })
+        Ok(Self { pkcs11, functions, path: path.to_owned(), process: std::process::id() })
     }
 
     /// Where the library was loaded from.
@@ -75,37 +98,52 @@ impl Module {
         &self.pkcs11
     }
 
-    /// All initialised tokens, in the library's order. A slot whose token cannot be read is logged and left out.
+    /// What the library says of itself (C_GetInfo).
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub fn info(&self) -> Result<LibraryInfo, Pkcs11Error> {
+        Ok(LibraryInfo::from(&self.functions.info()?))
+    }
+
+    /// All initialised tokens, in the library's order, and the slots whose token cannot be read.
     ///
     /// # Errors
     /// When the slots cannot be listed.
-    pub fn tokens(&self) -> Result<Vec<Token>, TokenError> {
+    pub fn slots(&self) -> Result<Slots, TokenError> {
         if self.process != std::process::id() {
             return Err(TokenError::Forked(self.path.clone()));
         }
         let failed = |source: Pkcs11Error| TokenError::Call { module: self.path.clone(), source };
-        let slots = call(Function::GetSlotList, || self.pkcs11.get_slots_with_token()).map_err(|e| failed(e.into()))?;
-        let mut tokens = Vec::new();
-        for slot in slots {
-            match call(Function::GetTokenInfo, || self.pkcs11.get_token_info(slot)) {
-                Ok(info) if info.token_initialized() => {
-                    tokens.push(Token { pkcs11: self.pkcs11.clone(), slot, info: Info::from(&info) });
-                }
-                Ok(_) => {}
+        let listed = call(Function::GetSlotList, || self.functions.slots_with_token()).map_err(|e| failed(e.into()))?;
+        let mut slots = Slots { tokens: Vec::new(), unreadable: Vec::new() };
+        for slot in listed {
+            match call(Function::GetTokenInfo, || self.functions.token_info(slot)) {
+                Ok(info) if info.flags & CKF_TOKEN_INITIALIZED != 0 => slots.tokens.push(Token {
+                    pkcs11: self.pkcs11.clone(),
+                    functions: self.functions.clone(),
+                    slot,
+                    info: Info::from(&info),
+                }),
+                // Not initialised yet, or taken out since the slots were listed.
+                Ok(_) | Err(Error::Pkcs11(RvError::TokenNotPresent, _)) => {}
                 Err(error) => {
-                    tracing::warn!(slot = slot.id(), error = %Pkcs11Error::from(error), "a slot's token cannot be read");
+                    let source = Pkcs11Error::from(error);
+                    tracing::warn!(slot = slot.id(), error = %source, "a slot's token cannot be read");
+                    slots.unreadable.push(UnreadableSlot { slot: slot.id(), source });
                 }
             }
         }
-        Ok(tokens)
+        Ok(slots)
     }
 
     /// The one token that the URI selects.
     ///
     /// # Errors
-    /// When none or several match (the error names those there are), or the slots cannot be listed.
+    /// When none or several match (the error names those there are), or slots cannot be listed or read.
     pub fn find_token(&self, uri: &TokenUri) -> Result<Token, TokenError> {
-        let (mut matching, others): (Vec<_>, Vec<_>) = self.tokens()?.into_iter().partition(|t| t.info.matches(uri));
+        let Slots { tokens, unreadable } = self.slots()?;
+        let (mut matching, others): (Vec<_>, Vec<_>) = tokens.into_iter().partition(|t| t.info.matches(uri));
         let (module, wanted) = (self.path.clone(), Box::new(uri.clone()));
         match (matching.pop(), matching.is_empty()) {
             (Some(token), true) => Ok(token),
@@ -113,7 +151,12 @@ impl Module {
                 matching.push(token);
                 Err(TokenError::Ambiguous { module, uri: wanted, candidates: names(&matching) })
             }
-            (None, _) => Err(TokenError::NotFound { module, uri: wanted, candidates: names(&others) }),
+            (None, _) => Err(match unreadable.into_iter().next() {
+                Some(UnreadableSlot { slot, source }) => {
+                    TokenError::Unreadable { module, uri: wanted, candidates: names(&others), slot, source }
+                }
+                None => TokenError::NotFound { module, uri: wanted, candidates: names(&others) },
+            }),
         }
     }
 

@@ -8,8 +8,14 @@ use super::{Listing, View};
 use token::{key::Flags, module::PinState};
 
 pub(super) fn listing(listing: &Listing) -> String {
-    let mut text = format!("{}: {} tokens\n", listing.module.display(), listing.tokens.len());
-    for token in &listing.tokens {
+    let Listing { module, view } = listing;
+    let mut text = format!("{}: {} tokens\n", module.display(), view.tokens.len());
+    if let Some(library) = &view.library {
+        let (name, by) = (shown(&library.description), shown(&library.manufacturer));
+        let _ = writeln!(text, "  library {name} {} of {by}, PKCS#11 {}", library.version, library.cryptoki);
+        malformed(&mut text, &library.malformed);
+    }
+    for token in &view.tokens {
         let info = &token.info;
         let _ = writeln!(
             text,
@@ -20,8 +26,19 @@ pub(super) fn listing(listing: &Listing) -> String {
             shown(&info.model),
             pin(info.pin)
         );
+        malformed(&mut text, &info.malformed);
+    }
+    for slot in &view.unreadable {
+        let _ = writeln!(text, "  slot {}: its token cannot be read: {}", slot.slot, shown(&slot.error));
     }
     text
+}
+
+/// Fields of a description that break the standard; the others were read.
+fn malformed(text: &mut String, fields: &[String]) {
+    for field in fields {
+        let _ = writeln!(text, "    malformed: {}", shown(field));
+    }
 }
 
 pub(super) fn view(view: &View, now: SystemTime) -> String {
@@ -35,6 +52,7 @@ pub(super) fn view(view: &View, now: SystemTime) -> String {
         shown(&info.firmware),
         pin(info.pin)
     );
+    malformed(&mut text, &info.malformed);
     let _ = match view.logged_in {
         true => writeln!(text, "private keys: {}", view.keys.len()),
         false => writeln!(text, "private keys: hidden without a login"),

@@ -5,8 +5,9 @@
 //!   `print` (to standard output), `logout` (the login is lost before the call), `renumber=N` (all object handles are
 //!   N higher from this call on), `removed` (the token is out of its slot), `sessions=N` (of C_OpenSession: no more at
 //!   once), of C_FindObjects `hide` (nothing is found), of C_GetTokenInfo `pin=low`, `pin=final`, `pin=locked` (what the
-//!   token says of its PIN), of C_SignInit `idle=MILLISECONDS` (a session that has not signed for longer is gone), and of
-//!   C_Sign `wrong`, `truncate`, `long`, `takes=MICROSECONDS` (with the real signature in it).
+//!   token says of its PIN), `malformed` (a clock that tells no time, and a label padded with zero bytes), of
+//!   C_SignInit `idle=MILLISECONDS` (a session that has not signed for longer is gone), and of C_Sign `wrong`, `truncate`,
+//!   `long`, `takes=MICROSECONDS` (with the real signature in it).
 //! - LIMIT: `times=N,ID` (N times in all processes together; ID is one that no earlier command had),
 //!   `until=MILLISECONDS` (of the Unix epoch), none: for good.
 //!
@@ -33,6 +34,7 @@ pub enum Action {
     Idle(Duration),
     Long,
     Logout,
+    Malformed,
     Pin(CK_FLAGS),
     Removed,
     Renumber(u64),
@@ -159,6 +161,7 @@ fn act(action: &str, now: bool) -> Option<Action> {
         "idle" => return Some(Action::Idle(Duration::from_millis(number()))),
         "long" => return Some(Action::Long),
         "logout" => return Some(Action::Logout),
+        "malformed" => return Some(Action::Malformed),
         "pin" => return Some(Action::Pin(pin_flag(value))),
         "removed" => return Some(Action::Removed),
         "renumber" => return Some(Action::Renumber(number())),

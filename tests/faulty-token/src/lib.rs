@@ -20,7 +20,7 @@ use control::Action;
 use cryptoki_sys::{
     CK_ATTRIBUTE, CK_BBOOL, CK_BYTE, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_MECHANISM, CK_MECHANISM_INFO,
     CK_MECHANISM_TYPE, CK_NOTIFY, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_SLOT_ID,
-    CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CKA_ID, CKR_DEVICE_REMOVED,
+    CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CK_USER_TYPE, CK_UTF8CHAR, CKA_ID, CKF_CLOCK_ON_TOKEN, CKR_DEVICE_REMOVED,
     CKR_FUNCTION_NOT_SUPPORTED, CKR_GENERAL_ERROR, CKR_OK, CKR_SESSION_COUNT, CKR_SESSION_HANDLE_INVALID,
     CKR_TOKEN_NOT_PRESENT, Pkcs11,
 };
@@ -117,6 +117,7 @@ fn before(function: &'static str) -> Option<CK_RV> {
         Action::Hide
         | Action::Idle(_)
         | Action::Long
+        | Action::Malformed
         | Action::Pin(_)
         | Action::Sessions(_)
         | Action::Takes(_)
@@ -198,16 +199,26 @@ unsafe extern "C" fn slot_list(present: CK_BBOOL, slots: *mut CK_SLOT_ID, count:
 }
 
 unsafe extern "C" fn token_info(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> CK_RV {
-    let pin = control::peek("C_GetTokenInfo");
+    let told = control::peek("C_GetTokenInfo");
     if let Some(rv) = before("C_GetTokenInfo") {
         return rv;
     }
     let Some(function) = real().and_then(|real| real.C_GetTokenInfo) else { return CKR_FUNCTION_NOT_SUPPORTED };
     // SAFETY: the caller's arguments, as they came.
     let rv = unsafe { function(slot, info) };
-    if let (Some(Action::Pin(flags)), CKR_OK) = (pin, rv) {
+    if rv == CKR_OK {
         // SAFETY: the real module has just written there.
-        unsafe { (*info).flags |= flags };
+        let info = unsafe { &mut *info };
+        match told {
+            Some(Action::Pin(flags)) => info.flags |= flags,
+            Some(Action::Malformed) => {
+                // As IBM's SoftTok has it.
+                info.flags |= CKF_CLOCK_ON_TOKEN;
+                info.utcTime = *b"        05:49:45";
+                info.label.iter_mut().rev().take_while(|byte| **byte == b' ').for_each(|byte| *byte = 0);
+            }
+            _ => {}
+        }
     }
     rv
 }

@@ -49,6 +49,25 @@ pub enum TokenError {
         /// The tokens that there are.
         candidates: String,
     },
+    /// No token that can be read matches.
+    #[error(
+        "no token in {module} matches {uri}; it holds {candidates}, and a token in slot {slot} that cannot be \
+         read{advice}",
+        advice = Advice(self)
+    )]
+    Unreadable {
+        /// The library.
+        module: PathBuf,
+        /// What was asked for.
+        uri: Box<TokenUri>,
+        /// The tokens that can be read.
+        candidates: String,
+        /// The first slot that cannot be read.
+        slot: u64,
+        /// What the library answered.
+        #[source]
+        source: Pkcs11Error,
+    },
 }
 
 impl Remedy for TokenError {
@@ -57,6 +76,7 @@ impl Remedy for TokenError {
             Self::Ambiguous { .. } => Some("add serial= to the URI".into()),
             Self::Forked(_) => Some("load it afterwards".into()),
             Self::Module { .. } => Some("check module-path and the library's own configuration".into()),
+            Self::Unreadable { .. } => Some("see with the vendor's tool what is wrong with that slot".into()),
             Self::Call { .. } | Self::NotFound { .. } => None,
         }
     }
@@ -70,7 +90,7 @@ impl TokenError {
             Self::Ambiguous { .. } => Recovery::FixConfiguration,
             Self::Call { source, .. } | Self::Module { source, .. } => source.recovery(),
             // An absent token, or a library that sees it only after being loaded again.
-            Self::Forked(_) | Self::NotFound { .. } => Recovery::NewProcess,
+            Self::Forked(_) | Self::NotFound { .. } | Self::Unreadable { .. } => Recovery::NewProcess,
         }
     }
 }
