@@ -5,6 +5,7 @@
 //! of them at once would let all of them come too late, and agents that are turned away have five tries in two seconds.
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     io,
     net::SocketAddr,
@@ -28,6 +29,7 @@ use super::{
     connection::{Connection, Connections, Peer, Refused, Transport},
     settings::Settings,
 };
+use process::error::{Advice, Remedy};
 
 /// Connections that are ready and wait for HTTP/2 to take them; it does so at once.
 const READY: usize = 64;
@@ -42,24 +44,45 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address is taken, not ours, or needs a privilege.
-    #[error(
-        "cannot listen on {address}; stop what listens there (a daemon that runs already?), or configure another [listen] address"
-    )]
+    #[error("[listen] address: cannot listen on {address}: {reason}{advice}", advice = Advice(self))]
     Bind {
         /// The configured address.
         address: SocketAddr,
         /// The system's reason.
-        #[source]
-        source: io::Error,
+        reason: io::Error,
     },
     /// Plaintext on an address that others can reach.
-    #[error(
-        "refusing to serve plaintext on {0}, which is not a loopback address; remove [listen] plaintext or listen on 127.0.0.1"
-    )]
+    #[error("refusing to serve plaintext on {0}, which is not a loopback address{advice}", advice = Advice(self))]
     PlaintextOffLoopback(SocketAddr),
     /// TLS is wanted and there is no configuration for it.
     #[error("BUG: the endpoint on {0} has no TLS configuration, and plaintext is not configured")]
     NoTls(SocketAddr),
+}
+
+impl Remedy for ListenError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Bind { reason, .. } => Some(remedy("[listen] address", reason)),
+            Self::PlaintextOffLoopback(_) => Some("remove [listen] plaintext, or listen on 127.0.0.1".into()),
+            Self::NoTls(_) => None,
+        }
+    }
+}
+
+/// What the operator can do where an address cannot be listened on.
+pub(crate) fn remedy(setting: &str, error: &io::Error) -> Cow<'static, str> {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("stop what listens there (a daemon that runs already?), or configure another {setting}").into()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "configure a port above 1023, or grant the daemon CAP_NET_BIND_SERVICE".into()
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("configure an address of this machine as {setting}; 0.0.0.0 or [::] stands for all").into()
+        }
+        _ => format!("configure another {setting}").into(),
+    }
 }
 
 /// A socket that listens, with what each of its connections goes through.
@@ -100,7 +123,7 @@ impl Listener {
             (false, Some(config)) => Some(TlsAcceptor::from(config)),
             (false, None) => return Err(ListenError::NoTls(address)),
         };
-        let socket = listen(address).map_err(|source| ListenError::Bind { address, source })?;
+        let socket = listen(address).map_err(|reason| ListenError::Bind { address, reason })?;
         let limits = &settings.limits;
         let gate = Gate {
             tls,
@@ -169,7 +192,7 @@ impl Listener {
                 },
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections; will retry");
+                    tracing::warn!(%error, kind = "accept", "cannot accept connections; will retry");
                     tokio::select! { () = stop.cancelled() => break, () = tokio::time::sleep(PAUSE) => {} }
                 }
             }
@@ -204,7 +227,7 @@ impl Gate {
                     Err(failure) => {
                         metrics::counter!("istio_hsm_ca_handshakes_failed_total", "reason" => failure.label())
                             .increment(1);
-                        tracing::debug!(peer = %address, %failure, "TLS handshake failed");
+                        failure.log(address);
                         return None;
                     }
                 },
@@ -234,6 +257,16 @@ impl NoTls {
             Self::Handshake(_) => "error",
             Self::Timeout => "timeout",
             Self::Turn => "turn",
+        }
+    }
+
+    fn log(&self, peer: SocketAddr) {
+        match self {
+            // What probes of load balancers do.
+            Self::Gone => tracing::debug!(%peer, "a client closed its connection without sending anything"),
+            Self::Handshake(_) | Self::Timeout | Self::Turn => {
+                tracing::info!(%peer, kind = "tls_handshake", reason = %self, "a client got no TLS connection");
+            }
         }
     }
 }

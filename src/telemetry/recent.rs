@@ -1,6 +1,6 @@
 //! What the CA did in the last hour, in bounded memory: for the status page.
 //!
-//! Counts and latencies in buckets of ten seconds, the last fifty certificates, the last fifty refusals. Nothing
+//! Counts and latencies in buckets of ten seconds, the last fifty certificates, the last fifty kinds of refusals. Nothing
 //! here decides anything; `grpc` and `issue` write it, and the status page reads it.
 
 use std::{
@@ -56,6 +56,16 @@ pub struct Refusal {
     pub detail: String,
 }
 
+/// Refusals for one reason to one caller. Callers are proven identities, so that a stranger's refusals of one reason
+/// are one group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusalGroup {
+    /// How many, since the group is kept.
+    pub count: u64,
+    /// The last one.
+    pub last: Refusal,
+}
+
 /// Ten seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
@@ -90,7 +100,8 @@ struct State {
     /// The number of the newest bucket since the epoch.
     newest: u64,
     certificates: VecDeque<Certificate>,
-    refusals: VecDeque<Refusal>,
+    /// The group with the last refusal is at the end.
+    refusals: VecDeque<RefusalGroup>,
     /// Refusals by reason for each bucket that has any, by its number, oldest first.
     reasons: VecDeque<(u64, BTreeMap<&'static str, u32>)>,
 }
@@ -108,8 +119,8 @@ pub struct Hour {
     pub buckets: Vec<Bucket>,
     /// Newest first.
     pub certificates: Vec<Certificate>,
-    /// Newest first.
-    pub refusals: Vec<Refusal>,
+    /// The group with the last refusal first.
+    pub refusals: Vec<RefusalGroup>,
     /// Refusals of the whole hour by reason.
     pub reasons: BTreeMap<&'static str, u64>,
 }
@@ -177,7 +188,7 @@ impl Recent {
             bucket.refused = bucket.refused.saturating_add(1);
             state.reason(bucket_number(refusal.time), refusal.reason);
         }
-        push(&mut state.refusals, refusal);
+        state.group(refusal);
     }
 
     /// The last hour as seen at `now`.
@@ -217,6 +228,13 @@ impl State {
         let behind = usize::try_from(self.newest - number).ok()?;
         let index = (BUCKETS - 1).checked_sub(behind)?;
         self.buckets.get_mut(index)
+    }
+
+    fn group(&mut self, refusal: Refusal) {
+        let same = |group: &RefusalGroup| group.last.reason == refusal.reason && group.last.caller == refusal.caller;
+        let group = self.refusals.iter().position(same).and_then(|index| self.refusals.remove(index));
+        let count = group.map_or(0, |group| group.count).saturating_add(1);
+        push(&mut self.refusals, RefusalGroup { count, last: refusal });
     }
 
     /// Counts a refusal in the bucket of this number; the oldest buckets go, so that an hour's worth stays.
@@ -309,7 +327,8 @@ mod tests {
         refuse(start + 200, "no_credentials");
         let at = |second: u64| recent.hour(UNIX_EPOCH + Duration::from_secs(second));
         assert_eq!(at(start + 300).reasons, BTreeMap::from([("no_credentials", 1), ("rate_limit", 120)]));
-        assert_eq!(at(start + 300).refusals.len(), 50);
+        let groups: Vec<_> = at(start + 300).refusals.iter().map(|group| (group.last.reason, group.count)).collect();
+        assert_eq!(groups, [("no_credentials", 1), ("rate_limit", 120)]);
         assert_eq!(at(start + 300).total().refused, 121);
         assert_eq!(at(start + 3600 + 150).reasons, BTreeMap::from([("no_credentials", 1)]));
         assert_eq!(at(start + 7200).reasons, BTreeMap::new());

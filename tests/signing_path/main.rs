@@ -14,6 +14,7 @@ mod client_certificates;
 mod counted;
 mod disk;
 mod ending;
+mod hostile;
 mod judges;
 mod malformed;
 mod measured;

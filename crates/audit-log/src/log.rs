@@ -294,6 +294,14 @@ impl Log {
         }
     }
 
+    /// Whether [`Log::open`] would be refused because another process has the log open: at once, and changes nothing.
+    ///
+    /// # Errors
+    /// When it has, or the lock cannot be read.
+    pub fn examine_lock(settings: &Settings) -> Result<(), OpenError> {
+        recover::examine_lock(&Directory::new(&settings.directory))
+    }
+
     /// Makes an intent durable; concurrent callers share a flush.
     ///
     /// # Errors
@@ -322,6 +330,7 @@ impl Log {
             self.shared.counts.outcomes_lost(1);
             tracing::warn!(
                 index,
+                kind = "outcome",
                 "an outcome is not in the issuance log: it is closed, or its disk has refused for long"
             );
         }

@@ -88,19 +88,24 @@ pub(super) fn recover(directory: &Directory, path: &Path, origin: &str) -> Resul
     Ok(Recovered { lock, tree, counters, open, segments, checkpoint, checkpoint_time, bytes, set_aside })
 }
 
+/// Whether another process has the log open, without making its lock. Another one that starts meanwhile may take it.
+pub(super) fn examine_lock(directory: &Directory) -> Result<(), OpenError> {
+    let lock = directory.path(LOCK);
+    match File::open(&lock).map_or_else(|error| Err(TryLockError::Error(error)), |file| file.try_lock()) {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(lock)),
+        Err(TryLockError::Error(error))
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(())
+        }
+        Err(TryLockError::Error(source)) => Err(OpenError::Io { path: lock, source }),
+    }
+}
+
 /// What [`recover`] would say and find, without changing anything: no file is made, cut or sealed.
 pub(super) fn examine(directory: &Directory, path: &Path, origin: &str) -> Result<Examined, OpenError> {
-    let lock = directory.path(LOCK);
-    match File::open(&lock) {
-        // Released at once: another process that starts meanwhile gets it.
-        Ok(file) => match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked(lock)),
-            Err(TryLockError::Error(source)) => return Err(OpenError::Io { path: lock, source }),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(OpenError::Io { path: lock, source }),
-    }
+    examine_lock(directory)?;
     let segments = directory.segments().map_err(io_error(path))?;
     let (checkpoint, heads) = heads(directory, &segments, origin)?;
     let walk = Walk::over(directory, &segments, heads, checkpoint.as_ref().map_or(0, |c| c.size), false)?;

@@ -6,10 +6,7 @@ use std::{borrow::Cow, error::Error, fmt};
 /// some libraries repeat their source in their own message.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
-    append_causes(error.to_string(), error)
-}
-
-fn append_causes(mut text: String, error: &dyn Error) -> String {
+    let mut text = error.to_string();
     for cause in std::iter::successors(error.source(), |&cause| cause.source()) {
         let cause = cause.to_string();
         if !text.contains(&cause) {
@@ -49,11 +46,9 @@ pub struct Report {
 
 impl<E: Remedy> From<&E> for Report {
     fn from(error: &E) -> Self {
-        let mut problem = error.to_string();
-        if let Some(without) = problem.strip_suffix(&Advice(error).to_string()) {
-            problem.truncate(without.len());
-        }
-        Self { problem: append_causes(problem, error), remedy: error.remedy() }
+        // The chain first: a cause that the error repeats, with the cause's own remedy, is part of the error's text.
+        let remedy = Advice(error).to_string();
+        Self { problem: chain(error).replacen(&remedy, "", 1), remedy: error.remedy() }
     }
 }
 
@@ -87,6 +82,24 @@ mod tests {
         assert_eq!(chain(&error), "the file is bad; it is empty; write it again: disk gone");
         let error = Repeating(Middle(io::Error::other("no such file")));
         assert_eq!(chain(&error), "the log cannot be read: /x: no such file");
+    }
+
+    /// Repeats its cause, and has the remedy of its cause.
+    #[derive(Debug, thiserror::Error)]
+    #[error("the log: {0}")]
+    struct Delegating(#[source] Outer);
+
+    impl Remedy for Delegating {
+        fn remedy(&self) -> Option<Cow<'static, str>> {
+            self.0.remedy()
+        }
+    }
+
+    #[test]
+    fn report_has_a_repeated_cause_once() {
+        let report = Report::from(&Delegating(Outer(io::Error::other("disk gone"))));
+        assert_eq!(report.problem, "the log: the file is bad; it is empty: disk gone");
+        assert_eq!(report.remedy.as_deref(), Some("write it again"));
     }
 
     #[test]

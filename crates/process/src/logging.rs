@@ -4,9 +4,11 @@
 //! authorization header is a secret. Called once, by `main`, before anything else starts.
 
 pub mod lines;
+mod repeats;
 
 use std::fmt;
 
+use repeats::{Aggregated, Repeats};
 use serde::Deserialize;
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
@@ -160,14 +162,22 @@ where
 {
     // The hint leaves the filter's own maximum in force, so that disabled spans of libraries cost nothing.
     let allowed = filter_fn(is_allowed).with_max_level_hint(LevelFilter::TRACE);
+    let repeats = Repeats::default();
     let filter = parse(&settings.filter.0)?.and(allowed);
     let registry = tracing_subscriber::registry();
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let set = match settings.format {
-        Format::Json => registry.with(lines.json().flatten_event(true).with_filter(filter)).try_init(),
-        Format::Text => registry.with(lines.with_ansi(false).with_filter(filter)).try_init(),
+        Format::Json => {
+            let layer = Aggregated { layer: lines.json().flatten_event(true), repeats: repeats.clone() };
+            registry.with(layer.with_filter(filter)).try_init()
+        }
+        Format::Text => {
+            let layer = Aggregated { layer: lines.with_ansi(false), repeats: repeats.clone() };
+            registry.with(layer.with_filter(filter)).try_init()
+        }
     };
-    set.map_err(TelemetryError::AlreadySet)
+    set.map_err(TelemetryError::AlreadySet)?;
+    repeats.start().map_err(TelemetryError::Thread)
 }
 
 fn parse(text: &str) -> Result<EnvFilter, TelemetryError> {

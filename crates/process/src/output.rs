@@ -70,12 +70,23 @@ impl Output {
     /// Tells an error with its causes, and gives the exit status.
     #[must_use]
     pub fn fail(self, error: &anyhow::Error) -> ExitCode {
+        self.fail_with(error, None)
+    }
+
+    /// As [`Self::fail`], with what to do about it where the error itself does not say.
+    #[must_use]
+    pub fn fail_with(self, error: &anyhow::Error, remedy: Option<&str>) -> ExitCode {
+        let mut text = chain(error.as_ref());
+        if let Some(remedy) = remedy {
+            text.push_str("; ");
+            text.push_str(remedy);
+        }
         let mut err = std::io::stderr().lock();
         let _ = match self {
-            Self::Text => writeln!(err, "error: {}", chain(error.as_ref())),
+            Self::Text => writeln!(err, "error: {text}"),
             Self::Json => {
                 let reasons = error.downcast_ref::<Refused>().map(|refused| refused.reasons.clone());
-                writeln!(err, "{}", serde_json::json!({ "error": chain(error.as_ref()), "reasons": reasons }))
+                writeln!(err, "{}", serde_json::json!({ "error": text, "reasons": reasons }))
             }
         };
         ExitCode::FAILURE

@@ -73,13 +73,13 @@ fn known(socket: &UnixStream, uids: &[u32]) -> io::Result<bool> {
     let peer = getsockopt(socket, PeerCredentials)?.uid();
     let known = peer == nix::unistd::geteuid().as_raw() || uids.contains(&peer);
     if !known {
-        tracing::warn!(uid = peer, "somebody who may not use the token host connected");
+        tracing::warn!(uid = peer, kind = "foreign_user", "a user who may not use the token host connected");
     }
     Ok(known)
 }
 
 fn turn_away(socket: UnixStream) {
-    tracing::warn!("{TAKEN}");
+    tracing::warn!(kind = "second_daemon", "{TAKEN}");
     let Ok(mut connection) = Connection::new(socket) else { return };
     if let Ok(Some(hello)) = connection.hello(HELLO) {
         let fault = Fault { recovery: Recovery::Retry, code: 0, function: String::new(), text: TAKEN.to_owned() };

@@ -59,6 +59,9 @@ pub fn canary_message() -> Vec<u8> {
     [CANARY_PREFIX, &nonce].concat()
 }
 
+/// The longest path of a Unix socket in bytes: `sun_path` has 108, one of them for the final zero (unix(7)).
+pub const SOCKET_PATH_MAX: usize = 107;
+
 /// Why a host ends with a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -207,7 +210,7 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
             Ok(Some(hello)) => hello,
             Ok(None) => continue,
             Err(error) => {
-                tracing::warn!(%error, "a connection that says nothing sensible");
+                tracing::warn!(%error, kind = "hello", "a connection did not start with a valid hello");
                 continue;
             }
         };
@@ -245,6 +248,12 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
+    // Before anything is removed, and with a message that says what is wrong with the path.
+    let length = path.as_os_str().len();
+    if length > SOCKET_PATH_MAX {
+        let text = format!("{} has {length} bytes; a socket's path has at most {SOCKET_PATH_MAX}", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

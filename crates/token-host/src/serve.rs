@@ -140,7 +140,7 @@ impl Connection {
             if started > 0
                 && let Err(error) = service.read(&mut self.inbox)
             {
-                tracing::info!(%error, "a connection to the daemon has ended");
+                tracing::info!(%error, kind = "connection", "a connection to the daemon has ended");
             }
             service.end();
         });
@@ -193,7 +193,7 @@ impl Service<'_> {
     /// A session thread.
     fn work(&self, index: usize) {
         if let Err(error) = self.answer_all(index) {
-            tracing::info!(%error, "a connection to the daemon has ended");
+            tracing::info!(%error, kind = "connection", "a connection to the daemon has ended");
         }
         self.end();
     }

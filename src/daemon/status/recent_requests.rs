@@ -22,6 +22,7 @@ pub(super) struct Certificate {
 }
 
 pub(super) struct Refusal {
+    pub(super) count: u64,
     pub(super) time: String,
     pub(super) request_id: String,
     pub(super) reason: &'static str,
@@ -53,8 +54,10 @@ pub(super) fn certificate(entry: &recent::Certificate) -> Certificate {
     }
 }
 
-pub(super) fn refusal(entry: &recent::Refusal) -> Refusal {
+pub(super) fn refusal(group: &recent::RefusalGroup) -> Refusal {
+    let entry = &group.last;
     Refusal {
+        count: group.count,
         time: time(entry.time),
         request_id: entry.request_id.clone(),
         reason: entry.reason,

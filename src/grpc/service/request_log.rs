@@ -1,6 +1,7 @@
 //! The one record of a gRPC request: a log line, metrics and the status page. Also written if the client disconnects.
 //!
-//! Holds names and numbers, never a token or a key.
+//! Holds names and numbers, never a token or a key. Lines that any client can cause have a `kind`, by which
+//! [`process::logging`] aggregates them.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -78,6 +79,7 @@ impl RequestLog {
             identity = self.identity(),
             method = self.info.method,
             code = code_name(code),
+            kind = refusal.label(),
             reason,
             ms = self.milliseconds(),
             "refused"
@@ -108,6 +110,7 @@ impl Drop for RequestLog {
                 peer = self.peer.map(tracing::field::display),
                 identity = self.identity(),
                 method = self.info.method,
+                kind = "caller_gone",
                 ms = self.milliseconds(),
                 "the client disconnected"
             );

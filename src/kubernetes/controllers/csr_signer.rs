@@ -289,7 +289,7 @@ impl Signer {
                 )
             }
             (Ok(_), Err(refusal)) => {
-                tracing::warn!(request = name, username, refusal, "refused a CertificateSigningRequest")
+                tracing::warn!(request = name, username, refusal, kind = "csr", "refused a CertificateSigningRequest")
             }
             (Err(_), Ok(issued)) => {
                 self.unwritten().insert(name.to_owned(), (request.metadata.uid.clone(), issued));

@@ -99,7 +99,7 @@ impl Service<'_> {
         match session.sign(sign.kind, &key, fingerprint, sign.message, deadline) {
             Ok(signature) => {
                 self.login.count_signed(fingerprint, sign.kind);
-                tracing::debug!(request_id = sign.request_id, kind = ?sign.kind, "signed");
+                tracing::debug!(request_id = sign.request_id, message_kind = ?sign.kind, "signed");
                 Reply::Signed { session: signature.session, signature: signature.bytes }
             }
             Err(fault) => {
