@@ -3,14 +3,19 @@
 //! The mapping names the first step only. When it does not help, the token host escalates: new session, new login, new
 //! process.
 
-use std::fmt::{self, Display};
+use std::{
+    borrow::Cow,
+    fmt::{self, Display},
+};
 
 use cryptoki::{
     context::Function,
     error::{Error, RvError},
 };
+use process::error::Remedy;
 
 pub mod codes;
+mod meaning;
 
 pub use codes::{Entry, TABLE, code_of, entry};
 
@@ -55,6 +60,7 @@ pub struct Pkcs11Error {
     recovery: Recovery,
     code: Option<u64>,
     text: String,
+    remedy: Option<&'static str>,
 }
 
 impl Pkcs11Error {
@@ -79,15 +85,17 @@ impl Pkcs11Error {
     fn returned(rv: RvError, function: Function) -> Self {
         let code = code_of(rv);
         let entry = entry(code);
+        let meaning = meaning::meaning(code).unwrap_or(entry.reason);
         Self {
             recovery: entry.recovery,
             code: Some(code),
-            text: format!("C_{function:?} returned {} (0x{code:x}): {}", entry.name, entry.reason),
+            text: format!("C_{function:?} returned {} (0x{code:x}): {meaning}", entry.name),
+            remedy: meaning::advice(code, function),
         }
     }
 
     fn without_code(recovery: Recovery, text: String) -> Self {
-        Self { recovery, code: None, text }
+        Self { recovery, code: None, text, remedy: None }
     }
 }
 
@@ -98,6 +106,19 @@ impl Display for Pkcs11Error {
 }
 
 impl std::error::Error for Pkcs11Error {}
+
+impl Remedy for Pkcs11Error {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        self.remedy.map(Cow::Borrowed)
+    }
+}
+
+/// What a person can do about the PKCS#11 call that an error comes from.
+#[must_use]
+pub fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let mut causes = std::iter::successors(Some(error), |&cause| cause.source());
+    causes.find_map(|cause| cause.downcast_ref::<Pkcs11Error>()).and_then(|error| error.remedy)
+}
 
 impl From<Error> for Pkcs11Error {
     fn from(error: Error) -> Self {

@@ -17,6 +17,6 @@ pub mod pin_marker;
 pub mod uri;
 
 pub use cryptoki::session::Session;
-pub use error::{CallError, Pkcs11Error, Recovery};
+pub use error::{CallError, Pkcs11Error, Recovery, advice};
 pub use module::{Module, Token};
 pub use uri::TokenUri;

@@ -32,6 +32,8 @@ pub struct PinError {
 /// What is wrong with a PIN file.
 #[derive(Debug)]
 enum PinProblem {
+    /// UTF-8 with a byte order mark, which would be sent as a part of the PIN.
+    ByteOrderMark,
     /// Nothing before the end of the line.
     Empty,
     /// A directory, a FIFO or a device.
@@ -42,6 +44,8 @@ enum PinProblem {
     TooLong,
     /// Cannot be opened or read.
     Unreadable(io::Error),
+    /// UTF-16, as some editors on Windows write it.
+    Utf16,
     /// Group or others may write it; its permission bits.
     Writable(u32),
 }
@@ -51,6 +55,8 @@ impl fmt::Display for PinError {
         let Self { secret, path, problem } = self;
         let path = path.display();
         match problem {
+            PinProblem::ByteOrderMark => write!(f, "the {secret} file {path} begins with a byte order mark"),
+            PinProblem::Utf16 => write!(f, "the {secret} file {path} is encoded in UTF-16"),
             PinProblem::Empty => write!(f, "the {secret} in {path} is empty"),
             PinProblem::NotAFile => write!(f, "{path} is not a regular file"),
             PinProblem::NotText => write!(f, "the {secret} in {path} is not UTF-8 text without control characters"),
@@ -75,8 +81,14 @@ impl Error for PinError {
 
 impl Remedy for PinError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
-        let secret = self.secret;
+        let Self { secret, path, .. } = self;
+        let path = path.display();
         Some(match self.problem {
+            PinProblem::ByteOrderMark => format!("remove it: sed -i '1s/^\\xEF\\xBB\\xBF//' {path}").into(),
+            PinProblem::Utf16 => {
+                format!("convert it: umask 077; iconv -f UTF-16 -t UTF-8 {path} > {path}.new && mv {path}.new {path}")
+                    .into()
+            }
             PinProblem::Empty => format!("write the {secret} into it").into(),
             PinProblem::NotAFile => format!("name the file that holds the {secret}").into(),
             PinProblem::NotText => format!("write the {secret} alone on one line").into(),
@@ -146,6 +158,12 @@ fn read_line(mut source: File) -> Result<SecretString, PinProblem> {
         }
     }
     let bytes = buffer.get(..filled).unwrap_or_default();
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        return Err(PinProblem::ByteOrderMark);
+    }
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(PinProblem::Utf16);
+    }
     let line = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let line = line.strip_suffix(b"\r").filter(|_| line.len() < bytes.len()).unwrap_or(line);
     if line.len() > MAX_PIN {
@@ -203,7 +221,10 @@ mod tests {
     fn refuses() {
         let long = [b'1'; MAX_PIN + 1];
         let endless = [b'1'; 4 * MAX_PIN];
-        let cases: [(&[u8], u32, fn(&PinProblem) -> bool); 10] = [
+        let cases: [(&[u8], u32, fn(&PinProblem) -> bool); 13] = [
+            (b"\xef\xbb\xbf1234\n", 0o600, |e| matches!(e, PinProblem::ByteOrderMark)),
+            (b"\xff\xfe1\02\0", 0o600, |e| matches!(e, PinProblem::Utf16)),
+            (b"\xfe\xff\01\02", 0o600, |e| matches!(e, PinProblem::Utf16)),
             (b"", 0o600, |e| matches!(e, PinProblem::Empty)),
             (b"\n", 0o600, |e| matches!(e, PinProblem::Empty)),
             (b"\r\n", 0o600, |e| matches!(e, PinProblem::Empty)),

@@ -16,7 +16,7 @@ pub struct Entry {
     pub name: &'static str,
     /// First step.
     pub recovery: Recovery,
-    /// What the code means here, and so why this is the recovery.
+    /// Why this is the recovery; messages have the code's meaning where that is something else.
     pub reason: &'static str,
 }
 

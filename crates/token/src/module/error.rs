@@ -1,6 +1,9 @@
 //! Why there is no module, no token or no login.
 
-use std::{borrow::Cow, path::PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 use crate::{Pkcs11Error, Recovery, TokenUri};
 use process::error::{Advice, Remedy};
@@ -75,10 +78,40 @@ impl Remedy for TokenError {
         match self {
             Self::Ambiguous { .. } => Some("add serial= to the URI".into()),
             Self::Forked(_) => Some("load it afterwards".into()),
-            Self::Module { .. } => Some("check module-path and the library's own configuration".into()),
+            Self::Module { path, source } => Some(initialize_remedy(path, source)),
             Self::Unreadable { .. } => Some("see with the vendor's tool what is wrong with that slot".into()),
             Self::Call { .. } | Self::NotFound { .. } => None,
         }
+    }
+}
+
+/// What to do about a library that cannot be loaded or initialised.
+fn initialize_remedy(path: &Path, source: &Pkcs11Error) -> Cow<'static, str> {
+    let is_softhsm = path.file_name().is_some_and(|name| name.to_string_lossy().contains("softhsm"));
+    match source.code() {
+        // SoftHSM answers CKR_GENERAL_ERROR whatever is wrong with its configuration.
+        Some(_) if is_softhsm => softhsm_remedy(std::env::var_os("SOFTHSM2_CONF").map(PathBuf::from)).into(),
+        Some(_) => "check that this user may read the library's configuration, and that its service or device can be \
+                    reached"
+            .into(),
+        None => "check module-path and the library's own configuration".into(),
+    }
+}
+
+/// What to do about SoftHSM's configuration, which the variable SOFTHSM2_CONF names.
+fn softhsm_remedy(conf: Option<PathBuf>) -> String {
+    match conf.map(|path| (std::fs::File::open(&path), path)) {
+        None => "set SOFTHSM2_CONF to SoftHSM's configuration file (for the daemon: `environment = { SOFTHSM2_CONF = \
+                 \"/path/to/softhsm2.conf\" }` in [[token]]), or let this user read /etc/softhsm/softhsm2.conf; the \
+                 variable is not set"
+            .to_owned(),
+        Some((Err(error), path)) => {
+            format!("let this user read {}, which SOFTHSM2_CONF names: {error}", path.display())
+        }
+        Some((Ok(_), path)) => format!(
+            "check directories.tokendir in {}: this user must be allowed to read and write that directory",
+            path.display()
+        ),
     }
 }
 
@@ -91,6 +124,35 @@ impl TokenError {
             Self::Call { source, .. } | Self::Module { source, .. } => source.recovery(),
             // An absent token, or a library that sees it only after being loaded again.
             Self::Forked(_) | Self::NotFound { .. } | Self::Unreadable { .. } => Recovery::NewProcess,
+        }
+    }
+}
+
+/// What looks odd about a PIN that a token has refused; says nothing else about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinOddity {
+    /// It begins or ends with white space.
+    Blank,
+    /// It stands in quotes.
+    Quoted,
+}
+
+impl PinOddity {
+    pub(super) fn of(pin: &str) -> Option<Self> {
+        let quoted = |quote| pin.len() > 1 && pin.starts_with(quote) && pin.ends_with(quote);
+        if pin.trim() != pin {
+            Some(Self::Blank)
+        } else if quoted('"') || quoted('\'') {
+            Some(Self::Quoted)
+        } else {
+            None
+        }
+    }
+
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Blank => "; the given PIN begins or ends with a blank, which was sent as a part of it",
+            Self::Quoted => "; the given PIN stands in quotes, which were sent as a part of it",
         }
     }
 }
@@ -121,6 +183,8 @@ pub enum LoginError {
     WrongPin {
         /// The token's label.
         label: String,
+        /// What looks odd about the PIN.
+        oddity: Option<PinOddity>,
         /// What the token answered.
         #[source]
         source: Pkcs11Error,
@@ -133,7 +197,11 @@ impl Remedy for LoginError {
             Self::FinalTry(_) => Some("log in by the vendor's tool with the right PIN".into()),
             Self::Locked(_) => Some("have its security officer unlock it".into()),
             Self::Unset(_) => Some("have its security officer set one".into()),
-            Self::WrongPin { .. } => Some("correct the PIN file, the PIN is not tried again before".into()),
+            Self::WrongPin { oddity, .. } => {
+                let hint = oddity.map_or("", PinOddity::hint);
+                let text = "correct the PIN file; it must hold the user's PIN, not the security officer's (SO PIN)";
+                Some(format!("{text}{hint}").into())
+            }
             Self::Call { .. } => None,
         }
     }
@@ -146,6 +214,58 @@ impl LoginError {
         match self {
             Self::Call { source, .. } => source.recovery(),
             Self::FinalTry(_) | Self::Locked(_) | Self::Unset(_) | Self::WrongPin { .. } => Recovery::FixPin,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cryptoki::{
+        context::Function,
+        error::{Error, RvError},
+    };
+
+    use super::*;
+
+    fn remedy(path: &str, error: Error) -> String {
+        let error = TokenError::Module { path: path.into(), source: error.into() };
+        error.remedy().unwrap().into_owned()
+    }
+
+    #[test]
+    fn failed_initialization_names_the_configuration() {
+        let general = || Error::Pkcs11(RvError::GeneralError, Function::Initialize);
+        assert!(remedy("/usr/lib/vendor.so", general()).contains("may read the library's configuration"));
+        assert!(remedy("/usr/lib/softhsm/libsofthsm2.so", general()).contains("SOFTHSM2_CONF"));
+        assert!(remedy("/x.so", Error::MissingSymbol("C_GetFunctionList")).contains("module-path"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (conf, expected) in [
+            (None, "the variable is not set"),
+            (Some(PathBuf::from("/nowhere/softhsm2.conf")), "let this user read /nowhere/softhsm2.conf"),
+            (Some(file.path().to_owned()), "check directories.tokendir"),
+        ] {
+            let text = softhsm_remedy(conf);
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn odd_pin_is_described_without_its_content() {
+        for (pin, expected) in [
+            ("1234", None),
+            ("12 34", None),
+            ("\"", None),
+            ("1234 ", Some(PinOddity::Blank)),
+            ("\t1234", Some(PinOddity::Blank)),
+            ("1234\u{a0}", Some(PinOddity::Blank)),
+            ("\"1234\"", Some(PinOddity::Quoted)),
+            ("'1234'", Some(PinOddity::Quoted)),
+        ] {
+            let oddity = PinOddity::of(pin);
+            assert_eq!(oddity, expected, "{pin:?}");
+            let source = Error::Pkcs11(RvError::PinIncorrect, Function::Login).into();
+            let text = LoginError::WrongPin { label: "a".to_owned(), oddity, source }.to_string();
+            assert!(!text.contains("1234") && text.contains("not the security officer's"), "{text}");
         }
     }
 }

@@ -11,10 +11,10 @@ use cryptoki_sys::{
     CK_INFO, CK_TOKEN_INFO, CK_ULONG, CK_VERSION, CKF_CLOCK_ON_TOKEN, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY,
     CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED, CKF_WRITE_PROTECTED,
 };
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
-use super::{LoginError, raw::Functions};
+use super::{LoginError, error::PinOddity, raw::Functions};
 use crate::{
     Pkcs11Error, Recovery, TokenUri,
     calls::{Function, call},
@@ -128,7 +128,10 @@ impl Token {
             Err(fault) => match fault.recovery() {
                 Recovery::Ignore => Ok(()),
                 Recovery::FixPin if fault.is(RvError::PinLocked) => Err(LoginError::Locked(label())),
-                Recovery::FixPin => Err(LoginError::WrongPin { label: label(), source: fault }),
+                Recovery::FixPin => {
+                    let oddity = PinOddity::of(pin.expose_secret());
+                    Err(LoginError::WrongPin { label: label(), oddity, source: fault })
+                }
                 Recovery::Retry
                 | Recovery::FixConfiguration
                 | Recovery::FixKey
