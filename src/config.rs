@@ -42,6 +42,8 @@ pub struct Config {
     pub auth: auth::Settings,
     /// `[log]`.
     pub log: audit_log::Settings,
+    /// Whether `[log]` has an origin, instead of the default that follows from the host's name.
+    pub has_log_origin: bool,
     /// `[admin]`.
     pub admin: Admin,
     /// `[rate_limits]`.
@@ -124,6 +126,7 @@ impl Config {
         let listen: Option<grpc::settings::Settings> = document.section_or_default("listen");
         let serving: Option<grpc::settings::Serving> = document.section_or_default("serving");
         let auth: Option<auth::Settings> = document.section_or_default("auth");
+        let has_log_origin = document.has_key("log", "origin");
         let log: Option<audit_log::Settings> = document.section("log");
         let admin: Option<Admin> = document.section_or_default("admin");
         let rate_limits: Option<limits::Settings> = document.section_or_default("rate_limits");
@@ -141,7 +144,20 @@ impl Config {
         let config = || {
             let (ca, token_host, listen, serving) = (ca?, token_host?, listen?, serving?);
             let (auth, log, admin, rate_limits, logging) = (auth?, log?, admin?, rate_limits?, logging?);
-            Some(Self { ca, tokens, token_host, listen, serving, auth, log, admin, rate_limits, kubernetes, logging })
+            Some(Self {
+                ca,
+                tokens,
+                token_host,
+                listen,
+                serving,
+                auth,
+                log,
+                has_log_origin,
+                admin,
+                rate_limits,
+                kubernetes,
+                logging,
+            })
         };
         match (config(), document.finish()) {
             (Some(config), problems) if problems.is_empty() => Ok(config),

@@ -1,5 +1,7 @@
 //! A TOML document read section by section, to report all mistakes at once, each with its line.
 
+mod explain;
+
 use process::renamed_keys;
 use serde::de::DeserializeOwned;
 use toml::{
@@ -103,6 +105,16 @@ impl<'i> Document<'i> {
         self.table.keys().any(|key| key.as_ref() == name)
     }
 
+    /// Whether a section that nobody has taken has a key.
+    #[must_use]
+    pub fn has_key(&self, section: &str, key: &str) -> bool {
+        let section = self.table.iter().find(|(name, _)| name.as_ref() == section);
+        section.is_some_and(|(_, value)| match value.get_ref() {
+            DeValue::Table(table) => table.keys().any(|name| name.as_ref() == key),
+            _ => false,
+        })
+    }
+
     /// Notes a mistake that only several values together make; not where a single value is wrong, since this may
     /// only follow from it.
     pub fn refuse(&mut self, place: &str, reason: impl Into<String>) {
@@ -140,7 +152,7 @@ impl<'i> Document<'i> {
                 Err(error) => error,
             };
             let span = error.span().filter(|span| *span != value.span());
-            let path = span.as_ref().and_then(|span| set_aside(value.get_mut(), span.start));
+            let (path, wrong) = span.as_ref().and_then(|span| set_aside(value.get_mut(), span.start)).unzip();
             if !follows(error.message(), path.as_deref(), &aside) {
                 let at = span.as_ref().unwrap_or(&value.span()).clone();
                 let line = (at.end > 0).then(|| self.line(at.start));
@@ -148,7 +160,12 @@ impl<'i> Document<'i> {
                 let renamed =
                     span.as_ref().and_then(|span| self.text.get(span.start..)).and_then(renamed_keys::message);
                 let renamed = renamed.filter(|_| error.message().starts_with("unknown field"));
-                let reason = renamed.unwrap_or_else(|| error.message().trim().replace('\n', "; "));
+                // A URI may hold a PIN, which belongs into no message.
+                let secret = path.as_deref().is_some_and(|path| path == "uri" || path.ends_with(".uri"));
+                let reason = renamed.unwrap_or_else(|| match &wrong {
+                    Some(wrong) if !secret => explain::explain(error.message(), wrong),
+                    Some(_) | None => error.message().trim().replace('\n', "; "),
+                });
                 self.problem(line, &place, reason);
             }
             aside.push(path?);
@@ -174,14 +191,15 @@ fn follows(message: &str, path: Option<&str>, aside: &[String]) -> bool {
     })
 }
 
-/// Removes the smallest thing that stands at a place of the text; tells the way to it, such as `limits.streams`.
-fn set_aside(value: &mut DeValue<'_>, at: usize) -> Option<String> {
+/// Removes the smallest thing that stands at a place of the text; returns the way to it, such as `limits.streams`, and its
+/// value.
+fn set_aside<'i>(value: &mut DeValue<'i>, at: usize) -> Option<(String, DeValue<'i>)> {
     match value {
         DeValue::Array(items) => {
             let mut found = None;
             for (index, item) in items.iter_mut().enumerate() {
-                if let Some(path) = set_aside(item.get_mut(), at) {
-                    return Some(path);
+                if let Some(aside) = set_aside(item.get_mut(), at) {
+                    return Some(aside);
                 }
                 if item.span().contains(&at) {
                     found = Some(index);
@@ -189,16 +207,17 @@ fn set_aside(value: &mut DeValue<'_>, at: usize) -> Option<String> {
                 }
             }
             let index = found?;
-            let all = std::mem::replace(items, DeArray::new()).into_iter().enumerate();
-            *items = all.filter(|(other, _)| *other != index).map(|(_, item)| item).collect();
-            Some(String::new())
+            let mut all: Vec<_> = std::mem::replace(items, DeArray::new()).into_iter().collect();
+            let wrong = all.remove(index);
+            *items = all.into_iter().collect();
+            Some((String::new(), wrong.into_inner()))
         }
         DeValue::Table(table) => {
             let mut found = None;
             for (key, item) in table.iter_mut() {
                 match set_aside(item.get_mut(), at) {
-                    Some(path) if path.is_empty() => return Some(key.as_ref().to_string()),
-                    Some(path) => return Some(format!("{}.{path}", key.as_ref())),
+                    Some((path, wrong)) if path.is_empty() => return Some((key.as_ref().to_string(), wrong)),
+                    Some((path, wrong)) => return Some((format!("{}.{path}", key.as_ref()), wrong)),
                     None if key.span().contains(&at) || item.span().contains(&at) => {
                         found = Some(key.clone());
                         break;
@@ -207,8 +226,8 @@ fn set_aside(value: &mut DeValue<'_>, at: usize) -> Option<String> {
                 }
             }
             let key = found?;
-            table.remove(&key)?;
-            Some(key.as_ref().to_string())
+            let wrong = table.remove(&key)?;
+            Some((key.as_ref().to_string(), wrong.into_inner()))
         }
         DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Float(_) | DeValue::Integer(_) | DeValue::String(_) => {
             None
@@ -316,6 +335,106 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:#?}");
         }
         assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+    }
+
+    /// The type of a key, its wrong value, and what the message says.
+    #[test]
+    fn wrong_value_is_shown_with_its_expected_form_and_an_example() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only read")]
+        struct Kinds {
+            #[serde(default)]
+            address: Option<std::net::SocketAddr>,
+            #[serde(default)]
+            boolean: bool,
+            #[serde(default, with = "humantime_serde")]
+            duration: Option<std::time::Duration>,
+            #[serde(default)]
+            ip: Option<std::net::IpAddr>,
+            #[serde(default)]
+            issuer: Option<crate::auth::jwt::settings::IssuerName>,
+            #[serde(default)]
+            list: Vec<String>,
+            #[serde(default)]
+            names: Vec<pki::identity::DnsName>,
+            #[serde(default)]
+            number: Option<std::num::NonZeroU32>,
+            #[serde(default)]
+            path: Option<std::path::PathBuf>,
+            #[serde(default)]
+            size: Option<usize>,
+            #[serde(default)]
+            table: Option<Section>,
+            #[serde(default)]
+            text: Option<String>,
+            #[serde(default)]
+            uri: Option<token::TokenUri>,
+            #[serde(default)]
+            url: Option<crate::auth::jwt::settings::FetchUrl>,
+        }
+        let cases = [
+            (
+                "address = ':15012'",
+                r#"":15012" is not an IP address with a port; write "[::]:15012" for all addresses, or "127.0.0.1:15012" for this machine alone"#,
+            ),
+            ("address = '*:15012'", r#"write "[::]:15012" for all addresses"#),
+            ("address = 15012", r#"15012 is not an IP address with a port; write "[::]:15012" for all addresses"#),
+            (
+                "address = 'localhost:15012'",
+                r#""localhost:15012" is not an IP address with a port; write "127.0.0.1:15012"; names are not resolved"#,
+            ),
+            ("address = 'ca.example.com:1'", r#"such as "192.0.2.1:1" or "[::]:1"; names are not resolved"#),
+            ("address = '0.0.0.0'", r#""0.0.0.0" is not an IP address with a port; write "0.0.0.0:15012""#),
+            ("address = '::1'", r#"write "[::1]:15012""#),
+            ("address = '127.0.0.1:99999'", "write a port from 1 to 65535"),
+            ("address = ['127.0.0.1:1']", "the list is not an IP address with a port"),
+            ("boolean = 'true'", r#"invalid type: string "true", expected a boolean; write it without quotes: true"#),
+            ("boolean = 1", "write true or false"),
+            (
+                "duration = 86400",
+                r#"invalid type: integer `86400`, expected a duration; write a number with its unit: "86400s", "24h" or "90d""#,
+            ),
+            ("duration = '86400'", r#"string "86400", expected a duration; write a number with its unit: "86400s""#),
+            (
+                "duration = 'a day'",
+                r#"string "a day", expected a duration; write a number with its unit, such as "30s""#,
+            ),
+            ("ip = 'localhost'", r#""localhost" is not an IP address; write for example "192.0.2.1""#),
+            ("ip = 1", "1 is not an IP address"),
+            ("issuer = 'a b'", r#""a b": an issuer is the exact text of iss"#),
+            (
+                "list = 'ca.example.com'",
+                r#"string "ca.example.com", expected a sequence; write a list: ["ca.example.com"]"#,
+            ),
+            ("list = [1]", r#"expected a string; write it in quotes: "1""#),
+            ("names = ['a b']", r#""a b" is not a DNS name"#),
+            ("number = '4'", r#"string "4", expected a nonzero u32; write it without quotes: 4"#),
+            ("number = 0", "integer `0`, expected a nonzero u32; write a whole number from 1 to 4294967295"),
+            ("number = 1.5", "expected a nonzero u32; write a whole number without quotes, such as 4"),
+            ("path = ['/a']", r#"expected path string; write it without brackets: "/a""#),
+            ("path = 1", r#"expected path string; write it in quotes: "1""#),
+            ("size = -1", "integer `-1`, expected usize; write a whole number that is not negative"),
+            ("size = 'many'", "write a whole number without quotes, such as 4"),
+            ("table = 'x'", "write a table: { key = value }"),
+            ("text = 1", r#"integer `1`, expected a string; write it in quotes: "1""#),
+            ("text = ['a']", r#"expected a string; write it without brackets: "a""#),
+            ("url = 'http://keys.example'", r#""http://keys.example": a key URL starts with https://"#),
+        ];
+        let mut wrong = Vec::new();
+        for (line, expected) in cases {
+            let text = format!("[a]\n{line}\n");
+            let mut document = Document::parse(&text);
+            let _: Option<Kinds> = document.section("a");
+            let problems: Vec<String> = document.finish().iter().map(ToString::to_string).collect();
+            if problems.len() != 1 || !problems[0].contains(expected) {
+                wrong.push((line, expected, problems));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        let mut document = Document::parse("[a]\nuri = 'pkcs11:token=a?pin-value=123456'\n");
+        let _: Option<Kinds> = document.section("a");
+        assert!(!format!("{:?}", document.finish()).contains("123456"), "a PIN is not repeated");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::document::Document;
 use crate::{grpc::settings::Serving, token_pool};
 use pki::identity::{DnsName, SpiffeId, TrustDomain};
 use token::TokenUri;
+use token_host::SOCKET_PATH_MAX;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -224,6 +225,15 @@ pub(super) fn check_tokens(tokens: &[Option<Token>], configured: bool, document:
             (None, Some(_)) => {}
             (Some(_), Some(_)) => document.refuse(&place, "has both uri and socket; a host is ours or somebody else's"),
             (None, None) => document.refuse(&place, "has neither uri nor socket; name the token"),
+        }
+        let length = token.socket.as_ref().map_or(0, |socket| socket.as_os_str().len());
+        if length > SOCKET_PATH_MAX {
+            document.refuse(
+                &format!("{place} socket"),
+                format!(
+                    "has {length} bytes, and a socket's path has at most {SOCKET_PATH_MAX}; configure a shorter path"
+                ),
+            );
         }
         if token.call_timeout < Duration::from_millis(100) {
             document

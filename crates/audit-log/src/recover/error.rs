@@ -69,7 +69,7 @@ pub enum OpenError {
         line: u64,
     },
     /// The log belongs to another origin.
-    #[error("{path}: this log's origin is {found:?}, not {expected:?}{advice}", advice = Advice(self))]
+    #[error("{path}: this log's origin is {found:?}, and now it would be {expected:?}{advice}", advice = Advice(self))]
     Origin {
         /// The checkpoint's file.
         path: PathBuf,
@@ -111,7 +111,14 @@ impl Remedy for OpenError {
             }
             Self::Io { .. } => Some("the log's directory must be readable and writable for this user".into()),
             Self::Locked(_) => Some("stop it, or ask the running daemon (its admin socket) instead".into()),
-            Self::Origin { .. } => Some("set the origin right, or give each its own log".into()),
+            // A default origin changes with the host's name.
+            Self::Origin { found, .. } => Some(
+                format!(
+                    "if it is this replica's own log, whose host was renamed, write `origin = {found:?}` in [log] (`generate`: \
+                     --log-origin {found}); otherwise configure another directory"
+                )
+                .into(),
+            ),
             Self::Settings(_) => None,
             Self::Changed { .. }
             | Self::Gap { .. }
