@@ -13,6 +13,7 @@ pub mod credential_cache;
 pub mod credentials;
 pub mod jwt;
 pub mod node;
+pub mod received;
 pub mod token_review;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -22,7 +23,27 @@ pub use client_certificate::accept_any::AcceptAny;
 pub use credentials::{ClusterId, ClusterName, Credentials, bearer};
 
 use audit_log::record::CallerField;
-use pki::identity::SpiffeId;
+use pki::{Template, identity::SpiffeId};
+
+/// The denylist for the issuance pipeline, which refuses what it names whatever proved the caller; by default, nothing is
+/// denied. Clones share it, and see its reloads.
+#[derive(Clone, Debug, Default)]
+pub struct DenylistCheck(Option<Arc<client_certificate::ClientCertificates>>);
+
+impl DenylistCheck {
+    /// The entry that forbids a certificate to a caller, as text.
+    #[must_use]
+    pub fn denied(&self, caller: &Caller, certificate: &Template) -> Option<String> {
+        let own = match caller.identity() {
+            Identity::Workload(id) => Some(id),
+            Identity::Controller { .. }
+            | Identity::Internal(_)
+            | Identity::Operator { .. }
+            | Identity::Requester { .. } => None,
+        };
+        self.0.as_ref()?.denied(own, &certificate.names, &certificate.public_key)
+    }
+}
 
 /// How a caller proved who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -96,6 +96,15 @@ pub fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => output.fail(&error),
+        Err(error) => output.fail_with(&error, ::token::advice(error.as_ref())),
+    }
+}
+
+/// An error with its causes, and what to do about the PKCS#11 call that it comes from.
+fn with_advice(error: &(dyn std::error::Error + 'static)) -> String {
+    let text = process::error::chain(error);
+    match ::token::advice(error) {
+        Some(advice) => format!("{text}; {advice}"),
+        None => text,
     }
 }

@@ -9,6 +9,7 @@ pub mod clusters;
 pub mod controllers;
 pub mod last_good_bundle;
 pub mod operator;
+pub mod preparation;
 pub mod readiness;
 pub mod reload;
 pub mod runtime;
@@ -30,12 +31,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::{AcceptAny, Authenticator},
+    auth::Authenticator,
     config::{Admin, Config},
-    grpc::{self, listener::Listener, service::CertificateService},
+    grpc::{self, service::CertificateService},
     telemetry::metrics::{self, Metrics},
 };
 use background::Background;
+use preparation::{AddressError, Endpoint, Preparation, PreparationError, Prepared, StatusPage};
 use process::hardening;
 use readiness::{Readiness, ReadinessHandle, Report};
 use setup::{Core, SetupError};
@@ -54,27 +56,12 @@ const METRICS: Duration = Duration::from_secs(1);
 /// The daemon did not start, or ended without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// An address cannot be listened on.
-    #[error(
-        "{what} cannot be opened at {at}; stop what listens there (a daemon that runs already?), or configure another"
-    )]
-    Address {
-        /// What listens there.
-        what: &'static str,
-        /// The address or path.
-        at: String,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// Authentication cannot be set up.
-    #[error("authentication cannot be set up: {}", .0.join("; "))]
-    Authentication(Vec<String>),
-    /// The clusters cannot be used.
-    #[error("Kubernetes cannot be set up: {}", .0.join("; "))]
-    Kubernetes(Vec<String>),
-    /// The endpoint cannot listen.
+    /// The endpoint's address was lost.
+    #[error("the gRPC endpoint's address cannot be read")]
+    Address(#[source] std::io::Error),
+    /// Something that is read, checked or opened before the start.
     #[error(transparent)]
-    Listen(#[from] grpc::listener::ListenError),
+    Preparation(#[from] PreparationError),
     /// The endpoint ended without being asked to.
     #[error(transparent)]
     Serve(#[from] grpc::server::ServeError),
@@ -85,11 +72,11 @@ pub enum DaemonError {
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// The system refuses signals.
-    #[error("signals cannot be received: {0}")]
+    #[error("signals cannot be received")]
     Signal(#[source] std::io::Error),
-    /// TLS cannot be set up.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(#[from] rustls::Error),
+    /// The operator's socket was taken after the preparation.
+    #[error(transparent)]
+    Socket(#[from] AddressError),
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -105,30 +92,28 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     let readiness = Readiness::new();
     let metrics = metrics::install();
     // First of all, so that the daemon is not ready before it listens, by when every other part has registered.
-    let endpoint = readiness.required("gRPC endpoint");
-    serve_admin(&config, &readiness, &metrics, &background).await?;
-
-    let own = &config.ca.trust_domains;
-    let authenticator = Authenticator::new(&config.auth, own)
-        .map_err(|errors| DaemonError::Authentication(errors.iter().map(ToString::to_string).collect()))?;
-    let clusters = clusters::connect(&config, &readiness, &background)
-        .await
-        .map_err(|errors| DaemonError::Kubernetes(errors.iter().map(ToString::to_string).collect()))?;
+    let listening = readiness.required("gRPC endpoint");
+    let Prepared { admin, authenticator, bundle, clusters, endpoint, status_page } =
+        Preparation::run(&config).await.complete()?;
+    serve_admin(admin, &readiness, &metrics, &background);
+    let clusters = clusters
+        .zip(config.kubernetes.as_ref())
+        .map(|(clusters, settings)| clusters::start(settings, clusters, &readiness, &background));
     let authenticator = Arc::new(match &clusters {
         Some(clusters) => clusters::authenticate(clusters, authenticator, &background),
         None => authenticator,
     });
     authenticator.start();
-    let core = setup::core(&config, &readiness, &background).await?;
+    let core = setup::core(&config, bundle, authenticator.denylist(), &readiness, &background)?;
     let standing = clusters.as_ref().map(|clusters| {
         let leadership = clusters::elect(&config, clusters, &background);
         let leading = leadership.as_ref().map(|leadership| &leadership.here);
         controllers::start(&config, clusters, &core.ca, leading, &readiness, &background);
         clusters::ClustersStatus::new(clusters, leadership)
     });
-    let parts = (authenticator, standing);
+    let parts = (authenticator, standing, endpoint, status_page);
     let served =
-        serve(&config, &core, parts, &metrics, (&readiness, endpoint), &background, (stop, reload_trigger)).await;
+        serve(&config, &core, parts, &metrics, (&readiness, listening), &background, (stop, reload_trigger)).await;
     tracing::info!("draining");
     systemd::ending();
     background.end(TASKS_END).await;
@@ -161,48 +146,32 @@ fn fit_connections(limits: &mut grpc::settings::Limits) {
 async fn serve(
     config: &Config,
     core: &Core,
-    (authenticator, clusters): (Arc<Authenticator>, Option<clusters::ClustersStatus>),
+    (authenticator, clusters, endpoint, status_page): (
+        Arc<Authenticator>,
+        Option<clusters::ClustersStatus>,
+        Endpoint,
+        StatusPage,
+    ),
     metrics: &Metrics,
-    (readiness, endpoint): (&Readiness, ReadinessHandle),
+    (readiness, listening): (&Readiness, ReadinessHandle),
     background: &Background,
     (stop, reload_trigger): (CancellationToken, Arc<Notify>),
 ) -> Result<(), DaemonError> {
     let listen = &config.listen;
     let mut first_certificate = None;
-    let tls = if listen.plaintext {
-        None
-    } else {
-        let (certificate, ready) = grpc::serving::spawn(Arc::clone(&core.ca), &config.serving, background.ended())?;
-        first_certificate = Some(ready.clone());
-        background.follow(ready, readiness.required("serving certificate"), |ready| {
-            (!ready).then(|| "there is none yet, or it has expired".to_owned())
-        });
-        Some(grpc::tls::server_config(
-            &listen.tls,
-            certificate,
-            Arc::new(AcceptAny::new(&rustls::crypto::aws_lc_rs::default_provider())),
-        )?)
-    };
-    let listener = Listener::bind(listen, tls).await?;
-    let at = listener.local_addr().map_err(|source| DaemonError::Address {
-        what: "the gRPC endpoint",
-        at: listen.address.to_string(),
-        source,
-    })?;
+    let Endpoint { listener, certificate } = endpoint;
+    if !listen.plaintext {
+        let trouble = grpc::serving::spawn(Arc::clone(&core.ca), &config.serving, certificate, background.ended())?;
+        first_certificate = Some(trouble.clone());
+        background.follow(trouble, readiness.required("serving certificate"), Clone::clone);
+    }
+    let at = listener.local_addr().map_err(DaemonError::Address)?;
     if let Some(path) = &config.admin.socket {
-        let socket = operator::bind(path).map_err(|source| DaemonError::Address {
-            what: "the operator's socket",
-            at: path.display().to_string(),
-            source,
-        })?;
+        let socket = operator::bind(path).map_err(|reason| AddressError::Socket { path: path.clone(), reason })?;
         background.spawn(operator::serve(socket, Arc::clone(&core.ca), background.ended()));
     }
-    if let Some(socket) = status_socket(config).await? {
-        let take = snapshot::taker(core, config, readiness.watch(), clusters);
-        background.spawn(status::serve(socket, take, background.ended()));
-    }
-    let reloader =
-        core.reloader(config, Arc::clone(&authenticator), reload_trigger, readiness.required("CA certificate"));
+    serve_status_page(status_page, snapshot::taker(core, config, readiness.watch(), clusters), background);
+    let reloader = core.reloader(config, Arc::clone(&authenticator), reload_trigger, readiness);
     background.spawn(reloader.run(background.ended()));
     background.spawn_until_end(setup::watch_issuers(Arc::clone(&authenticator)));
     let (gather, metrics) = (snapshot::gatherer(core, readiness.watch(), listener.connections()), metrics.clone());
@@ -215,11 +184,11 @@ async fn serve(
         // Connections wait in the listen queue meanwhile. A handshake without a certificate would fail, and a gRPC client
         // tries again only after a second.
         tokio::select! {
-            _ = tokio::time::timeout(FIRST_CERTIFICATE, certificate.wait_for(|there| *there)) => {}
+            _ = tokio::time::timeout(FIRST_CERTIFICATE, certificate.wait_for(Option::is_none)) => {}
             () = stop.cancelled() => {}
         }
     }
-    endpoint.set(None);
+    listening.set(None);
     tracing::info!(address = %at, tls = !listen.plaintext, "listening");
     systemd::listening(readiness.watch(), background);
     match grpc::server::serve(listener, routes, listen, stop).await? {
@@ -248,43 +217,25 @@ fn signals(stop: CancellationToken, reload_trigger: Arc<Notify>) -> Result<(), D
     Ok(())
 }
 
-async fn serve_admin(
-    config: &Config,
-    readiness: &Readiness,
-    metrics: &Metrics,
-    background: &Background,
-) -> Result<(), DaemonError> {
-    let Some(address) = config.admin.address else { return Ok(()) };
-    let socket = bind("the admin address", address).await?;
-    let render = metrics.render();
-    tracing::info!(address = %socket.local_addr().unwrap_or(address), "admin");
-    background.spawn(admin::serve(socket, readiness.watch(), render, background.ended()));
-    Ok(())
+fn serve_admin(socket: Option<TcpListener>, readiness: &Readiness, metrics: &Metrics, background: &Background) {
+    let Some(socket) = socket else { return };
+    tracing::info!(address = socket.local_addr().ok().map(tracing::field::display), "admin");
+    background.spawn(admin::serve(socket, readiness.watch(), metrics.render(), background.ended()));
 }
 
-/// Where the status page is served. An address that nobody asked for and that is taken is no reason not to start.
-async fn status_socket(config: &Config) -> Result<Option<TcpListener>, DaemonError> {
-    if !config.admin.status_page {
-        return Ok(None);
-    }
-    let bound = bind("the status page", config.admin.status_address.unwrap_or(Admin::STATUS)).await;
-    match bound {
-        Ok(socket) => {
+/// Serves the status page. An address that nobody asked for and that is taken is no reason not to start.
+fn serve_status_page(page: StatusPage, take: status::Take, background: &Background) {
+    match page {
+        StatusPage::Off => {}
+        StatusPage::Open(socket) => {
             let address = socket.local_addr().unwrap_or(Admin::STATUS);
             tracing::info!(%address, page = %format_args!("http://{address}/"), "status page");
-            Ok(Some(socket))
+            background.spawn(status::serve(socket, take, background.ended()));
         }
-        Err(error) if config.admin.status_address.is_none() => {
+        StatusPage::Unavailable(error) => {
             tracing::warn!(%error, "the status page is not served; set [admin] status_address, or status_page = false");
-            Ok(None)
         }
-        Err(error) => Err(error),
     }
-}
-
-async fn bind(what: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, DaemonError> {
-    let failed = |source| DaemonError::Address { what, at: address.to_string(), source };
-    TcpListener::bind(address).await.map_err(failed)
 }
 
 /// Readiness as one flag, for the health service.

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    auth::{Caller, Identity},
+    auth::{Caller, DenylistCheck, Identity},
     policy::{Asked, Denied, Rules},
     signer::{Context, Priority, SignError, Signer},
     telemetry::{
@@ -89,6 +89,7 @@ pub enum IssueError {
 pub struct CertificateAuthority {
     issuer: watch::Sender<Arc<Issuer>>,
     rules: Rules,
+    denylist: DenylistCheck,
     limits: Limits,
     first_class: Vec<pki::identity::SpiffeId>,
     default_deadline: Duration,
@@ -105,6 +106,8 @@ pub struct Parts {
     pub issuer: Arc<Issuer>,
     /// The rules of policy.
     pub rules: Rules,
+    /// Identities and keys that get no certificate.
+    pub denylist: DenylistCheck,
     /// Rate limits.
     pub limits: Limits,
     /// Identities whose requests go first: istiod's, gateways'.
@@ -125,9 +128,10 @@ impl CertificateAuthority {
     /// Puts the path together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { issuer, rules, limits, first_class, default_deadline, clock, log, signer, recent } = parts;
+        let Parts { issuer, rules, denylist, limits, first_class, default_deadline, clock, log, signer, recent } =
+            parts;
         let issuer = watch::Sender::new(issuer);
-        Self { issuer, rules, limits, first_class, default_deadline, clock, log, signer, recent }
+        Self { issuer, rules, denylist, limits, first_class, default_deadline, clock, log, signer, recent }
     }
 
     /// The issuer with which new requests start.
@@ -191,6 +195,9 @@ impl CertificateAuthority {
         let csr = VerifiedCsr::from_pem(&csr)?;
         timer.record(Step::Csr);
         let grant = self.rules.decide(&caller, &csr, &asked, &issuer, now)?;
+        if let Some(entry) = self.denylist.denied(&caller, grant.template()) {
+            return Err(Denied::Denylist(entry).into());
+        }
         self.limits.admit_names(&caller, grant.template())?;
         let tbs = Arc::new(Tbs::build(grant.template().clone(), issuer, Serial::random())?);
         timer.record(Step::Build);

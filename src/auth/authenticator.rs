@@ -5,11 +5,12 @@ use std::{
     fmt,
     io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
 use super::{
-    Caller, Identity, Method,
+    Caller, DenylistCheck, Identity, Method,
     client_certificate::{
         self, CertificateError, ClientCertificates, denylist::DenylistError, previous::PreviousCaError,
     },
@@ -19,7 +20,7 @@ use super::{
     token_review::{ReviewError, TokenReviews},
 };
 use pki::{Issuer, identity::TrustDomain};
-use process::error::{Advice, Remedy};
+use process::error::{Advice, Remedy, Report, chain};
 
 /// The longest configured file in bytes.
 const MOST: u64 = 4 * 1024 * 1024;
@@ -112,13 +113,13 @@ impl Remedy for SetupError {
 pub struct NotReady {
     /// The issuer.
     pub issuer: String,
-    /// Why not.
-    pub reason: String,
+    /// Why not, and what to do.
+    pub failure: Arc<Report>,
 }
 
 impl std::fmt::Display for NotReady {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.issuer, self.reason)
+        write!(f, "{}: {}", self.issuer, self.failure.problem)
     }
 }
 
@@ -155,8 +156,8 @@ impl fmt::Display for Refusals {
         }
         f.write_str("; token: ")?;
         match (&self.token_review, &self.jwt) {
-            (Some(error), _) => error.fmt(f),
-            (None, Some(error)) => error.fmt(f),
+            (Some(error), _) => f.write_str(&chain(error)),
+            (None, Some(error)) => f.write_str(&chain(error)),
             (None, None) => f.write_str("none"),
         }
     }
@@ -193,7 +194,7 @@ impl AuthError {
 /// All methods of authentication.
 #[derive(Debug)]
 pub struct Authenticator {
-    client_certificates: ClientCertificates,
+    client_certificates: Arc<ClientCertificates>,
     jwt: Jwt,
     token_reviews: TokenReviews,
     nodes: Nodes,
@@ -212,7 +213,7 @@ impl Authenticator {
         let jwt = Jwt::new(&settings.jwt, settings.default_cluster.clone(), own);
         match (client_certificates, jwt) {
             (Ok(client_certificates), Ok(jwt)) => Ok(Self {
-                client_certificates,
+                client_certificates: Arc::new(client_certificates),
                 jwt,
                 token_reviews: TokenReviews::new(Vec::new()),
                 nodes: Nodes::default(),
@@ -240,6 +241,12 @@ impl Authenticator {
     pub fn reload(&self) -> Result<(), Vec<SetupError>> {
         self.jwt.refresh();
         self.client_certificates.reload()
+    }
+
+    /// The denylist, for the issuance pipeline.
+    #[must_use]
+    pub fn denylist(&self) -> DenylistCheck {
+        DenylistCheck(Some(Arc::clone(&self.client_certificates)))
     }
 
     /// The issuers whose tokens cannot be checked yet, for readiness and `check`.

@@ -27,7 +27,7 @@ use super::{
 };
 use pki::{
     Issuer, PublicKey,
-    identity::{SpiffeId, TrustDomain},
+    identity::{Name, SpiffeId, TrustDomain},
 };
 
 /// How many signature checks are remembered: some hundred bytes each.
@@ -43,11 +43,24 @@ pub struct Settings {
     pub previous_ca_certificates: Vec<PathBuf>,
     /// Trust domains besides our own whose certificates are accepted.
     pub trust_domain_aliases: Vec<TrustDomain>,
-    /// The file that names identities and keys that are not accepted ([`Denylist`]).
+    /// The file that names identities and keys that get no certificate ([`Denylist`]).
     pub denylist: Option<PathBuf>,
+    /// What the denylist refuses.
+    pub denylist_scope: DenylistScope,
     /// The greatest age of a certificate, counted from its notBefore; an older one needs a JWT again.
     #[serde(deserialize_with = "positive_duration")]
     pub max_age: Option<Duration>,
+}
+
+/// Which requests the denylist refuses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DenylistScope {
+    /// Those with a denied client certificate alone: the caller may authenticate by a JWT and get a new one.
+    ClientCertificates,
+    /// Every request of a denied identity, for one, or with a denied key, whatever proves the caller.
+    #[default]
+    EveryMethod,
 }
 
 impl Settings {
@@ -213,6 +226,15 @@ impl ClientCertificates {
         let (proven, issuer_ends) = self.prove(der, &accepted)?;
         self.judge(&proven.leaf, issuer_ends, &files.denylist, now)?;
         Ok(proven.leaf.identity.clone())
+    }
+
+    /// The entry of the denylist that forbids a certificate, as text: the caller's identity, a name or the key of the
+    /// certificate. Never one where the denylist is for client certificates alone.
+    pub(super) fn denied(&self, caller: Option<&SpiffeId>, names: &[Name], key: &PublicKey) -> Option<String> {
+        match self.settings.denylist_scope {
+            DenylistScope::ClientCertificates => None,
+            DenylistScope::EveryMethod => self.files.load().denylist.entry(caller, names, key),
+        }
     }
 
     /// The leaf, its signature verified with the key of an accepted CA, and when that CA ends.

@@ -31,6 +31,7 @@ use super::{
     BoundPod, NotReady, SetupError,
     credential_cache::{CredentialCache, sha256},
     credentials::{BearerToken, ClusterId, ClusterName},
+    received::Received,
 };
 use pki::identity::{SpiffeId, TrustDomain};
 
@@ -41,36 +42,74 @@ const TRIES: usize = 4;
 /// How long a request waits for its issuer's keys to be fetched again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why a token proves nothing.
+/// Why a token proves nothing: what it says, and what is configured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwtError {
     /// An algorithm that its issuer is not configured for, `none` and the HMACs among them.
-    #[error("the token's algorithm is not one of its issuer's")]
-    Algorithm,
+    #[error("the token's algorithm is {received}; issuer {issuer} is configured for {accepted}")]
+    Algorithm {
+        /// `alg`.
+        received: Received,
+        /// The issuer.
+        issuer: Box<str>,
+        /// Its algorithms.
+        accepted: Received,
+    },
     /// What the token says is refused.
     #[error(transparent)]
     Claims(#[from] ClaimsError),
     /// The issuer's keys could not be fetched lately, and the token's is not among those known.
-    #[error("the token's key is not known, and its issuer's keys cannot be fetched now")]
-    KeysStale,
+    #[error("the token's key (kid {kid}) is not known, and the keys of issuer {issuer} cannot be fetched now")]
+    KeysStale {
+        /// `kid`.
+        kid: Received,
+        /// The issuer.
+        issuer: Box<str>,
+    },
     /// The issuer's keys have not been fetched yet.
-    #[error("the keys of the token's issuer are not available yet")]
-    NotReady,
+    #[error("the keys of the token's issuer {0} are not available yet")]
+    NotReady(Box<str>),
     /// No key of the issuer made the signature.
-    #[error("the token's signature does not verify with its issuer's key")]
-    Signature,
+    #[error("the token's signature does not verify with the key {kid} of issuer {issuer}")]
+    Signature {
+        /// `kid`.
+        kid: Received,
+        /// The issuer.
+        issuer: Box<str>,
+    },
     /// Not a token.
     #[error(transparent)]
     Compact(#[from] CompactError),
     /// The issuer is not configured.
-    #[error("the token's issuer is not configured")]
-    UnknownIssuer,
+    #[error("the token's issuer is {received}, and configured are {configured}")]
+    UnknownIssuer {
+        /// `iss`.
+        received: Received,
+        /// The issuers of the configuration.
+        configured: Received,
+    },
     /// The issuer has no such key.
-    #[error("the token's issuer has no key of its key ID and algorithm")]
-    UnknownKey,
+    #[error("issuer {issuer} has no key {kid} for {}; its keys are {known}", algorithm.as_str())]
+    UnknownKey {
+        /// `kid`.
+        kid: Received,
+        /// `alg`.
+        algorithm: Algorithm,
+        /// The issuer.
+        issuer: Box<str>,
+        /// The key IDs that it has.
+        known: Received,
+    },
     /// The issuer is another cluster's.
-    #[error("the token's issuer does not belong to the cluster that the caller names")]
-    WrongCluster,
+    #[error("the caller names the cluster {received}, and issuer {issuer} is configured for {configured}")]
+    WrongCluster {
+        /// The cluster that the caller names, or the default one.
+        received: Received,
+        /// The issuer.
+        issuer: Box<str>,
+        /// Its clusters.
+        configured: Received,
+    },
 }
 
 impl JwtError {
@@ -78,15 +117,15 @@ impl JwtError {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Algorithm => "jwt_algorithm",
+            Self::Algorithm { .. } => "jwt_algorithm",
             Self::Claims(error) => error.reason(),
-            Self::KeysStale => "jwt_keys_stale",
-            Self::NotReady => "jwt_keys_not_ready",
-            Self::Signature => "jwt_signature",
+            Self::KeysStale { .. } => "jwt_keys_stale",
+            Self::NotReady(_) => "jwt_keys_not_ready",
+            Self::Signature { .. } => "jwt_signature",
             Self::Compact(error) => error.reason(),
-            Self::UnknownIssuer => "jwt_unknown_issuer",
-            Self::UnknownKey => "jwt_unknown_key",
-            Self::WrongCluster => "jwt_wrong_cluster",
+            Self::UnknownIssuer { .. } => "jwt_unknown_issuer",
+            Self::UnknownKey { .. } => "jwt_unknown_key",
+            Self::WrongCluster { .. } => "jwt_wrong_cluster",
         }
     }
 
@@ -94,14 +133,14 @@ impl JwtError {
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::KeysStale | Self::NotReady => true,
-            Self::Algorithm
+            Self::KeysStale { .. } | Self::NotReady(_) => true,
+            Self::Algorithm { .. }
             | Self::Claims(_)
-            | Self::Signature
+            | Self::Signature { .. }
             | Self::Compact(_)
-            | Self::UnknownIssuer
-            | Self::UnknownKey
-            | Self::WrongCluster => false,
+            | Self::UnknownIssuer { .. }
+            | Self::UnknownKey { .. }
+            | Self::WrongCluster { .. } => false,
         }
     }
 }
@@ -179,7 +218,7 @@ impl Jwt {
                     },
                     cluster,
                     trust_domain,
-                    keys: Keys::new(source, one.pace()),
+                    keys: Keys::new(&one.issuer, source, one.pace()),
                 }),
                 Err(source) => errors.push(SetupError::KeySource { issuer: one.issuer.to_string(), source }),
             }
@@ -209,7 +248,7 @@ impl Jwt {
     #[must_use]
     pub fn not_ready(&self) -> Vec<NotReady> {
         let one = |issuer: &Issuer| {
-            issuer.keys.not_ready().map(|reason| NotReady { issuer: issuer.name.to_string(), reason })
+            issuer.keys.not_ready().map(|failure| NotReady { issuer: issuer.name.to_string(), failure })
         };
         self.issuers.iter().filter_map(one).collect()
     }
@@ -234,10 +273,14 @@ impl Jwt {
         let claims = Claims::parse(&compact.payload)?;
         let (index, issuer) = self.issuer(&claims.iss, cluster)?;
         let algorithm = issuer.algorithms.iter().copied().find(|known| known.as_str() == compact.header.alg);
-        let algorithm = algorithm.ok_or(JwtError::Algorithm)?;
+        let algorithm = algorithm.ok_or_else(|| JwtError::Algorithm {
+            received: Received::new(&compact.header.alg),
+            issuer: issuer.name.clone(),
+            accepted: Received::list(issuer.algorithms.iter().map(|accepted| accepted.as_str())),
+        })?;
         let keys = issuer.keys_for(&compact, algorithm).await?;
         if !keys.of(compact.header.kid.as_deref(), algorithm).take(TRIES).any(|key| key.made(&compact)) {
-            return Err(JwtError::Signature);
+            return Err(JwtError::Signature { kid: compact.kid(), issuer: issuer.name.clone() });
         }
         let times = claims.times(&issuer.rules, now)?;
         let Subject { namespace, service_account, pod } = claims.subject(&issuer.rules)?;
@@ -271,14 +314,21 @@ impl Jwt {
     }
 
     fn issuer(&self, name: &str, cluster: &str) -> Result<(usize, &Issuer), JwtError> {
-        let mut known = false;
-        for (index, issuer) in self.issuers.iter().enumerate().filter(|(_, issuer)| *issuer.name == *name) {
-            if issuer.cluster.as_str() == cluster {
-                return Ok((index, issuer));
-            }
-            known = true;
+        let named = || self.issuers.iter().enumerate().filter(|(_, issuer)| *issuer.name == *name);
+        if let Some(found) = named().find(|(_, issuer)| issuer.cluster.as_str() == cluster) {
+            return Ok(found);
         }
-        Err(if known { JwtError::WrongCluster } else { JwtError::UnknownIssuer })
+        Err(match named().next() {
+            Some((_, issuer)) => JwtError::WrongCluster {
+                received: Received::new(cluster),
+                issuer: issuer.name.clone(),
+                configured: Received::list(named().map(|(_, issuer)| issuer.cluster.as_str())),
+            },
+            None => JwtError::UnknownIssuer {
+                received: Received::new(name),
+                configured: Received::list(self.issuers.iter().map(|issuer| &*issuer.name)),
+            },
+        })
     }
 }
 
@@ -287,15 +337,20 @@ impl Issuer {
     /// key IDs cause no more fetches than [`keys::Pace`] allows.
     async fn keys_for(&self, compact: &Compact<'_>, algorithm: Algorithm) -> Result<Arc<KeySet>, JwtError> {
         let has = |keys: &KeySet| keys.of(compact.header.kid.as_deref(), algorithm).next().is_some();
-        let current = self.keys.current().ok_or(JwtError::NotReady)?;
+        let current = self.keys.current().ok_or_else(|| JwtError::NotReady(self.name.clone()))?;
         if has(&current) {
             return Ok(current);
         }
         let fetched = self.keys.fetched_again(PATIENCE).await;
         match self.keys.current() {
             Some(keys) if has(&keys) => Ok(keys),
-            Some(_) if fetched => Err(JwtError::UnknownKey),
-            Some(_) | None => Err(JwtError::KeysStale),
+            Some(keys) if fetched => Err(JwtError::UnknownKey {
+                kid: compact.kid(),
+                algorithm,
+                issuer: self.name.clone(),
+                known: Received::list(keys.kids()),
+            }),
+            Some(_) | None => Err(JwtError::KeysStale { kid: compact.kid(), issuer: self.name.clone() }),
         }
     }
 }

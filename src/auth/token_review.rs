@@ -28,6 +28,7 @@ use super::{
         claims::{Claims, Rules, Subject},
         compact::Compact,
     },
+    received::Received,
 };
 use crate::telemetry::metrics;
 use pki::identity::{Namespace, SpiffeId, TrustDomain};
@@ -42,8 +43,6 @@ const REFUSED_FOR: Duration = Duration::from_secs(2);
 const AT_ONCE: usize = 32;
 /// How far an API server's clock may be from ours.
 const LEEWAY: Duration = Duration::from_secs(60);
-/// How much of an API server's words a message repeats.
-const REASON_MAX: usize = 300;
 /// The group of every service account.
 const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 
@@ -177,7 +176,11 @@ impl TokenReviews {
         let claims = Claims::parse(&Compact::parse(text).ok()?.payload).ok()?;
         let cluster = self.clusters.iter().find(|cluster| cluster.settings.issuers.contains(&claims.iss))?;
         if cluster.settings.cluster.as_str() != named {
-            return Some(Err(ReviewError::WrongCluster));
+            return Some(Err(ReviewError::WrongCluster {
+                received: Received::new(named),
+                issuer: Received::new(&claims.iss),
+                configured: cluster.settings.cluster.clone(),
+            }));
         }
         let refusal = self.refusals.get(&hash).filter(|refusal| (refusal.from..refusal.until).contains(&now));
         if let Some(refusal) = refusal {
@@ -194,7 +197,7 @@ impl TokenReviews {
                 self.cache.insert(hash, Arc::new(answer));
             }
             // Only what the API server itself said is worth remembering; the rest costs nothing to find again.
-            Err(error @ (ReviewError::Refused { .. } | ReviewError::Audience)) => {
+            Err(error @ (ReviewError::Refused { .. } | ReviewError::Audience { .. })) => {
                 let refusal = Refusal { error: error.clone(), from: now, until: now + REFUSED_FOR };
                 self.refusals.insert(hash, Arc::new(refusal));
             }
@@ -235,7 +238,7 @@ impl Cluster {
         };
         let subject = self.subject(&review)?;
         if subject != claimed {
-            return Err(ReviewError::Disagree);
+            return Err(ReviewError::Disagree { reported: Received::new(&review.username) });
         }
         let Subject { namespace, service_account, pod } = subject;
         let proven = Proven {
@@ -250,7 +253,7 @@ impl Cluster {
     fn subject(&self, review: &Review) -> Result<Subject, ReviewError> {
         let refused = |reason: &str| ReviewError::Refused {
             cluster: self.settings.cluster.clone(),
-            reason: reason.chars().take(REASON_MAX).collect(),
+            reason: Received::new(reason),
         };
         if let Some(reason) = &review.error {
             return Err(refused(reason));
@@ -259,12 +262,16 @@ impl Cluster {
             return Err(refused("not authenticated"));
         }
         if !review.audiences.iter().any(|audience| self.settings.audiences.contains(audience)) {
-            return Err(ReviewError::Audience);
+            return Err(ReviewError::Audience {
+                received: Received::list(review.audiences.iter().map(String::as_str)),
+                accepted: Received::list(self.settings.audiences.iter().map(String::as_str)),
+            });
         }
+        let no_account = |reason| ReviewError::NoServiceAccount { reason, username: Received::new(&review.username) };
         if !review.groups.iter().any(|group| group == SERVICE_ACCOUNTS) {
-            return Err(ReviewError::NoServiceAccount("its groups lack system:serviceaccounts"));
+            return Err(no_account("its groups lack system:serviceaccounts"));
         }
-        let malformed = || ReviewError::NoServiceAccount("its username is not system:serviceaccount:NAMESPACE:NAME");
+        let malformed = || no_account("its username is not system:serviceaccount:NAMESPACE:NAME");
         let mut parts = review.username.split(':');
         let (Some("system"), Some("serviceaccount"), Some(namespace), Some(account), None) =
             (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
@@ -275,7 +282,7 @@ impl Cluster {
             (Some(name), Some(uid)) => Some(BoundPod { name: name.clone(), uid: uid.clone() }),
             (None, None) => None,
             (Some(_), None) | (None, Some(_)) => {
-                return Err(ReviewError::NoServiceAccount("of the pod's name and UID it has one"));
+                return Err(no_account("of the pod's name and UID it has one"));
             }
         };
         Ok(Subject {

@@ -37,11 +37,40 @@ pub fn check(directory: &Path) -> Result<(), WriteError> {
         let source = io::ErrorKind::NotADirectory.into();
         return Err(failed(directory, "is not a directory; name one, or a path where there is nothing yet")(source));
     }
-    let above = directory.ancestors().skip(1).find(|path| path.as_os_str().is_empty() || path.exists());
+    writable_above(directory)
+}
+
+/// Whether [`write_file`] could write there, before anything that cannot be undone is done for it. A file with
+/// certificates alone may be replaced. Leaves nothing behind.
+///
+/// # Errors
+/// What stands in the way.
+pub fn check_file(path: &Path) -> Result<(), WriteError> {
+    let exists = || io::Error::from(io::ErrorKind::AlreadyExists);
+    if path.is_dir() {
+        return Err(failed(path, "is a directory; name a file")(io::ErrorKind::IsADirectory.into()));
+    }
+    if path.symlink_metadata().is_ok() && !holds_certificates_alone(path) {
+        let what = "holds something else than certificates and is not overwritten; name another file";
+        return Err(failed(path, what)(exists()));
+    }
+    writable_above(path)
+}
+
+fn holds_certificates_alone(path: &Path) -> bool {
+    let small = path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= CARRY_MAX);
+    let text = if small { fs::read_to_string(path).unwrap_or_default() } else { return false };
+    let labels: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("-----BEGIN ")).collect();
+    text.trim().is_empty() || (!labels.is_empty() && labels.iter().all(|label| *label == "CERTIFICATE-----"))
+}
+
+/// Whether files can be made in the directory above a path, or in the nearest one above it that exists.
+fn writable_above(path: &Path) -> Result<(), WriteError> {
+    let above = path.ancestors().skip(1).find(|path| path.as_os_str().is_empty() || path.exists());
     let above = above.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A file without a name, where the file system has that.
     let probed = tempfile::tempfile_in(above).map(drop);
-    probed.map_err(failed(above, "cannot be written; the bundle's parent directory must be writable"))
+    probed.map_err(failed(above, "cannot be written; this user must be allowed to create files there"))
 }
 
 /// Writes `files` (name and content) into `directory`, replacing those of the same name and keeping the others.
@@ -189,6 +218,32 @@ mod tests {
     fn an_unwritable_place_is_named() {
         let error = write(Path::new("/proc/nothing/bundle"), &[("a", b"")]).unwrap_err();
         assert!(error.to_string().contains("/proc"), "{error}");
+    }
+
+    #[test]
+    fn file_is_checked_before_it_is_written() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = |name: &str| temp.path().join(name);
+        fs::write(path("chain.pem"), "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n").unwrap();
+        fs::write(path("key.pem"), "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n").unwrap();
+        fs::write(path("notes"), "something").unwrap();
+        fs::write(path("empty"), "").unwrap();
+        std::os::unix::fs::symlink(path("nowhere"), path("dangling")).unwrap();
+        for good in ["chain.pem", "empty", "new", "new/and/deeper"] {
+            check_file(&path(good)).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        for (bad, reason) in [
+            (path(""), "is a directory; name a file"),
+            (path("key.pem"), "holds something else than certificates"),
+            (path("notes"), "holds something else than certificates"),
+            (path("dangling"), "holds something else than certificates"),
+            (path("notes/below"), "notes: cannot be written"),
+            (PathBuf::from("/proc/nothing/chain.pem"), "/proc: cannot be written"),
+        ] {
+            let error = check_file(&bad).unwrap_err().to_string();
+            assert!(error.contains(reason), "{reason}: {error}");
+        }
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 5, "nothing is left");
     }
 
     #[test]

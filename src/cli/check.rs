@@ -12,7 +12,10 @@ mod process;
 mod token;
 
 use super::configured::ConfigArgs;
-use crate::config::{Config, ConfigError};
+use crate::{
+    config::{Config, ConfigError},
+    daemon::preparation::Preparation,
+};
 use ::process::output::Output;
 use finding::{Finding, Findings, Level};
 
@@ -67,17 +70,23 @@ fn all(config: &Config, path: String) -> anyhow::Result<Vec<Finding>> {
     let mut found = Findings::about("configuration");
     found.ok(path);
     let mut findings = found.into_vec();
-    findings.extend(local::bundle(config));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    // By field, so that a new step of the preparation is reported here too.
+    let Preparation { admin, authenticator, bundle, clusters, endpoint, log, operator_socket, status_page } =
+        runtime.block_on(Preparation::run(config));
+    findings.extend(local::bundle(config, &bundle));
     for token in &config.tokens {
         findings.extend(process::token(token)?);
     }
-    let (log, newest) = local::log(config);
+    let (log, newest) = local::log(config, log);
     findings.extend(log);
     findings.extend(local::clock(newest));
-    findings.extend(network::addresses(config));
+    findings.extend(network::addresses(config, &endpoint, &admin, &status_page, &operator_socket));
     findings.extend(network::serving(config));
-    findings.extend(network::callers(config)?);
-    findings.extend(clusters::clusters(config)?);
+    findings.extend(bundle.as_ref().map(|bundle| local::rehearsal(config, bundle)).unwrap_or_default());
+    findings.extend(network::callers(config, authenticator, &runtime));
+    findings.extend(runtime.block_on(clusters::clusters(config, clusters, bundle.ok().as_ref())));
+    runtime.shutdown_background();
     Ok(findings)
 }
 

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::{
     bundle_dir,
     token::{Opened, TokensArgs, label_problem},
+    with_advice,
 };
 use audit_log::checkpoint;
 use process::{
@@ -131,6 +132,13 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     let mut reasons = Vec::new();
     reasons.extend(label_problem(&args.label).map(str::to_owned));
     reasons.extend(unfit_bundle(&args.bundle, args.source.key_path().as_deref()));
+    if args.remove_key_file {
+        reasons
+            .extend(args.source.key_path().filter(|path| path.exists()).and_then(|path| removal::unremovable(&path)));
+    }
+    if let Some(target) = &args.bundle_configmap {
+        reasons.extend(config_map::unwritable(target, args.source.kubeconfig()));
+    }
     let (source, public_key) = match args.source.read() {
         Ok(source) => (Some(source), None),
         Err((problems, public_key)) => {
@@ -143,7 +151,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     for (uri, token) in args.tokens.tokens.iter().zip(tokens) {
         match token {
             Ok(token) => opened.push((uri, token)),
-            Err(error) => reasons.push(format!("{error:#}")),
+            Err(error) => reasons.push(with_advice(error.as_ref())),
         }
     }
     let mut ready = Vec::new();
@@ -156,7 +164,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
         };
         match planned {
             Ok(plan) => ready.extend(plan.map(|plan| (uri.to_string(), plan))),
-            Err(problems) => reasons.extend(problems.iter().map(|problem| chain(problem))),
+            Err(problems) => reasons.extend(problems.iter().map(|problem| with_advice(problem))),
         }
     }
     let Some(source) = source.filter(|_| reasons.is_empty()) else {
@@ -209,7 +217,7 @@ fn import_all(args: &Args, source: &Source, ready: Vec<(String, Ready)>, summary
         let done = import::run(plan, &source.key, certificate);
         let (report, error) = match done {
             Ok(report) => (Some(receipt(report, args.log_origin.as_deref())), None),
-            Err(error) => (None, Some(chain(&error))),
+            Err(error) => (None, Some(with_advice(&error))),
         };
         let name = report.as_ref().map(|receipt| receipt_name(&receipt.report));
         if let (Some(name), Some(report)) = (&name, &report) {

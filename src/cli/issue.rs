@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 
 use super::{bundle_dir, configured::ConfigArgs};
 use crate::{
+    auth::Authenticator,
     config::Config,
     daemon::{
         background::Background,
@@ -27,7 +28,10 @@ use pki::{
     csr::CSR_MAX,
     identity::{DnsName, SpiffeId},
 };
-use process::output::Output;
+use process::{
+    error::chain,
+    output::{Output, Refused},
+};
 
 /// How long `issue` waits for the token when it runs alone.
 const ALONE: Duration = Duration::from_secs(30);
@@ -66,6 +70,9 @@ pub struct Args {
 /// When the request is refused, or neither daemon nor token can be reached.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     let config = args.config.read()?;
+    if let Some(out) = &args.out {
+        bundle_dir::check_file(out).context("nothing was issued: --out")?;
+    }
     let request = IssueRequest {
         csr: read_csr(&args.csr)?,
         spiffe_id: args.spiffe_id.as_ref().map(ToString::to_string),
@@ -128,7 +135,12 @@ async fn ask(socket: &Path, request: &IssueRequest) -> anyhow::Result<IssueReply
 async fn alone(config: &Config, request: IssueRequest) -> anyhow::Result<IssueReply> {
     process::logging::init(&config.logging)?;
     let (readiness, background) = (Readiness::new(), Background::default());
-    let core = setup::core(config, &readiness, &background).await?;
+    let bundle = setup::bundle(config)?;
+    let authenticator = Authenticator::new(&config.auth, &config.ca.trust_domains).map_err(|errors| Refused {
+        what: "[auth] cannot be used:".to_owned(),
+        reasons: errors.iter().map(|error| chain(error)).collect(),
+    })?;
+    let core = setup::core(config, bundle, authenticator.denylist(), &readiness, &background)?;
     let mut report = readiness.watch();
     let deadline = Instant::now() + ALONE;
     let ready = tokio::time::timeout_at(deadline.into(), report.wait_for(Report::ready));

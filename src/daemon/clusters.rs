@@ -15,7 +15,7 @@ use crate::{
     auth::Authenticator,
     config::Config,
     kubernetes::{
-        Cluster, ClusterError, Clusters,
+        Cluster, Clusters, Settings,
         leader::{Election, Timing},
         permissions::{self, Permission},
         pods, reviewer,
@@ -25,17 +25,9 @@ use crate::{
 
 const PERMISSIONS_RETRY: Duration = Duration::from_secs(10);
 
-/// Creates the clients of the configured clusters and starts to probe their API servers; `None` without `[kubernetes]`.
-///
-/// # Errors
-/// Every problem of the configuration. An unreachable API server is not an error.
-pub async fn connect(
-    config: &Config,
-    readiness: &Readiness,
-    background: &Background,
-) -> Result<Option<Arc<Clusters>>, Vec<ClusterError>> {
-    let Some(settings) = &config.kubernetes else { return Ok(None) };
-    let clusters = Clusters::new(settings, &config.ca.trust_domains).await?;
+/// Starts to probe the API servers of the configured clusters.
+#[must_use]
+pub fn start(settings: &Settings, clusters: Clusters, readiness: &Readiness, background: &Background) -> Arc<Clusters> {
     for cluster in clusters.iter() {
         background.follow(
             cluster.health(),
@@ -46,7 +38,7 @@ pub async fn connect(
         let needed = permissions::needed(settings, cluster.settings(), clusters.namespace());
         background.spawn_until_end(log_missing_permissions(Arc::clone(cluster), needed));
     }
-    Ok(Some(Arc::new(clusters)))
+    Arc::new(clusters)
 }
 
 /// Logs the missing permissions when the API server responds for the first time.

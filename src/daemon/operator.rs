@@ -4,9 +4,10 @@
 //! root and the daemon's own user are answered. One JSON request, one JSON answer, over HTTP/1.1.
 
 use std::{
+    borrow::Cow,
     io,
     os::unix::fs::{FileTypeExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
@@ -18,6 +19,7 @@ use axum::{
     routing::post,
     serve::IncomingStream,
 };
+use nix::unistd::{AccessFlags, eaccess};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +31,8 @@ use crate::{
     telemetry::RequestId,
 };
 use pki::identity::{DnsName, Name, SpiffeId};
+use process::error::Remedy;
+use token_host::SOCKET_PATH_MAX;
 
 /// The operator's request.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -80,23 +84,82 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     }
 }
 
+/// Why the operator's socket cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another daemon answers there.
+    #[error("another daemon answers there")]
+    Answered,
+    /// Its directory does not exist.
+    #[error("its directory does not exist")]
+    NoDirectory(PathBuf),
+    /// Something else has its name.
+    #[error("a file that is not a socket has this name")]
+    NotASocket,
+    /// The operating system refuses; the directory.
+    #[error("{0}")]
+    System(io::Error, PathBuf),
+    /// Longer than `sun_path` holds (unix(7)).
+    #[error("the path has {0} bytes, and that of a socket has at most {SOCKET_PATH_MAX}")]
+    TooLong(usize),
+}
+
+impl Remedy for BindError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Answered => "stop it, or give this one a socket of its own".into(),
+            Self::NoDirectory(directory) => format!("create {}", directory.display()).into(),
+            Self::NotASocket => "remove it, or configure another path".into(),
+            Self::System(_, directory) => format!("make {} writable for the daemon's user", directory.display()).into(),
+            Self::TooLong(_) => "configure a shorter path, such as /run/istio-hsm-ca/admin.sock".into(),
+        })
+    }
+}
+
+/// Checks whether the socket can be opened, and changes nothing.
+///
+/// # Errors
+/// As [`bind`].
+pub fn examine(path: &Path) -> Result<(), BindError> {
+    let length = path.as_os_str().len();
+    if length > SOCKET_PATH_MAX {
+        return Err(BindError::TooLong(length));
+    }
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    };
+    if !directory.is_dir() {
+        return Err(BindError::NoDirectory(directory.to_owned()));
+    }
+    if let Ok(metadata) = std::fs::symlink_metadata(path) {
+        if !metadata.file_type().is_socket() {
+            return Err(BindError::NotASocket);
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(BindError::Answered);
+        }
+    }
+    eaccess(directory, AccessFlags::W_OK | AccessFlags::X_OK)
+        .map_err(|error| BindError::System(error.into(), directory.to_owned()))
+}
+
 /// Binds the socket, readable and writable by its owner only; a socket that a dead daemon left is replaced.
 ///
 /// # Errors
-/// When something else stands at the path, another daemon answers there, or the directory cannot be written.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
-    if let Ok(metadata) = std::fs::symlink_metadata(path) {
-        if !metadata.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket stands there"));
+/// When something else has its name, another daemon answers there, or the directory cannot be written.
+pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
+    examine(path)?;
+    let open = || {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
         }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there"));
-        }
-        std::fs::remove_file(path)?;
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    open().map_err(|error| BindError::System(error, path.parent().unwrap_or(Path::new(".")).to_owned()))
 }
 
 /// Serves the socket until `shutdown`, and removes it.

@@ -106,7 +106,8 @@ impl ReadinessHandle {
             }
             match &trouble {
                 None => tracing::info!(part = part.name, "ready"),
-                Some(reason) => tracing::warn!(part = part.name, reason, "not ready"),
+                Some(reason) if part.needed => tracing::warn!(part = part.name, reason, "not ready"),
+                Some(reason) => tracing::warn!(part = part.name, reason, "impaired"),
             }
             part.trouble = trouble;
             true

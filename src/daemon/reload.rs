@@ -18,6 +18,7 @@ use super::{last_good_bundle::LastGoodBundle, readiness::ReadinessHandle};
 use crate::bundle_files::read_directory;
 use crate::{auth::Authenticator, issue::CertificateAuthority, telemetry::metrics, token_pool::Pool};
 use pki::{Bundle, Issuer, bundle::BundleFiles};
+use process::error::chain;
 
 /// Istio's own debounce for the same files is 100 ms; the set must stay the same for this long.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -46,6 +47,16 @@ pub enum ReloadError {
     RootDropped,
 }
 
+impl ReloadError {
+    /// What a daemon would do that starts with these files.
+    fn at_restart(&self) -> &'static str {
+        match self {
+            Self::Changing | Self::Invalid(_) | Self::RootDropped => "a restart would fail",
+            Self::KeyMissing(_) => "after a restart, tokens without its key would not sign",
+        }
+    }
+}
+
 /// Watches the bundle's directory.
 #[derive(Debug)]
 pub struct Reloader {
@@ -69,6 +80,10 @@ pub struct Reloader {
     pub reload_trigger: Arc<Notify>,
     /// Says when the CA's certificate has expired.
     pub handle: ReadinessHandle,
+    /// Says when the bundle's files are refused: the daemon stays ready with the previous ones.
+    pub bundle: ReadinessHandle,
+    /// Says when the files of authentication are refused, as `bundle`.
+    pub callers: ReadinessHandle,
 }
 
 impl Reloader {
@@ -88,6 +103,8 @@ impl Reloader {
         let mut stamps = stamps(&self.watched);
         // Now, and not with the first poll: until then the daemon would not be ready.
         self.say_expiry();
+        self.bundle.set(None);
+        self.callers.set(None);
         metrics::level("istio_hsm_ca_bundle_refused", None, 0.0);
         loop {
             if let Some(watcher) = &mut watcher {
@@ -122,15 +139,20 @@ impl Reloader {
                 Ok(false) => refused = None,
                 Err(ReloadError::Changing) => {}
                 Err(error) => {
-                    let text = error.to_string();
+                    let text = format!(
+                        "the new bundle in {} is refused and the previous one stays in use, but {}: {error}",
+                        self.directory.display(),
+                        error.at_restart()
+                    );
                     if triggered || refused.as_ref() != Some(&text) {
                         metrics::reload("bundle", false);
-                        tracing::error!(error = text, "the new bundle is refused; the previous one stays in use");
+                        tracing::error!(error = %error, at_restart = error.at_restart(), "the new bundle is refused; the previous one stays in use");
                     }
                     refused = Some(text);
                 }
             }
             metrics::level("istio_hsm_ca_bundle_refused", None, if refused.is_some() { 1.0 } else { 0.0 });
+            self.bundle.set(refused.clone());
         }
     }
 
@@ -198,13 +220,22 @@ impl Reloader {
     fn reload_authentication(&self) {
         match self.authenticator.reload() {
             Ok(()) => {
+                self.callers.set(None);
                 metrics::reload("callers", true);
                 tracing::info!("reloaded the denylist, previous CAs and JWT issuer keys");
             }
             Err(errors) => {
                 metrics::reload("callers", false);
-                for error in errors {
-                    tracing::error!(%error, "a file for authentication could not be reloaded; its previous content stays in use");
+                let reasons: Vec<String> = errors.iter().map(|error| chain(error)).collect();
+                self.callers.set(Some(format!(
+                    "the previous content of these files stays in use, but a restart would fail: {}",
+                    reasons.join("; ")
+                )));
+                for error in reasons {
+                    tracing::error!(
+                        error,
+                        "a file for authentication could not be reloaded; its previous content stays in use"
+                    );
                 }
             }
         }

@@ -9,15 +9,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{
-    background::Background,
-    last_good_bundle::LastGoodBundle,
-    readiness::{Readiness, ReadinessHandle},
-    reload::Reloader,
-};
+use super::{background::Background, last_good_bundle::LastGoodBundle, readiness::Readiness, reload::Reloader};
 use crate::bundle_files::read_directory;
 use crate::{
-    auth::Authenticator,
+    auth::{Authenticator, DenylistCheck},
     config::Config,
     issue::{CertificateAuthority, Parts, limits::Limits},
     telemetry::recent::Recent,
@@ -123,12 +118,17 @@ fn last_good_bundle(config: &Config) -> LastGoodBundle {
     LastGoodBundle { ca_cert: config.ca_in_use(), roots: config.roots_in_use() }
 }
 
-/// Builds the path. A token that is away does not fail it; a broken bundle or log does.
+/// Builds the path. A token that is away does not fail it; a broken log does. Must be called within a runtime.
 ///
 /// # Errors
-/// When the bundle is refused, the log is not as it was written, or no host can be started.
-pub async fn core(config: &Config, readiness: &Readiness, background: &Background) -> Result<Core, SetupError> {
-    let bundle = bundle(config)?;
+/// When the log is not as it was written, or no host can be started.
+pub fn core(
+    config: &Config,
+    bundle: Bundle,
+    denylist: DenylistCheck,
+    readiness: &Readiness,
+    background: &Background,
+) -> Result<Core, SetupError> {
     for warning in bundle.warnings() {
         tracing::warn!(warning = warning.0, "bundle");
     }
@@ -147,6 +147,7 @@ pub async fn core(config: &Config, readiness: &Readiness, background: &Backgroun
     let ca = Arc::new(CertificateAuthority::new(Parts {
         issuer: Arc::clone(&issuer),
         rules: config.rules(),
+        denylist,
         limits: Limits::new(config.rate_limits),
         first_class: config.ca.first_class.clone(),
         default_deadline: config.listen.limits.request_timeout,
@@ -174,7 +175,7 @@ impl Core {
         config: &Config,
         authenticator: Arc<Authenticator>,
         reload_trigger: Arc<Notify>,
-        handle: ReadinessHandle,
+        readiness: &Readiness,
     ) -> Reloader {
         Reloader {
             directory: config.ca.bundle.clone(),
@@ -186,7 +187,9 @@ impl Core {
             authenticator,
             watched: config.auth.client_certificate.files(),
             reload_trigger,
-            handle,
+            handle: readiness.required("CA certificate"),
+            bundle: readiness.informational("bundle"),
+            callers: readiness.informational("authentication files"),
         }
     }
 

@@ -30,7 +30,7 @@ use crate::{
     policy::Asked,
     telemetry::RequestId,
 };
-use pki::Issuer;
+use pki::{Issuer, identity::Name};
 
 use process::error::{Advice, Remedy, chain};
 
@@ -98,55 +98,62 @@ pub fn files(settings: &Serving) -> Result<Option<Files>, ServingError> {
     match (&settings.certificate_file, &settings.key_file) {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => {
-            Ok(Some(Files { certificate: PathBuf::clone(certificate), key: PathBuf::clone(key) }))
+            let dns = settings.dns_names.iter().cloned().map(Name::Dns);
+            let names = dns.chain(settings.ip_addresses.iter().copied().map(Name::Ip)).collect();
+            Ok(Some(Files { certificate: PathBuf::clone(certificate), key: PathBuf::clone(key), names }))
         }
         (Some(_), None) | (None, Some(_)) => Err(ServingError::Half),
     }
 }
 
-/// Starts to keep the serving certificate, until `stop` is cancelled. The watch tells whether there is one that has
-/// not expired; the first is tried at once.
+/// Starts to keep the serving certificate, until `stop` is cancelled. The watch tells why there is none that clients
+/// accept, `None` when there is; the first is tried at once.
 ///
 /// # Errors
 /// When the settings name only one of the two files. A failure that may pass is only logged and retried.
 pub fn spawn(
     ca: Arc<CertificateAuthority>,
     settings: &Serving,
+    certificate: ServingCertificate,
     stop: CancellationToken,
-) -> Result<(ServingCertificate, watch::Receiver<bool>), ServingError> {
+) -> Result<watch::Receiver<Option<String>>, ServingError> {
     let source = match files(settings)? {
         Some(files) => Source::Files { files, tried: None },
         None => Source::Issued { issuers: ca.issuers(), ca },
     };
-    Ok(start(source, stop))
+    Ok(start(source, certificate, stop))
 }
 
 /// As [`spawn`], for an endpoint without a CA of its own: the files alone.
 #[must_use]
-pub fn spawn_files(files: Files, stop: CancellationToken) -> (ServingCertificate, watch::Receiver<bool>) {
-    start(Source::Files { files, tried: None }, stop)
+pub fn spawn_files(
+    files: Files,
+    certificate: ServingCertificate,
+    stop: CancellationToken,
+) -> watch::Receiver<Option<String>> {
+    start(Source::Files { files, tried: None }, certificate, stop)
 }
 
-fn start(source: Source, stop: CancellationToken) -> (ServingCertificate, watch::Receiver<bool>) {
-    let certificate = ServingCertificate::absent();
-    let (ready, watched) = watch::channel(false);
-    let renewer = CertRenewer { source, certificate: certificate.clone(), ready };
+fn start(source: Source, certificate: ServingCertificate, stop: CancellationToken) -> watch::Receiver<Option<String>> {
+    let (trouble, watched) = watch::channel(Some("there is none yet".to_owned()));
+    let renewer = CertRenewer { source, certificate, trouble };
     tokio::spawn(async move {
         tokio::select! { () = stop.cancelled() => {}, () = renewer.run() => {} }
     });
-    (certificate, watched)
+    watched
 }
 
 struct CertRenewer {
     source: Source,
     certificate: ServingCertificate,
-    ready: watch::Sender<bool>,
+    trouble: watch::Sender<Option<String>>,
 }
 
 impl CertRenewer {
     async fn run(mut self) {
         let mut backoff = BACKOFF;
         let mut not_after = None;
+        let mut failure: Option<String> = None;
         let mut renew_at = process::clock::now();
         let mut changed = true;
         loop {
@@ -157,13 +164,15 @@ impl CertRenewer {
                         renew_at = half_life(now, new.not_after);
                         not_after = Some(new.not_after);
                         self.take(&new);
+                        failure = None;
                         backoff = BACKOFF;
                         until(now, renew_at).min(LOOK)
                     }
                     Ok(None) => LOOK,
                     Err(error) => {
+                        let error = failure.insert(chain(&error));
                         tracing::warn!(
-                            error = chain(&error),
+                            error = &**error,
                             retry_s = backoff.as_secs(),
                             "the serving certificate could not be renewed; will retry"
                         );
@@ -177,10 +186,19 @@ impl CertRenewer {
                 until(now, renew_at).min(LOOK)
             };
             let now = process::clock::now();
-            let valid = not_after.is_some_and(|end| now < end);
-            if self.ready.send_replace(valid) && !valid {
+            let trouble = match not_after {
+                Some(end) if now < end => None,
+                Some(_) => Some(because("it has expired", failure.as_deref())),
+                None => Some(because("there is none yet", failure.as_deref())),
+            };
+            if trouble.is_some() && not_after.is_some() && self.trouble.borrow().is_none() {
                 tracing::error!("the serving certificate has expired; clients will reject it");
             }
+            self.trouble.send_if_modified(|told| {
+                let changed = *told != trouble;
+                *told = trouble;
+                changed
+            });
             changed = tokio::select! {
                 () = tokio::time::sleep(wait) => matches!(self.source, Source::Files { .. }),
                 () = self.source.replaced() => true,
@@ -217,7 +235,12 @@ impl Source {
                 }
                 // Remembered before it is parsed, to report the same mistake once.
                 let content = tried.insert(content);
-                current(files.parse(content)?).map(Some)
+                let parsed = files.parse(content, process::clock::now());
+                // The same files are good later.
+                if matches!(parsed, Err(FilesError::NotYetValid { .. })) {
+                    *tried = None;
+                }
+                current(parsed?).map(Some)
             }
             Self::Issued { ca, .. } => current(issued(ca).await?).map(Some),
         }
@@ -249,6 +272,10 @@ fn current(certified: Arc<CertifiedKey>) -> Result<Current, ServingError> {
     let leaf = x509_cert::Certificate::from_der(leaf).map_err(|_| ServingError::Malformed)?;
     let not_after = leaf.tbs_certificate().validity().not_after.to_system_time();
     Ok(Current { certified, not_after })
+}
+
+fn because(trouble: &str, failure: Option<&str>) -> String {
+    failure.map_or_else(|| trouble.to_owned(), |failure| format!("{trouble}: {failure}"))
 }
 
 /// The middle of what is left; never in a hot loop, however short that is.

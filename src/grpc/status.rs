@@ -67,7 +67,18 @@ pub type Answer = (Code, &'static str);
 #[must_use]
 pub fn status(refusal: &Refusal, id: &RequestId) -> Status {
     let (code, text) = answer(refusal);
-    Status::new(code, format!("{text} (request {id})"))
+    let limit = limit(refusal).map_or_else(String::new, |limit| format!("; {limit}"));
+    Status::new(code, format!("{text}{limit} (request {id})"))
+}
+
+/// A limit that the client has to know to ask for less.
+fn limit(refusal: &Refusal) -> Option<String> {
+    match refusal {
+        Refusal::Issue(IssueError::Denied(Denied::TtlTooLong { asked, longest })) => {
+            Some(format!("{asked} seconds were requested, and the maximum is {longest}"))
+        }
+        _ => None,
+    }
 }
 
 /// Decides on code and text.
@@ -148,6 +159,7 @@ fn denied(error: &Denied) -> Answer {
     };
     let text = match error {
         Denied::CertSigner(_) => "the certificate signer is not served here",
+        Denied::Denylist(_) => "the identity or its key is denied",
         Denied::ForeignName(_) => "the certificate request names another identity",
         Denied::Impersonation => "impersonation is not enabled",
         Denied::IssuerExpired | Denied::IssuerNotYetValid => "the CA's certificate is not valid now",
@@ -282,6 +294,7 @@ mod tests {
             (issue(CsrError::TooLarge(1).into()), Code::InvalidArgument, false),
             (issue(CsrError::UnsupportedSignatureAlgorithm("detail").into()), Code::InvalidArgument, false),
             (issue(Denied::CertSigner(text()).into()), Code::InvalidArgument, false),
+            (issue(Denied::Denylist(text()).into()), Code::PermissionDenied, false),
             (issue(Denied::ForeignName(text()).into()), Code::PermissionDenied, false),
             (issue(Denied::Impersonation.into()), Code::PermissionDenied, false),
             (issue(Denied::IssuerExpired.into()), Code::FailedPrecondition, false),
@@ -322,6 +335,15 @@ mod tests {
             assert!(status.message().ends_with(&format!("(request {id})")), "{refusal:?}");
             assert!(!status.message().contains("detail"), "{refusal:?}: the client reads {}", status.message());
         }
+    }
+
+    #[test]
+    fn too_long_lifetime_is_answered_with_the_maximum() {
+        let refusal = Refusal::Issue(Denied::TtlTooLong { asked: 86_401, longest: 86_400 }.into());
+        let status = status(&refusal, &RequestId::random());
+        let text =
+            "the requested lifetime is too long; 86401 seconds were requested, and the maximum is 86400 (request ";
+        assert!(status.message().starts_with(text), "{}", status.message());
     }
 
     #[test]

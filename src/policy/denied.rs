@@ -8,6 +8,9 @@ pub enum Denied {
     /// A `CertSigner` that is not configured.
     #[error("the certificate signer {0:?} is not served here; leave CertSigner empty or have it configured")]
     CertSigner(String),
+    /// The caller's identity, that of the certificate, or its key.
+    #[error("{0} is on the denylist; remove the entry to allow certificates again")]
+    Denylist(String),
     /// The CSR names somebody else.
     #[error("the request contains the name {0}, which is not the caller's")]
     ForeignName(String),
@@ -109,7 +112,8 @@ impl Denied {
             | Self::SeveralIdentities
             | Self::TooManyNames(_)
             | Self::TtlTooLong { .. } => Kind::InvalidArgument,
-            Self::ForeignName(_)
+            Self::Denylist(_)
+            | Self::ForeignName(_)
             | Self::Impersonation
             | Self::Namespace(_)
             | Self::NotAServiceAccount(_)
@@ -127,6 +131,7 @@ impl Denied {
     pub fn label(&self) -> &'static str {
         match self {
             Self::CertSigner(_) => "cert_signer",
+            Self::Denylist(_) => "denylist",
             Self::ForeignName(_) => "foreign_name",
             Self::Impersonation => "impersonation",
             Self::IntermediateName(_) => "intermediate_name",

@@ -166,7 +166,7 @@ async fn a_server_that_is_down_at_start_is_waited_for() {
     let server = Server::start(&[&key]).await;
     server.answer(503, String::new());
     let jwt = url_checker(&server.url(), "");
-    eventually("the reason of the failure", async || jwt.not_ready()[0].reason.contains("503")).await;
+    eventually("the reason of the failure", async || jwt.not_ready()[0].failure.problem.contains("503")).await;
     let result = check(&jwt, &key.token(&claims())).await;
     assert!(result.as_ref().is_err_and(istio_hsm_ca::auth::jwt::JwtError::is_temporary), "{result:?}");
     server.answer(200, jwks(&[&key]));
@@ -201,19 +201,27 @@ async fn discovery_speaks_only_for_its_issuer_and_keeps_the_token_to_itself() {
     let mine = key.token(&with(json!({"iss": issuer})));
 
     for (document, message) in [
-        (document("https://other.example", &server.url()), "another issuer"),
+        (document("https://other.example", &server.url()), "names the issuer \"https://other.example\""),
+        (document(&format!("{issuer}/"), &server.url()), "names the issuer http://127.0.0.1"),
         (document(&issuer, "http://keys.example/jwks"), "https://"),
         ("{}".to_owned(), "discovery document"),
     ] {
+        let slash = document.contains(&format!("{issuer}/\""));
         set(document);
         let jwt = checker(&settings);
         jwt.start();
         let said = async {
-            while !jwt.not_ready()[0].reason.contains(message) {
+            while !jwt.not_ready()[0].failure.problem.contains(message) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(10), said).await.expect(message);
+        let failure = &jwt.not_ready()[0].failure;
+        assert!(failure.problem.starts_with(&issuer), "the URL is named: {failure:?}");
+        if slash {
+            let line = format!("write `issuer = \"{issuer}/\"` in [[auth.jwt]]");
+            assert!(failure.remedy.as_ref().unwrap().starts_with(&line), "{failure:?}");
+        }
         assert_eq!(reason(&check(&jwt, &mine).await), "jwt_keys_not_ready");
     }
 
@@ -282,7 +290,7 @@ async fn https_with_the_configured_roots_only() {
     for more in [roots(&other, "wrong"), String::new()] {
         let jwt = url_checker(&url, &more);
         let said = async {
-            while !jwt.not_ready()[0].reason.contains("certificate") {
+            while !jwt.not_ready()[0].failure.problem.contains("certificate") {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

@@ -190,6 +190,44 @@ async fn jwt_header_must_match_a_key_and_its_algorithm() {
 }
 
 #[tokio::test]
+async fn refusal_shows_what_was_received_and_what_is_configured() {
+    let keys = file(&jwks(&[&P256]));
+    let jwt = file_checker(keys.path(), "algorithms = ['ES256', 'RS256']");
+    let (slashed, plain) = (format!("is \"{ISSUER}/\", and"), format!("are \"{ISSUER}\""));
+    let header = |header: serde_json::Value| P256.sign(&header, &claims());
+    let cases = [
+        (P256.token(&with(json!({"aud": ["api", "vault"]}))), vec![r#""api", "vault""#, r#""istio-ca""#]),
+        (P256.token(&with(json!({"aud": null}))), vec!["audience is none"]),
+        (P256.token(&with(json!({"iss": format!("{ISSUER}/")}))), vec![&slashed, &plain]),
+        (
+            header(json!({"alg": "ES256", "kid": "rotated"})),
+            vec![r#"no key "rotated" for ES256"#, r#"its keys are "p256""#],
+        ),
+        (
+            header(json!({"alg": "HS256", "kid": "p256"})),
+            vec![r#"algorithm is "HS256""#, r#""ES256", "RS256""#, ISSUER],
+        ),
+        (Key::p256("p256").token(&claims()), vec![r#"the key "p256""#, ISSUER]),
+        (P256.token(&with(json!({"exp": NOW - 3600}))), vec!["expired at 20", ", and it is 20"]),
+        (
+            P256.token(&with(json!({"sub": "a\nlevel=ERROR \u{202e}", "kubernetes.io": null}))),
+            vec![r#""a\nlevel=ERROR \u{202e}""#],
+        ),
+        (P256.token(&with(json!({"aud": "x".repeat(5000)}))), vec![r#"xxx"..., and"#]),
+        (P256.token(&with(json!({"sub": null}))), vec!["claims are malformed: \""]),
+    ];
+    for (token, expected) in cases {
+        let text = check(&jwt, &token).await.unwrap_err().to_string();
+        assert!(expected.iter().all(|expected| text.contains(expected)), "{expected:?}: {text}");
+        assert!(text.len() < 1000 && !text.contains(char::is_control), "{text:?}");
+    }
+    let token = P256.token(&claims());
+    let elsewhere = jwt.check(BearerToken::new(&token), ClusterId::Named("west\u{7}"), at(NOW)).await;
+    let text = elsewhere.unwrap_err().to_string();
+    assert!(text.contains(r#"the cluster "west\u{7}", and issuer"#) && text.contains(r#""Kubernetes""#), "{text}");
+}
+
+#[tokio::test]
 async fn without_a_kid_only_a_few_keys_are_tried() {
     let keys: Vec<Key> = (0..10).map(|n| Key::p256(&n.to_string())).collect();
     let all = file(&jwks(&keys.iter().collect::<Vec<_>>()));
@@ -257,11 +295,10 @@ async fn keys_that_went_from_the_file_are_forgotten() {
 async fn a_missing_file_is_not_ready() {
     let jwt = file_checker(std::path::Path::new("/nonexistent/jwks"), "");
     let result = check(&jwt, &P256.token(&claims())).await;
-    assert_eq!(result, Err(JwtError::NotReady));
-    assert!(JwtError::NotReady.is_temporary());
+    assert!(matches!(&result, Err(error @ JwtError::NotReady(_)) if error.is_temporary()), "{result:?}");
     let not_ready = jwt.not_ready();
     assert_eq!(not_ready[0].issuer, ISSUER);
-    assert!(not_ready[0].reason.contains("/nonexistent/jwks"), "{not_ready:?}");
+    assert!(not_ready[0].failure.problem.contains("/nonexistent/jwks"), "{not_ready:?}");
 }
 
 #[test]

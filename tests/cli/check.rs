@@ -322,3 +322,103 @@ fn check_reports_serving_certificate_problems() {
     ready.fails(&[]);
     ready.with("one.key", "two.key").fails(&[("serving", "the key is not that of", "")]);
 }
+
+/// Each stops `serve` as well, with the same words.
+#[test]
+fn check_finds_what_stops_serve() {
+    let leaf = |ready: &Ready, change: fn(&mut rcgen::CertificateParams)| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(["other.test".to_owned()]).unwrap();
+        change(&mut params);
+        ready.machine.write("tls.crt", &params.self_signed(&key).unwrap().pem());
+        ready.machine.write("tls.key", &key.serialize_pem());
+    };
+    let ready = Ready::new();
+    let root = ready.machine.directory.path().display().to_string();
+    let files =
+        format!("dns_names = [\"ca.test\"]\ncertificate_file = \"{root}/tls.crt\"\nkey_file = \"{root}/tls.key\"");
+    let ready = ready.with("dns_names = [\"ca.test\"]", &files);
+    leaf(&ready, |_| ());
+    ready.fails(&[("serving", "not valid for DNS:ca.test; its names are DNS:other.test", "subject alternative name")]);
+    leaf(&ready, |params| params.not_after = rcgen::date_time_ymd(2020, 1, 2));
+    ready.fails(&[("serving", "expired at 2020-01-02", "renewed certificate")]);
+
+    let long = format!("/tmp/{}/admin.sock", "x".repeat(100));
+    let cases: [(&str, &str, (&str, &str, &str), bool); 7] = [
+        (
+            "[admin]",
+            &format!("[admin]\nsocket = \"{long}\""),
+            ("addresses", "the path has 116 bytes, and that of a socket has at most 107", "shorter path"),
+            true,
+        ),
+        (
+            "[admin]",
+            "[admin]\nsocket = \"/nowhere/admin.sock\"",
+            ("addresses", "its directory does not exist", "create /nowhere"),
+            true,
+        ),
+        (
+            "[listen]\naddress = \"127.0.0.1:0\"",
+            "[listen]\naddress = \"0.0.0.0:0\"\nplaintext = true",
+            ("addresses", "refusing to serve plaintext on 0.0.0.0:0", "127.0.0.1"),
+            true,
+        ),
+        (
+            "[listen]\naddress = \"127.0.0.1:0\"",
+            "[listen]\naddress = \"192.0.2.1:0\"",
+            ("addresses", "cannot listen on 192.0.2.1:0", "configure an address of this machine"),
+            true,
+        ),
+        (
+            "[listen]",
+            "[auth.client_certificate]\ndenylist = \"/nowhere/denylist\"\n[listen]",
+            ("auth", "/nowhere/denylist cannot be read", ""),
+            true,
+        ),
+        (
+            "[log]",
+            "[token_host]\ndns_names = [\"other.test\"]\n[log]",
+            ("limits", "the serving certificate would not be issued", "[token_host]"),
+            false,
+        ),
+        (
+            "[log]",
+            "[token_host]\nmax_validity = \"12h\"\n[log]",
+            (
+                "limits",
+                "a workload's certificate in the trust domain cluster.local would not be issued",
+                "[token_host]",
+            ),
+            false,
+        ),
+    ];
+    for (from, to, (part, text, remedy), ends) in cases {
+        let ready = Ready::new().with(from, to);
+        let (_, findings) = ready.check();
+        let found = findings.iter().any(|finding| {
+            finding["level"] == "error"
+                && finding["part"] == part
+                && finding["text"].as_str().unwrap().contains(text)
+                && finding["remedy"].as_str().unwrap().contains(remedy)
+        });
+        assert!(found, "{part}: {text}; {remedy}: {findings:#?}");
+        if ends {
+            let served = ready.machine.run("serve --config $/config.toml", &[]);
+            assert_eq!(served.status, 1, "{served:?}");
+            assert!(served.err.contains(text), "{text}: {served:?}");
+        }
+    }
+}
+
+#[test]
+fn check_warns_of_a_log_origin_that_follows_from_a_generated_host_name() {
+    let ready = Ready::new();
+    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    let findings = ready.fails(&[]);
+    let generated = host.len() == 12 && host.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if generated {
+        assert!(warned(&findings, "log", "which looks generated"), "{findings:#?}");
+    }
+    let ready = ready.with("[log]", &format!("[log]\norigin = \"{host}/istio-hsm-ca\""));
+    assert!(!warned(&ready.fails(&[]), "log", "which looks generated"));
+}

@@ -109,15 +109,41 @@ fn a_label_is_not_taken_twice() {
     machine.done("generate --algorithm p384 --label other --csr $/two.csr --subject CN=two");
 }
 
+/// A name that no file system takes, which only writing shows.
+const FAILS_LATE: &str = concat!(
+    "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+);
+
+#[test]
+fn no_key_is_made_for_files_that_cannot_be_written() {
+    let machine = Machine::new();
+    let before = machine.token_files();
+    machine.write("file", "something");
+    for (words, expected) in [
+        ("--csr /proc/nothing/ca.csr --subject CN=one", "/proc: cannot be written"),
+        ("--csr $/file/below --subject CN=one", "file: cannot be written"),
+        ("--self-signed --organization o --bundle /proc/nothing/b --log $/log", "/proc: cannot be written"),
+        ("--self-signed --organization o --bundle $/file --log $/log", "file: is not a directory"),
+    ] {
+        machine.refused(&format!("generate --algorithm p256 {words}"), &["no key was made", expected]);
+    }
+    assert_eq!(machine.token_files(), before);
+}
+
 #[test]
 fn what_fails_after_the_key_was_made_says_what_exists() {
     let machine = Machine::new();
     machine.refused(
-        "generate --algorithm p256 --csr /proc/nothing/ca.csr --subject CN=one",
-        &["the key `istio-ca`", "stays there without a certificate", "another --label", "/proc/nothing"],
+        &format!("generate --algorithm p256 --csr $/{FAILS_LATE} --subject CN=one"),
+        &["the key `istio-ca`", "stays there without a certificate", "another --label", FAILS_LATE],
     );
     machine.refused(
-        "generate --algorithm p256 --label root --self-signed --organization o --bundle /proc/nothing/b --log $/log",
+        &format!(
+            "generate --algorithm p256 --label root --self-signed --organization o --bundle $/{FAILS_LATE} --log $/log"
+        ),
         &[
             "the key `root` and its self-signed certificate",
             "istio-hsm-ca install --ca-cert root.pem",
@@ -129,8 +155,8 @@ fn what_fails_after_the_key_was_made_says_what_exists() {
 #[test]
 fn what_was_said_of_a_root_without_a_bundle_finishes_it() {
     let machine = Machine::new();
-    let words = "generate --algorithm p256 --self-signed --organization o --bundle /proc/nothing/b --log $/log";
-    let said = machine.run(words, &machine.token()).err;
+    let words = format!("generate --algorithm p256 --self-signed --organization o --bundle $/{FAILS_LATE} --log $/log");
+    let said = machine.run(&words, &machine.token()).err;
     let begin = said.find("-----BEGIN").unwrap();
     let end = said.find("-----END CERTIFICATE-----").unwrap() + "-----END CERTIFICATE-----\n".len();
     machine.write("root.pem", &said[begin..end]);

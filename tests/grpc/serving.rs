@@ -27,7 +27,7 @@ fn write(files: &Files, certificate: Option<&str>, key: Option<&str>) {
 }
 
 fn files(directory: &tempfile::TempDir) -> Files {
-    Files { certificate: directory.path().join("tls.crt"), key: directory.path().join("tls.key") }
+    Files { certificate: directory.path().join("tls.crt"), key: directory.path().join("tls.key"), names: Vec::new() }
 }
 
 #[tokio::test]
@@ -37,8 +37,9 @@ async fn files_are_reloaded_and_halves_that_do_not_match_are_ignored() {
     let (old, new) = (pki.leaf("localhost"), pki.leaf("localhost"));
     write(&files, Some(&old.0), Some(&old.1));
     let stop = CancellationToken::new();
-    let (certificate, mut ready) = spawn_files(files.clone(), stop.clone());
-    tokio::time::timeout(SOON, ready.wait_for(|ready| *ready)).await.unwrap().unwrap();
+    let certificate = ServingCertificate::absent();
+    let mut trouble = spawn_files(files.clone(), certificate.clone(), stop.clone());
+    tokio::time::timeout(SOON, trouble.wait_for(Option::is_none)).await.unwrap().unwrap();
     let first = certificate.current().unwrap();
     write(&files, Some(&new.0), None);
     tokio::time::sleep(Duration::from_millis(2500)).await;
@@ -51,7 +52,7 @@ async fn files_are_reloaded_and_halves_that_do_not_match_are_ignored() {
     })
     .await
     .expect("the new pair was not taken");
-    assert!(*ready.borrow());
+    assert_eq!(*trouble.borrow(), None);
     stop.cancel();
 }
 
@@ -60,7 +61,7 @@ fn bad_files_are_named() {
     let (directory, pki) = (tempfile::tempdir().unwrap(), Pki::new());
     let files = files(&directory);
     let ((certificate, key), (_, other)) = (pki.leaf("a"), pki.leaf("b"));
-    let parse = || files.read().and_then(|content| files.parse(&content)).map(|_| ());
+    let parse = || files.read().and_then(|content| files.parse(&content, process::clock::now())).map(|_| ());
     assert!(matches!(parse(), Err(FilesError::Read { .. })));
     type Expected = fn(&FilesError) -> bool;
     let cases: [(&str, &str, Expected); 5] = [
@@ -85,6 +86,48 @@ fn bad_files_are_named() {
     parse().unwrap();
     std::fs::write(&files.key, vec![b' '; 2 << 20]).unwrap();
     assert!(matches!(parse(), Err(FilesError::TooLarge(_))));
+}
+
+#[test]
+fn certificate_that_clients_would_reject_is_refused() {
+    use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
+
+    type Change = fn(&mut CertificateParams);
+    let (directory, pki) = (tempfile::tempdir().unwrap(), Pki::new());
+    let parse = |names: &[&str], change: Change| {
+        let name = |text: &&str| match text.parse() {
+            Ok(ip) => pki::identity::Name::Ip(ip),
+            Err(_) => pki::identity::Name::Dns(text.parse().unwrap()),
+        };
+        let files = Files { names: names.iter().map(name).collect(), ..files(&directory) };
+        let key = KeyPair::generate().unwrap();
+        let own = ["ca.example.com".to_owned(), "*.mesh.example".to_owned(), "192.0.2.1".to_owned()];
+        let mut params = CertificateParams::new(own).unwrap();
+        change(&mut params);
+        let leaf = params.signed_by(&key, &pki.issuer).unwrap();
+        write(&files, Some(&leaf.pem()), Some(&key.serialize_pem()));
+        files.read().and_then(|content| files.parse(&content, process::clock::now())).map(|_| ())
+    };
+    let all = ["ca.example.com", "ca.mesh.example", "*.mesh.example", "192.0.2.1"];
+    parse(&all, |_| ()).unwrap();
+    parse(&all, |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]).unwrap();
+    let cases: [(&[&str], Change, &str); 7] = [
+        (&[], |params| params.not_after = date_time_ymd(2020, 1, 2), "expired at 2020-01-02T00:00:00"),
+        (&[], |params| params.not_before = date_time_ymd(2099, 1, 2), "not valid before 2099-01-02T00:00:00"),
+        (&["other.example.com"], |_| (), "not valid for DNS:other.example.com; its names are DNS:ca.example.com, "),
+        (&["ca.example.com", "a.b.mesh.example"], |_| (), "not valid for DNS:a.b.mesh.example"),
+        (
+            &["192.0.2.2"],
+            |_| (),
+            "not valid for IP:192.0.2.2; its names are DNS:ca.example.com, DNS:*.mesh.example, IP:192.0.2.1",
+        ),
+        (&["ca.example.com"], |params| params.subject_alt_names.clear(), "none (no subject alternative name)"),
+        (&[], |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth], "lacks serverAuth"),
+    ];
+    for (names, change, expected) in cases {
+        let error = parse(names, change).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("; "), "{expected}: {error}");
+    }
 }
 
 #[test]

@@ -137,6 +137,7 @@ impl Rig {
         let ca = Arc::new(CertificateAuthority::new(Parts {
             issuer: issuer(&plug_in),
             rules: config.rules(),
+            denylist: istio_hsm_ca::auth::DenylistCheck::default(),
             limits: Limits::new(istio_hsm_ca::issue::limits::Settings::default()),
             first_class: Vec::new(),
             default_deadline: Duration::from_secs(5),

@@ -20,7 +20,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("daemon", &["*", "!cli"]),
     // The errors and the refusals are what `issue` returns, and one match turns them into gRPC codes.
     ("grpc", &["auth", "issue", "policy::Asked", "policy::Denied", "policy::Kind", "signer::*Error"]),
-    ("issue", &["auth::Caller", "policy", "signer"]),
+    ("issue", &["auth::Caller", "auth::DenylistCheck", "policy", "signer"]),
     (
         "kubernetes",
         &[

@@ -41,7 +41,9 @@ fn reload(daemon: &Daemon) {
 async fn the_denylist_is_read_again_on_sighup() {
     let site = Site::new(&PlugIn::intermediate());
     let daemon = site.serve("");
-    let (certificate, key) = obtain(&daemon, daemon.ask()).await;
+    let ask = daemon.ask();
+    let csr = ask.csr.clone();
+    let (certificate, key) = obtain(&daemon, ask).await;
     let client = (certificate.as_str(), key.as_str());
     let channel = daemon.connect(Some(client)).await;
     assert_eq!(code(Ask::new(IDENTITY).send(channel.clone()).await), Code::Ok);
@@ -53,14 +55,19 @@ async fn the_denylist_is_read_again_on_sighup() {
     };
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &spki);
     let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    for entry in [IDENTITY.to_owned(), format!("sha256:{hex}")] {
+    for (entry, with_another_key) in
+        [(IDENTITY.to_owned(), Code::PermissionDenied), (format!("sha256:{hex}"), Code::Ok)]
+    {
         site.deny(&entry);
         reload(&daemon);
         // On the connection that was opened before, too.
         assert_eq!(code(Ask::new(IDENTITY).send(channel.clone()).await), Code::Unauthenticated, "{entry}");
         assert_eq!(renew(&daemon, client).await, Code::Unauthenticated, "{entry}");
         let with_token = daemon.ask().send(channel.clone()).await;
-        assert_eq!(code(with_token), Code::Ok, "a certificate on the list proves nothing; a token does");
+        assert_eq!(code(with_token), with_another_key, "a JWT does not help a denied identity: {entry}");
+        let same_key = daemon.ask().csr(csr.as_str()).send(channel.clone()).await;
+        assert_eq!(code(same_key), Code::PermissionDenied, "nor a denied key: {entry}");
+        daemon.wait_line(|line| line["kind"] == "denylist" && line["reason"].as_str().unwrap().starts_with(&entry));
     }
     // A list that is not understood is not taken, and the one before stays.
     site.deny("nonsense");
@@ -74,6 +81,17 @@ async fn the_denylist_is_read_again_on_sighup() {
     // A change is seen without a signal, too.
     eventually("the denylist's change is not seen", async || renew(&daemon, client).await == Code::Unauthenticated)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn denylist_for_client_certificates_alone_leaves_jwts_to_their_issuers() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon = site.serve("[auth.client_certificate]\ndenylist_scope = \"client_certificates\"");
+    let (certificate, key) = obtain(&daemon, daemon.ask()).await;
+    site.deny(IDENTITY);
+    reload(&daemon);
+    assert_eq!(renew(&daemon, (&certificate, &key)).await, Code::Unauthenticated);
+    assert_eq!(code(daemon.send(daemon.ask()).await), Code::Ok);
 }
 
 /// Writes the denylist in place in two halves, of which the first alone is no list: it is not read by halves.

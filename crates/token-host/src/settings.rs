@@ -4,14 +4,21 @@ use std::{
     net::IpAddr,
     num::{NonZeroU32, NonZeroU64},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use process::renamed_keys;
 use serde::{Deserialize, Serialize};
 
-use super::HostError;
-use pki::identity::{DnsName, TrustDomain};
+use super::{
+    HostError,
+    policy::{CaCertificate, Policy},
+};
+use crate::protocol::{Kind, Sign};
+use pki::{
+    Issuer,
+    identity::{DnsName, TrustDomain},
+};
 
 /// A host's settings. They hold no secret: the PIN is named by the path of its file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +126,16 @@ impl Settings {
             let old = key.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
             wrong(renamed_keys::message(key).map_or_else(|| error.to_string(), |message| format!("{old} {message}")))
         })
+    }
+
+    /// Why a host with these settings would not sign a leaf, before it is asked to. `None` if it would.
+    #[must_use]
+    pub fn refuses_leaf(&self, tbs: &[u8], issuer: &Issuer, now: SystemTime) -> Option<String> {
+        let key = issuer.public_key().fingerprint();
+        let sign = Sign { kind: Kind::Leaf, key, request_id: "", deadline_ms: 0, message: tbs };
+        let ca = CaCertificate::read(issuer.certificate().to_vec());
+        let admitted = ca.and_then(|ca| Policy::new(self).admit(&sign, &[ca], now));
+        admitted.err().map(|refusal| refusal.to_string())
     }
 
     /// How many sessions, within bounds.

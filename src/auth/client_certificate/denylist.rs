@@ -1,4 +1,4 @@
-//! Identities and keys whose certificates are not accepted any more.
+//! Identities and keys that get no certificate any more.
 //!
 //! One entry a line: a SPIFFE ID, or `sha256:` and the SHA-256 of the key's DER SubjectPublicKeyInfo in
 //! hexadecimal; `#` starts a comment. Pure; read by [`super::ClientCertificates`] at start and by each reload.
@@ -6,7 +6,10 @@
 use std::collections::HashSet;
 
 use crate::auth::credential_cache::Hash;
-use pki::identity::{NameError, SpiffeId};
+use pki::{
+    PublicKey,
+    identity::{Name, NameError, SpiffeId},
+};
 
 /// What leads the hash of a key.
 const KEY: &str = "sha256:";
@@ -63,6 +66,18 @@ impl Denylist {
     #[must_use]
     pub fn names(&self, identity: &SpiffeId, key: &Hash) -> bool {
         self.keys.contains(key) || self.identities.contains(identity)
+    }
+
+    /// The entry that names the caller, or a name or the key of its certificate.
+    pub(super) fn entry(&self, caller: Option<&SpiffeId>, names: &[Name], key: &PublicKey) -> Option<String> {
+        let names = names.iter().filter_map(|name| match name {
+            Name::Spiffe(id) => Some(id),
+            Name::Dns(_) | Name::Ip(_) => None,
+        });
+        if let Some(id) = caller.into_iter().chain(names).find(|id| self.identities.contains(id)) {
+            return Some(id.to_string());
+        }
+        self.keys.contains(&key.fingerprint()).then(|| format!("{KEY}{}", audit_log::record::hex(&key.fingerprint())))
     }
 
     fn add(&mut self, entry: &str) -> Result<(), EntryError> {

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use crate::auth::BoundPod;
+use crate::auth::{BoundPod, received::Received};
+use audit_log::timestamp;
 use pki::identity::{Namespace, ServiceAccount};
 
 /// What leads the subject of a ServiceAccount's token.
@@ -18,48 +19,78 @@ const MOST_NAME: usize = 253;
 /// The last second of the year 9999, behind which no time is believed.
 const LAST_SECOND: u64 = 253_402_300_799;
 
-/// Why what a token says is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why what a token says is refused: what it says, and what is configured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimsError {
     /// Not for us.
-    #[error("the JWT's audience is not accepted")]
-    Audience,
+    #[error("the token's audience is {received}, and accepted are {accepted}")]
+    Audience {
+        /// `aud`.
+        received: Received,
+        /// The configured audiences.
+        accepted: Received,
+    },
     /// `sub` and `kubernetes.io` name different workloads.
-    #[error("the token's subject and its kubernetes.io claim disagree")]
-    Disagree,
+    #[error("the token's subject {subject} and its kubernetes.io claim ({claim}) disagree")]
+    Disagree {
+        /// `sub`.
+        subject: Received,
+        /// Namespace and service account.
+        claim: Received,
+    },
     /// `exp` has passed.
-    #[error("the token has expired")]
-    Expired,
+    #[error("the token expired at {}, and it is {}", timestamp::format(*expired), timestamp::format(*now))]
+    Expired {
+        /// `exp`.
+        expired: SystemTime,
+        /// Our time.
+        now: SystemTime,
+    },
     /// Issued later than now.
-    #[error("the token was issued in the future")]
-    IssuedInFuture,
+    #[error("the token was issued in the future, at {}, and it is {}", timestamp::format(*issued), timestamp::format(*now))]
+    IssuedInFuture {
+        /// `iat`.
+        issued: SystemTime,
+        /// Our time.
+        now: SystemTime,
+    },
     /// Not a JSON object with the claims in their types, or without `iss`, `sub` or `exp`.
-    #[error("the token's claims are malformed, or iss, sub or exp is missing")]
-    Malformed,
+    #[error("the token's claims are malformed: {0}")]
+    Malformed(Received),
     /// A namespace that its issuer does not speak for.
-    #[error("the token's namespace is not one of its issuer's")]
-    Namespace,
+    #[error("the token's namespace is {received}, and its issuer is configured for {accepted}")]
+    Namespace {
+        /// That of `sub`.
+        received: Received,
+        /// The configured namespaces.
+        accepted: Received,
+    },
     /// `nbf` has not come yet.
-    #[error("the token is not valid yet")]
-    NotYetValid,
+    #[error("the token is not valid before {}, and it is {}", timestamp::format(*starts), timestamp::format(*now))]
+    NotYetValid {
+        /// `nbf`.
+        starts: SystemTime,
+        /// Our time.
+        now: SystemTime,
+    },
     /// Not the subject of a ServiceAccount.
-    #[error("the token's subject is not a Kubernetes service account")]
-    Subject,
+    #[error("the token's subject {0} is not a Kubernetes service account")]
+    Subject(Received),
 }
 
 impl ClaimsError {
     /// The label in metrics.
     #[must_use]
-    pub fn reason(self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
-            Self::Audience => "jwt_audience",
-            Self::Disagree => "jwt_disagree",
-            Self::Expired => "jwt_expired",
-            Self::IssuedInFuture => "jwt_issued_in_future",
-            Self::Malformed => "jwt_claims",
-            Self::Namespace => "jwt_namespace",
-            Self::NotYetValid => "jwt_not_yet_valid",
-            Self::Subject => "jwt_subject",
+            Self::Audience { .. } => "jwt_audience",
+            Self::Disagree { .. } => "jwt_disagree",
+            Self::Expired { .. } => "jwt_expired",
+            Self::IssuedInFuture { .. } => "jwt_issued_in_future",
+            Self::Malformed(_) => "jwt_claims",
+            Self::Namespace { .. } => "jwt_namespace",
+            Self::NotYetValid { .. } => "jwt_not_yet_valid",
+            Self::Subject(_) => "jwt_subject",
         }
     }
 }
@@ -166,7 +197,7 @@ impl Claims {
     /// # Errors
     /// When it is not a JSON object with the claims that are needed.
     pub fn parse(payload: &[u8]) -> Result<Self, ClaimsError> {
-        serde_json::from_slice(payload).map_err(|_| ClaimsError::Malformed)
+        serde_json::from_slice(payload).map_err(|error| ClaimsError::Malformed(Received::new(&error.to_string())))
     }
 
     /// Checks `exp`, `nbf`, `iat` and `aud`.
@@ -176,23 +207,26 @@ impl Claims {
     pub fn times(&self, rules: &Rules, now: SystemTime) -> Result<Times, ClaimsError> {
         let latest = now + rules.leeway;
         if now >= self.exp.time() + rules.leeway {
-            return Err(ClaimsError::Expired);
+            return Err(ClaimsError::Expired { expired: self.exp.time(), now });
         }
-        if self.nbf.is_some_and(|nbf| nbf.time() > latest) {
-            return Err(ClaimsError::NotYetValid);
+        if let Some(nbf) = self.nbf.filter(|nbf| nbf.time() > latest) {
+            return Err(ClaimsError::NotYetValid { starts: nbf.time(), now });
         }
-        if self.iat.is_some_and(|iat| iat.time() > latest) {
-            return Err(ClaimsError::IssuedInFuture);
+        if let Some(iat) = self.iat.filter(|iat| iat.time() > latest) {
+            return Err(ClaimsError::IssuedInFuture { issued: iat.time(), now });
         }
-        let for_us = match &self.aud {
-            None => false,
-            Some(Audience::One(audience)) => rules.audiences.contains(audience),
-            Some(Audience::Many(audiences)) => {
-                audiences.len() <= MOST_AUDIENCES && audiences.iter().any(|one| rules.audiences.contains(one))
-            }
+        let audiences: &[String] = match &self.aud {
+            None => &[],
+            Some(Audience::One(audience)) => std::slice::from_ref(audience),
+            Some(Audience::Many(audiences)) => audiences,
         };
+        let for_us =
+            audiences.len() <= MOST_AUDIENCES && audiences.iter().any(|audience| rules.audiences.contains(audience));
         if !for_us {
-            return Err(ClaimsError::Audience);
+            return Err(ClaimsError::Audience {
+                received: Received::list(audiences.iter().map(String::as_str)),
+                accepted: Received::list(rules.audiences.iter().map(String::as_str)),
+            });
         }
         let starts = self.nbf.max(self.iat).map_or(SystemTime::UNIX_EPOCH, NumericDate::time);
         let not_before = starts.checked_sub(rules.leeway).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -204,17 +238,22 @@ impl Claims {
     /// # Errors
     /// When they name no ServiceAccount, different ones, or one that the issuer does not speak for.
     pub fn subject(&self, rules: &Rules) -> Result<Subject, ClaimsError> {
-        let names = self.sub.strip_prefix(SERVICE_ACCOUNT).ok_or(ClaimsError::Subject)?;
-        let (namespace, service_account) = names.split_once(':').ok_or(ClaimsError::Subject)?;
+        let foreign = || ClaimsError::Subject(Received::new(&self.sub));
+        let names = self.sub.strip_prefix(SERVICE_ACCOUNT).ok_or_else(foreign)?;
+        let (namespace, service_account) = names.split_once(':').ok_or_else(foreign)?;
         if let Some(claim) = &self.kubernetes
             && (claim.namespace != namespace || claim.serviceaccount.name != service_account)
         {
-            return Err(ClaimsError::Disagree);
+            let claim = Received::list([claim.namespace.as_str(), claim.serviceaccount.name.as_str()]);
+            return Err(ClaimsError::Disagree { subject: Received::new(&self.sub), claim });
         }
-        let namespace: Namespace = namespace.parse().map_err(|_| ClaimsError::Subject)?;
-        let service_account = service_account.parse().map_err(|_| ClaimsError::Subject)?;
+        let namespace: Namespace = namespace.parse().map_err(|_| foreign())?;
+        let service_account = service_account.parse().map_err(|_| foreign())?;
         if !rules.namespaces.is_empty() && !rules.namespaces.contains(&namespace) {
-            return Err(ClaimsError::Namespace);
+            return Err(ClaimsError::Namespace {
+                received: Received::new(namespace.as_str()),
+                accepted: Received::list(rules.namespaces.iter().map(Namespace::as_str)),
+            });
         }
         let pod = self.kubernetes.as_ref().and_then(|claim| claim.pod.as_ref()).map(Reference::pod).transpose()?;
         Ok(Subject { namespace, service_account, pod })
@@ -231,7 +270,7 @@ impl Reference {
         };
         match &self.uid {
             Some(uid) if plain(&self.name) && plain(uid) => Ok(BoundPod { name: self.name.clone(), uid: uid.clone() }),
-            Some(_) | None => Err(ClaimsError::Malformed),
+            Some(_) | None => Err(ClaimsError::Malformed(Received::new("kubernetes.io.pod"))),
         }
     }
 }

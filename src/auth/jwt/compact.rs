@@ -5,6 +5,8 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::de::IgnoredAny;
 
+use crate::auth::received::Received;
+
 /// The longest token in bytes. Kubernetes' have 1 to 2 KiB; tonic's default for all headers is 16 KiB.
 const MOST: usize = 16 * 1024;
 /// The longest header in bytes, decoded.
@@ -76,6 +78,12 @@ pub fn within_limit(text: &str) -> Result<&str, CompactError> {
 }
 
 impl<'a> Compact<'a> {
+    /// The key ID, for messages.
+    #[must_use]
+    pub fn kid(&self) -> Received {
+        Received::or_none(self.header.kid.as_deref())
+    }
+
     /// Takes a token apart.
     ///
     /// # Errors

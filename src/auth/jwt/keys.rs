@@ -16,8 +16,8 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Algorithm, jwks::Jwk, source::Source};
-use process::error::chain;
+use super::{Algorithm, jwks::Jwk, settings::IssuerName, source::Source};
+use process::error::{Report, chain};
 
 /// The first pause after a failed fetch; it doubles up to the interval.
 const RETRY: Duration = Duration::from_secs(1);
@@ -45,6 +45,11 @@ impl KeySet {
         self.generation
     }
 
+    /// The key IDs.
+    pub fn kids(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().filter_map(Jwk::kid)
+    }
+
     /// The keys that a token may have been signed with: those of its key ID, or all where it names none.
     pub fn of(&self, kid: Option<&str>, algorithm: Algorithm) -> impl Iterator<Item = &Jwk> {
         self.keys.iter().filter(move |key| key.algorithm() == algorithm && kid.is_none_or(|kid| key.kid() == Some(kid)))
@@ -60,6 +65,8 @@ pub struct Keys {
 
 #[derive(Debug)]
 struct Shared {
+    /// The issuer, for log lines.
+    issuer: Box<str>,
     source: Source,
     pace: Pace,
     set: ArcSwapOption<KeySet>,
@@ -72,15 +79,17 @@ struct Shared {
 struct State {
     attempts: u64,
     last: Option<Instant>,
-    error: Option<Arc<str>>,
+    error: Option<Arc<Report>>,
 }
 
 impl Keys {
     /// Keys of a source; those of a file are read at once.
     #[must_use]
-    pub fn new(source: Source, pace: Pace) -> Self {
-        let state = State { attempts: 0, last: None, error: Some("they have not been fetched yet".into()) };
+    pub fn new(issuer: &IssuerName, source: Source, pace: Pace) -> Self {
+        let never = Report { problem: "they have not been fetched yet".to_owned(), remedy: None };
+        let state = State { attempts: 0, last: None, error: Some(Arc::new(never)) };
         let shared = Shared {
+            issuer: issuer.as_str().into(),
             source,
             pace,
             set: ArcSwapOption::empty(),
@@ -88,7 +97,7 @@ impl Keys {
             state: watch::Sender::new(state),
         };
         if let Some(read) = shared.source.read_now() {
-            shared.take(read.map_err(|error| chain(&error)));
+            shared.take(read.map_err(|error| Report::from(&error)));
         }
         Self { shared: Arc::new(shared), task: Mutex::new(None) }
     }
@@ -101,10 +110,10 @@ impl Keys {
 
     /// Why there are no keys.
     #[must_use]
-    pub fn not_ready(&self) -> Option<String> {
+    pub fn not_ready(&self) -> Option<Arc<Report>> {
         match self.current() {
             Some(_) => None,
-            None => Some(self.shared.state.borrow().error.as_deref().unwrap_or_default().to_owned()),
+            None => self.shared.state.borrow().error.clone(),
         }
     }
 
@@ -170,6 +179,7 @@ impl Shared {
                 }
                 Err(error) => {
                     tracing::warn!(
+                        issuer = &*self.issuer,
                         reason = chain(error),
                         "the keys of a JWT issuer could not be fetched; keeping the previous keys"
                     );
@@ -178,12 +188,12 @@ impl Shared {
                     wait
                 }
             };
-            self.take(fetched.map_err(|error| chain(&error)));
+            self.take(fetched.map_err(|error| Report::from(&error)));
             next = Instant::now() + wait;
         }
     }
 
-    fn take(&self, fetched: Result<Vec<Jwk>, String>) {
+    fn take(&self, fetched: Result<Vec<Jwk>, Report>) {
         let error = match fetched {
             Ok(keys) => {
                 let old = self.set.load_full();
@@ -193,7 +203,7 @@ impl Shared {
                 }
                 None
             }
-            Err(error) => Some(error.into()),
+            Err(error) => Some(Arc::new(error)),
         };
         self.state.send_modify(|state| {
             state.attempts = state.attempts.saturating_add(1);

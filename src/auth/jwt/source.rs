@@ -16,7 +16,8 @@ use super::{
     jwks::{self, Jwk, JwksError},
     settings::{FetchUrl, IssuerName, KeySource, SettingError},
 };
-use process::error::{Advice, Remedy};
+use crate::auth::received::Received;
+use process::error::{Advice, Remedy, Report};
 
 /// The longest document in bytes: 64 keys of RSA-8192 with certificates stay below it.
 const MOST: usize = 512 * 1024;
@@ -36,25 +37,41 @@ pub enum FetchError {
     #[error("{0}: the PEM roots cannot be used{advice}", advice = Advice(self))]
     CaFile(PathBuf, #[source] reqwest::Error),
     /// The discovery document is not one.
-    #[error("the discovery document is not JSON with issuer and jwks_uri")]
+    #[error("the discovery document is not JSON with issuer and jwks_uri{advice}", advice = Advice(self))]
     Discovery,
     /// A file cannot be read.
-    #[error("{0} cannot be read")]
+    #[error("{0} cannot be read{advice}", advice = Advice(self))]
     File(PathBuf, #[source] io::Error),
+    /// A file is not a usable key set.
+    #[error("{0}{advice}", advice = Advice(self))]
+    KeyFile(PathBuf, #[source] JwksError),
     /// The request failed.
-    #[error("the request failed")]
+    #[error("the request failed{advice}", advice = Advice(self))]
     Http(#[source] reqwest::Error),
     /// The discovery document speaks for somebody else.
-    #[error("the discovery document names another issuer")]
-    Issuer,
+    #[error("the discovery document names the issuer {found}, and {configured} is configured{advice}", advice = Advice(self))]
+    Issuer {
+        /// `issuer`, exactly.
+        found: Box<str>,
+        /// The configured issuer.
+        configured: Box<str>,
+    },
     /// The document is no usable key set.
     #[error(transparent)]
     Jwks(#[from] JwksError),
+    /// A document at a URL cannot be had or used.
+    #[error("{url}: {}{}", reason.problem, Advice(self))]
+    Remote {
+        /// The URL.
+        url: Box<str>,
+        /// Why not.
+        reason: Box<Report>,
+    },
     /// The server answered with something else than 200.
-    #[error("the server answered with status {0}")]
+    #[error("the server answered with status {0}{advice}", advice = Advice(self))]
     Status(u16),
     /// The bearer token is not one line of visible characters.
-    #[error("{0} does not contain a bearer token")]
+    #[error("{0} does not contain a bearer token{advice}", advice = Advice(self))]
     Token(PathBuf),
     /// More than any issuer publishes.
     #[error("the document is longer than {MOST} bytes")]
@@ -66,10 +83,38 @@ pub enum FetchError {
 
 impl Remedy for FetchError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
+        const KEY_SET: &str = "publish a JSON Web Key Set (RFC 7517) there with a public key for RS256, ES256 or ES384";
         match self {
             Self::CaFile(..) => Some("give a file with CERTIFICATE blocks".into()),
-            _ => None,
+            Self::Discovery => {
+                Some("check that issuer is the URL of its discovery document, or name the key set: keys = { url = { url = \"https://...\" } }".into())
+            }
+            Self::File(..) => Some("name a readable file".into()),
+            Self::Http(_) => Some("make the URL reachable from this host, and its certificate verifiable (ca_file)".into()),
+            // Differs by a slash: the issuer's own spelling is what its tokens say (OpenID Connect Core 1.0, section 2).
+            Self::Issuer { found, configured } if found.trim_end_matches('/') == configured.trim_end_matches('/') => {
+                Some(format!("write `issuer = \"{found}\"` in [[auth.jwt]], exactly as the issuer spells it").into())
+            }
+            Self::Issuer { .. } => Some(
+                "write the `iss` of its tokens as issuer; where the keys are published elsewhere, name the key set: keys = { url = { url = \"https://...\" } }".into(),
+            ),
+            Self::Jwks(_) | Self::KeyFile(..) => Some(KEY_SET.into()),
+            Self::Remote { reason, .. } => reason.remedy.clone(),
+            Self::Status(401 | 403) => Some(
+                "name a bearer token by token_file, such as a Kubernetes service account's, or let anonymous clients read it".into(),
+            ),
+            Self::Status(300..=399) => Some("name the URL that it redirects to; redirects are not followed".into()),
+            Self::Status(404) => Some("check the URL".into()),
+            Self::Status(_) => Some("see the server's own log; the keys are fetched again".into()),
+            Self::Token(_) => Some("write the token alone on one line".into()),
+            Self::TooLong | Self::Url(_) => None,
         }
+    }
+}
+
+impl FetchError {
+    fn at(self, url: &FetchUrl) -> Self {
+        Self::Remote { url: url.url().as_str().into(), reason: Box::new(Report::from(&self)) }
     }
 }
 
@@ -133,7 +178,7 @@ impl Source {
     pub fn read_now(&self) -> Option<Result<Vec<Jwk>, FetchError>> {
         match self {
             Self::Discovery { .. } | Self::Url { .. } => None,
-            Self::File(path) => Some(read(path, MOST).and_then(|bytes| Ok(jwks::parse(&bytes)?))),
+            Self::File(path) => Some(read_set(path)),
         }
     }
 
@@ -142,29 +187,46 @@ impl Source {
     /// # Errors
     /// When they cannot be had, or cannot be used.
     pub async fn fetch(&self) -> Result<Vec<Jwk>, FetchError> {
-        let bytes = match self {
+        match self {
             Self::Discovery { web, url, issuer } => {
                 let document = web.get(url, true).await?;
-                let document: Document = serde_json::from_slice(&document).map_err(|_| FetchError::Discovery)?;
-                if document.issuer != issuer.as_str() {
-                    return Err(FetchError::Issuer);
-                }
-                let keys = FetchUrl::try_from(document.jwks_uri)?;
+                let document = discovered(&document, issuer).map_err(|error| error.at(url))?;
+                let keys = FetchUrl::try_from(document.jwks_uri).map_err(|error| FetchError::from(error).at(url))?;
                 // The token is for the issuer; who else it points to does not get it.
                 let same_origin = keys.url().origin() == url.url().origin();
-                web.get(&keys, same_origin).await?
+                let bytes = web.get(&keys, same_origin).await?;
+                jwks::parse(&bytes).map_err(|error| FetchError::from(error).at(&keys))
             }
             Self::File(path) => {
                 let path = path.clone();
                 let name = path.clone();
-                tokio::task::spawn_blocking(move || read(&path, MOST))
+                tokio::task::spawn_blocking(move || read_set(&path))
                     .await
-                    .map_err(|_| FetchError::File(name, io::ErrorKind::Interrupted.into()))??
+                    .map_err(|_| FetchError::File(name, io::ErrorKind::Interrupted.into()))?
             }
-            Self::Url { web, url } => web.get(url, true).await?,
-        };
-        Ok(jwks::parse(&bytes)?)
+            Self::Url { web, url } => {
+                let bytes = web.get(url, true).await?;
+                jwks::parse(&bytes).map_err(|error| FetchError::from(error).at(url))
+            }
+        }
     }
+}
+
+/// A discovery document that speaks for this issuer.
+fn discovered(document: &[u8], issuer: &IssuerName) -> Result<Document, FetchError> {
+    let document: Document = serde_json::from_slice(document).map_err(|_| FetchError::Discovery)?;
+    if document.issuer == issuer.as_str() {
+        return Ok(document);
+    }
+    let same = document.issuer.trim_end_matches('/') == issuer.as_str().trim_end_matches('/');
+    // Another one is somebody else's text.
+    let found = if same { document.issuer } else { Received::new(&document.issuer).to_string() };
+    Err(FetchError::Issuer { found: found.into(), configured: issuer.as_str().into() })
+}
+
+/// Reads a file with a key set.
+fn read_set(path: &Path) -> Result<Vec<Jwk>, FetchError> {
+    jwks::parse(&read(path, MOST)?).map_err(|source| FetchError::KeyFile(path.to_owned(), source))
 }
 
 impl Web {
@@ -185,6 +247,10 @@ impl Web {
     }
 
     async fn get(&self, url: &FetchUrl, with_token: bool) -> Result<Vec<u8>, FetchError> {
+        self.try_get(url, with_token).await.map_err(|error| error.at(url))
+    }
+
+    async fn try_get(&self, url: &FetchUrl, with_token: bool) -> Result<Vec<u8>, FetchError> {
         let mut request = self.client.get(url.url().clone());
         if let Some(path) = self.token_file.as_ref().filter(|_| with_token) {
             request = request.header(AUTHORIZATION, bearer(path)?);
@@ -204,7 +270,7 @@ impl Web {
     }
 }
 
-/// The issuer's name stands beside every message already; a URL may be long.
+/// The URL is named once, by [`FetchError::Remote`].
 fn without_url(error: reqwest::Error) -> FetchError {
     FetchError::Http(error.without_url())
 }

@@ -1,33 +1,46 @@
 //! Why a token that an API server judges proves nothing.
 
 use super::Unanswered;
-use crate::auth::{credentials::ClusterName, jwt::claims::ClaimsError};
+use crate::auth::{credentials::ClusterName, jwt::claims::ClaimsError, received::Received};
 
 /// Why a token proves nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReviewError {
     /// The answer is for audiences that are not ours.
-    #[error("the API server accepts the token, but not for the configured audiences")]
-    Audience,
+    #[error("the API server accepts the token for {received}, and configured are {accepted}")]
+    Audience {
+        /// The audiences of its response.
+        received: Received,
+        /// The configured audiences.
+        accepted: Received,
+    },
     /// What the token says of itself is refused.
     #[error(transparent)]
     Claims(#[from] ClaimsError),
     /// The API server speaks of somebody else than the token.
-    #[error("the token's subject differs from the user that the API server reports")]
-    Disagree,
+    #[error("the token's subject differs from the user that the API server reports, {reported}")]
+    Disagree {
+        /// `user.username`.
+        reported: Received,
+    },
     /// The API server refuses the token.
     #[error("the API server of cluster {cluster} refuses the token: {reason}")]
     Refused {
         /// The cluster.
         cluster: ClusterName,
         /// Its words.
-        reason: String,
+        reason: Received,
     },
     /// The answer is none that a service account gets.
-    #[error("the API server's response is not for a service account: {0}")]
-    NoServiceAccount(&'static str),
+    #[error("the API server's response is not for a service account: {reason}; the user is {username}")]
+    NoServiceAccount {
+        /// What is wrong.
+        reason: &'static str,
+        /// `user.username`.
+        username: Received,
+    },
     /// The API server is away.
-    #[error("the API server of cluster {cluster} could not review the token: {source}")]
+    #[error("the API server of cluster {cluster} could not review the token")]
     Unanswered {
         /// The cluster.
         cluster: ClusterName,
@@ -35,8 +48,15 @@ pub enum ReviewError {
         source: Unanswered,
     },
     /// The issuer is another cluster's.
-    #[error("the token's issuer does not belong to the cluster that the caller names")]
-    WrongCluster,
+    #[error("the caller names the cluster {received}, and issuer {issuer} is that of cluster {configured}")]
+    WrongCluster {
+        /// The cluster that the caller names, or the default one.
+        received: Received,
+        /// `iss`.
+        issuer: Received,
+        /// The issuer's cluster.
+        configured: ClusterName,
+    },
 }
 
 impl ReviewError {
@@ -44,13 +64,13 @@ impl ReviewError {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Audience => "review_audience",
+            Self::Audience { .. } => "review_audience",
             Self::Claims(error) => error.reason(),
-            Self::Disagree => "review_disagree",
-            Self::NoServiceAccount(_) => "review_no_service_account",
+            Self::Disagree { .. } => "review_disagree",
+            Self::NoServiceAccount { .. } => "review_no_service_account",
             Self::Refused { .. } => "review_refused",
             Self::Unanswered { .. } => "review_unanswered",
-            Self::WrongCluster => "review_wrong_cluster",
+            Self::WrongCluster { .. } => "review_wrong_cluster",
         }
     }
 
@@ -59,12 +79,12 @@ impl ReviewError {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Unanswered { .. } => true,
-            Self::Audience
+            Self::Audience { .. }
             | Self::Claims(_)
-            | Self::Disagree
-            | Self::NoServiceAccount(_)
+            | Self::Disagree { .. }
+            | Self::NoServiceAccount { .. }
             | Self::Refused { .. }
-            | Self::WrongCluster => false,
+            | Self::WrongCluster { .. } => false,
         }
     }
 
@@ -72,8 +92,10 @@ impl ReviewError {
     pub(super) fn outcome(&self) -> Option<&'static str> {
         match self {
             Self::Unanswered { .. } => Some("unanswered"),
-            Self::Claims(_) | Self::WrongCluster => None,
-            Self::Audience | Self::Disagree | Self::NoServiceAccount(_) | Self::Refused { .. } => Some("refused"),
+            Self::Claims(_) | Self::WrongCluster { .. } => None,
+            Self::Audience { .. } | Self::Disagree { .. } | Self::NoServiceAccount { .. } | Self::Refused { .. } => {
+                Some("refused")
+            }
         }
     }
 }

@@ -5,40 +5,42 @@ use std::time::Duration;
 use super::finding::{Finding, Findings};
 use crate::{
     config::Config,
-    daemon::setup,
-    kubernetes::{Clusters, cluster::chain, controllers::IssuerProblem, permissions, settings::Cluster},
+    kubernetes::{ClusterError, Clusters, cluster::chain, controllers::IssuerProblem, permissions, settings::Cluster},
 };
+
+use pki::Bundle;
 
 /// The timeout for all requests to one API server.
 const API_SERVER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An unreachable API server is a warning, because `serve` starts without it.
-pub(super) fn clusters(config: &Config) -> anyhow::Result<Vec<Finding>> {
+pub(super) async fn clusters(
+    config: &Config,
+    clusters: Result<Option<Clusters>, Vec<ClusterError>>,
+    bundle: Option<&Bundle>,
+) -> Vec<Finding> {
     let mut found = Findings::about("kubernetes");
-    let Some(settings) = &config.kubernetes else { return Ok(found.into_vec()) };
-    if let Ok(bundle) = setup::bundle(config) {
+    let Some(settings) = &config.kubernetes else { return found.into_vec() };
+    if let Some(bundle) = bundle {
         for controller in settings.clusters.iter().flat_map(Cluster::controllers) {
             if let Some(IssuerProblem { cause, remedy }) = controller.issuer_problem(bundle.issuer()) {
                 found.error(format!("[kubernetes.cluster.{}]: {cause}", controller.name()), remedy);
             }
         }
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let clusters = match Clusters::new(settings, &config.ca.trust_domains).await {
-            Ok(clusters) => clusters,
-            Err(errors) => {
-                for error in errors {
-                    found.failed(&error, "correct it in [kubernetes]");
-                }
-                return;
+    match clusters {
+        Ok(None) => {}
+        Err(errors) => {
+            for error in errors {
+                found.failed(&error, "correct it in [kubernetes]");
             }
-        };
-        for cluster in clusters.iter() {
-            let name = cluster.name();
-            let needed = permissions::needed(settings, cluster.settings(), clusters.namespace());
-            let count = needed.len();
-            match tokio::time::timeout(API_SERVER_TIMEOUT, permissions::missing(cluster.client(), needed)).await {
+        }
+        Ok(Some(clusters)) => {
+            for cluster in clusters.iter() {
+                let name = cluster.name();
+                let needed = permissions::needed(settings, cluster.settings(), clusters.namespace());
+                let count = needed.len();
+                match tokio::time::timeout(API_SERVER_TIMEOUT, permissions::missing(cluster.client(), needed)).await {
                 Ok(Ok(missing)) if missing.is_empty() => {
                     found.ok(format!("cluster {name}: its API server grants all {count} required permissions"));
                 }
@@ -59,7 +61,8 @@ pub(super) fn clusters(config: &Config) -> anyhow::Result<Vec<Finding>> {
                     "make it reachable from this host; meanwhile `serve` serves callers that do not need it, and keeps trying",
                 ),
             }
+            }
         }
-    });
-    Ok(found.into_vec())
+    }
+    found.into_vec()
 }

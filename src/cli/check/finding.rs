@@ -61,16 +61,16 @@ impl Findings {
         self.add(Level::Error, text.into(), Some(remedy.into()));
     }
 
-    /// Adds an error with its own remedy, or with `otherwise` if it has none.
-    pub(super) fn failed<E: Remedy>(&mut self, error: &E, otherwise: &'static str) {
+    /// Adds an error with its own remedy, that of the PKCS#11 call that it comes from, or `otherwise`.
+    pub(super) fn failed<E: Remedy + 'static>(&mut self, error: &E, otherwise: &'static str) {
         let Report { problem, remedy } = error.into();
-        self.error(problem, remedy.unwrap_or(otherwise.into()));
+        self.error(problem, remedy.unwrap_or_else(|| ::token::advice(error).unwrap_or(otherwise).into()));
     }
 
     /// As [`Self::failed`], for what does not keep `serve` from working.
-    pub(super) fn doubt<E: Remedy>(&mut self, error: &E, otherwise: &'static str) {
+    pub(super) fn doubt<E: Remedy + 'static>(&mut self, error: &E, otherwise: &'static str) {
         let Report { problem, remedy } = error.into();
-        self.warning(problem, remedy.unwrap_or(otherwise.into()));
+        self.warning(problem, remedy.unwrap_or_else(|| ::token::advice(error).unwrap_or(otherwise).into()));
     }
 
     pub(super) fn extend(&mut self, others: Vec<Finding>) {

@@ -15,7 +15,6 @@ use crate::{
     daemon::setup,
 };
 use pki::PublicKey;
-use process::error::chain;
 use token::{
     Module, Session, Token, TokenUri,
     key::{self, CANARY_KEY_LABEL, Flags, KeyError, LOG_KEY_LABEL, proof},
@@ -79,7 +78,7 @@ fn mechanism(token: &Token, ca: &PublicKey, found: &mut Findings) {
             "use a token that has it, or a CA key of another type",
         ),
         Ok(_) => {}
-        Err(error) => found.error(chain(&error), "see whether the token works, by the vendor's tool"),
+        Err(error) => found.failed(&error, "see whether the token works, by the vendor's tool"),
     }
 }
 
@@ -111,7 +110,7 @@ fn login(token: &Token, pin_file: &Path, marker_path: &Path, found: &mut Finding
     let session = match token.open_session(false) {
         Ok(session) => session,
         Err(error) => {
-            found.error(chain(&error), "end other applications' sessions, or raise the token's limit");
+            found.failed(&error, "end other applications' sessions, or raise the token's limit");
             return None;
         }
     };

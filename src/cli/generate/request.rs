@@ -24,6 +24,7 @@ pub(super) fn run(key: &Key<'_>, file: &Path, subject: &Subject, output: Output)
     if file.exists() {
         bail!("{}: exists already and is not overwritten; name another file", file.display());
     }
+    bundle_dir::check_file(file).context("no key was made: --csr")?;
     let opened = key.token.open()?;
     let session = opened.login(true)?;
     let made = key.make(&opened, &session)?;

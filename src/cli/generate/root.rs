@@ -79,6 +79,7 @@ pub(super) fn run(key: &Key<'_>, root: Root, output: Output) -> anyhow::Result<(
             );
         }
     }
+    bundle_dir::check(&root.bundle).context("no key was made: --bundle")?;
     let opened = key.token.open()?;
     let session = opened.login(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

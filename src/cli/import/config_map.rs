@@ -19,6 +19,7 @@ use serde_json::json;
 
 use super::cluster;
 use pki::identity::Namespace;
+use process::error::chain;
 
 /// How long the API server may take in all.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,6 +51,23 @@ impl std::fmt::Display for Target {
     }
 }
 
+/// Why the ConfigMap could not be written, found before the import by a dry run at the API server.
+pub(super) fn unwritable(target: &Target, kubeconfig: Option<&Path>) -> Option<String> {
+    let tried = run(target, kubeconfig, &BTreeMap::new(), true).err()?;
+    Some(format!("--bundle-configmap {target}: {}; allow this user to create and patch it", chain(tried.as_ref())))
+}
+
+fn run(
+    target: &Target,
+    kubeconfig: Option<&Path>,
+    data: &BTreeMap<String, String>,
+    dry_run: bool,
+) -> anyhow::Result<()> {
+    let kubeconfig = kubeconfig.map(Path::to_owned);
+    let applied = async { tokio::time::timeout(PATIENCE, apply(target, kubeconfig, data, dry_run)).await };
+    cluster::runtime()?.block_on(applied).unwrap_or_else(|_| Err(anyhow::anyhow!("the API server does not answer")))
+}
+
 /// Writes the files into the ConfigMap, and makes it if there is none.
 ///
 /// # Errors
@@ -60,30 +78,31 @@ pub(super) fn write(target: &Target, kubeconfig: Option<&Path>, files: &[(&str, 
         let content = std::str::from_utf8(content).with_context(|| format!("{name} is no text"))?;
         data.insert((*name).to_owned(), content.to_owned());
     }
-    let kubeconfig = kubeconfig.map(Path::to_owned);
-    let written =
-        cluster::runtime()?.block_on(async { tokio::time::timeout(PATIENCE, apply(target, kubeconfig, &data)).await });
-    match written {
-        Ok(result) => result.with_context(|| {
-            format!("the bundle is written, but not into ConfigMap {target}; fix it and import again, which changes nothing else")
-        }),
-        Err(_) => anyhow::bail!("the API server does not answer; ConfigMap {target} is not written: import again"),
-    }
+    run(target, kubeconfig, &data, false).with_context(|| {
+        format!("the bundle is written, but not into ConfigMap {target}; fix it and import again, which changes nothing else")
+    })
 }
 
-async fn apply(target: &Target, kubeconfig: Option<PathBuf>, data: &BTreeMap<String, String>) -> anyhow::Result<()> {
+async fn apply(
+    target: &Target,
+    kubeconfig: Option<PathBuf>,
+    data: &BTreeMap<String, String>,
+    dry_run: bool,
+) -> anyhow::Result<()> {
+    let (patching, posting) =
+        (PatchParams { dry_run, ..PatchParams::default() }, PostParams { dry_run, ..PostParams::default() });
     let maps = Api::<ConfigMap>::namespaced(cluster::client(kubeconfig).await?, target.namespace.as_str());
     let patch = Patch::Merge(json!({ "data": data }));
-    match maps.patch(&target.name, &PatchParams::default(), &patch).await {
+    match maps.patch(&target.name, &patching, &patch).await {
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         other => return other.map(|_| ()).map_err(Into::into),
     }
     let metadata = ObjectMeta { name: Some(target.name.clone()), ..ObjectMeta::default() };
     let map = ConfigMap { metadata, data: Some(data.clone()), ..ConfigMap::default() };
-    match maps.create(&PostParams::default(), &map).await {
+    match maps.create(&posting, &map).await {
         // Another token's import was faster.
         Err(kube::Error::Api(status)) if status.code == 409 => {
-            maps.patch(&target.name, &PatchParams::default(), &patch).await.map(|_| ()).map_err(Into::into)
+            maps.patch(&target.name, &patching, &patch).await.map(|_| ()).map_err(Into::into)
         }
         other => other.map(|_| ()).map_err(Into::into),
     }

@@ -3,13 +3,25 @@
 use std::{
     fs::File,
     io::{Seek, SeekFrom, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
+use nix::unistd::{AccessFlags, eaccess};
 
 use super::{Source, Under};
 use token::key;
+
+/// Why the key's file could not be removed, found before the import. Changes nothing.
+pub(super) fn unremovable(path: &Path) -> Option<String> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let opened = File::options().write(true).open(path).map(drop);
+    let error = opened.and_then(|()| Ok(eaccess(parent, AccessFlags::W_OK | AccessFlags::X_OK)?)).err()?;
+    Some(format!(
+        "--remove-key-file: {} could not be removed: {error}; let this user write it and its directory, or leave the flag out",
+        path.display()
+    ))
+}
 
 /// Overwrites and removes the key's file. Each token is asked once more whether it holds the key.
 pub(super) fn remove(source: &Source, tokens: &[Under<'_>]) -> anyhow::Result<PathBuf> {
