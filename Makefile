@@ -7,7 +7,7 @@ export RUSTDOCFLAGS := -D warnings
 IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions cast_possible_truncation \
 	cast_possible_wrap cast_sign_loss disallowed_methods type_complexity unwrap_in_result)
 
-.PHONY: help deps demo run test test-foreign test-long faults check bench format dependencies test-browser \
+.PHONY: help deps demo run test test-foreign test-long fuzz faults check bench format dependencies test-browser \
 	test-pkilint test-istio test-kube test-deploy test-tokens image
 
 help: ## list the targets
@@ -18,7 +18,7 @@ FOR ?=
 # Fails with the command to run when packages are missing.
 require = @scripts/packages.sh --check $(1)
 
-deps: ## install missing packages; FOR='browser deploy foreign kube pkilint tokens' adds those of further targets
+deps: ## install missing packages; FOR='browser deploy foreign fuzz kube pkilint tokens' adds those of further targets
 	@scripts/packages.sh $(FOR)
 
 demo: deps ## from nothing to a certificate out of a SoftHSM token, each step in a line; CACERTS=DIR for your own CA
@@ -69,11 +69,18 @@ test-istio: ## Istio's own agent, registration authority and CA against ours; it
 	$(CARGO) test --locked --test kube -- --ignored istio::
 
 test-long: ## what takes too long for every change, an hour of random faults among it
-	$(call require,browser deploy foreign kube tokens)
+	$(call require,browser deploy foreign fuzz kube tokens)
 	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
 	@tests/istio/build.sh >/dev/null
 	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --profile fast-tests --workspace --all-targets -- --include-ignored
+
+	@scripts/fuzz.sh 300
+
+FUZZ_SECONDS ?= 60
+fuzz: ## coverage-guided fuzzing of what reads input from outside; FUZZ_SECONDS=60 for each target
+	$(call require,fuzz)
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
 
 faults: ## every return code at every PKCS#11 function, under load; writes docs/FAULTS.md; half an hour
 	$(call require)

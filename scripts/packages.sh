@@ -4,7 +4,7 @@
 #   scripts/packages.sh [--check] [GROUP...]
 #
 # Without a group: what the build, `make test` and the demo need. Groups add what further targets need: browser, deploy,
-# foreign, kube, pkilint, tokens. --check installs nothing; it fails if a package is missing and prints the command.
+# foreign, fuzz, kube, pkilint, tokens. --check installs nothing; it fails if a package is missing and prints the command.
 #
 # Runs as root, or by sudo if that asks for no password; otherwise it prints the command.
 set -euo pipefail
@@ -28,6 +28,7 @@ for group in "$@"; do
     browser) needs+=("chromium:chromium") ;; # renders the status page
     # A second implementation of the log's formats; Prometheus' checker of metrics and rules.
     foreign) needs+=("golang-go:go" "prometheus:promtool") ;;
+    fuzz) needs+=("g++:c++") ;; # builds libFuzzer
     kube) needs+=("golang-go:go") ;; # builds the API server
     pkilint) needs+=("python3:python3" "python3-venv:/var/lib/dpkg/info/python3-venv.list") ;;
     deploy)
@@ -50,7 +51,7 @@ for group in "$@"; do
         "pkg-config:pkg-config"
       )
       ;;
-    *) echo "usage: scripts/packages.sh [--check] [browser|deploy|foreign|kube|pkilint|tokens]..." >&2; exit 2 ;;
+    *) echo "usage: scripts/packages.sh [--check] [browser|deploy|foreign|fuzz|kube|pkilint|tokens]..." >&2; exit 2 ;;
   esac
 done
 

@@ -1,4 +1,5 @@
-//! Checks of the repository's own files: module boundaries, dashboard and alerts, sample configurations.
+//! Checks of the repository's own files: module boundaries, dashboard and alerts, sample configurations, inputs of the
+//! fuzzers.
 
 #![allow(
     clippy::expect_used,
@@ -9,5 +10,6 @@
 )]
 
 mod architecture;
+mod corpus;
 mod dashboard;
 mod hsm_config;

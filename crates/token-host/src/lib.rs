@@ -14,6 +14,8 @@ mod policy;
 pub mod protocol;
 mod serve;
 mod settings;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod watchdog;
 
 use std::{
