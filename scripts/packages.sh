@@ -26,8 +26,14 @@ needs=(
 for group in "$@"; do
   case $group in
     browser) needs+=("chromium:chromium") ;; # renders the status page
-    # A second implementation of the log's formats; Prometheus' checker of metrics and rules.
-    foreign) needs+=("golang-go:go" "prometheus:promtool") ;;
+    # A second implementation of the log's formats; Go's and (by grpcio) BoringSSL's verifiers; Prometheus' checker of
+    # metrics and rules.
+    foreign)
+      needs+=(
+        "golang-go:go" "prometheus:promtool"
+        "python3:python3" "python3-venv:/var/lib/dpkg/info/python3-venv.list"
+      )
+      ;;
     fuzz) needs+=("g++:c++") ;; # builds libFuzzer
     kube) needs+=("golang-go:go") ;; # builds the API server
     pkilint) needs+=("python3:python3" "python3-venv:/var/lib/dpkg/info/python3-venv.list") ;;

@@ -8,9 +8,11 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use pki::{
+    Bundle,
     bundle::{BundleFiles, Input, Problem},
     pem::TEXT_MAX,
 };
@@ -58,7 +60,7 @@ impl BundlePaths {
     }
 
     /// The same; a file with a problem is empty, so that the others can be checked all the same
-    /// ([`Bundle::check_read`](pki::Bundle::check_read)).
+    /// ([`Bundle::check_read`]).
     #[must_use]
     pub fn read_what_is_there(&self) -> (BundleFiles, Vec<Problem>) {
         let mut problems = Vec::new();
@@ -88,10 +90,26 @@ impl BundlePaths {
 /// When the directory does not exist, or one problem for each file that is missing, unreadable, or larger than 1 MiB.
 pub fn read_directory(directory: &Path) -> Result<BundleFiles, Vec<Problem>> {
     if !directory.is_dir() {
-        let remedy = "name the one that `import` or `install` wrote by --bundle";
-        return Err(vec![Problem::with_remedy(&directory.display().to_string(), "is not a directory", remedy)]);
+        return Err(vec![no_directory(directory)]);
     }
     BundlePaths::in_directory(directory).read()
+}
+
+/// Reads and checks the bundle in a directory, in either layout.
+///
+/// # Errors
+/// When the directory does not exist, or every reason to refuse the files.
+pub fn check_directory(directory: &Path, now: SystemTime) -> Result<Bundle, Vec<Problem>> {
+    if !directory.is_dir() {
+        return Err(vec![no_directory(directory)]);
+    }
+    let (files, unread) = BundlePaths::in_directory(directory).read_what_is_there();
+    Bundle::check_read(files, unread, None, now)
+}
+
+fn no_directory(directory: &Path) -> Problem {
+    let remedy = "name the one that `import` or `install` wrote by --bundle";
+    Problem::with_remedy(&directory.display().to_string(), "is not a directory", remedy)
 }
 
 /// At most one byte more than is accepted, so that a device or an endless pipe ends too.

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::token::{PinArgs, TokenArgs, module_path};
-use crate::bundle_files::read_directory;
-use pki::{Bundle, PublicKey};
+use crate::bundle_files::check_directory;
+use pki::PublicKey;
 use process::clock;
 use process::output::{Output, Refused};
 use token::{
@@ -108,7 +108,7 @@ fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Res
 
 /// The CA's key by the bundle's certificate. A refused bundle is reported with all its problems.
 fn read_bundle(directory: PathBuf) -> anyhow::Result<(PathBuf, PublicKey)> {
-    match read_directory(&directory).and_then(|files| Bundle::check(files, clock::now())) {
+    match check_directory(&directory, clock::now()) {
         Ok(bundle) => Ok((directory, bundle.issuer().public_key().clone())),
         Err(problems) => {
             let reasons = problems.iter().map(ToString::to_string).collect();

@@ -10,12 +10,12 @@ use serde::Serialize;
 use super::{bundle_dir, token::TokenArgs};
 use crate::bundle_files::BundlePaths;
 use audit_log::{timestamp, tree::sha256};
-use pki::{Bundle, bundle::Problem};
+use pki::{Bundle, PublicKey, bundle::Problem};
 use process::clock;
 use process::output::{Output, Refused};
 use token::{
     generate::{self, GenerateError, Installed},
-    key::{KeyError, hex},
+    key::{self, KeyError, hex},
     module::Info,
 };
 
@@ -83,7 +83,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     if let Err(error) = bundle_dir::check(&args.bundle) {
         unread.push(Problem::new("--bundle", format!("{:#}", anyhow::Error::from(error))));
     }
-    let bundle = Bundle::check_read(files, unread, clock::now()).map_err(refused)?;
+    let bundle = Bundle::check_read(files, unread, None, clock::now()).map_err(refused)?;
     for warning in bundle.warnings() {
         output.warn(&warning.to_string());
     }
@@ -92,12 +92,19 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     let session = opened.login(true)?;
     let installed = generate::install(&session, issuer.public_key(), issuer.certificate());
     let installed = installed.map_err(|error| match error {
-        GenerateError::Key(KeyError::NotFound(what)) => anyhow::anyhow!(
-            "{}: its key is not in the token {} (no private key with {what}); is this the token that the request came \
-             from? A key from a file comes in by `import`",
-            bundle.files().ca_cert.name,
-            opened.token.info().label
-        ),
+        GenerateError::Key(KeyError::NotFound(what)) => {
+            let (file, token) = (&bundle.files().ca_cert.name, &opened.token.info().label);
+            let missing = format!("{file}: its key is not in the token {token} (no private key with {what})");
+            let is_there = |(_, public): &(String, PublicKey)| key::find_private_key(&session, public).is_ok();
+            match bundle.files().keys().into_iter().find(is_there) {
+                Some((certificate, _)) => {
+                    anyhow::anyhow!("{missing}, but that of {certificate} is; put that certificate first in {file}")
+                }
+                None => anyhow::anyhow!(
+                    "{missing}; is this the token that the request came from? A key from a file comes in by `import`"
+                ),
+            }
+        }
         error => anyhow::Error::from(error).context("the certificate was not installed"),
     })?;
     let receipt = Receipt {

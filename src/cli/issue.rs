@@ -26,6 +26,7 @@ use crate::{
 use pki::{
     VerifiedCsr,
     csr::CSR_MAX,
+    found::{self, Found, Wanted},
     identity::{DnsName, SpiffeId},
 };
 use process::{
@@ -101,18 +102,23 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
 
 fn read_csr(path: &Path) -> anyhow::Result<String> {
     let most = u64::try_from(CSR_MAX)? + 1;
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let read = if path == Path::new("-") {
-        std::io::stdin().lock().take(most).read_to_string(&mut text)
+        std::io::stdin().lock().take(most).read_to_end(&mut bytes)
     } else {
-        std::fs::File::open(path).and_then(|file| file.take(most).read_to_string(&mut text))
+        std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes))
     };
     read.with_context(|| {
         format!("{}: the request cannot be read; name a PEM certificate request by --csr", path.display())
     })?;
-    if text.len() > CSR_MAX {
+    if bytes.len() > CSR_MAX {
         bail!("{}: larger than {CSR_MAX} bytes; this is not a certificate request", path.display());
     }
+    if let Some(Found { what, remedy }) = found::file(&bytes, &path.display().to_string(), Wanted::Request) {
+        bail!("{}: {what}; {remedy}", path.display());
+    }
+    let text = String::from_utf8(bytes)
+        .with_context(|| format!("{}: not text; name a PEM certificate request by --csr", path.display()))?;
     // Before a daemon or a token is asked; the path checks it again.
     VerifiedCsr::from_pem(&text)
         .with_context(|| format!("{}: no request that a certificate is issued for", path.display()))?;

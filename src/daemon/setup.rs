@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{background::Background, last_good_bundle::LastGoodBundle, readiness::Readiness, reload::Reloader};
-use crate::bundle_files::read_directory;
+use crate::bundle_files::check_directory;
 use crate::{
     auth::{Authenticator, DenylistCheck},
     config::Config,
@@ -104,8 +104,7 @@ pub struct Core {
 /// Every reason to refuse it.
 pub fn bundle(config: &Config) -> Result<Bundle, SetupError> {
     let refused = |problems| SetupError::Bundle { directory: config.ca.bundle.clone(), problems };
-    let files = read_directory(&config.ca.bundle).map_err(refused)?;
-    let bundle = Bundle::check(files, clock::now()).map_err(refused)?;
+    let bundle = check_directory(&config.ca.bundle, clock::now()).map_err(refused)?;
     let kept = last_good_bundle(config);
     if !config.ca.allow_root_removal && kept.drops_a_root(bundle.issuer()) {
         return Err(SetupError::RootDropped { directory: config.ca.bundle.clone(), kept: kept.roots });

@@ -6,10 +6,6 @@ use std::{
 };
 
 use tokio::sync::watch;
-use x509_cert::{
-    Certificate,
-    der::{Decode, DecodePem},
-};
 
 use super::{
     clusters::ClustersStatus,
@@ -25,7 +21,7 @@ use crate::{
     token_pool::Pool,
 };
 use audit_log::{CheckpointHealth, Log};
-use pki::{Issuer, KeyAlgorithm, PublicKey};
+use pki::{CertificateFields, Issuer, KeyAlgorithm, PublicKey, pem};
 use process::clock;
 
 /// A flush that takes longer is shown on the status page.
@@ -159,10 +155,10 @@ fn gather_expiry(ca: &CertificateAuthority) {
 
 fn chain(issuer: &Issuer) -> Vec<ChainEntry> {
     let mut entries: Vec<ChainEntry> = Vec::new();
-    for pem in issuer.path_pem() {
+    for text in issuer.path_pem() {
         let role = if entries.is_empty() { "CA" } else { "intermediate" };
-        let der = Certificate::from_pem(pem).ok().and_then(|certificate| der::Encode::to_der(&certificate).ok());
-        entries.extend(der.and_then(|der| entry(role, &der)));
+        let block = pem::blocks(text.as_bytes()).ok().and_then(|blocks| blocks.into_iter().next());
+        entries.extend(block.and_then(|block| entry(role, &block.der)));
     }
     let root = if entries.is_empty() { "CA and root" } else { "root" };
     entries.extend(issuer.roots().iter().filter_map(|der| entry(root, der)));
@@ -170,10 +166,8 @@ fn chain(issuer: &Issuer) -> Vec<ChainEntry> {
 }
 
 fn entry(role: &'static str, der: &[u8]) -> Option<ChainEntry> {
-    let certificate = Certificate::from_der(der).ok()?;
-    let tbs = certificate.tbs_certificate();
-    let spki = der::Encode::to_der(tbs.subject_public_key_info()).ok()?;
-    let key = match PublicKey::from_spki_der(&spki).map(|key| key.algorithm()) {
+    let certificate = CertificateFields::parse(der).ok()?;
+    let key = match PublicKey::from_spki_der(&certificate.spki).map(|key| key.algorithm()) {
         Ok(KeyAlgorithm::Ed25519) => "Ed25519".to_owned(),
         Ok(KeyAlgorithm::P256) => "P-256".to_owned(),
         Ok(KeyAlgorithm::P384) => "P-384".to_owned(),
@@ -182,10 +176,10 @@ fn entry(role: &'static str, der: &[u8]) -> Option<ChainEntry> {
     };
     Some(ChainEntry {
         role,
-        subject: tbs.subject().to_string(),
+        subject: certificate.subject_text(),
         key,
-        not_before: tbs.validity().not_before.to_system_time(),
-        not_after: tbs.validity().not_after.to_system_time(),
+        not_before: certificate.validity.not_before.to_system_time(),
+        not_after: certificate.validity.not_after.to_system_time(),
     })
 }
 

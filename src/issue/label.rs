@@ -14,7 +14,11 @@ impl IssueError {
             Self::Csr(error) => match error {
                 CsrError::CaRequested => "csr_ca_requested",
                 CsrError::Key(_) => "csr_key",
-                CsrError::Malformed(_) | CsrError::NoPem | CsrError::Pem(_) | CsrError::TooLarge(_) => "csr_malformed",
+                CsrError::Malformed(_)
+                | CsrError::NoPem
+                | CsrError::Pem(_)
+                | CsrError::TooLarge(_)
+                | CsrError::Unlike(_) => "csr_malformed",
                 CsrError::Signature => "csr_signature",
                 CsrError::UnsupportedSignatureAlgorithm(_) => "csr_signature_algorithm",
             },

@@ -310,7 +310,7 @@ fn files_that_cannot_be_used() {
     for (path, message) in [
         ("/nonexistent/ca.pem".into(), "cannot be read"),
         (leaf.path().display().to_string(), "certificate 1 is not a CA certificate"),
-        (bad.path().display().to_string(), "malformed at certificate 1"),
+        (bad.path().display().to_string(), "the PEM text is malformed: line 2"),
         (empty.path().display().to_string(), "no certificate"),
     ] {
         let settings: Settings = toml::from_str(&format!("previous_ca_certificates = ['{path}']")).unwrap();

@@ -17,7 +17,7 @@ use testkit::{
 type Bad = (&'static str, fn(&Machine), &'static [&'static str]);
 
 /// Every bad plug-in CA.
-const BAD: [Bad; 24] = [
+const BAD: [Bad; 27] = [
     ("no key file", |m| fs::remove_file(m.path("ca/ca-key.pem")).unwrap(), &["ca-key.pem: is missing"]),
     ("no certificate", |m| fs::remove_file(m.path("ca/ca-cert.pem")).unwrap(), &["ca-cert.pem: is missing"]),
     ("no root", |m| fs::remove_file(m.path("ca/root-cert.pem")).unwrap(), &["root-cert.pem: is missing"]),
@@ -46,8 +46,8 @@ const BAD: [Bad; 24] = [
             m.write("ca/ca-cert.pem", key);
         },
         &[
-            "ca-cert.pem: line 1: holds a `PRIVATE KEY`; this file is public",
-            "ca-key.pem: there is no private key in PEM form in it",
+            "ca-cert.pem: line 1: holds a `PRIVATE KEY`; keep the private key out of this public file",
+            "ca-key.pem: there is no private key in it, but a certificate; give the file with the private key",
         ],
     ),
     ("a damaged certificate", |m| damage(m, "ca-cert.pem"), &["ca-cert.pem: line "]),
@@ -58,7 +58,7 @@ const BAD: [Bad; 24] = [
         |m| {
             m.write("ca/cert-chain.pem", m.read("ca/ca-key.pem"));
         },
-        &["cert-chain.pem: line 1: holds a `PRIVATE KEY`; this file is public"],
+        &["cert-chain.pem: line 1: holds a `PRIVATE KEY`; keep the private key out of this public file"],
     ),
     (
         "another's key",
@@ -110,12 +110,35 @@ const BAD: [Bad; 24] = [
     (
         "P-521",
         |m| openssl_key(m, "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-521 -out ca/ca-key.pem"),
-        &["ca-cert.pem", "ca-key.pem: the public key's type is not supported"],
+        &["ca-cert.pem", "ca-key.pem: the key is P-521, which is not supported"],
     ),
     (
         "Ed448",
         |m| openssl_key(m, "genpkey -algorithm ED448 -out ca/ca-key.pem"),
-        &["ca-cert.pem", "ca-key.pem: the public key's type is not supported"],
+        &["ca-cert.pem", "ca-key.pem: the key is Ed448, which is not supported"],
+    ),
+    (
+        "the root first in ca-cert.pem",
+        |m| {
+            m.write("ca/ca-cert.pem", format!("{}{}", m.read("ca/root-cert.pem"), m.read("ca/ca-cert.pem")));
+        },
+        &["ca-key.pem: is the key of the certificate on line ", "put that certificate first in"],
+    ),
+    (
+        "the CA and the root swapped",
+        |m| {
+            let (ca, root) = (m.read("ca/ca-cert.pem"), m.read("ca/root-cert.pem"));
+            m.write("ca/ca-cert.pem", root);
+            m.write("ca/root-cert.pem", ca);
+        },
+        &["ca-key.pem: is the key of the certificate on line 1", "the two files are swapped"],
+    ),
+    (
+        "base64 of a key",
+        |m| {
+            m.write("ca/ca-key.pem", "LS0tLS1CRUdJTg==");
+        },
+        &["ca-key.pem: is base64 of PEM", "base64 -d "],
     ),
     ("RSA of 1024 bits", |m| openssl_key(m, "genrsa -out ca/ca-key.pem 1024"), &["1024 bits"]),
     ("an unusual exponent", |m| openssl_key(m, "genrsa -3 -out ca/ca-key.pem 2048"), &["exponent is not 65537"]),

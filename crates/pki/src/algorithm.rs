@@ -104,6 +104,19 @@ pub(super) fn from_outside(der: &[u8]) -> Result<SignatureAlgorithm, &'static st
     Err(REFUSED.iter().find(|(known, _)| *known == oid).map_or(unknown, |(_, name)| name))
 }
 
+/// The algorithm that the content of an AlgorithmIdentifier names, as people know it.
+pub(super) fn name_of(content: &[u8]) -> String {
+    if let Some(algorithm) = ALL.into_iter().find(|it| identifier(*it).get(2..) == Some(content)) {
+        return algorithm.to_string();
+    }
+    let oid = ObjectIdentifier::from_der_partial(content).map(|(oid, _)| oid);
+    let known = |oid: &ObjectIdentifier| REFUSED.iter().find(|(known, _)| known == oid);
+    match &oid {
+        Ok(oid) => known(oid).map_or_else(|| format!("an algorithm with OID {oid}"), |(_, name)| (*name).to_owned()),
+        Err(_) => "an unknown algorithm".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use der::Encode;

@@ -5,7 +5,9 @@
 //! reads no file and no clock (`istio_hsm_ca::bundle_files` reads the files).
 
 mod certificate;
+mod constraints;
 mod issuer;
+mod key;
 mod path;
 mod root;
 mod rules;
@@ -13,10 +15,15 @@ mod rules;
 use std::{sync::Arc, time::SystemTime};
 
 use self::{
-    certificate::Certificate,
+    certificate::{Certificate, Unreadable},
     path::{DeadEnd, Path},
+    rules::Place,
 };
-use super::{PublicKey, pem};
+use super::{
+    PublicKey,
+    found::{self, Wanted},
+    name, pem,
+};
 
 pub use self::issuer::Issuer;
 
@@ -89,17 +96,18 @@ impl BundleFiles {
     /// as a whole are refused.
     #[must_use]
     pub fn ca_key(&self) -> Option<PublicKey> {
-        let ca = certificates(&self.ca_cert, &mut Vec::new()).into_iter().next()?;
-        ca_key(&ca, &mut Vec::new())
+        let read = certificates(&self.ca_cert, &mut Vec::new());
+        ca_key(read.found.first().filter(|_| read.has_first)?, &mut Vec::new())
     }
 
-    /// [`Bundle::check_key`] for files that are refused as a whole: where the certificate cannot be read, there is
-    /// nothing to compare.
-    ///
-    /// # Errors
-    /// When the key is another than the certificate's.
-    pub fn check_key(&self, key_name: &str, key: &PublicKey) -> Result<(), Problem> {
-        self.ca_key().map_or(Ok(()), |ours| same_key(self, &ours, key_name, key))
+    /// The keys in all certificates that can be read and are of a kind that we sign with, each with how messages call
+    /// its certificate.
+    #[must_use]
+    pub fn keys(&self) -> Vec<(String, PublicKey)> {
+        let files = [&self.ca_cert, &self.root_cert, &self.cert_chain];
+        let found = files.into_iter().flat_map(|input| certificates(input, &mut Vec::new()).found);
+        let named = found.map(|it| (format!("{} in {}", it.label(), it.file), PublicKey::from_spki_der(&it.spki)));
+        named.filter_map(|(name, key)| Some((name, key.ok()?))).collect()
     }
 }
 
@@ -109,61 +117,59 @@ impl Bundle {
     /// # Errors
     /// Every reason to refuse them, not only the first.
     pub fn check(files: BundleFiles, now: SystemTime) -> Result<Self, Vec<Problem>> {
-        Self::check_read(files, Vec::new(), now)
+        Self::check_read(files, Vec::new(), None, now)
     }
 
     /// The same for files of which some could not be read, and are empty here: the problems of the others are reported
-    /// along with the `problems` that reading them had, and not what only follows from those.
+    /// along with the `problems` that reading them had, and not what only follows from those. The CA's key, with the name
+    /// by which messages call it, must be the certificate's.
     ///
     /// # Errors
     /// As [`Bundle::check`]; always when there are problems already.
-    pub fn check_read(files: BundleFiles, mut problems: Vec<Problem>, now: SystemTime) -> Result<Self, Vec<Problem>> {
-        let mut ca_certs = certificates(&files.ca_cert, &mut problems);
-        let chain = certificates(&files.cert_chain, &mut problems);
-        // What is missing on the path may stand in the chain that could not be read.
-        let whole_chain = !problems.iter().any(|problem| problem.file == files.cert_chain.name);
-        let roots = certificates(&files.root_cert, &mut problems);
-        for (input, found) in [(&files.ca_cert, &ca_certs), (&files.root_cert, &roots)] {
+    pub fn check_read(
+        files: BundleFiles,
+        mut problems: Vec<Problem>,
+        key: Option<(&str, &PublicKey)>,
+        now: SystemTime,
+    ) -> Result<Self, Vec<Problem>> {
+        let ca_file = certificates(&files.ca_cert, &mut problems);
+        let chain = certificates(&files.cert_chain, &mut problems).found;
+        let roots = certificates(&files.root_cert, &mut problems).found;
+        // What is missing on the path may stand in a file that could not be read.
+        let is_unread = |input: &Input| problems.iter().any(|problem| problem.file == input.name);
+        let is_whole = !is_unread(&files.cert_chain) && !is_unread(&files.root_cert);
+        let missing: Vec<_> = [(&files.ca_cert, ca_file.found.is_empty()), (&files.root_cert, roots.is_empty())]
+            .into_iter()
             // Where a certificate is malformed, that is the reason, and not that there is none.
-            if found.is_empty() && !problems.iter().any(|problem| problem.file == input.name) {
-                problems.push(Problem::with_remedy(&input.name, "holds no certificate", "put it there as PEM"));
+            .filter(|(input, is_empty)| *is_empty && !is_unread(input))
+            .map(|(input, _)| Problem::with_remedy(&input.name, "holds no certificate", "put it there as PEM"))
+            .collect();
+        problems.extend(missing);
+        let roots_pem = passed_on(&files.root_cert, &mut problems);
+        let Some((ca, below)) = ca_file.found.split_first().filter(|_| ca_file.has_first) else { return Err(problems) };
+        if let Some((name, key)) = key.filter(|(_, key)| key.spki_der() != ca.spki) {
+            let (problem, is_elsewhere) = other_key(name, key, ca, &[below, &roots, &chain]);
+            problems.push(problem);
+            // The rest would be about the wrong certificate.
+            if is_elsewhere {
+                return Err(problems);
             }
         }
-        let roots_pem = match String::from_utf8(files.root_cert.bytes.clone()) {
-            Ok(text) => text,
-            Err(_) => {
-                let reason = "is not UTF-8 text, as the reply to Istio's agents must be";
-                problems.push(Problem::with_remedy(&files.root_cert.name, reason, "remove the comments in it"));
-                String::new()
-            }
-        };
-        if ca_certs.is_empty() {
-            return Err(problems);
-        }
-        let others = [ca_certs.split_off(1), chain].concat();
-        let Some(ca) = ca_certs.pop() else { return Err(problems) };
-        let public_key = ca_key(&ca, &mut problems);
+        let others = [below, &chain].concat();
+        let public_key = ca_key(ca, &mut problems);
         if roots.is_empty() {
-            problems.extend(rules::problems_of(&ca, 0, now));
+            problems.extend(rules::problems_of(ca, Place::CA, now));
             return Err(problems);
         }
-        let path = choose(&ca, &others, &roots, whole_chain, now).map_err(|found| problems.extend(found)).ok();
+        let path = choose(ca, &others, &roots, is_whole, now).map_err(|found| problems.extend(found)).ok();
         let (Some(path), Some(public_key), true) = (path, public_key, problems.is_empty()) else {
             return Err(problems);
         };
         let mut warnings = rules::path_warnings(&path, now);
-        warnings.extend(beside(&path, &others, &roots, now));
-        let issuer = Issuer::of_path(&ca, &path, public_key, roots_pem, &roots);
+        warnings.extend(beside(ca, &path, &others, &roots, now));
+        let issuer = Issuer::of_path(ca, &path, public_key, roots_pem, &roots);
         let warnings = warnings.into_iter().map(Warning).collect();
         Ok(Self { files, issuer: Arc::new(issuer), warnings })
-    }
-
-    /// Checks that a key, from a file or a token, is the one in the CA's certificate.
-    ///
-    /// # Errors
-    /// When it is another; `key_name` says in the message whose it is.
-    pub fn check_key(&self, key_name: &str, key: &PublicKey) -> Result<(), Problem> {
-        same_key(&self.files, self.issuer.public_key(), key_name, key)
     }
 
     /// The files, byte for byte as given.
@@ -178,7 +184,7 @@ impl Bundle {
         &self.issuer
     }
 
-    /// Expiry within 90 days, SHA-1 in the chain, and the like.
+    /// Expiry within 90 days, a root signed with SHA-1, and the like.
     #[must_use]
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
@@ -187,49 +193,113 @@ impl Bundle {
 
 const LABEL: &str = "CERTIFICATE";
 
-/// The certificates of a file, in its order; what is wrong with it is added to the problems.
-fn certificates(input: &Input, problems: &mut Vec<Problem>) -> Vec<Certificate> {
-    let blocks = match pem::blocks(&input.bytes) {
+/// What a file of certificates holds.
+struct Read {
+    /// In the file's order.
+    found: Vec<Certificate>,
+    /// Whether the first certificate of the file is the first that was found, and was not left out as unreadable.
+    has_first: bool,
+}
+
+/// The certificates of a file; what is wrong with it is added to the problems.
+fn certificates(input: &Input, problems: &mut Vec<Problem>) -> Read {
+    let mut read = Read { found: Vec::new(), has_first: true };
+    let blocks = pem::blocks(&input.bytes);
+    if !matches!(&blocks, Ok(blocks) if !blocks.is_empty())
+        && let Some(found) = found::file(&input.bytes, &input.name, Wanted::Certificates)
+    {
+        problems.push(Problem::with_remedy(&input.name, found.what, found.remedy));
+        return read;
+    }
+    let blocks = match blocks {
         Ok(blocks) => blocks,
         Err(error) => {
-            problems.push(Problem::new(&input.name, error.to_string()));
-            return Vec::new();
+            let remedy = "correct that line, or copy the file again";
+            problems.push(Problem::with_remedy(&input.name, error.to_string(), remedy));
+            return read;
         }
     };
-    let mut found = Vec::new();
-    for block in blocks {
+    let is_comment = |line: &[u8]| line.is_empty() || line.starts_with(b"#");
+    if blocks.is_empty() && !input.bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).all(is_comment) {
+        let reason = "has content, but no PEM block (a line `-----BEGIN CERTIFICATE-----`)";
+        let remedy = "give the certificates in PEM; a cert-chain.pem may also be empty";
+        problems.push(Problem::with_remedy(&input.name, reason, remedy));
+    }
+    for block in &blocks {
         if block.label != LABEL {
             // These files are public and go out byte for byte; ztunnel refuses roots with other blocks in them.
-            let is_key = block.label.ends_with("PRIVATE KEY");
-            let remedy = if is_key { "this file is public: remove it" } else { "remove it" };
-            let reason = format!("line {}: holds a `{}`", block.line, block.label);
-            problems.push(Problem::with_remedy(&input.name, reason, remedy));
+            let found = found::foreign_block(&block.label, &input.name, blocks.len() == 1);
+            let reason = format!("line {}: {}", block.line, found.what);
+            problems.push(Problem::with_remedy(&input.name, reason, found.remedy));
             continue;
         }
         match Certificate::parse(&input.name, block.line, &block.der) {
-            Ok(certificate) => found.push(certificate),
-            Err(reason) => {
-                let reason = format!("line {}: the certificate is malformed: {reason}", block.line);
-                problems.push(Problem::with_remedy(&input.name, reason, "copy it again"));
+            Ok(certificate) => read.found.push(certificate),
+            Err(Unreadable { reason, remedy }) => {
+                read.has_first &= !read.found.is_empty();
+                let reason = format!("line {}: the certificate {reason}", block.line);
+                problems.push(Problem::with_remedy(&input.name, reason, remedy));
             }
         }
     }
-    found
+    read
 }
 
-fn same_key(files: &BundleFiles, ours: &PublicKey, key_name: &str, key: &PublicKey) -> Result<(), Problem> {
-    if key == ours {
-        return Ok(());
+/// root-cert.pem as it goes out to workloads, whose programs read it less leniently than [`pem`] does.
+fn passed_on(input: &Input, problems: &mut Vec<Problem>) -> String {
+    if problems.iter().any(|problem| problem.file == input.name) {
+        return String::new();
     }
+    let mut refuse = |reason: &str, remedy: &str| problems.push(Problem::with_remedy(&input.name, reason, remedy));
+    if pem::has_marks(&input.bytes) {
+        let reason =
+            "has a byte order mark, zero-width characters or no-break spaces, and goes out to workloads as it is";
+        refuse(reason, &found::without_marks(&input.name));
+        return String::new();
+    }
+    let has_header = |block: &pem::Block| !block.headers.is_empty();
+    if pem::blocks(&input.bytes).iter().flatten().any(has_header) {
+        let remedy = "remove the lines with a colon between BEGIN and the base64, and the empty line after them";
+        refuse("has a PEM block with a header, and Go skips such a block", remedy);
+    }
+    match str::from_utf8(&input.bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => {
+            refuse("is not UTF-8 text, as the reply to Istio's agents must be", "remove the comments in it");
+            String::new()
+        }
+    }
+}
+
+/// Why a key is not the CA's, and whether it is that of another certificate in the files.
+fn other_key(name: &str, key: &PublicKey, ca: &Certificate, elsewhere: &[&[Certificate]]) -> (Problem, bool) {
+    let Some(own) = elsewhere.iter().copied().flatten().find(|other| other.spki == key.spki_der()) else {
+        let of_certificate = PublicKey::from_spki_der(&ca.spki);
+        let reason = format!(
+            "is not the key of {} ({} with SHA-256 {}; the certificate has {})",
+            ca.file,
+            key.algorithm(),
+            short(key),
+            of_certificate
+                .map_or_else(|_| ca.key.kind.clone(), |ours| format!("{} with {}", ours.algorithm(), short(&ours))),
+        );
+        return (Problem::with_remedy(name, reason, "give the two that belong together"), false);
+    };
     let reason = format!(
-        "is not the key of {} ({} with SHA-256 {}; the certificate has {} with {})",
-        files.ca_cert.name,
-        key.algorithm(),
-        short(key),
-        ours.algorithm(),
-        short(ours)
+        "is the key of {} in {}, and not of the first certificate in {} ({})",
+        own.label(),
+        own.file,
+        ca.file,
+        name::shown(&ca.subject)
     );
-    Err(Problem::with_remedy(key_name, reason, "give the two that belong together"))
+    let remedy = if own.file == ca.file {
+        format!("put that certificate first in {}", ca.file)
+    } else if path::is_signed_by(own, ca) && !own.is_self_issued() {
+        format!("the two files are swapped: put the CA's certificate into {}, and its root into {}", ca.file, own.file)
+    } else {
+        format!("put that certificate into {}, as its first", ca.file)
+    };
+    (Problem::with_remedy(name, reason, remedy), true)
 }
 
 /// The CA's key, which unlike a root's must be one that we sign with.
@@ -239,7 +309,8 @@ fn ca_key(ca: &Certificate, problems: &mut Vec<Problem>) -> Option<PublicKey> {
         Ok(_) => "the RSA key's public exponent is not 65537, which a CA's key must have".to_owned(),
         Err(error) => error.to_string(),
     };
-    problems.push(Problem::new(&ca.file, format!("{}: {reason}", ca.label())));
+    let remedy = "make a CA key of a supported type, and have a certificate issued for it";
+    problems.push(Problem::with_remedy(&ca.file, format!("{}: {reason}", ca.label()), remedy));
     None
 }
 
@@ -248,37 +319,79 @@ fn choose<'a>(
     ca: &'a Certificate,
     others: &'a [Certificate],
     roots: &'a [Certificate],
-    whole_chain: bool,
+    is_whole: bool,
     now: SystemTime,
 ) -> Result<Path<'a>, Vec<Problem>> {
-    let paths = path::find(ca, others, roots).map_err(|DeadEnd { at, reason, remedy }| {
-        let mut problems = rules::problems_of(ca, 0, now);
-        if whole_chain {
-            problems.push(Problem::with_remedy(&at.file, format!("{} {reason}", at.label()), remedy));
-        }
+    let dead_end = |DeadEnd { at, reason, remedy }: DeadEnd<'_>| {
+        Problem::with_remedy(&at.file, format!("{} {reason}", at.label()), remedy)
+    };
+    let paths = path::find(ca, others, roots).map_err(|found| {
+        let mut problems = rules::problems_of(ca, Place::CA, now);
+        problems.extend(Some(dead_end(found)).filter(|_| is_whole));
         problems
     })?;
-    let judged = paths.into_iter().map(|path| (rules::path_problems(&path, now), path));
-    match judged.min_by_key(|(problems, path)| (problems.len(), path.below_root.len())) {
+    let judge = |path: &Path<'a>| {
+        let problems = rules::path_problems(path, now);
+        if !problems.is_empty() {
+            return problems;
+        }
+        let rivals = path::as_openssl(ca, &path.below_root, roots).into_iter();
+        let judged = rivals.map(|rival| match rival {
+            Ok(rival) => rules::problem_of_root(&rival, now).map(|problem| unlike(&problem, &rival, path)),
+            Err(found) => Some(dead_end(found)),
+        });
+        judged.flatten().collect()
+    };
+    // A path with the CA's own certificate also serves workloads that trust only a part of the roots.
+    let judged = paths.into_iter().map(|path| (judge(&path), path));
+    match judged.min_by_key(|(problems, path)| (problems.len(), path.below_root.is_empty(), path.below_root.len())) {
         Some((problems, path)) if problems.is_empty() => Ok(path),
         Some((problems, _)) => Err(problems),
-        None => Err(rules::problems_of(ca, 0, now)),
+        None => Err(rules::problems_of(ca, Place::CA, now)),
     }
 }
 
+/// The problem of a path that OpenSSL or BoringSSL may take in place of one that keeps every rule.
+fn unlike(problem: &Problem, rival: &Path<'_>, path: &Path<'_>) -> Problem {
+    let reason = format!(
+        "{}; OpenSSL and Envoy (BoringSSL) may take {} for the issuer in place of {}, which has the same name",
+        problem.reason,
+        rival.root.label(),
+        path.root.label()
+    );
+    Problem::with_remedy(&problem.file, reason, format!("remove {}, or put it in order", rival.root.label()))
+}
+
 /// Warnings about what stands in the files beside the path.
-fn beside(path: &Path<'_>, others: &[Certificate], roots: &[Certificate], now: SystemTime) -> Vec<String> {
+fn beside(
+    ca: &Certificate,
+    path: &Path<'_>,
+    others: &[Certificate],
+    roots: &[Certificate],
+    now: SystemTime,
+) -> Vec<String> {
     let on_path = |der: &[u8]| path.root.der == der || path.below_root.iter().any(|it| it.der == der);
-    let stray = others
-        .iter()
-        .filter(|other| !on_path(&other.der) && roots.iter().all(|root| root.der != other.der))
-        .map(|other| format!("{}: {} is not on the CA's path to a root; remove it", other.file, other.label()));
-    let unusable = roots
-        .iter()
-        .filter(|root| !on_path(&root.der))
-        .flat_map(|root| rules::problems_of(root, 1, now))
-        .map(|problem| problem.to_string());
-    stray.chain(unusable).collect()
+    let is_stray = |other: &&Certificate| {
+        !on_path(&other.der) && other.der != ca.der && roots.iter().all(|root| root.der != other.der)
+    };
+    let stray = others.iter().filter(is_stray).map(|other| {
+        let found = format!("{}: {} is not on the CA's path to a root", other.file, other.label());
+        if other.file == ca.file && path::is_signed_by(other, ca) {
+            return format!("{found}, but issued by the CA in {}; if it is the CA's own, put it first there", ca.file);
+        }
+        format!("{found}; it is sent to nobody and may be removed")
+    });
+    let rivals = path::as_openssl(ca, &path.below_root, roots).into_iter().flatten();
+    let rivals: Vec<_> = rivals.filter(|rival| rival.root.der != path.root.der).collect();
+    let soon = rivals.iter().flat_map(|rival| rules::expires_soon(rival.root, now));
+    let soon = soon.map(|warning| format!("{warning}; remove it before: Envoy (BoringSSL) may take it for the issuer"));
+    let unusable = roots.iter().filter(|root| !on_path(&root.der)).flat_map(|root| {
+        rules::problems_of(root, Place::OTHER_ROOT, now).into_iter().map(|problem| {
+            let Problem { file, reason, .. } = problem;
+            format!("{file}: {reason}; the CA's path does not need it: remove it")
+        })
+    });
+    stray.chain(unusable).chain(soon).collect()
 }
 
 /// The beginning of a key's fingerprint, enough to compare by eye.

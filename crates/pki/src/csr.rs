@@ -18,6 +18,7 @@ use x509_cert::{
 
 use super::{
     PublicKey, algorithm,
+    found::{self, Der, Found, Wanted},
     key::KeyError,
     pem::{self, PemError},
 };
@@ -90,8 +91,11 @@ pub enum CsrError {
     /// No PEM block.
     #[error("the request holds no PEM block; send one, such as CERTIFICATE REQUEST")]
     NoPem,
+    /// Something that people take for a PEM request.
+    #[error("the request {}; {}", .0.what, .0.remedy)]
+    Unlike(Found),
     /// A damaged PEM block.
-    #[error("the request's PEM is malformed: {0}")]
+    #[error("the request's PEM is malformed: {0}; copy the request again")]
     Pem(#[from] PemError),
     /// The self-signature does not verify.
     #[error("the request's signature does not verify with its own key")]
@@ -121,8 +125,22 @@ impl VerifiedCsr {
         if text.len() > CSR_MAX {
             return Err(CsrError::TooLarge(text.len()));
         }
-        let block = pem::blocks(first_block(text).as_bytes())?.into_iter().next().ok_or(CsrError::NoPem)?;
-        Self::from_der(&block.der)
+        let blocks = pem::blocks(first_block(text).as_bytes());
+        if let Ok([block, ..]) = blocks.as_deref() {
+            return Self::from_der(&block.der).map_err(|error| match found::der(&block.der) {
+                Some(kind) if matches!(error, CsrError::Malformed(_)) && kind != Der::Request => {
+                    CsrError::Unlike(Found {
+                        what: format!("is {kind}, under the label {}", block.label),
+                        remedy: kind.to(Wanted::Request, "REQUEST"),
+                    })
+                }
+                _ => error,
+            });
+        }
+        match found::file(text.as_bytes(), "REQUEST", Wanted::Request) {
+            Some(found) => Err(CsrError::Unlike(found)),
+            None => Err(blocks.map_or_else(CsrError::Pem, |_none| CsrError::NoPem)),
+        }
     }
 
     /// Checks a DER CertificationRequest.

@@ -4,7 +4,7 @@
 //! refused, so that keys can be compared, hashed and denied by their bytes. It never holds or makes a private key.
 //! Called for CA certificates, requests, private key files and the public objects of tokens.
 
-mod encoding;
+pub(crate) mod encoding;
 
 use std::sync::{Arc, OnceLock};
 
@@ -64,8 +64,8 @@ pub enum KeyError {
     #[error("the RSA key has {0} bits; 2048 to 4096 are accepted")]
     RsaSize(usize),
     /// A key type or curve that this CA does not take.
-    #[error("the public key's type is not supported (RSA 2048 to 4096, P-256, P-384 and Ed25519 are)")]
-    UnsupportedType,
+    #[error("the key is {0}, which is not supported (RSA 2048 to 4096, P-256, P-384 and Ed25519 are)")]
+    UnsupportedType(String),
 }
 
 /// A public key whose form and size have been checked. A clone is cheap: it shares the bytes.

@@ -3,8 +3,11 @@
 //! Accepts what Go's `encoding/pem` and OpenSSL accept: text around the blocks (`Bag Attributes`,
 //! `openssl x509 -text`), CRLF, white space at line ends, lines of any width, RFC 1421 headers. It never guesses: a
 //! block that is broken, or whose BEGIN line is not at the start of its line, is an error, where Go would silently
-//! drop it. Not the `pem-rfc7468` crate: that wants lines of one width, refuses headers, reads one block a call, and
+//! drop it. Byte order marks and zero-width characters, which editors and chats leave behind, are skipped. Not the
+//! `pem-rfc7468` crate: that wants lines of one width, refuses headers, reads one block a call, and
 //! its errors carry no line number.
+
+use std::{borrow::Cow, ops::Deref};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use zeroize::Zeroizing;
@@ -58,6 +61,7 @@ pub fn blocks(text: &[u8]) -> Result<Vec<Block>, PemError> {
     if text.len() > TEXT_MAX {
         return fail(1, "the file is larger than 1 MiB; keep only the PEM blocks that are needed");
     }
+    let text = cleaned(text);
     let mut lines = (1_usize..).zip(text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end));
     let mut found = Vec::new();
     while let Some((line, content)) = lines.next() {
@@ -66,6 +70,68 @@ pub fn blocks(text: &[u8]) -> Result<Vec<Block>, PemError> {
         }
     }
     Ok(found)
+}
+
+/// Whether a text has byte order marks, zero-width characters or no-break spaces, which nobody sees in an editor.
+#[must_use]
+pub fn has_marks(text: &[u8]) -> bool {
+    matches!(cleaned(text), Cleaned::Without(_))
+}
+
+/// A text without byte order marks and zero-width characters, and with spaces in place of no-break spaces.
+#[must_use]
+pub fn without_marks(text: &str) -> Cow<'_, str> {
+    match cleaned(text.as_bytes()) {
+        Cleaned::AsIs(_) => Cow::Borrowed(text),
+        Cleaned::Without(bytes) => String::from_utf8_lossy(&bytes).into_owned().into(),
+    }
+}
+
+/// A text without marks; the copy is zeroized, since it may be a key's.
+pub(crate) enum Cleaned<'a> {
+    /// There were none.
+    AsIs(&'a [u8]),
+    /// There were some.
+    Without(Zeroizing<Vec<u8>>),
+}
+
+impl Deref for Cleaned<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::AsIs(text) => text,
+            Self::Without(text) => text,
+        }
+    }
+}
+
+/// [`without_marks`] for bytes.
+pub(crate) fn cleaned(text: &[u8]) -> Cleaned<'_> {
+    if text.is_ascii() {
+        return Cleaned::AsIs(text);
+    }
+    let mut out = Zeroizing::new(Vec::with_capacity(text.len()));
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        rest = match rest {
+            // U+FEFF, U+200B to U+200F, U+2060, U+00AD.
+            [0xef, 0xbb, 0xbf, after @ ..]
+            | [0xe2, 0x80, 0x8b..=0x8f, after @ ..]
+            | [0xe2, 0x81, 0xa0, after @ ..]
+            | [0xc2, 0xad, after @ ..] => after,
+            // U+00A0.
+            [0xc2, 0xa0, after @ ..] => {
+                out.push(b' ');
+                after
+            }
+            _ => {
+                out.push(*first);
+                after
+            }
+        };
+    }
+    if out.len() == text.len() { Cleaned::AsIs(text) } else { Cleaned::Without(out) }
 }
 
 /// Encodes one block, 64 columns, with a newline at the end. Not for secrets: the text is not zeroized.
@@ -116,7 +182,7 @@ fn fail<T>(line: usize, reason: &'static str) -> Result<T, PemError> {
 /// The label when the line begins a block.
 fn begin_label(line: usize, content: &[u8]) -> Result<Option<String>, PemError> {
     let Some(rest) = content.strip_prefix(BEGIN) else {
-        // `cat` of files without a newline at their ends, indentation, and a byte order mark all look like this.
+        // `cat` of files without a newline at their ends, and indentation, look like this.
         if content.windows(BEGIN.len()).any(|window| window == BEGIN) {
             return fail(line, "BEGIN does not stand at the start of its line; put it there");
         }
@@ -214,6 +280,12 @@ mod tests {
             ("bag attributes", &format!("Bag Attributes\n    friendlyName: x\nKey: <none>\n{ONE}after"), &[4]),
             ("white space at line ends", &ONE.replace('\n', " \t\n"), &[1]),
             ("narrow lines", &ONE.replace("AQID", "AQ\nI\n\nD"), &[1]),
+            ("a byte order mark", &format!("\u{feff}{ONE}"), &[1]),
+            (
+                "characters nobody sees",
+                &ONE.replace("AQID", "A\u{200b}Q\u{2060}ID").replace("BEGIN ", "BEGIN\u{a0}"),
+                &[1],
+            ),
             ("a header", &ONE.replace("AQID", "Proc-Type: 4,CLEAR\n folded\n\nAQID"), &[1]),
         ];
         for (name, text, lines) in cases {
@@ -223,7 +295,7 @@ mod tests {
         }
         let long = ONE.replace("AQID", &STANDARD.encode([7; 300]));
         assert_eq!(**blocks(long.as_bytes()).unwrap()[0].der, [7; 300], "one long line");
-        let header = &blocks(cases[9].1.as_bytes()).unwrap()[0].headers;
+        let header = &blocks(cases[11].1.as_bytes()).unwrap()[0].headers;
         assert_eq!(*header, ["Proc-Type: 4,CLEAR", " folded"]);
     }
 
@@ -242,7 +314,6 @@ mod tests {
             (&ONE.replace("BEGIN CERTIFICATE-----", "BEGIN CERTIFICATE----"), 1, "BEGIN line"),
             (&ONE.replace("CERTIFICATE", ""), 1, "BEGIN line"),
             (&format!("  {ONE}"), 1, "start of its line"),
-            (&format!("\u{feff}{ONE}"), 1, "start of its line"),
             (&glued, 3, "END line"),
             (&nested, 2, "before the one above"),
             (&" ".repeat(TEXT_MAX + 1), 1, "1 MiB"),

@@ -21,6 +21,8 @@ use zeroize::Zeroizing;
 
 use super::{
     KeyAlgorithm, PublicKey,
+    bundle::Problem,
+    found::{self, Found, Wanted},
     key::KeyError,
     pem::{self, Block, PemError},
 };
@@ -100,8 +102,13 @@ pub enum PrivateKeyError {
     #[error("the private key is malformed: {0}; take it from a backup")]
     Malformed(&'static str),
     /// No block with a private key.
-    #[error("there is no private key in PEM form in it (RSA, EC or PKCS#8 PRIVATE KEY); give the CA's")]
-    NoKey,
+    #[error("there is no private key in it, but {found}; {remedy}")]
+    NoKey {
+        /// What is in it.
+        found: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// Encrypted, and no passphrase was given.
     #[error("the private key is encrypted; give its passphrase")]
     PassphraseNeeded,
@@ -126,11 +133,36 @@ pub enum PrivateKeyError {
     )]
     UnsupportedEncryption(&'static str),
     /// A private key in a form of another world, such as `OPENSSH PRIVATE KEY`.
-    #[error("a `{0}` is not supported; RSA, EC and PKCS#8 private keys are: convert it")]
-    UnsupportedForm(String),
+    #[error("a `{label}` is not supported; RSA, EC and PKCS#8 private keys are: {remedy}")]
+    UnsupportedForm {
+        /// The label of its PEM block.
+        label: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// An RSA exponent other than 65537: legal, but what tokens and peers make of it is not known.
     #[error("the RSA key's public exponent is not 65537, which a CA's key must have; make another CA key")]
     UnusualExponent,
+}
+
+impl PrivateKeyError {
+    /// The error about a file of that name and content: what the file is, where that can be recognized.
+    #[must_use]
+    pub fn in_file(&self, name: &str, text: &[u8]) -> Problem {
+        match (self, found::file(text, name, Wanted::PrivateKey)) {
+            (Self::NoKey { .. } | Self::Pem(_), Some(Found { what, remedy })) => {
+                Problem::with_remedy(name, what, remedy)
+            }
+            (Self::Pem(error), None) => {
+                Problem::with_remedy(name, error.to_string(), "correct that line, or take the file from a backup")
+            }
+            (Self::Key(error), _) => {
+                let remedy = "make a CA key of a supported type, and have a certificate issued for it";
+                Problem::with_remedy(name, error.to_string(), remedy)
+            }
+            _ => Problem::new(name, self.to_string()),
+        }
+    }
 }
 
 impl PrivateKey {
@@ -158,7 +190,17 @@ impl PrivateKey {
                     other => other,
                 })
             }
-            other => Err(PrivateKeyError::UnsupportedForm(other.to_owned())),
+            other => {
+                let remedy = match other {
+                    "DSA PRIVATE KEY" => "make another CA key",
+                    "OPENSSH PRIVATE KEY" => "convert a copy: ssh-keygen -p -P '' -N '' -m PKCS8 -f COPY",
+                    "TSS2 PRIVATE KEY" => {
+                        "it can be used with its TPM alone; give a key that was made outside, or use a token"
+                    }
+                    _ => "convert it: openssl pkey -in OLD -out NEW",
+                };
+                Err(PrivateKeyError::UnsupportedForm { label: other.to_owned(), remedy })
+            }
         }
     }
 
@@ -254,7 +296,7 @@ fn is_same_point(claimed: &[u8], uncompressed: &[u8]) -> bool {
 /// The one block that holds a private key.
 fn the_key(blocks: &[Block]) -> Result<&Block, PrivateKeyError> {
     let mut keys = blocks.iter().filter(|block| block.label.ends_with("PRIVATE KEY"));
-    let key = keys.next().ok_or(PrivateKeyError::NoKey)?;
+    let key = keys.next().ok_or_else(|| no_key(blocks))?;
     if let Some(second) = keys.next() {
         return Err(PrivateKeyError::SeveralKeys { first: key.line, second: second.line });
     }
@@ -262,6 +304,31 @@ fn the_key(blocks: &[Block]) -> Result<&Block, PrivateKeyError> {
         return Err(PrivateKeyError::EncryptedLegacy { line: key.line });
     }
     Ok(key)
+}
+
+/// What there is in place of a private key.
+fn no_key(blocks: &[Block]) -> PrivateKeyError {
+    let has = |labels: &[&str]| blocks.iter().any(|block| labels.contains(&block.label.as_str()));
+    let private = "give the file with the private key (BEGIN PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY)";
+    let (found, remedy) = if has(&["PUBLIC KEY", "RSA PUBLIC KEY"]) {
+        ("a public key", private)
+    } else if has(&["CERTIFICATE", "TRUSTED CERTIFICATE", "X509 CERTIFICATE"]) {
+        ("a certificate", private)
+    } else if has(&["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"]) {
+        ("a certificate request", private)
+    } else if has(&["PKCS#11 PROVIDER URI"]) {
+        (
+            "a reference to a key in a token",
+            "nothing has to be imported: name that token, and bring the certificate in by `istio-hsm-ca install`",
+        )
+    } else if has(&["EC PARAMETERS"]) {
+        ("EC PARAMETERS alone, which name a curve", private)
+    } else if blocks.is_empty() {
+        ("no PEM block either", private)
+    } else {
+        ("something else", private)
+    };
+    PrivateKeyError::NoKey { found, remedy }
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 //! x509-cert's types own their parts and encode them again; what a signature covers, and what is compared byte for
 //! byte, has to stay as it is.
 
-use der::{AnyRef, Sequence, asn1::BitStringRef};
+use der::{AnyRef, Decode, Encode, Sequence, asn1::BitStringRef};
 use x509_cert::{ext::Extensions, time::Validity};
+
+use crate::name;
 
 /// Certificate (RFC 5280, section 4.1) or CertificationRequest (RFC 2986, section 4.2).
 #[derive(Clone, Copy, Debug, Sequence)]
@@ -33,4 +35,53 @@ pub(crate) struct TbsCertificate<'a> {
     pub(crate) subject_unique_id: Option<BitStringRef<'a>>,
     #[asn1(context_specific = "3", tag_mode = "EXPLICIT", optional = "true")]
     pub(crate) extensions: Option<Extensions>,
+}
+
+/// The fields of a certificate of any issuer. x509-cert's Certificate takes no serial number above 20 octets, and Istio's
+/// clients do.
+#[derive(Clone, Debug)]
+pub struct CertificateFields {
+    /// DER INTEGER.
+    pub serial: Vec<u8>,
+    /// DER Name.
+    pub issuer: Vec<u8>,
+    /// notBefore and notAfter.
+    pub validity: Validity,
+    /// DER Name.
+    pub subject: Vec<u8>,
+    /// DER SubjectPublicKeyInfo.
+    pub spki: Vec<u8>,
+    /// The extensions; none where there are none.
+    pub extensions: Extensions,
+}
+
+impl CertificateFields {
+    /// Reads a DER certificate, without verifying anything.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn parse(der: &[u8]) -> Result<Self, der::Error> {
+        let content = Signed::from_der(der)?.content.to_der()?;
+        let read = TbsCertificate::from_der(&content)?;
+        Ok(Self {
+            serial: read.serial.to_der()?,
+            issuer: read.issuer.to_der()?,
+            validity: read.validity,
+            subject: read.subject.to_der()?,
+            spki: read.spki.to_der()?,
+            extensions: read.extensions.unwrap_or_default(),
+        })
+    }
+
+    /// The subject for people (RFC 4514), in whatever string types.
+    #[must_use]
+    pub fn subject_text(&self) -> String {
+        name::shown(&self.subject)
+    }
+
+    /// The issuer for people.
+    #[must_use]
+    pub fn issuer_text(&self) -> String {
+        name::shown(&self.issuer)
+    }
 }

@@ -1,5 +1,7 @@
 //! What the tests of this module and of `policy` are made of: software keys, a software CA, requests byte by byte.
 
+pub mod draft;
+
 use std::{
     sync::{Arc, LazyLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -28,6 +30,8 @@ pub static P384: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate_for(&rcg
 pub static ED25519: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap());
 pub static RSA: LazyLock<KeyPair> =
     LazyLock::new(|| KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap());
+/// Of a type that certificates above the CA's may have, and the CA's not.
+pub static P521: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512).unwrap());
 /// The workload's key.
 pub static WORKLOAD: LazyLock<KeyPair> =
     LazyLock::new(|| KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap());

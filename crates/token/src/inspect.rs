@@ -4,7 +4,7 @@ use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use der::{Decode, Encode};
+use der::{AnyRef, Decode};
 use serde::Serialize;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     key::{Flags, hex, objects, public},
     module::{Info, LibraryInfo, Slots, TokenError, UnreadableSlot},
 };
-use pki::PublicKey;
+use pki::{CertificateFields, PublicKey};
 
 /// A token of a module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -184,17 +184,15 @@ fn kind(session: &Session, object: ObjectHandle) -> Result<String, Pkcs11Error> 
 }
 
 fn content(der: &[u8], keys: &[KeyView]) -> Option<CertificateContent> {
-    let certificate = x509_cert::Certificate::from_der(der).ok()?;
-    let tbs = certificate.tbs_certificate();
-    let spki = tbs.subject_public_key_info().to_der().ok()?;
-    let id = PublicKey::from_spki_der(&spki).ok().map(|key| hex(&key.key_id()));
+    let certificate = CertificateFields::parse(der).ok()?;
+    let id = PublicKey::from_spki_der(&certificate.spki).ok().map(|key| hex(&key.key_id()));
     Some(CertificateContent {
-        subject: tbs.subject().to_string(),
-        issuer: tbs.issuer().to_string(),
-        serial: hex(tbs.serial_number().as_bytes()),
-        not_before: tbs.validity().not_before.to_date_time().to_string(),
-        not_after: tbs.validity().not_after.to_date_time().to_string(),
-        key_sha256: sha256(&spki),
+        subject: certificate.subject_text(),
+        issuer: certificate.issuer_text(),
+        serial: hex(AnyRef::from_der(&certificate.serial).ok()?.value()),
+        not_before: certificate.validity.not_before.to_date_time().to_string(),
+        not_after: certificate.validity.not_after.to_date_time().to_string(),
+        key_sha256: sha256(&certificate.spki),
         key_present: id.is_some_and(|id| keys.iter().any(|key| key.id == id)),
     })
 }

@@ -1,7 +1,8 @@
 //! Identities and keys that get no certificate any more.
 //!
 //! One entry a line: a SPIFFE ID, or `sha256:` and the SHA-256 of the key's DER SubjectPublicKeyInfo in
-//! hexadecimal; `#` starts a comment. Pure; read by [`super::ClientCertificates`] at start and by each reload.
+//! hexadecimal; `#` starts a comment; characters that no editor shows are skipped. Pure; read by
+//! [`super::ClientCertificates`] at start and by each reload.
 
 use std::collections::HashSet;
 
@@ -9,6 +10,7 @@ use crate::auth::credential_cache::Hash;
 use pki::{
     PublicKey,
     identity::{Name, NameError, SpiffeId},
+    pem,
 };
 
 /// What leads the hash of a key.
@@ -50,7 +52,7 @@ impl Denylist {
     pub fn parse(text: &str) -> Result<Self, Vec<DenylistError>> {
         let mut denylist = Self::default();
         let mut errors = Vec::new();
-        for (line, content) in (1..).zip(text.lines()) {
+        for (line, content) in (1..).zip(pem::without_marks(text).lines()) {
             let entry = content.split('#').next().unwrap_or_default().trim();
             if entry.is_empty() {
                 continue;
@@ -111,7 +113,7 @@ mod tests {
     #[test]
     fn entries_comments_and_blank_lines() {
         let text = format!(
-            "# stolen\n\nspiffe://td/ns/n/sa/a # with a comment\r\n  sha256:{}  \nsha256:{}\n",
+            "\u{feff}# stolen\n\nspiffe://td/ns/n/sa/a # with a comment\r\n  sha256:{}\u{200b}  \nsha256:{}\n",
             "0a".repeat(32),
             "FF".repeat(32)
         );

@@ -54,12 +54,6 @@ pub fn public_key_info(certificate: &[u8]) -> Option<&[u8]> {
     Raw::split(certificate).ok().map(|raw| raw.public_key_info)
 }
 
-/// The DER Name of a certificate's subject, byte for byte.
-#[must_use]
-pub fn subject(certificate: &[u8]) -> Option<&[u8]> {
-    fields(certificate).ok().and_then(|(_, fields)| fields.get(4).copied())
-}
-
 impl<'a> Unproven<'a> {
     /// Parses a certificate.
     ///

@@ -4,12 +4,16 @@
 
 use std::time::SystemTime;
 
+use const_oid::AssociatedOid;
 use der::Decode;
-use rustls_pki_types::{CertificateDer, pem::PemObject};
-use x509_cert::{Certificate, ext::pkix::BasicConstraints};
+use x509_cert::ext::pkix::BasicConstraints;
 
-use super::{Accepted, leaf};
-use pki::{PublicKey, key::KeyError};
+use super::Accepted;
+use pki::{
+    CertificateFields, PublicKey,
+    key::KeyError,
+    pem::{self, PemError},
+};
 
 /// The most certificates in one file.
 const MOST: usize = 64;
@@ -38,8 +42,8 @@ pub enum PreviousCaError {
     #[error("certificate {0} is not a CA certificate")]
     NotCa(usize),
     /// The PEM text is malformed.
-    #[error("the PEM text is malformed at certificate {0}")]
-    Pem(usize),
+    #[error("the PEM text is malformed: {0}")]
+    Pem(#[from] PemError),
     /// More than anybody needs.
     #[error("the file holds more than {MOST} certificates")]
     TooMany,
@@ -50,30 +54,30 @@ impl PreviousCa {
     ///
     /// # Errors
     /// At the first certificate that is malformed or no CA's, counted from 1.
-    pub fn parse_all(pem: &[u8]) -> Result<Vec<Self>, PreviousCaError> {
+    pub fn parse_all(text: &[u8]) -> Result<Vec<Self>, PreviousCaError> {
+        let blocks = pem::blocks(text)?.into_iter().filter(|block| block.label == "CERTIFICATE");
         let mut cas = Vec::new();
-        for (number, certificate) in (1..).zip(CertificateDer::pem_slice_iter(pem)) {
+        for (number, certificate) in (1..).zip(blocks) {
             if number > MOST {
                 return Err(PreviousCaError::TooMany);
             }
-            cas.push(Self::parse(number, &certificate.map_err(|_| PreviousCaError::Pem(number))?)?);
+            cas.push(Self::parse(number, &certificate.der)?);
         }
         if cas.is_empty() { Err(PreviousCaError::Empty) } else { Ok(cas) }
     }
 
     fn parse(number: usize, der: &[u8]) -> Result<Self, PreviousCaError> {
         let malformed = || PreviousCaError::Malformed(number);
-        let parsed = Certificate::from_der(der).map_err(|_| malformed())?;
-        let tbs = parsed.tbs_certificate();
-        let basic = tbs.get_extension::<BasicConstraints>().map_err(|_| malformed())?;
-        if !basic.is_some_and(|(_, basic)| basic.ca) {
+        let fields = CertificateFields::parse(der).map_err(|_| malformed())?;
+        let basic = fields.extensions.iter().find(|extension| extension.extn_id == BasicConstraints::OID);
+        let basic = basic.map(|extension| BasicConstraints::from_der(extension.extn_value.as_bytes())).transpose();
+        if !basic.map_err(|_| malformed())?.is_some_and(|basic| basic.ca) {
             return Err(PreviousCaError::NotCa(number));
         }
-        let spki = leaf::public_key_info(der).ok_or_else(malformed)?;
         Ok(Self {
-            subject: leaf::subject(der).ok_or_else(malformed)?.to_vec(),
-            key: PublicKey::from_spki_der(spki).map_err(|source| PreviousCaError::Key(number, source))?,
-            not_after: tbs.validity().not_after.to_system_time(),
+            key: PublicKey::from_spki_der(&fields.spki).map_err(|source| PreviousCaError::Key(number, source))?,
+            not_after: fields.validity.not_after.to_system_time(),
+            subject: fields.subject,
         })
     }
 

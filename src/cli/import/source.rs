@@ -12,7 +12,10 @@ use zeroize::Zeroizing;
 
 use super::{cluster, shown};
 use crate::bundle_files::{BundlePaths, unreadable};
-use pki::{Bundle, PublicKey, private_key::PrivateKey};
+use pki::{
+    Bundle, PublicKey,
+    private_key::{PrivateKey, PrivateKeyError},
+};
 use process::{clock, output};
 use token::{
     import::{How, ImportReport},
@@ -100,11 +103,10 @@ impl SourceArgs {
         };
         let name = origin.key_name();
         let key = text.and_then(|(text, warning)| Ok((self.key(&name, &text)?, warning)));
-        let other_key = |key: &PrivateKey| files.check_key(&name, key.public_key()).err();
-        let mismatch = key.as_ref().ok().and_then(|(key, _)| other_key(key));
+        let public_key = key.as_ref().ok().map(|(key, _)| (name.as_str(), key.public_key()));
         let of_certificate = files.ca_key();
-        let bundle = Bundle::check_read(files, unread, clock::now());
-        let found = bundle.as_ref().err().into_iter().flatten().chain(&mismatch);
+        let bundle = Bundle::check_read(files, unread, public_key, clock::now());
+        let found = bundle.as_ref().err().into_iter().flatten();
         let mut problems: Vec<String> = found.map(ToString::to_string).collect();
         let (bundle, key) = (bundle.ok(), key.map_err(|reason| problems.push(reason)).ok());
         match (bundle, key) {
@@ -142,7 +144,7 @@ impl SourceArgs {
 
     /// The key in a text.
     fn key(&self, name: &str, text: &[u8]) -> Result<PrivateKey, String> {
-        let failed = |error: pki::private_key::PrivateKeyError| format!("{name}: {error}");
+        let failed = |error: PrivateKeyError| error.in_file(name, text).to_string();
         let passphrase = match PrivateKey::needs_passphrase(text).map_err(failed)? {
             true => Some(self.passphrase(name)?),
             false => None,

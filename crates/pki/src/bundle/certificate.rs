@@ -1,31 +1,49 @@
 //! One certificate of a bundle: the fields that matter, with the bytes that were signed and compared left as they are.
+//!
+//! What Go's crypto/x509 or rustls-webpki cannot even read is refused here, wherever the certificate stands: Istio's
+//! own code parses whole files. What they read and then refuse on a path is for the rules. docs/BUNDLES.md lists both.
 
 use std::time::SystemTime;
 
 use const_oid::{AssociatedOid, ObjectIdentifier, db::rfc5280};
-use der::{AnyRef, Decode, Encode, Sequence, asn1::BitStringRef};
-use x509_cert::{
-    ext::{
-        Extension,
-        pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, NameConstraints, SubjectKeyIdentifier},
+use der::{AnyRef, Decode, Encode, Tag, Tagged};
+use x509_cert::ext::{
+    Extension,
+    pkix::{
+        BasicConstraints, CertificatePolicies, CrlDistributionPoints, ExtendedKeyUsage, InhibitAnyPolicy, KeyUsage,
+        PolicyConstraints, PolicyMappings, SubjectKeyIdentifier,
     },
-    name::Name,
 };
 
-use crate::structure::{Signed, TbsCertificate};
+use super::{
+    constraints::{AltNames, Constraints},
+    key::Key,
+};
+use crate::{
+    found::{self, Der, Form},
+    name,
+    structure::{Signed, TbsCertificate},
+};
 
-/// SubjectPublicKeyInfo, of any type.
-#[derive(Sequence)]
-struct Spki<'a> {
-    algorithm: AnyRef<'a>,
-    key: BitStringRef<'a>,
-}
+/// RFC 5280, section 4.1.2.2. Nothing that Istio's clients verify with cares.
+const SERIAL_MAX: usize = 20;
 
-/// An algorithm or key: the content of its AlgorithmIdentifier, and the bits that belong to it.
+/// What a signature was made with: the content of its AlgorithmIdentifier, and its bits.
 #[derive(Clone, Debug)]
-pub(super) struct Identified {
+pub(super) struct Signature {
     pub(super) algorithm: Vec<u8>,
     pub(super) bits: Vec<u8>,
+}
+
+/// authorityKeyIdentifier (RFC 5280, section 4.2.1.1): which certificate the issuer's is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Authority {
+    /// The issuer's subjectKeyIdentifier.
+    pub(super) key_id: Option<Vec<u8>>,
+    /// DER Name: the issuer of the issuer's certificate.
+    pub(super) issuer: Option<Vec<u8>>,
+    /// The serial number of the issuer's certificate: the content of the INTEGER.
+    pub(super) serial: Option<Vec<u8>>,
 }
 
 /// A certificate that could be parsed. Whether it is fit for anything is for the rules to say.
@@ -35,123 +53,307 @@ pub(super) struct Certificate {
     pub(super) line: usize,
     pub(super) der: Vec<u8>,
     pub(super) tbs: Vec<u8>,
-    pub(super) is_v1: bool,
+    /// 1 to 3.
+    pub(super) version: u8,
+    pub(super) has_unique_id: bool,
+    /// The content of the INTEGER, which is not negative.
+    pub(super) serial: Vec<u8>,
     pub(super) issuer: Vec<u8>,
     pub(super) subject: Vec<u8>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
+    /// DER SubjectPublicKeyInfo.
     pub(super) spki: Vec<u8>,
-    pub(super) key: Identified,
-    pub(super) signature: Identified,
-    pub(super) basic_constraints: Option<BasicConstraints>,
+    pub(super) key: Key,
+    pub(super) signature: Signature,
+    /// Whether it is a CA's, and its pathLenConstraint; `None` without the extension.
+    pub(super) basic_constraints: Option<(bool, Option<u64>)>,
     /// keyCertSign, when there is a keyUsage.
     pub(super) may_sign: Option<bool>,
     pub(super) extended_key_usage: Option<Vec<ObjectIdentifier>>,
-    pub(super) name_constraints: Option<(bool, NameConstraints)>,
+    pub(super) alternative_names: AltNames,
+    pub(super) constraints: Option<Constraints>,
     pub(super) subject_key_id: Option<Vec<u8>>,
-    /// Critical extensions that Istio's clients do not know, and so refuse.
-    pub(super) unknown_critical: Vec<ObjectIdentifier>,
+    pub(super) authority: Authority,
+    pub(super) require_explicit_policy: Option<u32>,
+    /// The critical extensions, and whether Go knows everything in them.
+    pub(super) critical: Vec<(ObjectIdentifier, bool)>,
 }
 
-/// What both Go's crypto/x509 and rustls-webpki take when it is critical.
-const KNOWN_CRITICAL: [ObjectIdentifier; 6] = [
-    rfc5280::ID_CE_BASIC_CONSTRAINTS,
-    rfc5280::ID_CE_CRL_DISTRIBUTION_POINTS,
-    rfc5280::ID_CE_EXT_KEY_USAGE,
-    rfc5280::ID_CE_KEY_USAGE,
-    rfc5280::ID_CE_NAME_CONSTRAINTS,
-    rfc5280::ID_CE_SUBJECT_ALT_NAME,
-];
+/// Why a certificate is refused wherever it stands: a predicate of it, and the remedy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    pub(super) reason: String,
+    pub(super) remedy: String,
+}
+
+impl Unreadable {
+    /// The bytes are not what the issuer made of them.
+    fn damaged(reason: impl Into<String>) -> Self {
+        Self { reason: format!("is malformed: {}", reason.into()), remedy: "copy it again".to_owned() }
+    }
+
+    /// Go cannot read its key.
+    fn key(reason: String) -> Self {
+        let remedy = if reason.contains("explicit parameters") {
+            "write the key with its curve's name (openssl ec -in KEY -param_enc named_curve -out KEY.new), and have the \
+             certificate issued again for it; if the CA's path does not need it, remove it"
+        } else {
+            "have a certificate issued for another key; if the CA's path does not need it, remove it"
+        };
+        Self { reason: format!("has a key that {reason}"), remedy: remedy.to_owned() }
+    }
+
+    /// The issuer made it so.
+    fn issued(reason: impl Into<String>) -> Self {
+        let remedy = "have it issued again without that; if the CA's path does not need it, remove it".to_owned();
+        Self { reason: reason.into(), remedy }
+    }
+}
 
 impl Certificate {
     /// Parses a certificate; `file` and `line` are for messages only.
-    pub(super) fn parse(file: &str, line: usize, der: &[u8]) -> Result<Self, &'static str> {
-        let outer = Signed::from_der(der).map_err(|_error| "it is not a DER certificate")?;
-        let tbs = outer.content.to_der().map_err(|_error| "it is not a DER certificate")?;
-        let inner = TbsCertificate::from_der(&tbs).map_err(|_error| "its content is not a DER TBSCertificate")?;
+    pub(super) fn parse(file: &str, line: usize, der: &[u8]) -> Result<Self, Unreadable> {
+        let damaged = |_error: der::Error| Unreadable::damaged("it is not a DER certificate");
+        let other = |otherwise: &str| match found::der(der).filter(|kind| *kind != Der::Certificate) {
+            Some(kind) => Unreadable {
+                reason: format!("is {kind} under the label CERTIFICATE"),
+                remedy: kind.to_certificates(file, Form::Pem),
+            },
+            None => Unreadable::damaged(otherwise),
+        };
+        let outer = Signed::from_der(der).map_err(|_error| other("it is not a DER certificate"))?;
+        let tbs = outer.content.to_der().map_err(damaged)?;
+        let inner =
+            TbsCertificate::from_der(&tbs).map_err(|_error| other("its content is not a DER TBSCertificate"))?;
         if inner.algorithm != outer.algorithm {
-            return Err("it names two different signature algorithms");
+            return Err(Unreadable::damaged("it names two different signature algorithms"));
         }
-        let is_v1 = match inner.version {
-            None => true,
-            Some(2) => false,
-            Some(_) => return Err("its version is neither 1 nor 3"),
+        let version = match inner.version {
+            None => 1,
+            Some(version @ (1 | 2)) => version + 1,
+            Some(_) => return Err(Unreadable::damaged("its version is none of 1, 2 and 3")),
         };
         let extensions = inner.extensions.unwrap_or_default();
-        if is_v1 && !extensions.is_empty() {
-            return Err("it has extensions although its version is 1");
+        if version < 3 && !extensions.is_empty() {
+            return Err(Unreadable {
+                reason: format!("has extensions although its version is {version}"),
+                remedy: "have it issued again as version 3".to_owned(),
+            });
         }
-        let repeated = |(at, extension): (usize, &Extension)| {
-            extensions.iter().take(at).any(|earlier| earlier.extn_id == extension.extn_id)
+        let repeated = |(at, extension): &(usize, &Extension)| {
+            extensions.iter().take(*at).any(|earlier| earlier.extn_id == extension.extn_id)
         };
-        if extensions.iter().enumerate().any(repeated) {
-            return Err("it has an extension twice");
+        if let Some((_, extension)) = extensions.iter().enumerate().find(repeated) {
+            return Err(Unreadable::issued(format!("has the extension {} twice", extension.extn_id)));
         }
-        let spki = inner.spki.to_der().map_err(|_error| "its public key is malformed")?;
-        let key = Spki::from_der(&spki).map_err(|_error| "its public key is malformed")?;
-        let unknown = |extension: &&Extension| extension.critical && !KNOWN_CRITICAL.contains(&extension.extn_id);
-        Ok(Self {
+        let bits = |bits: Option<&[u8]>, what: &str| match bits {
+            Some(bits) => Ok(bits.to_vec()),
+            None => Err(Unreadable::damaged(format!("its {what} is not a whole number of bytes"))),
+        };
+        let spki = inner.spki.to_der().map_err(damaged)?;
+        let subject = name::parse(inner.subject).map_err(|reason| Unreadable::issued(format!("{SUBJECT} {reason}")))?;
+        let issuer = name::parse(inner.issuer).map_err(|reason| Unreadable::issued(format!("{ISSUER} {reason}")))?;
+        let mut read = Self {
             file: file.to_owned(),
             line,
             der: der.to_vec(),
-            is_v1,
-            issuer: name(inner.issuer).ok_or("its issuer is malformed")?,
-            subject: name(inner.subject).ok_or("its subject is malformed")?,
+            version,
+            has_unique_id: inner.issuer_unique_id.is_some() || inner.subject_unique_id.is_some(),
+            serial: serial(inner.serial)?,
+            issuer,
+            subject,
             not_before: inner.validity.not_before.to_system_time(),
             not_after: inner.validity.not_after.to_system_time(),
-            key: Identified { algorithm: key.algorithm.value().to_vec(), bits: key.key.raw_bytes().to_vec() },
-            signature: Identified {
+            key: Key::parse(&spki).map_err(Unreadable::key)?,
+            signature: Signature {
                 algorithm: outer.algorithm.value().to_vec(),
-                bits: outer.signature.raw_bytes().to_vec(),
+                bits: bits(outer.signature.as_bytes(), "signature")?,
             },
-            basic_constraints: value(&extensions).ok_or("its basicConstraints are malformed")?.map(|(_, it)| it),
-            may_sign: value::<KeyUsage>(&extensions)
-                .ok_or("its keyUsage is malformed")?
-                .map(|(_, usage)| usage.key_cert_sign()),
-            extended_key_usage: value::<ExtendedKeyUsage>(&extensions)
-                .ok_or("its extendedKeyUsage is malformed")?
-                .map(|(_, usage)| usage.0),
-            name_constraints: value(&extensions).ok_or("its nameConstraints are malformed")?,
-            subject_key_id: value::<SubjectKeyIdentifier>(&extensions)
-                .ok_or("its subjectKeyIdentifier is malformed")?
-                .map(|(_, id)| id.0.as_bytes().to_vec()),
-            unknown_critical: extensions.iter().filter(unknown).map(|extension| extension.extn_id).collect(),
+            basic_constraints: None,
+            may_sign: None,
+            extended_key_usage: None,
+            alternative_names: AltNames::default(),
+            constraints: None,
+            subject_key_id: None,
+            authority: Authority::default(),
+            require_explicit_policy: None,
+            critical: Vec::new(),
             spki,
             tbs,
-        })
+        };
+        for extension in &extensions {
+            read.extension(extension).map_err(|reason| Unreadable::issued(reason.to_owned()))?;
+        }
+        Ok(read)
+    }
+
+    /// Takes one extension in, as strictly as the strictest of Go, BoringSSL and OpenSSL.
+    fn extension(&mut self, extension: &Extension) -> Result<(), &'static str> {
+        let (critical, value) = (extension.critical, extension.extn_value.as_bytes());
+        let mut is_understood = true;
+        match extension.extn_id {
+            BasicConstraints::OID => {
+                self.basic_constraints = Some(basic_constraints(value).ok_or("has malformed basicConstraints")?);
+            }
+            KeyUsage::OID => {
+                let usage = KeyUsage::from_der(value).map_err(|_error| "has a malformed keyUsage")?;
+                self.may_sign = Some(usage.key_cert_sign());
+            }
+            ExtendedKeyUsage::OID => {
+                let usage = ExtendedKeyUsage::from_der(value).map_err(|_error| "has a malformed extendedKeyUsage")?;
+                self.extended_key_usage = Some(usage.0);
+            }
+            rfc5280::ID_CE_SUBJECT_ALT_NAME => {
+                self.alternative_names = AltNames::parse(value)?;
+                is_understood = !self.alternative_names.is_unknown_to_go();
+            }
+            rfc5280::ID_CE_NAME_CONSTRAINTS => {
+                let constraints = Constraints::parse(value)?;
+                is_understood = !constraints.is_unknown_to_go();
+                self.constraints = Some(constraints);
+            }
+            SubjectKeyIdentifier::OID => {
+                let id =
+                    SubjectKeyIdentifier::from_der(value).map_err(|_error| "has a malformed subjectKeyIdentifier")?;
+                self.subject_key_id = Some(id.0.as_bytes().to_vec());
+                if critical {
+                    return Err("has a critical subjectKeyIdentifier, which Go cannot read");
+                }
+            }
+            rfc5280::ID_CE_AUTHORITY_KEY_IDENTIFIER => {
+                self.authority = Authority::parse(value).ok_or("has a malformed authorityKeyIdentifier")?;
+                if critical {
+                    return Err("has a critical authorityKeyIdentifier, which Go cannot read");
+                }
+            }
+            rfc5280::ID_PE_AUTHORITY_INFO_ACCESS if critical => {
+                return Err("has a critical authorityInfoAccess, which Go cannot read");
+            }
+            CrlDistributionPoints::OID => {
+                CrlDistributionPoints::from_der(value).map_err(|_error| "has malformed cRLDistributionPoints")?;
+            }
+            CertificatePolicies::OID => policies(value)?,
+            PolicyConstraints::OID => {
+                let constraints = PolicyConstraints::from_der(value);
+                let constraints = constraints.map_err(|_error| "has malformed policyConstraints")?;
+                if constraints.require_explicit_policy.is_none() && constraints.inhibit_policy_mapping.is_none() {
+                    return Err("has empty policyConstraints");
+                }
+                self.require_explicit_policy = constraints.require_explicit_policy;
+            }
+            PolicyMappings::OID => {
+                let PolicyMappings(mappings) =
+                    PolicyMappings::from_der(value).map_err(|_error| "has malformed policyMappings")?;
+                let any = |oid: ObjectIdentifier| oid == rfc5280::ANY_POLICY;
+                if mappings.is_empty()
+                    || mappings.iter().any(|it| any(it.issuer_domain_policy) || any(it.subject_domain_policy))
+                {
+                    return Err("has policyMappings that are empty or map anyPolicy");
+                }
+            }
+            InhibitAnyPolicy::OID => {
+                InhibitAnyPolicy::from_der(value).map_err(|_error| "has a malformed inhibitAnyPolicy")?;
+            }
+            _ => {}
+        }
+        if critical {
+            self.critical.push((extension.extn_id, is_understood));
+        }
+        Ok(())
     }
 
     /// How messages call it: where it stands and whose it is.
     pub(super) fn label(&self) -> String {
-        format!("the certificate on line {} ({})", self.line, shown(&self.subject))
+        format!("the certificate on line {} ({})", self.line, name::shown(&self.subject))
     }
 
     pub(super) fn is_self_issued(&self) -> bool {
         self.issuer == self.subject
     }
-}
 
-/// A name for people (RFC 4514), without control characters and not without end.
-pub(super) fn shown(name_der: &[u8]) -> String {
-    let text = Name::from_der(name_der).map(|name| name.to_string()).unwrap_or_default();
-    if text.is_empty() {
-        return "empty name".to_owned();
+    /// Whether a serial number is longer than RFC 5280 allows.
+    pub(super) fn has_long_serial(&self) -> bool {
+        self.serial.iter().skip_while(|byte| **byte == 0).count() > SERIAL_MAX
     }
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).take(120).collect()
+
+    /// Whether two certificates are of one CA: the same name and key. Go and rustls-webpki put only one of them on a path.
+    pub(super) fn is_same_ca(&self, other: &Self) -> bool {
+        self.subject == other.subject && self.spki == other.spki
+    }
 }
 
-fn name(value: AnyRef<'_>) -> Option<Vec<u8>> {
-    let der = value.to_der().ok()?;
-    Name::from_der(&der).ok()?;
-    Some(der)
-}
+const SUBJECT: &str = "has a subject that";
+const ISSUER: &str = "has an issuer's name that";
 
-/// An extension's value and whether it is critical: `None` when malformed, `Some(None)` when absent.
-fn value<T: for<'a> Decode<'a> + AssociatedOid>(extensions: &[Extension]) -> Option<Option<(bool, T)>> {
-    match extensions.iter().find(|extension| extension.extn_id == T::OID) {
-        None => Some(None),
-        Some(extension) => {
-            T::from_der(extension.extn_value.as_bytes()).ok().map(|value| Some((extension.critical, value)))
+impl Authority {
+    /// As OpenSSL reads it: of the issuer's names only the first directoryName counts.
+    fn parse(value: &[u8]) -> Option<Self> {
+        let fields: Vec<AnyRef<'_>> = Vec::from_der(value).ok()?;
+        let mut authority = Self::default();
+        for field in fields {
+            let Tag::ContextSpecific { number, .. } = field.tag() else { return None };
+            match number.value() {
+                0 => authority.key_id = Some(field.value().to_vec()),
+                1 => {
+                    let names = AnyRef::new(Tag::Sequence, field.value()).and_then(|names| names.to_der()).ok()?;
+                    let names: Vec<AnyRef<'_>> = Vec::from_der(&names).ok()?;
+                    let directory = |name: &&AnyRef<'_>| matches!(name.tag(), Tag::ContextSpecific { number, .. } if number.value() == 4);
+                    authority.issuer = names.iter().find(directory).map(|name| name.value().to_vec());
+                }
+                2 => authority.serial = Some(field.value().to_vec()),
+                _ => return None,
+            }
         }
+        Some(authority)
     }
+}
+
+/// The content of a serial number that Go's parser takes.
+fn serial(value: AnyRef<'_>) -> Result<Vec<u8>, Unreadable> {
+    let bytes = value.value();
+    let is_minimal = match bytes {
+        [0, next, ..] => next & 0x80 != 0,
+        [0xff, next, ..] => next & 0x80 == 0,
+        _ => !bytes.is_empty(),
+    };
+    if value.tag() != Tag::Integer || !is_minimal {
+        return Err(Unreadable::damaged("its serial number is not a DER INTEGER"));
+    }
+    if bytes.first().is_some_and(|byte| byte & 0x80 != 0) {
+        return Err(Unreadable {
+            reason: format!("has a negative serial number ({}), which Go cannot read", hex(bytes)),
+            remedy: "have it issued again with a positive one; if the CA's path does not need it, remove it".to_owned(),
+        });
+    }
+    Ok(bytes.to_vec())
+}
+
+/// basicConstraints with a path length of any size.
+fn basic_constraints(value: &[u8]) -> Option<(bool, Option<u64>)> {
+    #[derive(der::Sequence)]
+    struct AnyLength {
+        #[asn1(default = "Default::default")]
+        ca: bool,
+        path_len: Option<u64>,
+    }
+    AnyLength::from_der(value).ok().map(|AnyLength { ca, path_len }| (ca, path_len))
+}
+
+/// At least one policy, each once: Go and BoringSSL.
+fn policies(value: &[u8]) -> Result<(), &'static str> {
+    let CertificatePolicies(policies) =
+        CertificatePolicies::from_der(value).map_err(|_error| "has malformed certificatePolicies")?;
+    let twice = policies.iter().enumerate().any(|(at, policy)| {
+        policies.iter().take(at).any(|earlier| earlier.policy_identifier == policy.policy_identifier)
+    });
+    if twice || policies.is_empty() {
+        return Err("has certificatePolicies that are empty or name a policy twice, which Go or BoringSSL cannot read");
+    }
+    Ok(())
+}
+
+/// Bytes as OpenSSL shows them: `0A:FF`.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
 }

@@ -56,20 +56,19 @@ impl Issuer {
             subject: ca.subject.clone(),
             public_key,
             subject_key_id: ca.subject_key_id.clone(),
-            path_len: path_length(ca),
+            // A longer one is no limit to anybody.
+            path_len: path_length(ca).and_then(|length| u8::try_from(length).ok()),
             not_before: ca.not_before,
             not_after: ends.fold(path.root.not_after, SystemTime::min),
             path_pem: path.below_root.iter().map(|certificate| pem::encode(LABEL, &certificate.der)).collect(),
             roots_pem,
             roots: roots.iter().map(|root| root.der.clone()).collect(),
             root_pem: pem::encode(LABEL, &path.root.der),
-            room_for_intermediate: path
-                .below_root
-                .iter()
-                .copied()
-                .chain([path.root])
-                .zip(1_usize..)
-                .all(|(certificate, below)| path_length(certificate).is_none_or(|most| usize::from(most) >= below)),
+            room_for_intermediate: path.below_root.iter().copied().chain([path.root]).zip(1_usize..).all(
+                |(certificate, below)| {
+                    path_length(certificate).is_none_or(|most| usize::try_from(most).is_ok_and(|most| most >= below))
+                },
+            ),
         }
     }
 
@@ -168,6 +167,6 @@ impl Issuer {
 }
 
 /// pathLenConstraint of a certificate, if it has one.
-fn path_length(certificate: &Certificate) -> Option<u8> {
-    certificate.basic_constraints.as_ref().and_then(|constraints| constraints.path_len_constraint)
+fn path_length(certificate: &Certificate) -> Option<u64> {
+    certificate.basic_constraints.and_then(|(_, length)| length)
 }

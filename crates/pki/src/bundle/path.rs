@@ -1,16 +1,22 @@
-//! The ways from the CA's certificate to a root: names chained byte for byte, signatures verified, effort bounded.
+//! The ways from the CA's certificate to a root: names chained byte for byte, key identifiers matched, signatures
+//! verified, effort bounded.
 //!
 //! A bundle may hold several certificates of one name (a renewed root, a cross-signed intermediate), in any order, so
-//! that this is a search. It says nothing about validity or constraints: the rules judge each path found.
+//! that this is a search. It says nothing about validity or constraints: the rules judge each path found. Go and
+//! rustls-webpki search as it does. OpenSSL and BoringSSL take one certificate that fits and never go back, so that
+//! [`as_openssl`] looks at what they may take.
 
 use rustls_pki_types::SignatureVerificationAlgorithm;
 
-use super::certificate::{Certificate, Identified, shown};
-use crate::PublicKey;
+use super::certificate::{Authority, Certificate, hex};
+use crate::{
+    PublicKey, algorithm,
+    name::{is_same_text, shown, string_types},
+};
 
-/// Certificates between the CA's and the root, both included; real hierarchies have two to four.
-const DEPTH_MAX: usize = 8;
-/// Signatures verified in one search: as many as rustls-webpki allows itself.
+/// Certificates below the root in one search; real hierarchies have one to three, rustls-webpki verifies six.
+const DEPTH_MAX: usize = 32;
+/// Signatures verified in one search: as many as rustls-webpki and Go allow themselves.
 const VERIFICATIONS_MAX: usize = 100;
 /// Complete paths that are kept for the rules to choose from.
 const PATHS_MAX: usize = 16;
@@ -25,7 +31,7 @@ const SHA1: [&[u8]; 3] = [
 /// A way to a root.
 #[derive(Clone, Debug)]
 pub(super) struct Path<'a> {
-    /// From the CA's certificate up to, not including, the root; empty when the CA is itself the root.
+    /// From the CA's certificate up to, not including, the root; empty when a root has the CA's name and key.
     pub(super) below_root: Vec<&'a Certificate>,
     /// The root, from root-cert.pem.
     pub(super) root: &'a Certificate,
@@ -39,6 +45,16 @@ pub(super) struct DeadEnd<'a> {
     pub(super) remedy: String,
 }
 
+/// Why a certificate is not the issuer of another although it has the issuer's name.
+enum Misfit<'a> {
+    /// The key identifiers differ.
+    KeyId { wanted: &'a [u8], found: &'a [u8] },
+    /// The serial number of the issuer's certificate, or the name of that one's issuer, differs.
+    Serial { wanted: String, found: String },
+    /// The signature is not by its key.
+    Signature,
+}
+
 /// Whether a certificate is signed with SHA-1.
 pub(super) fn is_sha1(certificate: &Certificate) -> bool {
     SHA1.contains(&certificate.signature.algorithm.as_slice())
@@ -46,21 +62,43 @@ pub(super) fn is_sha1(certificate: &Certificate) -> bool {
 
 /// Whether the child's signature was made by the issuer's key.
 pub(super) fn is_signed_by(child: &Certificate, issuer: &Certificate) -> bool {
-    let (Identified { algorithm, bits }, key) = (&child.signature, &issuer.key);
     if is_sha1(child) {
         return PublicKey::from_spki_der(&issuer.spki)
-            .is_ok_and(|key| key.verify_legacy_sha1(&child.tbs, bits).is_ok());
+            .is_ok_and(|key| key.verify_legacy_sha1(&child.tbs, &child.signature.bits).is_ok());
     }
-    // The algorithms of rustls-webpki, which ztunnel verifies with: wider than those of our own keys (P-521, RSA up
-    // to 8192 bits, PSS), since a root's key never gets near a token of ours.
-    let fits = |candidate: &&&dyn SignatureVerificationAlgorithm| {
-        candidate.signature_alg_id().as_ref() == algorithm.as_slice()
-            && candidate.public_key_alg_id().as_ref() == key.algorithm.as_slice()
-    };
-    webpki::ALL_VERIFICATION_ALGS
-        .iter()
-        .filter(fits)
-        .any(|candidate| candidate.verify_signature(&key.bits, &child.tbs, bits).is_ok())
+    verifiers(child, issuer)
+        .any(|candidate| candidate.verify_signature(&issuer.key.bits, &child.tbs, &child.signature.bits).is_ok())
+}
+
+/// The algorithms of rustls-webpki, which ztunnel verifies with, for a signature: wider than those of our own keys
+/// (P-521, RSA up to 8192 bits, PSS), since a root's key never gets near a token of ours.
+fn verifiers(
+    child: &Certificate,
+    issuer: &Certificate,
+) -> impl Iterator<Item = &'static dyn SignatureVerificationAlgorithm> {
+    webpki::ALL_VERIFICATION_ALGS.iter().copied().filter(move |candidate| {
+        candidate.signature_alg_id().as_ref() == child.signature.algorithm.as_slice()
+            && candidate.public_key_alg_id().as_ref() == issuer.key.algorithm.as_slice()
+    })
+}
+
+/// OpenSSL's X509_check_akid: whether an authorityKeyIdentifier points to a certificate.
+fn points_to<'a>(authority: &'a Authority, issuer: &'a Certificate) -> Result<(), Misfit<'a>> {
+    if let (Some(wanted), Some(found)) = (&authority.key_id, &issuer.subject_key_id)
+        && wanted != found
+    {
+        return Err(Misfit::KeyId { wanted, found });
+    }
+    if let Some(wanted) = authority.serial.as_ref().filter(|wanted| **wanted != issuer.serial) {
+        return Err(Misfit::Serial {
+            wanted: format!("the serial number {}", hex(wanted)),
+            found: hex(&issuer.serial),
+        });
+    }
+    if let Some(wanted) = authority.issuer.as_ref().filter(|wanted| !is_same_text(wanted, &issuer.issuer)) {
+        return Err(Misfit::Serial { wanted: format!("the issuer {}", shown(wanted)), found: shown(&issuer.issuer) });
+    }
+    Ok(())
 }
 
 /// Every way from the CA's certificate to a root, within the bounds.
@@ -83,17 +121,73 @@ pub(super) fn find<'a>(
         deepest: 0,
     };
     search.climb(&mut vec![ca]);
+    // A leaf may be verified with a root of the CA's name and key in place of the CA's own certificate.
+    let leaf = leaf_authority(ca);
+    let same = roots.iter().filter(|root| root.is_same_ca(ca) && points_to(&leaf, root).is_ok());
+    search.found.extend(same.map(|root| Path { below_root: Vec::new(), root }));
     if !search.found.is_empty() {
         return Ok(search.found);
     }
     if search.was_limited {
         return Err(DeadEnd {
             at: ca,
-            reason: "has too many possible issuers".to_owned(),
-            remedy: "leave only the certificates of its own path".to_owned(),
+            reason: "has too many possible issuers: not all were tried".to_owned(),
+            remedy: "keep the certificates of the CA's own path only".to_owned(),
         });
     }
     Err(search.dead_end)
+}
+
+/// What the leaves of a CA say about their issuer's certificate.
+fn leaf_authority(ca: &Certificate) -> Authority {
+    Authority { key_id: ca.subject_key_id.clone(), ..Authority::default() }
+}
+
+/// The paths that OpenSSL and BoringSSL may take for a leaf, given the certificates that are sent with it. At each step
+/// they take a root, else the first of the sent certificates, that has the issuer's name and is the one pointed to, and
+/// they never go back. Which of several roots it is depends on the order and number of all of them, and with BoringSSL
+/// not on their validity, so that each has to do. A root with another key is an error.
+pub(super) fn as_openssl<'a>(
+    ca: &'a Certificate,
+    sent: &[&'a Certificate],
+    roots: &'a [Certificate],
+) -> Vec<Result<Path<'a>, DeadEnd<'a>>> {
+    let leaf = leaf_authority(ca);
+    let (mut issuer, mut authority) = (&ca.subject, &leaf);
+    let mut below_root: Vec<&Certificate> = Vec::new();
+    loop {
+        let fits = |candidate: &&'a Certificate| {
+            is_same_text(&candidate.subject, issuer) && points_to(authority, candidate).is_ok()
+        };
+        let child = below_root.last().copied();
+        let candidates: Vec<_> = roots.iter().filter(fits).collect();
+        if !candidates.is_empty() {
+            let judge = |root: &'a Certificate| {
+                let is_issuer = child.map_or(root.spki == ca.spki, |child| is_signed_by(child, root));
+                let path = Path { below_root: below_root.clone(), root };
+                if is_issuer { Ok(path) } else { Err(impostor(root, child)) }
+            };
+            return candidates.into_iter().map(judge).collect();
+        }
+        let next = sent.iter().copied().filter(fits).find(|it| below_root.iter().all(|below| below.der != it.der));
+        let Some(next) = next else { return Vec::new() };
+        below_root.push(next);
+        (issuer, authority) = (&next.issuer, &next.authority);
+    }
+}
+
+fn impostor<'a>(root: &'a Certificate, child: Option<&Certificate>) -> DeadEnd<'a> {
+    let of = child.map_or_else(|| "workloads' certificates".to_owned(), Certificate::label);
+    DeadEnd {
+        at: root,
+        reason: format!(
+            "has the name of the issuer of {of} and another key, and no key identifier tells the two apart: OpenSSL and \
+             Envoy (BoringSSL) take either for the issuer"
+        ),
+        remedy: "remove it if no workload needs it; else have the certificates issued again with subjectKeyIdentifier \
+                 and authorityKeyIdentifier"
+            .to_owned(),
+    }
 }
 
 struct Search<'a> {
@@ -110,62 +204,123 @@ impl<'a> Search<'a> {
     /// Goes up from the last certificate of the path; the depth bounds the recursion.
     fn climb(&mut self, path: &mut Vec<&'a Certificate>) {
         let Some(child) = path.last().copied() else { return };
-        let mut same_name = None;
-        let mut signed = false;
-        for root in self.roots.iter().filter(|root| root.subject == child.issuer) {
-            same_name = Some(root);
-            if self.verifies(child, root) {
-                signed = true;
-                if self.found.len() < PATHS_MAX {
-                    self.found.push(Path { below_root: path.clone(), root });
-                }
-            }
-        }
-        let candidates: Vec<_> = self.others.iter().copied().filter(|other| other.subject == child.issuer).collect();
-        for other in candidates {
-            if path.iter().any(|earlier| earlier.der == other.der) {
+        let mut misfit = None;
+        let mut has_issuer = false;
+        let roots = self.roots.iter().map(|root| (root, true));
+        let others: Vec<_> = self.others.iter().map(|other| (*other, false)).collect();
+        for (candidate, is_root) in roots.chain(others) {
+            if candidate.subject != child.issuer || path.iter().any(|earlier| earlier.is_same_ca(candidate)) {
                 continue;
             }
-            same_name = Some(other);
-            if path.len() + 1 >= DEPTH_MAX {
+            if !is_root && path.len() >= DEPTH_MAX {
                 self.was_limited = true;
-            } else if self.verifies(child, other) {
-                signed = true;
-                path.push(other);
+                continue;
+            }
+            if let Err(found) = self.is_issued(child, candidate) {
+                misfit = Some((candidate, found));
+                continue;
+            }
+            has_issuer = true;
+            if !is_root {
+                path.push(candidate);
                 self.climb(path);
                 path.pop();
+            } else if self.found.len() < PATHS_MAX {
+                self.found.push(Path { below_root: path.clone(), root: candidate });
             }
         }
-        if !signed && path.len() > self.deepest {
+        if !has_issuer && path.len() > self.deepest {
             self.deepest = path.len();
-            let (reason, remedy) = self.why(child, same_name);
+            let (reason, remedy) = self.why(child, misfit);
             self.dead_end = DeadEnd { at: child, reason, remedy };
         }
     }
 
-    fn verifies(&mut self, child: &Certificate, issuer: &Certificate) -> bool {
+    fn is_issued(&mut self, child: &'a Certificate, issuer: &'a Certificate) -> Result<(), Misfit<'a>> {
         self.verifications += 1;
         self.was_limited |= self.verifications > VERIFICATIONS_MAX;
-        self.verifications <= VERIFICATIONS_MAX && is_signed_by(child, issuer)
+        // First the signature: where the key is another, that is what matters.
+        if self.verifications > VERIFICATIONS_MAX || !is_signed_by(child, issuer) {
+            return Err(Misfit::Signature);
+        }
+        points_to(&child.authority, issuer)
     }
 
-    fn why(&self, child: &Certificate, same_name: Option<&Certificate>) -> (String, String) {
+    fn why(&self, child: &Certificate, misfit: Option<(&Certificate, Misfit<'_>)>) -> (String, String) {
         let (root_file, issuer) = (self.roots.first().map_or("", |root| root.file.as_str()), shown(&child.issuer));
-        match same_name {
-            Some(other) => (
+        if let Some((other, misfit)) = misfit {
+            return misfit.explain(child, other);
+        }
+        // A CA that is in the roots' file, and a root in its place.
+        if let Some(below) = self.roots.iter().find(|root| !root.is_self_issued() && is_signed_by(root, child)) {
+            return (
+                format!("is the issuer of {} in {root_file}: the two files are swapped", below.label()),
+                format!("put the root's certificate into {root_file}, and the CA's first into {}", child.file),
+            );
+        }
+        let same_text =
+            self.roots.iter().chain(self.others.iter().copied()).find(|it| is_same_text(&it.subject, &child.issuer));
+        match same_text {
+            Some(other) if other.subject != child.issuer => (
                 format!(
-                    "does not verify with the key of {} in {}, which has its issuer's name",
+                    "names its issuer ({issuer}) in another encoding than {} in {} names itself ({} there, {} here): Go \
+                     and ztunnel compare names byte for byte",
                     other.label(),
-                    other.file
+                    other.file,
+                    string_types(&other.subject),
+                    string_types(&child.issuer),
                 ),
-                "put the issuer's own certificate there".to_owned(),
+                "have it issued again by a CA that copies its own subject byte for byte, as `openssl x509 -req -CA` does"
+                    .to_owned(),
             ),
-            None if child.is_self_issued() => {
-                (format!("is self-issued, but not in {root_file}"), "put it there".to_owned())
+            _ if child.is_self_issued() => {
+                (format!("is self-issued, but not in {root_file}"), format!("put it into {root_file}, too"))
             }
-            None => (
+            _ => (
                 format!("leads to no root in {root_file}: the certificate of its issuer ({issuer}) is missing"),
                 format!("put it into the chain, or into {root_file} if it is a root"),
+            ),
+        }
+    }
+}
+
+impl Misfit<'_> {
+    fn explain(&self, child: &Certificate, other: &Certificate) -> (String, String) {
+        let (label, file) = (other.label(), &other.file);
+        let named = format!("{label} in {file}, which has its issuer's name");
+        let again = "have it issued again by its present issuer";
+        match self {
+            Self::KeyId { wanted, found } => (
+                format!(
+                    "does not point to {named}: its authorityKeyIdentifier is {}, and the subjectKeyIdentifier there is \
+                     {}. Envoy (BoringSSL) and OpenSSL refuse such a pair",
+                    hex(wanted),
+                    hex(found)
+                ),
+                format!("put the issuer's certificate with that key identifier in its place, or {again}"),
+            ),
+            Self::Serial { wanted, found } => (
+                format!(
+                    "does not point to {named}: its authorityKeyIdentifier has {wanted}, and it is {found} there. Envoy \
+                     (BoringSSL) and OpenSSL refuse such a pair"
+                ),
+                format!(
+                    "put the issuer's certificate that it was issued under in its place; or {again}, with \
+                     `authorityKeyIdentifier=keyid` in OpenSSL's configuration, which survives a renewal of the issuer"
+                ),
+            ),
+            Self::Signature if verifiers(child, other).next().is_none() => (
+                format!(
+                    "is signed with {} by a key that is {} ({named}): Istio's clients do not verify such signatures",
+                    algorithm::name_of(&child.signature.algorithm),
+                    other.key.kind,
+                ),
+                "have it issued again, with SHA-256, by a CA whose key is RSA (2048 to 8192), P-256, P-384 or Ed25519"
+                    .to_owned(),
+            ),
+            Self::Signature => (
+                format!("does not verify with the key of {named}"),
+                "put the issuer's own certificate there".to_owned(),
             ),
         }
     }

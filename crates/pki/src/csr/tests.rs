@@ -151,7 +151,7 @@ fn each_refusal_says_why() {
             request(&info(1, EMPTY_SUBJECT, &spki, &[]), ecdsa, b""),
             CsrError::Malformed("the version is not 1"),
         ),
-        ("P-521", keyed(&p521.subject_public_key_info()), CsrError::Key(KeyError::UnsupportedType)),
+        ("P-521", keyed(&p521.subject_public_key_info()), CsrError::Key(KeyError::UnsupportedType("P-521".to_owned()))),
         ("RSA-1024", keyed(&rsa_spki(128)), CsrError::Key(KeyError::RsaSize(1024))),
         ("RSA-8192", keyed(&rsa_spki(1024)), CsrError::Key(KeyError::RsaSize(8192))),
         ("MD5", request(&plain, &rsa_id(4), b""), CsrError::UnsupportedSignatureAlgorithm("RSA with MD5")),

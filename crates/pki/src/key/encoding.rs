@@ -22,9 +22,9 @@ const ED25519_NAME_DER: &[u8] = b"\x13\x0cedwards25519";
 
 /// RFC 8017, appendix A.1.1.
 #[derive(Sequence)]
-struct RsaPublicKey<'a> {
-    modulus: UintRef<'a>,
-    public_exponent: UintRef<'a>,
+pub(crate) struct RsaPublicKey<'a> {
+    pub(crate) modulus: UintRef<'a>,
+    pub(crate) public_exponent: UintRef<'a>,
 }
 
 /// A key's type and its subjectPublicKey bits.
@@ -49,13 +49,62 @@ pub(super) fn from_spki(der: &[u8]) -> Result<Key, KeyError> {
             match curve.decode_as::<ObjectIdentifier>() {
                 Ok(rfc5912::SECP_256_R_1) => point(KeyAlgorithm::P256, bits),
                 Ok(rfc5912::SECP_384_R_1) => point(KeyAlgorithm::P384, bits),
-                _ => Err(KeyError::UnsupportedType),
+                _ => Err(unsupported(spki.algorithm)),
             }
         }
         rfc8410::ID_ED_25519 => point(KeyAlgorithm::Ed25519, bits),
-        _ => Err(KeyError::UnsupportedType),
+        _ => Err(unsupported(spki.algorithm)),
     }
 }
+
+/// The error that names a type of key which this CA does not take.
+pub(crate) fn unsupported(algorithm: AlgorithmIdentifierRef<'_>) -> KeyError {
+    KeyError::UnsupportedType(type_of(algorithm))
+}
+
+/// What kind of key an AlgorithmIdentifier is for, as people write it; also of kinds that this CA does not take.
+pub(crate) fn type_of(algorithm: AlgorithmIdentifierRef<'_>) -> String {
+    let (oid, kinds) = match (algorithm.oid, algorithm.parameters) {
+        (rfc5912::ID_EC_PUBLIC_KEY, Some(parameters)) => match parameters.decode_as::<ObjectIdentifier>() {
+            Ok(curve) => (curve, CURVES),
+            Err(_) => return "EC with a curve that is spelled out as numbers (explicit parameters)".to_owned(),
+        },
+        (oid, _) => (oid, KEY_TYPES),
+    };
+    let name = kinds.iter().find(|(known, _)| *known == oid).map(|(_, name)| (*name).to_owned());
+    name.unwrap_or_else(|| match kinds {
+        CURVES => format!("EC on the curve with OID {oid}"),
+        _ => format!("of the type with OID {oid}"),
+    })
+}
+
+/// The curves that are found in certificates.
+const CURVES: &[(ObjectIdentifier, &str)] = &[
+    (rfc5912::SECP_224_R_1, "P-224"),
+    (rfc5912::SECP_256_R_1, "P-256"),
+    (rfc5912::SECP_384_R_1, "P-384"),
+    (rfc5912::SECP_521_R_1, "P-521"),
+    (ObjectIdentifier::new_unwrap("1.2.156.10197.1.301"), "SM2"),
+    (ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.1"), "P-192"),
+    (ObjectIdentifier::new_unwrap("1.3.132.0.10"), "secp256k1"),
+    (ObjectIdentifier::new_unwrap("1.3.36.3.3.2.8.1.1.7"), "brainpoolP256r1"),
+    (ObjectIdentifier::new_unwrap("1.3.36.3.3.2.8.1.1.11"), "brainpoolP384r1"),
+    (ObjectIdentifier::new_unwrap("1.3.36.3.3.2.8.1.1.13"), "brainpoolP512r1"),
+];
+
+/// The types of keys, other than EC, that are found in certificates.
+const KEY_TYPES: &[(ObjectIdentifier, &str)] = &[
+    (rfc5912::ID_DSA, "DSA"),
+    (rfc5912::ID_EC_PUBLIC_KEY, "EC without a curve"),
+    (rfc5912::ID_RSASSA_PSS, "RSASSA-PSS"),
+    (rfc5912::RSA_ENCRYPTION, "RSA"),
+    (rfc8410::ID_ED_25519, "Ed25519"),
+    (rfc8410::ID_ED_448, "Ed448"),
+    (rfc8410::ID_X_25519, "X25519"),
+    (ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.3.17"), "ML-DSA-44"),
+    (ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.3.18"), "ML-DSA-65"),
+    (ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.3.19"), "ML-DSA-87"),
+];
 
 /// An RSA key of big-endian numbers, leading zeros taken.
 pub(super) fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<Key, KeyError> {
@@ -86,7 +135,10 @@ pub(super) fn ec_point(parameters_der: &[u8], raw_or_der: &[u8]) -> Result<Key, 
         P256_DER => KeyAlgorithm::P256,
         P384_DER => KeyAlgorithm::P384,
         ED25519_DER | ED25519_NAME_DER => KeyAlgorithm::Ed25519,
-        _ => return Err(KeyError::UnsupportedType),
+        other => {
+            let parameters = AnyRef::from_der(other).ok();
+            return Err(unsupported(AlgorithmIdentifierRef { oid: rfc5912::ID_EC_PUBLIC_KEY, parameters }));
+        }
     };
     // No raw point is as long as a wrapped one of the same curve, so that the length decides.
     let bits = match <&OctetStringRef>::from_der(raw_or_der) {

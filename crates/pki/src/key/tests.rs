@@ -123,13 +123,17 @@ fn curves_are_named_and_points_uncompressed_and_on_them() {
     let unsupported = [
         ("P-521", public(&["EC", "-pkeyopt", "ec_paramgen_curve:P-521"])(&[])),
         ("secp256k1", public(&["EC", "-pkeyopt", "ec_paramgen_curve:secp256k1"])(&[])),
-        ("explicit", public(&["EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-pkeyopt", "ec_param_enc:explicit"])(&[])),
+        (
+            "explicit parameters",
+            public(&["EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-pkeyopt", "ec_param_enc:explicit"])(&[]),
+        ),
         ("Ed448", public(&["ED448"])(&[])),
         ("X25519", public(&["X25519"])(&[])),
-        ("RSA-PSS", public(&["RSA-PSS"])(&[])),
+        ("RSASSA-PSS", public(&["RSA-PSS"])(&[])),
     ];
     for (name, der) in unsupported {
-        assert_eq!(PublicKey::from_spki_der(&der), Err(KeyError::UnsupportedType), "{name}");
+        let error = PublicKey::from_spki_der(&der).unwrap_err();
+        assert!(matches!(&error, KeyError::UnsupportedType(found) if found.contains(name)), "{name}: {error}");
     }
 }
 
@@ -165,7 +169,7 @@ fn keys_of_a_token_are_the_keys_of_their_certificates() {
     assert_eq!(PublicKey::from_ec_point(name, ed25519.ec_point().unwrap()), Ok(ed25519));
     let wrong_curve = PublicKey::from_ec_point(p384.ec_parameters_der().unwrap(), p256.ec_point().unwrap());
     assert!(matches!(wrong_curve, Err(KeyError::Malformed(_))));
-    assert_eq!(PublicKey::from_ec_point(b"\x05\x00", &[]), Err(KeyError::UnsupportedType));
+    assert!(matches!(PublicKey::from_ec_point(b"\x05\x00", &[]), Err(KeyError::UnsupportedType(_))));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use spki::AlgorithmIdentifierRef;
 use zeroize::Zeroizing;
 
 use super::{Components, PrivateKeyError, RsaComponents};
-use crate::{KeyAlgorithm, PublicKey, key::KeyError};
+use crate::{KeyAlgorithm, PublicKey, key::encoding::unsupported};
 
 /// RFC 8017, appendix A.1.2, with two primes.
 #[derive(Sequence)]
@@ -69,7 +69,7 @@ pub(super) fn pkcs8(der: &[u8]) -> Result<Claim<'_>, PrivateKeyError> {
         rfc5912::RSA_ENCRYPTION => (rsa(inner)?, None),
         rfc5912::ID_EC_PUBLIC_KEY => ec_key(inner, info.algorithm.parameters)?,
         rfc8410::ID_ED_25519 => (ed25519(inner)?, None),
-        _ => return Err(KeyError::UnsupportedType.into()),
+        _ => return Err(unsupported(info.algorithm).into()),
     };
     match (claim, outer_claim) {
         (Some(inner), Some(outer)) if inner != outer => {
@@ -112,7 +112,7 @@ pub(super) fn components(pkcs8: &[u8]) -> Result<Components<'_>, PrivateKeyError
                 coefficient: key.coefficient.as_bytes(),
             }))
         }
-        _ => Err(KeyError::UnsupportedType.into()),
+        _ => Err(unsupported(info.algorithm).into()),
     }
 }
 
@@ -162,7 +162,10 @@ fn named_curve(parameters: AnyRef<'_>) -> Result<KeyAlgorithm, PrivateKeyError> 
     match parameters.decode_as::<ObjectIdentifier>() {
         Ok(rfc5912::SECP_256_R_1) => Ok(KeyAlgorithm::P256),
         Ok(rfc5912::SECP_384_R_1) => Ok(KeyAlgorithm::P384),
-        Ok(_) => Err(KeyError::UnsupportedType.into()),
+        Ok(_) => {
+            let algorithm = AlgorithmIdentifierRef { oid: rfc5912::ID_EC_PUBLIC_KEY, parameters: Some(parameters) };
+            Err(unsupported(algorithm).into())
+        }
         Err(_) => Err(NO_CURVE),
     }
 }

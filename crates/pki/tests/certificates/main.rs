@@ -1,6 +1,16 @@
 //! Certificates and plug-in CAs as OpenSSL and webpki see them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
 
+mod agreement;
+mod judges;
 mod leaf;
 mod plugged_ca;
+mod shapes;

@@ -7,12 +7,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use der::Tag;
 use istio_hsm_ca_pki::{
     Bundle, PublicKey,
     bundle::{BundleFiles, Input},
     pem,
+    testing::draft::{Draft, common_name},
 };
 use process::clock;
+use rcgen::KeyPair;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -155,14 +158,17 @@ impl Case {
         if self.at < 0 { now - days } else { now + days }
     }
 
-    fn check(&self) -> Result<Bundle, Vec<String>> {
+    fn files(&self) -> BundleFiles {
         let input = |name: &str, bytes: &[u8]| Input { name: name.to_owned(), bytes: bytes.to_vec() };
-        let files = BundleFiles {
+        BundleFiles {
             ca_cert: input("ca-cert.pem", &self.ca),
             cert_chain: input("cert-chain.pem", &self.chain),
             root_cert: input("root-cert.pem", &self.roots),
-        };
-        Bundle::check(files, self.now()).map_err(|problems| problems.iter().map(ToString::to_string).collect())
+        }
+    }
+
+    fn check(&self) -> Result<Bundle, Vec<String>> {
+        Bundle::check(self.files(), self.now()).map_err(|problems| problems.iter().map(ToString::to_string).collect())
     }
 }
 
@@ -343,7 +349,7 @@ fn bad_plugin_cas_are_refused_with_every_reason() {
 
     let cases: Vec<(Case, &[&str], Judge)> = vec![
         (Case::new("no certificate", "good", "", &*good, &*root), &["ca-cert.pem: holds no certificate"], Nobody),
-        (Case::new("no root", "good", &*good, "", "text\n"), &["root-cert.pem: holds no certificate"], Both),
+        (Case::new("no root", "good", &*good, "", "text\n"), &["root-cert.pem: has content, but no PEM block"], Both),
         (
             Case::new("cut off", "good", good[..100].to_owned(), "", &*root),
             &["ca-cert.pem: line 1: the block that begins here has no END line"],
@@ -356,7 +362,7 @@ fn bad_plugin_cas_are_refused_with_every_reason() {
         ),
         (
             Case::new("a key in the chain", "good", &*good, format!("{good}{key}"), &*root),
-            &["cert-chain.pem: line 12: holds a `PRIVATE KEY`; this file is public: remove it"],
+            &["cert-chain.pem: line 12: holds a `PRIVATE KEY`; this file is public, remove it from there: LC"],
             Nobody,
         ),
         (Case::new("Latin-1", "good", &*good, "", latin1), &["root-cert.pem: is not UTF-8"], Nobody),
@@ -420,7 +426,11 @@ fn bad_plugin_cas_are_refused_with_every_reason() {
             &["is self-issued, but not in root-cert.pem"],
             Both,
         ),
-        (Case::new("P-521", "p521", shop.read("p521.crt"), "", &*root), &["type is not supported"], Nobody),
+        (
+            Case::new("P-521", "p521", shop.read("p521.crt"), "", &*root),
+            &["the key is P-521, which is not supported"],
+            Nobody,
+        ),
         (Case::new("RSA-1024", "rsa1024", shop.read("rsa1024.crt"), "", &*root), &["1024 bits"], Webpki),
         (Case::new("exponent 3", "rsa3", shop.read("rsa3.crt"), "", &*root), &["not 65537"], Nobody),
         (Case::new("critical extension", "critical", &*critical, "", &*root), &["do not know (1.2.3.4)"], Both),
@@ -430,8 +440,8 @@ fn bad_plugin_cas_are_refused_with_every_reason() {
         (Case::new("URI constraint", "uri", &*uri, "", &*root), &["constrains URI names"], Webpki),
         (
             Case::new("directory constraint", "directory", &*directory, "", &*root),
-            &["of a kind that Go refuses"],
-            Nobody,
+            &["constrains directory names", "do not know (2.5.29.30)"],
+            Webpki,
         ),
         (
             Case::new("everything at once", "server", &*server, "-----BEGIN CERTIFICATE-----\n*\n", "").at(5000),
@@ -467,9 +477,8 @@ fn bad_plugin_cas_are_refused_with_every_reason() {
     }
 }
 
-/// A signature with SHA-1 below the root: told, not refused; the judges refuse it, which is what the warning says.
 #[test]
-fn sha1_in_the_chain_is_a_warning() {
+fn a_signature_with_sha1_below_the_root_is_refused() {
     let shop = Workshop::new();
     let root = shop.authority("root", None, CA, "");
     shop.key("rsa-root", "RSA");
@@ -478,16 +487,10 @@ fn sha1_in_the_chain_is_a_warning() {
     for (issuer, roots) in [("root", &root), ("rsa-root", &rsa_root)] {
         let name = format!("sha1-under-{issuer}");
         let ca = shop.authority(&name, Some(issuer), CA, "-sha1");
-        let bundle = Case::new("SHA-1", "", &*ca, "", &**roots).check().unwrap();
-        let warnings: Vec<_> = bundle.warnings().iter().map(ToString::to_string).collect();
-        assert!(
-            warnings.len() == 1 && warnings[0].contains("signed with SHA-1, which Go and ztunnel refuse"),
-            "{warnings:?}"
-        );
-        let mut broken = ders(ca.as_bytes()).remove(0);
-        *broken.last_mut().unwrap() ^= 1;
-        let broken = pem::encode("CERTIFICATE", &broken);
-        assert!(Case::new("broken", "", broken, "", &**roots).check().is_err(), "it is verified all the same");
+        let problems = Case::new("SHA-1", "", &*ca, "", &**roots).check().unwrap_err();
+        let expected =
+            "is signed with SHA-1, which Go and rustls-webpki (ztunnel) refuse; have it issued again, signed with";
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
     }
 }
 
@@ -507,29 +510,35 @@ fn the_end_of_the_path_is_its_earliest_and_the_key_must_match() {
     assert_eq!(bundle.files().cert_chain.bytes, upper.as_bytes());
     assert_eq!(issuer.remaining(clock::now() + 60 * DAY), Duration::ZERO);
 
-    assert_eq!(bundle.check_key("ca-key.pem", issuer.public_key()), Ok(()));
+    let with_key =
+        |key: &PublicKey| Bundle::check_read(case.files(), Vec::new(), Some(("ca-key.pem", key)), case.now());
+    assert!(with_key(issuer.public_key()).is_ok());
     shop.openssl("pkey -in root.key -pubout -outform DER -out root.spki");
     let other = PublicKey::from_spki_der(&fs::read(shop.0.path().join("root.spki")).unwrap()).unwrap();
-    let problem = bundle.check_key("ca-key.pem", &other).unwrap_err().to_string();
+    let problems = with_key(&other).unwrap_err();
+    let expected = "ca-key.pem: is the key of the certificate on line 1 (CN=root,O=Istio) in root-cert.pem, and not of the \
+                    first certificate in ca-cert.pem (CN=lower,O=Istio); put that certificate into ca-cert.pem, as its first";
+    assert_eq!(problems.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
+    shop.openssl("pkey -in leaf.key -pubout -outform DER -out leaf.spki");
+    let foreign = PublicKey::from_spki_der(&fs::read(shop.0.path().join("leaf.spki")).unwrap()).unwrap();
+    let problem = with_key(&foreign).unwrap_err().remove(0).to_string();
     assert!(problem.starts_with("ca-key.pem: is not the key of ca-cert.pem (P-256 with SHA-256 "), "{problem}");
 }
 
-/// Many certificates of one name and key, each of which verifies the next: the search ends all the same.
+/// Many certificates of one name, each of which verifies with the key of every other: the search ends all the same.
 #[test]
 fn a_maze_of_certificates_takes_no_time() {
-    let shop = Workshop::new();
-    let root = shop.authority("root", None, CA, "");
-    shop.key("maze", P256);
+    let now = clock::now();
+    let name = common_name(Tag::Utf8String, b"maze");
+    let keys: Vec<_> = (0..12).map(|_| KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()).collect();
     let mut chain = String::new();
-    shop.certify("maze0", ("maze", "maze"), None, CA, "");
-    for number in 1..40 {
-        let name = format!("maze{number}");
-        shop.certify(&name, ("maze", "maze"), Some(("maze0", "maze")), CA, "");
-        chain += &shop.read(&format!("{name}.crt"));
+    for (one, other) in keys.iter().flat_map(|one| keys.iter().map(move |other| (one, other))) {
+        chain += &Draft::new(&name, one, now).pem(other);
     }
-    let case = Case::new("maze", "maze", shop.read("maze0.crt"), chain, &*root);
+    let ca = Draft::new(&name, &keys[0], now).pem(&keys[1]);
+    let root = Draft::new(&common_name(Tag::Utf8String, b"root"), &keys[0], now).pem(&keys[0]);
     let start = std::time::Instant::now();
-    let problems = case.check().err().unwrap();
+    let problems = Case::new("maze", "maze", ca, chain, root).check().err().unwrap();
     assert!(problems[0].contains("too many possible issuers"), "{problems:?}");
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }

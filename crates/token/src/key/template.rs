@@ -8,7 +8,7 @@ use cryptoki::{
 use der::{Encode, asn1::OctetStringRef};
 
 use super::key_type;
-use pki::{KeyAlgorithm, PublicKey};
+use pki::{CertificateFields, KeyAlgorithm, PublicKey};
 
 /// What names an object.
 #[derive(Clone, Debug)]
@@ -137,20 +137,12 @@ impl Certificate {
     /// # Errors
     /// When it is not a certificate, or is for another key.
     pub fn new(der: &[u8], key: &PublicKey) -> Result<Self, CertificateError> {
-        use der::Decode;
-        let malformed = |_error: der::Error| CertificateError::Malformed;
-        let certificate = x509_cert::Certificate::from_der(der).map_err(malformed)?;
-        let tbs = certificate.tbs_certificate();
-        let spki = tbs.subject_public_key_info().to_der().map_err(malformed)?;
+        let CertificateFields { serial, issuer, subject, spki, .. } =
+            CertificateFields::parse(der).map_err(|_error| CertificateError::Malformed)?;
         if PublicKey::from_spki_der(&spki).as_ref() != Ok(key) {
             return Err(CertificateError::OtherKey);
         }
-        Ok(Self {
-            der: der.to_vec(),
-            subject: tbs.subject().to_der().map_err(malformed)?,
-            issuer: tbs.issuer().to_der().map_err(malformed)?,
-            serial: tbs.serial_number().to_der().map_err(malformed)?,
-        })
+        Ok(Self { der: der.to_vec(), subject, issuer, serial })
     }
 
     /// The certificate.
