@@ -1,0 +1,80 @@
+//! docs/ERRORS.md: sections of cases.
+
+use std::{fmt::Write, fs, path::PathBuf};
+
+/// What is refused, and what people are told.
+pub struct Case {
+    /// What is wrong, as a heading.
+    pub input: String,
+    /// Every message, with its remedy.
+    pub told: Vec<(String, Option<String>)>,
+}
+
+/// The cases of one kind of input.
+pub struct Section {
+    pub title: &'static str,
+    /// One or two sentences.
+    pub about: &'static str,
+    pub cases: Vec<Case>,
+}
+
+/// In the order of the page.
+fn sections() -> Vec<Section> {
+    vec![super::files::section(), super::keys::section(), super::chains::section(), super::requests::section()]
+}
+
+const HEAD: &str = "\
+# Errors of inputs
+
+What the program says about files and settings that it refuses, with the remedy it gives. Search for a part of your message;
+names of files, dates and key identifiers differ. The page is made from the table of cases in `tests/errors`, which
+verifies each message (`ERRORS_PAGE=write cargo test --test errors` writes the page).
+";
+
+fn rendered(sections: &[Section]) -> String {
+    let mut page = HEAD.to_owned();
+    for Section { title, .. } in sections {
+        let anchor = title.to_lowercase().replace(' ', "-");
+        write!(page, "\n- [{title}](#{anchor})").unwrap();
+    }
+    page.push('\n');
+    for Section { title, about, cases } in sections {
+        write!(page, "\n## {title}\n\n{about}\n").unwrap();
+        for Case { input, told } in cases {
+            write!(page, "\n### {input}\n").unwrap();
+            for (message, remedy) in told {
+                write!(page, "\n    {message}\n").unwrap();
+                if let Some(remedy) = remedy {
+                    write!(page, "    -> {remedy}\n").unwrap();
+                }
+            }
+        }
+    }
+    page
+}
+
+#[test]
+fn the_page_shows_what_people_are_told() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/ERRORS.md");
+    let sections = sections();
+    let page = rendered(&sections);
+    if std::env::var("ERRORS_PAGE").is_ok_and(|value| value == "write") {
+        fs::write(&path, &page).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    let differing = written.lines().zip(page.lines()).find(|(old, new)| old != new);
+    assert!(
+        written == page,
+        "docs/ERRORS.md is out of date, first at {differing:#?}; run ERRORS_PAGE=write cargo test --test errors"
+    );
+}
+
+#[test]
+fn every_refusal_says_what_to_do() {
+    for Case { input, told } in sections().into_iter().flat_map(|section| section.cases) {
+        assert!(!told.is_empty(), "{input}: nothing is said");
+        for (message, remedy) in told {
+            assert!(remedy.is_some() || message.contains("; "), "{input}: {message}");
+        }
+    }
+}
