@@ -2,12 +2,15 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::{
+    fcntl::{AT_FDCWD, RenameFlags, renameat2},
+    libc::{O_NOFOLLOW, O_NONBLOCK},
+};
 
 /// The largest other file of the directory that is carried over: receipts are a few KiB.
 const CARRY_MAX: u64 = 1024 * 1024;
@@ -109,10 +112,8 @@ pub fn write(directory: &Path, files: &[(&str, &[u8])]) -> Result<(), WriteError
     }
     for (name, _) in files {
         let path = directory.join(name);
-        let beside = directory.join(format!(".{name}.new"));
-        fs::copy(staging.path().join(name), &beside)
-            .and_then(|_| File::open(&beside)?.sync_all())
-            .and_then(|()| fs::rename(&beside, &path))
+        fs::read(staging.path().join(name))
+            .and_then(|content| replace(directory, &path, &content, 0o644))
             .map_err(failed(&path, "cannot be put in place"))?;
     }
     sync_dir(directory).map_err(failed(directory, "cannot be flushed"))
@@ -122,6 +123,14 @@ fn put(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(0o644).open(path)?;
     file.write_all(content)?;
     file.sync_all()
+}
+
+/// Puts a whole file in the place of what is at a path, a link included.
+fn replace(directory: &Path, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = tempfile::Builder::new().permissions(fs::Permissions::from_mode(mode)).tempfile_in(directory)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map(drop).map_err(|error| error.error)
 }
 
 /// Carries the directory's other files over (receipts); anything but a small regular file forbids the exchange.
@@ -135,9 +144,11 @@ fn carry_over(from: &Path, to: &Path, files: &[(&str, &[u8])]) -> io::Result<()>
         if !metadata.is_file() || metadata.len() > CARRY_MAX {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let path = to.join(entry.file_name());
-        fs::copy(entry.path(), &path)?;
-        File::open(&path)?.sync_all()?;
+        // What it was a moment ago may be a link by now.
+        let file = File::options().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(entry.path())?;
+        let mut content = Vec::new();
+        file.take(CARRY_MAX).read_to_end(&mut content)?;
+        put(&to.join(entry.file_name()), &content)?;
     }
     let metadata = fs::metadata(from)?;
     fs::set_permissions(to, metadata.permissions())?;
@@ -167,14 +178,8 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), WriteErr
         .recursive(true)
         .mode(0o755)
         .create(parent)
-        .and_then(|()| {
-            let mut file =
-                tempfile::Builder::new().permissions(fs::Permissions::from_mode(mode)).tempfile_in(parent)?;
-            file.write_all(content)?;
-            file.as_file().sync_all()?;
-            file.persist(path).map_err(|error| error.error)?;
-            sync_dir(parent)
-        })
+        .and_then(|()| replace(parent, path, content, mode))
+        .and_then(|()| sync_dir(parent))
         .map_err(failed(path, "cannot be written"))
 }
 

@@ -78,9 +78,9 @@ fn all(config: &Config, path: String) -> anyhow::Result<Vec<Finding>> {
     for token in &config.tokens {
         findings.extend(process::token(token)?);
     }
-    let (log, newest) = local::log(config, log);
+    let (log, known) = local::log(config, log);
     findings.extend(log);
-    findings.extend(local::clock(newest));
+    findings.extend(local::clock(known));
     findings.extend(network::addresses(config, &endpoint, &admin, &status_page, &operator_socket));
     findings.extend(network::serving(config));
     findings.extend(bundle.as_ref().map(|bundle| local::rehearsal(config, bundle)).unwrap_or_default());

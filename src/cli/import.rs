@@ -139,7 +139,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     if let Some(target) = &args.bundle_configmap {
         reasons.extend(config_map::unwritable(target, args.source.kubeconfig()));
     }
-    let (source, public_key) = match args.source.read() {
+    let (source, public_key) = match args.source.read(args.remove_key_file) {
         Ok(source) => (Some(source), None),
         Err((problems, public_key)) => {
             reasons.extend(problems);

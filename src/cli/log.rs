@@ -11,7 +11,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Subcommand;
 use serde::Serialize;
 
+use super::configured::ConfigArgs;
 use audit_log::{
+    Confirmation,
     checkpoint::VerifierKeys,
     prove,
     record::{IntentLine, Line, OutcomeKind, OutcomeLine, hex},
@@ -20,7 +22,10 @@ use audit_log::{
     verify::{self, Report},
 };
 use pki::pem;
-use process::output::{Output, Refused};
+use process::{
+    clock,
+    output::{Output, Refused},
+};
 
 /// How often `show --follow` looks for new lines.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
@@ -46,6 +51,16 @@ pub enum LogCommand {
         /// The certificate, PEM (its first certificate) or DER.
         #[arg(value_name = "FILE")]
         certificate: PathBuf,
+    },
+    /// Record that the clock is right although the log's newest record is in the future, or long ago, so that `serve`
+    /// issues again. The times of the log's records stay as they are.
+    ConfirmClock {
+        /// The configuration that `serve` uses.
+        #[command(flatten)]
+        config: Box<ConfigArgs>,
+        /// Why the record's time is wrong, or why there is none since.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
     },
     /// A proof that the certificate with a serial number is in the log, which others can check (c2sp.org/tlog-proof).
     Prove {
@@ -114,10 +129,25 @@ fn time(text: &str) -> Result<SystemTime, String> {
 pub fn run(command: LogCommand, output: Output) -> anyhow::Result<()> {
     match command {
         LogCommand::CheckCertificate { log, certificate } => check_certificate(&log.directory, &certificate, output),
+        LogCommand::ConfirmClock { config, reason } => confirm_clock(&config, &reason, output),
         LogCommand::Prove { log, serial } => prove(&log.directory, &serial, output),
         LogCommand::Show(args) => show(args, output),
         LogCommand::Verify(args) => verify(&args, output),
     }
+}
+
+fn confirm_clock(config: &ConfigArgs, reason: &str, output: Output) -> anyhow::Result<()> {
+    anyhow::ensure!(!reason.trim().is_empty(), "--reason is empty; say why the clock is right and the record is not");
+    let settings = config.read()?.log;
+    let uid = nix::unistd::getuid().as_raw();
+    let recorded = Confirmation::record(&settings, clock::now(), uid, reason)?;
+    output.print(&recorded, |recorded| {
+        format!(
+            "recorded: the clock is right at {}, and the newest record ({}) is not compared with it; start the daemon again\n",
+            recorded.time,
+            recorded.newest_record.as_deref().unwrap_or("there is none"),
+        )
+    })
 }
 
 #[derive(Serialize)]

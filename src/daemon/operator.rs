@@ -6,7 +6,7 @@
 use std::{
     borrow::Cow,
     io,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -31,7 +31,7 @@ use crate::{
     telemetry::RequestId,
 };
 use pki::identity::{DnsName, Name, SpiffeId};
-use process::error::Remedy;
+use process::{error::Remedy, files};
 use token_host::SOCKET_PATH_MAX;
 
 /// The operator's request.
@@ -151,12 +151,9 @@ pub fn examine(path: &Path) -> Result<(), BindError> {
 pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
     examine(path)?;
     let open = || {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        files::remove_socket(path)?;
         let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        files::set_socket_mode(path, 0o600)?;
         Ok(listener)
     };
     open().map_err(|error| BindError::System(error, path.parent().unwrap_or(Path::new(".")).to_owned()))
@@ -178,7 +175,7 @@ pub async fn serve(
         .await;
     // So that `issue` knows that it may run alone. The log's lock is still ours: no other daemon has the path yet.
     if let Some(path) = path
-        && let Err(error) = std::fs::remove_file(&path)
+        && let Err(error) = files::remove_socket(&path)
     {
         tracing::debug!(path = %path.display(), %error, "cannot remove the operator socket");
     }

@@ -18,13 +18,15 @@ use crate::{
     telemetry::recent::Recent,
     token_pool::{Pool, PoolError},
 };
-use audit_log::{CheckpointHealth, CheckpointSignError, CheckpointSignature, CheckpointSigner, Log, OpenError, Opened};
+use audit_log::{
+    CheckpointHealth, CheckpointSignError, CheckpointSignature, CheckpointSigner, Lock, Log, OpenError, Opened,
+};
 use pki::{
     Bundle, PublicKey,
     bundle::{BundleFiles, Problem},
 };
 use process::{
-    clock::{self, Clock},
+    clock::{self, Clock, Known},
     error::{Advice, Remedy},
 };
 
@@ -128,6 +130,8 @@ pub fn core(
     readiness: &Readiness,
     background: &Background,
 ) -> Result<Core, SetupError> {
+    // Before anything is written or a token is used: both may be those of a daemon that runs.
+    let lock = Lock::take(&config.log.directory)?;
     for warning in bundle.warnings() {
         tracing::warn!(warning = warning.0, "bundle");
     }
@@ -135,11 +139,18 @@ pub fn core(
     last_good_bundle(config).keep(bundle.files());
     let pool = Arc::new(Pool::start(config.pool_settings())?);
     let signer: Arc<dyn CheckpointSigner> = Arc::new(LogKey(Arc::clone(&pool)));
-    let (log, opened) = Log::open(config.log.clone(), Some(signer))?;
+    let (log, opened) = Log::open_locked(lock, config.log.clone(), Some(signer))?;
     if let Some(aside) = &opened.set_aside {
         tracing::warn!(
             ?aside,
             "the issuance log ended in an incomplete line after a crash; the line was moved to a separate file"
+        );
+    }
+    if let Some(confirmed) = opened.clock_confirmed {
+        tracing::warn!(
+            confirmed = audit_log::timestamp::format(confirmed),
+            newest_record = opened.newest_record.map(audit_log::timestamp::format),
+            "the newest record of the issuance log is not compared with the clock, which an operator confirmed"
         );
     }
     let recent = Arc::new(Recent::new());
@@ -150,7 +161,7 @@ pub fn core(
         limits: Limits::new(config.rate_limits),
         first_class: config.ca.first_class.clone(),
         default_deadline: config.listen.limits.request_timeout,
-        clock: Clock::start(opened.newest_record),
+        clock: Clock::start(Known { newest_record: opened.newest_record, confirmed: opened.clock_confirmed }),
         log: log.clone(),
         signer: pool.clone(),
         recent: Arc::clone(&recent),

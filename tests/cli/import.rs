@@ -359,7 +359,14 @@ fn the_key_file_goes_only_when_the_key_is_safe() {
     good(&machine);
     machine.refused(&format!("{IMPORT} --remove-key-file"), &["give a second --token, or --i-have-a-backup"]);
     assert!(exists(&machine.path("ca/ca-key.pem")));
-    machine.done(&format!("{IMPORT} --remove-key-file --i-have-a-backup"));
+    // Through a link the key would survive under its own name.
+    let (key, elsewhere) = (machine.path("ca/ca-key.pem"), machine.path("elsewhere.pem"));
+    fs::rename(&key, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &key).unwrap();
+    let removing = format!("{IMPORT} --remove-key-file --i-have-a-backup");
+    machine.refused(&removing, &["a symbolic link", "the file itself"]);
+    fs::rename(&elsewhere, &key).unwrap();
+    machine.done(&removing);
     assert!(!exists(&machine.path("ca/ca-key.pem")));
     machine.run("import --from $/ca", &machine.token()).usage(&["--bundle"]);
     machine.run("import --bundle $/b", &machine.token()).usage(&["--from"]);

@@ -32,7 +32,7 @@ use pki::{
     Bundle, Issuer, Tbs,
     bundle::{BundleFiles, Input},
 };
-use process::clock::{self, Clock};
+use process::clock::{self, Clock, Known};
 use rcgen::SigningKey;
 use tokio::sync::watch;
 
@@ -141,7 +141,7 @@ impl Rig {
             limits: Limits::new(istio_hsm_ca::issue::limits::Settings::default()),
             first_class: Vec::new(),
             default_deadline: Duration::from_secs(5),
-            clock: Clock::start(opened.newest_record),
+            clock: Clock::start(Known { newest_record: opened.newest_record, confirmed: None }),
             log,
             signer: Arc::clone(&signer) as Arc<dyn Signer>,
             recent: Arc::new(Recent::new()),

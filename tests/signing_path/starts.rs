@@ -2,8 +2,10 @@
 //! in use, a configuration with several mistakes. And readiness from the first moment.
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::MetadataExt,
     time::Instant,
 };
 
@@ -68,6 +70,66 @@ fn a_second_daemon_is_told_what_the_first_one_has() {
     }
     let (status, text) = daemon.stop();
     assert_eq!(status.code(), Some(0), "the first one was not harmed: {text}");
+}
+
+/// What the daemon keeps beside its log for token hosts and its own next start.
+#[test]
+fn a_second_daemon_changes_no_file_of_the_first() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon = site.serve("");
+    let kept = || {
+        let file = |name| {
+            let path = site.log().join(name);
+            (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().ino())
+        };
+        ["ca-in-use.pem", "roots-in-use.pem"].map(file)
+    };
+    let before = kept();
+    let other = site.softhsm.path().join("other-bundle");
+    fs::create_dir(&other).unwrap();
+    PlugIn::intermediate().write_public(&other);
+    let more = format!("[ca]\nbundle = \"{}\"\nallow_root_removal = true", other.display());
+    let error = site.does_not_start(&more);
+    assert!(error.contains("another process has this log open"), "{error}");
+    assert!(kept() == before);
+    drop(daemon);
+    site.serve("");
+}
+
+/// A clock that was ahead while the daemon issued: the next start issues nothing until an operator confirms the clock.
+#[test]
+fn a_record_in_the_future_stops_issuance_until_the_clock_is_confirmed() {
+    let site = Site::new(&PlugIn::intermediate());
+    drop(site.serve(""));
+    // The newest record is the serving certificate's. What a clock 300 days ahead would have written has another year.
+    let segment = fs::read_dir(site.log()).unwrap().flatten().map(|entry| entry.path());
+    let segment = segment.into_iter().find(|path| path.extension().is_some_and(|ending| ending == "jsonl")).unwrap();
+    let lines = String::from_utf8(fs::read(&segment).unwrap()).unwrap();
+    let lines = lines.trim_end_matches('\0');
+    let marker = "\"time\":\"";
+    let year = &lines[lines.find(marker).unwrap() + marker.len()..][..4];
+    let next: u32 = year.parse::<u32>().unwrap() + 1;
+    for entry in fs::read_dir(site.log()).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        if name.contains("checkpoint") || name.ends_with(".seal") || name.ends_with(".hashes") {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    fs::write(&segment, lines.replace(&format!("{marker}{year}"), &format!("{marker}{next}"))).unwrap();
+
+    let daemon = site.spawn("");
+    let readiness = daemon.wait_line(|_| daemon.get("/readyz").1.contains("behind the newest record"));
+    let told = daemon.get("/readyz").1;
+    assert!(told.contains("log confirm-clock"), "{readiness} {told}");
+    let config = site.configure("").display().to_string();
+    let reason = "the clock was a year ahead";
+    let output = site.run(&["log", "confirm-clock", "--config", &config, "--reason", reason]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    drop(daemon);
+    let daemon = site.serve("");
+    daemon.wait_line(|line| line["message"].as_str().is_some_and(|text| text.contains("an operator confirmed")));
+    let record = fs::read_to_string(site.log().join("clock-confirmations.jsonl")).unwrap();
+    assert!(record.contains(reason) && record.contains(&next.to_string()), "{record}");
 }
 
 #[test]

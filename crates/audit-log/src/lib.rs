@@ -19,6 +19,8 @@ pub mod verify;
 #[cfg(feature = "writer")]
 mod checkpointer;
 #[cfg(feature = "writer")]
+mod confirmation;
+#[cfg(feature = "writer")]
 mod log;
 #[cfg(feature = "writer")]
 mod queue;
@@ -37,9 +39,11 @@ pub use checkpoint::{CheckpointSignError, CheckpointSignature, CheckpointSigner}
 #[cfg(feature = "writer")]
 pub use checkpointer::Ship;
 #[cfg(feature = "writer")]
+pub use confirmation::Confirmation;
+#[cfg(feature = "writer")]
 pub use log::{CheckpointHealth, Intent, Log, LogError, LogHealth, Opened, Outcome, Recorded, Settings};
 #[cfg(feature = "writer")]
-pub use recover::{Examined, OpenError, SetAside};
+pub use recover::{Examined, Lock, OpenError, SetAside};
 pub use segment::CHECKPOINT;
 #[cfg(feature = "writer")]
 pub use stats::Stats;

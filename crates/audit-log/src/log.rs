@@ -17,9 +17,10 @@ use tokio::{
 use crate::{
     checkpoint::{Checkpoint, CheckpointSigner},
     checkpointer::{Checkpointer, Ship},
+    confirmation,
     queue::Queue,
     record::{CallerField, IntentLine, OutcomeKind, OutcomeLine, VERSION},
-    recover::{self, Examined, OpenError, SetAside},
+    recover::{self, Examined, Lock, OpenError, SetAside},
     segment::Directory,
     stats::{Counts, Stats},
     timestamp,
@@ -167,6 +168,8 @@ fn non_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error>
 pub struct Opened {
     /// The time of the newest line, for [`process::clock::Clock::start`].
     pub newest_record: Option<SystemTime>,
+    /// When an operator confirmed the clock after that line was written.
+    pub clock_confirmed: Option<SystemTime>,
     /// Lines.
     pub lines: u64,
     /// Intents: the index of the next.
@@ -229,13 +232,28 @@ impl Log {
     /// # Errors
     /// When another process has it open, the disk refuses, or the log is not as it was written.
     pub fn open(settings: Settings, signer: Option<Arc<dyn CheckpointSigner>>) -> Result<(Self, Opened), OpenError> {
+        let lock = Lock::take(&settings.directory)?;
+        Self::open_locked(lock, settings, signer)
+    }
+
+    /// The same with the lock of the settings' directory.
+    ///
+    /// # Errors
+    /// When the disk refuses, or the log is not as it was written.
+    pub fn open_locked(
+        lock: Lock,
+        settings: Settings,
+        signer: Option<Arc<dyn CheckpointSigner>>,
+    ) -> Result<(Self, Opened), OpenError> {
         Checkpoint::check_origin(&settings.origin).map_err(|error| OpenError::Settings(error.to_string()))?;
         let runtime = Handle::try_current()
             .map_err(|error| OpenError::Settings(format!("BUG: the log is opened outside of a runtime: {error}")))?;
         let directory = Directory::new(&settings.directory);
-        let recovered = recover::recover(&directory, &settings.directory, &settings.origin)?;
+        let recovered = recover::recover(lock, &directory, &settings.directory, &settings.origin)?;
+        let newest = recovered.counters.newest.as_deref();
         let opened = Opened {
-            newest_record: recovered.counters.newest.as_deref().and_then(timestamp::parse),
+            newest_record: newest.and_then(timestamp::parse),
+            clock_confirmed: confirmation::read(&directory, newest).map_err(recover::io_error(&settings.directory))?,
             lines: recovered.tree.size(),
             intents: recovered.counters.intents,
             intents_per_ca_key: recovered.counters.intents_per_ca_key.clone(),

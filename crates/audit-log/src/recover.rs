@@ -17,6 +17,7 @@ use std::{
 
 use super::{
     checkpoint::Checkpoint,
+    confirmation,
     segment::{CHECKPOINT, Counters, Directory, LOCK, Part, read_optional},
     tree::{Frontier, Hash},
 };
@@ -37,6 +38,8 @@ pub struct SetAside {
 pub struct Examined {
     /// The time of the newest line.
     pub newest_record: Option<std::time::SystemTime>,
+    /// When an operator confirmed the clock after that line.
+    pub clock_confirmed: Option<std::time::SystemTime>,
     /// Lines.
     pub lines: u64,
     /// Intents.
@@ -70,10 +73,25 @@ pub(super) struct Recovered {
     pub(super) set_aside: Option<SetAside>,
 }
 
-/// Locks the directory, making it if need be, and takes the log up.
-pub(super) fn recover(directory: &Directory, path: &Path, origin: &str) -> Result<Recovered, OpenError> {
-    DirBuilder::new().recursive(true).mode(0o750).create(path).map_err(io_error(path))?;
-    let lock = lock(&directory.path(LOCK))?;
+/// The right to write in a log's directory, for as long as the value lives. Nothing may be written there without it: the
+/// files may be those of another daemon.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Lock {
+    /// Locks a log's directory, making it if need be.
+    ///
+    /// # Errors
+    /// When another process has it, or the directory cannot be made or written.
+    pub fn take(path: &Path) -> Result<Self, OpenError> {
+        DirBuilder::new().recursive(true).mode(0o750).create(path).map_err(io_error(path))?;
+        lock(&Directory::new(path).path(LOCK)).map(Self)
+    }
+}
+
+/// Takes the log of a locked directory up.
+pub(super) fn recover(lock: Lock, directory: &Directory, path: &Path, origin: &str) -> Result<Recovered, OpenError> {
+    let Lock(lock) = lock;
     directory.remove_unfinished().map_err(io_error(path))?;
     let segments = directory.segments().map_err(io_error(path))?;
     let (checkpoint, heads) = heads(directory, &segments, origin)?;
@@ -106,18 +124,25 @@ pub(super) fn examine_lock(directory: &Directory) -> Result<(), OpenError> {
 /// What [`recover`] would say and find, without changing anything: no file is made, cut or sealed.
 pub(super) fn examine(directory: &Directory, path: &Path, origin: &str) -> Result<Examined, OpenError> {
     examine_lock(directory)?;
+    look(directory, path, origin)
+}
+
+/// The same, also while another process writes.
+pub(super) fn look(directory: &Directory, path: &Path, origin: &str) -> Result<Examined, OpenError> {
     let segments = directory.segments().map_err(io_error(path))?;
     let (checkpoint, heads) = heads(directory, &segments, origin)?;
     let walk = Walk::over(directory, &segments, heads, checkpoint.as_ref().map_or(0, |c| c.size), false)?;
+    let newest = walk.counters.newest.as_deref();
     Ok(Examined {
-        newest_record: walk.counters.newest.as_deref().and_then(super::timestamp::parse),
+        newest_record: newest.and_then(super::timestamp::parse),
+        clock_confirmed: confirmation::read(directory, newest).map_err(io_error(path))?,
         lines: walk.tree.size(),
         intents: walk.counters.intents,
         torn_bytes: walk.tail.map_or(0, |tail| u64::try_from(tail.bytes.len()).unwrap_or(u64::MAX)),
     })
 }
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     |source| OpenError::Io { path, source }
 }

@@ -14,6 +14,8 @@ use std::{
 use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+#[cfg(feature = "writer")]
+use nix::libc::O_NOFOLLOW;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -23,7 +25,7 @@ use super::{
 
 /// Mode of the log's files. The group may read, so a shipper can run as another user.
 #[cfg(feature = "writer")]
-const MODE: u32 = 0o640;
+pub(super) const MODE: u32 = 0o640;
 /// Extension of incomplete files, which readers ignore.
 #[cfg(feature = "writer")]
 const UNFINISHED: &str = "tmp";
@@ -131,7 +133,13 @@ impl Directory {
     }
 
     fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(path)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(MODE)
+            .custom_flags(O_NOFOLLOW)
+            .open(path)?;
         file.write_all(content)?;
         file.sync_all()
     }
@@ -143,7 +151,7 @@ impl Directory {
 
     /// Opens a file to append to it; made if it is not there.
     pub(super) fn append(path: &Path) -> io::Result<File> {
-        OpenOptions::new().append(true).create(true).mode(MODE).open(path)
+        OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(O_NOFOLLOW).open(path)
     }
 }
 

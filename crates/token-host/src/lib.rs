@@ -22,7 +22,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixListener, net::UnixStream},
+        unix::{net::UnixListener, net::UnixStream},
     },
     path::{Path, PathBuf},
     process::ExitCode,
@@ -34,7 +34,7 @@ use acceptor::Acceptor;
 pub use command::main;
 use ending::Ending;
 use login::LoginContext;
-use process::error::chain;
+use process::{error::chain, files};
 use protocol::{Fault, Recovery};
 use serve::{Connection, Served};
 pub use settings::{DEFAULT_CALL_TIMEOUT, Settings};
@@ -256,13 +256,10 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         let text = format!("{} has {length} bytes; a socket's path has at most {SOCKET_PATH_MAX}", path.display());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    files::remove_socket(path)?;
     let listener = UnixListener::bind(path)?;
     // Who may connect is decided by the peer's user, which a file mode cannot express.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    files::set_socket_mode(path, 0o666)?;
     Ok(listener)
 }
 

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::libc::O_NOFOLLOW;
 use process::{
     error::{Advice, Remedy},
     files,
@@ -113,7 +114,13 @@ impl PinMarker {
         // Not the name that `mark` uses: another process may be about to.
         let probe = self.beside(".probe");
         let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&probe)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .custom_flags(O_NOFOLLOW)
+                .open(&probe)?;
             file.write_all(&[b'\n'; 1024])?;
             drop(file);
             match fs::remove_file(&probe) {

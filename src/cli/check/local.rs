@@ -1,6 +1,6 @@
 //! The bundle, the issuance log and the clock.
 
-use std::{os::unix::fs::MetadataExt, path::Path, time::SystemTime};
+use std::{os::unix::fs::MetadataExt, path::Path};
 
 use nix::unistd::{AccessFlags, eaccess, geteuid};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 use audit_log::Log;
 use pki::{Bundle, bundle::Problem};
-use process::clock::Clock;
+use process::clock::{Clock, Known};
 
 /// The bundle as `serve` takes it.
 pub(super) fn bundle(config: &Config, bundle: &Result<Bundle, SetupError>) -> Vec<Finding> {
@@ -54,15 +54,15 @@ pub(super) fn rehearsal(config: &Config, bundle: &Bundle) -> Vec<Finding> {
     found.into_vec()
 }
 
-/// The issuance log, looked at without being opened; and the time of its newest record.
-pub(super) fn log(config: &Config, lock: Result<(), SetupError>) -> (Vec<Finding>, Option<SystemTime>) {
+/// The issuance log, looked at without being opened; and what it says of the time.
+pub(super) fn log(config: &Config, lock: Result<(), SetupError>) -> (Vec<Finding>, Known) {
     let mut found = Findings::about("log");
     let settings = &config.log;
     let directory = settings.directory.as_path();
-    let mut newest = None;
+    let mut known = Known::default();
     match lock.and_then(|()| Ok(Log::examine(settings)?)) {
         Ok(Some(examined)) => {
-            newest = examined.newest_record;
+            known = Known { newest_record: examined.newest_record, confirmed: examined.clock_confirmed };
             if examined.torn_bytes > 0 {
                 found.warning(
                     format!(
@@ -95,13 +95,13 @@ pub(super) fn log(config: &Config, lock: Result<(), SetupError>) -> (Vec<Finding
     }
     writable(directory, "the log's directory", &mut found);
     owner(directory, &mut found);
-    (found.into_vec(), newest)
+    (found.into_vec(), known)
 }
 
 /// The clock against the newest record.
-pub(super) fn clock(newest: Option<SystemTime>) -> Vec<Finding> {
+pub(super) fn clock(known: Known) -> Vec<Finding> {
     let mut found = Findings::about("clock");
-    match Clock::start(newest).now() {
+    match Clock::start(known).now() {
         Ok(now) => found.ok(audit_log::timestamp::format(now)),
         Err(error) => found.failed(&error, "set the clock right"),
     }

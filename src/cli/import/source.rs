@@ -3,10 +3,14 @@
 use std::{
     fs::File,
     io::Read,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
+use nix::libc::O_NOFOLLOW;
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
@@ -59,11 +63,18 @@ pub(super) struct SourceArgs {
 pub(super) struct Source {
     pub(super) bundle: Bundle,
     pub(super) key: PrivateKey,
-    /// The key's file; none for standard input.
-    pub(super) key_file: Option<PathBuf>,
+    /// The key's file, as it was read; none for standard input.
+    pub(super) key_file: Option<KeyFile>,
     /// The Secret that the key came from.
     pub(super) secret: Option<cluster::KeySecret>,
     key_warning: Option<String>,
+}
+
+/// The file that a key was read from. The descriptor remains what was read, whatever the path names later.
+#[derive(Debug)]
+pub(super) struct KeyFile {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
 }
 
 impl std::fmt::Debug for Source {
@@ -86,23 +97,27 @@ impl SourceArgs {
     }
 
     /// Reads and checks everything. Every reason to refuse is reported, independently of the others, and the public key of the
-    /// key or, where that cannot be read, of the certificate, so that the token can be looked at all the same.
-    pub(super) fn read(&self) -> Result<Source, (Vec<String>, Option<PublicKey>)> {
+    /// key or, where that cannot be read, of the certificate, so that the token can be looked at all the same. `removable`
+    /// is whether the key's file will be removed.
+    pub(super) fn read(&self, removable: bool) -> Result<Source, (Vec<String>, Option<PublicKey>)> {
         if let Some(from) = self.from.as_deref().filter(|from| !from.is_dir()) {
             let reason = "is not a directory; name the one that holds the plug-in CA's files";
             return Err((vec![format!("--from {}: {reason}", from.display())], None));
         }
         let (files, unread, text, origin) = match self.secret.fetch() {
-            Some(Ok(fetched)) => (fetched.files, Vec::new(), Ok((fetched.key, None)), Origin::Secret(fetched.secret)),
+            Some(Ok(fetched)) => {
+                let read = KeyText { text: fetched.key, file: None, warning: None };
+                (fetched.files, Vec::new(), Ok(read), Origin::Secret(fetched.secret))
+            }
             Some(Err(reason)) => return Err((vec![reason], None)),
             None => {
                 let paths = self.paths();
                 let (files, unread) = paths.read_what_is_there();
-                (files, unread, read_key(&paths.ca_key), Origin::File(paths.ca_key))
+                (files, unread, read_key(&paths.ca_key, removable), Origin::File(paths.ca_key))
             }
         };
         let name = origin.key_name();
-        let key = text.and_then(|(text, warning)| Ok((self.key(&name, &text)?, warning)));
+        let key = text.and_then(|read| Ok((self.key(&name, &read.text)?, read)));
         let public_key = key.as_ref().ok().map(|(key, _)| (name.as_str(), key.public_key()));
         let of_certificate = files.ca_key();
         let bundle = Bundle::check_read(files, unread, public_key, clock::now());
@@ -110,12 +125,12 @@ impl SourceArgs {
         let mut problems: Vec<String> = found.map(ToString::to_string).collect();
         let (bundle, key) = (bundle.ok(), key.map_err(|reason| problems.push(reason)).ok());
         match (bundle, key) {
-            (Some(bundle), Some((key, key_warning))) if problems.is_empty() => {
+            (Some(bundle), Some((key, read))) if problems.is_empty() => {
                 let (key_file, secret) = match origin {
-                    Origin::File(path) => ((path != Path::new("-")).then_some(path), None),
+                    Origin::File(path) => (read.file.map(|file| KeyFile { path, file }), None),
                     Origin::Secret(secret) => (None, Some(secret)),
                 };
-                Ok(Source { bundle, key, key_file, secret, key_warning })
+                Ok(Source { bundle, key, key_file, secret, key_warning: read.warning })
             }
             (_, key) => Err((problems, key.map(|(key, _)| key.public_key().clone()).or(of_certificate))),
         }
@@ -181,8 +196,17 @@ impl Origin {
     }
 }
 
-/// The key file's text, in one buffer that is zeroized and never grows.
-fn read_key(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), String> {
+/// A key's text, in one buffer that is zeroized and never grows, and the file that it was read from.
+struct KeyText {
+    text: Zeroizing<Vec<u8>>,
+    /// None for standard input.
+    file: Option<File>,
+    warning: Option<String>,
+}
+
+/// Reads the key's file. One that will be removed is opened so that it can be overwritten, and a link to it is refused:
+/// the key would survive under its own name.
+fn read_key(path: &Path, removable: bool) -> Result<KeyText, String> {
     let name = shown(path);
     let failed = |error: std::io::Error| {
         let (reason, remedy) = unreadable(&error);
@@ -190,16 +214,25 @@ fn read_key(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), String>
     };
     let mut buffer = Zeroizing::new(vec![0; KEY_MAX + 1]);
     let mut warning = None;
-    let mut file = if path == Path::new("-") {
-        // A descriptor of its own: the library's standard input would keep the key in a buffer that is not zeroized.
-        File::from(std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?)
-    } else {
-        let file = File::open(path).map_err(failed)?;
-        let mode = file.metadata().map_err(failed)?.mode() & 0o777;
+    let is_file = path != Path::new("-");
+    let mut file = if is_file {
+        if removable && path.is_symlink() {
+            return Err(format!("{name}: a symbolic link; --remove-key-file needs the name of the file itself"));
+        }
+        let flags = if removable { O_NOFOLLOW } else { 0 };
+        let file = File::options().read(true).write(removable).custom_flags(flags).open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if removable && !metadata.is_file() {
+            return Err(format!("{name}: not a regular file, which --remove-key-file cannot remove; leave that out"));
+        }
+        let mode = metadata.mode() & 0o777;
         if mode & 0o044 != 0 {
             warning = Some(format!("{name}: the private key can be read by others (mode {mode:03o}); chmod 600 it"));
         }
         file
+    } else {
+        // A descriptor of its own: the library's standard input would keep the key in a buffer that is not zeroized.
+        File::from(std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?)
     };
     let mut filled = 0;
     while let Some(space) = buffer.get_mut(filled..).filter(|space| !space.is_empty()) {
@@ -214,7 +247,7 @@ fn read_key(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), String>
         return Err(format!("{name}: larger than 64 KiB; this is no private key"));
     }
     buffer.truncate(filled);
-    Ok((buffer, warning))
+    Ok(KeyText { text: buffer, file: is_file.then_some(file), warning })
 }
 
 /// How a key came in, in words.
