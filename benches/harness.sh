@@ -96,7 +96,9 @@ keep_alive = "${KEEP_ALIVE:-10s}"
 [listen]
 address = "127.0.0.1:${port[$name]}"${THREADS:+
 threads = $THREADS}
-limits = { connections_per_address = 4096 }
+[rate_limits]
+per_identity = 0
+total = 0
 [serving]
 dns_names = ["$server_name"]
 [[auth.jwt]]

@@ -266,7 +266,7 @@ directory = "/var/lib/istio-hsm-ca/log"
             ("[log]", "[logs]", "[logs]: no such section"),
             ("[log]", "[log]\nsegment_bytes = 0", "[log] segment_bytes: "),
             ("[log]", "[log.ship]\n[log]", "[log] ship: missing field `program`"),
-            ("[log]", "[rate_limits]\ntotal = 0\n[log]", "[rate_limits] total: "),
+            ("[log]", "[rate_limits]\ntotal = -1\n[log]", "[rate_limits] total: "),
             ("[[token]]", "[[tokens]]", "[[token]]: no token is configured"),
             ("pkcs11:token", "pkcs11:tokn=a;token", "has the attribute `tokn`"),
         ];

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod background;
 pub mod clusters;
 pub mod controllers;
+pub mod http;
 pub mod last_good_bundle;
 pub mod operator;
 pub mod preparation;
@@ -37,6 +38,7 @@ use crate::{
     telemetry::metrics::{self, Metrics},
 };
 use background::Background;
+use http::Hosts;
 use preparation::{AddressError, Endpoint, Preparation, PreparationError, Prepared, StatusPage};
 use process::hardening;
 use readiness::{Readiness, ReadinessHandle, Report};
@@ -95,7 +97,7 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     let listening = readiness.required("gRPC endpoint");
     let Prepared { admin, authenticator, bundle, clusters, endpoint, status_page } =
         Preparation::run(&config).await.complete()?;
-    serve_admin(admin, &readiness, &metrics, &background);
+    serve_admin(admin, Hosts::new(&config.admin.hosts), &readiness, &metrics, &background);
     let clusters = clusters
         .zip(config.kubernetes.as_ref())
         .map(|(clusters, settings)| clusters::start(settings, clusters, &readiness, &background));
@@ -170,7 +172,8 @@ async fn serve(
         let socket = operator::bind(path).map_err(|reason| AddressError::Socket { path: path.clone(), reason })?;
         background.spawn(operator::serve(socket, Arc::clone(&core.ca), background.ended()));
     }
-    serve_status_page(status_page, snapshot::taker(core, config, readiness.watch(), clusters), background);
+    let take = snapshot::taker(core, config, readiness.watch(), clusters);
+    serve_status_page(status_page, take, Hosts::new(&config.admin.hosts), background);
     let reloader = core.reloader(config, Arc::clone(&authenticator), reload_trigger, readiness);
     background.spawn(reloader.run(background.ended()));
     background.spawn_until_end(setup::watch_issuers(Arc::clone(&authenticator)));
@@ -217,20 +220,26 @@ fn signals(stop: CancellationToken, reload_trigger: Arc<Notify>) -> Result<(), D
     Ok(())
 }
 
-fn serve_admin(socket: Option<TcpListener>, readiness: &Readiness, metrics: &Metrics, background: &Background) {
+fn serve_admin(
+    socket: Option<TcpListener>,
+    hosts: Hosts,
+    readiness: &Readiness,
+    metrics: &Metrics,
+    background: &Background,
+) {
     let Some(socket) = socket else { return };
     tracing::info!(address = socket.local_addr().ok().map(tracing::field::display), "admin");
-    background.spawn(admin::serve(socket, readiness.watch(), metrics.render(), background.ended()));
+    background.spawn(admin::serve(socket, readiness.watch(), metrics.render(), hosts, background.ended()));
 }
 
 /// Serves the status page. An address that nobody asked for and that is taken is no reason not to start.
-fn serve_status_page(page: StatusPage, take: status::Take, background: &Background) {
+fn serve_status_page(page: StatusPage, take: status::Take, hosts: Hosts, background: &Background) {
     match page {
         StatusPage::Off => {}
         StatusPage::Open(socket) => {
             let address = socket.local_addr().unwrap_or(Admin::STATUS);
             tracing::info!(%address, page = %format_args!("http://{address}/"), "status page");
-            background.spawn(status::serve(socket, take, background.ended()));
+            background.spawn(status::serve(socket, take, hosts, background.ended()));
         }
         StatusPage::Unavailable(error) => {
             tracing::warn!(%error, "the status page is not served; set [admin] status_address, or status_page = false");

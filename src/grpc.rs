@@ -3,7 +3,7 @@
 //! Decides nothing about certificates: who asks is `auth`'s word, what they get is [`crate::issue`]'s. Started by
 //! the daemon with [`server::serve`].
 
-pub mod concurrency_limit;
+pub mod admission;
 pub mod connection;
 pub mod health;
 pub mod listener;
@@ -11,6 +11,7 @@ pub mod server;
 pub mod service;
 pub mod serving;
 pub mod settings;
+pub mod standing;
 pub mod status;
 pub mod tls;
 

@@ -24,6 +24,7 @@ pub mod daemon;
 pub mod grpc;
 pub mod issue;
 pub mod kubernetes;
+pub mod limits;
 pub mod policy;
 pub mod signer;
 pub mod telemetry;

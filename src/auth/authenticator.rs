@@ -277,7 +277,7 @@ impl Authenticator {
             }
         }
         let Some(token) = credentials.bearer else { return Err(AuthError::Refused(refusals)) };
-        let reviewed = self.token_reviews.check(token, credentials.cluster_id, &self.default_cluster, now).await;
+        let reviewed = self.token_reviews.check(credentials, token, &self.default_cluster, now).await;
         let temporary = match reviewed {
             Some(Ok(proven)) => return Ok(Caller::by_token(Method::TokenReview, proven, credentials)),
             Some(Err(error)) => {

@@ -6,6 +6,8 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use rustls_pki_types::CertificateDer;
 
+use crate::limits::Client;
+
 /// The scheme of an `authorization` value, case-sensitive as in Istio's server.
 const BEARER: &str = "Bearer ";
 /// The longest cluster name in bytes: an RFC 1123 subdomain's, which is how Istio's users name clusters.
@@ -23,6 +25,8 @@ pub struct Credentials<'a> {
     pub client_chain: Option<&'a [CertificateDer<'a>]>,
     /// Where the connection comes from.
     pub peer: Option<IpAddr>,
+    /// The same as limits count it.
+    pub client: Option<Client>,
 }
 
 /// A bearer token as it was sent. Its `Debug` shows only its length.

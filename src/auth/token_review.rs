@@ -16,13 +16,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::Semaphore;
-
 pub use self::error::ReviewError;
 use super::{
     BoundPod,
     credential_cache::{CredentialCache, Hash, sha256},
-    credentials::{BearerToken, ClusterId, ClusterName},
+    credentials::{BearerToken, ClusterName, Credentials},
     jwt::{
         Proven,
         claims::{Claims, Rules, Subject},
@@ -30,16 +28,20 @@ use super::{
     },
     received::Received,
 };
-use crate::telemetry::metrics;
+use crate::{
+    limits::{Client, Turns},
+    telemetry::metrics,
+};
 use pki::identity::{Namespace, SpiffeId, TrustDomain};
 
 /// How many answers are kept: some hundred bytes each.
 const REMEMBERED: usize = 16_384;
-/// How many refusals are kept.
-const REFUSALS: usize = 1024;
+/// How many refusals are kept: some hundred bytes each.
+const REFUSALS: usize = 16_384;
 /// How long a rejection is cached: enough for an agent's quick retries, short enough to notice a repaired cluster.
-const REFUSED_FOR: Duration = Duration::from_secs(2);
-/// How many reviews are under way at one API server; more wait, as long as one may take.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// How many reviews are under way at one API server. More wait for their turn, as long as one may take, in a fair order
+/// over addresses and connections: a stranger's forged tokens make others wait for their next turn only.
 const AT_ONCE: usize = 32;
 /// How far an API server's clock may be from ours.
 const LEEWAY: Duration = Duration::from_secs(60);
@@ -116,7 +118,7 @@ pub struct TokenReviews {
 struct Cluster {
     settings: Reviewed,
     rules: Rules,
-    places: Semaphore,
+    turns: Arc<Turns>,
 }
 
 /// What is remembered of a token that was good, and until when.
@@ -146,7 +148,7 @@ impl TokenReviews {
                 leeway: LEEWAY,
             },
             settings,
-            places: Semaphore::new(AT_ONCE),
+            turns: Turns::new(AT_ONCE),
         };
         Self {
             clusters: clusters.into_iter().map(cluster).collect(),
@@ -159,15 +161,15 @@ impl TokenReviews {
     /// what is no token at all.
     pub async fn check(
         &self,
+        credentials: &Credentials<'_>,
         token: BearerToken<'_>,
-        cluster_id: ClusterId<'_>,
         default_cluster: &ClusterName,
         now: SystemTime,
     ) -> Option<Result<Proven, ReviewError>> {
         if self.clusters.is_empty() {
             return None;
         }
-        let named = cluster_id.or(default_cluster);
+        let named = credentials.cluster_id.or(default_cluster);
         let text = super::jwt::compact::within_limit(token.expose()).ok()?;
         let hash = sha256(text.as_bytes());
         if let Some(proven) = self.remembered(&hash, named, now) {
@@ -182,28 +184,57 @@ impl TokenReviews {
                 configured: cluster.settings.cluster.clone(),
             }));
         }
-        let refusal = self.refusals.get(&hash).filter(|refusal| (refusal.from..refusal.until).contains(&now));
-        if let Some(refusal) = refusal {
-            return Some(Err(refusal.error.clone()));
+        Some(self.judge(cluster, credentials.client, token, &hash, &claims, now).await)
+    }
+
+    /// Who a token of a cluster proves. The API server is asked only about what may be one of its tokens, and once about
+    /// a token that many send.
+    async fn judge(
+        &self,
+        cluster: &Cluster,
+        client: Option<Client>,
+        token: BearerToken<'_>,
+        hash: &Hash,
+        claims: &Claims,
+        now: SystemTime,
+    ) -> Result<Proven, ReviewError> {
+        let settings = &cluster.settings;
+        let times = claims.times(&cluster.rules, now)?;
+        let claimed = claims.subject(&cluster.rules)?;
+        self.not_refused(hash, now)?;
+        let unanswered = |source| ReviewError::Unanswered { cluster: settings.cluster.clone(), source };
+        let _turn = match client {
+            Some(client) => match tokio::time::timeout(settings.timeout, cluster.turns.take(client)).await {
+                Ok(turn) => Some(turn),
+                Err(_) => return Err(unanswered(Unanswered("too many tokens wait for a review".to_owned()))),
+            },
+            None => None,
+        };
+        // The same token may have been answered meanwhile.
+        self.not_refused(hash, now)?;
+        if let Some(proven) = self.remembered(hash, settings.cluster.as_str(), now) {
+            return Ok(proven);
         }
-        let result = cluster.judge(token, &claims, now).await;
-        if let Some(outcome) = result.as_ref().map_or_else(ReviewError::outcome, |_| Some("good")) {
-            metrics::token_review(cluster.settings.cluster.as_str(), outcome);
-        }
+        let result = cluster.ask(token, &claimed).await;
+        metrics::token_review(settings.cluster.as_str(), result.as_ref().map_or_else(ReviewError::outcome, |_| "good"));
         match &result {
-            Ok((proven, expires)) => {
-                let until = (now + cluster.settings.cache).min(*expires);
-                let answer = Answer { proven: proven.clone(), from: now, until };
-                self.cache.insert(hash, Arc::new(answer));
+            Ok(proven) => {
+                let until = (now + settings.cache).min(times.expires);
+                self.cache.insert(*hash, Arc::new(Answer { proven: proven.clone(), from: now, until }));
             }
-            // Only what the API server itself said is worth remembering; the rest costs nothing to find again.
-            Err(error @ (ReviewError::Refused { .. } | ReviewError::Audience { .. })) => {
+            Err(error) if !error.is_temporary() => {
                 let refusal = Refusal { error: error.clone(), from: now, until: now + REFUSED_FOR };
-                self.refusals.insert(hash, Arc::new(refusal));
+                self.refusals.insert(*hash, Arc::new(refusal));
             }
             Err(_) => {}
         }
-        Some(result.map(|(proven, _)| proven))
+        result
+    }
+
+    /// Fails if the API server lately refused the token.
+    fn not_refused(&self, hash: &Hash, now: SystemTime) -> Result<(), ReviewError> {
+        let refusal = self.refusals.get(hash).filter(|refusal| (refusal.from..refusal.until).contains(&now));
+        refusal.map_or(Ok(()), |refusal| Err(refusal.error.clone()))
     }
 
     /// An answer that still holds, for the cluster that the bearer names. A clock that was set back ends it too.
@@ -215,38 +246,24 @@ impl TokenReviews {
 }
 
 impl Cluster {
-    /// Who a token proves, and when it ends.
-    async fn judge(
-        &self,
-        token: BearerToken<'_>,
-        claims: &Claims,
-        now: SystemTime,
-    ) -> Result<(Proven, SystemTime), ReviewError> {
-        let times = claims.times(&self.rules, now)?;
-        let claimed = claims.subject(&self.rules)?;
-        let unanswered = |source| ReviewError::Unanswered { cluster: self.settings.cluster.clone(), source };
-        let asking = async {
-            let _place = self.places.acquire().await.map_err(|_| Unanswered("the daemon is ending".to_owned()))?;
-            self.settings.reviewer.review(token, &self.settings.audiences).await
-        };
-        let review = match tokio::time::timeout(self.settings.timeout, asking).await {
+    /// Asks the API server who sent a token that claims to be somebody's.
+    async fn ask(&self, token: BearerToken<'_>, claimed: &Subject) -> Result<Proven, ReviewError> {
+        let Reviewed { cluster, trust_domain, timeout, audiences, reviewer, .. } = &self.settings;
+        let unanswered = |source| ReviewError::Unanswered { cluster: cluster.clone(), source };
+        let review = match tokio::time::timeout(*timeout, reviewer.review(token, audiences)).await {
             Ok(review) => review.map_err(unanswered)?,
-            Err(_) => {
-                let seconds = self.settings.timeout.as_secs_f64();
-                return Err(unanswered(Unanswered(format!("no answer within {seconds} s"))));
-            }
+            Err(_) => return Err(unanswered(Unanswered(format!("no answer within {} s", timeout.as_secs_f64())))),
         };
         let subject = self.subject(&review)?;
-        if subject != claimed {
+        if subject != *claimed {
             return Err(ReviewError::Disagree { reported: Received::new(&review.username) });
         }
         let Subject { namespace, service_account, pod } = subject;
-        let proven = Proven {
-            identity: SpiffeId::new(self.settings.trust_domain.clone(), namespace, service_account),
-            cluster: self.settings.cluster.clone(),
+        Ok(Proven {
+            identity: SpiffeId::new(trust_domain.clone(), namespace, service_account),
+            cluster: cluster.clone(),
             pod: pod.map(Arc::new),
-        };
-        Ok((proven, times.expires))
+        })
     }
 
     /// Whom the API server's answer names (ISTIO: security/pkg/k8s/tokenreview/k8sauthn.go, and the audiences).

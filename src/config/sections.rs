@@ -142,6 +142,8 @@ pub struct Admin {
     pub status_page: bool,
     /// Where the status page is served; it shows identities. Left out, it is [`Admin::STATUS`] if that is free.
     pub status_address: Option<SocketAddr>,
+    /// Host names by which both may be asked, besides `localhost` and IP addresses.
+    pub hosts: Vec<DnsName>,
     /// The Unix socket for `istio-hsm-ca issue`.
     pub socket: Option<PathBuf>,
 }
@@ -152,6 +154,7 @@ impl Default for Admin {
             address: Some((Ipv4Addr::LOCALHOST, 15014).into()),
             status_page: true,
             status_address: None,
+            hosts: Vec::new(),
             socket: None,
         }
     }

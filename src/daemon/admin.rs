@@ -1,12 +1,15 @@
 //! The admin address: `/livez`, `/readyz` and `/metrics` over plain HTTP, for probes and Prometheus.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
-use super::readiness::Report;
+use super::{
+    http::{self, Hosts},
+    readiness::Report,
+};
 
 /// Renders the metrics in Prometheus' text format.
 pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
@@ -25,6 +28,7 @@ pub async fn serve(
     listener: TcpListener,
     report: watch::Receiver<Report>,
     metrics: Render,
+    hosts: Hosts,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let app = Router::new()
@@ -32,9 +36,7 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
         .with_state(Admin { report, metrics });
-    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
+    http::serve(listener, app, hosts, shutdown).await
 }
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    grpc::connection::Connections,
+    grpc::standing::Connections,
     issue::CertificateAuthority,
     telemetry::metrics::{self, Metrics},
     token_pool::Pool,

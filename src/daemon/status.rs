@@ -10,18 +10,26 @@ mod plot;
 mod recent_requests;
 mod text;
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    sync::{Arc, LazyLock},
+    time::SystemTime,
+};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use axum::{
     Router,
     http::{HeaderName, StatusCode},
     response::{IntoResponse, Response},
     routing::get,
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::readiness::Report;
+use super::{
+    http::{self, Hosts},
+    readiness::Report,
+};
 use crate::telemetry::recent::Hour;
 
 /// A certificate of the CA's path.
@@ -147,25 +155,36 @@ pub enum Leader {
 /// Takes a snapshot.
 pub type Take = Arc<dyn Fn() -> Snapshot + Send + Sync>;
 
-/// The page may run its own inline style and script, may show its own icon, may ask its own address again, and nothing else.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; \
-                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// The page may use its own style and script, known by their hashes, may show its own icon, may ask its own address again,
+/// and nothing else.
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let hash = |text: &str| BASE64_STANDARD.encode(digest(&SHA256, text.as_bytes()));
+    format!(
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; img-src data:; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(page::STYLE),
+        hash(page::SCRIPT)
+    )
+});
 
 /// Serves the page until `shutdown`.
 ///
 /// # Errors
 /// When the address cannot be served any more.
-pub async fn serve(listener: TcpListener, take: Take, shutdown: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    take: Take,
+    hosts: Hosts,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
     let app = Router::new().route("/", get(move || async move { respond(&take()) }));
-    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
+    http::serve(listener, app, hosts, shutdown).await
 }
 
 fn respond(snapshot: &Snapshot) -> Response {
     let headers = [
         (HeaderName::from_static("content-type"), "text/html; charset=utf-8"),
-        (HeaderName::from_static("content-security-policy"), POLICY),
+        (HeaderName::from_static("content-security-policy"), POLICY.as_str()),
         (HeaderName::from_static("cache-control"), "no-store"),
         (HeaderName::from_static("referrer-policy"), "no-referrer"),
         (HeaderName::from_static("x-content-type-options"), "nosniff"),

@@ -1,15 +1,14 @@
-//! One accepted connection: its bytes, who is at the other end, and its place in the limits.
+//! One accepted connection: its bytes, and who is at the other end.
 
 mod outgoing;
 
 use std::{
-    collections::HashMap,
     fmt,
     future::Future,
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -22,11 +21,18 @@ use tokio::{
     time::Sleep,
 };
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
+
+use super::{settings::Limits, standing::Standing};
 
 /// The length of HTTP/2's connection preface (RFC 9113, section 3.4): until then nothing else limits a silent client.
 const PREFACE: usize = 24;
+/// After how many bytes of a stranger's connection others have their turn. The smallest frames are 9 bytes long, and each costs
+/// about a microsecond.
+const BURST: usize = 4096;
+/// Why a stranger's connection ends.
+const TOO_MUCH: &str = "the client sent too much before a certificate was issued to it";
 
 /// Who is at the other end of a connection; in the extensions of each of its requests.
 #[derive(Clone)]
@@ -35,6 +41,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The client's certificate chain, leaf first; its key is proven, nothing else. Empty when it sent none.
     pub certificates: Arc<[CertificateDer<'static>]>,
+    /// What the connection counts for in the limits.
+    pub standing: Arc<Standing>,
 }
 
 impl fmt::Debug for Peer {
@@ -47,105 +55,81 @@ impl fmt::Debug for Peer {
 }
 
 impl Peer {
-    /// A peer that has shown no certificate.
+    /// A peer and the certificates that it has shown.
     #[must_use]
-    pub fn new(address: SocketAddr, certificates: &[CertificateDer<'static>]) -> Self {
+    pub fn new(address: SocketAddr, certificates: &[CertificateDer<'static>], standing: Arc<Standing>) -> Self {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        Self { address, certificates: certificates.into() }
+        Self { address, certificates: certificates.into(), standing }
     }
 }
 
-/// Counts connections, in all and by address.
-#[derive(Clone, Debug)]
-pub struct Connections {
-    open: Arc<Mutex<Open>>,
-    most: usize,
-    most_per_address: usize,
-}
-
-#[derive(Debug, Default)]
-struct Open {
-    total: usize,
-    by_address: HashMap<IpAddr, usize>,
-}
-
-/// Why a connection is closed before its handshake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// The address has as many connections as one may have.
-    #[error("too many connections from this address")]
-    Address,
-    /// There are as many connections as there may be.
-    #[error("too many connections")]
-    Total,
-}
-
-impl Connections {
-    /// Limits connections.
-    #[must_use]
-    pub fn new(most: usize, most_per_address: usize) -> Self {
-        Self { open: Arc::default(), most, most_per_address }
-    }
-
-    /// Counts a connection in, until the place is dropped.
-    ///
-    /// # Errors
-    /// When there are too many.
-    pub fn admit(&self, address: IpAddr) -> Result<Place, Refused> {
-        let key = group(address);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.total >= self.most {
-            return Err(Refused::Total);
-        }
-        let of_address = open.by_address.entry(key).or_default();
-        if *of_address >= self.most_per_address {
-            return Err(Refused::Address);
-        }
-        *of_address += 1;
-        open.total += 1;
-        metrics::gauge!("istio_hsm_ca_connections").increment(1);
-        Ok(Place { open: Arc::clone(&self.open), key })
-    }
-
-    /// How many connections there are, handshakes included.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).total
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// A connection's place in the limits.
+/// A socket whose client may send only so many bytes while it is a stranger.
+///
+/// Whatever it sends, frames that HTTP/2 answers or ignores included, so has an end, and what its handshake may leave in
+/// memory a bound.
 #[derive(Debug)]
-pub struct Place {
-    open: Arc<Mutex<Open>>,
-    key: IpAddr,
+pub struct Socket {
+    stream: TcpStream,
+    standing: Arc<Standing>,
+    room: usize,
+    /// How much a stranger's connection has read since others had their turn.
+    burst: usize,
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        metrics::gauge!("istio_hsm_ca_connections").decrement(1);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.total = open.total.saturating_sub(1);
-        if let Some(count) = open.by_address.get_mut(&self.key) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                open.by_address.remove(&self.key);
-            }
-        }
+impl Socket {
+    /// Takes a socket; `room` is how many bytes its client may send.
+    #[must_use]
+    pub fn new(stream: TcpStream, standing: Arc<Standing>, room: usize) -> Self {
+        Self { stream, standing, room, burst: 0 }
     }
 }
 
-/// What counts as one address: an IPv6 host has its whole /64 to choose from (RFC 4291, section 2.5.4).
-fn group(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
-        v4 @ IpAddr::V4(_) => v4,
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.standing.is_authenticated() {
+            return Pin::new(&mut this.stream).poll_read(cx, buffer);
+        }
+        if this.burst >= BURST {
+            this.burst = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        let read = buffer.filled().len() - before;
+        this.burst += read;
+        match this.room.checked_sub(read) {
+            Some(room) => this.room = room,
+            None => return Poll::Ready(Err(io::Error::new(io::ErrorKind::QuotaExceeded, TOO_MUCH))),
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 }
 
@@ -153,9 +137,19 @@ fn group(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 pub enum Transport {
     /// Without TLS: loopback only.
-    Plain(TcpStream),
+    Plain(Socket),
     /// Within TLS.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Socket>>),
+}
+
+impl Transport {
+    /// How many more bytes the client may send before a certificate is issued to it.
+    fn set_room(&mut self, room: usize) {
+        match self {
+            Self::Plain(socket) => socket.room = room,
+            Self::Tls(stream) => stream.get_mut().0.room = room,
+        }
+    }
 }
 
 /// A connection as HTTP/2 sees it.
@@ -166,7 +160,9 @@ pub struct Connection {
     preface: Option<(Pin<Box<Sleep>>, usize)>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     outgoing: Outgoing,
-    _place: Place,
+    write_timeout: Duration,
+    /// Runs while the client does not take what was written to it.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl fmt::Debug for Connection {
@@ -176,18 +172,33 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Takes a connection whose handshake is over. It fails when its first bytes take longer than `first_bytes`,
-    /// and when `cut` is cancelled.
+    /// Takes a connection whose handshake is over, with the limits for what its client does next. It also fails when
+    /// its standing is cut.
     #[must_use]
-    pub fn new(transport: Transport, peer: Peer, place: Place, first_bytes: Duration, cut: CancellationToken) -> Self {
-        let preface = Some((Box::pin(tokio::time::sleep(first_bytes)), 0));
+    pub fn new(mut transport: Transport, peer: Peer, limits: &Limits) -> Self {
+        transport.set_room(limits.unauthenticated_bytes);
+        let preface = Some((Box::pin(tokio::time::sleep(limits.handshake_timeout)), 0));
         Self {
             transport,
-            peer,
             preface,
-            cut: Box::pin(cut.cancelled_owned()),
+            cut: Box::pin(peer.standing.cut().clone().cancelled_owned()),
             outgoing: Outgoing::default(),
-            _place: place,
+            write_timeout: limits.write_timeout,
+            stalled: None,
+            peer,
+        }
+    }
+
+    /// Watches the time that the client takes to accept what was written.
+    fn check_writes(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if !self.outgoing.is_blocked() {
+            self.stalled = None;
+            return Ok(());
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.write_timeout)));
+        match stalled.as_mut().poll(context) {
+            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(()),
         }
     }
 
@@ -219,6 +230,7 @@ impl AsyncRead for Connection {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         this.outgoing.poll_due(cx, &mut this.transport)?;
+        this.check_writes(cx)?;
         let before = buffer.filled().len();
         let polled = match &mut this.transport {
             Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
@@ -238,7 +250,9 @@ impl AsyncWrite for Connection {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.outgoing.poll_flush(cx, &mut this.transport)
+        let polled = this.outgoing.poll_flush(cx, &mut this.transport);
+        this.check_writes(cx)?;
+        polled
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -253,7 +267,9 @@ impl AsyncWrite for Connection {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.outgoing.poll_write(cx, &mut this.transport, slices)
+        let polled = this.outgoing.poll_write(cx, &mut this.transport, slices);
+        this.check_writes(cx)?;
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -281,36 +297,5 @@ impl AsyncWrite for Transport {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_counted_by_address_and_in_all() {
-        let connections = Connections::new(3, 2);
-        let v4: IpAddr = "192.0.2.1".parse().unwrap();
-        let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
-        let first = connections.admit(v4).unwrap();
-        let _second = connections.admit(mapped).unwrap();
-        assert_eq!(connections.admit(v4).unwrap_err(), Refused::Address);
-        drop(first);
-        let _again = connections.admit(v4).unwrap();
-        let _third = connections.admit("2001:db8::1".parse().unwrap()).unwrap();
-        assert_eq!(connections.admit("192.0.2.9".parse().unwrap()).unwrap_err(), Refused::Total);
-        assert_eq!(connections.len(), 3);
-    }
-
-    #[test]
-    fn an_ipv6_network_counts_as_one_and_is_forgotten() {
-        let connections = Connections::new(10, 1);
-        let place = connections.admit("2001:db8::1".parse().unwrap()).unwrap();
-        assert_eq!(connections.admit("2001:db8::ffff:2".parse().unwrap()).unwrap_err(), Refused::Address);
-        assert!(connections.admit("2001:db8:0:1::1".parse().unwrap()).is_ok());
-        drop(place);
-        assert!(connections.is_empty());
-        assert!(connections.open.lock().unwrap().by_address.is_empty());
     }
 }

@@ -1,34 +1,40 @@
 //! Accepts connections and takes them through TLS, within limits that hold before anybody is known.
 //!
-//! Handshakes run beside each other, so many at once and each within its time; one that is slow or wrong costs its own
-//! connection only. Those beyond that wait in line, first come, first served: when a whole mesh comes at once, to do all
-//! of them at once would let all of them come too late, and agents that are turned away have five tries in two seconds.
+//! A connection first waits for its client's whole ClientHello, which costs next to nothing and has a deadline. It then
+//! waits for its turn, in a fair order over the addresses: when a whole mesh comes at once, to do all handshakes at once
+//! would let all of them come too late, and agents that are turned away have five tries in two seconds. The turn lasts
+//! while the daemon computes its answer and never while it waits for the client, so that nobody can hold one.
 
 use std::{
     borrow::Cow,
     convert::Infallible,
+    future::{Future, poll_fn},
     io,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use rustls::ServerConfig;
+use rustls::{ServerConfig, server::Acceptor};
 use rustls_pki_types::CertificateDer;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
     task::JoinSet,
-    time::timeout,
+    time::{timeout, timeout_at},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    connection::{Connection, Connections, Peer, Refused, Transport},
-    settings::Settings,
+    connection::{Connection, Peer, Socket, Transport},
+    settings::{Limits, Settings},
+    standing::{Connections, Standing},
 };
+use crate::limits::{Full, Turns};
 use process::error::{Advice, Remedy};
 
 /// Connections that are ready and wait for HTTP/2 to take them; it does so at once.
@@ -39,6 +45,8 @@ const BACKLOG: u32 = 4096;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often a line tells of connections that were turned away: a flood of them must not become one of lines.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// How much TLS holds for a client that does not read, in bytes: two records.
+const TLS_BUFFER: usize = 32 * 1024;
 
 /// Why the endpoint cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -95,11 +103,10 @@ pub struct Listener {
 #[derive(Clone)]
 struct Gate {
     /// None serves plaintext.
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<ServerConfig>>,
     connections: Connections,
-    handshakes: Arc<Semaphore>,
-    timeout: Duration,
-    wait: Duration,
+    handshakes: Arc<Turns>,
+    limits: Arc<Limits>,
 }
 
 impl std::fmt::Debug for Gate {
@@ -120,18 +127,13 @@ impl Listener {
                 return Err(ListenError::PlaintextOffLoopback(address));
             }
             (true, _) => None,
-            (false, Some(config)) => Some(TlsAcceptor::from(config)),
+            (false, Some(config)) => Some(config),
             (false, None) => return Err(ListenError::NoTls(address)),
         };
         let socket = listen(address).map_err(|reason| ListenError::Bind { address, reason })?;
-        let limits = &settings.limits;
-        let gate = Gate {
-            tls,
-            connections: Connections::new(limits.connections, limits.connections_per_address),
-            handshakes: Arc::new(Semaphore::new(limits.handshakes.min(Semaphore::MAX_PERMITS))),
-            timeout: limits.handshake_timeout,
-            wait: limits.handshake_wait,
-        };
+        let limits = Arc::new(settings.limits.clone());
+        let (connections, handshakes) = (Connections::new(&limits), Turns::new(limits.handshakes));
+        let gate = Gate { tls, connections, handshakes, limits };
         Ok(Self { socket, gate })
     }
 
@@ -178,7 +180,7 @@ impl Listener {
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, address)) => match self.gate.enter(stream, address, cut.clone()) {
+                Ok((stream, address)) => match self.gate.enter(stream, address, &cut) {
                     Ok(handshake) => {
                         let ready = ready.clone();
                         handshakes.spawn(async move {
@@ -201,38 +203,43 @@ impl Listener {
 }
 
 impl Gate {
-    /// Counts a connection in and returns its handshake.
+    /// Counts a connection in and returns its handshake. `cut` ends every connection.
     fn enter(
         &self,
         stream: TcpStream,
         address: SocketAddr,
-        cut: CancellationToken,
-    ) -> Result<impl Future<Output = Option<Connection>> + use<>, Refused> {
-        let place = self.connections.admit(address.ip())?;
+        cut: &CancellationToken,
+    ) -> Result<impl Future<Output = Option<Connection>> + use<>, Full> {
+        let standing = self.connections.admit(address.ip(), cut)?;
         let gate = self.clone();
         Ok(async move {
             // Replies are small and complete: to wait for more would only delay them.
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(peer = %address, %error, "cannot set TCP_NODELAY on a connection");
             }
-            let (transport, peer) = match &gate.tls {
-                None => (Transport::Plain(stream), Peer::new(address, &[])),
-                Some(tls) => match gate.handshake(tls, stream).await {
-                    Ok(stream) => {
-                        let chain: &[CertificateDer<'static>] =
-                            stream.get_ref().1.peer_certificates().unwrap_or_default();
-                        let peer = Peer::new(address, chain);
-                        (Transport::Tls(Box::new(stream)), peer)
-                    }
-                    Err(failure) => {
-                        metrics::counter!("istio_hsm_ca_handshakes_failed_total", "reason" => failure.label())
-                            .increment(1);
-                        failure.log(address);
-                        return None;
-                    }
-                },
+            let Some(tls) = &gate.tls else {
+                standing.open();
+                let transport = Transport::Plain(Socket::new(stream, Arc::clone(&standing), 0));
+                return Some(Connection::new(transport, Peer::new(address, &[], standing), &gate.limits));
             };
-            Some(Connection::new(transport, peer, place, gate.timeout, cut))
+            let opened = tokio::select! {
+                biased;
+                () = standing.cut().cancelled() => Err(NoTls::Dropped),
+                opened = gate.handshake(tls, stream, &standing) => opened,
+            };
+            match opened {
+                Ok(mut stream) => {
+                    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+                    let chain: &[CertificateDer<'static>] = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                    let peer = Peer::new(address, chain, standing);
+                    Some(Connection::new(Transport::Tls(Box::new(stream)), peer, &gate.limits))
+                }
+                Err(failure) => {
+                    metrics::counter!("istio_hsm_ca_handshakes_failed_total", "reason" => failure.label()).increment(1);
+                    failure.log(address);
+                    None
+                }
+            }
         })
     }
 }
@@ -240,6 +247,8 @@ impl Gate {
 /// Why a connection got no TLS.
 #[derive(Debug, thiserror::Error)]
 enum NoTls {
+    #[error("the connection was dropped for another one, or at the end of the drain")]
+    Dropped,
     #[error("the client closed the connection without sending anything")]
     Gone,
     #[error("the TLS handshake failed: {0}")]
@@ -253,6 +262,7 @@ enum NoTls {
 impl NoTls {
     fn label(&self) -> &'static str {
         match self {
+            Self::Dropped => "dropped",
             Self::Gone => "gone",
             Self::Handshake(_) => "error",
             Self::Timeout => "timeout",
@@ -264,6 +274,7 @@ impl NoTls {
         match self {
             // What probes of load balancers do.
             Self::Gone => tracing::debug!(%peer, "a client closed its connection without sending anything"),
+            Self::Dropped => tracing::debug!(%peer, reason = %self, "a client got no TLS connection"),
             Self::Handshake(_) | Self::Timeout | Self::Turn => {
                 tracing::info!(%peer, kind = "tls_handshake", reason = %self, "a client got no TLS connection");
             }
@@ -272,17 +283,41 @@ impl NoTls {
 }
 
 impl Gate {
-    /// Waits for the client's first bytes, then for its turn, then does the handshake. Who says nothing takes no turn.
-    async fn handshake(&self, tls: &TlsAcceptor, stream: TcpStream) -> Result<TlsStream<TcpStream>, NoTls> {
-        let first = timeout(self.timeout, stream.peek(&mut [0])).await.map_err(|_| NoTls::Timeout)?;
-        if first.map_err(NoTls::Handshake)? == 0 {
-            return Err(NoTls::Gone);
+    /// Waits for the ClientHello, then for its turn, and does the handshake.
+    async fn handshake(
+        &self,
+        config: &Arc<ServerConfig>,
+        stream: TcpStream,
+        standing: &Arc<Standing>,
+    ) -> Result<TlsStream<Socket>, NoTls> {
+        let deadline = Instant::now() + self.limits.handshake_timeout;
+        // Who says nothing costs no memory for TLS.
+        match timeout_at(deadline.into(), stream.peek(&mut [0])).await {
+            Ok(Ok(0)) => return Err(NoTls::Gone),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(NoTls::Handshake(error)),
+            Err(_) => return Err(NoTls::Timeout),
         }
-        let turn = timeout(self.wait, self.handshakes.acquire()).await.map_err(|_| NoTls::Turn)?;
-        // Never closed; were it, nobody would have to wait.
-        let _turn = turn.ok();
-        let accepted = timeout(self.timeout, tls.accept(stream)).await.map_err(|_| NoTls::Timeout)?;
-        accepted.map_err(NoTls::Handshake)
+        Box::pin(async move {
+            let socket = Socket::new(stream, Arc::clone(standing), self.limits.handshake_bytes);
+            let hello = LazyConfigAcceptor::new(Acceptor::default(), socket);
+            let hello = timeout_at(deadline.into(), hello).await.map_err(|_| NoTls::Timeout)?;
+            let hello = hello.map_err(NoTls::Handshake)?;
+            let busy = standing.busy();
+            let turn = self.handshakes.take(standing.client());
+            let turn = timeout(self.limits.handshake_wait, turn).await.map_err(|_| NoTls::Turn)?;
+            standing.open();
+            let mut handshake = pin!(hello.into_stream(Arc::clone(config)));
+            // One poll computes and sends our part; what comes later waits for the client.
+            let answered = poll_fn(|cx| Poll::Ready(handshake.as_mut().poll(cx))).await;
+            drop((turn, busy));
+            let ended = match answered {
+                Poll::Ready(ended) => ended,
+                Poll::Pending => timeout(self.limits.handshake_timeout, handshake).await.map_err(|_| NoTls::Timeout)?,
+            };
+            ended.map_err(NoTls::Handshake)
+        })
+        .await
     }
 }
 
@@ -314,7 +349,7 @@ struct TurnedAway {
 }
 
 impl TurnedAway {
-    fn note(&mut self, peer: SocketAddr, reason: Refused) {
+    fn note(&mut self, peer: SocketAddr, reason: Full) {
         metrics::counter!("istio_hsm_ca_connections_refused_total").increment(1);
         self.count += 1;
         if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 
 use super::{
-    concurrency_limit::ConcurrencyLimit,
+    admission::Admission,
     health,
     listener::Listener,
     settings::{Limits, Settings},
@@ -60,8 +60,9 @@ pub fn routes(
 ) -> Result<Routes, ServeError> {
     let certificates =
         IstioCertificateServiceServer::new(certificates).max_decoding_message_size(settings.limits.message_bytes);
-    let certificates = ConcurrencyLimit::new(certificates, settings.limits.requests, recent);
-    let mut routes = Routes::new(certificates).add_service(health::service(ready, stop));
+    let admission = Admission::new(&settings.limits, recent);
+    let mut routes = Routes::new(admission.of_requests(certificates))
+        .add_service(admission.of_streams(health::service(ready, stop)));
     if settings.reflection {
         let builder = || {
             tonic_reflection::server::Builder::configure()
@@ -69,8 +70,8 @@ pub fn routes(
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         routes = routes
-            .add_service(builder().build_v1().map_err(ServeError::Reflection)?)
-            .add_service(builder().build_v1alpha().map_err(ServeError::Reflection)?);
+            .add_service(admission.of_streams(builder().build_v1().map_err(ServeError::Reflection)?))
+            .add_service(admission.of_streams(builder().build_v1alpha().map_err(ServeError::Reflection)?));
     }
     Ok(routes)
 }
@@ -117,9 +118,10 @@ fn builder(limits: &Limits) -> Server {
         .http2_max_pending_accept_reset_streams(Some(limits.pending_resets))
         .http2_keepalive_interval(Some(limits.keepalive_interval))
         .http2_keepalive_timeout(Some(limits.keepalive_timeout))
-        // A message fits its stream's window, so that no reader waits; a connection holds the messages of 16 at most.
+        // A message fits its stream's window, so that no reader waits. What a connection sends is read at once, so that
+        // its window bounds only what arrives between two looks at it.
         .initial_stream_window_size(message.clamp(0xffff, 1 << 20))
-        .initial_connection_window_size(message.clamp(0xffff, 1 << 20) * 16)
+        .initial_connection_window_size(message.clamp(0xffff, 1 << 20) * 4)
         // Ends a request whose body never comes. A complete one is ended by the service, whose answer says so better.
         .timeout(limits.request_timeout + LATER);
     // No grace beside it: with one, tonic cuts the connection where it should ask it to end.

@@ -98,6 +98,9 @@ impl IstioCertificateService for CertificateService {
         };
         match result {
             Ok(issued) => {
+                if let Some(peer) = peer {
+                    peer.standing.authenticate();
+                }
                 log.issued(&issued, self.ca.recent());
                 Ok(Response::new(IstioCertificateResponse { cert_chain: issued.0.chain() }))
             }
@@ -118,5 +121,6 @@ fn credentials<'a>(headers: &'a MetadataMap, peer: Option<&'a Peer>) -> Credenti
         cluster_id: ClusterId::from_values(values("clusterid")),
         client_chain: peer.map(|peer| &*peer.certificates).filter(|chain| !chain.is_empty()),
         peer: peer.map(|peer| peer.address.ip()),
+        client: peer.map(|peer| peer.standing.client()),
     }
 }

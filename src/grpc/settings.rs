@@ -28,7 +28,7 @@ pub struct Settings {
     /// Threads that serve requests; without it as many as there are cores (of the container, where it is limited). The
     /// token hosts and the issuance log's writer have threads of their own. At most 255.
     pub threads: Option<NonZeroU8>,
-    /// What strangers may use up.
+    /// What connections and requests may use up.
     pub limits: Limits,
     /// Versions of TLS.
     pub tls: Tls,
@@ -48,30 +48,38 @@ impl Default for Settings {
     }
 }
 
-/// Limits that hold before anybody is known.
+/// What connections and requests may use up. docs/LIMITS.md explains how they work together.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Connections in all. A cluster of 8,000 pods with sidecars holds one each, through a roll-out two; 25 KiB each.
+    /// Connections in all. A cluster of 8,000 pods with sidecars holds one each, through a roll-out two; 25 KiB each. One
+    /// address (IPv6: one /64) may hold three times what is still free, so that ten thousand agents may come from one.
     /// The daemon takes fewer where the system's limit of open files (RLIMIT_NOFILE) is lower, and says so.
     pub connections: usize,
-    /// Connections of one address (IPv6: of one /64). A pod or ztunnel holds one or two, and a node has 110 to 250 pods,
-    /// which come from the node's address where the network translates addresses. Where more stand behind one address (a
-    /// gateway, a load balancer that does not keep addresses, an IPv6 /64 for the whole cluster), set it as high as
-    /// `connections`.
-    pub connections_per_address: usize,
-    /// Handshakes at once: they cost the most that a stranger can ask for. More wait for their turn. All of them together
-    /// must take less than `handshake_timeout` also on a slow machine, at 10 ms each; and at 100 ms a round trip they
-    /// still let 1,280 a second through.
+    /// Connections of one address where a fixed number is wanted.
+    pub connections_per_address: Option<usize>,
+    /// Connections whose handshake has begun and on which no certificate has been issued. Each may hold 180 KiB. Agents
+    /// ask at once, so that at 1,500 handshakes a second each has more than a second for its first request.
+    pub unauthenticated_connections: usize,
+    /// How many bytes a client may send before a certificate is issued to it: 40 requests. Ends floods of frames.
+    pub unauthenticated_bytes: usize,
+    /// How many bytes a client may send in its handshake: its ClientHello with a session ticket, and its certificates.
+    pub handshake_bytes: usize,
+    /// Handshakes that are computed at once: they cost the most that a stranger can ask for. More wait for their turn, and
+    /// requests in progress for no more than these, at 0.3 ms each.
     pub handshakes: usize,
     /// How long a connection may wait for its turn. Ten thousand agents at once take some ten seconds of one core, and
     /// gRPC's clients wait for 20 s.
     #[serde(with = "humantime_serde")]
     pub handshake_wait: Duration,
-    /// How long a handshake may take, and after it the first bytes of HTTP/2. Istio's agents allow 5 s to connect.
+    /// How long a client may take for its ClientHello, for the rest of its handshake, and for the first bytes of HTTP/2.
+    /// Istio's agents allow 5 s to connect.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
-    /// Requests under way in all; more are refused at once. At 4,000 certificates a second it is a second's work.
+    /// What streams may hold in memory in all: headers, bodies, and 4 KiB each until the response is sent.
+    pub request_memory: usize,
+    /// Complete requests in progress in all; more are refused at once. At 4,000 certificates a second it is a second's
+    /// work.
     pub requests: usize,
     /// How long a request may take, from its headers to the reply; a caller's own shorter limit counts first.
     #[serde(with = "humantime_serde")]
@@ -84,6 +92,9 @@ pub struct Limits {
     pub header_bytes: u32,
     /// Streams that a client may have reset before we have looked at them; then the connection ends (CVE-2023-44487).
     pub pending_resets: usize,
+    /// How long a client may leave 16 KiB unread before its connection ends.
+    #[serde(with = "humantime_serde")]
+    pub write_timeout: Duration,
     /// How often a silent connection is pinged, so that half-open ones end.
     #[serde(with = "humantime_serde")]
     pub keepalive_interval: Duration,
@@ -99,16 +110,21 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16_384,
-            connections_per_address: 1024,
+            connections_per_address: None,
+            unauthenticated_connections: 2048,
+            unauthenticated_bytes: 128 * 1024,
+            handshake_bytes: 16 * 1024,
             handshakes: 256,
             handshake_wait: Duration::from_secs(15),
             handshake_timeout: Duration::from_secs(5),
+            request_memory: 64 * 1024 * 1024,
             requests: 4096,
             request_timeout: Duration::from_secs(10),
             streams: 128,
             message_bytes: 64 * 1024,
             header_bytes: 16 * 1024,
             pending_resets: 20,
+            write_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(60),
             keepalive_timeout: Duration::from_secs(20),
             connection_age: None,

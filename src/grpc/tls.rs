@@ -9,15 +9,16 @@ use arc_swap::ArcSwapOption;
 use rustls::{
     ServerConfig,
     crypto::aws_lc_rs,
-    server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache, danger::ClientCertVerifier},
+    server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, danger::ClientCertVerifier},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
 
 use super::settings::Tls;
 
-/// Sessions kept for resumption: one a connection at the default limit. Each holds its client's chain, about 1 KiB.
-const SESSIONS: usize = 10_000;
+/// The largest session that is put into a ticket, in bytes. It has its client's chain, 1 to 3 KiB for a workload's, and
+/// must fit the client's next ClientHello.
+const SESSION_MAX: usize = 6 * 1024;
 
 /// The endpoint's certificate and key, which a renewal replaces; clones share it.
 #[derive(Clone, Default)]
@@ -56,8 +57,9 @@ impl ResolvesServerCert for ServingCertificate {
 
 /// The server's side of TLS: 1.3 (1.2 only if configured), HTTP/2, hybrid post-quantum key exchange preferred.
 ///
-/// Sessions are resumed from memory and keep the client's chain, so a resumed connection speaks for the same client
-/// as the first; whether that chain is still good is asked at each request. There is no early data: it could be
+/// Sessions are kept by the client, encrypted in its ticket with keys that only this process has and that change every six
+/// hours; here no memory is used for them. A ticket has the client's chain, so a resumed connection speaks for the same
+/// client as the first; whether that chain is still good is asked at each request. There is no early data: it could be
 /// replayed.
 ///
 /// # Errors
@@ -73,9 +75,32 @@ pub fn server_config(
         .with_client_cert_verifier(client_verifier)
         .with_cert_resolver(Arc::new(certificate));
     config.alpn_protocols = vec![b"h2".to_vec()];
-    config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.ticketer = Arc::new(SmallTickets(aws_lc_rs::Ticketer::new()?));
     // One ticket a connection: agents and ztunnel keep one connection to the CA.
     config.send_tls13_tickets = 1;
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+/// Tickets for sessions of limited size. A client with a longer chain does a whole handshake each time.
+#[derive(Debug)]
+struct SmallTickets(Arc<dyn ProducesTickets>);
+
+impl ProducesTickets for SmallTickets {
+    fn enabled(&self) -> bool {
+        self.0.enabled()
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.0.lifetime()
+    }
+
+    fn encrypt(&self, session: &[u8]) -> Option<Vec<u8>> {
+        (session.len() <= SESSION_MAX).then(|| self.0.encrypt(session)).flatten()
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        self.0.decrypt(ticket)
+    }
 }

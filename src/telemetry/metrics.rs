@@ -253,6 +253,10 @@ fn describe() {
         ("istio_hsm_ca_log_outcomes_lost_total", "Outcome lines that could not be kept; their intents are."),
         ("istio_hsm_ca_messages_dropped_total", "Lines for standard error that nobody took in time; none of the log."),
         ("istio_hsm_ca_log_checkpoints_total", "Checkpoints of the issuance log that were signed."),
+        (
+            "istio_hsm_ca_connections_dropped_total",
+            "Idle connections without a certificate that made room for others, since a limit was reached.",
+        ),
         ("istio_hsm_ca_connections_refused_total", "Connections that were turned away, since a limit was reached."),
     ];
     for (name, help) in counters {

@@ -1,6 +1,9 @@
 //! What strangers may use up, and no more.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use testkit::wait::eventually;
 
 use istio_api::istio_certificate_service_server::SERVICE_NAME;
@@ -12,11 +15,10 @@ use tokio::{
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use crate::{
-    frames::{self, Raw, call, frame},
-    harness::{
-        Client, Pki, Running, SOON, ask, channel, channel_with, default_client_config, settings, start, start_with, tls,
-    },
+use testkit::http2::{self as frames, Raw, call, frame};
+
+use crate::harness::{
+    Client, Pki, Running, SOON, ask, channel, channel_with, default_client_config, settings, start, start_with, tls,
 };
 
 fn limited(limits: Limits) -> Settings {
@@ -60,40 +62,145 @@ async fn a_client_that_is_silent_after_its_handshake_is_cut() {
 }
 
 #[tokio::test]
-async fn one_address_has_so_many_connections_and_gets_them_back() {
-    let running = start(limited(Limits { connections_per_address: 2, ..Limits::default() })).await;
+async fn a_connection_too_many_takes_the_place_of_the_oldest_idle_one() {
+    let limits = Limits { connections_per_address: Some(2), ..Limits::default() };
+    let running = start(limited(limits)).await;
     let config = default_client_config(&running.pki);
-    let first = tls(running.address, config.clone()).await.unwrap();
-    let _second = tls(running.address, config.clone()).await.unwrap();
-    assert!(tls(running.address, config.clone()).await.is_err(), "the third is closed");
-    drop(first);
+    let mut first = tls(running.address, config.clone()).await.unwrap();
+    let mut busy = Client::new(channel(&running).await.unwrap());
+    let under_way = tokio::spawn(async move { busy.create_certificate(ask("sleep:1500")).await });
+    let _third = tls(running.address, config.clone()).await.unwrap();
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(SOON, first.read_to_end(&mut rest)).await.expect("the first stays open");
+    under_way.await.unwrap().expect("a connection with a request in progress is not idle");
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_closed_where_none_is_idle() {
+    let limits = Limits { connections_per_address: Some(2), ..Limits::default() };
+    let running = start(limited(limits)).await;
+    let mut under_way = Vec::new();
+    for _ in 0..2 {
+        let mut client = Client::new(channel(&running).await.unwrap());
+        under_way.push(tokio::spawn(async move { client.create_certificate(ask("sleep:1500")).await }));
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let config = default_client_config(&running.pki);
+    assert!(tls(running.address, config.clone()).await.is_err());
+    for request in under_way {
+        request.await.unwrap().unwrap();
+    }
     eventually("the place never came back", async || tls(running.address, config.clone()).await.is_ok()).await;
+}
+
+/// Neither half a ClientHello nor a handshake that is not gone on with holds the only turn.
+#[tokio::test]
+async fn a_client_that_stops_in_its_handshake_holds_up_nobody() {
+    let limits = Limits { handshakes: 1, handshake_timeout: SOON, handshake_wait: SOON, ..Limits::default() };
+    let running = start(limited(limits)).await;
+    let config = default_client_config(&running.pki);
+    let mut stopped = Vec::new();
+    for length in [0, 1, 5, 100, usize::MAX] {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        let hello = client_hello(&config);
+        stream.write_all(&hello[..length.min(hello.len())]).await.unwrap();
+        stopped.push(stream);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let began = Instant::now();
+    for handshake in (0..8).map(|_| tokio::spawn(tls(running.address, config.clone()))).collect::<Vec<_>>() {
+        handshake.await.unwrap().unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_stranger_may_send_so_much_and_no_more() {
+    let limits = Limits { unauthenticated_bytes: 10_000, ..Limits::default() };
+    let running = plain(limits).await;
+    let mut raw = Raw::connect(running.address).await;
+    let ping = frame(frames::PING, 0, 0, &[7; 8]);
+    raw.send(&ping.repeat(500)).await;
+    assert!(raw.next_of(frames::PING).await.is_some(), "below the limit");
+    raw.send(&ping.repeat(200)).await;
+    while raw.next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_handshake_has_a_largest_size() {
+    let running = start(limited(Limits { handshake_bytes: 16 * 1024, ..Limits::default() })).await;
+    for (certificates, good) in [(2, true), (40, false)] {
+        let (leaf, key) = running.pki.leaf_der("workload");
+        let mut config = Arc::unwrap_or_clone(default_client_config(&running.pki));
+        let chain = std::iter::once(leaf).chain(std::iter::repeat_n(running.pki.root(), certificates)).collect();
+        config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(
+            rustls::sign::CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider()).unwrap(),
+        ));
+        let answered = match channel_with(running.address, Arc::new(config)).await {
+            Ok(channel) => Client::new(channel).create_certificate(ask("x")).await.is_ok(),
+            Err(_) => false,
+        };
+        assert_eq!(answered, good, "{certificates}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut() {
+    let write_timeout = Duration::from_millis(500);
+    let running = plain(Limits { write_timeout, unauthenticated_bytes: usize::MAX, ..Limits::default() }).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut raw = Raw::begin(socket.connect(running.address).await.unwrap()).await;
+    // Answers to pings fill whatever lies between.
+    let pings = frame(frames::PING, 0, 0, &[7; 8]).repeat(10_000);
+    let flood = async { while raw.0.write_all(&pings).await.is_ok() {} };
+    tokio::time::timeout(SOON, flood).await.expect("the connection stays open");
+}
+
+async fn plain_client(running: &Running) -> Client {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", running.address)).unwrap();
+    Client::new(endpoint.connect().await.unwrap())
+}
+
+/// The first flight of a client.
+fn client_hello(config: &Arc<rustls::ClientConfig>) -> Vec<u8> {
+    let name = "localhost".try_into().unwrap();
+    let mut hello = Vec::new();
+    rustls::ClientConnection::new(Arc::clone(config), name).unwrap().write_tls(&mut hello).unwrap();
+    hello
 }
 
 #[tokio::test]
 async fn handshakes_beyond_the_limit_wait_for_their_turn() {
-    let wait = Duration::from_secs(2);
-    let limits = Limits { handshakes: 1, handshake_timeout: SOON, handshake_wait: wait, ..Limits::default() };
-    let running = start(limited(limits)).await;
+    let running = start(limited(Limits { handshakes: 1, ..Limits::default() })).await;
     let config = default_client_config(&running.pki);
-    // Who says nothing takes no turn.
-    let _silent = TcpStream::connect(running.address).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    tls(running.address, config.clone()).await.unwrap();
-    // Who begins a handshake and does not go on has the only one, and the next waits in vain.
-    let mut slow = TcpStream::connect(running.address).await.unwrap();
-    slow.write_all(&[0x16, 0x03, 0x01]).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    let began = Instant::now();
-    assert!(tls(running.address, config.clone()).await.is_err());
-    assert!(began.elapsed() >= wait, "{:?}", began.elapsed());
-    // Once it is gone all that wait have their turn, one after the other.
-    let waiting: Vec<_> = (0..8).map(|_| tokio::spawn(tls(running.address, config.clone()))).collect();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    drop(slow);
+    let waiting: Vec<_> = (0..32).map(|_| tokio::spawn(tls(running.address, config.clone()))).collect();
     for handshake in waiting {
         handshake.await.unwrap().unwrap();
     }
+}
+
+/// 128 streams that never send a body take no place, and one that does is served.
+#[tokio::test]
+async fn requests_without_a_body_take_no_place() {
+    let running = plain(Limits { requests: 1, ..Limits::default() }).await;
+    let mut raw = Raw::connect(running.address).await;
+    let calls: Vec<u8> = (0..100).flat_map(|n| call(2 * n + 1)).collect();
+    raw.send(&calls).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    plain_client(&running).await.create_certificate(ask("x")).await.unwrap();
+    // The memory for them is bounded as well, and who holds it for nothing makes room.
+    let small = plain(Limits { request_memory: 64 * 1024, ..Limits::default() }).await;
+    let mut raw = Raw::connect(small.address).await;
+    raw.send(&calls).await;
+    let mut refused = 0;
+    while let Ok(Some(frame)) = tokio::time::timeout(Duration::from_millis(500), raw.next_of(frames::HEADERS)).await {
+        assert!(frame.flags & frames::END_STREAM != 0);
+        refused += 1;
+    }
+    assert!((85..95).contains(&refused), "an address may hold 48 KiB, 11 streams: {refused} of 100 were refused");
+    plain_client(&small).await.create_certificate(ask("x")).await.unwrap();
+    while raw.next().await.is_some() {}
 }
 
 #[tokio::test]

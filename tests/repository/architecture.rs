@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What every module of the program may import: traces and metrics.
-const COMMON: &[&str] = &["telemetry"];
+/// What every module of the program may import: limits, traces and metrics.
+const COMMON: &[&str] = &["limits", "telemetry"];
 
 /// A module of the program, and what it may import in addition to [`COMMON`]: a module, or one item of it. `*` is any
 /// module but those named after it with a `!`; `*Error` any item whose name ends so. Cargo keeps the boundaries between
@@ -33,6 +33,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "policy::*Rules",
         ],
     ),
+    ("limits", &[]),
     ("policy", &["auth::Caller"]),
     ("signer", &[]),
     ("telemetry", &[]),

@@ -254,6 +254,9 @@ status_address = "127.0.0.1:0"
 socket = "{socket}"
 [logging]
 format = "json"
+[rate_limits]
+per_identity = 1000000
+total = 1000000
 "#,
             bundle = path(self.bundle()),
             token = self.softhsm.uri(LABEL),

@@ -24,6 +24,7 @@ pub mod ask;
 pub mod ca;
 pub mod daemon;
 pub mod faulty;
+pub mod http2;
 pub mod mount;
 pub mod plug_in;
 pub mod softhsm;

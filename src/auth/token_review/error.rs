@@ -88,14 +88,8 @@ impl ReviewError {
         }
     }
 
-    /// What the API server's part in it was, as metrics count it; `None` where it was not asked.
-    pub(super) fn outcome(&self) -> Option<&'static str> {
-        match self {
-            Self::Unanswered { .. } => Some("unanswered"),
-            Self::Claims(_) | Self::WrongCluster { .. } => None,
-            Self::Audience { .. } | Self::Disagree { .. } | Self::NoServiceAccount { .. } | Self::Refused { .. } => {
-                Some("refused")
-            }
-        }
+    /// How metrics count the API server's answer.
+    pub(super) fn outcome(&self) -> &'static str {
+        if self.is_temporary() { "unanswered" } else { "refused" }
     }
 }

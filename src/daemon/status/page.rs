@@ -15,9 +15,16 @@ const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A certificate with less than this left is drawn in the colour of warning.
 const WARN: Duration = Duration::from_secs(90 * 24 * 3600);
 
+/// The page's style sheet. Its policy allows exactly this text.
+pub(super) const STYLE: &str = include_str!("page.css");
+/// The page's script, likewise.
+pub(super) const SCRIPT: &str = include_str!("page.js");
+
 #[derive(Template)]
 #[template(path = "page.html", escape = "html")]
 struct Page {
+    style: &'static str,
+    script: &'static str,
     ready: bool,
     version: &'static str,
     uptime: String,
@@ -109,6 +116,8 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
     let p99 = latencies(&hour.buckets, 99);
     let latency_top = plot::round_up(p99.iter().flatten().copied().fold(0.0, f64::max));
     let page = Page {
+        style: STYLE,
+        script: SCRIPT,
         ready: snapshot.report.ready(),
         version: env!("CARGO_PKG_VERSION"),
         uptime: span(since(snapshot.started, snapshot.now)),

@@ -29,6 +29,8 @@ type Yielded = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct Outgoing {
     buffer: Vec<u8>,
     sent: usize,
+    /// The transport did not take all of it.
+    blocked: bool,
     /// The end of the scheduler's round, waited for since the first flush that was put off.
     round: Option<(Yielded, Arc<Over>)>,
 }
@@ -108,6 +110,11 @@ impl Outgoing {
         }
     }
 
+    /// Whether bytes wait for the transport, which waits for the other end.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
     /// Sends everything now, and flushes.
     pub(super) fn poll_drain<W: AsyncWrite + Unpin>(
         &mut self,
@@ -115,12 +122,16 @@ impl Outgoing {
         inner: &mut W,
     ) -> Poll<io::Result<()>> {
         while let Some(rest) = self.buffer.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            match ready!(Pin::new(&mut *inner).poll_write(cx, rest))? {
+            let written = Pin::new(&mut *inner).poll_write(cx, rest);
+            self.blocked = written.is_pending();
+            match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => self.sent += written,
             }
         }
-        ready!(Pin::new(inner).poll_flush(cx))?;
+        let flushed = Pin::new(inner).poll_flush(cx);
+        self.blocked = flushed.is_pending();
+        ready!(flushed)?;
         // An idle connection holds no memory for it.
         *self = Self::default();
         Poll::Ready(Ok(()))

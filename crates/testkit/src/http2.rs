@@ -3,11 +3,11 @@
 use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::harness::SOON;
+use super::daemon::SOON;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -17,8 +17,11 @@ pub const RST_STREAM: u8 = 0x3;
 pub const SETTINGS: u8 = 0x4;
 pub const PING: u8 = 0x6;
 pub const GOAWAY: u8 = 0x7;
+pub const WINDOW_UPDATE: u8 = 0x8;
+pub const CONTINUATION: u8 = 0x9;
 
 pub const ACK: u8 = 0x1;
+pub const END_STREAM: u8 = 0x1;
 pub const END_HEADERS: u8 = 0x4;
 
 pub const REFUSED_STREAM: u32 = 0x7;
@@ -32,15 +35,27 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-pub struct Raw(pub TcpStream);
+/// A client's side of a connection, frame by frame.
+pub struct Raw<S>(pub S);
 
-impl Raw {
-    /// Connects without TLS and sends the preface.
+impl Raw<TcpStream> {
+    /// Connects without TLS and begins.
     pub async fn connect(address: SocketAddr) -> Self {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(PREFACE).await.unwrap();
+        Self::begin(TcpStream::connect(address).await.unwrap()).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
+    /// Sends the preface and empty settings.
+    pub async fn begin(stream: S) -> Self {
+        Self::begin_with(stream, &[]).await
+    }
+
+    /// Sends the preface and the payload of SETTINGS.
+    pub async fn begin_with(stream: S, settings: &[u8]) -> Self {
         let mut raw = Self(stream);
-        raw.send(&frame(SETTINGS, 0, 0, &[])).await;
+        raw.send(PREFACE).await;
+        raw.send(&frame(SETTINGS, 0, 0, settings)).await;
         raw
     }
 
@@ -98,17 +113,43 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&[l1, l2, l3, kind, flags][..], &stream.to_be_bytes(), payload].concat()
 }
 
-/// HEADERS of a call of the certificate service (HPACK, RFC 7541: literals without indexing), the body to follow.
+/// HEADERS of a call of the certificate service, the body to follow.
 pub fn call(stream: u32) -> Vec<u8> {
-    fn text(block: &mut Vec<u8>, text: &str) {
-        block.push(text.len().try_into().unwrap());
-        block.extend(text.as_bytes());
-    }
+    frame(HEADERS, END_HEADERS, stream, &call_headers("/istio.v1.auth.IstioCertificateService/CreateCertificate"))
+}
+
+/// The header block of a call (HPACK, RFC 7541: literals without indexing).
+pub fn call_headers(path: &str) -> Vec<u8> {
     let mut block = vec![0x83, 0x86, 0x04];
-    text(&mut block, "/istio.v1.auth.IstioCertificateService/CreateCertificate");
+    text(&mut block, path);
     block.push(0x01);
     text(&mut block, "localhost");
     block.extend([0x0f, 0x10]);
     text(&mut block, "application/grpc");
-    frame(HEADERS, END_HEADERS, stream, &block)
+    block
+}
+
+/// A header of the name `x` and a value of a length.
+pub fn header(length: usize) -> Vec<u8> {
+    let mut block = vec![0x00];
+    text(&mut block, "x");
+    text(&mut block, &"v".repeat(length));
+    block
+}
+
+/// A string without Huffman code; its length with a prefix of seven bits (RFC 7541, section 5.1).
+fn text(block: &mut Vec<u8>, text: &str) {
+    match u8::try_from(text.len()) {
+        Ok(length @ 0..127) => block.push(length),
+        _ => {
+            block.push(127);
+            let mut rest = text.len() - 127;
+            while rest >= 128 {
+                block.push((rest % 128) as u8 | 128);
+                rest /= 128;
+            }
+            block.push(rest as u8);
+        }
+    }
+    block.extend(text.as_bytes());
 }

@@ -1,0 +1,168 @@
+//! Serves the admin address and the status page: plain HTTP for probes, Prometheus and a person's browser, and little for
+//! anybody else.
+//!
+//! A web page can have a browser send requests to any address, by a name of its own that it lets point there (DNS
+//! rebinding); what it cannot change is the name, which the browser sends in `Host`.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, StatusCode, header::HOST, uri::Authority},
+    response::{IntoResponse, Response},
+};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use pki::identity::DnsName;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::limits::{Held, Shares};
+
+/// Connections of one listener. The kubelet, Prometheus and a browser need less than ten.
+const CONNECTIONS: usize = 64;
+/// How long a client may take for the head of its request.
+const HEAD: Duration = Duration::from_secs(5);
+/// How long a connection may take, which serves one request.
+const CONNECTION: Duration = Duration::from_secs(30);
+/// How long nothing is accepted after the system refused.
+const PAUSE: Duration = Duration::from_millis(100);
+/// What a client reads that asks for another host.
+const WRONG_HOST: &str =
+    "this host name is not served here; ask by IP address or localhost, or add it to [admin] hosts\n";
+
+/// The host names by which a listener is asked: IP addresses, `localhost`, and those that are configured. An IP address
+/// says nothing that a web page could choose, and the kubelet asks by the pod's.
+#[derive(Clone, Debug, Default)]
+pub struct Hosts(Arc<[DnsName]>);
+
+impl Hosts {
+    /// The configured names.
+    #[must_use]
+    pub fn new(names: &[DnsName]) -> Self {
+        Self(names.into())
+    }
+
+    /// Whether a request may be answered. One without `Host` comes from no browser.
+    fn allow(&self, uri: Option<&Authority>, headers: &HeaderMap) -> bool {
+        let mut named = headers.get_all(HOST).iter().map(|value| value.to_str().ok()?.parse().ok());
+        uri.is_none_or(|authority| self.is_known(authority))
+            && named.all(|authority: Option<Authority>| authority.is_some_and(|authority| self.is_known(&authority)))
+    }
+
+    fn is_known(&self, authority: &Authority) -> bool {
+        let host = authority.host();
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        address.parse::<IpAddr>().is_ok()
+            || host.eq_ignore_ascii_case("localhost")
+            || self.0.iter().any(|name| name.as_str().eq_ignore_ascii_case(host))
+    }
+}
+
+/// Serves a listener until `shutdown`.
+///
+/// # Errors
+/// Never; the listener is served until the end.
+pub(super) async fn serve(
+    listener: TcpListener,
+    app: Router,
+    hosts: Hosts,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let shares = Shares::new(CONNECTIONS);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => match shares.take(peer.ip().into(), 1) {
+                Ok(held) => {
+                    connections.spawn(connection(stream, peer, app.clone(), hosts.clone(), held));
+                }
+                Err(full) => tracing::debug!(%peer, %full, "an admin connection was rejected"),
+            },
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept an admin connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    // Answers under way are read at once; who does not read them is not waited for.
+    let _ = timeout(PAUSE, async { while connections.join_next().await.is_some() {} }).await;
+    Ok(())
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, hosts: Hosts, _held: Held) {
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        let (app, request) = (app.clone(), request.map(Body::new));
+        let allowed = hosts.allow(request.uri().authority(), request.headers());
+        async move { Ok::<_, Infallible>(if allowed { answer(app, request).await } else { refuse() }) }
+    });
+    let mut http = http1::Builder::new();
+    let http = http.timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(false).max_buf_size(16 * 1024);
+    match timeout(CONNECTION, http.serve_connection(TokioIo::new(stream), service)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "an admin connection failed"),
+        Err(_) => tracing::debug!(%peer, "an admin connection took too long"),
+    }
+}
+
+async fn answer(app: Router, request: Request) -> Response {
+    match app.oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+fn refuse() -> Response {
+    (StatusCode::MISDIRECTED_REQUEST, WRONG_HOST).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_localhost_and_configured_names_are_hosts() {
+        let hosts = Hosts::new(&["ca.example.com".parse().unwrap()]);
+        let cases = [
+            (&["127.0.0.1:15014"][..], true),
+            (&["10.0.0.7"], true),
+            (&["[::1]:15016"], true),
+            (&["localhost:8080"], true),
+            (&["LOCALHOST."], true),
+            (&["CA.example.com:15014"], true),
+            (&[], true),
+            (&["attacker.example"], false),
+            (&["127.0.0.1.attacker.example"], false),
+            (&["ca.example.com.attacker.example:15014"], false),
+            (&["localhost", "attacker.example"], false),
+            (&[""], false),
+            (&["a b"], false),
+        ];
+        for (values, allowed) in cases {
+            let headers = values.iter().map(|value| (HOST, value.parse().unwrap())).collect();
+            assert_eq!(hosts.allow(None, &headers), allowed, "{values:?}");
+        }
+        let authority = "attacker.example".parse().unwrap();
+        assert!(!hosts.allow(Some(&authority), &HeaderMap::new()));
+    }
+}

@@ -1,0 +1,330 @@
+//! What a connection counts for in the limits, from its acceptance to its end.
+//!
+//! A connection waits for its ClientHello, is opened, and is authenticated once a certificate was issued on it; before
+//! that its client is a stranger. A new connection that finds no room, and one that is opened while there are too many
+//! strangers, takes the place of the oldest connection that does nothing: which waits for its client, and on which no
+//! complete request is in progress.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::settings::Limits;
+use crate::limits::{Client, Full, Held, Network, Shares};
+
+/// All connections of the endpoint.
+#[derive(Clone, Debug)]
+pub struct Connections(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    open: Arc<Shares>,
+    /// Those that are opened and not authenticated.
+    strangers: Arc<Shares>,
+    numbers: AtomicU64,
+    idle: Mutex<Idle>,
+}
+
+/// Connections that do nothing, those without a ClientHello first, and of each kind the oldest first.
+#[derive(Debug, Default)]
+struct Idle {
+    connections: BTreeMap<Rank, (Network, CancellationToken)>,
+    by_network: HashMap<Network, BTreeSet<Rank>>,
+}
+
+/// The order in which idle connections are dropped.
+type Rank = (Stage, u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// It has not sent a complete ClientHello.
+    Waiting,
+    /// Its handshake has begun, or it needs none.
+    Opened,
+}
+
+/// One connection's place in the limits, given back when dropped.
+#[derive(Debug)]
+pub struct Standing {
+    connections: Arc<Inner>,
+    client: Client,
+    cut: CancellationToken,
+    authenticated: AtomicBool,
+    state: Mutex<State>,
+    _open: Held,
+}
+
+#[derive(Debug)]
+struct State {
+    rank: Rank,
+    /// Complete requests in progress, or one more while the connection waits for the daemon.
+    busy: usize,
+    stranger: Option<Held>,
+}
+
+impl Connections {
+    /// Limits connections.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Self {
+        Self(Arc::new(Inner {
+            open: Shares::with_most_per_address(limits.connections, limits.connections_per_address),
+            strangers: Shares::new(limits.unauthenticated_connections),
+            numbers: AtomicU64::new(0),
+            idle: Mutex::default(),
+        }))
+    }
+
+    /// Counts a connection in. `all` cuts every connection.
+    ///
+    /// # Errors
+    /// When there is no room, and no idle connection of its address, or of any if none are left, gives its place.
+    pub fn admit(&self, address: IpAddr, all: &CancellationToken) -> Result<Arc<Standing>, Full> {
+        let Inner { open, numbers, idle, .. } = &*self.0;
+        let network = Network::from(address);
+        let held = open.take(network, 1).or_else(|full| {
+            let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let dropped = idle.drop_oldest_of(network, Stage::Waiting, None)
+                || (full == Full::Total && idle.drop_oldest(Stage::Waiting, None));
+            if dropped { Ok(open.replace(network, 1)) } else { Err(full) }
+        })?;
+        let connection = numbers.fetch_add(1, Ordering::Relaxed);
+        let standing = Standing {
+            connections: Arc::clone(&self.0),
+            client: Client { network, connection },
+            cut: all.child_token(),
+            authenticated: AtomicBool::new(false),
+            state: Mutex::new(State { rank: (Stage::Waiting, connection), busy: 0, stranger: None }),
+            _open: held,
+        };
+        standing.idle().insert((Stage::Waiting, connection), network, standing.cut.clone());
+        metrics::gauge!("istio_hsm_ca_connections").increment(1);
+        Ok(Arc::new(standing))
+    }
+
+    /// How many connections there are, handshakes included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.open.held()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Standing {
+    /// Whose connection it is.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client
+    }
+
+    /// Cancelled when the connection must end.
+    #[must_use]
+    pub fn cut(&self) -> &CancellationToken {
+        &self.cut
+    }
+
+    /// Whether a certificate was issued on the connection.
+    #[must_use]
+    pub fn is_authenticated(&self) -> bool {
+        self.authenticated.load(Ordering::Relaxed)
+    }
+
+    /// The connection waits for the daemon, and not for its client, until the value is dropped.
+    #[must_use]
+    pub fn busy(self: &Arc<Self>) -> Busy {
+        if self.is_authenticated() {
+            return Busy(None);
+        }
+        let mut state = self.state();
+        state.busy += 1;
+        if state.busy == 1 {
+            self.idle().remove(state.rank, self.client.network);
+        }
+        Busy(Some(Arc::clone(self)))
+    }
+
+    /// Counts the connection as an opened one; the oldest idle stranger is dropped if there are too many.
+    pub fn open(&self) {
+        let Inner { strangers, numbers, .. } = &*self.connections;
+        let mut state = self.state();
+        let mut idle = self.idle();
+        let network = self.client.network;
+        let held = strangers.take(network, 1).unwrap_or_else(|_| {
+            // Where none is idle, all of them have requests in progress, which have a limit of their own.
+            let _dropped = idle.drop_oldest_of(network, Stage::Opened, None) || idle.drop_oldest(Stage::Opened, None);
+            strangers.replace(network, 1)
+        });
+        idle.remove(state.rank, network);
+        state.stranger = Some(held);
+        state.rank = (Stage::Opened, numbers.fetch_add(1, Ordering::Relaxed));
+        if state.busy == 0 {
+            idle.insert(state.rank, network, self.cut.clone());
+        }
+    }
+
+    /// Drops the oldest idle stranger's connection but this one for what it holds: one of the same address, or any where
+    /// nothing is free. Says whether there was one.
+    #[must_use]
+    pub fn make_room(&self, full: Full) -> bool {
+        let own = self.state().rank;
+        let mut idle = self.idle();
+        idle.drop_oldest_of(self.client.network, Stage::Opened, Some(own))
+            || (full == Full::Total && idle.drop_oldest(Stage::Opened, Some(own)))
+    }
+
+    /// A certificate was issued: the client is no stranger.
+    pub fn authenticate(&self) {
+        if !self.authenticated.swap(true, Ordering::Relaxed) {
+            let mut state = self.state();
+            state.stranger = None;
+            self.idle().remove(state.rank, self.client.network);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.connections.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        metrics::gauge!("istio_hsm_ca_connections").decrement(1);
+        let rank = self.state().rank;
+        self.idle().remove(rank, self.client.network);
+    }
+}
+
+/// Keeps a connection from being dropped as idle.
+#[derive(Debug)]
+pub struct Busy(Option<Arc<Standing>>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let Some(standing) = &self.0 else { return };
+        let mut state = standing.state();
+        state.busy -= 1;
+        if state.busy == 0 && !standing.is_authenticated() {
+            standing.idle().insert(state.rank, standing.client.network, standing.cut.clone());
+        }
+    }
+}
+
+impl Idle {
+    fn insert(&mut self, rank: Rank, network: Network, cut: CancellationToken) {
+        self.connections.insert(rank, (network, cut));
+        self.by_network.entry(network).or_default().insert(rank);
+    }
+
+    fn remove(&mut self, rank: Rank, network: Network) -> Option<CancellationToken> {
+        let (_, cut) = self.connections.remove(&rank)?;
+        if let Some(ranks) = self.by_network.get_mut(&network) {
+            ranks.remove(&rank);
+            if ranks.is_empty() {
+                self.by_network.remove(&network);
+            }
+        }
+        Some(cut)
+    }
+
+    /// Drops the first connection of a network, at a stage or a later one, but not a certain one; says whether there was
+    /// one.
+    fn drop_oldest_of(&mut self, network: Network, stage: Stage, not: Option<Rank>) -> bool {
+        let ranks = self.by_network.get(&network);
+        let oldest = ranks.and_then(|ranks| ranks.range((stage, 0)..).copied().find(|rank| Some(*rank) != not));
+        oldest.is_some_and(|rank| self.cut(rank, network))
+    }
+
+    /// The same for all networks.
+    fn drop_oldest(&mut self, stage: Stage, not: Option<Rank>) -> bool {
+        let mut all = self.connections.range((stage, 0)..).map(|(rank, (network, _))| (*rank, *network));
+        let oldest = all.find(|(rank, _)| Some(*rank) != not);
+        oldest.is_some_and(|(rank, network)| self.cut(rank, network))
+    }
+
+    fn cut(&mut self, rank: Rank, network: Network) -> bool {
+        metrics::counter!("istio_hsm_ca_connections_dropped_total").increment(1);
+        self.remove(rank, network).inspect(CancellationToken::cancel).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connections(connections: usize, unauthenticated_connections: usize) -> (Connections, CancellationToken) {
+        let limits = Limits { connections, unauthenticated_connections, ..Limits::default() };
+        (Connections::new(&limits), CancellationToken::new())
+    }
+
+    fn address(n: u8) -> IpAddr {
+        [192, 0, 2, n].into()
+    }
+
+    #[test]
+    fn the_oldest_idle_connection_of_the_address_gives_its_place() {
+        let (connections, all) = connections(8, 8);
+        let mut first: Vec<_> = (0..6).map(|_| connections.admit(address(1), &all).unwrap()).collect();
+        let other = connections.admit(address(2), &all).unwrap();
+        let busy = first[0].busy();
+        let seventh = connections.admit(address(1), &all).unwrap();
+        let cut: Vec<bool> = first.iter().chain([&other, &seventh]).map(|one| one.cut().is_cancelled()).collect();
+        assert_eq!(cut, [false, true, false, false, false, false, false, false]);
+        drop(busy);
+        let eighth = connections.admit(address(1), &all).unwrap();
+        assert!(first[0].cut().is_cancelled(), "idle again");
+        first.retain(|one| !one.cut().is_cancelled());
+        let all_busy: Vec<_> = first.iter().chain([&seventh, &eighth]).map(Standing::busy).collect();
+        assert_eq!(connections.admit(address(1), &all).unwrap_err(), Full::Address);
+        drop((all_busy, first, seventh, eighth, other));
+        assert!(connections.is_empty());
+        let idle = connections.0.idle.lock().unwrap();
+        assert!(idle.connections.is_empty() && idle.by_network.is_empty());
+    }
+
+    #[test]
+    fn a_newcomer_finds_room_among_many_strangers() {
+        let (connections, all) = connections(4, 4);
+        let strangers: Vec<_> = (1..=4).map(|n| connections.admit(address(n), &all).unwrap()).collect();
+        let _newcomer = connections.admit(address(9), &all).unwrap();
+        assert!(strangers[0].cut().is_cancelled() && !strangers[1].cut().is_cancelled());
+        let (full, all) = self::connections(2, 2);
+        let authenticated: Vec<_> = (1..=2).map(|n| full.admit(address(n), &all).unwrap()).collect();
+        authenticated.iter().for_each(|one| one.authenticate());
+        assert_eq!(full.admit(address(9), &all).unwrap_err(), Full::Total);
+        assert!(authenticated.iter().all(|one| !one.cut().is_cancelled()));
+    }
+
+    #[test]
+    fn strangers_beyond_the_limit_are_dropped_but_not_who_waits_for_us_or_is_known() {
+        let (connections, all) = connections(100, 3);
+        let opened: Vec<_> = (1..=3).map(|n| connections.admit(address(n), &all).unwrap()).collect();
+        opened.iter().for_each(|one| one.open());
+        let waiting = connections.admit(address(4), &all).unwrap();
+        opened[0].authenticate();
+        let _busy = opened[1].busy();
+        for n in 5..=6 {
+            let next = connections.admit(address(n), &all).unwrap();
+            next.open();
+            std::mem::forget(next);
+        }
+        let cut: Vec<bool> = opened.iter().chain([&waiting]).map(|one| one.cut().is_cancelled()).collect();
+        assert_eq!(cut, [false, false, true, false]);
+        all.cancel();
+        assert!(waiting.cut().is_cancelled());
+    }
+}
