@@ -150,6 +150,7 @@ fn measure(directory: &Path, storm: bool) {
         cluster_id: ClusterId::Named("Kubernetes"),
         client_chain: None,
         peer: None,
+        client: None,
     };
     let authenticate = || runtime.block_on(authenticator.authenticate(&credentials, &rsa_issuer, now)).unwrap();
     part("jwt", 1, || drop(authenticate()));

@@ -59,6 +59,7 @@ async fn certificate_first_then_token() {
             cluster_id: ClusterId::from_values(["east"]),
             client_chain: chain.as_deref(),
             peer: Some(ADDRESS.into()),
+            client: None,
         };
         authenticator.authenticate(&credentials, &issuer, at(NOW)).await
     };

@@ -94,5 +94,7 @@ async fn floods_of_frames_end_and_others_are_served_meanwhile() {
         assert!(served.latencies.len() * 10 >= served.tried * 9, "{name}: {served} {:#?}", served.failed);
         assert!(served.percentile(50) < Duration::from_secs(1), "{name}: {served}; without: {normal}");
         assert!(ended > 0, "{name}: no connection was ended");
+        let lines = daemon.stderr().lines().filter(|line| line.contains("\"target\":\"h2")).count();
+        assert_eq!(lines, 0, "{name}: the library logs what strangers send");
     }
 }

@@ -34,6 +34,9 @@ const GUARDED: &[&str] = &[
     "tower_http",
 ];
 
+/// Libraries that warn of what any client may send, once for each frame: of these there are only errors.
+const AT_CLIENTS_WILL: &[&str] = &["h2", "rustls"];
+
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -198,7 +201,8 @@ fn is_directive(part: &str) -> bool {
 
 fn is_allowed(line: &Metadata<'_>) -> bool {
     let library = line.target().split("::").next().unwrap_or_default();
-    *line.level() <= Level::INFO || !GUARDED.contains(&library)
+    let most = if AT_CLIENTS_WILL.contains(&library) { Level::ERROR } else { Level::INFO };
+    *line.level() <= most || !GUARDED.contains(&library)
 }
 
 #[cfg(test)]
@@ -224,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_library_never_logs_headers() {
+    fn a_library_never_logs_headers_nor_what_clients_send_at_will() {
         #[derive(Clone, Default)]
         struct Lines(Arc<Mutex<Vec<u8>>>);
         impl std::io::Write for Lines {
@@ -243,11 +247,13 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::trace!(target: "h2::codec", "authorization: Bearer secret");
             tracing::debug!(target: "hyper_util::server", "authorization: Bearer secret");
-            tracing::info!(target: "h2::codec", "harmless");
+            tracing::info!(target: "hyper_util::server", "harmless");
+            tracing::warn!(target: "h2::proto::ping_pong", "again and again");
             tracing::trace!(target: "istio_hsm_ca::grpc", "ours");
         });
         let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
         assert!(!text.contains("secret"), "{text}");
         assert!(text.contains("harmless") && text.contains("ours"), "{text}");
+        assert!(!text.contains("again and again"), "{text}");
     }
 }
