@@ -53,10 +53,11 @@ test-deploy: ## chart, manifests, units, images and the guide; needs Go once (He
 	$(call require,deploy kube)
 	$(CARGO) test --locked --test deploy -- --include-ignored
 
-test-tokens: ## the token suite on SoftHSM, Kryoptic and NSS, and on two of them at once
+test-tokens: ## the token suite on SoftHSM, Kryoptic, NSS, a TPM and p11-kit, and on two of them at once
 	$(call require,tokens)
 	@tests/modules.sh
 	$(CARGO) test --locked --test token_host suite:: -- --include-ignored
+	$(CARGO) test --locked --test cli adopt:: -- --include-ignored
 
 test-kube: ## Kubernetes, by a real API server, which is built by Go first, once: ten minutes
 	$(call require,kube)

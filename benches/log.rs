@@ -30,7 +30,7 @@ impl CheckpointSigner for LogKey {
         &'a self,
         text: &'a [u8],
     ) -> Pin<Box<dyn Future<Output = Result<CheckpointSignature, CheckpointSignError>> + Send + 'a>> {
-        let fail = |what: &str| CheckpointSignError(what.to_owned());
+        let fail = |what: &str| CheckpointSignError::Failed(what.to_owned());
         Box::pin(async move {
             Ok(CheckpointSignature {
                 public_key: self.0.public_key().as_ref().try_into().map_err(|_| fail("the key"))?,

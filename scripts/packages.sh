@@ -55,6 +55,16 @@ for group in "$@"; do
         "libssl-dev:/usr/include/openssl/evp.h"                 # Kryoptic's cryptography
         "libsqlite3-dev:/usr/include/sqlite3.h"                 # Kryoptic's store
         "pkg-config:pkg-config"
+        "libtpm2-pkcs11-1:/usr/lib/$(uname -m)-linux-gnu/libtpm2_pkcs11.so.1" # a TPM as a PKCS#11 token
+        "libtpm2-pkcs11-tools:tpm2_ptool"                                     # creates its token
+        "swtpm:swtpm"                                                         # the TPM, in software
+        "tpm2-abrmd:tpm2-abrmd"                                               # its resource manager
+        "libtss2-tcti-swtpm0:/var/lib/dpkg/info/libtss2-tcti-swtpm0:$(dpkg --print-architecture 2>/dev/null).list"
+        "libtss2-tcti-tabrmd0:/var/lib/dpkg/info/libtss2-tcti-tabrmd0:$(dpkg --print-architecture 2>/dev/null).list"
+        "dbus:dbus-daemon"                                                    # the bus between the two
+        "p11-kit:p11-kit"                                                     # a token at a distance
+        "p11-kit-modules:/usr/lib/$(uname -m)-linux-gnu/pkcs11/p11-kit-client.so"
+        "gnutls-bin:p11tool"                                                  # makes keys for adopt
       )
       ;;
     *) echo "usage: scripts/packages.sh [--check] [browser|deploy|foreign|fuzz|kube|pkilint|tokens]..." >&2; exit 2 ;;

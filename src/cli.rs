@@ -33,6 +33,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Take a key into service that other tools have made in, or imported into, the token.
+    Adopt(install::AdoptArgs),
     /// Report everything that would stop `serve`, with remedies.
     Check(check::Args),
     /// Print completions for a shell.
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         return output.fail(&error.into());
     }
     let done = match command {
+        Command::Adopt(args) => install::adopt(args, output),
         Command::Check(args) => check::run(args, output),
         Command::Completions(args) => documentation::completions(&args),
         Command::Generate(args) => generate::run(args, output),

@@ -137,6 +137,9 @@ impl Config {
         }
         ca.iter().for_each(|ca| ca.check(&mut document));
         sections::check_tokens(&tokens, any_token, &mut document);
+        if let Some(name) = log.as_ref().and_then(|log| log.token.as_deref()) {
+            sections::check_log_token(name, &tokens, &mut document);
+        }
         if let (Some(serving), Some(listen)) = (&serving, &listen) {
             sections::check_serving(serving, listen.plaintext, &mut document);
         }
@@ -265,6 +268,8 @@ directory = "/var/lib/istio-hsm-ca/log"
             ("[log]", "[listen.serving]\n[log]", "[listen] serving: unknown field"),
             ("[log]", "[logs]", "[logs]: no such section"),
             ("[log]", "[log]\nsegment_bytes = 0", "[log] segment_bytes: "),
+            ("[log]", "[log]\ntoken = \"hsm\"", "[log] token: no [[token]] has this name"),
+            ("[log]", "[log]\ntoken = \"softhsm\"", "[log] token: is the only token"),
             ("[log]", "[log.ship]\n[log]", "[log] ship: missing field `program`"),
             ("[log]", "[rate_limits]\ntotal = -1\n[log]", "[rate_limits] total: "),
             ("[[token]]", "[[tokens]]", "[[token]]: no token is configured"),

@@ -79,6 +79,9 @@ pub struct TokenSettings {
     pub call_timeout: Duration,
     /// Keep-alive interval.
     pub keep_alive: Duration,
+    /// It signs the checkpoints of the issuance log and nothing else, and need not hold the CA's key. The other tokens
+    /// then sign no checkpoints.
+    pub log_only: bool,
 }
 
 /// The pool's settings.
@@ -222,7 +225,7 @@ impl Pool {
     /// Signs a tree head with the log key of a token.
     ///
     /// # Errors
-    /// As [`Signer::sign`]; [`SignError::Refused`] where the token has no log key.
+    /// As [`Signer::sign`]; [`SignError::Unavailable`] where no token has a log key.
     pub async fn sign_checkpoint(&self, message: &[u8], deadline: Instant) -> Result<CheckpointSignature, SignError> {
         let context =
             Context { request_id: Arc::from("checkpoint"), deadline, priority: Priority::High, avoid: Vec::new() };

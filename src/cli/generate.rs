@@ -9,15 +9,16 @@ mod root;
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::ValueEnum;
 
-use super::token::{Opened, TokenArgs, label_problem};
+use super::token::{Opened, TokenArgs, WeaknessArgs, label_problem};
 use pki::{KeyAlgorithm, profile::ORGANIZATION_MAX, request::Subject};
 use process::output::Output;
 use token::{
     Session,
-    generate::{self, Generated},
+    generate::{self, Generated, ServiceKey},
+    key::Accepted,
 };
 
 /// The life of Istio's own self-signed root in days (CITADEL_SELF_SIGNED_CA_CERT_TTL).
@@ -27,13 +28,13 @@ const DAYS_MAX: i64 = 10_950;
 
 /// Arguments of `generate`.
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("form").required(true).args(["self_signed", "csr"])))]
+#[command(group(clap::ArgGroup::new("form").required(true).args(["self_signed", "csr", "log_key"])))]
 pub struct Args {
     #[command(flatten)]
     token: TokenArgs,
     /// The key's type
-    #[arg(long, value_enum)]
-    algorithm: Algorithm,
+    #[arg(long, value_enum, required_unless_present = "log_key", conflicts_with = "log_key")]
+    algorithm: Option<Algorithm>,
     /// CKA_LABEL of the key's objects
     #[arg(long, default_value = "istio-ca")]
     label: String,
@@ -61,6 +62,11 @@ pub struct Args {
     /// The subject asked for: O=My Company,CN=My Mesh CA, in the order of the certificate
     #[arg(long, value_name = "NAME", requires = "csr")]
     subject: Option<Subject>,
+    /// Make no CA key but the log key (Ed25519), in the token that `[log]` token names
+    #[arg(long)]
+    log_key: bool,
+    #[command(flatten)]
+    weaknesses: WeaknessArgs,
 }
 
 /// The types of keys that can be made.
@@ -98,7 +104,10 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     if let Some(problem) = label_problem(&args.label) {
         bail!(problem);
     }
-    let key = Key { token: &args.token, algorithm: args.algorithm.into(), label: &args.label };
+    // The parser asks for a type unless it is about the log key.
+    let Some(algorithm) = args.algorithm else { return log_key(&args.token, output) };
+    let accepted = args.weaknesses.accepted();
+    let key = Key { token: &args.token, algorithm: algorithm.into(), label: &args.label, accepted };
     match (args.organization, args.bundle, args.log, args.csr, args.subject) {
         (Some(organization), Some(bundle), Some(log), None, None) => {
             let length = organization.chars().count();
@@ -115,16 +124,30 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     }
 }
 
+/// Makes the log key alone.
+fn log_key(token: &TokenArgs, output: Output) -> anyhow::Result<()> {
+    let opened = token.open()?;
+    let session = opened.login(true)?;
+    let key = generate::log_key(&opened.token, &session).context("the log key was not made")?;
+    let label = &opened.token.info().label;
+    output.print(&key, |key| match key {
+        ServiceKey::Made(key) => format!("the log key {} was made in the token {label}\n", key.raw),
+        ServiceKey::Present(key) => format!("the log key {} is in the token {label} already\n", key.raw),
+        ServiceKey::Unavailable { reason } => format!("the token {label} cannot have a log key: {reason}\n"),
+    })
+}
+
 /// The key that is to be made.
 struct Key<'a> {
     token: &'a TokenArgs,
     algorithm: KeyAlgorithm,
     label: &'a str,
+    accepted: Accepted,
 }
 
 impl Key<'_> {
     fn make(&self, opened: &Opened, session: &Session) -> anyhow::Result<Generated> {
-        Ok(generate::run(&opened.token, session, self.algorithm, self.label)?)
+        Ok(generate::run(&opened.token, session, self.algorithm, self.label, &self.accepted)?)
     }
 }
 

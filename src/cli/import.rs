@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::{
     bundle_dir,
-    token::{Opened, TokensArgs, label_problem},
+    token::{Opened, TokensArgs, WeaknessArgs, label_problem},
     with_advice,
 };
 use audit_log::checkpoint;
@@ -26,8 +26,11 @@ use process::{
 use source::Source;
 use token::{
     TokenUri,
-    import::{self, ImportReport, Options, Ready},
+    import::{self, ImportReport, Options, Ready, WrapAttempt},
 };
+
+/// CKM_VENDOR_DEFINED, the first number of a vendor's mechanisms.
+const VENDOR_DEFINED: import::Number = 0x8000_0000;
 
 /// Arguments of `import`.
 #[derive(Debug, clap::Args)]
@@ -51,6 +54,11 @@ pub struct Args {
     /// Import the key in the clear if the token cannot unwrap it (Ed25519 on SoftHSM)
     #[arg(long)]
     allow_plaintext_import: bool,
+    /// The vendor's mechanism number for AES key wrap with padding (RFC 5649), such as 0x8000216f for AWS CloudHSM
+    #[arg(long, value_name = "NUMBER", value_parser = mechanism_number)]
+    kwp_mechanism: Option<import::Number>,
+    #[command(flatten)]
+    weaknesses: WeaknessArgs,
     /// Remove the key file after every proof; asks for a second token that holds the key, or --i-have-a-backup
     #[arg(long, group = "removal", conflicts_with = "from_secret")]
     remove_key_file: bool,
@@ -109,7 +117,12 @@ struct Receipt {
 /// # Errors
 /// Every reason to refuse; or what failed, token by token.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
-    let options = Options { label: args.label.clone(), allow_plaintext: args.allow_plaintext_import };
+    let options = Options {
+        label: args.label.clone(),
+        allow_plaintext: args.allow_plaintext_import,
+        kwp_mechanism: args.kwp_mechanism,
+        accepted: args.weaknesses.accepted(),
+    };
     let removal = match (args.remove_key_file, args.remove_key_from_secret) {
         (true, _) => Some("--remove-key-file"),
         (false, true) => Some("--remove-key-from-secret"),
@@ -259,6 +272,19 @@ fn receipt_name(report: &ImportReport) -> String {
     format!("import-receipt-{}.json", if serial.is_empty() { "token" } else { &serial })
 }
 
+/// A mechanism number of the vendor's range, decimal or hexadecimal with 0x.
+fn mechanism_number(text: &str) -> Result<import::Number, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => import::Number::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let number = number.map_err(|error| format!("{error}; write a number such as 0x8000216f"))?;
+    if number < VENDOR_DEFINED {
+        return Err("standard mechanisms are tried anyway; write a vendor's number, 0x80000000 or above".to_owned());
+    }
+    Ok(number)
+}
+
 fn untouched(token: String) -> TokenSummary {
     TokenSummary { token, receipt: None, report: None, error: None }
 }
@@ -270,11 +296,15 @@ fn text(summary: &Summary) -> String {
         let _ = match (&token.report, &token.error) {
             (Some(receipt), _) => writeln!(
                 text,
-                "{}: {} key {} is in the token ({}); it cannot be read or wrapped out",
+                "{}: {} key {} is in the token ({}); {}",
                 token.token,
                 summary.algorithm,
                 receipt.report.label,
                 source::how(&receipt.report),
+                match receipt.report.wrap_attempt {
+                    WrapAttempt::Accepted => "it can be wrapped out, which was accepted",
+                    WrapAttempt::NotTried { .. } | WrapAttempt::Refused { .. } => "it cannot be read or wrapped out",
+                },
             ),
             (None, Some(error)) => writeln!(text, "{}: FAILED: {error}", token.token),
             (None, None) => writeln!(text, "{}: would take the key; nothing was changed", token.token),

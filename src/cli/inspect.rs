@@ -14,7 +14,7 @@ use process::output::{Output, Refused};
 use token::{
     Module, Session, TokenUri,
     inspect::{self, CertificateView, Contents, KeyView, ModuleView},
-    key::{self, hex, proof},
+    key::{CaKey, FoundBy, Hints, Locator, Search, hex},
     module::Info,
 };
 
@@ -68,10 +68,14 @@ struct BundleView {
     directory: PathBuf,
     /// SHA-256 of the CA key's SubjectPublicKeyInfo, hexadecimal.
     key_sha256: String,
-    /// CKA_ID that the CA's key must have, hexadecimal.
-    id: String,
-    /// Whether exactly one key in the token pairs with it; none without a login.
+    /// CKA_ID of the key that was found, hexadecimal.
+    id: Option<String>,
+    /// Whether a key in the token pairs with it; none without a login.
     key_in_token: Option<bool>,
+    /// How the key was found.
+    found_by: Option<FoundBy>,
+    /// Further private key objects of the same key.
+    copies: Vec<Locator>,
 }
 
 /// Inspects.
@@ -95,7 +99,8 @@ fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Res
         let opened = args.open()?;
         let session = opened.login(false)?;
         let contents = inspect::contents(&session)?;
-        view(opened.token.info().clone(), Some(&session), contents, bundle)
+        let hints = Hints::from(&args.token);
+        view(opened.token.info().clone(), Some((&session, hints)), contents, bundle)
     } else {
         let module = Module::load_with(module_path(&args.token)?, args.token.library_parameters())?;
         let token = module.find_token(&args.token)?;
@@ -118,30 +123,39 @@ fn read_bundle(directory: PathBuf) -> anyhow::Result<(PathBuf, PublicKey)> {
 }
 
 /// Puts what was read together; the session is a logged-in one.
-fn view(token: Info, session: Option<&Session>, contents: Contents, bundle: Option<(PathBuf, PublicKey)>) -> View {
+fn view(
+    token: Info,
+    session: Option<(&Session, Hints)>,
+    contents: Contents,
+    bundle: Option<(PathBuf, PublicKey)>,
+) -> View {
     let Contents { keys, certificates, unreadable } = contents;
-    let ca = bundle.as_ref().map(|(_, key)| key);
-    let proven = session.zip(ca).map(|(session, ca)| proven(session, ca));
-    let id = ca.map(|ca| hex(&ca.key_id()));
-    let keys = keys
-        .into_iter()
-        .map(|view| Key { pairs_with_bundle: id.as_ref().map(|id| *id == view.id && proven == Some(true)), view });
+    let logged_in = session.is_some();
+    let searched = session.zip(bundle.as_ref()).map(|((session, hints), (_, ca))| search(session, hints, ca));
+    let found = searched.as_ref().and_then(Option::as_ref);
+    let pairs = |view: &KeyView| {
+        let copy = |copy: &Locator| copy.label == view.label && hex(&copy.id) == view.id;
+        found.is_some_and(|found| found.handle == view.handle || found.copies.iter().any(copy))
+    };
+    let keys = keys.into_iter().map(|view| Key { pairs_with_bundle: bundle.as_ref().map(|_| pairs(&view)), view });
     View {
         token,
-        logged_in: session.is_some(),
+        logged_in,
         keys: keys.collect(),
         certificates,
         unreadable,
-        bundle: bundle.map(|(directory, ca)| BundleView {
-            directory,
+        bundle: bundle.as_ref().map(|(directory, ca)| BundleView {
+            directory: directory.clone(),
             key_sha256: hex(&ca.fingerprint()),
-            id: hex(&ca.key_id()),
-            key_in_token: proven,
+            id: found.map(|found| hex(&found.locator.id)),
+            key_in_token: searched.as_ref().map(Option::is_some),
+            found_by: found.map(|found| found.by),
+            copies: found.map(|found| found.copies.clone()).unwrap_or_default(),
         }),
     }
 }
 
-/// Whether the token has exactly one private key that signs as the CA's.
-fn proven(session: &Session, ca: &PublicKey) -> bool {
-    key::find_private_key(session, ca).is_ok_and(|handle| proof::signs(session, handle, ca).is_ok())
+/// The private key that signs as the CA's.
+fn search(session: &Session, hints: Hints, ca: &PublicKey) -> Option<CaKey> {
+    Search::new(hints).find_all(session, ca).ok()
 }

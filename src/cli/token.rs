@@ -7,7 +7,11 @@ use anyhow::{Context, bail};
 use secrecy::SecretString;
 
 use process::output;
-use token::{Module, Session, Token, TokenUri, pin};
+use token::{
+    Module, RvError, Session, Token, TokenUri,
+    key::{Accepted, Weakness},
+    pin,
+};
 
 /// One token and its PIN.
 #[derive(Clone, Debug, clap::Args)]
@@ -95,7 +99,68 @@ impl TokensArgs {
     }
 }
 
+/// The weaknesses of a key that the operator accepts.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(
+    next_help_heading = "Accepted weaknesses of the key (recorded in the receipt, a warning in `check` for ever)"
+)]
+pub struct WeaknessArgs {
+    /// It may leave the token (CKA_EXTRACTABLE is true, or the token wraps it all the same)
+    #[arg(long)]
+    allow_extractable: bool,
+    /// It may be read in the clear (CKA_SENSITIVE is false)
+    #[arg(long)]
+    allow_not_sensitive: bool,
+    /// The token does not reveal CKA_SENSITIVE, CKA_EXTRACTABLE or CKA_SIGN
+    #[arg(long)]
+    allow_unreadable_attributes: bool,
+    /// It may decrypt (CKA_DECRYPT)
+    #[arg(long)]
+    allow_decrypt: bool,
+    /// It may derive keys (CKA_DERIVE)
+    #[arg(long)]
+    allow_derive: bool,
+    /// It may unwrap keys (CKA_UNWRAP)
+    #[arg(long)]
+    allow_unwrap: bool,
+}
+
+impl WeaknessArgs {
+    /// Those that are given.
+    #[must_use]
+    pub fn accepted(&self) -> Accepted {
+        let flags = [
+            (self.allow_extractable, Weakness::Extractable),
+            (self.allow_not_sensitive, Weakness::NotSensitive),
+            (self.allow_unreadable_attributes, Weakness::UnreadableAttributes),
+            (self.allow_decrypt, Weakness::Decrypt),
+            (self.allow_derive, Weakness::Derive),
+            (self.allow_unwrap, Weakness::Unwrap),
+        ];
+        flags.into_iter().filter_map(|(given, weakness)| given.then_some(weakness)).collect()
+    }
+}
+
 impl Opened {
+    /// As [`Opened::login`] with a read-write session if the token allows one; otherwise also why it does not.
+    ///
+    /// # Errors
+    /// As [`Opened::login`].
+    pub fn login_to_write(&self) -> anyhow::Result<(Session, Option<String>)> {
+        if self.token.info().write_protected {
+            return Ok((self.login(false)?, Some("the token is write-protected".to_owned())));
+        }
+        let session = match self.token.open_session(true) {
+            Ok(session) => session,
+            Err(error) if error.is(RvError::TokenWriteProtected) || error.is(RvError::SessionReadOnly) => {
+                return Ok((self.login(false)?, Some(error.to_string())));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.token.login(&session, &self.pin)?;
+        Ok((session, None))
+    }
+
     /// Opens a session and logs in: the PIN is tried once.
     ///
     /// # Errors

@@ -47,6 +47,7 @@ impl Config {
             endpoint,
             call_timeout: token.call_timeout,
             keep_alive: token.keep_alive,
+            log_only: self.log.token.as_deref() == Some(&*token.name),
         }
     }
 

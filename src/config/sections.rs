@@ -200,6 +200,19 @@ pub(super) fn check_serving(serving: &Serving, plaintext: bool, document: &mut D
     }
 }
 
+/// Reports a token of the log that is not one, or that leaves none for the CA's key.
+pub(super) fn check_log_token(name: &str, tokens: &[Option<Token>], document: &mut Document<'_>) {
+    let same = |token: &Option<Token>| token.as_ref().is_none_or(|token| token.name == name);
+    if !tokens.iter().any(same) {
+        document.refuse("[log] token", "no [[token]] has this name; name one, or leave it out");
+    } else if tokens.iter().all(same) {
+        document.refuse(
+            "[log] token",
+            "is the only token, and it would sign checkpoints only; add a [[token]] for the CA's key, or leave it out",
+        );
+    }
+}
+
 /// Tells what is wrong within the sections of tokens.
 ///
 /// `configured` says whether there are any, be they understood or not.

@@ -13,6 +13,8 @@ pub struct Part {
     pub name: String,
     /// Why it cannot do its share; `None` when it can.
     pub trouble: Option<String>,
+    /// What else there is to say of it.
+    pub note: Option<String>,
     /// Whether every certificate needs it.
     pub needed: bool,
 }
@@ -36,7 +38,11 @@ impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{}", if self.ready() { "ready" } else { "not ready" })?;
         for part in &self.parts {
-            writeln!(f, "{}: {}", part.name, part.trouble.as_deref().unwrap_or("ok"))?;
+            write!(f, "{}: {}", part.name, part.trouble.as_deref().unwrap_or("ok"))?;
+            match &part.note {
+                Some(note) => writeln!(f, " ({note})")?,
+                None => writeln!(f)?,
+            }
         }
         Ok(())
     }
@@ -78,7 +84,7 @@ impl Readiness {
         let mut index = 0;
         self.report.send_modify(|report| {
             index = report.parts.len();
-            report.parts.push(Part { name, trouble: Some("starting".to_owned()), needed });
+            report.parts.push(Part { name, trouble: Some("starting".to_owned()), note: None, needed });
         });
         ReadinessHandle { report: self.report.clone(), index }
     }
@@ -97,6 +103,14 @@ impl Default for Readiness {
 }
 
 impl ReadinessHandle {
+    /// Says what else there is to know of the part.
+    pub fn note(&self, note: Option<String>) {
+        self.report.send_if_modified(|report| {
+            let part = report.parts.get_mut(self.index).filter(|part| part.note != note);
+            part.map(|part| part.note = note).is_some()
+        });
+    }
+
     /// Says whether the part can do its share; a change is logged.
     pub fn set(&self, trouble: Option<String>) {
         self.report.send_if_modified(|report| {
@@ -107,7 +121,7 @@ impl ReadinessHandle {
             match &trouble {
                 None => tracing::info!(part = part.name, "ready"),
                 Some(reason) if part.needed => tracing::warn!(part = part.name, reason, "not ready"),
-                Some(reason) => tracing::warn!(part = part.name, reason, "impaired"),
+                Some(reason) => tracing::warn!(part = part.name, reason, "not available; the daemon works without"),
             }
             part.trouble = trouble;
             true
@@ -135,7 +149,8 @@ mod tests {
         token.set(None);
         let cluster = readiness.informational("cluster");
         cluster.set(Some("away".to_owned()));
+        token.note(Some("as found".to_owned()));
         assert!(report().ready());
-        assert_eq!(report().to_string(), "ready\ntoken: ok\nlog: ok\ncluster: away\n");
+        assert_eq!(report().to_string(), "ready\ntoken: ok (as found)\nlog: ok\ncluster: away\n");
     }
 }

@@ -7,16 +7,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use super::{background::Background, last_good_bundle::LastGoodBundle, readiness::Readiness, reload::Reloader};
+use super::{
+    background::Background,
+    last_good_bundle::LastGoodBundle,
+    readiness::{Readiness, ReadinessHandle},
+    reload::Reloader,
+};
 use crate::bundle_files::check_directory;
 use crate::{
     auth::{Authenticator, DenylistCheck},
     config::Config,
     issue::{CertificateAuthority, Parts, limits::Limits},
     telemetry::recent::Recent,
-    token_pool::{Pool, PoolError},
+    token_pool::{Pool, PoolError, PoolHealth},
 };
 use audit_log::{
     CheckpointHealth, CheckpointSignError, CheckpointSignature, CheckpointSigner, Lock, Log, OpenError, Opened,
@@ -166,14 +171,13 @@ pub fn core(
         signer: pool.clone(),
         recent: Arc::clone(&recent),
     }));
-    background.follow(pool.health(), readiness.required("tokens"), |health| {
-        (!health.is_ready()).then(|| format!("no token signs: {}", health.reason()))
-    });
+    background.spawn_until_end(tell_tokens(pool.health(), readiness.required("tokens")));
     background.follow(log.health(), readiness.required("issuance log"), |health| health.writable.clone().err());
     let (watched, clock) = (Arc::clone(&ca), readiness.required("clock"));
     background.every(Duration::from_secs(1), move || clock.set(watched.now().err().map(|error| error.to_string())));
     background.spawn_until_end(prove(Arc::clone(&pool), Arc::clone(&ca)));
-    background.spawn_until_end(tell_checkpoints(log.clone()));
+    let checkpoints = readiness.informational("checkpoints of the issuance log");
+    background.spawn_until_end(tell_checkpoints(log.clone(), pool.health(), checkpoints));
     Ok(Core { ca, pool, log, opened, recent, files: bundle.files().clone() })
 }
 
@@ -233,25 +237,43 @@ async fn prove(pool: Arc<Pool>, ca: Arc<CertificateAuthority>) {
     }
 }
 
-/// Tells in the log when checkpoints fail, and when they go on; issuance goes on without them.
-async fn tell_checkpoints(log: Log) {
-    let mut health = log.health();
-    let mut last = CheckpointHealth::Current;
+/// Reports whether tokens sign, and how the CA's key was found in each.
+async fn tell_tokens(mut watched: watch::Receiver<PoolHealth>, handle: ReadinessHandle) {
     loop {
-        let now = health.borrow_and_update().checkpoints.clone();
-        if now != last {
-            match &now {
-                CheckpointHealth::Current => tracing::info!("signing of issuance log checkpoints resumed"),
-                CheckpointHealth::Failing(reason) => {
-                    tracing::warn!(reason, "the issuance log checkpoint was not signed; will retry with the next one");
-                }
-                CheckpointHealth::Off => {
-                    tracing::warn!("no token has a log key (Ed25519): the issuance log has no checkpoints");
-                }
-            }
-            last = now;
+        let health = watched.borrow_and_update().clone();
+        handle.set((!health.is_ready()).then(|| format!("no token signs: {}", health.reason())));
+        let found = health.tokens.iter().filter(|token| !token.found.is_empty());
+        let notes: Vec<_> = found.map(|token| format!("{}: CA key {}", token.token, token.found.join(", "))).collect();
+        handle.note((!notes.is_empty()).then(|| notes.join("; ")));
+        if watched.changed().await.is_err() {
+            return;
         }
-        if health.changed().await.is_err() {
+    }
+}
+
+/// Why the log has no current checkpoint. Certificates are issued all the same.
+#[must_use]
+pub fn checkpoint_trouble(log: &CheckpointHealth, tokens: &PoolHealth) -> Option<String> {
+    match (log, tokens.log_key) {
+        (_, Some(false)) | (CheckpointHealth::Off, _) => {
+            Some("off: no token has a log key (Ed25519); [log] token may name another token that has one".to_owned())
+        }
+        (CheckpointHealth::Failing(reason), _) => Some(reason.clone()),
+        (CheckpointHealth::Current, _) => None,
+    }
+}
+
+/// Reports when checkpoints are off, when they fail and when they are signed again.
+async fn tell_checkpoints(log: Log, mut tokens: watch::Receiver<PoolHealth>, handle: ReadinessHandle) {
+    let mut log = log.health();
+    loop {
+        let trouble = checkpoint_trouble(&log.borrow_and_update().checkpoints, &tokens.borrow_and_update());
+        handle.set(trouble);
+        let changed = tokio::select! {
+            changed = log.changed() => changed,
+            changed = tokens.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }
@@ -285,8 +307,12 @@ impl CheckpointSigner for LogKey {
     ) -> crate::signer::BoxFuture<'a, Result<CheckpointSignature, CheckpointSignError>> {
         Box::pin(async move {
             let signed = self.0.sign_checkpoint(text, Instant::now() + CHECKPOINT).await;
-            let signed = signed.map_err(|error| CheckpointSignError(error.to_string()))?;
-            let wrong = |what: &str| CheckpointSignError(format!("token {} gave {what}", signed.signed.source.token));
+            let signed = signed.map_err(|error| match self.0.health().borrow().log_key {
+                Some(false) => CheckpointSignError::NoKey,
+                Some(true) | None => CheckpointSignError::Failed(error.to_string()),
+            })?;
+            let wrong =
+                |what: &str| CheckpointSignError::Failed(format!("token {} gave {what}", signed.signed.source.token));
             let key = PublicKey::from_spki_der(&signed.log_key).map_err(|_| wrong("a log key that is none"))?;
             let public_key = key.subject_public_key().try_into().map_err(|_| wrong("a log key that is not Ed25519"))?;
             let signature = signed.signed.signature.as_slice();

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::{
     clusters::ClustersStatus,
     readiness::Report,
-    setup::Core,
+    setup::{self, Core},
     status::{ChainEntry, LogEntry, Snapshot, Take, TokenEntry},
 };
 use crate::{
@@ -18,9 +18,9 @@ use crate::{
     grpc::standing::Connections,
     issue::CertificateAuthority,
     telemetry::metrics::{self, Metrics},
-    token_pool::Pool,
+    token_pool::{Pool, PoolHealth},
 };
-use audit_log::{CheckpointHealth, Log};
+use audit_log::Log;
 use pki::{CertificateFields, Issuer, KeyAlgorithm, PublicKey, pem};
 use process::clock;
 
@@ -42,7 +42,7 @@ pub fn taker(core: &Core, config: &Config, report: watch::Receiver<Report>, clus
             report: report.borrow().clone(),
             chain: chain(&ca.issuer()),
             tokens: tokens(&pool, &places),
-            log: log_entry(&log, lines_before),
+            log: log_entry(&log, &pool.health().borrow(), lines_before),
             clusters: clusters.as_ref().map(ClustersStatus::entries).unwrap_or_default(),
             leader: clusters.as_ref().and_then(ClustersStatus::leader),
             hour: recent.hour(now),
@@ -202,18 +202,19 @@ fn tokens(pool: &Pool, places: &[(String, String)]) -> Vec<TokenEntry> {
     let tokens = health.tokens.into_iter();
     tokens
         .map(|token| {
+            let serves_log = token.log_only && token.phase.is_ready();
             let counted = counters.iter().find(|counted| counted.token == token.token);
             let reason = match (token.reason.is_empty(), token.keys) {
                 (false, _) => token.reason,
-                (true, 0) if token.phase.is_ready() => "it does not hold the CA's key".to_owned(),
+                (true, 0) if token.phase.is_ready() && !token.log_only => "it does not hold the CA's key".to_owned(),
                 (true, _) => token.phase.in_words().to_owned(),
             };
             let place = places.iter().find(|(name, _)| **name == *token.token).map(|(_, place)| place.clone());
             TokenEntry {
                 name: token.token.to_string(),
                 place: place.unwrap_or_default(),
-                phase: token.phase.in_words(),
-                trouble: (!token.ready).then_some(reason),
+                phase: if serves_log { "signs checkpoints" } else { token.phase.in_words() },
+                trouble: (!token.ready && !serves_log).then_some(reason),
                 signed: counted.map_or(0, |counted| counted.signed),
                 outstanding: counted.map_or(0, |counted| u64::try_from(counted.in_flight).unwrap_or(u64::MAX)),
                 faults: counted.map_or(0, |counted| counted.faults),
@@ -223,7 +224,7 @@ fn tokens(pool: &Pool, places: &[(String, String)]) -> Vec<TokenEntry> {
         .collect()
 }
 
-fn log_entry(log: &Log, lines_before: u64) -> LogEntry {
+fn log_entry(log: &Log, tokens: &PoolHealth, lines_before: u64) -> LogEntry {
     let (stats, health) = (log.stats(), log.health().borrow().clone());
     let slow = stats.flushing_for.filter(|since| *since > SLOW_FLUSH);
     LogEntry {
@@ -238,11 +239,7 @@ fn log_entry(log: &Log, lines_before: u64) -> LogEntry {
         written: stats.lines.saturating_sub(lines_before),
         checkpointed: stats.checkpointed,
         checkpoint_time: stats.checkpoint_time,
-        checkpoint_trouble: match health.checkpoints {
-            CheckpointHealth::Current => None,
-            CheckpointHealth::Failing(reason) => Some(reason),
-            CheckpointHealth::Off => Some("off: no token has a log key".to_owned()),
-        },
+        checkpoint_trouble: setup::checkpoint_trouble(&health.checkpoints, tokens),
     }
 }
 

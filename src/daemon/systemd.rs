@@ -58,6 +58,7 @@ mod tests {
         let part = |name: &str, trouble: Option<&str>| Part {
             name: name.to_owned(),
             trouble: trouble.map(str::to_owned),
+            note: None,
             needed: true,
         };
         let mut report = Report { parts: vec![part("log", None), part("token a", None)] };

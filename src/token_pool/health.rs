@@ -69,6 +69,10 @@ pub struct TokenHealth {
     pub since: Instant,
     /// How many CA keys were found in it.
     pub keys: usize,
+    /// How each was found.
+    pub found: Vec<String>,
+    /// Whether it signs checkpoints only.
+    pub log_only: bool,
     /// Whether it counts as able to sign: it serves, or it is half-open and waits for a first request in vain.
     pub ready: bool,
 }
@@ -78,6 +82,8 @@ pub struct TokenHealth {
 pub struct PoolHealth {
     /// Each token's, in the order of the configuration.
     pub tokens: Vec<TokenHealth>,
+    /// Whether one of them has a log key; `None` before that is known.
+    pub log_key: Option<bool>,
 }
 
 impl PoolHealth {
@@ -92,7 +98,8 @@ impl PoolHealth {
     #[must_use]
     pub fn reason(&self) -> String {
         let mut text = String::new();
-        for token in self.tokens.iter().filter(|token| token.phase != Phase::Serving || token.keys == 0) {
+        let ca_tokens = self.tokens.iter().filter(|token| !token.log_only);
+        for token in ca_tokens.filter(|token| token.phase != Phase::Serving || token.keys == 0) {
             if !text.is_empty() {
                 text.push_str("; ");
             }

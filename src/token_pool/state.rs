@@ -22,7 +22,7 @@ use super::{
 };
 use crate::signer::SignError;
 use token::call_metrics::Calls;
-use token_host::protocol::{Fingerprint, Reply, Request};
+use token_host::protocol::{Fingerprint, Kind, Reply, Request};
 
 /// The tokens in the order of the configuration.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ struct Tokens(Vec<Token>);
 impl Tokens {
     fn new(settings: &Settings) -> Self {
         let tokens = (0..).map(TokenId).zip(&settings.tokens);
-        Self(tokens.map(|(id, token)| Token::new(id, Arc::clone(&token.name))).collect())
+        Self(tokens.map(|(id, token)| Token::new(id, Arc::clone(&token.name), token.log_only)).collect())
     }
 
     fn ids(&self) -> impl Iterator<Item = TokenId> + use<> {
@@ -44,12 +44,23 @@ impl Tokens {
 
     fn health(&self) -> PoolHealth {
         let now = Instant::now();
-        PoolHealth { tokens: self.iter().map(|token| token.health(now)).collect() }
+        PoolHealth { tokens: self.iter().map(|token| token.health(now)).collect(), log_key: self.log_key() }
+    }
+
+    /// The tokens that may sign checkpoints: the one that does nothing else, if there is one.
+    fn of_log(&self) -> impl Iterator<Item = &Token> {
+        let dedicated = self.iter().any(|token| token.handle.log_only);
+        self.iter().filter(move |token| token.handle.log_only || !dedicated)
+    }
+
+    /// Whether a token has a log key; `None` while that is not known.
+    fn log_key(&self) -> Option<bool> {
+        self.of_log().filter_map(Token::has_log_key).reduce(|one, other| one || other)
     }
 
     /// Whether all tokens refuse their PIN, so that waiting does not help.
     fn all_pins_refused(&self) -> bool {
-        self.iter().all(|token| token.phase() == Phase::PinRefused)
+        self.iter().filter(|token| !token.handle.log_only).all(|token| token.phase() == Phase::PinRefused)
     }
 
     /// Whether another token serves such a request.
@@ -60,7 +71,8 @@ impl Tokens {
     /// Whether a token may have a request now. The token that failed it last is used again only when no other serves.
     fn may(&self, id: TokenId, job: &Job) -> bool {
         let token = &self[id];
-        token.may(job) && !(job.failed_at(token.name()) && self.others_serve(id, job))
+        let dedicated = job.kind != Kind::Checkpoint || self.of_log().any(|token| token.handle.id == id);
+        dedicated && token.may(job) && !(job.failed_at(token.name()) && self.others_serve(id, job))
     }
 }
 
@@ -173,7 +185,7 @@ impl Shared {
 
     pub(super) fn log_keys(&self) -> Vec<(Arc<str>, Vec<u8>)> {
         let inner = self.lock();
-        let with_key = inner.tokens.iter().filter(|token| !token.status.log_key.is_empty());
+        let with_key = inner.tokens.of_log().filter(|token| !token.status.log_key.is_empty());
         with_key.map(|token| (Arc::clone(token.name()), token.status.log_key.clone())).collect()
     }
 

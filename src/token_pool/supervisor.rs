@@ -34,6 +34,25 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// How often missing keys are looked for; an import into the token raises no event.
 const KEY_LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How a probe has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Probe {
+    /// A signature by the canary key verified.
+    Canary,
+    /// The session answered, and the CA's key is there if it was found before.
+    Session,
+}
+
+/// What a canary key did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Canary {
+    /// It alone fails.
+    Failed,
+    Verified,
+    /// Its signature does not verify.
+    Wrong,
+}
+
 /// Why a host is given up.
 struct End {
     event: Event,
@@ -171,12 +190,12 @@ impl Supervisor {
                 return End { event: Event::Disconnected, reason, hung: true };
             }
             if probe {
-                let result = self.probe(host).await;
-                self.shared.probed(id, result.is_ok());
-                match result {
+                match self.probe(host).await {
+                    Ok(passed) => self.shared.probed(id, Some(passed)),
                     Err(end) if end.hung || end.event == Event::PinRefused => return end,
-                    Ok(()) | Err(_) => continue,
+                    Err(_) => self.shared.probed(id, None),
                 }
+                continue;
             }
             if looked.elapsed() >= KEY_LOOKUP_INTERVAL {
                 self.open_missing(host).await;
@@ -241,21 +260,33 @@ impl Supervisor {
         }
     }
 
-    /// Verifies a signature by the canary key; where a token has none, its session must answer.
-    async fn probe(&self, host: u64) -> Result<(), End> {
+    /// Verifies a signature by the canary key. Where the token has none, or where it fails while the token works, the
+    /// host exercises the session, the login and the CA's key instead. A canary key that made right signatures before and
+    /// makes wrong ones now is a sign of a broken token.
+    async fn probe(&self, host: u64) -> Result<Probe, End> {
         let key = self.shared.view(&self.handle, |token| token.status.canary_key.clone());
-        if key.is_empty() {
-            return self.ping(host).await;
+        if !key.is_empty() {
+            count(&self.handle.counters.canaries);
+            let canary = self.canary(host, &key).await;
+            if !matches!(canary, Ok(Canary::Verified)) {
+                count(&self.handle.counters.canaries_failed);
+            }
+            match canary? {
+                Canary::Verified => {
+                    self.shared.canary_verified(self.handle.id, key);
+                    return Ok(Probe::Canary);
+                }
+                Canary::Wrong if self.shared.view(&self.handle, |token| token.verified_canary == key) => {
+                    return Err(End::down("its canary key makes signatures that do not verify"));
+                }
+                Canary::Wrong | Canary::Failed => {}
+            }
         }
-        count(&self.handle.counters.canaries);
-        let result = self.canary(host, &key).await;
-        if result.is_err() {
-            count(&self.handle.counters.canaries_failed);
-        }
-        result
+        self.ping(host).await.map(|()| Probe::Session)
     }
 
-    async fn canary(&self, host: u64, key: &[u8]) -> Result<(), End> {
+    /// What the canary key does; an error if the token fails.
+    async fn canary(&self, host: u64, key: &[u8]) -> Result<Canary, End> {
         let limit = self.settings.call_timeout + WATCHDOG_GRACE;
         let message = canary_message();
         let sign = Request::Sign(Sign {
@@ -270,8 +301,9 @@ impl Supervisor {
                 let key =
                     PublicKey::from_spki_der(key).map_err(|error| End::down(format!("its canary key: {error}")))?;
                 let verified = key.verify(key.signature_algorithm(), &message, &signature);
-                verified.map_err(|_| End::down("its canary key makes signatures that do not verify"))
+                Ok(if verified.is_ok() { Canary::Verified } else { Canary::Wrong })
             }
+            Reply::Fault(fault) if fault.recovery == Recovery::RejectRequest => Ok(Canary::Failed),
             other => Err(unexpected(other)),
         }
     }
@@ -300,7 +332,7 @@ fn unexpected(reply: Reply) -> End {
             hung: false,
         },
         Reply::Refused { reason, .. } => End::down(reason),
-        Reply::Expired | Reply::Opened | Reply::Signed { .. } | Reply::Status(_) => {
+        Reply::Expired | Reply::Opened { .. } | Reply::Signed { .. } | Reply::Status(_) => {
             End::down("its host gave an unexpected answer")
         }
     }

@@ -35,11 +35,22 @@ pub(super) struct TokenId(pub(super) usize);
 pub(super) struct Handle {
     pub(super) id: TokenId,
     pub(super) name: Arc<str>,
+    /// It signs checkpoints only, and need not hold the CA's key.
+    pub(super) log_only: bool,
     pub(super) counters: Counters,
     /// Wakes the writer: the outbox is not empty.
     pub(super) writer: Notify,
     /// Wakes the supervisor: the token's state has changed.
     pub(super) supervisor: Notify,
+}
+
+/// Where a host has found a CA key.
+#[derive(Clone, Debug)]
+pub(super) struct FoundKey {
+    /// For the next host; see [`Reply::Opened`](token_host::protocol::Reply::Opened).
+    pub(super) known: Vec<u8>,
+    /// For people.
+    pub(super) how: String,
 }
 
 #[derive(Debug)]
@@ -54,8 +65,12 @@ pub(super) struct Token {
     pub(super) calls: calls::Sum,
     /// The host that sent `status`.
     reported_by: u64,
+    /// DER SubjectPublicKeyInfo of the canary key whose signature verified last; empty if none has.
+    pub(super) verified_canary: Vec<u8>,
     /// CA keys that were found in the token.
     pub(super) opened: HashSet<Fingerprint>,
+    /// Where CA keys were found, also by earlier hosts.
+    pub(super) found: HashMap<Fingerprint, FoundKey>,
     pub(super) outstanding: HashMap<u64, Pending>,
     pub(super) jobs: usize,
     pub(super) outbox: Vec<u8>,
@@ -67,10 +82,10 @@ pub(super) struct Token {
 }
 
 impl Token {
-    pub(super) fn new(id: TokenId, name: Arc<str>) -> Self {
+    pub(super) fn new(id: TokenId, name: Arc<str>, log_only: bool) -> Self {
         let now = Instant::now();
-        let handle =
-            Handle { id, name, counters: Counters::default(), writer: Notify::new(), supervisor: Notify::new() };
+        let counters = Counters::default();
+        let handle = Handle { id, name, log_only, counters, writer: Notify::new(), supervisor: Notify::new() };
         Self {
             handle: Arc::new(handle),
             breaker: Breaker::new(now),
@@ -79,7 +94,9 @@ impl Token {
             status: Status::default(),
             calls: calls::Sum::default(),
             reported_by: 0,
+            verified_canary: Vec::new(),
             opened: HashSet::new(),
+            found: HashMap::new(),
             outstanding: HashMap::new(),
             jobs: 0,
             outbox: Vec::new(),
@@ -113,6 +130,8 @@ impl Token {
             reason: self.breaker.reason().to_owned(),
             since: self.breaker.since(),
             keys: self.opened.len(),
+            found: self.opened.iter().filter_map(|key| Some(self.found.get(key)?.how.clone())).collect(),
+            log_only: self.handle.log_only,
             ready: self.is_ready(now),
         }
     }
@@ -154,6 +173,17 @@ impl Token {
                 Kind::Checkpoint => !self.status.log_key.is_empty(),
                 Kind::Intermediate | Kind::Leaf => self.opened.contains(&job.key),
             }
+    }
+
+    /// A key is not where it was found.
+    pub(super) fn lost(&mut self, key: &Fingerprint) {
+        self.opened.remove(key);
+        self.found.remove(key);
+    }
+
+    /// Whether it has a log key; `None` before its first host has reported.
+    pub(super) fn has_log_key(&self) -> Option<bool> {
+        (self.status.version != 0).then_some(!self.status.log_key.is_empty())
     }
 
     /// A connection to a new host is established; returns the host's number.
@@ -223,7 +253,7 @@ mod tests {
 
     #[test]
     fn half_open_token_is_ready_at_the_start_and_after_a_fault_only_without_requests() {
-        let mut token = Token::new(TokenId(0), "one".into());
+        let mut token = Token::new(TokenId(0), "one".into(), false);
         token.connected();
         token.apply(Event::ProbePassed, "");
         let now = Instant::now();

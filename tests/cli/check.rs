@@ -189,12 +189,13 @@ fn tokens_keys_and_modules() {
     for file in ["ca-cert.pem", "root-cert.pem", "cert-chain.pem"] {
         fs::copy(other.machine.path("bundle").join(file), ready.machine.path("bundle").join(file)).unwrap();
     }
-    ready.fails(&[("token hsm", "holds no private key with CKA_ID", "import it")]);
+    ready.fails(&[("token hsm", "holds no private key whose signature verifies with ca-cert.pem", "import it")]);
     // A fresh token has no keys at all.
     ready.machine.directory.init_token("empty");
     let ready = ready.with("token=ca", "token=empty");
-    let findings = ready.fails(&[("token hsm", "holds no private key with CKA_ID", "import it")]);
-    assert!(warned(&findings, "token hsm", "checkpoints of the issuance log are off"), "{findings:#?}");
+    let findings =
+        ready.fails(&[("token hsm", "holds no private key whose signature verifies with ca-cert.pem", "import it")]);
+    assert!(warned(&findings, "token hsm", "no checkpoints of the issuance log are signed"), "{findings:#?}");
     assert!(warned(&findings, "token hsm", "canary key"), "{findings:#?}");
     ready.machine.directory.init_token("empty");
     ready.fails(&[("token hsm", "several tokens in", "add serial= to the URI")]);

@@ -169,7 +169,7 @@ fn child_check() {
             signs(&session, public);
             "whole"
         }
-        Err(KeyError::NotFound(_)) => "no",
+        Err(KeyError::NoneSigns { .. }) => "no",
         Err(error) => panic!("{error}"),
     };
     let mut service = 0;

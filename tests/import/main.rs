@@ -14,10 +14,11 @@ use testkit::{
     softhsm::{TestToken, is_softhsm, pin},
 };
 use token::{
+    adopt::{self, Access, Adoption},
     generate,
     import::{self, Control, How, ImportError, ImportReport, Options, Problem, WrapAttempt},
     inspect,
-    key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, objects::Placed, proof::ProofError},
+    key::{self, Accepted, CANARY_KEY_LABEL, Hints, KeyError, LOG_KEY_LABEL, objects::Placed, proof::ProofError},
     mechanism,
     module::{LoginError, PinState},
 };
@@ -25,7 +26,7 @@ use token::{
 const LABEL: &str = "istio-ca";
 
 fn options(allow_plaintext: bool) -> Options {
-    Options { label: LABEL.to_owned(), allow_plaintext }
+    Options { label: LABEL.to_owned(), allow_plaintext, kwp_mechanism: None, accepted: Accepted::default() }
 }
 
 /// Plans and runs an import in a session of its own, as the command does.
@@ -200,7 +201,7 @@ fn every_type_can_go_in_the_clear() {
         let template = import::ClearTemplate::new(&ca.key, flags).unwrap();
         let object = session.create_object(template.attributes()).unwrap();
         key::proof::signs(&session, object, key).unwrap();
-        key::proof::attributes(&session, object, false).unwrap();
+        key::proof::attributes(&session, object, false, &Accepted::default()).unwrap();
         key::proof::unreadable(&session, object, key.algorithm()).unwrap();
     }
 }
@@ -235,7 +236,7 @@ fn the_same_key_again_changes_nothing() {
     let ca = TestCa::p256();
     let first = import(&token, &ca);
     let before = snapshot(&session);
-    let other_label = Options { label: "another label".to_owned(), allow_plaintext: false };
+    let other_label = Options { label: "another label".to_owned(), ..options(false) };
     let ready = import::plan(&token.module, &token.uri, &pin(), ca.key.public_key(), &other_label).unwrap();
     assert!(ready.already_there() && !ready.interrupted());
     let again = import::run(ready, &ca.key, &ca.certificate).unwrap();
@@ -302,7 +303,7 @@ fn another_private_key_than_the_planned_one_is_refused() {
 }
 
 #[test]
-fn two_private_keys_of_one_id_are_refused() {
+fn another_key_under_the_same_id_does_no_harm() {
     let token = TestToken::new("duplicate");
     let session = token.session();
     let ca = TestCa::p256();
@@ -310,11 +311,9 @@ fn two_private_keys_of_one_id_are_refused() {
     import(&token, &ca);
     impostor(&session, key, "second");
     let before = snapshot(&session);
-    assert!(matches!(key::find_private_key(&session, key), Err(KeyError::Ambiguous { count: 2, .. })));
-    let problems = import::plan(&token.module, &token.uri, &pin(), key, &options(false)).unwrap_err();
-    let [Problem::Existing(ImportError::Key(KeyError::Ambiguous { count: 2, .. }))] = problems.as_slice() else {
-        panic!("{problems:?}")
-    };
+    signs(&session, key);
+    let report = import(&token, &ca);
+    assert_eq!(report.private_key, How::AlreadyThere);
     assert_eq!(snapshot(&session), before);
 }
 
@@ -389,7 +388,7 @@ fn generated_keys_sign_and_are_never_overwritten() {
     let session = token.session();
     for algorithm in [P256, P384, Ed25519, Rsa { bits: 2048 }, Rsa { bits: 3072 }] {
         let label = format!("ca {algorithm}");
-        let made = generate::run(&token.token, &session, algorithm, &label).unwrap();
+        let made = generate::run(&token.token, &session, algorithm, &label, &Accepted::default()).unwrap();
         assert_eq!(made.public_key.algorithm(), algorithm);
         let flags = made.attributes;
         assert_eq!((flags.sensitive, flags.extractable, flags.modifiable), (Some(true), Some(false), Some(false)));
@@ -399,7 +398,7 @@ fn generated_keys_sign_and_are_never_overwritten() {
         }
         signs(&session, &made.public_key);
         let before = snapshot(&session);
-        let error = generate::run(&token.token, &session, algorithm, &label).unwrap_err();
+        let error = generate::run(&token.token, &session, algorithm, &label, &Accepted::default()).unwrap_err();
         assert!(matches!(error, generate::GenerateError::LabelTaken(_)), "{error:?}");
         assert_eq!(snapshot(&session), before);
     }
@@ -447,7 +446,7 @@ fn inspect_tells_certificates_and_tokens() {
     let content = certificate.content.as_ref().unwrap();
     assert_eq!(content.key_sha256, report.key_sha256);
     assert!(content.key_present && content.subject.contains("test CA"));
-    assert!(inspect::tokens(&token.module).unwrap().iter().any(|view| view.info == *token.token.info()));
+    assert!(inspect::module(&token.module).unwrap().tokens.iter().any(|view| view.info == *token.token.info()));
     serde_json::to_string(&contents).unwrap();
     serde_json::to_string(&report).unwrap();
 }
@@ -458,12 +457,19 @@ fn install_stores_a_certificate_for_a_generated_key() {
     let session = token.session();
     let ca = TestCa::p256();
     let key = ca.key.public_key();
-    assert!(matches!(generate::install(&session, key, &ca.certificate), Err(generate::GenerateError::Key(_))));
+    let adoption =
+        Adoption { hints: Hints::default(), accepted: Accepted::default(), origin: adopt::Origin::Generated };
+    let install = |certificate: &[u8]| {
+        let access = Access { session: &session, read_only: None };
+        adopt::run(&token.token, access, key, certificate, &adoption)
+    };
+    assert!(matches!(install(&ca.certificate), Err(generate::GenerateError::Key(_))));
     import(&token, &ca);
     let renewed = ca.renewed();
-    let installed = generate::install(&session, key, &renewed).unwrap();
+    let installed = install(&renewed).unwrap();
     assert_eq!((installed.certificate, installed.public_key), (Placed::Replaced, Placed::Unchanged));
-    assert_eq!(generate::install(&session, key, &renewed).unwrap().certificate, Placed::Unchanged);
-    let error = generate::install(&session, key, &TestCa::p256().certificate).unwrap_err();
+    assert!(installed.disabled().is_empty(), "log key and canary are there");
+    assert_eq!(install(&renewed).unwrap().certificate, Placed::Unchanged);
+    let error = install(&TestCa::p256().certificate).unwrap_err();
     assert!(matches!(error, generate::GenerateError::Certificate(_)), "{error:?}");
 }

@@ -33,7 +33,7 @@ impl CheckpointSigner for Away {
     ) -> Pin<Box<dyn Future<Output = Result<CheckpointSignature, CheckpointSignError>> + Send + 'a>> {
         match self.there.load(Ordering::Relaxed) {
             true => self.key.sign_checkpoint(text),
-            false => Box::pin(async { Err(CheckpointSignError("the token is away".to_owned())) }),
+            false => Box::pin(async { Err(CheckpointSignError::Failed("the token is away".to_owned())) }),
         }
     }
 }

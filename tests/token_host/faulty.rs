@@ -15,13 +15,14 @@ use nix::sys::signal::{Signal, kill};
 
 use super::harness::{LOG_ORIGIN, Mill, PATIENCE, Site, hosts_of, is, pool};
 use testkit::faulty::{Control, MODULE, once, through, times, until};
+use token::key;
 
 /// A token that breaks on command.
 struct Faulty {
     control: Control,
     name: String,
     mill: Arc<Mill>,
-    _site: Site,
+    site: Site,
 }
 
 /// How long a call may take here.
@@ -44,7 +45,7 @@ impl Faulty {
         change(&mut settings);
         let mill = Mill::proven(settings, &site.issuer).await;
         mill.issue().await.unwrap();
-        Self { control, name: name.to_owned(), mill: Arc::new(mill), _site: site }
+        Self { control, name: name.to_owned(), mill: Arc::new(mill), site }
     }
 
     fn breaks(&self, command: &str) {
@@ -117,7 +118,7 @@ async fn no_wrong_signature_leaves() {
     let end = async {
         tokio::time::sleep(Duration::from_millis(1500)).await;
         let (signed, id) = (faulty.control.books_since(mark).signed, faulty.mill.issuer.public_key().key_id());
-        let id = token::key::hex(&id);
+        let id = key::hex(&id);
         assert!(signed.len() > 1 && signed.iter().all(|(key, _)| *key != id), "{signed:?}");
         assert!(faulty.mill.snapshot(0).canaries_failed > 1);
         faulty.works();
@@ -126,6 +127,56 @@ async fn no_wrong_signature_leaves() {
     issued.unwrap();
     assert_eq!(faulty.mill.snapshot(0).wrong, 3);
     faulty.mill.until("serving", is(0, Phase::Serving)).await;
+}
+
+/// CKA_ID of the private key with a label.
+fn id_of(site: &Site, label: &str) -> String {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"))
+        .args(["inspect", "--output", "json", "--token", &site.host_settings().uri])
+        .envs(site.environment())
+        .output()
+        .unwrap();
+    let view: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let key = view["keys"].as_array().unwrap().iter().find(|key| key["label"] == label);
+    key.unwrap_or_else(|| panic!("{view}"))["id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failing_log_and_canary_keys_cause_no_outage_and_no_new_host() {
+    let often = |settings: &mut Settings| settings.tokens[0].keep_alive = Duration::from_millis(100);
+    let faulty = Faulty::new("faulty-helpers", often).await;
+    let (log, canary) = (id_of(&faulty.site, key::LOG_KEY_LABEL), id_of(&faulty.site, key::CANARY_KEY_LABEL));
+    let text = b"example.org/log\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n";
+    let mut killed = 0;
+    // One code of each recovery, those that end a host included.
+    for code in [0x30, 0x5, 0x6, 0x70, 0x31, 0x101, 0xa0] {
+        let mark = faulty.control.mark();
+        faulty.breaks(&format!("C_SignInit:{log} return=0x{code:x}\nC_SignInit:{canary} return=0x{code:x}"));
+        for _ in 0..3 {
+            let checkpoint = faulty.pool().sign_checkpoint(text, Instant::now() + Duration::from_secs(2)).await;
+            let error = checkpoint.unwrap_err().to_string();
+            assert!(error.contains("log key"), "{error}");
+            faulty.mill.issue().await.unwrap_or_else(|error| panic!("0x{code:x}: {error}"));
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            assert!(faulty.pool().health().borrow().is_ready(), "0x{code:x}");
+        }
+        let faults = faulty.control.books_since(mark);
+        for key in [&log, &canary] {
+            assert!(faults.faults_of(&format!("C_SignInit:{key}")) > 0, "0x{code:x}: the fault did not happen");
+        }
+        let snapshot = faulty.mill.snapshot(0);
+        assert_eq!((snapshot.hosts, snapshot.outages), (1 + killed, killed), "0x{code:x}: {snapshot:?}");
+        // A new host comes into service without them.
+        faulty.kill_host();
+        faulty.mill.issue().await.unwrap_or_else(|error| panic!("0x{code:x}: {error}"));
+        killed += 1;
+    }
+    faulty.works();
+    eventually("a checkpoint", async || {
+        faulty.pool().sign_checkpoint(text, Instant::now() + Duration::from_secs(2)).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -295,7 +346,7 @@ async fn a_session_is_dropped_after_any_failed_signature() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_comes_back_signs_its_canary_and_then_one_request_until_that_is_verified() {
     let faulty = Faulty::new("faulty-one", |_| {}).await;
-    let id = token::key::hex(&faulty.mill.issuer.public_key().key_id());
+    let id = key::hex(&faulty.mill.issuer.public_key().key_id());
     let by_ca = |mark: u64| {
         let signed = faulty.control.books_since(mark).signed;
         signed.into_iter().map(|(key, _)| key == id).collect::<Vec<_>>()

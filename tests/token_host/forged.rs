@@ -509,7 +509,11 @@ impl Forger {
 /// Has a host sign what is honest, refuse everything forged, and sign the same honest messages again.
 pub fn refuses_all(forger: &mut Forger, issuer: &Arc<Issuer>) {
     let key = issuer.public_key();
-    assert_eq!(forger.ask(&Request::Open { key: key.fingerprint() }), Some(Reply::Opened));
+    let open = Request::Open { key: key.fingerprint(), known: b"" };
+    let Some(Reply::Opened { known, found }) = forger.ask(&open) else { panic!("the key is not found") };
+    assert_eq!(found, "found by its CKA_ID, the SHA-1 of the public key");
+    let open = Request::Open { key: key.fingerprint(), known: &known };
+    assert_eq!(forger.ask(&open), Some(Reply::Opened { known: known.clone(), found }));
     let honest = Honest::new(issuer);
     let status = forger.status();
     let log_key = PublicKey::from_spki_der(&status.log_key).unwrap();
@@ -520,7 +524,8 @@ pub fn refuses_all(forger: &mut Forger, issuer: &Arc<Issuer>) {
     }
     for other in [&status.log_key, &status.canary_key] {
         let fingerprint = PublicKey::from_spki_der(other).unwrap().fingerprint();
-        assert!(matches!(forger.ask(&Request::Open { key: fingerprint }), Some(Reply::Refused { .. })));
+        let open = Request::Open { key: fingerprint, known: b"no JSON" };
+        assert!(matches!(forger.ask(&open), Some(Reply::Refused { .. })));
     }
     let signed = forger.status().signed;
     let leaves = signed.iter().filter(|count| count.kind == Kind::Leaf).map(|count| count.count).sum::<u64>();
@@ -626,7 +631,7 @@ fn a_forged_daemon_gets_nothing_that_the_host_does_not_allow() {
 #[test]
 fn what_is_not_the_protocol_ends_the_connection() {
     let (mut reply, mut ping) = (Vec::new(), Vec::new());
-    Reply::Opened.encode(0, &mut reply).unwrap();
+    Reply::Opened { known: Vec::new(), found: String::new() }.encode(0, &mut reply).unwrap();
     Request::Ping.encode(0, &mut ping).unwrap();
     let cases: [(&str, bool, Vec<u8>); 6] = [
         ("a gigabyte", true, vec![0x40, 0, 0, 0]),

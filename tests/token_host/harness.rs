@@ -173,6 +173,7 @@ impl Site {
             name: Arc::from(name),
             call_timeout: settings.call_timeout,
             keep_alive: Duration::from_secs(10),
+            log_only: false,
             endpoint: HostEndpoint::Child {
                 settings: Box::new(settings),
                 program: Some(PathBuf::from(PROGRAM)),

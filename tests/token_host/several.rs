@@ -191,3 +191,31 @@ async fn a_token_of_another_key_is_found_out_at_the_start_and_after_a_recovery()
     mill.until("back", |health| health.tokens[1].keys == 1).await;
     mill.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn token_of_the_log_signs_checkpoints_and_no_certificate() {
+    let sites = [Site::new(), Site::new()];
+    let names = ["log-beside-0", "log-beside-1"];
+    let mut tokens = vec![sites[0].token(names[0]), sites[1].token(names[1])];
+    tokens[1].log_only = true;
+    let mill = Mill::start(pool(tokens), &sites[0].issuer);
+    let proofs = mill.prove().await;
+    assert_eq!(proofs.iter().map(|proof| &*proof.token).collect::<Vec<_>>(), [names[0]], "the other is not asked");
+    for _ in 0..10 {
+        mill.issue().await.unwrap();
+    }
+    let text = b"example.org/log\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n";
+    eventually("a checkpoint", async || {
+        let made = mill.pool.sign_checkpoint(text, Instant::now() + Duration::from_secs(2)).await;
+        made.is_ok_and(|made| &*made.signed.source.token == names[1])
+    })
+    .await;
+    assert_eq!(mill.pool.log_keys().len(), 1, "the CA's token signs no checkpoints");
+    let health = mill.pool.health().borrow().clone();
+    assert_eq!((health.log_key, health.tokens[1].keys), (Some(true), 0));
+    // Without it certificates are issued all the same.
+    nix::sys::signal::kill(host_of(names[1]), nix::sys::signal::Signal::SIGKILL).unwrap();
+    mill.issue().await.unwrap();
+    assert!(mill.pool.health().borrow().is_ready());
+    mill.end().await;
+}

@@ -58,6 +58,8 @@ macro_rules! suite {
 suite!(softhsm, SoftHsm);
 suite!(kryoptic, Kryoptic, ignore = "needs another module: make test-tokens");
 suite!(nss, Nss, ignore = "needs another module: make test-tokens");
+suite!(p11_kit, P11Kit, ignore = "needs another module: make test-tokens");
+suite!(tpm2, Tpm2, ignore = "needs another module: make test-tokens");
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs another module: make test-tokens"]

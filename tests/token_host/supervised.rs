@@ -187,6 +187,7 @@ fn token(shared: &Path, uid: Option<u32>) -> TokenSettings {
         endpoint: HostEndpoint::Socket { path: shared.join("run/host.sock"), uid },
         call_timeout: Duration::from_secs(5),
         keep_alive: Duration::from_secs(1),
+        log_only: false,
     }
 }
 

@@ -31,8 +31,14 @@ impl fmt::Debug for CheckpointSignature {
 
 /// Why a checkpoint was not signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the checkpoint was not signed: {0}")]
-pub struct CheckpointSignError(pub String);
+pub enum CheckpointSignError {
+    /// It could not be signed now.
+    #[error("the checkpoint was not signed: {0}")]
+    Failed(String),
+    /// There is no key to sign it with: checkpoints are off.
+    #[error("no token has a log key")]
+    NoKey,
+}
 
 /// What signs checkpoints: the log key of a token.
 pub trait CheckpointSigner: fmt::Debug + Send + Sync {

@@ -166,6 +166,7 @@ impl Checkpointer {
     fn tell(&self, failure: Option<&Failure>) {
         let state = match failure {
             None => CheckpointHealth::Current,
+            Some(Failure::Sign(CheckpointSignError::NoKey)) => CheckpointHealth::Off,
             Some(failure) => {
                 tracing::warn!(error = %failure, "a checkpoint of the issuance log");
                 CheckpointHealth::Failing(failure.to_string())

@@ -102,6 +102,10 @@ pub struct Settings {
     /// name with a path.
     #[serde(default = "process::default_log_origin")]
     pub origin: String,
+    /// The name of the token whose log key signs the checkpoints, and which signs nothing else. `None` is any token that
+    /// has a log key. The log itself has no use for it.
+    #[serde(default)]
+    pub token: Option<String>,
     /// The size in bytes at which a segment is closed.
     #[serde(default = "Settings::segment_bytes", deserialize_with = "non_zero")]
     pub segment_bytes: u64,
@@ -132,6 +136,7 @@ impl Settings {
         Self {
             directory: directory.into(),
             origin: origin.into(),
+            token: None,
             segment_bytes: Self::segment_bytes(),
             checkpoint_lines: Self::checkpoint_lines(),
             checkpoint_interval: Self::checkpoint_interval(),

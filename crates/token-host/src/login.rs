@@ -8,7 +8,7 @@ mod own_keys;
 mod worker;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
@@ -32,7 +32,7 @@ use crate::protocol::{Fault, Fingerprint, KeyCount, Kind, Status, VERSION};
 use pki::{PublicKey, pem};
 use token::{
     Module, Token, TokenUri, calls,
-    key::hex,
+    key::{Hints, Search, hex},
     module::LoginError,
     pin,
     pin_marker::{PinMarker, state_of},
@@ -67,6 +67,9 @@ pub(super) struct LoginContext {
     sessions: AtomicU32,
     discarded: Mutex<Vec<u32>>,
     own_keys: OwnKeys,
+    /// What the search for each CA key has shown, for all threads.
+    searches: Mutex<HashMap<Fingerprint, Search>>,
+    hints: Hints,
 }
 
 /// The watchdog's place of the thread that opens the login.
@@ -112,9 +115,11 @@ impl LoginContext {
             sessions: AtomicU32::new(0),
             discarded: Mutex::new(Vec::new()),
             own_keys: OwnKeys::default(),
+            searches: Mutex::new(HashMap::new()),
+            hints: Hints::from(&uri),
         };
         login.login(MAIN_THREAD, 0)?;
-        login.look_for_own_keys()?;
+        login.look_for_own_keys();
         tracing::info!(name, token = login.token.info().label, "the token host is logged in");
         Ok(login)
     }

@@ -70,6 +70,8 @@ pub enum Request<'a> {
     Open {
         /// The key.
         key: Fingerprint,
+        /// What the last [`Reply::Opened`] for this key in this token said; empty if there was none.
+        known: &'a [u8],
     },
     /// Say that the token is still there, and what was signed.
     Ping,
@@ -113,7 +115,12 @@ pub enum Reply {
     /// The token, or something before it, failed.
     Fault(Fault),
     /// The key is in the token, and the host's own CA certificate names it.
-    Opened,
+    Opened {
+        /// Where it was found, for the next [`Request::Open`]: a new host then need not find out by trial signatures.
+        known: Vec<u8>,
+        /// How it was found, for people.
+        found: String,
+    },
     /// The host's own rules forbid it.
     Refused {
         /// The rule.

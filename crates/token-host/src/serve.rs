@@ -111,12 +111,13 @@ impl Connection {
             (1..=login.session_count()).map(|thread| Mutex::new(Worker::new(login, thread))).collect();
         let first = lock(&sessions[0]).touch();
         // Tokens hide private objects before login, and only the first call shows that the login is lost.
-        if let Err(fault) = first.and_then(|()| login.look_for_own_keys()) {
+        if let Err(fault) = first {
             let text = fault.text.clone();
             let broken = is_broken(&fault);
             self.give_up(hello, fault);
             return if broken { Served::Broken(text) } else { Served::HungUp };
         }
+        login.look_for_own_keys();
         self.send(&[(hello, Reply::Status(Box::new(login.status())))]);
         let Ok(writer) = self.socket.try_clone() else { return Served::HungUp };
         let service = Service {

@@ -82,6 +82,34 @@ impl Pkcs11Error {
         self.code == Some(code_of(rv))
     }
 
+    /// Whether the token cannot do such a call with such arguments, so that another way may work; not a fault of the
+    /// moment, a missing permission or a refusal by a person.
+    #[must_use]
+    pub fn is_inability(&self) -> bool {
+        let Some(code) = self.code else { return false };
+        let fixed_elsewhere = [
+            RvError::FunctionRejected,
+            RvError::SessionReadOnly,
+            RvError::TokenWriteProtected,
+            RvError::UserTypeInvalid,
+        ];
+        match self.recovery {
+            Recovery::FixConfiguration | Recovery::FixKey | Recovery::RejectRequest => {
+                !fixed_elsewhere.iter().any(|rv| self.is(*rv))
+            }
+            // What some tokens return for a mechanism, a parameter or a type of key that they lack.
+            Recovery::NewSession => [
+                RvError::ArgumentsBad,
+                RvError::FunctionFailed,
+                RvError::KeyFunctionNotPermitted,
+                RvError::KeyTypeInconsistent,
+            ]
+            .into_iter()
+            .any(|rv| code == code_of(rv)),
+            Recovery::FixPin | Recovery::Ignore | Recovery::NewProcess | Recovery::Relogin | Recovery::Retry => false,
+        }
+    }
+
     fn returned(rv: RvError, function: Function) -> Self {
         let code = code_of(rv);
         let entry = entry(code);
@@ -161,6 +189,25 @@ mod tests {
         assert_eq!(fault.code(), Some(0xa0));
         assert!(fault.is(RvError::PinIncorrect));
         assert!(fault.to_string().starts_with("C_Login returned CKR_PIN_INCORRECT (0xa0): "), "{fault}");
+    }
+
+    #[test]
+    fn only_a_lack_of_ability_leads_to_another_way() {
+        for (rv, expected) in [
+            (RvError::MechanismInvalid, true),
+            (RvError::FunctionNotSupported, true),
+            (RvError::AttributeValueInvalid, true),
+            (RvError::FunctionFailed, true),
+            (RvError::DeviceError, false),
+            (RvError::DeviceMemory, false),
+            (RvError::GeneralError, false),
+            (RvError::SessionHandleInvalid, false),
+            (RvError::TokenWriteProtected, false),
+            (RvError::UserNotLoggedIn, false),
+        ] {
+            let fault = Pkcs11Error::from(Error::Pkcs11(rv, Function::UnwrapKey));
+            assert_eq!(fault.is_inability(), expected, "{fault}");
+        }
     }
 
     #[test]

@@ -1,25 +1,25 @@
 //! Keys made in the token: the CA's by `generate`, the log's and the probes' by `generate` and `import`.
 //!
 //! A pair is made as session objects, proves itself by a signature, and only then becomes the token's, public half
-//! first: whatever interrupts it, a private key in the token is a whole one. Nothing is ever overwritten.
+//! first: whatever interrupts it, a private key in the token is a whole one. A token without session objects or
+//! C_CopyObject (a TPM) makes the pair at once. Nothing is ever overwritten.
 
 use cryptoki::{
-    error::RvError,
     mechanism::{Mechanism, MechanismType},
     object::{Attribute, ObjectClass, ObjectHandle},
     session::Session,
 };
 
 use super::{
-    CallError, Pkcs11Error, Token,
+    CallError, Pkcs11Error, Token, adopt,
     key::{
-        Flags, KeyError, find_private_key, hex,
-        objects::{Made, Placed, place_certificate, place_public},
+        Accepted, Flags, KeyError, LOG_KEY_LABEL, Locator, Weakness, hex,
+        objects::Made,
         proof::{self, ProofError},
         public,
-        template::{self, Certificate, CertificateError, Name},
+        template::{self, CertificateError, Name},
     },
-    mechanism::signing_mechanism,
+    mechanism::{signing_mechanism, signing_mechanisms},
     module::Info,
 };
 use pki::{KeyAlgorithm, PublicKey};
@@ -50,23 +50,14 @@ pub struct Generated {
     pub key_sha256: String,
     /// The private key's attributes as read back.
     pub attributes: Flags,
+    /// Attributes that the token did not accept and chose itself.
+    pub omitted_attributes: Vec<String>,
+    /// What the key allows and the operator has accepted.
+    pub accepted_weaknesses: Accepted,
     /// The token.
     pub token: Info,
     /// The log's and the probes' keys.
     pub service_keys: ServiceKeys,
-}
-
-/// What became of a certificate.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Installed {
-    /// CKA_LABEL of its object.
-    pub label: String,
-    /// CKA_ID of its object, hexadecimal.
-    pub id: String,
-    /// The certificate object.
-    pub certificate: Placed,
-    /// The public key object.
-    pub public_key: Placed,
 }
 
 /// Why there is no new key, or no certificate beside it.
@@ -108,127 +99,227 @@ pub enum GenerateError {
     /// The public half cannot be read.
     #[error("the token's public half of the new key cannot be read: {0}")]
     PublicHalf(#[from] public::Unreadable),
+    /// A key that others have made has weaknesses that nobody has accepted.
+    #[error(
+        "the private key with {locator} {}; use a better key, or accept this one with {}",
+        adopt::listed(weaknesses),
+        adopt::flags(weaknesses)
+    )]
+    Weak {
+        /// The key.
+        locator: Locator,
+        /// The weaknesses.
+        weaknesses: Vec<Weakness>,
+    },
+    /// The operating system gives no random numbers.
+    #[error("no random numbers are available (internal error)")]
+    Random,
 }
 
-/// Makes the CA's key in the token: sensitive, not extractable, for signing alone, not modifiable; and the log's and
-/// the probes' keys, where they are missing. `session` is a read-write one, logged in.
+/// Makes the CA's key in the token: sensitive, not extractable, for signing alone, not modifiable, as far as the token
+/// allows; and the log's and the probes' keys, where they are missing. `session` is a read-write one, logged in.
 ///
 /// # Errors
-/// When the label is taken, the token lacks the mechanism or fails, or the key does not prove itself; then everything
-/// that was made is removed again.
-pub fn run(token: &Token, session: &Session, algorithm: KeyAlgorithm, label: &str) -> Result<Generated, GenerateError> {
+/// When the label is taken, the token lacks the mechanism or fails, or the key does not prove itself or has a weakness
+/// that is not accepted; then everything that was made is removed again.
+pub fn run(
+    token: &Token,
+    session: &Session,
+    algorithm: KeyAlgorithm,
+    label: &str,
+    accepted: &Accepted,
+) -> Result<Generated, GenerateError> {
     let mechanisms = token.mechanisms().map_err(|source| call("list its mechanisms", source))?;
     check_mechanisms(algorithm, &mechanisms)?;
     if !labelled(session, ObjectClass::PRIVATE_KEY, label)?.is_empty() {
         return Err(GenerateError::LabelTaken(label.to_owned()));
     }
     let mut made = Made::new(session);
-    let outcome = service::ensure(session, &mechanisms, &mut made).and_then(|service_keys| {
-        let (public_key, attributes) = pair(session, &mechanisms, algorithm, label, &mut made)?;
-        Ok(Generated {
-            algorithm: algorithm.to_string(),
-            label: label.to_owned(),
-            id: hex(&public_key.key_id()),
-            key_sha256: hex(&public_key.fingerprint()),
-            public_key,
-            attributes,
-            token: token.info().clone(),
-            service_keys,
-        })
+    let outcome = pair(session, &mechanisms, algorithm, label, accepted, &mut made);
+    let outcome = outcome.map(|pair| Generated {
+        algorithm: algorithm.to_string(),
+        label: label.to_owned(),
+        id: hex(&pair.id),
+        key_sha256: hex(&pair.key.fingerprint()),
+        public_key: pair.key,
+        attributes: pair.flags,
+        omitted_attributes: pair.omitted,
+        accepted_weaknesses: accepted.of(&pair.flags.weaknesses()),
+        token: token.info().clone(),
+        service_keys: service::ensure(session, &mechanisms, &mut made),
     });
     finish(made, outcome)
 }
 
-/// Writes the certificate object of a key that the token holds, in place of an older one of ours, and its public key
-/// object if it is missing. `session` is a read-write one, logged in.
+/// Makes the key that signs the checkpoints of the issuance log, in a token that need not hold the CA's key.
 ///
 /// # Errors
-/// When the certificate is not the key's, the key is not there or does not sign, or the token fails.
-pub fn install(session: &Session, key: &PublicKey, certificate: &[u8]) -> Result<Installed, GenerateError> {
-    let certificate = Certificate::new(certificate, key)?;
-    let private = find_private_key(session, key)?;
-    proof::signs(session, private, key)?;
-    let read = |source| call("tell the key's label", source);
-    let label = public::label_of(session, private).map_err(read)?.unwrap_or_default();
-    let id = key.key_id();
-    let name = Name { id: &id, label: &label };
+/// When the token cannot make it, or holds another key of its label.
+pub fn log_key(token: &Token, session: &Session) -> Result<ServiceKey, GenerateError> {
+    let mechanisms = token.mechanisms().map_err(|source| call("list its mechanisms", source))?;
     let mut made = Made::new(session);
-    let outcome = place_public(session, key, &name, &mut made)
-        .and_then(|public_key| Ok((public_key, place_certificate(session, &certificate, &name, &mut made)?)))
-        .map_err(|source| call("store the certificate", source));
-    let (public_key, (certificate, old)) = finish(made, outcome)?;
-    for object in old {
-        session.destroy_object(object).map_err(|e| call("remove the certificate that was replaced", e.into()))?;
-    }
-    Ok(Installed { label, id: hex(&id), certificate, public_key })
+    let key = service::make(session, &mechanisms, KeyAlgorithm::Ed25519, LOG_KEY_LABEL, &mut made, &mut Vec::new());
+    finish(made, key)
 }
 
-/// Makes a pair in the token, in the order that leaves no half key behind.
-fn pair(
-    session: &Session,
+/// A new pair in the token.
+struct Pair {
+    key: PublicKey,
+    id: Vec<u8>,
+    flags: Flags,
+    omitted: Vec<String>,
+}
+
+/// Makes a pair in the token, in the order that leaves no half key behind if the token allows it.
+fn pair<'a>(
+    session: &'a Session,
     mechanisms: &[MechanismType],
     algorithm: KeyAlgorithm,
     label: &str,
-    made: &mut Made<'_>,
-) -> Result<(PublicKey, Flags), GenerateError> {
-    let (public_half, private) = session_pair(session, mechanisms, algorithm, label)?;
-    made.scratch(public_half);
-    made.scratch(private);
-    let key = public::read(session, public_half).map_err(|source| call("tell the new public key", source))??;
-    // The ID is the hash of a key that did not exist before.
-    let id = [Attribute::Id(key.key_id().to_vec())];
-    for object in [public_half, private] {
-        session.update_attributes(object, &id).map_err(|e| call("set the new key's CKA_ID", e.into()))?;
-    }
-    proof::signs(session, private, &key)?;
-    let keep = |object| session.copy_object(object, &template::keep());
-    made.token(keep(public_half).map_err(|e| call("store the new public key", e.into()))?);
-    let stored = made.token(keep(private).map_err(|e| call("store the new private key", e.into()))?);
-    let flags = proof::attributes(session, stored, true)?;
-    proof::unreadable(session, stored, algorithm)?;
-    proof::signs(session, find_private_key(session, &key)?, &key)?;
-    Ok((key, flags))
-}
-
-fn session_pair(
-    session: &Session,
-    mechanisms: &[MechanismType],
-    algorithm: KeyAlgorithm,
-    label: &str,
-) -> Result<(ObjectHandle, ObjectHandle), GenerateError> {
-    let name = Name { id: &[], label };
-    let private = template::private_flags(&name, signing_mechanism(algorithm, mechanisms), false);
-    let mut public = template::public_flags(false).to_vec();
-    public.push(Attribute::Label(label.as_bytes().to_vec()));
-    let mechanism = match algorithm {
-        KeyAlgorithm::Rsa { bits } => {
-            public.push(Attribute::ModulusBits(u64::from(bits).into()));
-            public.push(Attribute::PublicExponent(PUBLIC_EXPONENT.to_vec()));
-            Mechanism::RsaPkcsKeyPairGen
-        }
-        KeyAlgorithm::P256 | KeyAlgorithm::P384 => {
-            public.extend(curve(algorithm));
-            Mechanism::EccKeyPairGen
-        }
-        KeyAlgorithm::Ed25519 => {
-            public.extend(curve(algorithm));
-            Mechanism::EccEdwardsKeyPairGen
-        }
+    accepted: &Accepted,
+    made: &mut Made<'a>,
+) -> Result<Pair, GenerateError> {
+    let request = Request { session, mechanisms, algorithm, label };
+    let mut attempt = Made::new(session);
+    let staged = request.staged(&mut attempt);
+    let unable = matches!(&staged, Err(GenerateError::Call(CallError { source, .. })) if source.is_inability());
+    let (stored, key, omitted) = if unable {
+        // What is left of the attempt does not keep the second one from being whole.
+        let _left = attempt.undo();
+        request.at_once(made)?
+    } else {
+        made.absorb(attempt);
+        staged?
     };
-    let first = session.generate_key_pair(&mechanism, &public, &private).map_err(Pkcs11Error::from);
-    match (first, algorithm) {
-        (Ok(pair), _) => Ok(pair),
-        (Err(_), KeyAlgorithm::Ed25519) => {
+    request.finished(stored, key, omitted, accepted)
+}
+
+/// A pair to be made.
+struct Request<'a> {
+    session: &'a Session,
+    mechanisms: &'a [MechanismType],
+    algorithm: KeyAlgorithm,
+    label: &'a str,
+}
+
+impl Request<'_> {
+    /// As session objects that prove themselves before they are copied.
+    fn staged(&self, made: &mut Made<'_>) -> Result<(ObjectHandle, PublicKey, Vec<String>), GenerateError> {
+        let session = self.session;
+        let (public_half, private, omitted) = self.generate(false, &[])?;
+        made.scratch(public_half);
+        made.scratch(private);
+        let key = self.public_key(public_half)?;
+        // The ID is the hash of a key that did not exist before.
+        let id = [Attribute::Id(key.key_id().to_vec())];
+        for object in [public_half, private] {
+            session.update_attributes(object, &id).map_err(|e| call("set the new key's CKA_ID", e.into()))?;
+        }
+        proof::signs(session, private, &key)?;
+        let keep = |object| {
+            let kept = template::with_fallbacks(&template::keep(), |omission| {
+                Ok(session.copy_object(object, &omission.apply(&template::keep()))?)
+            });
+            kept.map(|(stored, omission)| (stored, omission.names(&template::keep())))
+        };
+        let (stored, _) = keep(public_half).map_err(|source| call("store the new public key", source))?;
+        made.token(stored);
+        let (stored, also) = keep(private).map_err(|source| call("store the new private key", source))?;
+        Ok((made.token(stored), key, [omitted, also].concat()))
+    }
+
+    /// As token objects from the start.
+    fn at_once(&self, made: &mut Made<'_>) -> Result<(ObjectHandle, PublicKey, Vec<String>), GenerateError> {
+        // Both halves need a common ID before the public key, which the ID is made of, is known.
+        let mut id = [0; 20];
+        aws_lc_rs::rand::fill(&mut id).map_err(|_| GenerateError::Random)?;
+        let (public_half, private, omitted) = self.generate(true, &id)?;
+        made.token(public_half);
+        made.token(private);
+        let key = self.public_key(public_half)?;
+        let id = [Attribute::Id(key.key_id().to_vec())];
+        for object in [public_half, private] {
+            if let Err(error) = self.session.update_attributes(object, &id) {
+                tracing::debug!(error = %Pkcs11Error::from(error), "the token does not change the new key's CKA_ID");
+                break;
+            }
+        }
+        Ok((private, key, omitted))
+    }
+
+    /// Judges the pair that was stored.
+    fn finished(
+        &self,
+        stored: ObjectHandle,
+        key: PublicKey,
+        omitted: Vec<String>,
+        accepted: &Accepted,
+    ) -> Result<Pair, GenerateError> {
+        let flags = proof::attributes(self.session, stored, true, accepted)?;
+        proof::unreadable(self.session, stored, self.algorithm)?;
+        proof::signs(self.session, stored, &key)?;
+        let id = public::id_of(self.session, stored).map_err(|source| call("tell the new key's CKA_ID", source))?;
+        Ok(Pair { key, id: id.unwrap_or_default(), flags, omitted })
+    }
+
+    fn public_key(&self, public_half: ObjectHandle) -> Result<PublicKey, GenerateError> {
+        Ok(public::read(self.session, public_half).map_err(|source| call("tell the new public key", source))??)
+    }
+
+    /// Allows each mechanism to sign with that the token has: a TPM lists CKM_RSA_PKCS and signs with CKM_SHA256_RSA_PKCS.
+    fn with_every_mechanism(&self, mut template: Vec<Attribute>) -> Vec<Attribute> {
+        for attribute in &mut template {
+            if let Attribute::AllowedMechanisms(allowed) = attribute {
+                *allowed = signing_mechanisms(self.algorithm, self.mechanisms);
+            }
+        }
+        template
+    }
+
+    fn generate(&self, token: bool, id: &[u8]) -> Result<(ObjectHandle, ObjectHandle, Vec<String>), GenerateError> {
+        let signing = signing_mechanism(self.algorithm, self.mechanisms);
+        let private = template::private_flags(&Name { id, label: self.label }, signing, false);
+        let private = if token { template::kept(&self.with_every_mechanism(private)) } else { private };
+        // What the public half may do is of no importance, and a TPM has one set of attributes for both halves, which would
+        // contradict each other.
+        let mut public = match token {
+            false => template::public_flags(false).to_vec(),
+            true => vec![Attribute::Token(true), Attribute::Private(false)],
+        };
+        public.push(Attribute::Label(self.label.as_bytes().to_vec()));
+        public.extend((!id.is_empty()).then(|| Attribute::Id(id.to_vec())));
+        let mechanism = match self.algorithm {
+            KeyAlgorithm::Rsa { bits } => {
+                public.push(Attribute::ModulusBits(u64::from(bits).into()));
+                public.push(Attribute::PublicExponent(PUBLIC_EXPONENT.to_vec()));
+                Mechanism::RsaPkcsKeyPairGen
+            }
+            KeyAlgorithm::P256 | KeyAlgorithm::P384 => {
+                public.extend(curve(self.algorithm));
+                Mechanism::EccKeyPairGen
+            }
+            KeyAlgorithm::Ed25519 => {
+                public.extend(curve(self.algorithm));
+                Mechanism::EccEdwardsKeyPairGen
+            }
+        };
+        let generate = |public: &[Attribute]| {
+            template::with_fallbacks(&[public, &private].concat(), |omission| {
+                let halves = (omission.apply(public), omission.apply(&private));
+                Ok(self.session.generate_key_pair(&mechanism, &halves.0, &halves.1)?)
+            })
+        };
+        let mut pair = generate(&public);
+        if pair.is_err() && self.algorithm == KeyAlgorithm::Ed25519 {
             for attribute in &mut public {
                 if matches!(attribute, Attribute::EcParams(_)) {
                     *attribute = Attribute::EcParams(EDWARDS25519.to_vec());
                 }
             }
-            session.generate_key_pair(&mechanism, &public, &private).map_err(|e| call("generate the key", e.into()))
+            pair = generate(&public);
         }
-        (Err(source), KeyAlgorithm::P256 | KeyAlgorithm::P384 | KeyAlgorithm::Rsa { .. }) => {
-            Err(call("generate the key", source))
-        }
+        let ((public_half, private_half), omission) = pair.map_err(|source| call("generate the key", source))?;
+        Ok((public_half, private_half, omission.names(&private)))
     }
 }
 
@@ -257,7 +348,7 @@ fn labelled(session: &Session, class: ObjectClass, label: &str) -> Result<Vec<Ob
     session.find_objects(&template).map_err(|e| call("look for the label", e.into()))
 }
 
-fn finish<T>(made: Made<'_>, outcome: Result<T, GenerateError>) -> Result<T, GenerateError> {
+pub(crate) fn finish<T>(made: Made<'_>, outcome: Result<T, GenerateError>) -> Result<T, GenerateError> {
     match outcome {
         Ok(done) => {
             made.keep();
@@ -270,29 +361,6 @@ fn finish<T>(made: Made<'_>, outcome: Result<T, GenerateError>) -> Result<T, Gen
     }
 }
 
-fn call(step: &'static str, source: Pkcs11Error) -> GenerateError {
+pub(crate) fn call(step: &'static str, source: Pkcs11Error) -> GenerateError {
     CallError { step, source }.into()
-}
-
-impl GenerateError {
-    /// Whether the token is unable by its nature, rather than by a fault of the moment.
-    fn is_inability(&self) -> bool {
-        match self {
-            Self::Mechanism { .. } | Self::PublicHalf(_) => true,
-            Self::Call(CallError { source, .. }) => {
-                use super::Recovery;
-                match source.recovery() {
-                    Recovery::FixConfiguration | Recovery::FixKey | Recovery::RejectRequest => true,
-                    // What Kryoptic and SoftHSM builds without the curve answer to its generation.
-                    Recovery::NewSession | Recovery::NewProcess => {
-                        source.is(RvError::FunctionFailed) || source.is(RvError::DeviceError)
-                    }
-                    Recovery::Retry | Recovery::Relogin | Recovery::FixPin | Recovery::Ignore => false,
-                }
-            }
-            Self::Certificate(_) | Self::Key(_) | Self::LabelTaken(_) | Self::NotUndone { .. } | Self::Proof(_) => {
-                false
-            }
-        }
-    }
 }

@@ -2,20 +2,24 @@
 //!
 //! [`plan()`] finds every obstacle before anything is written, and its results are the input of [`run`]. The order of
 //! steps leaves no partial key however it is interrupted: the private key is unwrapped as a session object, proves
-//! itself by a signature, and becomes a token object by one C_CopyObject, last of all. On failure [`run`] removes what
+//! itself by a signature, and becomes a token object by one C_CopyObject, last of all; a token without C_CopyObject gets
+//! it a second time, as a token object. On failure [`run`] removes what
 //! it created. It deletes other objects only if its marker shows that an interrupted import left them, or if they are
 //! an older certificate of the same key and label.
 
-use cryptoki::{mechanism::MechanismType, object::ObjectHandle};
+use cryptoki::{
+    mechanism::MechanismType,
+    object::{Attribute, ObjectHandle},
+};
 
 use super::{
-    CallError, Pkcs11Error, Recovery,
-    generate::{GenerateError, service},
+    CallError, Pkcs11Error,
+    generate::service,
     key::{
-        Flags, KeyError, find_private_key, hex,
-        objects::{Made, place_certificate, place_public},
+        self, Accepted, Flags, KeyError, Search, Weakness, hex,
+        objects::{Made, Placed, place_certificate, place_public},
         proof::{self, ProofError},
-        template::{self, Certificate, CertificateError, Name},
+        template::{self, Certificate, CertificateError, Name, Omission},
     },
 };
 use pki::{
@@ -27,6 +31,7 @@ mod clear;
 mod existing;
 mod marker;
 mod plan;
+mod rehearsal;
 mod report;
 mod wrap;
 
@@ -34,7 +39,7 @@ pub use clear::ClearTemplate;
 pub use plan::{Problem, Ready, plan, plan_in_session, reach};
 pub use report::{Control, How, ImportReport, WrapAttempt};
 use wrap::Wrapping;
-pub use wrap::{KeyWrap, OaepHash, WrapError};
+pub use wrap::{KeyWrap, Level, Number, OaepHash, WrapError};
 
 /// Choices of the operator.
 #[derive(Clone, Debug)]
@@ -43,6 +48,39 @@ pub struct Options {
     pub label: String,
     /// Whether the key may cross the PKCS#11 boundary in the clear if the token cannot unwrap it.
     pub allow_plaintext: bool,
+    /// A vendor's mechanism number for RFC 5649.
+    pub kwp_mechanism: Option<Number>,
+    /// The weaknesses that are accepted of the key in the token.
+    pub accepted: Accepted,
+}
+
+/// The token cannot unwrap such a key, or failed before it could be seen.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}", self.text())]
+pub struct NotWrapped {
+    algorithm: KeyAlgorithm,
+    /// The strictest way's error.
+    source: WrapError,
+    /// Whether the token takes such a key in the clear.
+    clear: bool,
+    /// Whether the token lacks the ability, and did not fail.
+    inability: bool,
+}
+
+impl NotWrapped {
+    fn text(&self) -> String {
+        let algorithm = self.algorithm;
+        match (self.inability, self.clear) {
+            (false, _) => format!("failed while it was tried out how it takes a {algorithm} key"),
+            (true, true) => {
+                format!("cannot unwrap a {algorithm} key; --allow-plaintext-import imports it in the clear")
+            }
+            (true, false) => format!(
+                "takes no {algorithm} key through PKCS#11, wrapped or in the clear; import it with the vendor's own tool \
+                 (hsm-config/VENDORS.md) and take it into service with `istio-hsm-ca adopt`"
+            ),
+        }
+    }
 }
 
 /// Errors of an import. Everything it created has been removed again, except for [`ImportError::NotUndone`].
@@ -57,15 +95,6 @@ pub enum ImportError {
     /// The key in the token is unfit, or several keys match.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// The token cannot unwrap such a key, and import in the clear is not allowed.
-    #[error("the token cannot unwrap a {algorithm} key; --allow-plaintext-import imports it in the clear")]
-    NotWrapped {
-        /// Algorithm of the key.
-        algorithm: KeyAlgorithm,
-        /// The step that failed.
-        #[source]
-        source: WrapError,
-    },
     /// Some of the created objects could not be removed.
     #[error("{source}; in addition, {left} of the created objects could not be removed: import again to remove them")]
     NotUndone {
@@ -80,9 +109,6 @@ pub enum ImportError {
     /// The key in the token failed its checks.
     #[error("the key in the token failed its checks")]
     Proof(#[from] ProofError),
-    /// The log key or the canary key could not be prepared.
-    #[error("the log key and the canary key could not be prepared")]
-    ServiceKeys(#[from] GenerateError),
     /// An object with the key's CKA_ID does not work and is not from an interrupted import.
     #[error(
         "the token holds a private key with {what} that does not work as the CA's key; delete it with the vendor's tool"
@@ -103,7 +129,7 @@ pub enum ImportError {
 struct Staged {
     handle: ObjectHandle,
     how: How,
-    restricted: bool,
+    omission: Omission,
 }
 
 /// Imports a key with its certificate. If the key is present already, updates the certificate only.
@@ -141,10 +167,10 @@ struct Import<'a> {
 
 impl Import<'_> {
     /// Returns the report, and the objects to remove once nothing can fail any more.
-    fn run(
-        &self,
+    fn run<'a>(
+        &'a self,
         certificate: &Certificate,
-        made: &mut Made<'_>,
+        made: &mut Made<'a>,
     ) -> Result<(ImportReport, Vec<ObjectHandle>), ImportError> {
         let Ready { session, key: public, existing, options, .. } = &self.ready;
         let cleared = existing::clear(session, public, existing)?;
@@ -153,10 +179,13 @@ impl Import<'_> {
             Some(_) => None,
             None => Some(self.stage(made)?),
         };
-        let service_keys = service::ensure(session, &self.ready.mechanisms, made)?;
-        let id = public.key_id();
-        let label = existing.whole.as_ref().map_or(options.label.as_str(), |(_, _, label)| label.as_str());
-        let name = Name { id: &id, label };
+        let service_keys = service::ensure(session, &self.ready.mechanisms, made);
+        notes.extend(service_keys.disabled());
+        let own_id = public.key_id();
+        let locator = existing.whole.as_ref().map(|whole| &whole.locator);
+        let id = locator.map(|locator| locator.id.as_slice()).filter(|id| !id.is_empty()).unwrap_or(&own_id);
+        let label = locator.map_or(options.label.as_str(), |locator| &locator.label);
+        let name = Name { id, label };
         let mut obsolete = existing.interrupted.clone();
         if staged.is_some() && obsolete.is_empty() {
             match marker::write(session, public) {
@@ -166,28 +195,38 @@ impl Import<'_> {
                 }
             }
         }
-        let public_key = place_public(session, public, &name, made).map_err(|e| call("store the public key", e))?;
-        let (placed, old) =
-            place_certificate(session, certificate, &name, made).map_err(|e| call("store the certificate", e))?;
+        let public_key = place_public(session, public, &name, made);
+        let public_key = Placed::or_not(public_key, Placed::NotStored, "public key", &mut notes)
+            .map_err(|e| call("store the public key", e))?;
+        let placed = place_certificate(session, certificate, &name, made);
+        let (placed, old) = Placed::or_not(placed, (Placed::NotStored, Vec::new()), "certificate", &mut notes)
+            .map_err(|e| call("store the certificate", e))?;
         obsolete.extend(old);
-        let flags = match (&staged, existing.whole.as_ref()) {
+        let (handle, flags, omitted_attributes) = match (&staged, existing.whole.as_ref()) {
             (Some(staged), _) => self.keep(staged, made)?,
-            (None, Some((_, flags, _))) => {
-                notes.extend(report::surplus_notes(flags));
-                *flags
-            }
-            (None, None) => Flags::default(),
+            (None, Some(whole)) => (whole.handle, whole.flags, Vec::new()),
+            (None, None) => return Err(KeyError::NotFound(format!("CKA_ID {}", hex(&own_id))).into()),
         };
-        // The same lookup as in `serve`. It also detects a concurrent import of the same key.
-        let handle = find_private_key(session, public)?;
-        proof::signs(session, handle, public)?;
-        proof::unreadable(session, handle, public.algorithm())?;
+        notes.extend(report::surplus_notes(&flags));
+        // Another import of the same key at the same time makes a second one.
+        let same = key::private_keys(session, public).map_err(|e| call("look for the key", e))?;
+        if staged.is_some() && same.len() > 1 {
+            return Err(KeyError::Ambiguous { what: format!("CKA_ID {}", hex(&own_id)), count: same.len() }.into());
+        }
+        // The same search as in `serve`.
+        Search::default().find_related(session, public)?;
+        let mut weaknesses = flags.weaknesses();
+        let read_attempt = proof::unreadable(session, handle, public.algorithm())?;
         let wrap_attempt = self.wrap_attempt(handle, made)?;
+        if wrap_attempt == WrapAttempt::Accepted {
+            weaknesses.push(Weakness::Extractable);
+        }
+        let restricted = !omitted_attributes.iter().any(|name| name == "CKA_ALLOWED_MECHANISMS");
         let report = ImportReport {
             at: report::now(),
             algorithm: public.algorithm().to_string(),
             label: label.to_owned(),
-            id: hex(&id),
+            id: hex(id),
             key_sha256: hex(&public.fingerprint()),
             certificate_sha256: hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate.der()).as_ref()),
             token: self.ready.token.info().clone(),
@@ -195,8 +234,10 @@ impl Import<'_> {
             public_key,
             certificate: placed,
             attributes: flags,
-            restricted_to_mechanism: staged.as_ref().map(|staged| staged.restricted),
-            read_attempt: "CKR_ATTRIBUTE_SENSITIVE",
+            restricted_to_mechanism: staged.as_ref().map(|_| restricted),
+            omitted_attributes,
+            accepted_weaknesses: options.accepted.of(&weaknesses),
+            read_attempt,
             wrap_attempt,
             service_keys,
             cleared,
@@ -207,46 +248,48 @@ impl Import<'_> {
 
     /// Creates the key as a session object and checks its attributes and signature.
     fn stage(&self, made: &mut Made<'_>) -> Result<Staged, ImportError> {
-        let public = &self.ready.key;
-        let (handle, how, restricted) = match self.stage_wrapped() {
-            Ok(staged) => staged,
-            Err(error) if !cannot(&error) => return Err(error.into()),
-            Err(source) if !self.ready.options.allow_plaintext => {
-                return Err(ImportError::NotWrapped { algorithm: public.algorithm(), source });
-            }
-            Err(_) => {
-                let template = ClearTemplate::new(self.key, self.template(Some(self.ready.signing), false))?;
-                let handle = self.ready.session.create_object(template.attributes());
-                (handle.map_err(|e| call("take the key in the clear", e.into()))?, How::Clear, true)
-            }
-        };
-        made.scratch(handle);
-        proof::attributes(&self.ready.session, handle, false)?;
-        proof::signs(&self.ready.session, handle, public)?;
-        Ok(Staged { handle, how, restricted })
+        let staged = self.create(&self.template(Some(self.ready.signing), false))?;
+        made.scratch(staged.handle);
+        proof::attributes(&self.ready.session, staged.handle, false, &self.ready.options.accepted)?;
+        proof::signs(&self.ready.session, staged.handle, &self.ready.key)?;
+        Ok(staged)
     }
 
-    fn stage_wrapped(&self) -> Result<(ObjectHandle, How, bool), WrapError> {
-        let wrapping = self.ready.wrapping.as_ref().map_err(WrapError::clone)?;
-        let how = wrapping.how();
-        let unwrap = |allowed| wrapping.unwrap(&self.ready.session, self.key.pkcs8(), &self.template(allowed, false));
-        match unwrap(Some(self.ready.signing)) {
-            Ok(handle) => Ok((handle, how, true)),
-            // Tokens older than PKCS#11 v2.20 do not support CKA_ALLOWED_MECHANISMS.
-            Err(WrapError::KeyWrap(fault)) if template_refused(&fault) => Ok((unwrap(None)?, how, false)),
-            Err(error) => Err(error),
+    /// Creates the key as an object, in the way that the plan found.
+    fn create(&self, template: &[Attribute]) -> Result<Staged, ImportError> {
+        let Ready { session, wrapping, clear, .. } = &self.ready;
+        if let Some(omission) = *clear {
+            let template = ClearTemplate::new(self.key, omission.apply(template))?;
+            let handle = session.create_object(template.attributes());
+            let handle = handle.map_err(|e| call("take the key in the clear", e.into()))?;
+            return Ok(Staged { handle, how: How::Clear, omission });
         }
+        let wrapping = wrapping.as_ref().map_err(WrapError::clone)?;
+        let omission = wrapping.unwraps()?;
+        let handle = wrapping.unwrap(session, self.key.pkcs8(), &omission.apply(template))?;
+        Ok(Staged { handle, how: wrapping.how(), omission })
     }
 
-    /// Copies the staged key to a token object, and reads its attributes back.
-    fn keep(&self, staged: &Staged, made: &mut Made<'_>) -> Result<Flags, ImportError> {
-        let stored = self
-            .ready
-            .session
-            .copy_object(staged.handle, &template::keep())
-            .map_err(|e| call("store the private key", e.into()))?;
+    /// Makes the staged key a token object, and reads its attributes back. Returns also the attributes that were left
+    /// out.
+    fn keep(&self, staged: &Staged, made: &mut Made<'_>) -> Result<(ObjectHandle, Flags, Vec<String>), ImportError> {
+        let session = &self.ready.session;
+        let failed = |source| call("store the private key", source);
+        let template = self.template(Some(self.ready.signing), false);
+        let kept = template::keep();
+        let copied =
+            template::with_fallbacks(&kept, |omission| Ok(session.copy_object(staged.handle, &omission.apply(&kept))?));
+        let (stored, omission) = match copied {
+            Ok(stored) => stored,
+            Err(error) if error.is_inability() => {
+                let again = self.create(&template::kept(&template))?;
+                (again.handle, again.omission)
+            }
+            Err(error) => return Err(failed(error)),
+        };
         made.token(stored);
-        Ok(proof::attributes(&self.ready.session, stored, true)?)
+        let omitted = [staged.omission.names(&template), omission.names(&kept)].concat();
+        Ok((stored, proof::attributes(session, stored, true, &self.ready.options.accepted)?, omitted))
     }
 
     fn wrap_attempt(&self, handle: ObjectHandle, made: &mut Made<'_>) -> Result<WrapAttempt, ImportError> {
@@ -255,6 +298,7 @@ impl Import<'_> {
             Err(error) => return Ok(WrapAttempt::NotTried { reason: told(error) }),
         };
         let answer = match wrapping.wrap_out(&self.ready.session, handle) {
+            Ok(()) if self.ready.options.accepted.allows(Weakness::Extractable) => return Ok(WrapAttempt::Accepted),
             Ok(()) => return Err(ProofError::Wrappable.into()),
             Err(fault) => fault.to_string(),
         };
@@ -273,7 +317,8 @@ impl Import<'_> {
 
     /// The same key as an extractable session object.
     fn twin(&self, wrapping: &Wrapping) -> Result<ObjectHandle, String> {
-        let template = self.template(None, true);
+        let omission = wrapping.unwraps().unwrap_or(Omission::NONE);
+        let template = omission.apply(&self.template(None, true));
         match wrapping.unwrap(&self.ready.session, self.key.pkcs8(), &template) {
             Ok(twin) => Ok(twin),
             Err(error) if !self.ready.options.allow_plaintext => Err(told(&error)),
@@ -284,30 +329,11 @@ impl Import<'_> {
         }
     }
 
-    fn template(&self, allowed: Option<MechanismType>, extractable: bool) -> Vec<cryptoki::object::Attribute> {
+    fn template(&self, allowed: Option<MechanismType>, extractable: bool) -> Vec<Attribute> {
         let public = &self.ready.key;
         let name = Name { id: &public.key_id(), label: &self.ready.options.label };
         template::private(public.algorithm(), &name, allowed, extractable)
     }
-}
-
-/// Whether the token lacks the ability, rather than being busy or failing temporarily.
-fn cannot(error: &WrapError) -> bool {
-    match error.fault().map(Pkcs11Error::recovery) {
-        // SoftHSM returns CKR_FUNCTION_FAILED for a key type that it cannot unwrap.
-        Some(Recovery::FixConfiguration | Recovery::FixKey | Recovery::RejectRequest | Recovery::NewSession) => true,
-        Some(Recovery::Retry | Recovery::Relogin | Recovery::FixPin | Recovery::Ignore | Recovery::NewProcess)
-        | None => false,
-    }
-}
-
-fn template_refused(fault: &Pkcs11Error) -> bool {
-    use cryptoki::error::RvError::{
-        AttributeReadOnly, AttributeTypeInvalid, AttributeValueInvalid, TemplateInconsistent,
-    };
-    [AttributeReadOnly, AttributeTypeInvalid, AttributeValueInvalid, TemplateInconsistent]
-        .into_iter()
-        .any(|rv| fault.is(rv))
 }
 
 fn told(error: &WrapError) -> String {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     Module, Pkcs11Error,
-    key::{Flags, hex, objects, public},
+    key::{Accepted, Flags, hex, objects, public},
     module::{Info, LibraryInfo, Slots, TokenError, UnreadableSlot},
 };
 use pki::{CertificateFields, PublicKey};
@@ -48,6 +48,9 @@ pub struct KeyView {
     pub kind: String,
     /// SHA-256 of the public half's SubjectPublicKeyInfo, hexadecimal, as the token's public key object tells it.
     pub key_sha256: Option<String>,
+    /// Its handle in the session that it was read in.
+    #[serde(skip)]
+    pub handle: ObjectHandle,
     /// Its attributes.
     pub attributes: Flags,
     /// Why it is no CA's key.
@@ -82,7 +85,7 @@ pub struct CertificateContent {
     pub not_after: String,
     /// SHA-256 of its SubjectPublicKeyInfo, hexadecimal.
     pub key_sha256: String,
-    /// Whether a private key with the CKA_ID of this certificate's key is in the token.
+    /// Whether a private key with this certificate's CKA_ID, or that of its public key, is in the token.
     pub key_present: bool,
 }
 
@@ -144,7 +147,8 @@ pub fn contents(session: &Session) -> Result<Contents, Pkcs11Error> {
     let mut certificates = Vec::new();
     for (object, label, der) in objects::certificates(session, None)? {
         let id = hex(&public::id_of(session, object)?.unwrap_or_default());
-        certificates.push(CertificateView { label, id, sha256: sha256(&der), content: content(&der, &keys) });
+        let content = content(&der, &id, &keys);
+        certificates.push(CertificateView { label, id, sha256: sha256(&der), content });
     }
     Ok(Contents { keys, certificates, unreadable })
 }
@@ -166,9 +170,10 @@ fn key(session: &Session, object: ObjectHandle) -> Result<KeyView, Pkcs11Error> 
         label: public::label_of(session, object)?.unwrap_or_default(),
         id: hex(&id),
         kind,
+        handle: object,
         key_sha256: public_key.as_ref().map(|key| hex(&key.fingerprint())),
         attributes,
-        unfit: attributes.check().err().map(|reason| reason.to_string()),
+        unfit: attributes.check(&Accepted::default()).err().map(|reason| reason.to_string()),
     })
 }
 
@@ -183,9 +188,10 @@ fn kind(session: &Session, object: ObjectHandle) -> Result<String, Pkcs11Error> 
     })
 }
 
-fn content(der: &[u8], keys: &[KeyView]) -> Option<CertificateContent> {
+fn content(der: &[u8], id: &str, keys: &[KeyView]) -> Option<CertificateContent> {
     let certificate = CertificateFields::parse(der).ok()?;
-    let id = PublicKey::from_spki_der(&certificate.spki).ok().map(|key| hex(&key.key_id()));
+    let ids = [Some(id.to_owned()), PublicKey::from_spki_der(&certificate.spki).ok().map(|key| hex(&key.key_id()))];
+    let names = |key: &KeyView| !key.id.is_empty() && ids.iter().flatten().any(|id| *id == key.id);
     Some(CertificateContent {
         subject: certificate.subject_text(),
         issuer: certificate.issuer_text(),
@@ -193,7 +199,7 @@ fn content(der: &[u8], keys: &[KeyView]) -> Option<CertificateContent> {
         not_before: certificate.validity.not_before.to_date_time().to_string(),
         not_after: certificate.validity.not_after.to_date_time().to_string(),
         key_sha256: sha256(&certificate.spki),
-        key_present: id.is_some_and(|id| keys.iter().any(|key| key.id == id)),
+        key_present: keys.iter().any(names),
     })
 }
 

@@ -1,8 +1,4 @@
-//! Keys in the token: found by the public key, never by a name that anybody can give.
-//!
-//! The three objects of a key (private, public, certificate) share one CKA_ID, the SHA-1 of the public key's bits.
-//! None and several matches are errors, and so is a key that may be read, or must be unlocked for each signature.
-//! The log's and the probes' keys are made in the token by us, and found by their label.
+//! Keys in the token. The CA's key is found by what it signs ([`search`]), the keys of ours beside it by their labels.
 
 use std::borrow::Cow;
 
@@ -19,7 +15,13 @@ use process::error::{Advice, Remedy};
 pub mod objects;
 pub mod proof;
 pub mod public;
+pub mod search;
 pub mod template;
+pub mod weakness;
+
+pub use search::{CaKey, FoundBy, Hints, Known, Locator, Search};
+use template::octet_string;
+pub use weakness::{Accepted, Weakness};
 
 /// The label of the key that signs the log's checkpoints (Ed25519).
 pub const LOG_KEY_LABEL: &str = "istio-hsm-ca log key";
@@ -56,6 +58,19 @@ pub enum KeyError {
         #[source]
         source: Pkcs11Error,
     },
+    /// No private key of the type signs as the CA's.
+    #[error(
+        "the token holds no private key whose signature verifies with ca-cert.pem ({tried} of type {} were tried{}){advice}",
+        search::kind(*algorithm), Untried(*untried), advice = Advice(self)
+    )]
+    NoneSigns {
+        /// The algorithm of the CA's key.
+        algorithm: KeyAlgorithm,
+        /// How many keys were tried.
+        tried: usize,
+        /// How many keys were not, since there are too many.
+        untried: usize,
+    },
     /// No object matches.
     #[error("the token holds no private key with {0}{advice}", advice = Advice(self))]
     NotFound(String),
@@ -81,10 +96,27 @@ impl Remedy for KeyError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::Ambiguous { .. } => Some("delete all but one by the vendor's tool".into()),
-            Self::NotFound(_) => Some("import it, or check that this is the right token".into()),
+            Self::NoneSigns { untried: 1.., .. } => {
+                Some("name the key by id= or object= in the token URI, or check that this is the right token".into())
+            }
+            Self::NoneSigns { .. } | Self::NotFound(_) => {
+                Some("import it, or check that this is the right token".into())
+            }
             Self::Public { .. } => Some("import the key again".into()),
             Self::Unfit { reason, .. } => reason.remedy(),
             Self::Call { .. } => None,
+        }
+    }
+}
+
+/// The end of a list of keys that were tried.
+struct Untried(usize);
+
+impl std::fmt::Display for Untried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            count => write!(f, ", {count} were not"),
         }
     }
 }
@@ -97,28 +129,27 @@ pub enum Unfit {
         "it wants the PIN before every signature (CKA_ALWAYS_AUTHENTICATE), which no daemon can give{advice}", advice = Advice(self)
     )]
     AlwaysAuthenticate,
-    /// CKA_EXTRACTABLE is true.
-    #[error("it may leave the token (CKA_EXTRACTABLE){advice}", advice = Advice(self))]
-    Extractable,
-    /// CKA_SENSITIVE is false.
-    #[error("it may be read in the clear (CKA_SENSITIVE is false){advice}", advice = Advice(self))]
-    NotSensitive,
     /// CKA_SIGN is false.
     #[error("it may not sign (CKA_SIGN is false){advice}", advice = Advice(self))]
     NotSigning,
-    /// A flag cannot be read.
-    #[error("the token does not tell whether it may be read, extracted or used to sign")]
-    Untold,
+    /// It allows what a CA's key should not, and nobody has accepted that.
+    #[error("it {}{advice}", .0.in_words(), advice = Advice(self))]
+    Weak(Weakness),
 }
 
 impl Remedy for Unfit {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::AlwaysAuthenticate => Some("make it without".into()),
-            Self::Extractable => Some("set the attribute to false, which cannot be undone".into()),
-            Self::NotSensitive => Some("set the attribute to true, which cannot be undone".into()),
             Self::NotSigning => Some("import it again".into()),
-            Self::Untold => None,
+            Self::Weak(weakness) => {
+                let attribute = match weakness {
+                    Weakness::Extractable => "set the attribute to false, which cannot be undone; ",
+                    Weakness::NotSensitive => "set the attribute to true, which cannot be undone; ",
+                    Weakness::Decrypt | Weakness::Derive | Weakness::UnreadableAttributes | Weakness::Unwrap => "",
+                };
+                Some(format!("{attribute}or accept it with `istio-hsm-ca adopt {}`", weakness.flag()).into())
+            }
         }
     }
 }
@@ -189,37 +220,69 @@ impl Flags {
         Ok(flags)
     }
 
-    /// Whether a key with these attributes may be a CA's.
+    /// Whether a daemon can sign with such a key at all.
+    ///
+    /// # Errors
+    /// Names the attribute that forbids it.
+    pub fn usable(&self) -> Result<(), Unfit> {
+        match (self.sign, self.always_authenticate) {
+            (Some(false), _) => Err(Unfit::NotSigning),
+            (_, Some(true)) => Err(Unfit::AlwaysAuthenticate),
+            // Tokens older than PKCS#11 v2.20 lack the second attribute, which then means false.
+            (Some(true) | None, Some(false) | None) => Ok(()),
+        }
+    }
+
+    /// What the key allows and a CA's key should not.
+    #[must_use]
+    pub fn weaknesses(&self) -> Vec<Weakness> {
+        let unreadable = [self.sensitive, self.extractable, self.sign].contains(&None);
+        [
+            (Weakness::NotSensitive, self.sensitive == Some(false)),
+            (Weakness::Extractable, self.extractable == Some(true)),
+            (Weakness::UnreadableAttributes, unreadable),
+            (Weakness::Decrypt, self.decrypt == Some(true)),
+            (Weakness::Unwrap, self.unwrap == Some(true)),
+            (Weakness::Derive, self.derive == Some(true)),
+        ]
+        .into_iter()
+        .filter_map(|(weakness, present)| present.then_some(weakness))
+        .collect()
+    }
+
+    /// Whether a key with these attributes may be a CA's. A key that may also be used for other things than signing may,
+    /// since it cannot be read.
     ///
     /// # Errors
     /// Names the first attribute that forbids it.
-    pub fn check(&self) -> Result<(), Unfit> {
-        match (self.sensitive, self.extractable, self.sign) {
-            (None, _, _) | (_, None, _) | (_, _, None) => Err(Unfit::Untold),
-            (Some(false), _, _) => Err(Unfit::NotSensitive),
-            (_, Some(true), _) => Err(Unfit::Extractable),
-            (_, _, Some(false)) => Err(Unfit::NotSigning),
-            // Tokens of before v2.20 lack the attribute, which then means false.
-            (Some(true), Some(false), Some(true)) if self.always_authenticate == Some(true) => {
-                Err(Unfit::AlwaysAuthenticate)
-            }
-            (Some(true), Some(false), Some(true)) => Ok(()),
+    pub fn check(&self, accepted: &Accepted) -> Result<(), Unfit> {
+        self.usable()?;
+        let refused = [Weakness::NotSensitive, Weakness::Extractable, Weakness::UnreadableAttributes];
+        let refused = self.weaknesses().into_iter().filter(|weakness| refused.contains(weakness));
+        match accepted.missing(&refused.collect::<Vec<_>>()).first() {
+            Some(weakness) => Err(Unfit::Weak(*weakness)),
+            None => Ok(()),
         }
     }
 }
 
-/// The CA's private key, by the public key of its certificate.
+/// The CA's private key by the public key of its certificate, proven by a signature. Its attributes are not judged.
 ///
 /// # Errors
-/// When there is none, more than one, or one whose attributes are refused.
+/// When there is none.
 pub fn find_private_key(session: &Session, key: &PublicKey) -> Result<ObjectHandle, KeyError> {
-    let what = format!("CKA_ID {}", hex(&key.key_id()));
-    let handle = only(what.clone(), private_keys(session, key))?;
-    check(session, handle, what)?;
-    Ok(handle)
+    Ok(Search::default().find_all(session, key)?.handle)
 }
 
-/// All token objects that could be that key's private half.
+/// Whether the attributes of a key are those of a CA's.
+///
+/// # Errors
+/// Names the first attribute that forbids it.
+pub fn fit(flags: &Flags, locator: &Locator, accepted: &Accepted) -> Result<(), KeyError> {
+    flags.check(accepted).map_err(|reason| KeyError::Unfit { what: locator.to_string(), reason })
+}
+
+/// All token objects of the key's type and CKA_ID.
 ///
 /// # Errors
 /// When the call fails.
@@ -239,26 +302,26 @@ pub fn private_keys(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHand
 /// When there is none, more than one, one whose attributes are refused, or one whose public half cannot be read.
 pub fn find_by_label(session: &Session, label: &str) -> Result<Found, KeyError> {
     let what = format!("the label `{label}`");
-    let template = [
-        Attribute::Class(ObjectClass::PRIVATE_KEY),
-        Attribute::Token(true),
-        Attribute::Label(label.as_bytes().to_vec()),
-    ];
-    let found = calls::call(calls::Function::FindObjects, || session.find_objects(&template));
-    let handle = only(what.clone(), found.map_err(Pkcs11Error::from))?;
-    check(session, handle, what.clone())?;
-    let call = |source| KeyError::Call { what: what.clone(), source };
-    let id = public::id_of(session, handle).map_err(call)?;
-    let reason = |reason| KeyError::Public { what: what.clone(), reason };
-    let id = id.filter(|id| !id.is_empty()).ok_or_else(|| reason("the private key has no CKA_ID to find it by"))?;
-    let public_key = match public::by_id(session, &id).map_err(call)?.as_slice() {
-        [] => return Err(reason("there is none of the same CKA_ID")),
-        [object] => public::read(session, *object).map_err(call)?.map_err(|e| reason(e.reason()))?,
-        _ => return Err(reason("there are several of the same CKA_ID")),
+    let labelled = |class| {
+        let template = [Attribute::Class(class), Attribute::Token(true), Attribute::Label(label.as_bytes().to_vec())];
+        calls::call(calls::Function::FindObjects, || session.find_objects(&template)).map_err(Pkcs11Error::from)
     };
-    if public_key.key_id().as_slice() != id.as_slice() {
-        return Err(reason("its CKA_ID is not the SHA-1 of its bits"));
+    let handle = only(what.clone(), labelled(ObjectClass::PRIVATE_KEY))?;
+    let call = |source| KeyError::Call { what: what.clone(), source };
+    let flags = Flags::read(session, handle).map_err(call)?;
+    flags.check(&Accepted::default()).map_err(|reason| KeyError::Unfit { what: what.clone(), reason })?;
+    let reason = |reason| KeyError::Public { what: what.clone(), reason };
+    let mut halves = labelled(ObjectClass::PUBLIC_KEY).map_err(call)?;
+    // An interrupted run may have left another half. The token may have given CKA_IDs of its own to both.
+    if halves.len() > 1 {
+        let id = public::id_of(session, handle).map_err(call)?;
+        halves.retain(|half| public::id_of(session, *half).is_ok_and(|other| other == id));
     }
+    let public_key = match halves.as_slice() {
+        [] => return Err(reason("there is none")),
+        [object] => public::read(session, *object).map_err(call)?.map_err(|e| reason(e.reason()))?,
+        _ => return Err(reason("there are several")),
+    };
     Ok(Found { handle, public_key })
 }
 
@@ -289,13 +352,6 @@ fn only(what: String, found: Result<Vec<ObjectHandle>, Pkcs11Error>) -> Result<O
     }
 }
 
-fn check(session: &Session, handle: ObjectHandle, what: String) -> Result<(), KeyError> {
-    match Flags::read(session, handle) {
-        Err(source) => Err(KeyError::Call { what, source }),
-        Ok(flags) => flags.check().map_err(|reason| KeyError::Unfit { what, reason }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,19 +359,27 @@ mod tests {
     #[test]
     fn flags_decide() {
         let good = Flags { sensitive: Some(true), extractable: Some(false), sign: Some(true), ..Flags::default() };
+        let weak = |weakness| Err(Unfit::Weak(weakness));
         let cases = [
             (good, Ok(())),
             (Flags { always_authenticate: Some(false), ..good }, Ok(())),
             (Flags { always_authenticate: Some(true), ..good }, Err(Unfit::AlwaysAuthenticate)),
-            (Flags { sensitive: Some(false), ..good }, Err(Unfit::NotSensitive)),
-            (Flags { extractable: Some(true), ..good }, Err(Unfit::Extractable)),
+            (Flags { sensitive: Some(false), ..good }, weak(Weakness::NotSensitive)),
+            (Flags { extractable: Some(true), ..good }, weak(Weakness::Extractable)),
             (Flags { sign: Some(false), ..good }, Err(Unfit::NotSigning)),
-            (Flags { sign: None, ..good }, Err(Unfit::Untold)),
-            (Flags { extractable: None, ..good }, Err(Unfit::Untold)),
-            (Flags::default(), Err(Unfit::Untold)),
+            (Flags { sign: None, ..good }, weak(Weakness::UnreadableAttributes)),
+            (Flags { extractable: None, ..good }, weak(Weakness::UnreadableAttributes)),
+            (Flags { decrypt: Some(true), unwrap: Some(true), derive: Some(true), ..good }, Ok(())),
+            (Flags::default(), weak(Weakness::UnreadableAttributes)),
         ];
+        let all = [Weakness::NotSensitive, Weakness::Extractable, Weakness::UnreadableAttributes];
         for (flags, expected) in cases {
-            assert_eq!(flags.check(), expected, "{flags:?}");
+            assert_eq!(flags.check(&Accepted::default()), expected, "{flags:?}");
+            let accepted = all.into_iter().collect();
+            assert_eq!(
+                flags.check(&accepted).is_ok(),
+                !matches!(expected, Err(Unfit::AlwaysAuthenticate | Unfit::NotSigning))
+            );
         }
     }
 

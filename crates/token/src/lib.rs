@@ -3,6 +3,7 @@
 //! `serve` uses it from the token host's process alone, admin commands from their own. Nothing in here deletes an
 //! object that it has not made itself or recognised as the leftover of an interrupted import.
 
+pub mod adopt;
 pub mod call_metrics;
 pub mod calls;
 pub mod error;
@@ -16,7 +17,7 @@ pub mod pin;
 pub mod pin_marker;
 pub mod uri;
 
-pub use cryptoki::session::Session;
+pub use cryptoki::{error::RvError, session::Session};
 pub use error::{CallError, Pkcs11Error, Recovery, advice};
 pub use module::{Module, Token};
 pub use uri::TokenUri;

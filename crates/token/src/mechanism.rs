@@ -88,12 +88,18 @@ pub fn sign(session: &Session, handle: ObjectHandle, key: &PublicKey, message: &
 /// where the token lacks it. None where the token has neither.
 #[must_use]
 pub fn signing_mechanism(algorithm: KeyAlgorithm, token: &[MechanismType]) -> Option<MechanismType> {
+    signing_mechanisms(algorithm, token).first().copied()
+}
+
+/// All mechanisms that [`sign`] uses with such a key and the token has, in the order in which they are tried.
+#[must_use]
+pub fn signing_mechanisms(algorithm: KeyAlgorithm, token: &[MechanismType]) -> Vec<MechanismType> {
     let wanted: &[MechanismType] = match algorithm {
         KeyAlgorithm::Ed25519 => &[MechanismType::EDDSA],
         KeyAlgorithm::P256 | KeyAlgorithm::P384 => &[MechanismType::ECDSA],
         KeyAlgorithm::Rsa { .. } => &[MechanismType::RSA_PKCS, MechanismType::SHA256_RSA_PKCS],
     };
-    wanted.iter().copied().find(|mechanism| token.contains(mechanism))
+    wanted.iter().copied().filter(|mechanism| token.contains(mechanism)).collect()
 }
 
 fn call(

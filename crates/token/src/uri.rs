@@ -1,8 +1,8 @@
 //! Which token: an RFC 7512 URI such as `pkcs11:token=istio-ca?module-path=/usr/lib/m.so&pin-source=file:/run/pin`.
 //!
-//! Only what selects a token and how to reach it is accepted. A PIN in the URI is refused, since URIs stand in
-//! configuration files and process lists; a slot number is refused, since slots are renumbered; the attributes of
-//! objects are refused, since keys are selected by the public key in the CA certificate.
+//! It selects a token and says how to reach it. `id=` and `object=` are hints where the CA's key is looked for first:
+//! which key it is, is decided by a signature that verifies with the CA certificate. A PIN in the URI is refused, since
+//! URIs stand in configuration files and process lists; a slot number is refused, since slots are renumbered.
 
 use std::{
     fmt::{self, Display},
@@ -10,7 +10,7 @@ use std::{
     str::FromStr,
 };
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
 /// Longest URI that is read. A label has at most 32 bytes, a path 4096; percent-encoding triples them.
 const MAX_URI: usize = 16 * 1024;
@@ -21,6 +21,8 @@ const MAX_SERIAL: usize = 16;
 const MAX_MANUFACTURER: usize = 32;
 const MAX_MODEL: usize = 16;
 const MAX_PATH: usize = 4096;
+/// Longest CKA_ID and CKA_LABEL that are looked for. The standard sets no limit; tokens do, at 255 bytes or less.
+const MAX_OBJECT: usize = 255;
 
 /// Percent-encoded by Display: all but the unreserved characters, and `/` in paths.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
@@ -33,6 +35,8 @@ pub struct TokenUri {
     serial: Option<String>,
     manufacturer: Option<String>,
     model: Option<String>,
+    object: Option<String>,
+    id: Option<Vec<u8>>,
     module_path: Option<PathBuf>,
     library_parameters: Option<String>,
     pin_source: Option<PathBuf>,
@@ -57,9 +61,9 @@ pub enum UriError {
     /// An attribute without `=value`, or with an empty value.
     #[error("the token URI's attribute `{0}` has no value; write {0}=VALUE or leave it out")]
     NoValue(&'static str),
-    /// An attribute that selects objects.
-    #[error("the token URI may not have the attribute `{0}`; the key is found by the public key in the CA certificate")]
-    Object(&'static str),
+    /// `type` of something other than a private key.
+    #[error("the token URI's `type` is not private; leave it out, only private keys are looked for")]
+    ObjectType,
     /// A path that is not absolute.
     #[error("the token URI's attribute `{0}` is not an absolute path; write it from the root")]
     RelativePath(&'static str),
@@ -89,7 +93,7 @@ pub enum UriError {
     Unbounded,
     /// An attribute that is not known at that place.
     #[error(
-        "the token URI has the attribute `{0}`, which is not known at that place; before `?` stand token, serial, manufacturer, model (with `;`), after it module-path, library-parameters, pin-source (with `&`)"
+        "the token URI has the attribute `{0}`, which is not known at that place; before `?` stand token, serial, manufacturer, model, id, object (with `;`), after it module-path, library-parameters, pin-source (with `&`)"
     )]
     Unknown(String),
     /// Neither label nor serial.
@@ -120,6 +124,18 @@ impl TokenUri {
     #[must_use]
     pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    /// The CA key's CKA_LABEL, as a hint.
+    #[must_use]
+    pub fn object(&self) -> Option<&str> {
+        self.object.as_deref()
+    }
+
+    /// The CA key's CKA_ID, as a hint.
+    #[must_use]
+    pub fn id(&self) -> Option<&[u8]> {
+        self.id.as_deref()
     }
 
     /// The vendor's library.
@@ -167,6 +183,8 @@ impl FromStr for TokenUri {
             serial: None,
             manufacturer: None,
             model: None,
+            object: None,
+            id: None,
             module_path: None,
             library_parameters: None,
             pin_source: None,
@@ -194,9 +212,14 @@ impl TokenUri {
                 set(&mut self.manufacturer, "manufacturer", bounded("manufacturer", value, MAX_MANUFACTURER)?)
             }
             "model" => set(&mut self.model, "model", bounded("model", value, MAX_MODEL)?),
-            "object" => Err(UriError::Object("object")),
-            "id" => Err(UriError::Object("id")),
-            "type" => Err(UriError::Object("type")),
+            "object" => set(&mut self.object, "object", bounded("object", value, MAX_OBJECT)?),
+            "id" => {
+                let id = within("id", decode_bytes("id", value)?, MAX_OBJECT)?;
+                set(&mut self.id, "id", id)
+            }
+            // Other programs' URIs of keys have it.
+            "type" if value == "private" => Ok(()),
+            "type" => Err(UriError::ObjectType),
             "slot-id" => Err(UriError::Slot("slot-id")),
             "slot-description" => Err(UriError::Slot("slot-description")),
             "slot-manufacturer" => Err(UriError::Slot("slot-manufacturer")),
@@ -240,6 +263,7 @@ impl Display for TokenUri {
             ("serial", &self.serial),
             ("manufacturer", &self.manufacturer),
             ("model", &self.model),
+            ("object", &self.object),
         ];
         f.write_str("pkcs11:")?;
         let mut separator = "";
@@ -248,6 +272,9 @@ impl Display for TokenUri {
                 write!(f, "{separator}{name}={}", utf8_percent_encode(value, ENCODED))?;
                 separator = ";";
             }
+        }
+        if let Some(id) = &self.id {
+            write!(f, "{separator}id={}", percent_encode(id, NON_ALPHANUMERIC))?;
         }
         // Both paths came out of UTF-8 text, so that the conversion loses nothing.
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
@@ -293,18 +320,29 @@ fn absolute(name: &'static str, path: &str) -> Result<PathBuf, UriError> {
 }
 
 fn bounded(name: &'static str, value: &str, max: usize) -> Result<String, UriError> {
-    let value = decode(name, value)?;
-    if value.is_empty() {
-        return Err(UriError::NoValue(name));
-    }
-    if value.len() > max {
-        return Err(UriError::TooLong { name, max });
-    }
-    Ok(value)
+    within(name, decode(name, value)?, max)
 }
 
-/// Percent-decodes strictly: RFC 7512's pk11-pchar and pk11-qchar, whole escapes, UTF-8 without control characters.
+/// Neither empty nor longer than `max` bytes.
+fn within<T: AsRef<[u8]>>(name: &'static str, value: T, max: usize) -> Result<T, UriError> {
+    match value.as_ref().len() {
+        0 => Err(UriError::NoValue(name)),
+        length if length > max => Err(UriError::TooLong { name, max }),
+        _ => Ok(value),
+    }
+}
+
+/// Percent-decodes to UTF-8 without control characters.
 fn decode(name: &'static str, value: &str) -> Result<String, UriError> {
+    let text = String::from_utf8(decode_bytes(name, value)?).map_err(|_| UriError::Encoding(name))?;
+    if text.chars().any(char::is_control) {
+        return Err(UriError::Encoding(name));
+    }
+    Ok(text)
+}
+
+/// Percent-decodes strictly: RFC 7512's pk11-pchar and pk11-qchar, and whole escapes.
+fn decode_bytes(name: &'static str, value: &str) -> Result<Vec<u8>, UriError> {
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.bytes();
     while let Some(byte) = rest.next() {
@@ -319,11 +357,7 @@ fn decode(name: &'static str, value: &str) -> Result<String, UriError> {
             _ => return Err(UriError::Encoding(name)),
         }
     }
-    let text = String::from_utf8(bytes).map_err(|_| UriError::Encoding(name))?;
-    if text.chars().any(char::is_control) {
-        return Err(UriError::Encoding(name));
-    }
-    Ok(text)
+    Ok(bytes)
 }
 
 fn hex(digit: u8) -> Option<u8> {
@@ -357,6 +391,7 @@ mod tests {
             ),
             ("pkcs11:token=t?pin-source=file://localhost/p", "pkcs11:token=t?pin-source=file:/p"),
             ("pkcs11:token=%C3%A4%3B%26", "pkcs11:token=%C3%A4%3B%26"),
+            ("pkcs11:token=t;id=%00%ffA;type=private;object=CA%20key", "pkcs11:token=t;object=CA%20key;id=%00%FFA"),
         ];
         for (text, canonical) in cases {
             let uri: TokenUri = text.parse().unwrap();
@@ -370,6 +405,9 @@ mod tests {
         assert_eq!(uri.pin_source(), Some(Path::new("/p")));
         assert_eq!(uri.serial(), None);
         assert_eq!(uri.manufacturer(), None);
+        assert_eq!((uri.object(), uri.id()), (None, None));
+        let uri: TokenUri = "pkcs11:token=a;object=k;id=%A3%B2".parse().unwrap();
+        assert_eq!((uri.object(), uri.id()), (Some("k"), Some(&[0xa3, 0xb2][..])));
     }
 
     #[test]
@@ -393,8 +431,12 @@ mod tests {
             ("pkcs11:token=%FF", UriError::Encoding("token")),
             ("pkcs11:token=\u{e4}", UriError::Encoding("token")),
             ("pkcs11:token=a;slot-id=1", UriError::Slot("slot-id")),
-            ("pkcs11:token=a;object=k", UriError::Object("object")),
-            ("pkcs11:token=a;id=%01", UriError::Object("id")),
+            ("pkcs11:token=a;object=", UriError::NoValue("object")),
+            ("pkcs11:token=a;id=", UriError::NoValue("id")),
+            ("pkcs11:token=a;id=%0", UriError::Encoding("id")),
+            ("pkcs11:token=a;id=1;id=2", UriError::Duplicate("id")),
+            ("pkcs11:token=a;type=cert", UriError::ObjectType),
+            ("pkcs11:object=a;id=%01", UriError::Unselective),
             ("pkcs11:token=a;pin-value=1", UriError::PinValue),
             ("pkcs11:token=a?pin-value=1", UriError::PinValue),
             ("pkcs11:token=a?pin-source=1234", UriError::PinSource),

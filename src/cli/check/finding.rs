@@ -67,12 +67,6 @@ impl Findings {
         self.error(problem, remedy.unwrap_or_else(|| ::token::advice(error).unwrap_or(otherwise).into()));
     }
 
-    /// As [`Self::failed`], for what does not keep `serve` from working.
-    pub(super) fn doubt<E: Remedy + 'static>(&mut self, error: &E, otherwise: &'static str) {
-        let Report { problem, remedy } = error.into();
-        self.warning(problem, remedy.unwrap_or_else(|| ::token::advice(error).unwrap_or(otherwise).into()));
-    }
-
     pub(super) fn extend(&mut self, others: Vec<Finding>) {
         self.found.extend(others);
     }

@@ -15,9 +15,10 @@ use crate::{
     daemon::setup,
 };
 use pki::PublicKey;
+use process::error::{Report, chain};
 use token::{
     Module, Session, Token, TokenUri,
-    key::{self, CANARY_KEY_LABEL, Flags, KeyError, LOG_KEY_LABEL, proof},
+    key::{self, Accepted, CANARY_KEY_LABEL, FoundBy, Hints, KeyError, LOG_KEY_LABEL, Search, proof},
     mechanism::signing_mechanism,
     module::{LoginError, PinState},
     pin,
@@ -58,17 +59,36 @@ fn look(config: &Config, configured: &config::Token, uri: &TokenUri, found: &mut
     }
     // A refused bundle is reported separately.
     let ca = setup::bundle(config).ok().map(|bundle| bundle.issuer().public_key().clone());
-    if let Some(ca) = &ca {
+    let log_only = config.log.token.as_deref() == Some(&*configured.name);
+    if let Some(ca) = ca.as_ref().filter(|_| !log_only) {
         mechanism(&token, ca, found);
     }
     let Some(pin_file) = uri.pin_source() else { return };
     let marker = config.pin_marker(configured);
     let Some(session) = login(&token, pin_file, &marker, found) else { return };
-    if let Some(ca) = &ca {
-        ca_key(&session, ca, found);
+    if let Some(ca) = ca.as_ref().filter(|_| !log_only) {
+        let accepted = Accepted::in_bundle(&config.ca.bundle, &ca.fingerprint(), &token.info().serial);
+        ca_key(&session, ca, (uri, &accepted), found);
     }
-    service_key(&session, LOG_KEY_LABEL, "log key (Ed25519): checkpoints of the issuance log are off", found);
-    service_key(&session, CANARY_KEY_LABEL, "canary key: an idle token is not probed by a signature", found);
+    if log_only || config.log.token.is_none() {
+        let make = if log_only {
+            "run `istio-hsm-ca generate --log-key` on it"
+        } else {
+            "name another token that can have one by [log] token; or run `import`, `adopt` or `install` again, which makes \
+             the key if the token can"
+        };
+        service_key(
+            &session,
+            LOG_KEY_LABEL,
+            "log key (Ed25519)",
+            "no checkpoints of the issuance log are signed",
+            make,
+            found,
+        );
+    }
+    let make = "run `import`, `adopt` or `install` again, which makes it if the token can";
+    let without = "an idle token is probed by its session and the CA's key, not by a signature";
+    service_key(&session, CANARY_KEY_LABEL, "canary key", without, make, found);
 }
 
 fn mechanism(token: &Token, ca: &PublicKey, found: &mut Findings) {
@@ -166,40 +186,71 @@ fn remember(marker: &PinMarker, path: &Path, state: &str, reason: &str) -> Resul
     Ok(())
 }
 
-fn ca_key(session: &Session, ca: &PublicKey, found: &mut Findings) {
-    let handle = match key::find_private_key(session, ca) {
-        Ok(handle) => handle,
+fn ca_key(session: &Session, ca: &PublicKey, (uri, accepted): (&TokenUri, &Accepted), found: &mut Findings) {
+    let hints = Hints::from(uri);
+    let key = match Search::new(hints.clone()).find_all(session, ca) {
+        Ok(key) => key,
         Err(error) => return found.failed(&error, "import the key, or name the token that holds it"),
     };
-    if let Err(error) = proof::signs(session, handle, ca) {
-        return found.failed(&error, "delete the object by the vendor's tool and import the key again");
+    if let Err(error) = key::fit(&key.flags, &key.locator, accepted) {
+        return found.failed(&error, "import the key into a fresh token");
     }
-    if let Ok(flags) = Flags::read(session, handle) {
-        for attribute in proof::surplus(&flags, true) {
-            found.warning(
-                format!("the CA's key allows more than it needs ({attribute})"),
-                "import it into a fresh token by `import`, which writes every attribute out",
-            );
-        }
+    if !hints.is_empty() && key.by != FoundBy::Uri {
+        found.warning("id= or object= in the token URI does not lead to the CA's key", "correct it, or leave it out");
     }
-    found.ok(format!("the CA's {} key is there, and its signature verifies with ca-cert.pem", ca.algorithm()));
+    for copy in &key.copies {
+        found.warning(
+            format!("the token holds a copy of the CA's key, with {copy}; one of them is used"),
+            "delete the copies with the vendor's tool if nothing else needs them",
+        );
+    }
+    let (weak, known): (Vec<_>, Vec<_>) =
+        key.flags.weaknesses().into_iter().partition(|weakness| !accepted.allows(*weakness));
+    for weakness in known {
+        found.warning(
+            format!("the CA's key {}; that was accepted with {}", weakness.in_words(), weakness.flag()),
+            "replace it by a key without this weakness when you can",
+        );
+    }
+    for weakness in weak {
+        found.warning(
+            format!("the CA's key {}", weakness.in_words()),
+            format!(
+                "replace it by a key without this weakness, or accept it with `istio-hsm-ca adopt {}`",
+                weakness.flag()
+            ),
+        );
+    }
+    for attribute in proof::surplus(&key.flags, true).into_iter().filter(|name| ALSO_SURPLUS.contains(name)) {
+        found.warning(
+            format!("the CA's key allows more than it needs ({attribute})"),
+            "import it into a fresh token by `import`, which writes every attribute out",
+        );
+    }
+    found.ok(format!(
+        "the CA's {} key is there, and its signature verifies with ca-cert.pem; found {}",
+        ca.algorithm(),
+        key.by.in_words()
+    ));
 }
 
-fn service_key(session: &Session, label: &str, without: &str, found: &mut Findings) {
-    match key::find_by_label(session, label) {
-        Ok(own) => {
-            if let Err(error) = proof::signs(session, own.handle, &own.public_key) {
-                found.doubt(&error, "delete it by the vendor's tool and import again, which makes another");
-            }
-        }
+/// The attributes that allow too much and are no [`Weakness`](token::key::Weakness).
+const ALSO_SURPLUS: [&str; 3] = ["CKA_MODIFIABLE", "CKA_PRIVATE", "CKA_SIGN_RECOVER"];
+
+/// A key that certificates do not need: nothing about it is an error, nor to be taken for the CA's key.
+fn service_key(session: &Session, label: &str, name: &str, without: &str, make: &str, found: &mut Findings) {
+    let reason = match key::find_by_label(session, label) {
+        Ok(own) => match proof::signs(session, own.handle, &own.public_key) {
+            Ok(()) => return,
+            Err(error) => chain(&error),
+        },
         Err(KeyError::NotFound(_)) => {
-            found.warning(format!("there is no {without}"), "import again, which makes it where the token can");
+            return found.warning(format!("there is no {name}: {without}; certificates do not need it"), make);
         }
-        Err(
-            error @ (KeyError::Ambiguous { .. }
-            | KeyError::Call { .. }
-            | KeyError::Public { .. }
-            | KeyError::Unfit { .. }),
-        ) => found.failed(&error, "delete it by the vendor's tool and import again, which makes another"),
-    }
+        Err(error) => Report::from(&error).problem,
+    };
+    found.warning(
+        format!("the {name} cannot be used: {without}; certificates do not need it ({reason})"),
+        format!("delete the objects with the label `{label}` and no others, with the vendor's tool; then {make}"),
+    );
 }

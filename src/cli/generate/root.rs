@@ -25,9 +25,10 @@ use process::{
     output::{Output, Refused},
 };
 use token::{
-    Session,
-    generate::{self, Generated, Installed},
-    key::hex,
+    Session, Token,
+    adopt::{self, Access, Adopted, Adoption, Origin},
+    generate::Generated,
+    key::{Hints, hex},
 };
 
 /// What a root is made of.
@@ -46,7 +47,7 @@ struct Receipt {
     #[serde(flatten)]
     key: Generated,
     certificate: Certificate,
-    installed: Installed,
+    installed: Adopted,
     bundle: PathBuf,
     log: Recording,
     /// The log key as a verifier key of a signed note.
@@ -89,7 +90,7 @@ pub(super) fn run(key: &Key<'_>, root: Root, output: Output) -> anyhow::Result<(
         Log::open(settings, None)?
     };
     let made = key.make(&opened, &session);
-    let done = made.and_then(|made| ceremony(&runtime, &log, &session, made, &root));
+    let done = made.and_then(|made| ceremony(&runtime, &log, (&opened.token, &session), made, &root));
     runtime.block_on(log.close());
     let receipt = done?;
     output.print(&receipt, |receipt| {
@@ -112,7 +113,13 @@ pub(super) fn run(key: &Key<'_>, root: Root, output: Output) -> anyhow::Result<(
 }
 
 /// Records, signs, verifies, installs, writes; in this order.
-fn ceremony(runtime: &Runtime, log: &Log, session: &Session, made: Generated, root: &Root) -> anyhow::Result<Receipt> {
+fn ceremony(
+    runtime: &Runtime,
+    log: &Log,
+    (token, session): (&Token, &Session),
+    made: Generated,
+    root: &Root,
+) -> anyhow::Result<Receipt> {
     let (issued, index) = sign(runtime, log, session, &made, root).with_context(|| left_behind(&made))?;
     let unfinished = || {
         format!(
@@ -124,7 +131,10 @@ fn ceremony(runtime: &Runtime, log: &Log, session: &Session, made: Generated, ro
             issued.to_pem()
         )
     };
-    let installed = generate::install(session, &made.public_key, issued.der()).with_context(unfinished)?;
+    let access = Access { session, read_only: None };
+    let accepted = made.accepted_weaknesses.clone();
+    let adoption = Adoption { hints: Hints::default(), accepted, origin: Origin::Generated };
+    let installed = adopt::run(token, access, &made.public_key, issued.der(), &adoption).with_context(unfinished)?;
     let (not_before, not_after) = (timestamp::format(issued.not_before()), timestamp::format(issued.not_after()));
     let log_key = made.service_keys.log_public_key();
     let receipt = Receipt {

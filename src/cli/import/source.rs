@@ -22,7 +22,7 @@ use pki::{
 };
 use process::{clock, output};
 use token::{
-    import::{How, ImportReport},
+    import::{How, ImportReport, Level},
     pin,
 };
 
@@ -255,6 +255,9 @@ pub(super) fn how(report: &ImportReport) -> &'static str {
     match report.private_key {
         How::AlreadyThere => "it was there already and was not touched",
         How::Clear => "handed over in the clear",
+        How::Wrapped { level: Level::AesKeyGeneratedInToken, .. } => {
+            "it crossed the boundary wrapped, under a key that the token revealed to this program"
+        }
         How::Wrapped { .. } => "it crossed the boundary wrapped",
     }
 }

@@ -97,9 +97,15 @@ pub(super) fn view(view: &View, now: SystemTime) -> String {
         let found = match bundle.key_in_token {
             None => "not looked for without a login",
             Some(true) => "in the token, and signs",
-            Some(false) => "NOT in the token, or not usable; run `import` or `check`",
+            Some(false) => "NOT in the token, or not usable; run `import`, `adopt` or `check`",
         };
         let _ = writeln!(text, "bundle {}: the key of ca-cert.pem is {found}", bundle.directory.display());
+        if let Some(by) = bundle.found_by {
+            let _ = writeln!(text, "  found {}", by.in_words());
+        }
+        for copy in &bundle.copies {
+            let _ = writeln!(text, "  the token holds a copy of it, with {}", shown(&copy.to_string()));
+        }
     }
     text
 }

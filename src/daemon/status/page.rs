@@ -274,7 +274,12 @@ mod tests {
             now,
             started: now - Duration::from_secs(3600),
             report: Report {
-                parts: vec![Part { name: "token".to_owned(), trouble: Some(hostile.to_owned()), needed: true }],
+                parts: vec![Part {
+                    name: "token".to_owned(),
+                    trouble: Some(hostile.to_owned()),
+                    note: None,
+                    needed: true,
+                }],
             },
             chain: vec![ChainEntry {
                 role: "CA",

@@ -16,7 +16,7 @@ use super::{
     Inner, Shared,
 };
 use crate::signer::{SignError, Signed, Source};
-use token_host::protocol::{Fault, Fingerprint, ProtocolError, Reply};
+use token_host::protocol::{Fault, Fingerprint, ProtocolError, Recovery, Reply};
 
 impl Shared {
     /// Takes the answers of one read from a host.
@@ -119,7 +119,7 @@ impl Shared {
                 inner.pump_all();
                 false
             }
-            Reply::Opened | Reply::Status(_) => {
+            Reply::Opened { .. } | Reply::Status(_) => {
                 return Err(ProtocolError::Malformed("answer to a message to be signed"));
             }
         };
@@ -133,6 +133,11 @@ impl Shared {
     pub(super) fn failed(&self, inner: &mut Inner, id: TokenId, fault: &Fault, ca_key: Option<Fingerprint>) {
         let token = &mut inner.tokens[id];
         count(&token.handle.counters.faults);
+        if ca_key.is_none() && fault.recovery == Recovery::RejectRequest {
+            // The host's session and the CA's key are there: only the log key or the canary key fails.
+            tracing::warn!(token = &**token.name(), code = fault.code, reason = fault.text, "no checkpoint was signed");
+            return;
+        }
         tracing::warn!(
             token = &**token.name(),
             code = fault.code,
@@ -144,7 +149,7 @@ impl Shared {
         if token.apply(event, &fault.text).contains(&Action::ForgetKey)
             && let Some(key) = ca_key
         {
-            token.opened.remove(&key);
+            token.lost(&key);
         }
         token.handle.supervisor.notify_one();
         self.publish(inner);
@@ -170,6 +175,10 @@ impl Shared {
         let event = token.breaker.verdict(verified);
         let reason = if verified { "" } else { "it makes signatures that do not verify" };
         if token.apply(event, reason).contains(&Action::DropSession) {
+            if before == Phase::HalfOpen {
+                // The first signature after a failure: perhaps the host took another key for the CA's.
+                token.found.clear();
+            }
             token.discard(session);
             token.handle.writer.notify_one();
         }

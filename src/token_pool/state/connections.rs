@@ -4,7 +4,8 @@ use super::{
     super::{
         breaker::Event,
         counters::count,
-        token::{Handle, Token, TokenId},
+        supervisor::Probe,
+        token::{FoundKey, Handle, Token, TokenId},
     },
     Inner, Shared,
 };
@@ -45,10 +46,16 @@ impl Shared {
     }
 
     /// A probe has passed or failed.
-    pub(in super::super) fn probed(&self, id: TokenId, passed: bool) {
+    pub(in super::super) fn probed(&self, id: TokenId, passed: Option<Probe>) {
         let mut inner = self.lock();
-        if passed {
-            inner.tokens[id].apply(Event::ProbePassed, "the canary key signs; waiting for a real request to be signed");
+        if let Some(probe) = passed {
+            let token = &mut inner.tokens[id];
+            let reason = match probe {
+                _ if token.handle.log_only => "",
+                Probe::Canary => "the canary key signs; waiting for a real request to be signed",
+                Probe::Session => "the session answers; waiting for a real request to be signed",
+            };
+            token.apply(Event::ProbePassed, reason);
             self.publish(&inner);
             inner.pump_all();
         } else {
@@ -56,15 +63,25 @@ impl Shared {
         }
     }
 
+    /// A signature by a canary key verified.
+    pub(in super::super) fn canary_verified(&self, id: TokenId, key: Vec<u8>) {
+        self.lock().tokens[id].verified_canary = key;
+    }
+
     /// A key was found in a token, or is missing.
-    pub(in super::super) fn opened(&self, id: TokenId, host: u64, key: Fingerprint, found: bool) {
+    pub(in super::super) fn opened(&self, id: TokenId, host: u64, key: Fingerprint, found: Option<FoundKey>) {
         let mut inner = self.lock();
         let token = &mut inner.tokens[id];
         if token.host == host {
-            if found {
-                token.opened.insert(key);
-            } else {
-                token.opened.remove(&key);
+            match found {
+                Some(found) => {
+                    if token.found.get(&key).is_none_or(|before| before.how != found.how) {
+                        tracing::info!(token = &**token.name(), key = found.how, "the CA's key is in the token");
+                    }
+                    token.opened.insert(key);
+                    token.found.insert(key, found);
+                }
+                None => token.lost(&key),
             }
         }
         self.publish(&inner);
@@ -83,9 +100,17 @@ impl Shared {
         self.lock().keys.retain(|wanted| wanted != key);
     }
 
+    /// What the host that found a key in a token said of it; empty if none has.
+    pub(in super::super) fn known(&self, id: TokenId, key: &Fingerprint) -> Vec<u8> {
+        self.lock().tokens[id].found.get(key).map(|found| found.known.clone()).unwrap_or_default()
+    }
+
     /// The wanted keys that a token does not hold.
     pub(in super::super) fn missing_keys(&self, id: TokenId) -> Vec<Fingerprint> {
         let inner = self.lock();
+        if inner.tokens[id].handle.log_only {
+            return Vec::new();
+        }
         let opened = &inner.tokens[id].opened;
         inner.keys.iter().filter(|key| !opened.contains(*key)).copied().collect()
     }

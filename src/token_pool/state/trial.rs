@@ -123,7 +123,7 @@ impl Shared {
         match reply {
             Reply::Signed { session, signature } => self.verify_late(inner, id, tbs, &signature, session),
             Reply::Fault(fault) => self.failed(inner, id, &fault, Some(tbs.issuer().public_key().fingerprint())),
-            Reply::Expired | Reply::Opened | Reply::Refused { .. } | Reply::Status(_) => {}
+            Reply::Expired | Reply::Opened { .. } | Reply::Refused { .. } | Reply::Status(_) => {}
         }
         inner.tokens[id].end_trial_of(correlation);
     }

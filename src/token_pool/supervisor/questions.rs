@@ -10,7 +10,7 @@ use super::{
     super::{
         OWN_KEY, Proof, ProveError,
         state::Shared,
-        token::{Handle, TokenId},
+        token::{FoundKey, Handle, TokenId},
     },
     unexpected,
 };
@@ -29,22 +29,23 @@ pub(super) async fn open_key(
     limit: Duration,
 ) -> Result<(), ProveError> {
     let gone = || ProveError::Unreachable("its host is gone".to_owned());
-    let answer = shared.call(id, host, &Request::Open { key }).ok_or_else(gone)?;
+    let known = shared.known(id, &key);
+    let answer = shared.call(id, host, &Request::Open { key, known: &known }).ok_or_else(gone)?;
     let reply = match tokio::time::timeout(limit, answer).await {
         Ok(reply) => reply.map_err(|_| gone())?,
         Err(_) => return Err(ProveError::Unreachable(format!("its host has not answered for {limit:?}"))),
     };
     match reply {
-        Reply::Opened => {
-            shared.opened(id, host, key, true);
+        Reply::Opened { known, found } => {
+            shared.opened(id, host, key, Some(FoundKey { known, how: found }));
             Ok(())
         }
         Reply::Fault(fault) => {
-            shared.opened(id, host, key, false);
+            shared.opened(id, host, key, None);
             Err(ProveError::Refused(fault.text))
         }
         Reply::Refused { reason, .. } => {
-            shared.opened(id, host, key, false);
+            shared.opened(id, host, key, None);
             Err(ProveError::Refused(reason))
         }
         Reply::Expired | Reply::Signed { .. } | Reply::Status(_) => {
@@ -59,7 +60,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// As [`Pool::prove`](super::super::Pool::prove).
 pub(in super::super) async fn prove(shared: &Arc<Shared>, key: Fingerprint, deadline: Instant) -> Vec<Proof> {
     shared.want(key);
-    each(shared, move |shared, handle| async move {
+    let ca_tokens = shared.handles().into_iter().filter(|handle| !handle.log_only);
+    each(shared, ca_tokens.collect(), move |shared, handle| async move {
         loop {
             let (host, version, connected, reason) = shared.view(&handle, |token| {
                 (token.host, token.status.version, token.connected, token.breaker.reason().to_owned())
@@ -82,7 +84,7 @@ pub(in super::super) async fn prove(shared: &Arc<Shared>, key: Fingerprint, dead
 
 /// As [`Pool::canary`](super::super::Pool::canary).
 pub(in super::super) async fn canaries(shared: &Arc<Shared>) -> Vec<Proof> {
-    each(shared, |shared, handle| async move {
+    each(shared, shared.handles(), |shared, handle| async move {
         let (host, key, reason) = shared
             .view(&handle, |token| (token.host, token.status.canary_key.clone(), token.breaker.reason().to_owned()));
         let message = canary_message();
@@ -110,12 +112,16 @@ pub(in super::super) async fn canaries(shared: &Arc<Shared>) -> Vec<Proof> {
     .await
 }
 
-/// Asks all tokens concurrently; the results are in the order of the configuration.
-async fn each<F>(shared: &Arc<Shared>, ask: impl Fn(Arc<Shared>, Arc<Handle>) -> F) -> Vec<Proof>
+/// Asks tokens concurrently; the results are in their order.
+async fn each<F>(
+    shared: &Arc<Shared>,
+    handles: Vec<Arc<Handle>>,
+    ask: impl Fn(Arc<Shared>, Arc<Handle>) -> F,
+) -> Vec<Proof>
 where
     F: Future<Output = Result<(), ProveError>> + Send + 'static,
 {
-    let asked = shared.handles().into_iter().map(|handle| {
+    let asked = handles.into_iter().map(|handle| {
         let token = Arc::clone(&handle.name);
         (token, tokio::spawn(ask(Arc::clone(shared), handle)))
     });

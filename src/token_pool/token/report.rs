@@ -62,7 +62,7 @@ mod tests {
                 .into(),
             ..Status::default()
         };
-        let mut token = Token::new(TokenId(0), "one".into());
+        let mut token = Token::new(TokenId(0), "one".into(), false);
         let counted = |token: &mut Token, status| {
             let before = token.handle.counters.reported.load(Ordering::Relaxed);
             token.reported(status);

@@ -1,6 +1,6 @@
 //! The commands, one a line: `FUNCTION ACTION [LIMIT]`; and the books that are kept meanwhile.
 //!
-//! - FUNCTION: a PKCS#11 function, or `*` for each.
+//! - FUNCTION: a PKCS#11 function, `C_SignInit:CKA_ID` (hexadecimal) for one key, or `*` for each function.
 //! - ACTION: `return=CKR` (a number, also hexadecimal), `delay=MILLISECONDS`, `hang`, `abort`, `segv`, `exit`,
 //!   `print` (to standard output), `logout` (the login is lost before the call), `renumber=N` (all object handles are
 //!   N higher from this call on), `removed` (the token is out of its slot), `sessions=N` (of C_OpenSession: no more at
@@ -69,10 +69,23 @@ pub fn note_call(function: &'static str) {
     }
 }
 
+/// Lower-case hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    let digit = |value: u8| char::from_digit(value.into(), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+/// The return code of C_SignInit with one key.
+pub fn fault_of_key(id: &[u8]) -> Option<CK_RV> {
+    commands().filter(|text| text.contains("C_SignInit:"))?;
+    match fault(&format!("C_SignInit:{}", hex(id))) {
+        Some(Action::Return(rv)) => Some(rv),
+        _ => None,
+    }
+}
+
 /// Notes what a key is about to sign.
 pub fn note_signature(id: &[u8], input: &[u8]) {
-    let digit = |value: u8| char::from_digit(value.into(), 16).unwrap_or_default();
-    let hex = |bytes: &[u8]| bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect::<String>();
     note(&format!("sign {} {}", hex(id), hex(input)));
 }
 

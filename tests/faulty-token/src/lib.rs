@@ -300,6 +300,9 @@ unsafe extern "C" fn sign_init(
     let Some(function) = real().and_then(|real| real.C_SignInit) else { return CKR_FUNCTION_NOT_SUPPORTED };
     let key = object(key);
     let id = id_of(session, key);
+    if let Some(rv) = control::fault_of_key(&id) {
+        return rv;
+    }
     let mut signing = SIGNING.lock().unwrap_or_else(PoisonError::into_inner);
     signing.get_or_insert_default().insert(session, id);
     drop(signing);

@@ -4,7 +4,8 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use testkit::softhsm::{self, PIN, SO_PIN};
@@ -21,6 +22,23 @@ pub enum Module {
     Kryoptic,
     /// The softoken of Mozilla's NSS, of the distribution.
     Nss,
+    /// p11-kit's client, connected to a p11-kit server with SoftHSM behind it, of the distribution.
+    P11Kit,
+    /// tpm2-pkcs11 on a software TPM (swtpm) behind a resource manager (tpm2-abrmd), of the distribution.
+    Tpm2,
+}
+
+/// The programs that a module needs while it is used; they end with this value.
+#[derive(Default)]
+pub struct Servers(Vec<Child>);
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for child in self.0.iter_mut().rev() {
+            let _already_gone = child.kill();
+            let _reaped = child.wait();
+        }
+    }
 }
 
 /// A type of CA key.
@@ -83,6 +101,13 @@ impl Module {
                 "NSS stores no key that is restricted to a mechanism, forgets usage flags, and wraps keys out that are \
                  not extractable: the program refuses to put one there; certutil does",
             ),
+            (Self::P11Kit, Unwrap(_)) => Some("p11-kit 0.24 forwards no mechanism that unwraps keys with AES"),
+            (Self::P11Kit, WrapOut(_)) => Some("p11-kit 0.24 forwards no mechanism that wraps keys with AES"),
+            (Self::P11Kit, Generate(Key::Ed25519) | Take(Key::Ed25519)) => Some("p11-kit 0.24 forwards no Ed25519"),
+            (Self::Tpm2, Generate(Key::Ed25519)) => Some("TPMs have no Ed25519"),
+            (Self::Tpm2, Take(_) | Unwrap(_)) => {
+                Some("tpm2-pkcs11 has neither C_UnwrapKey nor C_CreateObject of private keys; tpm2_ptool imports keys")
+            }
             _ => None,
         }
     }
@@ -99,6 +124,8 @@ impl Module {
                     .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"), PathBuf::from);
                 vec![cache.join("istio-hsm-ca/kryoptic-1.5.4/libkryoptic_token.so")]
             }
+            Self::P11Kit => of_distribution("pkcs11/p11-kit-client.so"),
+            Self::Tpm2 => of_distribution("libtpm2_pkcs11.so.1"),
             Self::Nss => ["x86_64", "aarch64"]
                 .iter()
                 .flat_map(|machine| {
@@ -113,12 +140,20 @@ impl Module {
 
     /// What the library reads from its environment.
     pub fn environment(self, directory: &Path) -> BTreeMap<String, String> {
-        let (name, file) = match self {
-            Self::SoftHsm => ("SOFTHSM2_CONF", "softhsm2.conf"),
-            Self::Kryoptic => ("KRYOPTIC_CONF", "kryoptic.conf"),
-            Self::Nss => return BTreeMap::new(),
+        let path = |name: &str| directory.join(name).display().to_string();
+        let variables = match self {
+            Self::SoftHsm => vec![("SOFTHSM2_CONF", path("softhsm2.conf"))],
+            Self::Kryoptic => vec![("KRYOPTIC_CONF", path("kryoptic.conf"))],
+            Self::Nss => Vec::new(),
+            Self::P11Kit => vec![("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", path("p11-kit.sock")))],
+            Self::Tpm2 => vec![
+                ("TPM2_PKCS11_STORE", path("tpm2")),
+                ("TPM2_PKCS11_TCTI", "tabrmd:bus_type=session".to_owned()),
+                ("TPM2_PKCS11_LOG_LEVEL", "0".to_owned()),
+                ("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", path("bus"))),
+            ],
         };
-        BTreeMap::from([(name.to_owned(), directory.join(file).display().to_string())])
+        variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// What the library is given at C_Initialize.
@@ -132,10 +167,53 @@ impl Module {
         })
     }
 
-    /// Makes a token in a directory of its own.
-    pub fn make_token(self, directory: &Path) {
+    /// Makes a token in a directory of its own, and starts what its module needs.
+    pub fn make_token(self, directory: &Path) -> Servers {
         let path = |name: &str| directory.join(name).display().to_string();
+        let mut servers = Servers::default();
         match self {
+            Self::P11Kit => {
+                Self::SoftHsm.make_token(directory);
+                let arguments =
+                    ["server", "--foreground", "--name", &path("p11-kit.sock"), "--provider", &softhsm(), "pkcs11:"];
+                let environment = Self::SoftHsm.environment(directory);
+                servers.start("p11-kit", &arguments, &environment, &directory.join("p11-kit.sock"));
+            }
+            Self::Tpm2 => {
+                let environment = self.environment(directory);
+                for name in ["swtpm", "tpm2"] {
+                    fs::create_dir(directory.join(name)).unwrap();
+                }
+                let state = format!("dir={}", path("swtpm"));
+                let [server, control] =
+                    ["swtpm.sock", "swtpm.ctrl"].map(|name| format!("type=unixio,path={}", path(name)));
+                let arguments = [
+                    "socket",
+                    "--tpm2",
+                    "--tpmstate",
+                    &state,
+                    "--server",
+                    &server,
+                    "--ctrl",
+                    &control,
+                    "--flags",
+                    "not-need-init,startup-clear",
+                ];
+                servers.start("swtpm", &arguments, &environment, &directory.join("swtpm.sock"));
+                fs::write(directory.join("bus.conf"), bus(&path("bus"))).unwrap();
+                let configuration = format!("--config-file={}", path("bus.conf"));
+                servers.start("dbus-daemon", &[&configuration, "--nofork"], &environment, &directory.join("bus"));
+                let tpm = format!("--tcti=swtpm:path={}", path("swtpm.sock"));
+                servers.start("tpm2-abrmd", &["--allow-root", "--session", &tpm], &environment, directory);
+                let store = format!("--path={}", path("tpm2"));
+                let deadline = Instant::now() + Duration::from_secs(20);
+                while let Err(error) = self.try_tool("tpm2_ptool", directory, &["init", &store]) {
+                    assert!(Instant::now() < deadline, "the resource manager does not answer: {error}");
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                let pins = [format!("--sopin={SO_PIN}"), format!("--userpin={PIN}"), format!("--label={LABEL}")];
+                self.tool("tpm2_ptool", directory, &["addtoken", "--pid=1", &pins[0], &pins[1], &pins[2], &store]);
+            }
             Self::SoftHsm => {
                 fs::create_dir(directory.join("tokens")).unwrap();
                 let text = format!("directories.tokendir = {}\nlog.level = ERROR\n", path("tokens"));
@@ -160,6 +238,7 @@ impl Module {
                 self.tool("certutil", directory, &["-N", "-d", &database, "-f", &pin]);
             }
         }
+        servers
     }
 
     /// Has the vendor's own tool make a P-256 key with a self-signed CA certificate; answers the certificate.
@@ -181,7 +260,11 @@ impl Module {
         self.tool("certutil", directory, &["-L", "-d", &format!("sql:{}", path("nss")), "-n", "ca", "-a"])
     }
 
-    fn tool(self, program: &str, directory: &Path, arguments: &[&str]) -> String {
+    pub fn tool(self, program: &str, directory: &Path, arguments: &[&str]) -> String {
+        self.try_tool(program, directory, arguments).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn try_tool(self, program: &str, directory: &Path, arguments: &[&str]) -> Result<String, String> {
         let output = Command::new(program)
             .args(arguments)
             .envs(self.environment(directory))
@@ -189,7 +272,46 @@ impl Module {
             .unwrap_or_else(|error| panic!("{program} cannot be run ({error}): run tests/modules.sh"));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (out, err) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "{program} {arguments:?}: {out}{err}");
-        out
+        if output.status.success() { Ok(out) } else { Err(format!("{program} {arguments:?}: {out}{err}")) }
     }
+}
+
+impl Servers {
+    /// Starts a program and waits until a path is there.
+    fn start(&mut self, program: &str, arguments: &[&str], environment: &BTreeMap<String, String>, path: &Path) {
+        let child = Command::new(program)
+            .args(arguments)
+            .envs(environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program} cannot be run ({error}): run tests/modules.sh"));
+        self.0.push(child);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !path.exists() {
+            assert!(Instant::now() < deadline, "{program} does not make {}", path.display());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A file of a package, on either machine.
+fn of_distribution(name: &str) -> Vec<PathBuf> {
+    ["x86_64", "aarch64"].map(|machine| PathBuf::from(format!("/usr/lib/{machine}-linux-gnu/{name}"))).into()
+}
+
+fn softhsm() -> String {
+    softhsm::module_path().display().to_string()
+}
+
+/// The configuration of a message bus of one's own.
+fn bus(socket: &str) -> String {
+    format!(
+        "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
+         \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\n\
+         <busconfig><type>session</type><listen>unix:path={socket}</listen><auth>EXTERNAL</auth>\
+         <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_destination=\"*\"/>\
+         <allow receive_sender=\"*\"/></policy></busconfig>\n"
+    )
 }

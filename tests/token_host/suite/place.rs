@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use testkit::{faulty, plug_in::PlugIn, softhsm::PIN};
 
-use super::modules::{Capability, Key, LABEL, Module};
+use super::modules::{Capability, Key, LABEL, Module, Servers};
 use crate::harness::{MAX_VALIDITY, PROGRAM};
 
 /// A self-signed CA as an operator has it.
@@ -69,15 +69,16 @@ pub fn run(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Done {
 pub struct Place {
     pub module: Module,
     root: tempfile::TempDir,
+    servers: Servers,
 }
 
 impl Place {
     pub fn new(module: Module) -> Self {
         let prefix = format!("suite-{module:?}-").to_lowercase();
         let root = tempfile::Builder::new().prefix(&prefix).tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let place = Self { module, root };
+        let mut place = Self { module, root, servers: Servers::default() };
         place.write_pin(PIN);
-        module.make_token(place.root.path());
+        place.servers = module.make_token(place.root.path());
         place
     }
 
@@ -129,6 +130,8 @@ impl Place {
         let place = Self::new(module);
         if module.cannot(Capability::Unwrap(Key::P256)).is_none() {
             place.import(&plug_in(Key::P256), &[]).json();
+        } else if module.cannot(Capability::Generate(Key::P256)).is_none() {
+            place.generate(Key::P256).json();
         } else {
             let certificate = module.make_key(place.root.path());
             fs::create_dir(place.path("bundle")).unwrap();
@@ -139,6 +142,15 @@ impl Place {
             }
         }
         place
+    }
+
+    /// `generate` of a self-signed root.
+    pub fn generate(&self, key: Key) -> Done {
+        let (uri, bundle, log) = (self.uri(), self.text("bundle"), self.text("log"));
+        let words =
+            ["--output", "json", "generate", "--algorithm", key.name(), "--self-signed", "--organization", "Suite"];
+        let places = ["--bundle", &bundle, "--log", &log, "--log-origin", "suite.test/log", "--token", &uri];
+        self.run(&[&words[..], &places].concat())
     }
 
     /// How many private keys the token holds.
@@ -212,6 +224,7 @@ impl Place {
             name: Arc::from(name),
             call_timeout: settings.call_timeout,
             keep_alive: Duration::from_secs(1),
+            log_only: false,
             endpoint: HostEndpoint::Child {
                 settings: Box::new(settings),
                 program: Some(PathBuf::from(PROGRAM)),

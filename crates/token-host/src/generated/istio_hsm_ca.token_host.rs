@@ -55,6 +55,9 @@ pub struct Open {
     /// SHA-256 of the key's SubjectPublicKeyInfo (32 bytes).
     #[prost(bytes = "vec", tag = "1")]
     pub key: ::prost::alloc::vec::Vec<u8>,
+    /// The last Opened.known of this token for the key; empty if there is none.
+    #[prost(bytes = "vec", tag = "2")]
+    pub known: ::prost::alloc::vec::Vec<u8>,
 }
 /// Exercise the sessions. Answered by Status.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -94,8 +97,15 @@ pub struct Discard {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Expired {}
 /// The key is in the token, and a CA certificate of the host contains it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Opened {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Opened {
+    /// Where the host found the key, for the next Open. Only hosts understand it.
+    #[prost(bytes = "vec", tag = "1")]
+    pub known: ::prost::alloc::vec::Vec<u8>,
+    /// How the host found the key, for people.
+    #[prost(string, tag = "2")]
+    pub found: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Signed {
     /// The session that made the signature, for Discard.

@@ -68,9 +68,11 @@ pub(super) fn login_fault(error: &LoginError) -> Fault {
 pub(super) fn key_fault(error: &KeyError) -> Fault {
     match error {
         KeyError::Call { source, .. } => Fault { text: chain(error), ..call_fault(source, "C_FindObjects") },
-        KeyError::Ambiguous { .. } | KeyError::NotFound(_) | KeyError::Public { .. } | KeyError::Unfit { .. } => {
-            fault_of(Recovery::FixKey, &chain(error))
-        }
+        KeyError::Ambiguous { .. }
+        | KeyError::NoneSigns { .. }
+        | KeyError::NotFound(_)
+        | KeyError::Public { .. }
+        | KeyError::Unfit { .. } => fault_of(Recovery::FixKey, &chain(error)),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use super::{Fault, LoginContext, MAIN_THREAD, chain, key_fault, lock};
+use super::{LoginContext, MAIN_THREAD, chain, lock};
 use pki::PublicKey;
 use token::key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL};
 
@@ -25,32 +25,36 @@ impl LoginContext {
         self.own_keys.log.get()
     }
 
-    /// Looks for those that were not found yet.
-    pub(in super::super) fn look_for_own_keys(&self) -> Result<(), Fault> {
+    /// Looks for those that were not found yet. They are optional: a failure is no fault of the token.
+    pub(in super::super) fn look_for_own_keys(&self) {
         let OwnKeys { canary, log } = &self.own_keys;
         for (key, label) in [(canary, CANARY_KEY_LABEL), (log, LOG_KEY_LABEL)] {
             if key.get().is_none()
-                && let Some(found) = self.own_key(label)?
+                && let Some(found) = self.own_key(label)
             {
                 key.get_or_init(|| found);
             }
         }
-        Ok(())
     }
 
     /// The public half of a key that we made in the token ourselves; none where the token shows none.
-    fn own_key(&self, label: &str) -> Result<Option<PublicKey>, Fault> {
+    fn own_key(&self, label: &str) -> Option<PublicKey> {
         let anchor = lock(&self.anchor);
-        let Some(session) = anchor.as_ref() else { return Ok(None) };
+        let session = anchor.as_ref()?;
         let _call = self.watchdog.call(MAIN_THREAD);
         match key::find_by_label(session, label) {
-            Ok(found) => Ok(Some(found.public_key)),
-            Err(KeyError::NotFound(_)) => Ok(None),
-            Err(error @ KeyError::Call { .. }) => Err(key_fault(&error)),
+            Ok(found) => Some(found.public_key),
+            Err(KeyError::NotFound(_)) => None,
             Err(error) => {
-                tracing::warn!(error = chain(&error), label, "one of our own keys cannot be used");
-                Ok(None)
+                let name = name_of(label);
+                tracing::warn!(error = chain(&error), "the {name} cannot be used; certificates do not need it");
+                None
             }
         }
     }
+}
+
+/// What a key of the host's own is called in messages.
+fn name_of(label: &str) -> &'static str {
+    if label == LOG_KEY_LABEL { "log key" } else { "canary key" }
 }

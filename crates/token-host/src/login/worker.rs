@@ -9,7 +9,7 @@ use std::{
 
 use cryptoki::{object::ObjectHandle, session::Session};
 
-use super::{LoginContext, call_fault, fault_of, key_fault, sign_fault};
+use super::{LoginContext, call_fault, fault_of, key_fault, lock, sign_fault};
 use crate::{
     canary_message,
     protocol::{Fault, Fingerprint, Kind, Recovery},
@@ -17,17 +17,28 @@ use crate::{
 use pki::PublicKey;
 use token::{
     calls,
-    key::{self, CANARY_KEY_LABEL, LOG_KEY_LABEL, public},
+    key::{self, Accepted, CANARY_KEY_LABEL, CaKey, Known, LOG_KEY_LABEL, Search},
     mechanism,
 };
 
 /// How long to wait before a token that has no room for a session is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
+/// The part of a call's limit that one search for the CA's key may take until its last trial signature begins: a host
+/// that does not answer for longer than one call is replaced.
+const SEARCH_SHARE: u32 = 2;
+
 /// A signature and the session that made it.
 pub(in super::super) struct Signature {
     pub(in super::super) session: u32,
     pub(in super::super) bytes: Vec<u8>,
+}
+
+/// A CA key in the token, for the daemon.
+pub(in super::super) struct Found {
+    /// What a later host needs to know ([`Known`]).
+    pub(in super::super) known: Vec<u8>,
+    pub(in super::super) how: String,
 }
 
 struct Open {
@@ -135,8 +146,51 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Whether a CA key is in the token, fit to sign, and the one of its certificate.
-    pub(in super::super) fn look_up(&mut self, key: &PublicKey) -> Result<(), Fault> {
+    /// Signs with a key of the host's own, the log key or the canary key. The token has failed only if its session, its
+    /// login or the CA's key fails as well; otherwise the fault's recovery is [`Recovery::RejectRequest`].
+    pub(in super::super) fn sign_own(
+        &mut self,
+        kind: Kind,
+        key: &PublicKey,
+        message: &[u8],
+        deadline: Instant,
+    ) -> Result<Signature, Fault> {
+        let fault = match self.sign(kind, key, key.fingerprint(), message, deadline) {
+            Ok(signature) => return Ok(signature),
+            Err(fault) => fault,
+        };
+        self.touch()?;
+        for ca in self.login.certificates().iter() {
+            self.still_there(&ca.key)?;
+        }
+        let name = if kind == Kind::Canary { "canary key" } else { "log key" };
+        let text = format!("the {name} does not sign, and certificates do not need it: {}", fault.text);
+        Err(Fault { recovery: Recovery::RejectRequest, text, ..fault })
+    }
+
+    /// Looks a CA key up that was found before.
+    fn still_there(&mut self, key: &PublicKey) -> Result<(), Fault> {
+        let known = lock(&self.login.searches).get(&key.fingerprint()).is_some_and(Search::has_found);
+        if known { self.find_ca_key(key).map(|_| ()) } else { Ok(()) }
+    }
+
+    /// Whether a CA key is in the token, fit to sign, and the one of its certificate. `known` is what an earlier host
+    /// has found.
+    pub(in super::super) fn look_up(&mut self, key: &PublicKey, known: &[u8]) -> Result<Found, Fault> {
+        if let Ok(known) = serde_json::from_slice::<Known>(known) {
+            let mut searches = lock(&self.login.searches);
+            let search = searches.entry(key.fingerprint()).or_insert_with(|| Search::new(self.login.hints.clone()));
+            search.suggest(known);
+        }
+        let found = self.search_ca_key(key)?;
+        let mut how = format!("found {}", found.by.in_words());
+        for copy in &found.copies {
+            how.push_str(&format!("; the token holds a copy with {copy}"));
+        }
+        Ok(Found { known: serde_json::to_vec(&Known::from(&found)).unwrap_or_default(), how })
+    }
+
+    fn search_ca_key(&mut self, key: &PublicKey) -> Result<CaKey, Fault> {
         let login = self.login.login_number();
         let result = self.find_ca_key(key);
         match result {
@@ -158,25 +212,21 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn find_ca_key(&mut self, key: &PublicKey) -> Result<(), Fault> {
+    fn find_ca_key(&mut self, key: &PublicKey) -> Result<CaKey, Fault> {
         let (login, thread) = (self.login, self.thread);
         let open = self.ensure()?;
+        // One thread searches, the others then find what it has found.
+        let mut searches = lock(&login.searches);
+        let search = searches.entry(key.fingerprint()).or_insert_with(|| Search::new(login.hints.clone()));
         let _call = login.watchdog.call(thread);
-        let handle = key::find_private_key(&open.session, key).map_err(|error| key_fault(&error))?;
-        // A public key object proves nothing, but one that differs is a mistake that need not wait for a signature.
-        let session = &open.session;
-        let objects = public::by_id(session, &key.key_id()).map_err(|error| call_fault(&error, "C_FindObjects"))?;
-        for object in objects {
-            let read = public::read(session, object).map_err(|error| call_fault(&error, "C_GetAttributeValue"))?;
-            if read.is_ok_and(|other| other != *key) {
-                return Err(fault_of(
-                    Recovery::FixKey,
-                    "the token's public key object is not the key of the CA certificate; import the key again",
-                ));
-            }
+        let until = Instant::now() + login.settings.call_timeout / SEARCH_SHARE;
+        let found = search.find(&open.session, key, until).map_err(|error| key_fault(&error))?;
+        let accepted = || Accepted::in_bundle(&login.settings.bundle, &key.fingerprint(), &login.token.info().serial);
+        if key::fit(&found.flags, &found.locator, &Accepted::default()).is_err() {
+            key::fit(&found.flags, &found.locator, &accepted()).map_err(|error| key_fault(&error))?;
         }
-        open.handles.insert(key.fingerprint(), handle);
-        Ok(())
+        open.handles.insert(key.fingerprint(), found.handle);
+        Ok(found)
     }
 
     /// Whether the session has signed since this was last asked.
@@ -185,13 +235,27 @@ impl<'a> Worker<'a> {
     }
 
     /// Signs with the canary key, which keeps token and firewall from closing the session as idle: many libraries answer
-    /// C_GetSessionInfo without contacting the token. Without a canary key, C_GetSessionInfo must do.
+    /// C_GetSessionInfo without contacting the token. Without a canary key that signs, C_GetSessionInfo and a search for
+    /// the CA's key must do.
     pub(in super::super) fn exercise(&mut self) -> Result<(), Fault> {
         self.touch()?;
-        let Some(key) = self.login.canary_key().cloned() else { return Ok(()) };
-        let fingerprint = key.fingerprint();
-        self.sign(Kind::Canary, &key, fingerprint, &canary_message(), Instant::now() + BUSY_PAUSE * 2)?;
-        self.login.count_signed(fingerprint, Kind::Canary);
+        let Some(key) = self.login.canary_key().cloned() else {
+            for ca in self.login.certificates().iter() {
+                self.still_there(&ca.key)?;
+            }
+            return Ok(());
+        };
+        match self.sign_own(Kind::Canary, &key, &canary_message(), Instant::now() + BUSY_PAUSE * 2) {
+            Ok(_) => self.login.count_signed(key.fingerprint(), Kind::Canary),
+            Err(fault) if fault.recovery == Recovery::RejectRequest => {
+                tracing::warn!(
+                    thread = self.thread,
+                    reason = fault.text,
+                    "the session was exercised without the canary key"
+                );
+            }
+            Err(fault) => return Err(fault),
+        }
         Ok(())
     }
 
@@ -223,14 +287,13 @@ impl<'a> Worker<'a> {
         if let Some(handle) = open.handles.get(&fingerprint) {
             return Ok(*handle);
         }
-        let _call = login.watchdog.call(thread);
-        let own = |label| key::find_by_label(&open.session, label);
-        let handle = match kind {
-            Kind::Intermediate | Kind::Leaf => key::find_private_key(&open.session, key),
-            Kind::Canary => own(CANARY_KEY_LABEL).map(|found| found.handle),
-            Kind::Checkpoint => own(LOG_KEY_LABEL).map(|found| found.handle),
+        let label = match kind {
+            Kind::Intermediate | Kind::Leaf => return self.find_ca_key(key).map(|found| found.handle),
+            Kind::Canary => CANARY_KEY_LABEL,
+            Kind::Checkpoint => LOG_KEY_LABEL,
         };
-        let handle = handle.map_err(|error| key_fault(&error))?;
+        let _call = login.watchdog.call(thread);
+        let handle = key::find_by_label(&open.session, label).map_err(|error| key_fault(&error))?.handle;
         open.handles.insert(fingerprint, handle);
         Ok(handle)
     }

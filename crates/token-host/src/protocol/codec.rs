@@ -97,7 +97,7 @@ impl<'a> Request<'a> {
             Self::Hello { version, settings } => {
                 Body::Hello(proto::Hello { version: *version, settings: settings.to_vec() })
             }
-            Self::Open { key } => Body::Open(proto::Open { key: key.to_vec() }),
+            Self::Open { key, known } => Body::Open(proto::Open { key: key.to_vec(), known: known.to_vec() }),
             Self::Ping => Body::Ping(proto::Ping {}),
             Self::Sign(sign) => Body::Sign(proto::Sign {
                 kind: proto::Kind::from(sign.kind).into(),
@@ -119,7 +119,7 @@ impl<'a> Request<'a> {
             Body::Cancel(cancel) => Self::Cancel { correlation: cancel.correlation },
             Body::Discard(discard) => Self::Discard { session: discard.session },
             Body::Hello(hello) => Self::Hello { version: hello.version, settings: &hello.settings },
-            Body::Open(open) => Self::Open { key: fingerprint(&open.key)? },
+            Body::Open(open) => Self::Open { key: fingerprint(&open.key)?, known: &open.known },
             Body::Ping(proto::Ping {}) => Self::Ping,
             Body::Sign(sign) => {
                 if sign.request_id.len() > MAX_REQUEST_ID {
@@ -157,7 +157,9 @@ impl Reply {
                 function: truncate(&fault.function, MAX_TEXT),
                 text: truncate(&fault.text, MAX_TEXT),
             }),
-            Self::Opened => Body::Opened(proto::Opened {}),
+            Self::Opened { known, found } => {
+                Body::Opened(proto::Opened { known: known.clone(), found: truncate(found, MAX_TEXT) })
+            }
             Self::Refused { reason, limit } => {
                 Body::Refused(proto::Refused { reason: truncate(reason, MAX_TEXT), limit: *limit })
             }
@@ -182,7 +184,7 @@ impl Reply {
                 function: fault.function,
                 text: fault.text,
             }),
-            Body::Opened(proto::Opened {}) => Self::Opened,
+            Body::Opened(opened) => Self::Opened { known: opened.known, found: opened.found },
             Body::Refused(refused) => Self::Refused { reason: refused.reason, limit: refused.limit },
             Body::Signed(signed) => Self::Signed { session: signed.session, signature: signed.signature },
             Body::Status(status) => Self::Status(Box::new(Status::from_proto(status)?)),

@@ -11,7 +11,7 @@ fn requests() -> Vec<Request<'static>> {
         Request::Cancel { correlation: 77 },
         Request::Discard { session: 9 },
         Request::Hello { version: VERSION, settings: b"{}" },
-        Request::Open { key: [3; 32] },
+        Request::Open { key: [3; 32], known: b"known" },
         Request::Ping,
         sign(Kind::Canary),
         sign(Kind::Checkpoint),
@@ -23,7 +23,7 @@ fn requests() -> Vec<Request<'static>> {
 fn replies() -> Vec<Reply> {
     let mut replies = vec![
         Reply::Expired,
-        Reply::Opened,
+        Reply::Opened { known: b"known".to_vec(), found: "by a trial signature".to_owned() },
         Reply::Refused { reason: "CA:TRUE".into(), limit: false },
         Reply::Refused { reason: "too many".into(), limit: true },
         Reply::Signed { session: 4, signature: vec![1, 2, 3] },
@@ -134,12 +134,12 @@ fn fields_out_of_range_are_refused() {
     let frame = |body| Frame { correlation: 1, body };
     assert!(Request::decode(&frame(Body::Sign(sign.clone()))).is_ok());
     for wrong in [
-        Body::Open(proto::Open { key: vec![0; 33] }),
+        Body::Open(proto::Open { key: vec![0; 33], ..proto::Open::default() }),
         Body::Sign(proto::Sign { kind: 0, ..sign.clone() }),
         Body::Sign(proto::Sign { kind: 5, ..sign.clone() }),
         Body::Sign(proto::Sign { key: vec![7; 31], ..sign.clone() }),
         Body::Sign(proto::Sign { request_id: "r".repeat(129), ..sign }),
-        Body::Opened(proto::Opened {}),
+        Body::Opened(proto::Opened::default()),
     ] {
         assert!(Request::decode(&frame(wrong.clone())).is_err(), "{wrong:?}");
     }

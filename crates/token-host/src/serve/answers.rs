@@ -19,7 +19,7 @@ impl Service<'_> {
             // The reader handles both.
             Request::Cancel { .. } | Request::Discard { .. } => return None,
             Request::Hello { .. } => refused("the hello was already answered"),
-            Request::Open { key } => self.open(&mut lock(&self.sessions[index]), key),
+            Request::Open { key, known } => self.open(&mut lock(&self.sessions[index]), key, known),
             Request::Ping => match self.exercise(index) {
                 Ok(()) => Reply::Status(Box::new(self.login.status())),
                 Err(fault) => Reply::Fault(fault),
@@ -33,9 +33,7 @@ impl Service<'_> {
     fn exercise(&self, index: usize) -> Result<(), Fault> {
         lock(&self.sessions[index]).exercise()?;
         // They may have been created after the start; a token without them is asked at each keep-alive.
-        if let Err(fault) = self.login.look_for_own_keys() {
-            tracing::warn!(reason = fault.text, "the host's own keys cannot be looked up");
-        }
+        self.login.look_for_own_keys();
         for session in &self.sessions {
             let mut worker = match session.try_lock() {
                 Ok(worker) => worker,
@@ -57,15 +55,15 @@ impl Service<'_> {
         Ok(())
     }
 
-    fn open(&self, worker: &mut Worker<'_>, key: &Fingerprint) -> Reply {
+    fn open(&self, worker: &mut Worker<'_>, key: &Fingerprint, known: &[u8]) -> Reply {
         // Where the bundle cannot be read, the earlier certificates remain valid.
         let read = self.login.reread();
         let certificates = self.login.certificates();
         match (certificates.iter().find(|ca| ca.fingerprint == *key), read) {
             (None, Err(fault)) => Reply::Fault(fault),
             (None, Ok(())) => refused(&Refusal::Issuer.to_string()),
-            (Some(ca), _) => match worker.look_up(&ca.key) {
-                Ok(()) => Reply::Opened,
+            (Some(ca), _) => match worker.look_up(&ca.key, known) {
+                Ok(found) => Reply::Opened { known: found.known, found: found.how },
                 Err(fault) => Reply::Fault(fault),
             },
         }
@@ -96,7 +94,11 @@ impl Service<'_> {
             Kind::Canary | Kind::Checkpoint => key.fingerprint(),
         };
         let mut session = lock(&self.sessions[index]);
-        match session.sign(sign.kind, &key, fingerprint, sign.message, deadline) {
+        let signed = match sign.kind {
+            Kind::Intermediate | Kind::Leaf => session.sign(sign.kind, &key, fingerprint, sign.message, deadline),
+            Kind::Canary | Kind::Checkpoint => session.sign_own(sign.kind, &key, sign.message, deadline),
+        };
+        match signed {
             Ok(signature) => {
                 self.login.count_signed(fingerprint, sign.kind);
                 tracing::debug!(request_id = sign.request_id, message_kind = ?sign.kind, "signed");

@@ -83,7 +83,7 @@ mod tests {
         for (count, last, waiting, due) in cases {
             let mut outbox = Outbox::new(&writer);
             for correlation in 0..count {
-                outbox.push(u64::try_from(correlation).unwrap(), &Reply::Opened).unwrap();
+                outbox.push(u64::try_from(correlation).unwrap(), &Reply::Expired).unwrap();
             }
             let now = outbox.since + ms(2);
             assert_eq!(outbox.is_due(now, last, waiting), due, "{count} held, {last:?}, {waiting} waiting");

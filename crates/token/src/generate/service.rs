@@ -1,19 +1,17 @@
 //! The two keys beside the CA's: the log's (Ed25519), which signs checkpoints, and the canary (P-256), which signs
-//! probes. Made once a token, found by their labels. Where the token has no Ed25519 there is no log key, and
-//! checkpoints are off.
+//! probes. Made once a token, found by their labels. They are optional: where a token cannot have one, checkpoints are
+//! off, or probes ask for the session and the CA's key instead, and nothing else changes.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cryptoki::{mechanism::MechanismType, object::ObjectClass, session::Session};
 use serde::Serialize;
 
-use super::{CallError, GenerateError, call, check_mechanisms, labelled, pair};
+use super::{GenerateError, call, check_mechanisms, finish, labelled, pair};
 use crate::key::{
-    CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL, find_by_label, hex,
-    objects::Made,
-    proof::{self, ProofError},
-    public,
+    CANARY_KEY_LABEL, Found, KeyError, LOG_KEY_LABEL, Weakness, find_by_label, hex, objects::Made, proof, public,
 };
-use pki::{KeyAlgorithm, PublicKey};
+use pki::KeyAlgorithm;
+use process::error::chain;
 
 /// Both keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,6 +25,25 @@ pub struct ServiceKeys {
 }
 
 impl ServiceKeys {
+    /// What does not work without the keys that there are not.
+    #[must_use]
+    pub fn disabled(&self) -> Vec<String> {
+        let mut disabled = Vec::new();
+        if let ServiceKey::Unavailable { reason } = &self.log {
+            disabled.push(format!(
+                "this token has no log key, so that checkpoints of the issuance log are off unless another token signs \
+                 them: {reason}"
+            ));
+        }
+        if let ServiceKey::Unavailable { reason } = &self.canary {
+            disabled.push(format!(
+                "this token has no canary key, so that an idle token is probed by its session and the CA's key only: \
+                 {reason}"
+            ));
+        }
+        disabled
+    }
+
     /// The raw public half of the log key, where the token has one.
     #[must_use]
     pub fn log_public_key(&self) -> Option<[u8; 32]> {
@@ -69,10 +86,11 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    fn new(label: &str, key: &PublicKey) -> Self {
+    fn new(session: &Session, label: &str, found: &Found) -> Self {
+        let key = &found.public_key;
         Self {
             label: label.to_owned(),
-            id: hex(&key.key_id()),
+            id: hex(&public::id_of(session, found.handle).ok().flatten().unwrap_or_default()),
             spki: STANDARD.encode(key.spki_der()),
             raw: STANDARD.encode(key.subject_public_key()),
             key_sha256: hex(&key.fingerprint()),
@@ -91,24 +109,25 @@ impl ServiceKey {
     }
 }
 
-/// Makes the keys that are missing, and proves those that are there.
-pub(crate) fn ensure(
-    session: &Session,
-    mechanisms: &[MechanismType],
-    made: &mut Made<'_>,
-) -> Result<ServiceKeys, GenerateError> {
+/// Makes the keys that are missing, and proves those that are there. A key that cannot be had is no error.
+pub(crate) fn ensure<'a>(session: &'a Session, mechanisms: &[MechanismType], made: &mut Made<'a>) -> ServiceKeys {
     let mut cleared = Vec::new();
-    let log = one(session, mechanisms, KeyAlgorithm::Ed25519, LOG_KEY_LABEL, made, &mut cleared)?;
-    let canary = one(session, mechanisms, KeyAlgorithm::P256, CANARY_KEY_LABEL, made, &mut cleared)?;
-    Ok(ServiceKeys { log, canary, cleared })
+    let mut one = |algorithm, label| {
+        make(session, mechanisms, algorithm, label, made, &mut cleared)
+            .unwrap_or_else(|error| ServiceKey::Unavailable { reason: chain(&error) })
+    };
+    let log = one(KeyAlgorithm::Ed25519, LOG_KEY_LABEL);
+    let canary = one(KeyAlgorithm::P256, CANARY_KEY_LABEL);
+    ServiceKeys { log, canary, cleared }
 }
 
-fn one(
-    session: &Session,
+/// Makes one of the keys if it is missing, or else proves it.
+pub(crate) fn make<'a>(
+    session: &'a Session,
     mechanisms: &[MechanismType],
     algorithm: KeyAlgorithm,
     label: &str,
-    made: &mut Made<'_>,
+    made: &mut Made<'a>,
     cleared: &mut Vec<String>,
 ) -> Result<ServiceKey, GenerateError> {
     match find_by_label(session, label) {
@@ -117,24 +136,24 @@ fn one(
                 return Err(GenerateError::LabelTaken(label.to_owned()));
             }
             proof::signs(session, found.handle, &found.public_key)?;
-            return Ok(ServiceKey::Present(Verifier::new(label, &found.public_key)));
+            return Ok(ServiceKey::Present(Verifier::new(session, label, &found)));
         }
         Err(KeyError::NotFound(_)) => clear_orphans(session, label, cleared)?,
         Err(error) => return Err(error.into()),
     }
-    let outcome =
-        check_mechanisms(algorithm, mechanisms).and_then(|()| pair(session, mechanisms, algorithm, label, made));
-    match outcome {
-        Ok((key, _flags)) => {
-            // Two imports at once may both have made one; then nobody could tell which it is.
-            find_by_label(session, label)?;
-            Ok(ServiceKey::Made(Verifier::new(label, &key)))
-        }
-        Err(error) if error.is_inability() && algorithm == KeyAlgorithm::Ed25519 => {
-            Ok(ServiceKey::Unavailable { reason: reason(&error) })
-        }
-        Err(error) => Err(error),
-    }
+    check_mechanisms(algorithm, mechanisms)?;
+    // Nothing secret depends on these keys: that one may decrypt as well is of no use to anybody.
+    let accepted = [Weakness::Decrypt, Weakness::Derive, Weakness::Unwrap].into_iter().collect();
+    let mut pair_made = Made::new(session);
+    // Two imports at once may both have made one; then nobody could tell which it is.
+    let outcome = pair(session, mechanisms, algorithm, label, &accepted, &mut pair_made)
+        .and_then(|_| Ok(find_by_label(session, label)?));
+    let found = match outcome {
+        Ok(found) => found,
+        Err(error) => return finish(pair_made, Err(error)),
+    };
+    made.absorb(pair_made);
+    Ok(ServiceKey::Made(Verifier::new(session, label, &found)))
 }
 
 /// A public half of our label without a private half is what an interrupted run left: the private half comes last.
@@ -147,18 +166,4 @@ fn clear_orphans(session: &Session, label: &str, cleared: &mut Vec<String>) -> R
         cleared.push(format!("public key object `{label}` (CKA_ID {id}), left by an interrupted run"));
     }
     Ok(())
-}
-
-fn reason(error: &GenerateError) -> String {
-    match error {
-        GenerateError::Call(CallError { source, .. }) => format!("{error}: {source}"),
-        GenerateError::Certificate(_)
-        | GenerateError::Key(_)
-        | GenerateError::LabelTaken(_)
-        | GenerateError::Mechanism { .. }
-        | GenerateError::NotUndone { .. }
-        | GenerateError::Proof(ProofError::Call(_) | ProofError::Sign(_))
-        | GenerateError::Proof(_)
-        | GenerateError::PublicHalf(_) => error.to_string(),
-    }
 }

@@ -6,7 +6,7 @@ use super::{CallError, ImportError};
 use crate::{
     Recovery,
     key::{
-        self, Flags, KeyError, hex,
+        self, Accepted, CaKey, Flags, KeyError, Locator, Search, fit, hex,
         proof::{self, ProofError},
         public,
     },
@@ -16,12 +16,20 @@ use pki::PublicKey;
 /// The objects of the key's CKA_ID.
 #[derive(Debug)]
 pub(super) struct Existing {
-    /// The private key that works, with its attributes and label.
-    pub(super) whole: Option<(ObjectHandle, Flags, String)>,
+    /// The private key that works.
+    pub(super) whole: Option<Whole>,
     /// Private objects that do not work, left by an interrupted import.
     pub(super) broken: Vec<ObjectHandle>,
     /// Whether an import of this key was interrupted.
     pub(super) interrupted: Vec<ObjectHandle>,
+}
+
+/// A private key that works.
+#[derive(Clone, Debug)]
+pub(super) struct Whole {
+    pub(super) handle: ObjectHandle,
+    pub(super) flags: Flags,
+    pub(super) locator: Locator,
 }
 
 /// Looks, and changes nothing.
@@ -29,7 +37,7 @@ pub(super) struct Existing {
 /// # Errors
 /// When there are several keys that work, one that does not work and that no interrupted import of ours explains, or
 /// one that is unfit.
-pub(super) fn look(session: &Session, key: &PublicKey) -> Result<Existing, ImportError> {
+pub(super) fn look(session: &Session, key: &PublicKey, accepted: &Accepted) -> Result<Existing, ImportError> {
     let call = |source| ImportError::from(CallError { step: "look for the key", source });
     let interrupted = super::marker::find(session, key).map_err(call)?;
     let what = format!("CKA_ID {}", hex(&key.key_id()));
@@ -46,7 +54,8 @@ pub(super) fn look(session: &Session, key: &PublicKey) -> Result<Existing, Impor
         }
     }
     let count = whole.len() + broken.len();
-    let unexplained = interrupted.is_empty() && !broken.is_empty();
+    // Another key under the same CKA_ID does no harm beside one that works.
+    let unexplained = whole.is_empty() && interrupted.is_empty() && !broken.is_empty();
     if whole.len() > 1 || (unexplained && count > 1) {
         return Err(KeyError::Ambiguous { what, count }.into());
     }
@@ -54,13 +63,22 @@ pub(super) fn look(session: &Session, key: &PublicKey) -> Result<Existing, Impor
         return Err(ImportError::Unproven { what, source });
     }
     let whole = match whole.pop() {
-        None => None,
         Some(handle) => {
             let flags = Flags::read(session, handle).map_err(call)?;
-            flags.check().map_err(|reason| KeyError::Unfit { what, reason })?;
-            Some((handle, flags, public::label_of(session, handle).map_err(call)?.unwrap_or_default()))
+            Some(Whole { handle, flags, locator: Locator::read(session, handle).map_err(call)? })
         }
+        // Another tool may have imported it, under another CKA_ID.
+        None => match Search::default().find_related(session, key) {
+            Ok(CaKey { handle, flags, locator, .. }) => Some(Whole { handle, flags, locator }),
+            Err(KeyError::NoneSigns { .. }) => None,
+            // It has the CKA_ID of an interrupted import, and was judged above.
+            Err(_) if !broken.is_empty() => None,
+            Err(error) => return Err(error.into()),
+        },
     };
+    if let Some(Whole { flags, locator, .. }) = &whole {
+        fit(flags, locator, accepted)?;
+    }
     Ok(Existing { whole, broken, interrupted })
 }
 

@@ -1,20 +1,17 @@
 //! Checks before an import: finds every obstacle in the token before anything is written to it.
 
-use aws_lc_rs::signature::Ed25519KeyPair;
 use cryptoki::{mechanism::MechanismType, session::Session};
 use secrecy::SecretString;
 
 use super::{
-    ImportError, Options, WrapError, cannot,
+    ImportError, NotWrapped, Options, WrapError,
     existing::{self, Existing},
+    rehearsal,
     wrap::Wrapping,
 };
 use crate::{
     Module, Pkcs11Error, Token, TokenUri,
-    key::{
-        objects::Made,
-        template::{self, Name},
-    },
+    key::template::Omission,
     mechanism::signing_mechanism,
     module::{LoginError, TokenError},
 };
@@ -33,6 +30,8 @@ pub struct Ready {
     pub(super) existing: Existing,
     /// An error is acceptable only if the key is present already or may cross the boundary in the clear.
     pub(super) wrapping: Result<Wrapping, WrapError>,
+    /// What is left out from the key's template in the clear; `None` where it is not to cross the boundary so.
+    pub(super) clear: Option<Omission>,
 }
 
 impl Ready {
@@ -78,15 +77,12 @@ pub enum Problem {
         algorithm: KeyAlgorithm,
     },
     /// The token cannot unwrap such a key.
-    #[error("the token `{label}` cannot unwrap a {algorithm} key; --allow-plaintext-import imports it in the clear")]
+    #[error("the token `{label}` {source}")]
     NotWrapped {
         /// Label of the token.
         label: String,
-        /// Algorithm of the key.
-        algorithm: KeyAlgorithm,
-        /// The step that failed.
-        #[source]
-        source: WrapError,
+        /// Why, and what can be done.
+        source: NotWrapped,
     },
     /// No token or several tokens match.
     #[error(transparent)]
@@ -191,39 +187,29 @@ fn mechanisms(token: &Token, algorithm: Option<KeyAlgorithm>, problems: &mut Vec
 fn check(opened: Opened, key: &PublicKey, options: &Options) -> Result<Ready, Vec<Problem>> {
     let Opened { token, session, mechanisms, mut problems } = opened;
     let algorithm = key.algorithm();
-    let existing = existing::look(&session, key).map_err(|error| problems.push(Problem::Existing(error))).ok();
-    let wrapping = Wrapping::establish(&session);
+    let accepted = &options.accepted;
+    let existing =
+        existing::look(&session, key, accepted).map_err(|error| problems.push(Problem::Existing(error))).ok();
+    let signing = signing_mechanism(algorithm, &mechanisms);
+    let wrapping = Wrapping::establish(&session, algorithm, signing, options.kwp_mechanism);
+    let unwraps = wrapping.as_ref().map_err(WrapError::clone).and_then(Wrapping::unwraps);
+    let mut clear = None;
     if existing.as_ref().is_none_or(|existing| existing.whole.is_none())
-        && let Err(source) = rehearse(&session, &wrapping, algorithm)
-        && !(options.allow_plaintext && cannot(&source))
+        && let Err(source) = unwraps
     {
-        problems.push(Problem::NotWrapped { label: token.info().label.clone(), algorithm, source });
+        let possible = source.is_inability();
+        let rehearsed = possible.then(|| rehearsal::in_the_clear(&session, algorithm, signing).ok()).flatten();
+        clear = rehearsed.filter(|_| options.allow_plaintext);
+        if clear.is_none() {
+            let source = NotWrapped { algorithm, source, clear: rehearsed.is_some(), inability: possible };
+            problems.push(Problem::NotWrapped { label: token.info().label.clone(), source });
+        }
     }
-    match (existing, signing_mechanism(algorithm, &mechanisms)) {
+    match (existing, signing) {
         (Some(existing), Some(signing)) if problems.is_empty() => {
             let (key, options) = (key.clone(), options.clone());
-            Ok(Ready { token, session, key, options, mechanisms, signing, existing, wrapping })
+            Ok(Ready { token, session, key, options, mechanisms, signing, existing, wrapping, clear })
         }
         _ => Err(problems),
-    }
-}
-
-/// Unwraps a random key of the types that not every token with RFC 5649 can unwrap. Mechanism lists do not show this.
-fn rehearse(
-    session: &Session,
-    wrapping: &Result<Wrapping, WrapError>,
-    algorithm: KeyAlgorithm,
-) -> Result<(), WrapError> {
-    let wrapping = wrapping.as_ref().map_err(WrapError::clone)?;
-    match algorithm {
-        KeyAlgorithm::Ed25519 => {
-            let key = Ed25519KeyPair::generate_pkcs8v1(&aws_lc_rs::rand::SystemRandom::new())
-                .map_err(|_| WrapError::Software)?;
-            let name = Name { id: b"rehearsal", label: "rehearsal" };
-            let object = wrapping.unwrap(session, key.as_ref(), &template::private(algorithm, &name, None, false))?;
-            Made::new(session).scratch(object);
-            Ok(())
-        }
-        KeyAlgorithm::P256 | KeyAlgorithm::P384 | KeyAlgorithm::Rsa { .. } => Ok(()),
     }
 }

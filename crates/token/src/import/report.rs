@@ -5,11 +5,11 @@ use serde::Serialize;
 
 use super::{
     Staged,
-    wrap::{KeyWrap, OaepHash},
+    wrap::{KeyWrap, Level, OaepHash},
 };
 use crate::{
     generate::ServiceKeys,
-    key::{Flags, objects::Placed},
+    key::{Accepted, Flags, objects::Placed},
     module::Info,
 };
 use pki::PublicKey;
@@ -37,12 +37,16 @@ pub struct ImportReport {
     pub public_key: Placed,
     /// What became of the certificate object.
     pub certificate: Placed,
+    /// Attributes of the private key that the token did not accept and chose itself.
+    pub omitted_attributes: Vec<String>,
+    /// What the key allows and the operator has accepted.
+    pub accepted_weaknesses: Accepted,
     /// The private key's attributes as read back. CKA_LOCAL, CKA_ALWAYS_SENSITIVE and CKA_NEVER_EXTRACTABLE are false
     /// or absent: the key was outside a token before, and the token says so.
     pub attributes: Flags,
     /// Whether the token took CKA_ALLOWED_MECHANISMS; none for a key that was there already.
     pub restricted_to_mechanism: Option<bool>,
-    /// The answer to the attempt to read the private value; there is no report unless it is this one.
+    /// The answer to the attempt to read the private value; there is no report if it could be read.
     pub read_attempt: &'static str,
     /// The attempt to wrap the private key out of the token.
     pub wrap_attempt: WrapAttempt,
@@ -62,14 +66,16 @@ pub enum How {
     AlreadyThere,
     /// In the clear, by C_CreateObject.
     Clear,
-    /// Wrapped: an in-token pair, an AES-256 key, RFC 5649.
+    /// Wrapped under an AES-256 key.
     Wrapped {
-        /// The hash of RSA-OAEP.
-        oaep_hash: OaepHash,
-        /// The mechanism of AES-KWP.
+        /// How strictly.
+        level: Level,
+        /// The hash of RSA-OAEP, if it was used.
+        oaep_hash: Option<OaepHash>,
+        /// The mechanism that unwrapped the private key.
         key_wrap: KeyWrap,
-        /// Bits of the RSA pair.
-        pair_bits: u32,
+        /// Bits of the RSA pair, if there was one.
+        pair_bits: Option<u32>,
     },
 }
 
@@ -82,6 +88,8 @@ pub enum WrapAttempt {
         /// Why.
         reason: String,
     },
+    /// The key was wrapped, which the operator has accepted.
+    Accepted,
     /// Refused, as it must be.
     Refused {
         /// The token's answer.
@@ -115,11 +123,11 @@ pub(super) fn now() -> String {
         .map_or_else(|_| "unknown".to_owned(), |time| time.to_string())
 }
 
-/// Notes on what is allowed beyond need, for a key that we did not make.
+/// Notes on what is allowed beyond need.
 pub(super) fn surplus_notes(flags: &Flags) -> Vec<String> {
     crate::key::proof::surplus(flags, true)
         .into_iter()
-        .map(|name| format!("the key in the token was not made by this program and allows more than it needs: {name}"))
+        .map(|name| format!("the key in the token allows more than it needs: {name}"))
         .collect()
 }
 

@@ -1,9 +1,14 @@
 //! Import of the private key in wrapped form.
 //!
-//! An RSA key pair generated in the token for this import unwraps an AES key (RSA-OAEP), which unwraps the private key
-//! (AES-KWP, RFC 5649). All of these are session objects and end with the session.
+//! The ways in are tried strictest first, with a random key of the CA key's type, and the first that the token can do is
+//! used. Usually an RSA key pair generated in the token for this import unwraps an AES key (RSA-OAEP), which unwraps the
+//! private key (AES-KWP, RFC 5649). All keys of a way are session objects and end with the session.
+
+use std::fmt;
 
 use aws_lc_rs::{
+    cipher::{AES_256 as AES_256_CBC, EncryptionContext, PaddedBlockEncryptingKey, UnboundCipherKey},
+    iv::FixedLength,
     key_wrap::{AES_256, AesKek, KeyWrapPadded},
     rand,
     rsa::{OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPublicEncryptingKey, PublicEncryptingKey},
@@ -14,20 +19,33 @@ use cryptoki::{
         rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource},
         vendor_defined::VendorDefinedMechanism,
     },
-    object::{Attribute, KeyType, ObjectClass, ObjectHandle},
+    object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use serde::Serialize;
-use zeroize::Zeroizing;
+use serde::{Serialize, Serializer};
+use zeroize::{Zeroize, Zeroizing};
 
-use super::How;
+use super::{How, rehearsal};
 use crate::{
     Pkcs11Error,
-    key::{objects::Made, public},
+    key::{
+        objects::Made,
+        public,
+        template::{self, Omission},
+    },
 };
+use pki::KeyAlgorithm;
 
 /// Size of the RSA pair. It exists for one import only, and generating larger pairs is slow.
 const PAIR_BITS: u32 = 2048;
+
+/// CKM_AES_KEY_WRAP_KWP (PKCS#11 v3.0, section 2.13.1).
+const CKM_AES_KEY_WRAP_KWP: Number = 0x210b;
+/// CKM_RSA_AES_KEY_WRAP (PKCS#11 v3.0, section 2.1.19).
+const CKM_RSA_AES_KEY_WRAP: Number = 0x1054;
+
+/// The integer that CK_ULONG is on this platform.
+pub type Number = std::ffi::c_ulong;
 
 /// Hash of RSA-OAEP. SHA-1 is not a weakness here (OAEP does not depend on collision resistance).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -40,23 +58,71 @@ pub enum OaepHash {
     Sha256,
 }
 
-/// Mechanism number with which the token implements RFC 5649.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// The mechanism that unwraps the private key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyWrap {
+    /// CKM_AES_CBC_PAD. Unlike the others it does not detect damage, which the proof of the key does.
+    CbcPad,
     /// CKM_AES_KEY_WRAP_KWP, standard since v3.0.
-    #[serde(rename = "CKM_AES_KEY_WRAP_KWP (0x210b)")]
     Kwp,
     /// CKM_AES_KEY_WRAP_PAD, the earlier number, with which some tokens (SoftHSM) mean RFC 5649.
-    #[serde(rename = "CKM_AES_KEY_WRAP_PAD (0x210a)")]
     Pad,
+    /// CKM_RSA_AES_KEY_WRAP: RSA-OAEP and RFC 5649 in one mechanism.
+    RsaAes,
+    /// A vendor's number for RFC 5649.
+    Vendor(Number),
+}
+
+impl fmt::Display for KeyWrap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CbcPad => f.write_str("CKM_AES_CBC_PAD (0x1085)"),
+            Self::Kwp => f.write_str("CKM_AES_KEY_WRAP_KWP (0x210b)"),
+            Self::Pad => f.write_str("CKM_AES_KEY_WRAP_PAD (0x210a)"),
+            Self::RsaAes => f.write_str("CKM_RSA_AES_KEY_WRAP (0x1054)"),
+            Self::Vendor(number) => write!(f, "the vendor's mechanism 0x{number:x}"),
+        }
+    }
+}
+
+impl Serialize for KeyWrap {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// How strictly the private key is protected on its way, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// RFC 5649 under an AES key that the token unwraps with RSA-OAEP.
+    AesKwpUnderRsaOaep,
+    /// CKM_RSA_AES_KEY_WRAP, the same in one mechanism.
+    RsaAesKeyWrap,
+    /// As the first, with RFC 5649 under a vendor's mechanism number.
+    VendorKwpUnderRsaOaep,
+    /// CKM_AES_CBC_PAD under an AES key that the token unwraps with RSA-OAEP.
+    AesCbcPadUnderRsaOaep,
+    /// Under an AES key that the token generates and reveals to this program: as strict as the connection to the token's
+    /// library is private.
+    AesKeyGeneratedInToken,
 }
 
 /// Reasons why the token cannot unwrap a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WrapError {
-    /// AES-KWP is not supported.
-    #[error("the token cannot unwrap with AES-KWP (RFC 5649), neither as mechanism 0x210a nor as 0x210b")]
-    KeyWrap(#[source] Pkcs11Error),
+    /// An AES key cannot be generated and read.
+    #[error("the token does not generate an AES key that this program can read")]
+    GeneratedKey(#[source] Pkcs11Error),
+    /// The mechanism is not supported for such a key.
+    #[error("the token cannot unwrap with {mechanism}")]
+    KeyWrap {
+        /// The mechanism.
+        mechanism: KeyWrap,
+        /// The token's error.
+        #[source]
+        source: Pkcs11Error,
+    },
     /// RSA-OAEP is not supported.
     #[error("the token cannot unwrap with RSA-OAEP, neither with SHA-256 nor with SHA-1")]
     Oaep(#[source] Pkcs11Error),
@@ -73,111 +139,368 @@ impl WrapError {
     #[must_use]
     pub fn fault(&self) -> Option<&Pkcs11Error> {
         match self {
-            Self::KeyWrap(fault) | Self::Oaep(fault) | Self::Pair(fault) => Some(fault),
+            Self::GeneratedKey(fault) | Self::KeyWrap { source: fault, .. } | Self::Oaep(fault) | Self::Pair(fault) => {
+                Some(fault)
+            }
             Self::Software => None,
         }
     }
-}
 
-/// Session keys of a token that unwraps with RSA-OAEP and AES-KWP. They exist until the session is closed.
-pub(super) struct Wrapping {
-    aes: Zeroizing<[u8; 32]>,
-    aes_in_token: ObjectHandle,
-    oaep: OaepHash,
-    key_wrap: KeyWrap,
-}
-
-impl std::fmt::Debug for Wrapping {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Wrapping").field("oaep", &self.oaep).field("key_wrap", &self.key_wrap).finish_non_exhaustive()
+    /// Whether the token lacks the ability, so that the next level may work.
+    #[must_use]
+    pub(super) fn is_inability(&self) -> bool {
+        self.fault().is_some_and(Pkcs11Error::is_inability)
     }
 }
 
-impl Wrapping {
-    /// Generates the RSA pair and the AES key, and determines the mechanism variants of this token by unwrapping a
-    /// random key.
-    pub(super) fn establish(session: &Session) -> Result<Self, WrapError> {
-        let (public_half, private) =
-            session.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &pair_public(), &pair_private()).map_err(pair)?;
-        let recipient = match public::read(session, public_half).map_err(WrapError::Pair)? {
-            Ok(key) => PublicEncryptingKey::from_der(key.spki_der()).map_err(|_| WrapError::Software)?,
-            Err(_) => return Err(WrapError::Software),
+/// Session keys of a token that unwrap. They exist until the session is closed.
+pub(super) struct Wrapping {
+    way: Way,
+    /// What is left out from the key's template; or why the way unwraps other keys and not such a one.
+    unwraps: Result<Omission, WrapError>,
+}
+
+/// One way into the token.
+struct Way {
+    level: Level,
+    mechanism: KeyWrap,
+    hash: Option<OaepHash>,
+    keys: Keys,
+}
+
+/// The keys of a way.
+enum Keys {
+    Aes { key: Zeroizing<[u8; 32]>, in_token: ObjectHandle },
+    Rsa(Pair),
+}
+
+impl fmt::Debug for Wrapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Way { level, mechanism, hash, .. } = &self.way;
+        f.debug_struct("Wrapping").field("level", level).field("mechanism", mechanism).field("hash", hash).finish()
+    }
+}
+
+/// The RSA pair of one import.
+#[derive(Clone)]
+struct Pair {
+    public_half: ObjectHandle,
+    private: ObjectHandle,
+    spki: Vec<u8>,
+}
+
+impl Pair {
+    fn generate(session: &Session) -> Result<Self, WrapError> {
+        let generate = |omission: Omission| {
+            let halves = (omission.apply(&pair_public()), omission.apply(&pair_private()));
+            Ok(session.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &halves.0, &halves.1)?)
         };
+        let all = [pair_public(), pair_private()].concat();
+        let ((public_half, private), _) = template::with_fallbacks(&all, generate).map_err(WrapError::Pair)?;
+        match public::read(session, public_half).map_err(WrapError::Pair)? {
+            Ok(key) => Ok(Self { public_half, private, spki: key.spki_der().to_vec() }),
+            Err(_) => Err(WrapError::Software),
+        }
+    }
+
+    fn encrypt(&self, hash: OaepHash, key: &[u8]) -> Result<Vec<u8>, WrapError> {
+        let recipient = PublicEncryptingKey::from_der(&self.spki).map_err(|_| WrapError::Software)?;
         let recipient = OaepPublicEncryptingKey::new(recipient).map_err(|_| WrapError::Software)?;
-        let mut aes = Zeroizing::new([0; 32]);
-        rand::fill(aes.as_mut_slice()).map_err(|_| WrapError::Software)?;
-        let unwrap_aes = |hash: OaepHash| {
-            let wrapped = oaep_encrypt(&recipient, hash, aes.as_slice())?;
-            session.unwrap_key(&hash.mechanism(), private, &wrapped, &aes_template(false)).map_err(oaep)
-        };
-        let (oaep, aes_in_token) = match unwrap_aes(OaepHash::Sha256) {
-            Ok(handle) => (OaepHash::Sha256, handle),
-            Err(WrapError::Software) => return Err(WrapError::Software),
-            Err(_) => (OaepHash::Sha1, unwrap_aes(OaepHash::Sha1)?),
-        };
-        let mut wrapping = Self { aes, aes_in_token, oaep, key_wrap: KeyWrap::Pad };
-        wrapping.find_key_wrap(session)?;
-        Ok(wrapping)
+        let mut output = vec![0; recipient.ciphertext_size()];
+        let length = recipient.encrypt(hash.software(), key, &mut output, None).map_err(|_| WrapError::Software)?.len();
+        output.truncate(length);
+        Ok(output)
+    }
+
+    /// Has the token unwrap a new AES key.
+    fn send_aes(&self, session: &Session, hash: OaepHash) -> Result<Keys, WrapError> {
+        let key = random_key()?;
+        let wrapped = self.encrypt(hash, key.as_slice())?;
+        let unwrapped = session.unwrap_key(&hash.mechanism(), self.private, &wrapped, &aes_template(false, true));
+        Ok(Keys::Aes { key, in_token: unwrapped.map_err(|e| WrapError::Oaep(e.into()))? })
+    }
+}
+
+/// Has the token generate an AES key, and reads it.
+fn generate_aes(session: &Session) -> Result<Keys, WrapError> {
+    let failed = |error: cryptoki::error::Error| WrapError::GeneratedKey(error.into());
+    let mut attributes = aes_template(false, false);
+    attributes.push(Attribute::ValueLen(32.into()));
+    let in_token = session.generate_key(&Mechanism::AesKeyGen, &attributes).map_err(failed)?;
+    let mut key = Zeroizing::new([0; 32]);
+    for attribute in session.get_attributes(in_token, &[AttributeType::Value]).map_err(failed)? {
+        if let Attribute::Value(mut value) = attribute {
+            if value.len() == key.len() {
+                key.copy_from_slice(&value);
+            }
+            value.zeroize();
+        }
+    }
+    // A token that does not reveal the value returns no attribute.
+    if key.iter().all(|byte| *byte == 0) {
+        let error = cryptoki::error::Error::Pkcs11(
+            cryptoki::error::RvError::AttributeSensitive,
+            cryptoki::context::Function::GetAttributeValue,
+        );
+        return Err(failed(error));
+    }
+    Ok(Keys::Aes { key, in_token })
+}
+
+impl Wrapping {
+    /// Finds the strictest way by which the token unwraps a random key of such a type. `vendor` is a vendor's mechanism
+    /// number for RFC 5649.
+    ///
+    /// # Errors
+    /// When there is no way that unwraps anything: the error of the strictest one. When a way fails for a reason that
+    /// the next one would not avoid.
+    pub(super) fn establish(
+        session: &Session,
+        algorithm: KeyAlgorithm,
+        signing: Option<MechanismType>,
+        vendor: Option<Number>,
+    ) -> Result<Self, WrapError> {
+        let mut attempts = Attempts { session, algorithm, signing, half: None, first: None };
+        let pair = attempts.possible(Pair::generate(session))?;
+        let mut sent = None;
+        if let Some(pair) = &pair {
+            for hash in [OaepHash::Sha256, OaepHash::Sha1] {
+                if let Some(keys) = attempts.possible(pair.send_aes(session, hash))? {
+                    sent = Some((hash, keys));
+                    break;
+                }
+            }
+        }
+        let vendor = vendor.map(KeyWrap::Vendor);
+        let underneath = [
+            (Level::AesKwpUnderRsaOaep, vec![KeyWrap::Pad, KeyWrap::Kwp]),
+            (Level::RsaAesKeyWrap, vec![KeyWrap::RsaAes]),
+            (Level::VendorKwpUnderRsaOaep, vendor.into_iter().collect()),
+            (Level::AesCbcPadUnderRsaOaep, vec![KeyWrap::CbcPad]),
+        ];
+        for (level, mechanisms) in underneath {
+            for mechanism in mechanisms {
+                let ways: Vec<Way> = match (mechanism, &pair, &sent) {
+                    (KeyWrap::RsaAes, Some(pair), _) => [OaepHash::Sha256, OaepHash::Sha1]
+                        .map(|hash| Way { level, mechanism, hash: Some(hash), keys: Keys::Rsa(pair.clone()) })
+                        .into(),
+                    (KeyWrap::RsaAes, None, _) | (_, _, None) => Vec::new(),
+                    (_, _, Some((hash, keys))) => {
+                        vec![Way { level, mechanism, hash: Some(*hash), keys: keys.again() }]
+                    }
+                };
+                for way in ways {
+                    if let Some(found) = attempts.rehearse(way)? {
+                        return Ok(found);
+                    }
+                }
+            }
+        }
+        if let Some(keys) = attempts.possible(generate_aes(session))? {
+            let level = Level::AesKeyGeneratedInToken;
+            for mechanism in [KeyWrap::Pad, KeyWrap::Kwp].into_iter().chain(vendor).chain([KeyWrap::CbcPad]) {
+                if let Some(found) = attempts.rehearse(Way { level, mechanism, hash: None, keys: keys.again() })? {
+                    return Ok(found);
+                }
+            }
+        }
+        attempts.half.ok_or_else(|| attempts.first.unwrap_or(WrapError::Software))
+    }
+
+    /// What is left out from the key's template, if such a key can be unwrapped.
+    pub(super) fn unwraps(&self) -> Result<Omission, WrapError> {
+        self.unwraps.clone()
     }
 
     /// How a key that was unwrapped came into the token, for the report.
     pub(super) fn how(&self) -> How {
-        How::Wrapped { oaep_hash: self.oaep, key_wrap: self.key_wrap, pair_bits: PAIR_BITS }
+        let Way { level, mechanism, hash, .. } = &self.way;
+        How::Wrapped { level: *level, oaep_hash: *hash, key_wrap: *mechanism, pair_bits: hash.map(|_| PAIR_BITS) }
     }
 
-    /// Unwraps a PKCS#8 key (C_UnwrapKey) into the session object described by `template`.
+    /// Unwraps a PKCS#8 key (C_UnwrapKey) into the object described by `template`.
     pub(super) fn unwrap(
         &self,
         session: &Session,
         pkcs8: &[u8],
         template: &[Attribute],
     ) -> Result<ObjectHandle, WrapError> {
-        let wrapped = self.wrap(pkcs8)?;
-        session
-            .unwrap_key(&self.key_wrap.mechanism(), self.aes_in_token, &wrapped, template)
-            .map_err(|e| WrapError::KeyWrap(e.into()))
+        self.way.unwrap(session, pkcs8, template)
     }
 
     /// Tries to wrap an object (C_WrapKey) and discards the result.
     pub(super) fn wrap_out(&self, session: &Session, object: ObjectHandle) -> Result<(), Pkcs11Error> {
-        session.wrap_key(&self.key_wrap.mechanism(), self.aes_in_token, object)?;
+        let with = match &self.way.keys {
+            Keys::Aes { in_token, .. } => *in_token,
+            Keys::Rsa(pair) => pair.public_half,
+        };
+        let wrap = |mechanism: &Mechanism<'_>| session.wrap_key(mechanism, with, object);
+        self.way.with_mechanism([0; 16], wrap)?;
         Ok(())
     }
+}
 
-    /// Selects the mechanism number with which the token unwraps a random key.
-    fn find_key_wrap(&mut self, session: &Session) -> Result<(), WrapError> {
-        let mut random_key = Zeroizing::new([0; 32]);
-        rand::fill(random_key.as_mut_slice()).map_err(|_| WrapError::Software)?;
-        let mut made = Made::new(session);
-        let mut unwrap = |wrapping: &Self| {
-            let object = wrapping.unwrap(session, random_key.as_slice(), &aes_template(true))?;
-            made.scratch(object);
-            Ok(())
-        };
-        if unwrap(self).is_ok() {
-            return Ok(());
+/// The attempts of one import to find a way.
+struct Attempts<'a> {
+    session: &'a Session,
+    algorithm: KeyAlgorithm,
+    signing: Option<MechanismType>,
+    /// The strictest way that unwraps other keys.
+    half: Option<Wrapping>,
+    first: Option<WrapError>,
+}
+
+impl Attempts<'_> {
+    /// The result of a step, or `None` where the token lacks the ability.
+    fn possible<T>(&mut self, step: Result<T, WrapError>) -> Result<Option<T>, WrapError> {
+        match step {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_inability() => {
+                self.first.get_or_insert(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        self.key_wrap = KeyWrap::Kwp;
-        unwrap(self)
     }
 
-    fn wrap(&self, key: &[u8]) -> Result<Vec<u8>, WrapError> {
-        let kek = AesKek::new(&AES_256, self.aes.as_slice()).map_err(|_| WrapError::Software)?;
-        // RFC 5649: padded to eight bytes, and eight bytes before it.
-        let mut output = vec![0; key.len() + 16];
-        let length = kek.wrap_with_padding(key, &mut output).map_err(|_| WrapError::Software)?.len();
-        output.truncate(length);
-        Ok(output)
+    /// Unwraps a random key of the CA key's type, or else a random AES key.
+    fn rehearse(&mut self, way: Way) -> Result<Option<Wrapping>, WrapError> {
+        let session = self.session;
+        let key = rehearsal::random_pkcs8(self.algorithm).ok_or(WrapError::Software)?;
+        let attributes = rehearsal::template(self.algorithm, self.signing);
+        let mut made = Made::new(session);
+        let mut software = None;
+        let unwrapped = template::with_fallbacks(&attributes, |omission| {
+            way.unwrap(session, &key, &omission.apply(&attributes)).map_err(|error| match error.fault() {
+                Some(fault) => fault.clone(),
+                None => {
+                    software = Some(error);
+                    // Never seen: `software` goes first.
+                    Pkcs11Error::from(cryptoki::error::Error::InvalidValue)
+                }
+            })
+        });
+        if let Some(error) = software {
+            return Err(error);
+        }
+        let unwrapped = unwrapped.map_err(|source| WrapError::KeyWrap { mechanism: way.mechanism, source });
+        if let Err(error) = &unwrapped
+            && error.is_inability()
+            && self.half.is_none()
+        {
+            let other = way.unwrap(session, random_key()?.as_slice(), &aes_template(true, true));
+            if let Ok(object) = other {
+                made.scratch(object);
+                self.half = Some(Wrapping { way, unwraps: Err(error.clone()) });
+                self.possible(unwrapped)?;
+                return Ok(None);
+            }
+        }
+        Ok(self.possible(unwrapped)?.map(|(object, omission)| {
+            made.scratch(object);
+            Wrapping { way, unwraps: Ok(omission) }
+        }))
+    }
+}
+
+impl Keys {
+    /// The same keys for another way.
+    fn again(&self) -> Self {
+        match self {
+            Self::Aes { key, in_token } => Self::Aes { key: key.clone(), in_token: *in_token },
+            Self::Rsa(pair) => Self::Rsa(pair.clone()),
+        }
+    }
+}
+
+/// CK_RSA_AES_KEY_WRAP_PARAMS (PKCS#11 v3.0, section 2.1.20).
+#[repr(C)]
+struct RsaAesParameters<'a> {
+    aes_key_bits: Number,
+    oaep: *const PkcsOaepParams<'a>,
+}
+
+impl Way {
+    fn unwrap(&self, session: &Session, pkcs8: &[u8], template: &[Attribute]) -> Result<ObjectHandle, WrapError> {
+        let mut iv = [0; 16];
+        rand::fill(&mut iv).map_err(|_| WrapError::Software)?;
+        let (wrapped, with) = match &self.keys {
+            Keys::Aes { key, in_token } => (self.wrap(key, pkcs8, iv)?, *in_token),
+            Keys::Rsa(pair) => {
+                let key = random_key()?;
+                let mut wrapped = pair.encrypt(self.hash.unwrap_or(OaepHash::Sha256), key.as_slice())?;
+                wrapped.extend(wrap_kwp(&key, pkcs8)?);
+                (wrapped, pair.private)
+            }
+        };
+        self.with_mechanism(iv, |mechanism| session.unwrap_key(mechanism, with, &wrapped, template))
+            .map_err(|e| WrapError::KeyWrap { mechanism: self.mechanism, source: e.into() })
+    }
+
+    fn wrap(&self, key: &[u8; 32], pkcs8: &[u8], iv: [u8; 16]) -> Result<Vec<u8>, WrapError> {
+        if self.mechanism == KeyWrap::CbcPad { wrap_cbc(key, pkcs8, iv) } else { wrap_kwp(key, pkcs8) }
+    }
+
+    fn with_mechanism<T>(&self, iv: [u8; 16], call: impl FnOnce(&Mechanism<'_>) -> T) -> T {
+        let numbered = |number| VendorDefinedMechanism::new::<()>(mechanism_type(number), None);
+        match self.mechanism {
+            KeyWrap::CbcPad => call(&Mechanism::AesCbcPad(iv)),
+            KeyWrap::Kwp => call(&Mechanism::VendorDefined(numbered(CKM_AES_KEY_WRAP_KWP))),
+            KeyWrap::Pad => call(&Mechanism::AesKeyWrapPad),
+            KeyWrap::Vendor(number) => call(&Mechanism::VendorDefined(numbered(number))),
+            KeyWrap::RsaAes => {
+                let oaep = self.hash.unwrap_or(OaepHash::Sha256).parameters();
+                let parameters = RsaAesParameters { aes_key_bits: 256, oaep: &raw const oaep };
+                let number = mechanism_type(CKM_RSA_AES_KEY_WRAP);
+                call(&Mechanism::VendorDefined(VendorDefinedMechanism::new(number, Some(&parameters))))
+            }
+        }
+    }
+}
+
+fn random_key() -> Result<Zeroizing<[u8; 32]>, WrapError> {
+    let mut key = Zeroizing::new([0; 32]);
+    rand::fill(key.as_mut_slice()).map_err(|_| WrapError::Software)?;
+    Ok(key)
+}
+
+/// RFC 5649.
+fn wrap_kwp(key: &[u8; 32], pkcs8: &[u8]) -> Result<Vec<u8>, WrapError> {
+    let kek = AesKek::new(&AES_256, key.as_slice()).map_err(|_| WrapError::Software)?;
+    // Padded to eight bytes, and eight bytes before it.
+    let mut output = vec![0; pkcs8.len() + 16];
+    let length = kek.wrap_with_padding(pkcs8, &mut output).map_err(|_| WrapError::Software)?.len();
+    output.truncate(length);
+    Ok(output)
+}
+
+/// AES-256-CBC with the padding of PKCS#7.
+fn wrap_cbc(key: &[u8; 32], pkcs8: &[u8], iv: [u8; 16]) -> Result<Vec<u8>, WrapError> {
+    let key = UnboundCipherKey::new(&AES_256_CBC, key.as_slice()).and_then(PaddedBlockEncryptingKey::cbc_pkcs7);
+    let key = key.map_err(|_| WrapError::Software)?;
+    // Encrypted in place; with room for the padding, no copy of the key is left behind.
+    let mut output = Vec::with_capacity(pkcs8.len() + 16);
+    output.extend_from_slice(pkcs8);
+    match key.less_safe_encrypt(&mut output, EncryptionContext::Iv128(FixedLength::from(iv))) {
+        Ok(_) => Ok(output),
+        Err(_) => {
+            output.zeroize();
+            Err(WrapError::Software)
+        }
     }
 }
 
 impl OaepHash {
-    fn mechanism(self) -> Mechanism<'static> {
+    fn parameters(self) -> PkcsOaepParams<'static> {
         let (hash, mgf) = match self {
             Self::Sha1 => (MechanismType::SHA1, PkcsMgfType::MGF1_SHA1),
             Self::Sha256 => (MechanismType::SHA256, PkcsMgfType::MGF1_SHA256),
         };
-        Mechanism::RsaPkcsOaep(PkcsOaepParams::new(hash, mgf, PkcsOaepSource::empty()))
+        PkcsOaepParams::new(hash, mgf, PkcsOaepSource::empty())
+    }
+
+    fn mechanism(self) -> Mechanism<'static> {
+        Mechanism::RsaPkcsOaep(self.parameters())
     }
 
     fn software(self) -> &'static OaepAlgorithm {
@@ -188,43 +511,12 @@ impl OaepHash {
     }
 }
 
-impl KeyWrap {
-    fn mechanism(self) -> Mechanism<'static> {
-        match self {
-            Self::Kwp => Mechanism::VendorDefined(VendorDefinedMechanism::new::<()>(aes_key_wrap_kwp(), None)),
-            Self::Pad => Mechanism::AesKeyWrapPad,
-        }
-    }
-}
-
-/// CKM_AES_KEY_WRAP_KWP (PKCS#11 v3.0, section 2.13.1), which the binding has no name for, and whose constructor for
-/// other numbers takes those of vendors alone.
-#[expect(unsafe_code, reason = "the binding cannot express this number of the standard in another way")]
-fn aes_key_wrap_kwp() -> MechanismType {
-    const CKM_AES_KEY_WRAP_KWP: cryptoki_number::Number = 0x210b;
+/// A mechanism that the binding has no name for, and whose constructor for other numbers takes those of vendors alone.
+#[expect(unsafe_code, reason = "the binding cannot express these numbers of the standard in another way")]
+fn mechanism_type(number: Number) -> MechanismType {
     // SAFETY: MechanismType is a `#[repr(transparent)]` struct around one CK_MECHANISM_TYPE, every value of which is a
     // valid one; `transmute` itself refuses to compile should the sizes ever differ.
-    unsafe { std::mem::transmute::<cryptoki_number::Number, MechanismType>(CKM_AES_KEY_WRAP_KWP) }
-}
-
-/// The integer that CK_ULONG is on this platform.
-mod cryptoki_number {
-    pub(super) type Number = std::ffi::c_ulong;
-}
-
-fn oaep_encrypt(recipient: &OaepPublicEncryptingKey, hash: OaepHash, key: &[u8]) -> Result<Vec<u8>, WrapError> {
-    let mut output = vec![0; recipient.ciphertext_size()];
-    let length = recipient.encrypt(hash.software(), key, &mut output, None).map_err(|_| WrapError::Software)?.len();
-    output.truncate(length);
-    Ok(output)
-}
-
-fn pair(error: cryptoki::error::Error) -> WrapError {
-    WrapError::Pair(error.into())
-}
-
-fn oaep(error: cryptoki::error::Error) -> WrapError {
-    WrapError::Oaep(error.into())
+    unsafe { std::mem::transmute::<Number, MechanismType>(number) }
 }
 
 fn pair_public() -> Vec<Attribute> {
@@ -254,15 +546,16 @@ fn pair_private() -> Vec<Attribute> {
     ]
 }
 
-/// The AES key that unwraps and, for the proof that the key cannot be wrapped out, wraps; also the throw-away key.
-fn aes_template(throw_away: bool) -> Vec<Attribute> {
+/// The AES key that unwraps and, for the proof that the key cannot be wrapped out, wraps; also the throw-away key. Only
+/// a key that the token generates for this program to read is not `sensitive`.
+fn aes_template(throw_away: bool, sensitive: bool) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),
         Attribute::Token(false),
         Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(false),
+        Attribute::Sensitive(sensitive),
+        Attribute::Extractable(!sensitive),
         Attribute::Wrap(!throw_away),
         Attribute::Unwrap(!throw_away),
         Attribute::Encrypt(false),

@@ -46,6 +46,13 @@ impl<'a> Made<'a> {
         object
     }
 
+    /// Takes over what a part of the operation has made.
+    pub fn absorb(&mut self, mut part: Made<'a>) {
+        self.scratch.append(&mut part.scratch);
+        self.token.append(&mut part.token);
+        self.guard = self.guard.or(part.guard.take());
+    }
+
     /// Everything went well: the token objects stay.
     pub fn keep(mut self) {
         self.token.clear();
@@ -90,11 +97,34 @@ pub enum Placed {
     Unchanged,
     /// It took the place of another certificate for the same key.
     Replaced,
+    /// The token does not take such an object; nothing depends on it.
+    NotStored,
     /// It is new.
     Written,
 }
 
-/// Writes the public key object, unless the same is there.
+impl Placed {
+    /// What a token that cannot store such an object makes of the attempt; notes why.
+    ///
+    /// # Errors
+    /// When the attempt failed for another reason.
+    pub fn or_not<T>(
+        attempt: Result<T, Pkcs11Error>,
+        otherwise: T,
+        what: &str,
+        notes: &mut Vec<String>,
+    ) -> Result<T, Pkcs11Error> {
+        attempt.or_else(|error| {
+            if !error.is_inability() {
+                return Err(error);
+            }
+            notes.push(format!("the token does not store the {what}, which is not needed: {error}"));
+            Ok(otherwise)
+        })
+    }
+}
+
+/// Writes the public key object, unless the token has one of this key.
 ///
 /// # Errors
 /// When a call fails.
@@ -104,7 +134,7 @@ pub fn place_public(
     name: &Name<'_>,
     made: &mut Made<'_>,
 ) -> Result<Placed, Pkcs11Error> {
-    for object in public::by_id(session, name.id)? {
+    for object in public::all(session, key)? {
         if public::read(session, object)?.as_ref() == Ok(key) {
             return Ok(Placed::Unchanged);
         }

@@ -11,7 +11,7 @@ use cryptoki::{
     session::Session,
 };
 
-use super::{Flags, Pkcs11Error, Unfit};
+use super::{Accepted, Flags, Pkcs11Error, Unfit};
 use crate::mechanism::{self, SignError};
 use pki::{KeyAlgorithm, PublicKey};
 use process::error::Remedy;
@@ -26,9 +26,7 @@ pub enum ProofError {
     #[error("the token did not keep the attribute {0} as it was written; this token is not fit for the key")]
     Attribute(&'static str),
     /// The private value can be read.
-    #[error(
-        "the private value could be read ({0} did not answer CKR_ATTRIBUTE_SENSITIVE); this token is not fit for the key"
-    )]
+    #[error("the private value could be read ({0}); this token is not fit for the key")]
     Readable(&'static str),
     /// No signature.
     #[error("the private key does not sign")]
@@ -38,7 +36,8 @@ pub enum ProofError {
     Unfit(#[from] Unfit),
     /// The key could be wrapped out.
     #[error(
-        "the private key could be wrapped out of the token although it is not extractable; this token is not fit for the key"
+        "the private key could be wrapped out of the token although it is not extractable; use another token, or accept \
+         that with --allow-extractable"
     )]
     Wrappable,
     /// The signature is another key's.
@@ -75,18 +74,27 @@ pub fn signs(session: &Session, handle: ObjectHandle, key: &PublicKey) -> Result
     key.verify(key.signature_algorithm(), &message, &signature).map_err(|_| ProofError::WrongSignature)
 }
 
-/// Reads the attributes of a key that we made back, and compares them with what was written.
+/// Reads the attributes of a key that we made back, and judges what the token made of them.
 ///
 /// # Errors
-/// When the key may be read, extracted, used for anything but signing, or changed; `kept` for a token object.
-pub fn attributes(session: &Session, handle: ObjectHandle, kept: bool) -> Result<Flags, ProofError> {
+/// When the key may be read, extracted or used for anything but signing, unless that is accepted; `kept` for a token
+/// object.
+pub fn attributes(
+    session: &Session,
+    handle: ObjectHandle,
+    kept: bool,
+    accepted: &Accepted,
+) -> Result<Flags, ProofError> {
     let flags = Flags::read(session, handle)?;
-    flags.check()?;
+    flags.usable()?;
     if kept && flags.token != Some(true) {
         return Err(ProofError::Attribute("CKA_TOKEN"));
     }
-    match surplus(&flags, kept).first() {
-        Some(name) => Err(ProofError::Attribute(name)),
+    if flags.private == Some(false) {
+        return Err(ProofError::Attribute("CKA_PRIVATE"));
+    }
+    match accepted.missing(&flags.weaknesses()).first() {
+        Some(weakness) => Err(Unfit::Weak(*weakness).into()),
         None => Ok(flags),
     }
 }
@@ -108,11 +116,15 @@ pub fn surplus(flags: &Flags, kept: bool) -> Vec<&'static str> {
     .collect()
 }
 
-/// Tries to read the private value, which must fail with CKR_ATTRIBUTE_SENSITIVE.
+/// Tries to read the private value, which must fail. Returns the token's answer for the receipt.
 ///
 /// # Errors
-/// When it does not fail, or fails in another way, which proves nothing.
-pub fn unreadable(session: &Session, handle: ObjectHandle, algorithm: KeyAlgorithm) -> Result<(), ProofError> {
+/// When the value can be read.
+pub fn unreadable(
+    session: &Session,
+    handle: ObjectHandle,
+    algorithm: KeyAlgorithm,
+) -> Result<&'static str, ProofError> {
     // By type: a token answers CKR_ATTRIBUTE_TYPE_INVALID for an attribute that such a key does not have.
     let values: &[(AttributeType, &str)] = match algorithm {
         KeyAlgorithm::Ed25519 | KeyAlgorithm::P256 | KeyAlgorithm::P384 => &[(AttributeType::Value, "CKA_VALUE")],
@@ -122,11 +134,16 @@ pub fn unreadable(session: &Session, handle: ObjectHandle, algorithm: KeyAlgorit
             (AttributeType::Prime2, "CKA_PRIME_2"),
         ],
     };
+    let mut answer = "CKR_ATTRIBUTE_SENSITIVE";
     for (attribute, name) in values {
         match session.get_attribute_info(handle, &[*attribute]).map_err(Pkcs11Error::from)?.as_slice() {
             [AttributeInfo::Sensitive] => {}
+            // An empty value reveals nothing: tokens whose keys are elsewhere have such attributes.
+            [AttributeInfo::Available(0) | AttributeInfo::TypeInvalid | AttributeInfo::Unavailable] => {
+                answer = "no value";
+            }
             _ => return Err(ProofError::Readable(name)),
         }
     }
-    Ok(())
+    Ok(answer)
 }

@@ -6,8 +6,9 @@ use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
+use der::{Decode, Encode};
 
-use super::Pkcs11Error;
+use super::{Pkcs11Error, key_type};
 use crate::calls;
 use pki::PublicKey;
 
@@ -65,6 +66,21 @@ pub fn by_id(session: &Session, id: &[u8]) -> Result<Vec<ObjectHandle>, Pkcs11Er
     Ok(calls::call(calls::Function::FindObjects, || session.find_objects(&template))?)
 }
 
+/// Most public key objects that are looked through for one key.
+const MOST: usize = 256;
+
+/// The token's public key objects of a key's type, among which may be its own.
+///
+/// # Errors
+/// When the call fails.
+pub fn all(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
+    let kind = Attribute::KeyType(key_type(key.algorithm()));
+    let template = [Attribute::Class(ObjectClass::PUBLIC_KEY), Attribute::Token(true), kind];
+    let mut found = calls::call(calls::Function::FindObjects, || session.find_objects(&template))?;
+    found.truncate(MOST);
+    Ok(found)
+}
+
 /// Reads a public key object.
 ///
 /// # Errors
@@ -96,6 +112,14 @@ pub fn read(session: &Session, object: ObjectHandle) -> Result<Result<PublicKey,
         _ => return Ok(Err(Unreadable::Incomplete)),
     };
     Ok(key.map_err(|_| Unreadable::Unsupported))
+}
+
+/// The public key in a DER certificate, if it is of a kind that we take.
+#[must_use]
+pub fn of_certificate(der: &[u8]) -> Option<PublicKey> {
+    let certificate = x509_cert::Certificate::from_der(der).ok()?;
+    let spki = certificate.tbs_certificate().subject_public_key_info().to_der().ok()?;
+    PublicKey::from_spki_der(&spki).ok()
 }
 
 fn read_attributes(

@@ -1,5 +1,6 @@
 //! The attributes with which objects are made. Every flag is written out: what a token takes for an attribute that is
-//! left out differs from token to token, and is sometimes "readable" (SoftHSM) or "may not sign" (Kryoptic).
+//! left out differs from token to token, and is sometimes "readable" (SoftHSM) or "may not sign" (Kryoptic). Only where
+//! a token rejects an attribute is it left out ([`with_fallbacks`]); what the token chose is read back and judged.
 
 use cryptoki::{
     mechanism::MechanismType,
@@ -7,7 +8,7 @@ use cryptoki::{
 };
 use der::{Encode, asn1::OctetStringRef};
 
-use super::key_type;
+use super::{Pkcs11Error, key_type};
 use pki::{CertificateFields, KeyAlgorithm, PublicKey};
 
 /// What names an object.
@@ -53,11 +54,100 @@ pub fn private_flags(name: &Name<'_>, allowed: Option<MechanismType>, extractabl
     template
 }
 
+/// How much of a template is left out, from nothing to everything that a token may refuse to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Omission(usize);
+
+impl Omission {
+    /// Nothing is left out.
+    pub const NONE: Self = Self(0);
+
+    /// The attributes that are left out from a template, by name.
+    #[must_use]
+    pub fn names(self, template: &[Attribute]) -> Vec<String> {
+        let rank = |attribute: &Attribute| omission_rank(attribute).is_some_and(|rank| rank <= self.0);
+        template
+            .iter()
+            .filter(|attribute| rank(attribute))
+            .map(|attribute| attribute.attribute_type().to_string())
+            .collect()
+    }
+
+    /// The rest of a template.
+    #[must_use]
+    pub fn apply(self, template: &[Attribute]) -> Vec<Attribute> {
+        template.iter().filter(|attribute| omission_rank(attribute).is_none_or(|rank| rank > self.0)).cloned().collect()
+    }
+}
+
+/// From which omission on an attribute is left out, the least important first; `None` for what an object needs.
+fn omission_rank(attribute: &Attribute) -> Option<usize> {
+    match attribute {
+        // Unknown to tokens older than PKCS#11 v2.20.
+        Attribute::AllowedMechanisms(_) => Some(1),
+        Attribute::Modifiable(_) => Some(2),
+        Attribute::Decrypt(false)
+        | Attribute::Derive(false)
+        | Attribute::Encrypt(false)
+        | Attribute::SignRecover(false)
+        | Attribute::Unwrap(false)
+        | Attribute::VerifyRecover(false)
+        | Attribute::Wrap(false) => Some(3),
+        Attribute::Extractable(false) | Attribute::Private(_) | Attribute::Sensitive(true) => Some(4),
+        // Some vendors assign it themselves.
+        Attribute::Id(_) => Some(5),
+        _ => None,
+    }
+}
+
+const MOST_OMITTED: usize = 5;
+
+/// Makes an object with all attributes of the template, or else without those that the token rejects.
+///
+/// # Errors
+/// The call's, when it is not about the template, or when nothing is left to omit.
+pub fn with_fallbacks<T>(
+    template: &[Attribute],
+    mut make: impl FnMut(Omission) -> Result<T, Pkcs11Error>,
+) -> Result<(T, Omission), Pkcs11Error> {
+    let mut omission = Omission::NONE;
+    loop {
+        let error = match make(omission) {
+            Ok(made) => return Ok((made, omission)),
+            Err(error) => error,
+        };
+        let left = omission.apply(template).len();
+        let next = (omission.0 + 1..=MOST_OMITTED).map(Omission).find(|next| next.apply(template).len() < left);
+        match next {
+            Some(next) if rejects_template(&error) => omission = next,
+            Some(_) | None => return Err(error),
+        }
+    }
+}
+
+/// Whether the token rejects an attribute of a template.
+#[must_use]
+pub fn rejects_template(error: &Pkcs11Error) -> bool {
+    use cryptoki::error::RvError::{
+        AttributeReadOnly, AttributeTypeInvalid, AttributeValueInvalid, TemplateInconsistent,
+    };
+    [AttributeReadOnly, AttributeTypeInvalid, AttributeValueInvalid, TemplateInconsistent]
+        .into_iter()
+        .any(|rv| error.is(rv))
+}
+
 /// What turns a session object into the token's: C_CopyObject keeps every other flag. CKA_MODIFIABLE goes last, since
 /// SoftHSM takes attributes in order and refuses all that follows it.
 #[must_use]
 pub fn keep() -> [Attribute; 2] {
     [Attribute::Token(true), Attribute::Modifiable(false)]
+}
+
+/// The same for a template, where the token has no C_CopyObject or no session objects.
+#[must_use]
+pub fn kept(template: &[Attribute]) -> Vec<Attribute> {
+    let others = template.iter().filter(|attribute| !matches!(attribute, Attribute::Token(_)));
+    others.cloned().chain(keep()).collect()
 }
 
 /// A public key as a token object, readable by everybody.
@@ -152,6 +242,6 @@ impl Certificate {
     }
 }
 
-fn octet_string(bytes: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn octet_string(bytes: &[u8]) -> Option<Vec<u8>> {
     OctetStringRef::new(bytes).ok()?.to_der().ok()
 }
