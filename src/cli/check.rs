@@ -82,6 +82,7 @@ fn all(config: &Config, path: String) -> anyhow::Result<Vec<Finding>> {
     findings.extend(log);
     findings.extend(local::clock(known));
     findings.extend(network::addresses(config, &endpoint, &admin, &status_page, &operator_socket));
+    findings.extend(network::tls(config));
     findings.extend(network::serving(config));
     findings.extend(bundle.as_ref().map(|bundle| local::rehearsal(config, bundle)).unwrap_or_default());
     findings.extend(network::callers(config, authenticator, &runtime));

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::{ServerConfig, server::Acceptor};
+use rustls::{PeerIncompatible, ServerConfig, server::Acceptor};
 use rustls_pki_types::CertificateDer;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -253,6 +253,8 @@ enum NoTls {
     Gone,
     #[error("the TLS handshake failed: {0}")]
     Handshake(#[source] io::Error),
+    #[error("the client supports none of the accepted TLS versions")]
+    Version,
     #[error("the TLS handshake took too long")]
     Timeout,
     #[error("too many concurrent handshakes; the connection was not served in time")]
@@ -265,6 +267,7 @@ impl NoTls {
             Self::Dropped => "dropped",
             Self::Gone => "gone",
             Self::Handshake(_) => "error",
+            Self::Version => "version",
             Self::Timeout => "timeout",
             Self::Turn => "turn",
         }
@@ -275,6 +278,12 @@ impl NoTls {
             // What probes of load balancers do.
             Self::Gone => tracing::debug!(%peer, "a client closed its connection without sending anything"),
             Self::Dropped => tracing::debug!(%peer, reason = %self, "a client got no TLS connection"),
+            Self::Version => tracing::warn!(
+                %peer,
+                kind = "tls_version",
+                "a client without TLS 1.3 was rejected; agents under COMPLIANCE_POLICY=fips-140-2 have TLS 1.2 only: set \
+                 [listen.tls] allow_tls12 = true to accept them"
+            ),
             Self::Handshake(_) | Self::Timeout | Self::Turn => {
                 tracing::info!(%peer, kind = "tls_handshake", reason = %self, "a client got no TLS connection");
             }
@@ -302,7 +311,7 @@ impl Gate {
             let socket = Socket::new(stream, Arc::clone(standing), self.limits.handshake_bytes);
             let hello = LazyConfigAcceptor::new(Acceptor::default(), socket);
             let hello = timeout_at(deadline.into(), hello).await.map_err(|_| NoTls::Timeout)?;
-            let hello = hello.map_err(NoTls::Handshake)?;
+            let hello = hello.map_err(NoTls::of)?;
             let busy = standing.busy();
             let turn = self.handshakes.take(standing.client());
             let turn = timeout(self.limits.handshake_wait, turn).await.map_err(|_| NoTls::Turn)?;
@@ -315,9 +324,21 @@ impl Gate {
                 Poll::Ready(ended) => ended,
                 Poll::Pending => timeout(self.limits.handshake_timeout, handshake).await.map_err(|_| NoTls::Timeout)?,
             };
-            ended.map_err(NoTls::Handshake)
+            ended.map_err(NoTls::of)
         })
         .await
+    }
+}
+
+impl NoTls {
+    fn of(error: io::Error) -> Self {
+        use PeerIncompatible::{SupportedVersionsExtensionRequired, Tls12NotOfferedOrEnabled};
+        match error.get_ref().and_then(|error| error.downcast_ref()) {
+            Some(rustls::Error::PeerIncompatible(SupportedVersionsExtensionRequired | Tls12NotOfferedOrEnabled)) => {
+                Self::Version
+            }
+            _ => Self::Handshake(error),
+        }
     }
 }
 

@@ -101,7 +101,13 @@ fn check_passes_and_changes_nothing() {
     assert_eq!(fs::read_dir(ready.machine.path("log")).unwrap().count(), log, "the log is unchanged");
     assert!(warned(&findings, "auth", "no issuer of tokens is configured"));
     let all = findings.iter().map(|finding| format!("{} {}", finding["part"], finding["text"])).collect::<String>();
-    for expected in ["until 20", "the PIN is taken", "signature verifies with ca-cert.pem", "1 certificates intended"] {
+    for expected in [
+        "until 20",
+        "COMPLIANCE_POLICY=fips-140-2",
+        "the PIN is taken",
+        "signature verifies with ca-cert.pem",
+        "1 certificates intended",
+    ] {
         assert!(all.contains(expected), "{expected}: {all}");
     }
     let text = ready.machine.run("check --config $/config.toml", &[]);

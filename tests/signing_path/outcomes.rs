@@ -1,6 +1,12 @@
 //! What does not come from a request's content, too, moves a series: limits, files that are refused, a shared flush.
 
-use std::{fs, io::Write, net::TcpStream, process::Command, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    net::TcpStream,
+    process::{Command, Stdio},
+    time::Duration,
+};
 use testkit::wait::eventually;
 
 use nix::sys::signal::Signal;
@@ -79,6 +85,12 @@ async fn every_limit_has_its_series() {
     grows(&daemon, "istio_hsm_ca_handshakes_failed_total", &[("reason", "error")], failed("error")).await;
     grows(&daemon, "istio_hsm_ca_handshakes_failed_total", &[("reason", "timeout")], failed("timeout")).await;
     drop((garbage, silent));
+    // An agent under COMPLIANCE_POLICY=fips-140-2.
+    let address = daemon.address.to_string();
+    let old = Command::new("openssl").args(["s_client", "-tls1_2", "-connect", &address]).stdin(Stdio::null()).output();
+    assert!(!old.unwrap().status.success());
+    grows(&daemon, "istio_hsm_ca_handshakes_failed_total", &[("reason", "version")], 0.0).await;
+    daemon.wait_line(|line| line["message"].as_str().is_some_and(|message| message.contains("allow_tls12 = true")));
 
     // More connections of one address than it may have: idle ones make room, those of known workloads do not.
     let many: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(daemon.address).unwrap()).collect();

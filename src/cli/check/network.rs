@@ -16,6 +16,18 @@ use tokio::net::TcpListener;
 /// How long the issuers of tokens have to publish their keys.
 const ISSUERS: Duration = Duration::from_secs(5);
 
+/// The TLS versions of the endpoint: right as they are, but which agents they exclude is good to know.
+pub(super) fn tls(config: &Config) -> Vec<Finding> {
+    let mut found = Findings::about("tls");
+    if config.listen.tls.allow_tls12 {
+        found.ok("TLS 1.2 and 1.3");
+    } else if !config.listen.plaintext {
+        found.ok("TLS 1.3 only; agents under COMPLIANCE_POLICY=fips-140-2 have TLS 1.2 only and need [listen.tls] \
+             allow_tls12 = true");
+    }
+    found.into_vec()
+}
+
 /// The addresses and the socket, all open at once.
 pub(super) fn addresses(
     config: &Config,
