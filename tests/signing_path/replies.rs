@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bench::agent::KeyKind;
+use istio_api::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
 use rcgen::{CertifiedIssuer, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize};
+
+use tonic::Request;
 
 use crate::judges::{ders, is_istios, judge};
 use testkit::{
@@ -62,6 +65,20 @@ fn check(name: &str, reply: &[String], plug_in: &PlugIn, between: &[String]) {
         (others[1..].iter().map(|text| ders(text)).collect(), between.iter().map(|text| ders(text)).collect());
     assert_eq!(found, wanted, "{name}: the path from the CA up to the root");
     judge(name, reply, process::clock::now());
+}
+
+/// agentgateway sends a P-256 key and a JWT, and neither metadata nor the cluster's ID; its roots are the last element.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_as_agentgateway_sends_it_is_answered() {
+    let plug_in = PlugIn::intermediate();
+    let site = Site::new(&plug_in);
+    let daemon = site.serve("");
+    let csr = Ask::with_key(IDENTITY, KeyKind::P256).csr;
+    let mut request = Request::new(IstioCertificateRequest { csr, validity_duration: 86_400, metadata: None });
+    request.metadata_mut().insert("authorization", format!("Bearer {}", daemon.token).parse().unwrap());
+    let mut client = IstioCertificateServiceClient::new(daemon.connect(None).await);
+    let reply = client.create_certificate(request).await.unwrap().into_inner().cert_chain;
+    check("agentgateway", &reply, &plug_in, std::slice::from_ref(&plug_in.ca_cert));
 }
 
 #[tokio::test(flavor = "multi_thread")]
