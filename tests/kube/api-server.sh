@@ -2,8 +2,8 @@
 # Builds what the Kubernetes tests run on: etcd, kube-apiserver and kubectl, and Helm, each from its Go module, at the
 # versions pinned here. They stand in a cache outside the checkout; what stands there already is left alone.
 #
-#   tests/kube/api-server.sh              builds all of them, and prints the directory
-#   tests/kube/api-server.sh helm         builds only the ones named: etcd, kube-apiserver, kubectl, helm
+#   tests/kube/api-server.sh              builds these four, and prints the directory
+#   tests/kube/api-server.sh helm         builds only the ones named; the mesh needs kube-controller-manager and kube-proxy too
 #   tests/kube/api-server.sh --where      prints the directory, and builds nothing
 #
 # Needs Go (https://go.dev, or the package golang-go of a distribution that has 1.21 or later, which fetches the rest by
@@ -81,12 +81,12 @@ one() {
         module etcd go.etcd.io/etcd/server/v3 "$ETCD"
         build etcd etcd go.etcd.io/etcd/server/v3
         ;;
-    kube-apiserver | kubectl) kubernetes "$1" ;;
+    kube-apiserver | kube-controller-manager | kube-proxy | kubectl) kubernetes "$1" ;;
     helm)
         module helm helm.sh/helm/v4 "$HELM"
         build helm helm helm.sh/helm/v4/cmd/helm
         ;;
-    *) die "$1 is none of etcd, kube-apiserver, kubectl, helm" ;;
+    *) die "$1 is none of etcd, kube-apiserver, kube-controller-manager, kube-proxy, kubectl, helm" ;;
     esac
     exec 8>&-
 }
