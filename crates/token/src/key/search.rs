@@ -197,18 +197,25 @@ impl Search {
         self.known.is_some()
     }
 
-    /// Finds the key; one that was proven before, by its CKA_ID and label and without a signature. Tries no further key
-    /// after `until`: the next search continues.
+    /// Finds the key. A key that this process has proven is found by its CKA_ID and label without a signature, and one that
+    /// another process has proven with a single one. Tries no further key after `until`: the next search continues.
     ///
     /// # Errors
     /// When no private key signs as the CA's, or a call fails.
     pub fn find(&mut self, session: &Session, key: &PublicKey, until: Instant) -> Result<CaKey, KeyError> {
-        if let Some(known) = &self.known {
-            match found_again(session, key, known).map_err(call)? {
-                Some(found) => return Ok(found),
-                None => self.known = None,
+        if let Some(known) = &self.known
+            && let Some(found) = found_again(session, key, known).map_err(call)?
+        {
+            if known.handle.is_some() {
+                return Ok(found);
+            }
+            // Proven by another process, which this one learned from the daemon and does not take on trust.
+            if proof::signs(session, found.handle, key).is_ok() {
+                self.known = Some(Known::from(&found));
+                return Ok(found);
             }
         }
+        self.known = None;
         self.prove(session, key, until, Extent::First)
     }
 
