@@ -17,6 +17,7 @@ use crate::bundle_files::BundlePaths;
 use audit_log::{checkpoint, timestamp, tree::sha256};
 use pki::{Bundle, PublicKey, bundle::Problem};
 use process::clock;
+use process::error::chain;
 use process::output::{Output, Refused};
 use token::{
     adopt::{self, Access, Adopted, Adoption, Origin},
@@ -116,7 +117,7 @@ fn take(args: &Args, accepted: Option<Accepted>, output: Output) -> anyhow::Resu
     }
     let (files, mut unread) = paths.read_what_is_there();
     if let Err(error) = bundle_dir::check(&args.bundle) {
-        unread.push(Problem::new("--bundle", format!("{:#}", anyhow::Error::from(error))));
+        unread.push(Problem::new("--bundle", chain(&error)));
     }
     let bundle = Bundle::check_read(files, unread, None, clock::now()).map_err(refused)?;
     for warning in bundle.warnings() {

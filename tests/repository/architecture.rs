@@ -143,6 +143,16 @@ fn may_import(module: &str, allowed: &[&str], path: &[String]) -> bool {
 }
 
 /// Every source of the workspace but lib.rs, main.rs and bin (which may use all), generated code and tests.
+/// anyhow's alternate form repeats a cause that the error's own text contains; `process::error::chain` does not.
+#[test]
+fn errors_are_shown_with_their_causes_by_one_function() {
+    let wrong: Vec<_> = sources()
+        .filter(|source| source.code.contains("{:#}") || source.code.contains("{error:#}"))
+        .map(|source| source.path.display().to_string())
+        .collect();
+    assert!(wrong.is_empty(), "use process::error::chain: {wrong:#?}");
+}
+
 fn sources() -> impl Iterator<Item = Source> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
     let packages = fs::read_dir(workspace.join("crates")).unwrap().filter_map(|entry| {

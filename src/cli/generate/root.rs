@@ -22,6 +22,7 @@ use pki::{
 };
 use process::{
     clock,
+    error::chain,
     output::{Output, Refused},
 };
 use token::{
@@ -188,7 +189,7 @@ fn sign(
         recorded.index(),
         match &issued {
             Ok(_) => Outcome::Issued { token: made.token.label.clone() },
-            Err(error) => Outcome::Failed { reason: format!("{error:#}") },
+            Err(error) => Outcome::Failed { reason: chain(error.as_ref()) },
         },
     );
     Ok((issued?, recorded.index()))

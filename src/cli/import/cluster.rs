@@ -13,6 +13,7 @@ use crate::kubernetes::{
     settings,
 };
 use pki::bundle::{BundleFiles, Input};
+use process::error::chain;
 
 /// Where the Secret is, and what its values are called.
 #[derive(Clone, Debug, clap::Args)]
@@ -85,7 +86,7 @@ impl SecretArgs {
         let named = self.from_secret.as_deref()?;
         Some(match named.split_once('/') {
             Some((namespace, name)) if is_name(namespace) && is_name(name) => {
-                self.read(namespace, name).map_err(|error| format!("{error:#}"))
+                self.read(namespace, name).map_err(|error| chain(error.as_ref()))
             }
             _ => Err(format!("--from-secret {named:?}: write NAMESPACE/NAME, for example istio-system/cacerts")),
         })
