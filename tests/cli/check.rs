@@ -418,6 +418,38 @@ fn check_finds_what_stops_serve() {
 }
 
 #[test]
+fn issue_checks_its_output_file_before_it_signs() {
+    let ready = Ready::new();
+    ready.machine.write("config.toml", &ready.config);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+    ready.machine.write("request.csr", &request.pem().unwrap());
+    ready.machine.write("key.pem", &key.serialize_pem());
+    let segment = ready.machine.path("log/00000000000000000000.jsonl");
+    let before = fs::read(&segment).unwrap();
+    let issue = |out: &str| {
+        let id = "spiffe://cluster.local/ns/demo/sa/httpbin";
+        ready
+            .machine
+            .run(&format!("issue --config $/config.toml --csr $/request.csr --spiffe-id {id} --out {out}"), &[])
+    };
+    for (out, expected) in [
+        ("$/key.pem", "holds something else than certificates"),
+        ("$/bundle", "is a directory; name a file"),
+        ("$/key.pem/chain.pem", "key.pem: cannot be written"),
+        ("/proc/nothing/chain.pem", "/proc: cannot be written"),
+    ] {
+        issue(out).refused(&["nothing was issued: --out", expected]);
+    }
+    assert_eq!(fs::read(&segment).unwrap(), before, "nothing was signed");
+    for _ in 0..2 {
+        let done = issue("$/chain.pem");
+        assert_eq!(done.status, 0, "its own file is replaced: {done:?}");
+    }
+    assert!(fs::read_to_string(ready.machine.path("chain.pem")).unwrap().contains("BEGIN CERTIFICATE"));
+}
+
+#[test]
 fn check_warns_of_a_log_origin_that_follows_from_a_generated_host_name() {
     let ready = Ready::new();
     let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
