@@ -154,10 +154,16 @@ async fn a_bundle_that_must_not_be_taken_leaves_the_old_one() {
         assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
     }
 
+    let (status, body) = daemon.get("/readyz");
+    assert_eq!(status, 200, "a refused bundle stops nothing: {body}");
+    let told =
+        body.lines().find(|line| line.starts_with("bundle: the new bundle in ")).unwrap_or_else(|| panic!("{body}"));
+    assert!(told.contains("is refused and the previous one stays in use, but") && told.contains("restart"), "{told}");
+
     first.write_public(&site.bundle());
     assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
     assert_eq!(taken(&daemon), 0);
-    assert_eq!(daemon.get("/readyz").0, 200, "a refused bundle stops nothing");
+    eventually("the refused bundle is gone", async || daemon.get("/readyz").1.contains("bundle: ok\n")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
