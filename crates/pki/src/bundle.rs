@@ -148,7 +148,7 @@ impl Bundle {
         let roots_pem = passed_on(&files.root_cert, &mut problems);
         let Some((ca, below)) = ca_file.found.split_first().filter(|_| ca_file.has_first) else { return Err(problems) };
         if let Some((name, key)) = key.filter(|(_, key)| key.spki_der() != ca.spki) {
-            let (problem, is_elsewhere) = other_key(name, key, ca, &[below, &roots, &chain]);
+            let (problem, is_elsewhere) = other_key((name, key), ca, &[below, &roots, &chain], &files.root_cert.name);
             problems.push(problem);
             // The rest would be about the wrong certificate.
             if is_elsewhere {
@@ -272,7 +272,12 @@ fn passed_on(input: &Input, problems: &mut Vec<Problem>) -> String {
 }
 
 /// Why a key is not the CA's, and whether it is that of another certificate in the files.
-fn other_key(name: &str, key: &PublicKey, ca: &Certificate, elsewhere: &[&[Certificate]]) -> (Problem, bool) {
+fn other_key(
+    (name, key): (&str, &PublicKey),
+    ca: &Certificate,
+    elsewhere: &[&[Certificate]],
+    root_file: &str,
+) -> (Problem, bool) {
     let Some(own) = elsewhere.iter().copied().flatten().find(|other| other.spki == key.spki_der()) else {
         let of_certificate = PublicKey::from_spki_der(&ca.spki);
         let reason = format!(
@@ -294,7 +299,7 @@ fn other_key(name: &str, key: &PublicKey, ca: &Certificate, elsewhere: &[&[Certi
     );
     let remedy = if own.file == ca.file {
         format!("put that certificate first in {}", ca.file)
-    } else if path::is_signed_by(own, ca) && !own.is_self_issued() {
+    } else if own.file == root_file && path::is_signed_by(own, ca) && !own.is_self_issued() {
         format!("the two files are swapped: put the CA's certificate into {}, and its root into {}", ca.file, own.file)
     } else {
         format!("put that certificate into {}, as its first", ca.file)
@@ -335,7 +340,7 @@ fn choose<'a>(
         if !problems.is_empty() {
             return problems;
         }
-        let rivals = path::as_openssl(ca, &path.below_root, roots).into_iter();
+        let rivals = path::as_openssl(ca, &path.below_root, roots, now).into_iter();
         let judged = rivals.map(|rival| match rival {
             Ok(rival) => rules::problem_of_root(&rival, now).map(|problem| unlike(&problem, &rival, path)),
             Err(found) => Some(dead_end(found)),
@@ -359,7 +364,11 @@ fn unlike(problem: &Problem, rival: &Path<'_>, path: &Path<'_>) -> Problem {
         rival.root.label(),
         path.root.label()
     );
-    Problem::with_remedy(&problem.file, reason, format!("remove {}, or put it in order", rival.root.label()))
+    Problem::with_remedy(
+        &problem.file,
+        reason,
+        format!("remove {} if no workload needs it, or have it issued again", rival.root.label()),
+    )
 }
 
 /// Warnings about what stands in the files beside the path.
@@ -381,7 +390,7 @@ fn beside(
         }
         format!("{found}; it is sent to nobody and may be removed")
     });
-    let rivals = path::as_openssl(ca, &path.below_root, roots).into_iter().flatten();
+    let rivals = path::as_openssl(ca, &path.below_root, roots, now).into_iter().flatten();
     let rivals: Vec<_> = rivals.filter(|rival| rival.root.der != path.root.der).collect();
     let soon = rivals.iter().flat_map(|rival| rules::expires_soon(rival.root, now));
     let soon = soon.map(|warning| format!("{warning}; remove it before: Envoy (BoringSSL) may take it for the issuer"));

@@ -133,7 +133,7 @@ pub enum PrivateKeyError {
     )]
     UnsupportedEncryption(&'static str),
     /// A private key in a form of another world, such as `OPENSSH PRIVATE KEY`.
-    #[error("a `{label}` is not supported; RSA, EC and PKCS#8 private keys are: {remedy}")]
+    #[error("a `{label}` is not supported; RSA, EC and PKCS#8 private keys are; {remedy}")]
     UnsupportedForm {
         /// The label of its PEM block.
         label: String,

@@ -6,6 +6,8 @@
 //! rustls-webpki search as it does. OpenSSL and BoringSSL take one certificate that fits and never go back, so that
 //! [`as_openssl`] looks at what they may take.
 
+use std::time::SystemTime;
+
 use rustls_pki_types::SignatureVerificationAlgorithm;
 
 use super::certificate::{Authority, Certificate, hex};
@@ -82,6 +84,13 @@ fn verifiers(
     })
 }
 
+/// Whether there are verifiers for the child's signature and for the issuer's key, be it not for the two together.
+fn is_supported(child: &Certificate, issuer: &Certificate) -> bool {
+    let known = || webpki::ALL_VERIFICATION_ALGS.iter();
+    known().any(|it| it.signature_alg_id().as_ref() == child.signature.algorithm.as_slice())
+        && known().any(|it| it.public_key_alg_id().as_ref() == issuer.key.algorithm.as_slice())
+}
+
 /// OpenSSL's X509_check_akid: whether an authorityKeyIdentifier points to a certificate.
 fn points_to<'a>(authority: &'a Authority, issuer: &'a Certificate) -> Result<(), Misfit<'a>> {
     if let (Some(wanted), Some(found)) = (&authority.key_id, &issuer.subject_key_id)
@@ -151,13 +160,17 @@ pub(super) fn as_openssl<'a>(
     ca: &'a Certificate,
     sent: &[&'a Certificate],
     roots: &'a [Certificate],
+    now: SystemTime,
 ) -> Vec<Result<Path<'a>, DeadEnd<'a>>> {
     let leaf = leaf_authority(ca);
     let (mut issuer, mut authority) = (&ca.subject, &leaf);
     let mut below_root: Vec<&Certificate> = Vec::new();
     loop {
         let fits = |candidate: &&'a Certificate| {
-            is_same_text(&candidate.subject, issuer) && points_to(authority, candidate).is_ok()
+            // BoringSSL passes over one that may not sign, OpenSSL over one that is not valid now.
+            let is_taken =
+                candidate.may_sign != Some(false) || (candidate.not_before..=candidate.not_after).contains(&now);
+            is_same_text(&candidate.subject, issuer) && points_to(authority, candidate).is_ok() && is_taken
         };
         let child = below_root.last().copied();
         let candidates: Vec<_> = roots.iter().filter(fits).collect();
@@ -309,7 +322,7 @@ impl Misfit<'_> {
                      `authorityKeyIdentifier=keyid` in OpenSSL's configuration, which survives a renewal of the issuer"
                 ),
             ),
-            Self::Signature if verifiers(child, other).next().is_none() => (
+            Self::Signature if !is_supported(child, other) => (
                 format!(
                     "is signed with {} by a key that is {} ({named}): Istio's clients do not verify such signatures",
                     algorithm::name_of(&child.signature.algorithm),

@@ -27,6 +27,8 @@ struct Judged {
     /// The reasons to refuse it; none when it was taken.
     problems: Vec<String>,
     presented: Presented,
+    /// The same without other certificates for the CA's name and key, which do not go out.
+    strict: Presented,
 }
 
 impl Judged {
@@ -68,16 +70,17 @@ fn judged(seed: u64) -> Judged {
             draft.extensions = extensions.chain([extension(b"\x55\x1d\x11", Some(0xff), &names)]).collect();
             (draft.not_before, draft.not_after) = times;
             let problems = problems.iter().map(ToString::to_string).collect();
-            // The CA's own certificate goes out, and not another one for its name and key.
-            let others = pem::blocks(cert_chain.as_bytes()).unwrap().into_iter().filter(|block| {
-                let fields = CertificateFields::parse(&block.der);
-                !fields.is_ok_and(|it| it.subject == ca.subject && it.spki == ca.spki)
-            });
-            let others: String = others.map(|block| pem::encode("CERTIFICATE", &block.der)).collect();
-            (problems, draft.sign(key), format!("{ca_cert}{others}"))
+            (problems, draft.sign(key), format!("{ca_cert}{cert_chain}"))
         }
     };
-    Judged { seed, notes, problems, presented: Presented { leaf, key: workload_key, sent, roots: root_cert } }
+    let others = pem::blocks(cert_chain.as_bytes()).unwrap().into_iter().filter(|block| {
+        let fields = CertificateFields::parse(&block.der);
+        !fields.is_ok_and(|it| it.subject == ca.subject && it.spki == ca.spki)
+    });
+    let others: String = others.map(|block| pem::encode("CERTIFICATE", &block.der)).collect();
+    let presented = Presented { leaf, key: workload_key, sent, roots: root_cert };
+    let strict = Presented { sent: format!("{ca_cert}{others}"), ..presented.clone() };
+    Judged { seed, notes, problems, presented, strict }
 }
 
 /// The seed of the first shape: another one finds other shapes.
@@ -154,10 +157,10 @@ fn random_chains_are_judged_as_all_four_clients_judge_them() {
         .flat_map(|(at, judged)| {
             let blocks = pem::blocks(judged.presented.roots.as_bytes()).unwrap();
             let mut roots: Vec<_> = blocks.iter().map(|block| pem::encode("CERTIFICATE", &block.der)).collect();
-            (1..roots.len())
+            (0..roots.len())
                 .map(|_| {
                     roots.rotate_left(1);
-                    (at, Presented { roots: roots.concat(), ..judged.presented.clone() })
+                    (at, Presented { roots: roots.concat(), ..judged.strict.clone() })
                 })
                 .collect::<Vec<_>>()
         })
