@@ -332,6 +332,16 @@ mod tests {
         assert_eq!(html.matches("&#60;script&#62;alert(1)").count(), 15);
     }
 
+    /// The policy names them by their hashes, and allows no other.
+    #[test]
+    fn style_and_script_stand_in_the_page_as_they_are_and_alone() {
+        let html = render(&snapshot("x")).unwrap();
+        assert!(html.contains(&format!("<style>{STYLE}</style>")));
+        assert!(html.contains(&format!("<script>{SCRIPT}</script>")));
+        assert_eq!((html.matches("<style").count(), html.matches("<script").count()), (1, 1));
+        assert!(!html.contains(" style=") && !html.contains(" onclick=") && !html.contains(" onload="));
+    }
+
     #[test]
     fn figures_are_shown() {
         let html = render(&snapshot("x")).unwrap();
