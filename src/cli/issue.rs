@@ -150,12 +150,13 @@ async fn alone(config: &Config, request: IssueRequest) -> anyhow::Result<IssueRe
     let mut report = readiness.watch();
     let deadline = Instant::now() + ALONE;
     let ready = tokio::time::timeout_at(deadline.into(), report.wait_for(Report::ready));
-    let result = match ready.await {
-        Ok(Ok(_)) => {
-            let uid = nix::unistd::getuid().as_raw();
-            operator::perform(&core.ca, uid, &RequestId::random(), request).await.map_err(anyhow::Error::msg)
-        }
-        Ok(Err(_)) | Err(_) => Err(anyhow::anyhow!("{}", readiness.watch().borrow().to_string().trim_end())),
+    // The watch's guard must not outlive this line: a part that changes meanwhile waits for it.
+    let is_ready = matches!(ready.await, Ok(Ok(_)));
+    let result = if is_ready {
+        let uid = nix::unistd::getuid().as_raw();
+        operator::perform(&core.ca, uid, &RequestId::random(), request).await.map_err(anyhow::Error::msg)
+    } else {
+        Err(anyhow::anyhow!("{}", readiness.watch().borrow().to_string().trim_end()))
     };
     background.end(Duration::from_secs(1)).await;
     core.close(Instant::now() + Duration::from_secs(5)).await;

@@ -142,7 +142,8 @@ impl Machine {
         let root = self.directory.path().display();
         format!(
             "[ca]\nbundle = \"{root}/bundle\"\n[[token]]\nname = \"hsm\"\nuri = \"{}\"\n[serving]\ndns_names = [\"ca.test\"]\n\
-             [log]\ndirectory = \"{root}/log\"\n",
+             [log]\ndirectory = \"{root}/log\"\n[listen]\naddress = \"127.0.0.1:0\"\n\
+             [admin]\naddress = \"127.0.0.1:0\"\nstatus_page = false\n",
             self.directory.uri("ca")
         )
     }

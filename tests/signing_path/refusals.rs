@@ -3,7 +3,7 @@
 use std::{process::Command, time::Duration};
 
 use bench::agent::{KeyKind, WorkloadKey};
-use rcgen::{CertificateParams, DistinguishedName, DnType, SanType};
+use rcgen::{CertificateParams, DistinguishedName, SanType};
 use tonic::Code;
 
 use testkit::{
@@ -23,12 +23,9 @@ const RETRIED: [Code; 6] = [
 ];
 
 /// A request with these names and this common name.
-fn csr(names: Vec<SanType>, common_name: Option<&str>) -> String {
+fn csr(names: Vec<SanType>) -> String {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    if let Some(name) = common_name {
-        params.distinguished_name.push(DnType::CommonName, name);
-    }
     params.subject_alt_names = names;
     params.serialize_request(&p256()).unwrap().pem().unwrap()
 }
@@ -80,30 +77,25 @@ fn cases(site: &Site, daemon: &Daemon) -> Vec<(&'static str, Ask, Code)> {
         ("another cluster", ask().header("clusterid", "elsewhere"), Code::Unauthenticated),
         (
             "somebody else's name",
-            ask().csr(csr(vec![uri("spiffe://cluster.local/ns/demo/sa/other")], None)),
+            ask().csr(csr(vec![uri("spiffe://cluster.local/ns/demo/sa/other")])),
             Code::PermissionDenied,
         ),
         (
             "a second name",
-            ask().csr(csr(vec![uri(IDENTITY), uri("spiffe://cluster.local/ns/demo/sa/other")], None)),
+            ask().csr(csr(vec![uri(IDENTITY), uri("spiffe://cluster.local/ns/demo/sa/other")])),
             Code::PermissionDenied,
         ),
         (
             "another trust domain",
-            ask().csr(csr(vec![uri("spiffe://other/ns/demo/sa/httpbin")], None)),
+            ask().csr(csr(vec![uri("spiffe://other/ns/demo/sa/httpbin")])),
             Code::PermissionDenied,
         ),
-        (
-            "a DNS name",
-            ask().csr(csr(vec![SanType::DnsName(SERVER.try_into().unwrap())], None)),
-            Code::PermissionDenied,
-        ),
+        ("a DNS name", ask().csr(csr(vec![SanType::DnsName(SERVER.try_into().unwrap())])), Code::PermissionDenied),
         (
             "an address",
-            ask().csr(csr(vec![uri(IDENTITY), SanType::IpAddress([127, 0, 0, 1].into())], None)),
+            ask().csr(csr(vec![uri(IDENTITY), SanType::IpAddress([127, 0, 0, 1].into())])),
             Code::PermissionDenied,
         ),
-        ("a common name", ask().csr(csr(vec![uri(IDENTITY)], Some("httpbin"))), Code::InvalidArgument),
         ("a signer", ask().metadata("CertSigner", "other"), Code::InvalidArgument),
         (
             "impersonation",

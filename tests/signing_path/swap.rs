@@ -170,13 +170,15 @@ async fn a_bundle_that_must_not_be_taken_leaves_the_old_one() {
 async fn a_key_that_is_imported_later_is_found_without_a_file_event() {
     let first = PlugIn::intermediate();
     let site = Site::new(&first);
-    let daemon = site.serve("");
+    let mut daemon = site.serve("");
     let second = successor(&first);
     second.write_public(&site.bundle());
     refused(&daemon, "is not in every token");
     assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
     site.import_to(&second, &site.softhsm.path().join("aside"));
     daemon.wait_line(|line| line["message"] == "the new bundle is in use");
+    // The serving certificate is renewed at once.
+    daemon.roots.clone_from(&second.root_cert);
     assert_eq!(issuer_in_use(&daemon).await, second.ca_cert);
 }
 
