@@ -1,7 +1,7 @@
 //! Checkpoints: signed tree heads in the C2SP formats (`tlog-checkpoint` in a `signed-note`, Ed25519).
 //!
-//! Others' verifiers read them. This module forms and reads them; it holds no key: what signs is a
-//! [`CheckpointSigner`], which the token's client implements.
+//! Third-party verifiers read these files. This module formats and parses them and holds no key: a
+//! [`CheckpointSigner`], implemented by the token pool, signs.
 
 use std::{fmt, future::Future, pin::Pin};
 
@@ -14,7 +14,7 @@ use super::tree::Hash;
 /// The signature type of Ed25519 in a signed note (C2SP signed-note, "Signature types").
 const ED25519_TYPE: u8 = 1;
 
-/// An Ed25519 signature of a checkpoint, and the key that made it.
+/// An Ed25519 signature of a checkpoint and the public key that verifies it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct CheckpointSignature {
     /// The raw public key (RFC 8032, section 5.1.5).
@@ -29,7 +29,7 @@ impl fmt::Debug for CheckpointSignature {
     }
 }
 
-/// Why a checkpoint was not signed.
+/// No token signed the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckpointSignError {
     /// It could not be signed now.
@@ -40,42 +40,42 @@ pub enum CheckpointSignError {
     NoKey,
 }
 
-/// What signs checkpoints: the log key of a token.
+/// Signs checkpoints with the log key of a token.
 pub trait CheckpointSigner: fmt::Debug + Send + Sync {
     /// Signs a checkpoint's text (the message, not a hash of it) with Ed25519.
     ///
     /// # Errors
-    /// When no token signs now; the log tries again with the next checkpoint.
+    /// If no token can sign now; the log retries with the next checkpoint.
     fn sign_checkpoint<'a>(
         &'a self,
         text: &'a [u8],
     ) -> Pin<Box<dyn Future<Output = Result<CheckpointSignature, CheckpointSignError>> + Send + 'a>>;
 }
 
-/// Why bytes are not a checkpoint, or why it is not to be believed.
+/// Not a valid or not a trusted checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// Not a signed note.
+    /// The bytes are not a signed note.
     #[error("it is not a signed note (c2sp.org/signed-note)")]
     Note(#[source] NoteError),
-    /// A name that a signed note cannot carry.
+    /// The name is not a valid key name of a signed note.
     #[error("{0:?} cannot be an origin: it must not be empty, nor hold white space, control characters or '+'")]
     Origin(String),
-    /// The note signs something else than a tree head.
+    /// The note's text is not a tree head.
     #[error("its text is not a checkpoint (c2sp.org/tlog-checkpoint)")]
     Text,
-    /// No signature by a given key verifies.
+    /// No signature verifies with a trusted key.
     #[error("no given verifier key has signed it")]
     Unverified(#[source] NoteError),
-    /// The signature does not verify with the key that is said to have made it.
+    /// The signature does not verify with the public key that came with it.
     #[error("the token's signature of the checkpoint does not verify")]
     WrongSignature,
 }
 
-/// The head of a tree: what a checkpoint says.
+/// A tree head, the content of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Whose log it is: one name for each replica, without a scheme.
+    /// Identifies the log: unique for each replica, without a scheme.
     pub origin: String,
     /// The number of lines.
     pub size: u64,
@@ -84,10 +84,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Checks that a name can be an origin and the name of its key.
+    /// Checks that a name is valid as an origin and as the name of its key.
     ///
     /// # Errors
-    /// When it cannot.
+    /// If it is not.
     pub fn check_origin(origin: &str) -> Result<(), CheckpointError> {
         if signed_note::is_key_name_valid(origin) && !origin.chars().any(char::is_control) {
             Ok(())
@@ -96,16 +96,16 @@ impl Checkpoint {
         }
     }
 
-    /// The text to be signed: origin, size and root in Base64, a line each.
+    /// The text to be signed: origin, size, and root in Base64, one per line.
     #[must_use]
     pub fn text(&self) -> String {
         format!("{}\n{}\n{}\n", self.origin, self.size, BASE64_STANDARD.encode(self.root))
     }
 
-    /// Reads a checkpoint's text; extension lines are refused, since we write none.
+    /// Parses a checkpoint's text. Extension lines are rejected because the log does not write any.
     ///
     /// # Errors
-    /// When it is not one.
+    /// If the text is not a checkpoint.
     pub fn parse_text(text: &[u8]) -> Result<Self, CheckpointError> {
         let parsed = tlog_tiles::Checkpoint::from_bytes(text).map_err(|_| CheckpointError::Text)?;
         let checkpoint = Self { origin: parsed.origin().to_owned(), size: parsed.size(), root: parsed.hash().0 };
@@ -113,28 +113,28 @@ impl Checkpoint {
         if checkpoint.text().as_bytes() == text { Ok(checkpoint) } else { Err(CheckpointError::Text) }
     }
 
-    /// Reads a signed note and the checkpoint in it; signatures are not checked.
+    /// Parses a signed note and the checkpoint in it, without verifying signatures.
     ///
     /// # Errors
-    /// When it is not one.
+    /// If the note or the checkpoint is malformed.
     pub fn parse_note(note: &[u8]) -> Result<Self, CheckpointError> {
         let note = Note::from_bytes(note).map_err(CheckpointError::Note)?;
         Self::parse_text(note.text())
     }
 
-    /// Checks that one of the keys has signed a note.
+    /// Verifies that at least one of the keys signed a note.
     ///
     /// # Errors
-    /// When none has, or a signature under the name of one does not verify.
+    /// If none did, or if a signature with the name of one of the keys does not verify.
     pub fn verify_note(note: &[u8], keys: &VerifierKeys) -> Result<(), CheckpointError> {
         let note = Note::from_bytes(note).map_err(CheckpointError::Note)?;
         note.verify(&keys.0).map(|_| ()).map_err(CheckpointError::Unverified)
     }
 
-    /// Puts the signed note together, after checking the signature.
+    /// Assembles the signed note after verifying the signature.
     ///
     /// # Errors
-    /// When the signature does not verify.
+    /// If the signature does not verify.
     pub fn signed(&self, by: &CheckpointSignature) -> Result<Vec<u8>, CheckpointError> {
         let text = self.text();
         UnparsedPublicKey::new(&ED25519, by.public_key)
@@ -147,10 +147,10 @@ impl Checkpoint {
     }
 }
 
-/// The verifier key of an Ed25519 key in the form that receipts print and verifiers take: `NAME+ID+KEY`.
+/// The verifier key of an Ed25519 key as printed in receipts and accepted by verifiers: `NAME+ID+KEY`.
 ///
 /// # Errors
-/// When the name cannot be an origin.
+/// If the name is not a valid origin.
 pub fn verifier_key(origin: &str, public_key: &[u8; 32]) -> Result<String, CheckpointError> {
     Checkpoint::check_origin(origin)?;
     let key = typed(public_key);
@@ -163,7 +163,7 @@ fn typed(public_key: &[u8; 32]) -> Vec<u8> {
     key
 }
 
-/// Keys whose checkpoints are believed.
+/// Keys whose checkpoints are trusted.
 pub struct VerifierKeys(VerifierList);
 
 impl fmt::Debug for VerifierKeys {
@@ -172,16 +172,16 @@ impl fmt::Debug for VerifierKeys {
     }
 }
 
-/// A text that is not a verifier key.
+/// Not a valid verifier key.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a verifier key (NAME+ID+KEY with an Ed25519 key, as the import's receipt prints it)")]
 pub struct VerifierKeyError(String, #[source] signed_note::VerifierError);
 
 impl VerifierKeys {
-    /// Reads verifier keys, one text each.
+    /// Parses verifier keys.
     ///
     /// # Errors
-    /// At the first that is malformed.
+    /// At the first malformed key.
     pub fn parse(texts: &[String]) -> Result<Self, VerifierKeyError> {
         let mut unique: Vec<&str> = texts.iter().map(|text| text.trim()).collect();
         unique.sort_unstable();
@@ -201,7 +201,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A log key in software.
+    /// A log key in software, for tests.
     pub(crate) struct SoftKey(Ed25519KeyPair);
 
     impl fmt::Debug for SoftKey {

@@ -1,7 +1,7 @@
-//! Has the tree's heads signed, keeps them, and ships them elsewhere; no request waits for any of it.
+//! Requests signatures of tree heads, stores the checkpoints and ships copies; no request waits for any of this.
 //!
-//! A task of the runtime. A head that could not be signed is superseded by the next; those that close a segment are
-//! kept until they are signed.
+//! Runs as a task of the async runtime. If signing a head fails, the next head supersedes it; heads that close a
+//! segment are kept until they are signed.
 
 use std::{
     io,
@@ -24,23 +24,23 @@ use super::{
     stats::Counts,
 };
 
-/// How long a token may take for a checkpoint.
+/// Timeout for signing one checkpoint.
 const SIGN_TIMEOUT: Duration = Duration::from_secs(5);
-/// The pause before a head that was not signed is tried again.
+/// Delay before signing is retried.
 const RETRY: Duration = Duration::from_secs(5);
-/// How many closing heads wait at most; the oldest goes, since any later head covers its lines as well.
+/// Maximum number of closing heads kept for retry; the oldest is dropped, since any later head covers its lines.
 const PENDING_MOST: usize = 64;
 
-/// `[log.ship]`: a command that receives each new checkpoint on its standard input, to store a copy elsewhere.
+/// `[log.ship]`: a command that receives each new checkpoint on its standard input and stores a copy elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ship {
     /// The executable, started without a shell.
     pub program: PathBuf,
-    /// The arguments that it is started with.
+    /// Its arguments.
     #[serde(default)]
     pub arguments: Vec<String>,
-    /// The command is killed after this time.
+    /// Time after which the command is killed.
     #[serde(default = "Ship::timeout", with = "humantime_serde")]
     pub timeout: Duration,
 }
@@ -55,13 +55,13 @@ impl Ship {
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     pub(super) checkpoint: Checkpoint,
-    /// The segment that holds its last line.
+    /// The segment that holds the head's last line.
     pub(super) segment: u64,
-    /// It closes that segment.
+    /// Whether the head closes that segment.
     pub(super) closing: bool,
 }
 
-/// Why a checkpoint is not kept or not shipped.
+/// A checkpoint could not be stored or shipped.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("the checkpoint could not be written: {0}")]
@@ -85,7 +85,7 @@ pub(super) struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// Works until the writer has gone and its last head is signed, or has been tried.
+    /// Runs until the writer has ended and its last head has been signed or attempted once.
     pub(super) async fn run(self, mut heads: mpsc::UnboundedReceiver<Head>) {
         let mut pending: Vec<Head> = Vec::new();
         let mut more = true;
@@ -117,7 +117,7 @@ impl Checkpointer {
                 if !more {
                     return;
                 }
-                // A newer head ends the pause early: it is as good a reason to try again.
+                // A newer head ends the delay early.
                 if let Ok(head) = timeout(RETRY, heads.recv()).await {
                     match head {
                         Some(head) => pending.push(head),
@@ -128,7 +128,7 @@ impl Checkpointer {
         }
     }
 
-    /// Signs and keeps what is pending, in order; what is done leaves the list. Returns the newest note.
+    /// Signs and stores the pending heads in order and removes those that succeeded. Returns the newest note.
     async fn sign_all(&self, pending: &mut Vec<Head>) -> Result<Option<Vec<u8>>, Failure> {
         let mut newest = None;
         while let Some(head) = pending.first() {
@@ -144,7 +144,8 @@ impl Checkpointer {
         let signature = timeout(SIGN_TIMEOUT, signing).await.map_err(|_| Failure::Timeout)??;
         let note = head.checkpoint.signed(&signature)?;
         let (directory, segment, content) = (self.directory.clone(), head.segment, note.clone());
-        // The log's newest checkpoint goes first: it is never older than a segment's, unless it was rolled back.
+        // The log's newest checkpoint is written first, so it is never older than a segment's unless it was rolled
+        // back.
         let keep = move || {
             directory.replace(&directory.path(CHECKPOINT), &content)?;
             directory.replace(&directory.part(segment, Part::Checkpoint), &content)
@@ -202,7 +203,7 @@ async fn run(ship: &Ship, note: &[u8]) -> Result<(), String> {
         .map_err(|error| format!("{name}: {error}"))?;
     let work = async {
         if let Some(mut stdin) = child.stdin.take() {
-            // A command that does not read its input says so by its exit status.
+            // If the command does not read its input, only its exit status decides.
             let _ = stdin.write_all(note).await;
         }
         child.wait_with_output().await

@@ -1,9 +1,9 @@
 //! The issuance log: every certificate is recorded durably before the token signs it.
 //!
-//! One JSON line for each certificate that is about to be signed, in segments; an RFC 6962 tree over the lines, whose
-//! head is signed periodically. docs/ISSUANCE-LOG.md describes the format.
+//! The log consists of segments with one JSON line per certificate about to be signed. An RFC 6962 tree covers the
+//! lines, and its head is signed periodically. docs/ISSUANCE-LOG.md describes the format.
 //!
-//! Without the feature `writer` the package contains the format, the verifier and the proofs only, and needs no async
+//! Without the feature `writer`, the crate contains only the format, the verifier and the proofs, and needs no async
 //! runtime. This is what an auditor needs.
 
 pub mod checkpoint;

@@ -1,4 +1,4 @@
-//! The writer's handle: opens the log, records intents and outcomes, closes it.
+//! Handle of the writer: opens the log, records intents and outcomes, closes the log.
 
 use std::{
     collections::BTreeMap,
@@ -29,23 +29,23 @@ use crate::{
 use pki::Tbs;
 use serde::{Deserialize, Deserializer};
 
-/// How long [`Log::close`] waits for the last checkpoint.
+/// Maximum time that [`Log::close`] waits for the last checkpoint.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What one line of the log says, before it has an index.
+/// Content of an intent line before it has an index.
 #[derive(Clone, Debug)]
 pub struct Intent {
-    /// The request's id, as in the logs and in the client's error.
+    /// The request ID, as in the daemon's log and in the client's error.
     pub request_id: String,
-    /// When the request was decided on.
+    /// Time of the policy decision.
     pub time: SystemTime,
-    /// Who asked; the operator's ceremonies too have a caller.
+    /// The authenticated caller. The operator's ceremonies have one, too.
     pub caller: CallerField,
-    /// What is about to be signed.
+    /// The certificate about to be signed.
     pub tbs: Arc<Tbs>,
 }
 
-/// A value whose intent is durable in the log. Only the log makes one.
+/// A value whose intent is durable in the log. Only the log can construct it.
 #[derive(Clone, Debug)]
 pub struct Recorded<T> {
     value: T,
@@ -53,50 +53,50 @@ pub struct Recorded<T> {
 }
 
 impl<T> Recorded<T> {
-    /// What was recorded.
+    /// The recorded value.
     #[must_use]
     pub fn value(&self) -> &T {
         &self.value
     }
 
-    /// The intent's index in the log, counted from 0 over intents, without gaps.
+    /// Index of the intent in the log: counted from 0 over intents, without gaps.
     #[must_use]
     pub fn index(&self) -> u64 {
         self.index
     }
 }
 
-/// What became of an intent.
+/// Result of an intent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// No certificate was released; the reason in words that hold no secret.
+    /// No certificate was released.
     Failed {
-        /// Why.
+        /// The reason; contains no secrets.
         reason: String,
     },
     /// Signed, verified and released.
     Issued {
-        /// The token that signed.
+        /// Label of the token that signed.
         token: String,
     },
 }
 
-/// Why an intent could not be made durable.
+/// An intent could not be made durable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
-    /// The disk refused; the request fails and may be tried again.
+    /// Writing to the disk failed. The request fails and may be retried.
     #[error("the issuance log cannot be written: {0}")]
     Unavailable(String),
-    /// The log is closed: the daemon is ending.
+    /// The log is closed because the daemon is shutting down.
     #[error("the issuance log is closed")]
     Closed,
 }
 
-/// `[log]`: where the log is stored and how much of it.
+/// `[log]`: location, checkpoints and retention of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// A directory of its own; created with mode 0750 if it is missing.
+    /// A directory used by this log only; created with mode 0750 if missing.
     pub directory: PathBuf,
     /// The origin of the checkpoints (C2SP tlog-checkpoint), unique for each replica: a schemeless URL, such as a host
     /// name with a path.
@@ -109,28 +109,28 @@ pub struct Settings {
     /// The size in bytes at which a segment is closed.
     #[serde(default = "Settings::segment_bytes", deserialize_with = "non_zero")]
     pub segment_bytes: u64,
-    /// A checkpoint is made after this number of lines...
+    /// Number of new lines after which a checkpoint is made...
     #[serde(default = "Settings::checkpoint_lines", deserialize_with = "non_zero")]
     pub checkpoint_lines: u64,
-    /// ...or after this time, whichever comes first, if there are new lines.
+    /// ...or the time after which one is made if there are new lines, whichever comes first.
     #[serde(default = "Settings::checkpoint_interval", with = "humantime_serde")]
     pub checkpoint_interval: Duration,
-    /// How long a segment is kept after its newest line; `None` is for ever.
+    /// How long a segment is kept after its newest line; `None` keeps segments forever.
     #[serde(default, with = "humantime_serde")]
     pub keep_for: Option<Duration>,
-    /// How many bytes of closed segments are kept; `None` is all.
+    /// How many bytes of closed segments are kept; `None` keeps all.
     #[serde(default)]
     pub keep_bytes: Option<u64>,
-    /// How many intents may wait for the disk; not configurable.
+    /// Maximum number of intents waiting for the disk; not configurable.
     #[serde(skip, default = "Settings::queue")]
     pub queue: usize,
-    /// The command that checkpoints are shipped with.
+    /// The command that ships checkpoints.
     #[serde(default)]
     pub ship: Option<Ship>,
 }
 
 impl Settings {
-    /// Settings with every default: segments of 64 MiB, a checkpoint every 10 s or 10,000 lines, everything kept.
+    /// Settings with all defaults: segments of 64 MiB, a checkpoint every 10 s or 10,000 lines, everything kept.
     #[must_use]
     pub fn new(directory: impl Into<PathBuf>, origin: impl Into<String>) -> Self {
         Self {
@@ -168,43 +168,43 @@ fn non_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error>
     NonZeroU64::deserialize(deserializer).map(NonZeroU64::get)
 }
 
-/// What a log held when it was opened.
+/// State of a log when it was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// The time of the newest line, for [`process::clock::Clock::start`].
+    /// Time of the newest line, for [`process::clock::Clock::start`].
     pub newest_record: Option<SystemTime>,
     /// When an operator confirmed the clock after that line was written.
     pub clock_confirmed: Option<SystemTime>,
     /// Lines.
     pub lines: u64,
-    /// Intents: the index of the next.
+    /// Number of intents, which is the index of the next one.
     pub intents: u64,
-    /// Intents by the SHA-256 of the CA's DER SubjectPublicKeyInfo, in hexadecimal digits: no token may have made
-    /// more signatures of certificates with that key.
+    /// Intents by the SHA-256 of the CA's DER SubjectPublicKeyInfo, in hexadecimal: an upper bound for the number of
+    /// certificates that a token has signed with that key.
     pub intents_per_ca_key: BTreeMap<String, u64>,
     /// The newest checkpoint.
     pub checkpoint: Option<Checkpoint>,
-    /// An unterminated last line that a crash left, and where it is now; to be told to the operator.
+    /// An unterminated last line left by a crash, and the file it was moved to; the operator must be informed.
     pub set_aside: Option<SetAside>,
 }
 
-/// Whether the log can be written, and whether its heads are signed.
+/// Whether the log can be written and its heads are signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogHealth {
-    /// Why it cannot be written now, if it cannot: nothing may be signed.
+    /// The error while the log cannot be written; nothing may be signed then.
     pub writable: Result<(), String>,
-    /// How checkpoints fare; issuance goes on without them.
+    /// State of the checkpoints; issuance continues without them.
     pub checkpoints: CheckpointHealth,
 }
 
-/// How checkpoints fare.
+/// State of the checkpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckpointHealth {
-    /// The last one was signed, kept and shipped; or none was due yet.
+    /// The last one was signed, stored and shipped, or none was due yet.
     Current,
-    /// The last one was not, and why.
+    /// The last one failed with this error.
     Failing(String),
-    /// There is no log key: the tree is kept but nobody signs it.
+    /// There is no log key: the tree is maintained but its heads are not signed.
     Off,
 }
 
@@ -213,7 +213,7 @@ struct Shared {
     queue: Arc<Queue>,
     counts: Arc<Counts>,
     health: watch::Receiver<LogHealth>,
-    /// Tells that the writer has ended.
+    /// Becomes `true` when the writer has ended.
     ended: watch::Receiver<bool>,
     checkpointer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -224,18 +224,18 @@ impl Drop for Shared {
     }
 }
 
-/// A handle on the log's writer; clones share it.
+/// Handle of the log's writer; clones share the writer.
 #[derive(Clone, Debug)]
 pub struct Log {
     shared: Arc<Shared>,
 }
 
 impl Log {
-    /// Opens a log as its only writer, making it if it is not there; reads from disk and blocks meanwhile. The lock
-    /// is held until [`Log::close`] has returned or the last handle is gone. Must be called within a runtime.
+    /// Opens a log as its only writer and creates it if it does not exist. Reads from disk and blocks meanwhile. The
+    /// lock is held until [`Log::close`] has returned or the last handle is dropped. Must be called within a runtime.
     ///
     /// # Errors
-    /// When another process has it open, the disk refuses, or the log is not as it was written.
+    /// If another process has the log open, on I/O errors, or if the log was modified.
     pub fn open(settings: Settings, signer: Option<Arc<dyn CheckpointSigner>>) -> Result<(Self, Opened), OpenError> {
         let lock = Lock::take(&settings.directory)?;
         Self::open_locked(lock, settings, signer)
@@ -286,7 +286,7 @@ impl Log {
         let started = Writer::new(settings, recovered, links).and_then(|writer| {
             std::thread::Builder::new().name("issuance-log".to_owned()).spawn(move || {
                 writer.run();
-                // Told last, after the writer has let the lock go.
+                // Sent last, after the writer has released the lock.
                 end.send_replace(true);
             })
         });
@@ -301,10 +301,11 @@ impl Log {
         Ok((Self { shared: Arc::new(shared) }, opened))
     }
 
-    /// Looks at a log as [`Log::open`] would, and changes nothing: for `check`. `None` when there is no log yet.
+    /// Examines a log as [`Log::open`] would, without changing anything; used by `check`. `None` if there is no log
+    /// yet.
     ///
     /// # Errors
-    /// What [`Log::open`] would answer.
+    /// Those of [`Log::open`].
     pub fn examine(settings: &Settings) -> Result<Option<Examined>, OpenError> {
         Checkpoint::check_origin(&settings.origin).map_err(|error| OpenError::Settings(error.to_string()))?;
         match std::fs::metadata(&settings.directory) {
@@ -328,7 +329,7 @@ impl Log {
     /// Makes an intent durable; concurrent callers share a flush.
     ///
     /// # Errors
-    /// When the line could not be made durable; it then is not signed.
+    /// If the line could not be made durable; nothing must be signed for it then.
     pub async fn record(&self, intent: Intent) -> Result<Recorded<Arc<Tbs>>, LogError> {
         let line = Box::new(IntentLine::new(&intent));
         let index = self.append(line).await?;
@@ -341,7 +342,7 @@ impl Log {
         done.await.unwrap_or(Err(LogError::Closed))
     }
 
-    /// Notes what became of an intent; not waited for.
+    /// Records the outcome of an intent without waiting for durability.
     pub fn outcome(&self, index: u64, outcome: Outcome) {
         let (outcome, token, reason) = match outcome {
             Outcome::Failed { reason } => (OutcomeKind::Failed, None, Some(reason)),
@@ -359,22 +360,22 @@ impl Log {
         }
     }
 
-    /// Whether the log can be written, now and when that changes.
+    /// Whether the log can be written; the receiver is notified of changes.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<LogHealth> {
         self.shared.health.clone()
     }
 
-    /// Numbers for metrics and the status page.
+    /// Figures for metrics and the status page.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared.counts.read(self.shared.queue.len())
     }
 
-    /// Ends the log: what has been queued is written, the last head is signed (within 15 s), the lock let go.
+    /// Closes the log: writes what is queued, signs the last head (within 15 s) and releases the lock.
     pub async fn close(&self) {
         self.shared.queue.close();
-        // An error means that the writer's thread has gone, which is what is waited for.
+        // An error means that the writer's thread has ended, which is what this waits for.
         let _ = self.shared.ended.clone().wait_for(|ended| *ended).await;
         let task = self.shared.checkpointer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task

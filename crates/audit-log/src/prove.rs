@@ -1,7 +1,7 @@
-//! Proves that a line is in the log, so that others can check it without the log (C2SP tlog-proof).
+//! Proves that a line is in the log, so that third parties can verify it without the log (C2SP tlog-proof).
 //!
-//! The proof names a leaf, its audit path (RFC 6962, section 2.1.1) and the signed checkpoint up to whose root it
-//! leads. It is checked by another implementation (`tlog_tiles`) before it is given away.
+//! The proof contains a leaf, its audit path (RFC 6962, section 2.1.1) and the signed checkpoint whose root the path
+//! leads to. Before it is returned, an independent implementation (`tlog_tiles`) verifies it.
 
 use std::path::Path;
 
@@ -17,20 +17,20 @@ use super::{
     verify::{ReadError, io_error, segments},
 };
 
-/// A line with its proof.
+/// A line and the proof that it is in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
-    /// The number of the line: the index of its leaf.
+    /// Number of the line, which is the index of its leaf.
     pub line: u64,
-    /// The line, without its newline: what the leaf is the hash of.
+    /// The line without its newline; its hash is the leaf.
     pub text: Vec<u8>,
     /// The audit path, from the leaf upwards.
     pub path: Vec<Hash>,
-    /// The signed note up to whose root it leads.
+    /// The signed note with the root that the path leads to.
     pub checkpoint: Vec<u8>,
 }
 
-/// Why there is no proof.
+/// No proof can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ProveError {
     /// No intent has that serial number.
@@ -39,27 +39,27 @@ pub enum ProveError {
     /// The checkpoint is malformed.
     #[error("the log's newest checkpoint: {0}; run `istio-hsm-ca log verify`")]
     Checkpoint(#[source] CheckpointError),
-    /// The line is not yet under a checkpoint.
+    /// No checkpoint covers the line yet.
     #[error("line {line} is not under a checkpoint yet, the newest covers {signed} lines; try again after the next")]
     NotYet {
-        /// The line.
+        /// Number of the line.
         line: u64,
-        /// Lines under the newest checkpoint.
+        /// Number of lines covered by the newest checkpoint.
         signed: u64,
     },
     /// The log cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The log has no checkpoint, so that nothing can be proven to others.
+    /// The log has no checkpoint.
     #[error("the log has no checkpoint; it makes them once the token holds a log key")]
     Unsigned,
-    /// The tree over the lines is not the one that was signed.
+    /// The tree over the lines differs from the one that was signed.
     #[error("the lines are not those that the checkpoint was signed for; run `istio-hsm-ca log verify`")]
     Unsound,
 }
 
 impl Proof {
-    /// The proof in the form of c2sp.org/tlog-proof.
+    /// The proof in the format of c2sp.org/tlog-proof.
     #[must_use]
     pub fn to_tlog_proof(&self) -> String {
         let mut text = format!("c2sp.org/tlog-proof@v1\nindex {}\n", self.line);
@@ -73,10 +73,11 @@ impl Proof {
     }
 }
 
-/// Proves that the intent with a serial number is in the log, by its newest checkpoint. Takes 32 bytes of memory a line.
+/// Proves by the newest checkpoint that the intent with a serial number is in the log. Needs 32 bytes of memory per
+/// line.
 ///
 /// # Errors
-/// When the line does not exist, no checkpoint covers it, or the log does not verify.
+/// If the line does not exist, no checkpoint covers it, or the log does not verify.
 pub fn by_serial(path: &Path, serial: &str) -> Result<Proof, ProveError> {
     let mut reader = Reader::new(path)?;
     let found = loop {
@@ -108,7 +109,7 @@ pub fn by_serial(path: &Path, serial: &str) -> Result<Proof, ProveError> {
     Ok(Proof { line, text: found.text, path: audit_path, checkpoint: note })
 }
 
-/// The first leaf hashes of the log: of sealed segments those that were kept, else those of the lines.
+/// The first leaf hashes of the log: the stored ones for sealed segments, otherwise computed from the lines.
 fn leaves(directory: &Directory, path: &Path, size: u64) -> Result<Vec<Hash>, ProveError> {
     let size = usize::try_from(size).map_err(|_| ProveError::Unsound)?;
     let mut leaves = Vec::new();
@@ -122,7 +123,7 @@ fn leaves(directory: &Directory, path: &Path, size: u64) -> Result<Vec<Hash>, Pr
         } else {
             let file = directory.part(first, Part::Lines);
             let mut reader = directory.lines(first).map_err(io_error(&file))?;
-            // What a failed write left behind the segment's end is not of the tree.
+            // Bytes after the segment's end, left by a failed write, are not part of the tree.
             let end = firsts.peek().and_then(|next| usize::try_from(*next).ok());
             while end.is_none_or(|end| leaves.len() < end) {
                 let Next::Line(text) = reader.next().map_err(io_error(&file))? else { break };

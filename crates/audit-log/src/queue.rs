@@ -1,8 +1,8 @@
-//! What waits for the writer.
+//! Queue of entries waiting for the writer.
 //!
-//! One lock, held for a push or for taking everything at once. A group of intents gathers while the runtime has tasks
-//! that are ready to go on: those that want a record too share its flush. Then the writer's thread is called, once. No
-//! group waits for a time: where nothing else is ready, it is called at once.
+//! One lock is held for a push or for taking all entries at once. A group of intents accumulates while the runtime has
+//! other runnable tasks, since those that need a record can share its flush. Then the writer's thread is woken once. No
+//! group waits for a fixed time: if no other task is runnable, the writer is woken at once.
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
@@ -19,26 +19,27 @@ use super::{
     record::{IntentLine, OutcomeLine},
 };
 
-/// How many outcomes may wait for each intent that may: outcomes are kept while the disk refuses, but not without end.
+/// Maximum number of waiting outcomes per slot for an intent: outcomes are kept while the disk fails, but bounded.
 const OUTCOMES_PER_INTENT: usize = 4;
-/// How many outcomes wake the writer although nobody waits for them.
+/// Number of outcomes that wake the writer without an intent.
 const OUTCOMES_WAKE: usize = 256;
-/// For how many rounds of the runtime's tasks a group gathers. One brings what is ready with its first intent; the
-/// others what the network, or the token host, has meanwhile brought. Eight or sixteen saved no more.
+/// Number of rounds of the runtime's tasks for which a group accumulates. The first collects what was ready together
+/// with the first intent; the others what the network or the token host has delivered meanwhile. Eight or sixteen saved
+/// no more.
 const ROUNDS: usize = 4;
 
-/// Something to be written.
+/// An entry to be written.
 #[derive(Debug)]
 pub(super) enum Entry {
     Intent { line: Box<IntentLine>, waiter: oneshot::Sender<Result<u64, LogError>> },
     Outcome(OutcomeLine),
 }
 
-/// What the writer takes at once.
+/// All entries taken at once by the writer.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) entries: Vec<Entry>,
-    /// Nothing comes after this batch.
+    /// No batch follows this one.
     pub(super) closed: bool,
 }
 
@@ -46,7 +47,7 @@ pub(super) struct Batch {
 struct State {
     entries: Vec<Entry>,
     intents: usize,
-    /// The group of intents has gathered; those that come before the writer takes it join it.
+    /// The group of intents is complete; intents that arrive before the writer takes it still join it.
     gathered: bool,
     closed: bool,
     asleep: bool,
@@ -56,9 +57,9 @@ struct State {
 pub(super) struct Queue {
     state: Mutex<State>,
     wake: Condvar,
-    /// A group begins, or the end has come.
+    /// A group has begun, or the queue was closed.
     begun: Notify,
-    /// How many intents may wait.
+    /// Maximum number of waiting intents.
     capacity: usize,
 }
 
@@ -90,7 +91,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Queues an outcome; `false` when it is lost, because the log is closed or its disk has refused for long.
+    /// Queues an outcome; `false` if it is lost because the log is closed or the disk has failed for too long.
     pub(super) fn outcome(&self, line: OutcomeLine) -> bool {
         let mut state = self.lock();
         let outcomes = state.entries.len() - state.intents;
@@ -104,7 +105,8 @@ impl Queue {
         true
     }
 
-    /// Calls the writer for each group of intents, until the end. A task of the runtime whose tasks queue them.
+    /// Wakes the writer for each group of intents, until the queue is closed. Runs as a task of the runtime that queues
+    /// them.
     pub(super) async fn gather(&self) {
         loop {
             self.begun.notified().await;
@@ -115,7 +117,7 @@ impl Queue {
             if state.closed {
                 return;
             }
-            // Unless the writer has taken them meanwhile, for another reason.
+            // Unless the writer has taken them meanwhile for another reason.
             state.gathered = state.intents > 0;
             if state.gathered {
                 self.wake(state);
@@ -123,7 +125,7 @@ impl Queue {
         }
     }
 
-    /// Lets nothing more in.
+    /// Rejects further entries.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -131,7 +133,8 @@ impl Queue {
         self.begun.notify_one();
     }
 
-    /// Takes everything, as soon as intents have gathered, there are many outcomes, the end has come, or the time is over.
+    /// Takes all entries once a group of intents is complete, there are many outcomes, the queue is closed, or time is
+    /// up.
     pub(super) fn take(&self, patience: Duration) -> Batch {
         let until = Instant::now() + patience;
         let mut state = self.lock();
@@ -149,7 +152,7 @@ impl Queue {
         Batch { entries: std::mem::take(&mut state.entries), closed: state.closed }
     }
 
-    /// How many entries wait.
+    /// Number of waiting entries.
     pub(super) fn len(&self) -> usize {
         self.lock().entries.len()
     }
@@ -163,7 +166,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under this lock is not possible that leaves the state half changed.
+        // No panic under this lock can leave the state inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

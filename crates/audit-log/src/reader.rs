@@ -1,4 +1,4 @@
-//! Reads the log's lines for people, from the oldest that retention has kept; also while the log is being written.
+//! Reads the log's lines for display, from the oldest that retention has kept; also while the log is being written.
 
 use std::{
     fs::File,
@@ -12,29 +12,29 @@ use super::{
     verify::{ReadError, io_error, segments},
 };
 
-/// A line that was read: its text and what it says.
+/// A line with its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Read {
     pub(super) text: Vec<u8>,
     pub(super) line: Line,
 }
 
-/// The segment that is being read.
+/// The segment being read.
 #[derive(Debug)]
 struct Current {
     first: u64,
-    /// Where the next segment begins, if there was one: what a failed write left behind the end does not count.
+    /// Offset of this segment's end if a next segment exists; bytes after it, left by a failed write, are ignored.
     end: Option<u64>,
     lines: LineReader<BufReader<File>>,
 }
 
-/// A position in the log, from which reading can go on later.
+/// A position in the log from which reading can continue later.
 #[derive(Debug)]
 pub(super) struct Reader {
     directory: Directory,
     path: PathBuf,
     current: Option<Current>,
-    /// The first line that has not been read.
+    /// Number of the first unread line.
     next: u64,
 }
 
@@ -48,7 +48,7 @@ impl Reader {
         Ok(Self { directory, path: path.to_owned(), current: None, next: 0 })
     }
 
-    /// Whether lines have been removed by retention, so that not everything can be read.
+    /// Whether retention has removed lines that have not been read.
     pub(super) fn incomplete(&self) -> Result<bool, ReadError> {
         let firsts = segments(&self.directory, &self.path)?;
         Ok(firsts.iter().any(|first| !self.directory.part(*first, Part::Lines).exists()))
@@ -82,8 +82,7 @@ impl Reader {
                 }
                 Next::End | Next::Unterminated(_) => {
                     let offset = lines.offset;
-                    // What begins with the line that follows is the next segment; what else is behind this one's end
-                    // does not count.
+                    // If the following line begins a new segment, anything else after this segment's end is ignored.
                     match self.following()? {
                         Some(following) if following > first => self.current = None,
                         Some(_) | None => {
@@ -96,7 +95,7 @@ impl Reader {
         }
     }
 
-    /// The first segment with lines that have not been read.
+    /// The first segment with unread lines.
     fn following(&self) -> Result<Option<u64>, ReadError> {
         let there = |first: &u64| self.directory.part(*first, Part::Lines).exists();
         let firsts = segments(&self.directory, &self.path)?;

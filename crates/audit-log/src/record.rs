@@ -1,7 +1,7 @@
-//! The lines of the log: one JSON object each, in a form that stays (docs/ISSUANCE-LOG.md).
+//! The lines of the log: one JSON object each, in a stable format (docs/ISSUANCE-LOG.md).
 //!
-//! Pure. The order of the fields is the order of the structs below. A new field or meaning takes a new [`VERSION`];
-//! readers refuse versions and fields that they do not know, since a line that is half understood proves nothing.
+//! Pure. Fields are written in the order of the structs below. A new field or meaning requires a new [`VERSION`];
+//! readers reject unknown versions and fields, since a line that is only partly understood proves nothing.
 
 use std::{net::IpAddr, time::SystemTime};
 
@@ -13,92 +13,92 @@ use super::timestamp;
 /// The version of the format, in every line.
 pub const VERSION: u8 = 1;
 
-/// The longest line in bytes that a reader takes; a certificate of ours is far below.
+/// Maximum length in bytes of a line that readers accept; lines with our certificates are much shorter.
 pub const LINE_MAX: usize = 1 << 20;
 
-/// One line.
+/// A line of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Line {
-    /// A certificate that is about to be signed.
+    /// A certificate about to be signed.
     Intent(Box<IntentLine>),
-    /// What became of an intent.
+    /// The result of an intent.
     Outcome(OutcomeLine),
-    /// The segments before a line were removed by retention.
+    /// Retention removed the segments before a line.
     Retired(RetiredLine),
-    /// A write to a segment failed; it ended there, and the log went on in a new segment.
+    /// A write to a segment failed; the segment ended there and the log continued in a new one.
     Sealed(SealedLine),
 }
 
-/// A certificate that is about to be signed; the line alone proves what was meant.
+/// A certificate about to be signed. This line alone proves what was intended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IntentLine {
     /// [`VERSION`].
     pub v: u8,
-    /// The number of the line in the log, counted from 0: its leaf in the tree.
+    /// Number of the line in the log, counted from 0; the index of its leaf in the tree.
     pub line: u64,
-    /// The number of the intent, counted from 0, without gaps.
+    /// Index of the intent, counted from 0 without gaps.
     pub index: u64,
-    /// When the request was decided on.
+    /// Time of the policy decision.
     pub time: String,
-    /// The request's id, as in the logs and in the client's error.
+    /// The request ID, as in the daemon's log and in the client's error.
     pub request: String,
-    /// Who asked.
+    /// The authenticated caller.
     pub caller: CallerField,
-    /// The granted names, each with its kind: `URI:`, `DNS:` or `IP:`.
+    /// The granted names, each with its type: `URI:`, `DNS:` or `IP:`.
     pub names: Vec<String>,
     /// `leaf`, `intermediate` or `self-signed-root`.
     pub profile: String,
-    /// The serial number in hexadecimal digits.
+    /// Serial number in hexadecimal.
     pub serial: String,
     /// Start of the validity.
     pub not_before: String,
     /// End of the validity.
     pub not_after: String,
-    /// SHA-256 of the subject's DER SubjectPublicKeyInfo, in hexadecimal digits.
+    /// SHA-256 of the subject's DER SubjectPublicKeyInfo, in hexadecimal.
     pub spki_sha256: String,
-    /// SHA-256 of the CA's DER SubjectPublicKeyInfo, in hexadecimal digits.
+    /// SHA-256 of the CA's DER SubjectPublicKeyInfo, in hexadecimal.
     pub ca_key: String,
     /// The DER TBSCertificate in Base64.
     pub tbs: String,
 }
 
-/// Who asked.
+/// The authenticated caller of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CallerField {
-    /// How the caller proved its identity.
+    /// Authentication method.
     pub method: String,
-    /// Who it is.
+    /// The authenticated identity.
     pub identity: String,
-    /// Where its connection came from; null where there was none.
+    /// Source address of its connection; null without one.
     pub peer: Option<IpAddr>,
 }
 
-/// What became of an intent.
+/// The result of an intent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutcomeLine {
     /// [`VERSION`].
     pub v: u8,
-    /// The number of the line.
+    /// Number of the line in the log.
     pub line: u64,
-    /// The intent.
+    /// Index of the intent.
     pub index: u64,
-    /// When it was known.
+    /// Time at which the outcome was known.
     pub time: String,
-    /// What it was.
+    /// The result.
     pub outcome: OutcomeKind,
-    /// The token that signed; with `issued` only.
+    /// Label of the token that signed; only with `issued`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub token: Option<String>,
-    /// Why no certificate was released; with `failed` only.
+    /// Why no certificate was released; only with `failed`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
 }
 
-/// The two ways an intent ends.
+/// The results of an intent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeKind {
@@ -108,57 +108,57 @@ pub enum OutcomeKind {
     Issued,
 }
 
-/// The segments before a line were removed by retention; the newest such line counts.
+/// Retention removed the segments before a line. The newest such line applies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetiredLine {
     /// [`VERSION`].
     pub v: u8,
-    /// The number of the line.
+    /// Number of the line in the log.
     pub line: u64,
-    /// When.
+    /// Time of the removal.
     pub time: String,
-    /// The first line that is kept.
+    /// Number of the first line that is kept.
     pub before: u64,
 }
 
-/// A write to a segment failed; what it held beyond its last durable byte does not count.
+/// A write to a segment failed; bytes after its last durable one are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SealedLine {
     /// [`VERSION`].
     pub v: u8,
-    /// The number of the line.
+    /// Number of the line in the log.
     pub line: u64,
-    /// When.
+    /// Time of the failure.
     pub time: String,
-    /// The first line of the segment that ended.
+    /// Number of the first line of the segment that ended.
     pub segment: u64,
     /// Its last durable offset in bytes.
     pub bytes: u64,
-    /// Why.
+    /// The I/O error.
     pub reason: String,
 }
 
-/// Why a line is not one of ours.
+/// Not a valid line of the log.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// The text is not the JSON that it should be.
+    /// The text is not JSON of the expected form.
     #[error("it is not a line of the issuance log: {0}")]
     Json(#[source] serde_json::Error),
-    /// A field does not hold what it should.
+    /// A field has an invalid value.
     #[error("its field {0:?} is malformed")]
     Field(&'static str),
-    /// A newer program wrote it.
+    /// The line has the version of a newer program.
     #[error("its format is version {0}; this program reads version {VERSION}")]
     Version(u8),
 }
 
 impl Line {
-    /// Reads a line, without its newline.
+    /// Parses a line without its newline.
     ///
     /// # Errors
-    /// When it is not of this version and form.
+    /// If the version is unknown or the format invalid.
     pub fn parse(text: &[u8]) -> Result<Self, LineError> {
         let line: Self = serde_json::from_slice(text).map_err(LineError::Json)?;
         let (v, time) = match &line {
@@ -176,7 +176,7 @@ impl Line {
         Ok(line)
     }
 
-    /// The number that the line bears.
+    /// Number of the line.
     #[must_use]
     pub fn number(&self) -> u64 {
         match self {
@@ -187,7 +187,7 @@ impl Line {
         }
     }
 
-    /// When the line was made.
+    /// Time at which the line was made.
     #[must_use]
     pub fn time(&self) -> &str {
         match self {
@@ -201,7 +201,7 @@ impl Line {
 
 #[cfg(feature = "writer")]
 impl Line {
-    /// Gives the line its number.
+    /// Sets the number of the line.
     pub(super) fn set_number(&mut self, number: u64) {
         match self {
             Self::Intent(l) => l.line = number,
@@ -219,7 +219,7 @@ impl Line {
 }
 
 impl IntentLine {
-    /// What the log says of an intent; numbers are given by the writer.
+    /// The line of an intent; the writer sets the numbers.
     #[must_use]
     #[cfg(feature = "writer")]
     pub(crate) fn new(intent: &super::Intent) -> Self {
@@ -242,20 +242,20 @@ impl IntentLine {
         }
     }
 
-    /// When the request was decided on; `None` when the text is malformed.
+    /// Time of the policy decision; `None` if the text is malformed.
     #[must_use]
     pub fn time(&self) -> Option<SystemTime> {
         timestamp::parse(&self.time)
     }
 
-    /// The DER TBSCertificate; `None` when it is not Base64.
+    /// The DER TBSCertificate; `None` if it is not valid Base64.
     #[must_use]
     pub fn tbs_der(&self) -> Option<Vec<u8>> {
         BASE64_STANDARD.decode(&self.tbs).ok()
     }
 }
 
-/// Lower-case hexadecimal digits.
+/// Lower-case hexadecimal.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -267,7 +267,7 @@ pub fn hex(bytes: &[u8]) -> String {
 pub(super) mod tests {
     use super::*;
 
-    /// An intent's line with made-up content.
+    /// An intent line with artificial content.
     pub(crate) fn intent(tbs: &str) -> IntentLine {
         IntentLine {
             v: VERSION,

@@ -1,8 +1,8 @@
-//! What a log's directory holds when it is opened, and whether it may be written on.
+//! Examines the directory of a log when it is opened, and decides whether it can be continued.
 //!
-//! Complete segments are taken up at their seals; a segment without one is read line by line. Only an unterminated
-//! last line beyond the newest checkpoint is what a crash leaves behind: it is set aside in a file of its own. Anything
-//! else is somebody's doing, or a broken disk, and is refused. (`verify` reads every line; this must be fast.)
+//! Complete segments are trusted by their seals; a segment without a seal is read line by line. After a crash, only an
+//! unterminated last line beyond the newest checkpoint is expected; it is moved to a separate file. Anything else is
+//! tampering or a defective disk, and is rejected. (`verify` reads every line; this must be fast.)
 
 mod error;
 mod walk;
@@ -27,28 +27,28 @@ use walk::Walk;
 /// An unterminated last line that was moved out of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetAside {
-    /// Where it is now.
+    /// The file it was moved to.
     pub path: PathBuf,
-    /// How many bytes.
+    /// Its length in bytes.
     pub bytes: u64,
 }
 
-/// What a log holds, looked at without being opened.
+/// State of a log that was examined without being opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Examined {
-    /// The time of the newest line.
+    /// Time of the newest line.
     pub newest_record: Option<std::time::SystemTime>,
     /// When an operator confirmed the clock after that line.
     pub clock_confirmed: Option<std::time::SystemTime>,
     /// Lines.
     pub lines: u64,
-    /// Intents.
+    /// Number of intents.
     pub intents: u64,
-    /// The length of an unterminated last line, which a crash left and the next opening sets aside.
+    /// Length in bytes of an unterminated last line left by a crash, which the next opening moves to a separate file.
     pub torn_bytes: u64,
 }
 
-/// The segment that is written on.
+/// The segment being written.
 #[derive(Debug, Default)]
 pub(super) struct Open {
     pub(super) first: u64,
@@ -57,7 +57,7 @@ pub(super) struct Open {
     pub(super) counters: Counters,
 }
 
-/// The state in which a log was found.
+/// State in which a log was found.
 #[derive(Debug)]
 pub(super) struct Recovered {
     pub(super) lock: File,
@@ -66,9 +66,9 @@ pub(super) struct Recovered {
     pub(super) open: Option<Open>,
     pub(super) segments: u64,
     pub(super) checkpoint: Option<Checkpoint>,
-    /// When the newest checkpoint's file was written.
+    /// Time at which the newest checkpoint's file was written.
     pub(super) checkpoint_time: Option<std::time::SystemTime>,
-    /// Bytes of lines on the disk.
+    /// Bytes of lines on disk.
     pub(super) bytes: u64,
     pub(super) set_aside: Option<SetAside>,
 }
@@ -156,7 +156,7 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Tree heads that were signed, by their size: each root and the file that says it.
+/// Signed tree heads by size: the roots and the files they are from.
 type Heads = BTreeMap<u64, Vec<(Hash, PathBuf)>>;
 
 /// Reads the newest checkpoint and those of the segments.
@@ -182,14 +182,14 @@ fn heads(directory: &Directory, segments: &[u64], origin: &str) -> Result<(Optio
     Ok((newest, heads))
 }
 
-/// The bytes at the end of a segment that no newline follows.
+/// The bytes after the last newline of a segment.
 struct Tail {
     segment: u64,
     offset: u64,
     bytes: Vec<u8>,
 }
 
-/// Moves an unterminated last line into a file of its own.
+/// Moves an unterminated last line into a separate file.
 fn set_aside(directory: &Directory, tail: &Tail) -> Result<SetAside, OpenError> {
     let mut path = directory.path(&format!("{:020}-{}.torn", tail.segment, tail.offset));
     let mut copies = 1;

@@ -1,7 +1,7 @@
-//! Which segments' lines are removed, and when: whole segments, the oldest first, never the one that is written.
+//! Retention: which segments' lines are removed, and when. Whole segments, oldest first, never the one being written.
 //!
-//! A line of the log says so before a file goes, so that `verify` can tell retention from theft. Leaf hashes,
-//! counters and checkpoints stay: 32 bytes a line, so that the tree can be verified for ever.
+//! A line of the log announces a removal before files are deleted, so that `verify` can distinguish retention from
+//! tampering. Leaf hashes, counters and checkpoints are kept: 32 bytes per line, so the tree can be verified forever.
 
 use std::{io, time::SystemTime};
 
@@ -13,7 +13,7 @@ use super::{
     timestamp,
 };
 
-/// The first line that is to be kept, if any segment has to go. Only what a checkpoint covers may go.
+/// First line to keep, if a segment is due for removal. Only lines covered by a checkpoint are removed.
 pub(super) fn due(
     directory: &Directory,
     settings: &Settings,
@@ -50,12 +50,12 @@ pub(super) fn due(
     Ok(before)
 }
 
-/// The line that announces it.
+/// The line that announces a removal.
 pub(super) fn line(before: u64, now: SystemTime) -> Line {
     Line::Retired(RetiredLine { v: VERSION, line: 0, time: timestamp::format(now), before })
 }
 
-/// Removes the lines of the segments that have been announced as retired; `counts` learns how many bytes.
+/// Removes the lines of the segments that were announced as retired, and subtracts their bytes in `counts`.
 pub(super) fn remove(directory: &Directory, before: u64, counts: &Counts) -> io::Result<()> {
     for first in directory.segments()? {
         if first < before

@@ -1,7 +1,7 @@
-//! The log's files: names, atomic writes, reading by lines, and what stays of a segment.
+//! The log's files: names, atomic writes, reading by lines, and what is kept of a segment.
 //!
-//! A segment is named by the number of its first line, in 20 digits, so that names sort as lines do:
-//! `.jsonl` holds the lines, `.hashes` their leaf hashes (32 bytes each), `.seal` the counters once it is complete,
+//! A segment is named after the number of its first line, in 20 digits, so that names sort in the order of lines:
+//! `.jsonl` contains the lines, `.hashes` their leaf hashes (32 bytes each), `.seal` the counters once it is complete,
 //! `.checkpoint` its newest signed tree head.
 
 use std::{
@@ -23,19 +23,19 @@ use super::{
     tree::{Frontier, Hash},
 };
 
-/// Mode of the log's files. The group may read, so a shipper can run as another user.
+/// Mode of the log's files. The group can read, so that a shipper can run as another user.
 #[cfg(feature = "writer")]
 pub(super) const MODE: u32 = 0o640;
 /// Extension of incomplete files, which readers ignore.
 #[cfg(feature = "writer")]
 const UNFINISHED: &str = "tmp";
-/// The file of the log's newest checkpoint, in its directory.
+/// Name of the file with the log's newest checkpoint.
 pub const CHECKPOINT: &str = "checkpoint";
-/// The file whose lock makes its holder the only writer.
+/// Name of the lock file; the process that holds the lock is the only writer.
 #[cfg(feature = "writer")]
 pub(super) const LOCK: &str = "lock";
 
-/// What a file of a segment holds.
+/// Content type of a segment's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Checkpoint,
@@ -72,7 +72,7 @@ impl Directory {
         self.0.join(format!("{first:020}.{}", part.ending()))
     }
 
-    /// The first lines of all segments of which anything is there, in order.
+    /// The first lines of all segments of which a file exists, in order.
     pub(super) fn segments(&self) -> io::Result<Vec<u64>> {
         let mut firsts = Vec::new();
         for entry in std::fs::read_dir(&self.0)? {
@@ -88,7 +88,7 @@ impl Directory {
         Ok(firsts)
     }
 
-    /// The leaf hashes of a segment; what is less than a whole hash at the end is left out. Empty without a file.
+    /// The leaf hashes of a segment, without an incomplete one at the end. Empty if there is no file.
     pub(super) fn hashes(&self, first: u64) -> io::Result<Vec<Hash>> {
         let bytes = read_optional(&self.part(first, Part::Hashes))?.unwrap_or_default();
         Ok(bytes.as_chunks().0.to_vec())
@@ -101,7 +101,7 @@ impl Directory {
 
 #[cfg(feature = "writer")]
 impl Directory {
-    /// Removes what a crash left half written under a name that does not count.
+    /// Removes incomplete files left by a crash.
     pub(super) fn remove_unfinished(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.0)? {
             let path = entry?.path();
@@ -117,7 +117,7 @@ impl Directory {
         File::open(&self.0)?.sync_all()
     }
 
-    /// Writes a whole file so that a reader, and a crash, sees the old one or the new one.
+    /// Replaces a file atomically: after a crash, and for readers, it has the old or the new content.
     pub(super) fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut name = path.as_os_str().to_owned();
         name.push(".");
@@ -125,7 +125,7 @@ impl Directory {
         let unfinished = PathBuf::from(name);
         let written = Self::write_whole(&unfinished, content).and_then(|()| std::fs::rename(&unfinished, path));
         if written.is_err() {
-            // A full disk needs what the attempt took.
+            // On a full disk, the space of the failed attempt is needed.
             let _ = std::fs::remove_file(&unfinished);
         }
         written?;
@@ -144,18 +144,18 @@ impl Directory {
         file.sync_all()
     }
 
-    /// Creates a file that must not be there yet.
+    /// Creates a file that must not exist yet.
     pub(super) fn create(path: &Path) -> io::Result<File> {
         OpenOptions::new().append(true).create_new(true).mode(MODE).open(path)
     }
 
-    /// Opens a file to append to it; made if it is not there.
+    /// Opens a file for appending, creating it if missing.
     pub(super) fn append(path: &Path) -> io::Result<File> {
         OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(O_NOFOLLOW).open(path)
     }
 }
 
-/// The content of a file; `None` when it is not there.
+/// The content of a file; `None` if it does not exist.
 pub(super) fn read_optional(path: &Path) -> io::Result<Option<Vec<u8>>> {
     match std::fs::read(path) {
         Ok(content) => Ok(Some(content)),
@@ -164,21 +164,21 @@ pub(super) fn read_optional(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// What reading a segment comes upon.
+/// Result of reading from a segment.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next<'a> {
     End,
     Line(&'a [u8]),
-    /// Bytes at the end that no newline follows.
+    /// Bytes after the last newline.
     Unterminated(&'a [u8]),
 }
 
-/// Reads a segment line by line; memory is bounded by the longest line.
+/// Reads a segment line by line; memory is bounded by the maximum length of a line.
 #[derive(Debug)]
 pub(super) struct LineReader<R> {
     inner: R,
     line: Vec<u8>,
-    /// Where the next line begins.
+    /// Offset of the next line.
     pub(super) offset: u64,
 }
 
@@ -205,19 +205,19 @@ impl<R: BufRead> LineReader<R> {
     }
 }
 
-/// What has been counted over lines, of a segment or of the log.
+/// Counters over the lines of a segment or of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Counters {
-    /// Intents.
+    /// Number of intents.
     pub(super) intents: u64,
-    /// Outcomes.
+    /// Number of outcomes.
     pub(super) outcomes: u64,
-    /// Intents by the fingerprint of their CA key.
+    /// Number of intents by the fingerprint of their CA key.
     pub(super) intents_per_ca_key: BTreeMap<String, u64>,
-    /// The time of the newest line; times in this form sort as texts.
+    /// Time of the newest line; times in this format sort as text.
     pub(super) newest: Option<String>,
-    /// The first line that retention keeps.
+    /// Number of the first line kept by retention.
     pub(super) retired_before: u64,
 }
 
@@ -257,21 +257,21 @@ impl Counters {
     }
 }
 
-/// What stays of a complete segment, also when retention has removed its lines.
+/// Summary of a complete segment, kept even after retention removes its lines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Seal {
-    /// The format's version.
+    /// Version of the format.
     pub(super) v: u8,
-    /// The first line.
+    /// Number of the first line.
     pub(super) first: u64,
-    /// How many lines.
+    /// Number of lines.
     pub(super) lines: u64,
-    /// How many bytes.
+    /// Length in bytes.
     pub(super) bytes: u64,
-    /// The segment's own counters.
+    /// Counters of this segment only.
     pub(super) counters: Counters,
-    /// The subtrees of the tree over all lines up to the segment's end, in Base64.
+    /// The subtrees of the tree over all lines up to the end of the segment, in Base64.
     pub(super) tree: Vec<String>,
 }
 
@@ -296,7 +296,7 @@ impl Seal {
         if seal.v == VERSION && seal.first == first { Ok(Some((seal, tree))) } else { Err(malformed()) }
     }
 
-    /// Writes the seal and, before it, all leaf hashes of the segment.
+    /// Writes all leaf hashes of the segment, then the seal.
     #[cfg(feature = "writer")]
     pub(super) fn write(&self, directory: &Directory, hashes: &[Hash]) -> io::Result<()> {
         directory.replace(&directory.part(self.first, Part::Hashes), hashes.as_flattened())?;

@@ -1,4 +1,4 @@
-//! Shows what is in the log: intents with their outcomes, by time, identity and serial number.
+//! Searches the log: intents with their outcomes, by time, identity and serial number.
 
 use std::{collections::HashMap, path::Path, time::SystemTime};
 
@@ -12,49 +12,49 @@ use super::{
     verify::ReadError,
 };
 
-/// Which intents are shown; what is not set holds of all.
+/// Selects intents; a field that is not set matches all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Not before this time.
+    /// Start of the period, inclusive.
     pub since: Option<SystemTime>,
-    /// Before this time.
+    /// End of the period, exclusive.
     pub until: Option<SystemTime>,
-    /// The caller, or a granted name with or without its kind.
+    /// The caller, or a granted name with or without its type.
     pub identity: Option<String>,
-    /// The serial number in hexadecimal digits; case, colons and leading zeros do not matter.
+    /// Serial number in hexadecimal; case, colons and leading zeros are ignored.
     pub serial: Option<String>,
 }
 
-/// An intent and what became of it.
+/// An intent and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Entry {
     /// The intent's line.
     pub intent: IntentLine,
-    /// The outcome's line; none while it is under way, or after a crash.
+    /// The outcome's line; `None` while the request is in progress, or after a crash.
     pub outcome: Option<OutcomeLine>,
 }
 
-/// Whether a certificate is in the books.
+/// Whether a certificate is recorded in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Books {
-    /// No line that can be read is about it.
+    /// No readable line records it.
     Absent {
-        /// Retention has removed lines, which might have been.
+        /// Retention has removed lines, which may have recorded it.
         incomplete: bool,
     },
-    /// A line says that exactly this was meant to be signed.
+    /// An intent records exactly this certificate.
     Recorded(Box<Entry>),
-    /// Another certificate was recorded under its serial number.
+    /// Its serial number was recorded for another certificate.
     SerialOfAnother(Box<Entry>),
 }
 
-/// Bytes that are not a certificate.
+/// The bytes are not a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is not a DER certificate (RFC 5280, section 4.1)")]
 pub struct NotACertificate;
 
 impl Filter {
-    /// Whether an intent is to be shown.
+    /// Whether the filter matches an intent.
     #[must_use]
     pub fn matches(&self, intent: &IntentLine) -> bool {
         let time = intent.time();
@@ -69,7 +69,7 @@ impl Filter {
     }
 }
 
-/// Whether two texts are the same serial number.
+/// Whether two texts denote the same serial number.
 #[must_use]
 pub fn same_serial(left: &str, right: &str) -> bool {
     let digits = |text: &str| -> String {
@@ -79,10 +79,10 @@ pub fn same_serial(left: &str, right: &str) -> bool {
     digits(left) == digits(right)
 }
 
-/// The intents that a filter lets through, oldest first, with their outcomes.
+/// The intents that match a filter, oldest first, with their outcomes.
 ///
 /// # Errors
-/// When the log cannot be read.
+/// If the log cannot be read.
 pub fn entries(directory: &Path, filter: &Filter) -> Result<Vec<Entry>, ReadError> {
     let mut reader = Reader::new(directory)?;
     let mut entries: Vec<Entry> = Vec::new();
@@ -104,7 +104,7 @@ pub fn entries(directory: &Path, filter: &Filter) -> Result<Vec<Entry>, ReadErro
     Ok(entries)
 }
 
-/// Follows a log: gives the lines of intents that a filter lets through, and of their outcomes, as they come.
+/// Follows a log: returns new intents that match a filter, and their outcomes.
 #[derive(Debug)]
 pub struct Follow {
     reader: Reader,
@@ -116,7 +116,7 @@ impl Follow {
     /// Starts at the oldest line.
     ///
     /// # Errors
-    /// When there is no log.
+    /// If there is no log.
     pub fn new(directory: &Path, filter: Filter) -> Result<Self, ReadError> {
         Ok(Self { reader: Reader::new(directory)?, filter, open: std::collections::HashSet::new() })
     }
@@ -124,7 +124,7 @@ impl Follow {
     /// The next line and its text, if there is one yet.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// If the log cannot be read.
     pub fn next_line(&mut self) -> Result<Option<(Line, Vec<u8>)>, ReadError> {
         while let Some(read) = self.reader.next()? {
             let shown = match &read.line {
@@ -140,10 +140,10 @@ impl Follow {
     }
 }
 
-/// Looks a DER certificate up, by the bytes that were to be signed.
+/// Looks up a DER certificate by its TBSCertificate.
 ///
 /// # Errors
-/// When it is not a certificate, or the log cannot be read.
+/// If it is not a certificate, or the log cannot be read.
 pub fn check_certificate(directory: &Path, der: &[u8]) -> Result<Result<Books, NotACertificate>, ReadError> {
     let Some((tbs, serial)) = signed_part(der) else { return Ok(Err(NotACertificate)) };
     let incomplete = Reader::new(directory)?.incomplete()?;
@@ -158,21 +158,21 @@ pub fn check_certificate(directory: &Path, der: &[u8]) -> Result<Result<Books, N
     Ok(Ok(of_another.map_or(Books::Absent { incomplete }, Books::SerialOfAnother)))
 }
 
-/// The TBSCertificate of a certificate, whole, and its serial number's content.
+/// The encoded TBSCertificate of a certificate and the content of its serial number.
 fn signed_part(der: &[u8]) -> Option<(&[u8], &[u8])> {
     let sequence = |bytes| AnyRef::try_from(bytes).ok().filter(|any: &AnyRef<'_>| any.tag() == Tag::Sequence);
     let certificate = sequence(der)?.value();
     let tbs = SliceReader::new(certificate).ok()?.tlv_bytes().ok()?;
     let mut fields = SliceReader::new(sequence(tbs)?.value()).ok()?;
     let mut element: AnyRef<'_> = fields.decode().ok()?;
-    // [0] version, which only version 1 certificates lack.
+    // `[0] version`, absent only in version 1 certificates.
     if element.tag() != Tag::Integer {
         element = fields.decode().ok()?;
     }
     (element.tag() == Tag::Integer).then_some((tbs, element.value()))
 }
 
-/// A time on the command line: RFC 3339 in UTC, milliseconds and seconds may be left out, or a date alone.
+/// Parses a time of the command line: RFC 3339 in UTC, optionally without milliseconds and seconds, or only a date.
 #[must_use]
 pub fn parse_time(text: &str) -> Option<SystemTime> {
     let whole = match text.len() {

@@ -1,4 +1,4 @@
-//! Numbers about the log for metrics and the status page: plain atomics, read without stopping the writer.
+//! Figures about the log for metrics and the status page: atomics that are read without stopping the writer.
 
 use std::{
     sync::{
@@ -10,7 +10,7 @@ use std::{
 
 use super::segment::Counters;
 
-/// What the log has done; counts since it was opened unless said otherwise.
+/// Counters since the log was opened, unless stated otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Lines in the whole log.
@@ -19,29 +19,29 @@ pub struct Stats {
     pub intents: u64,
     /// Outcomes in the whole log.
     pub outcomes: u64,
-    /// Outcomes that could not be kept.
+    /// Outcomes that could not be recorded.
     pub outcomes_lost: u64,
     /// Bytes written.
     pub bytes: u64,
-    /// Bytes of lines on the disk now: what retention removed is not in it.
+    /// Bytes of lines on disk, without those that retention removed.
     pub disk_bytes: u64,
-    /// Segments, with those of which retention has removed the lines.
+    /// Segments, including those whose lines retention has removed.
     pub segments: u64,
     /// Flushes that succeeded.
     pub flushes: u64,
     /// Writes or flushes that failed.
     pub flush_failures: u64,
-    /// The time that flushes have taken together, writing included.
+    /// Total time of writing and flushing.
     pub flush_time: Duration,
-    /// How long the present flush has been running; a disk that hangs shows here.
+    /// How long the current flush has been running; shows a hanging disk.
     pub flushing_for: Option<Duration>,
-    /// Entries that wait for the writer.
+    /// Entries waiting for the writer.
     pub queued: usize,
-    /// Lines under the newest signed checkpoint.
+    /// Lines covered by the newest signed checkpoint.
     pub checkpointed: u64,
-    /// Checkpoints that were signed.
+    /// Checkpoints signed.
     pub checkpoints: u64,
-    /// When the newest checkpoint was signed, or its file written if that was before the log was opened; none without one.
+    /// When the newest checkpoint was signed, or its file written if the log was opened later; `None` without one.
     pub checkpoint_time: Option<SystemTime>,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct Counts {
     flushing: Mutex<Option<Instant>>,
     pub(super) signed: AtomicU64,
     pub(super) checkpoints: AtomicU64,
-    /// Seconds since the epoch; 0 is never.
+    /// Seconds since the epoch; 0 means never.
     checkpoint_time: AtomicU64,
 }
 
@@ -71,7 +71,7 @@ impl Counts {
         counts
     }
 
-    /// What is on the disk when the log is opened: bytes of lines, and the time of the newest checkpoint.
+    /// Sets what was found when the log was opened: bytes of lines, and the time of the newest checkpoint.
     pub(super) fn found(&self, bytes: u64, checkpoint: Option<SystemTime>) {
         self.disk_bytes.store(bytes, Relaxed);
         if let Some(time) = checkpoint {
@@ -79,13 +79,13 @@ impl Counts {
         }
     }
 
-    /// Lines of so many bytes are no longer on the disk.
+    /// Subtracts bytes of lines that were removed from disk.
     pub(super) fn removed(&self, bytes: u64) {
-        // Relaxed and saturating: the writer alone changes it.
+        // Relaxed and saturating: only the writer changes it.
         self.disk_bytes.store(self.disk_bytes.load(Relaxed).saturating_sub(bytes), Relaxed);
     }
 
-    /// The newest checkpoint was signed.
+    /// Records when the newest checkpoint was signed.
     pub(super) fn checkpoint_at(&self, time: SystemTime) {
         let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         self.checkpoint_time.store(seconds, Relaxed);

@@ -1,4 +1,4 @@
-//! The log as a whole: what it makes durable, what it takes up again, and what `verify` finds.
+//! Tests of the whole log: durability, recovery, and findings of `verify`.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use super::{
 
 const ORIGIN: &str = "ca.example/replica-0";
 
-/// A runtime for a test without one of its own.
+/// A runtime for tests that are not async.
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
@@ -32,7 +32,8 @@ async fn write(log: &Log, count: u64) {
     }
 }
 
-/// A log with some intents in segments of a size, closed, so that its last checkpoint covers every line.
+/// Writes a log with some intents and a given segment size and closes it, so that its last checkpoint covers every
+/// line.
 fn written(directory: &Path, intents: u64, segment_bytes: u64) -> Opened {
     runtime().block_on(async {
         let (log, opened) = open(settings(directory, segment_bytes)).unwrap();
@@ -51,7 +52,7 @@ fn findings(directory: &Path) -> Vec<verify::Finding> {
     report(directory, Vec::new()).findings
 }
 
-/// An intent with a certificate of its own.
+/// An intent with a unique certificate.
 fn real() -> Intent {
     let public_key = || {
         let pair = rcgen::KeyPair::generate().unwrap();
@@ -137,7 +138,7 @@ fn a_group_shares_a_flush() {
             indices.push(task.await.unwrap());
         }
         indices.sort_unstable();
-        assert_eq!(indices, (0..500).collect::<Vec<_>>(), "without gap and without repetition");
+        assert_eq!(indices, (0..500).collect::<Vec<_>>(), "the indices have gaps or repeat");
         let stats = log.stats();
         assert!(stats.flushes < 50, "{stats:?}");
         log.close().await;
@@ -154,7 +155,7 @@ async fn what_is_ready_soon_joins_the_group() {
             tokio::spawn(async move {
                 for _ in 0..n / 4 {
                     tokio::task::yield_now().await;
-                    // Long enough for a flush, if there were one.
+                    // Long enough for a flush if there were one.
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 log.append(Box::new(intent("AA=="))).await.unwrap()
@@ -166,11 +167,11 @@ async fn what_is_ready_soon_joins_the_group() {
     }
     assert_eq!(log.stats().flushes, 1);
     log.append(Box::new(intent("AA=="))).await.unwrap();
-    assert_eq!(log.stats().flushes, 2, "one alone does not wait for others");
+    assert_eq!(log.stats().flushes, 2, "a single intent waits for others");
     log.close().await;
 }
 
-/// The writer's tick would bring each in the end, a quarter of a second late.
+/// Otherwise the writer's tick would write each of them, a quarter of a second late.
 #[tokio::test]
 async fn the_writer_is_called_for_each_group() {
     let scratch = tempfile::tempdir().unwrap();
@@ -184,7 +185,8 @@ async fn the_writer_is_called_for_each_group() {
     log.close().await;
 }
 
-/// A log that a crash cut at any byte: beyond the checkpoint what is whole is kept and the rest set aside; below, refused.
+/// A crash may truncate a log anywhere: beyond the checkpoint, whole lines are kept and the rest set aside; below, it
+/// fails.
 #[test]
 fn a_log_cut_at_any_byte() {
     let scratch = tempfile::tempdir().unwrap();
@@ -192,7 +194,7 @@ fn a_log_cut_at_any_byte() {
     let signed = fs::metadata(&segments_of(scratch.path())[0]).unwrap().len();
     let checkpoint = fs::read(scratch.path().join("checkpoint")).unwrap();
     written(scratch.path(), 1, 1 << 20);
-    // Back to the older checkpoint: two more lines follow it, as after a crash before the next.
+    // Restore the older checkpoint, which two more lines follow, as after a crash before the next checkpoint.
     fs::write(scratch.path().join("checkpoint"), &checkpoint).unwrap();
     fs::write(scratch.path().join("00000000000000000000.checkpoint"), &checkpoint).unwrap();
     let whole = fs::read(&segments_of(scratch.path())[0]).unwrap();
@@ -210,7 +212,7 @@ fn a_log_cut_at_any_byte() {
         if u64::try_from(length).unwrap() < signed {
             assert!(matches!(result, Err(OpenError::Shorter { .. })), "{length}: {result:?}");
             assert!(!findings(cut.path()).is_empty(), "{length}");
-            assert_eq!(fs::read(segment).unwrap(), whole[..length], "a refused log is left as it was");
+            assert_eq!(fs::read(segment).unwrap(), whole[..length], "a rejected log was modified");
         } else {
             let opened = result.unwrap();
             let complete = whole[..length].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
@@ -223,7 +225,7 @@ fn a_log_cut_at_any_byte() {
     }
 }
 
-/// One thing done to a segment's lines.
+/// A modification of a segment's lines.
 #[derive(Clone, Copy, Debug)]
 enum Tampering {
     Change,
@@ -306,7 +308,7 @@ fn segments_and_checkpoints_that_were_tampered_with() {
         })
         .contains("bears the number")
     );
-    // Everything of the last segments and the checkpoints goes: only the copy elsewhere tells.
+    // The last segments and checkpoints are removed completely: only the copy kept elsewhere shows it.
     let cut = with(&|d, files| {
         for file in &files[1..] {
             let stem = file.file_stem().unwrap().to_str().unwrap().to_owned();
@@ -317,7 +319,7 @@ fn segments_and_checkpoints_that_were_tampered_with() {
         fs::copy(d.join("00000000000000000000.checkpoint"), d.join("checkpoint")).unwrap();
     });
     assert!(cut.contains("elsewhere was signed for"), "{cut}");
-    // Another key signs another story.
+    // A checkpoint signed with another key.
     let forged = with(&|d, _| {
         let note = fs::read(d.join("checkpoint")).unwrap();
         let checkpoint = Checkpoint::parse_note(&note).unwrap();
@@ -335,7 +337,7 @@ fn retention_leaves_a_log_that_verifies() {
         let (log, _) = open(keep(scratch.path())).unwrap();
         for _ in 0..10 {
             write(&log, 4).await;
-            // The checkpoint that lets a segment go is signed beside the requests.
+            // The checkpoint that permits removing a segment is signed concurrently with the requests.
             tokio::time::sleep(Duration::from_millis(60)).await;
         }
         log.close().await;
@@ -362,7 +364,7 @@ fn a_proof_leads_to_the_checkpoint() {
         assert_eq!(proof.line, entry.intent.line);
         let head = format!("c2sp.org/tlog-proof@v1\nindex {}\n", proof.line);
         assert!(proof.to_tlog_proof().starts_with(&head));
-        // As a certificate: the same bytes to be signed are in the books, others are not.
+        // As a certificate: the log contains the same TBSCertificate, but not others.
         let mut tbs = entry.intent.tbs_der().unwrap();
         let wrap = |tbs: &[u8]| [&[0x30, 0x82], &u16::try_from(tbs.len()).unwrap().to_be_bytes()[..], tbs].concat();
         let found = |tbs: &[u8]| show::check_certificate(scratch.path(), &wrap(tbs)).unwrap().unwrap();

@@ -1,14 +1,15 @@
-//! Times as the log writes them: RFC 3339, UTC, milliseconds (`2026-01-31T23:59:59.000Z`).
+//! Timestamps of the log: RFC 3339, UTC, milliseconds (`2026-01-31T23:59:59.000Z`).
 //!
-//! Pure; one form only, so that lines sort by their text and a line that differs in form is a foreign one.
+//! Pure. There is a single form, so that lines sort by their text, and a line with another form is not from this
+//! program.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const DAY: u64 = 24 * 60 * 60;
-/// The length of every timestamp in bytes.
+/// Length of every timestamp in bytes.
 const LENGTH: usize = 24;
 
-/// Writes a time; one before 1970 becomes the first moment of 1970, since no clock of ours stands there.
+/// Formats a time; times before 1970 become the start of 1970, which no clock of a running system shows.
 #[must_use]
 pub fn format(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -18,7 +19,7 @@ pub fn format(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
 
-/// Reads a time in the form that [`format()`] writes; `None` when it is in another.
+/// Parses the form that [`format()`] writes; `None` for any other.
 #[must_use]
 pub fn parse(text: &str) -> Option<SystemTime> {
     if text.len() != LENGTH || !text.is_ascii() {
@@ -35,7 +36,7 @@ pub fn parse(text: &str) -> Option<SystemTime> {
     }
     let seconds = days(year, month, day) * DAY + hour * 3600 + minute * 60 + second;
     let time = UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_millis(milli);
-    // Whatever is out of range (31 February, 25 o'clock) or has other separators does not come back the same.
+    // Values out of range (31 February, 25:00) and other separators do not round-trip.
     (format(time) == text).then_some(time)
 }
 

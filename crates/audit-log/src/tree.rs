@@ -1,7 +1,7 @@
 //! The RFC 6962 Merkle tree over the log's lines (section 2.1; SHA-256).
 //!
-//! Pure. It never keeps the whole tree: a [`Frontier`] holds the few subtrees that the next leaf needs, 32 bytes
-//! each, and so can be written to a file and taken up again.
+//! Pure. The whole tree is never kept: a [`Frontier`] holds the few subtrees that the next leaf needs, 32 bytes each,
+//! so it can be stored and resumed.
 
 use aws_lc_rs::digest::{Context, SHA256};
 
@@ -28,14 +28,14 @@ pub fn sha256(parts: &[&[u8]]) -> Hash {
         context.update(part);
     }
     let mut hash = Hash::default();
-    // The two lengths are the same, so that zip leaves nothing out.
+    // Both have the same length, so zip drops nothing.
     for (to, from) in hash.iter_mut().zip(context.finish().as_ref()) {
         *to = *from;
     }
     hash
 }
 
-/// The right edge of a tree: the roots of its perfect subtrees, the largest first.
+/// The right edge of a tree: the roots of its perfect subtrees, largest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frontier {
     size: u64,
@@ -43,19 +43,19 @@ pub struct Frontier {
 }
 
 impl Frontier {
-    /// Takes up a tree of a size at its subtrees; `None` when their number does not fit the size.
+    /// Resumes a tree of a given size from its subtrees; `None` if their number does not match the size.
     #[must_use]
     pub fn from_parts(size: u64, subtrees: Vec<Hash>) -> Option<Self> {
         (u64::try_from(subtrees.len()) == Ok(u64::from(size.count_ones()))).then_some(Self { size, subtrees })
     }
 
-    /// The number of leaves.
+    /// Number of leaves.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The roots of the perfect subtrees, the largest first.
+    /// The roots of the perfect subtrees, largest first.
     #[must_use]
     pub fn subtrees(&self) -> &[Hash] {
         &self.subtrees
@@ -73,7 +73,7 @@ impl Frontier {
         self.size += 1;
     }
 
-    /// The root of the tree; of an empty one the hash of nothing (RFC 6962, section 2.1).
+    /// The root of the tree; for an empty tree the hash of an empty string (RFC 6962, section 2.1).
     #[must_use]
     pub fn root(&self) -> Hash {
         let mut right_to_left = self.subtrees.iter().rev();
@@ -94,7 +94,7 @@ pub fn root(leaves: &[Hash]) -> Hash {
     frontier.root()
 }
 
-/// The audit path of a leaf, from the leaf upwards (RFC 6962, section 2.1.1); `None` if the leaf does not exist.
+/// The audit path of a leaf, from the leaf upwards (RFC 6962, section 2.1.1); `None` if there is no such leaf.
 #[must_use]
 pub fn inclusion_path(leaves: &[Hash], leaf: usize) -> Option<Vec<Hash>> {
     if leaf >= leaves.len() {
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// The storage that the judge (a port of Go's sumdb/tlog) wants.
+    /// The storage interface of the reference implementation (a port of Go's sumdb/tlog).
     struct Stored(Vec<Judged>);
 
     impl HashReader for Stored {

@@ -1,8 +1,9 @@
 //! Verifies a log offline: its lines, its tree, its checkpoints and their signatures.
 //!
-//! Everything is read. Line by line the leaf hashes are compared with those that were kept, which names a changed line;
-//! at the size of each checkpoint the root is compared, which no change, cut or insertion below it survives. A
-//! checkpoint that was kept elsewhere extends this to anyone who can write the log's directory. Reads only; needs no lock.
+//! All files are read. Each line's leaf hash is compared with the stored one, which locates a changed line; at the size
+//! of each checkpoint the root is compared, which detects any change, truncation or insertion below it. With a
+//! checkpoint kept elsewhere, this also holds against an attacker who can write to the log's directory. Read-only;
+//! needs no lock.
 
 mod lines;
 mod walk;
@@ -20,56 +21,56 @@ use super::{
 };
 use walk::Walk;
 
-/// What is to be verified.
+/// Input of the verification.
 #[derive(Debug)]
 pub struct Request {
-    /// The log's directory.
+    /// Directory of the log.
     pub directory: PathBuf,
-    /// The keys whose checkpoints are believed; `None` leaves signatures unchecked, which the report says.
+    /// Trusted keys; with `None`, signatures are not verified, and the report states that.
     pub keys: Option<VerifierKeys>,
-    /// Older checkpoints, or copies kept elsewhere: their names and contents.
+    /// Older checkpoints, or copies kept elsewhere, as name and content.
     pub checkpoints: Vec<(String, Vec<u8>)>,
 }
 
-/// What was found.
+/// Result of the verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Lines.
+    /// Number of lines.
     pub lines: u64,
-    /// The root of the tree over them; none when it cannot be known.
+    /// Root of the tree over the lines; `None` if it cannot be computed.
     pub root: Option<Hash>,
-    /// Intents.
+    /// Number of intents.
     pub intents: u64,
-    /// Outcomes.
+    /// Number of outcomes.
     pub outcomes: u64,
-    /// Intents of which no outcome is in the log: cut short by a crash, or still under way.
+    /// Intents without an outcome in the log: interrupted by a crash, or in progress.
     pub without_outcome: u64,
-    /// Intents by the fingerprint of their CA key.
+    /// Number of intents by the fingerprint of their CA key.
     pub intents_per_ca_key: BTreeMap<String, u64>,
-    /// Segments, with those of which retention has removed the lines.
+    /// Number of segments, including those whose lines retention has removed.
     pub segments: u64,
-    /// Segments of which retention has removed the lines.
+    /// Number of segments whose lines retention has removed.
     pub retired: u64,
-    /// Checkpoints that the log agrees with.
+    /// Number of checkpoints that match the log.
     pub checkpoints: u64,
-    /// Lines under the newest of them.
+    /// Lines covered by the newest of them.
     pub checkpointed: u64,
-    /// Whether signatures were checked.
+    /// Whether signatures were verified.
     pub signatures: bool,
-    /// What is wrong, the first bad line first; nothing when the log is sound.
+    /// What is wrong, the first bad line first; empty for an intact log.
     pub findings: Vec<Finding>,
-    /// What is worth knowing and not wrong.
+    /// Remarks that are not errors.
     pub notes: Vec<String>,
 }
 
-/// Something that is wrong.
+/// An error in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The file in which it shows.
+    /// File with the error.
     pub file: String,
-    /// The line, by its number in the log, where it shows or begins.
+    /// Number of the line with the error, or of the first such line.
     pub line: Option<u64>,
-    /// What is wrong, in words.
+    /// Description of the error.
     pub what: String,
 }
 
@@ -82,15 +83,15 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Why a log could not be read.
+/// A log could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The operating system refused, or a file is not of the form that it must have to be read on.
+    /// I/O error, or a file so malformed that reading cannot continue.
     #[error("{path}: {source}")]
     Io {
-        /// The file.
+        /// File or directory.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: io::Error,
     },
     /// There is no log.
@@ -103,7 +104,7 @@ pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> ReadError {
     |source| ReadError::Io { path, source }
 }
 
-/// A signed head and where it was found.
+/// A signed head and its source.
 #[derive(Debug)]
 struct Head {
     file: String,
@@ -113,11 +114,11 @@ struct Head {
 /// Verifies a log.
 ///
 /// # Errors
-/// When it cannot be read; what is wrong with what was read is in the report.
+/// If it cannot be read. Errors in the log itself are part of the report.
 pub fn verify(request: &Request) -> Result<Report, ReadError> {
     let directory = Directory::new(&request.directory);
     let mut report = Report { signatures: request.keys.is_some(), ..Report::default() };
-    // Heads before lines: a log that is being written grows meanwhile, and its lines are always the longer.
+    // Heads are read before lines: the log may grow meanwhile, and then has more lines than the heads cover.
     let firsts = segments(&directory, &request.directory)?;
     let heads = heads(&directory, &firsts, request, &mut report)?;
     let firsts = match segments(&directory, &request.directory) {
@@ -144,7 +145,7 @@ pub(super) fn segments(directory: &Directory, path: &Path) -> Result<Vec<u64>, R
     directory.segments().map_err(io_error(path))
 }
 
-/// Reads all checkpoints, checks their signatures, and whether the newest was rolled back.
+/// Reads all checkpoints, verifies their signatures, and checks whether the newest was rolled back.
 fn heads(
     directory: &Directory,
     firsts: &[u64],
@@ -205,7 +206,7 @@ fn heads(
     Ok(heads)
 }
 
-/// A file's name, for people.
+/// Name of a file for the report.
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -1,8 +1,9 @@
-//! The log's only writer: a thread of its own that serialises, writes, flushes, and then wakes the waiting requests.
+//! The log's only writer: a dedicated thread that serialises, writes, flushes, and then wakes the waiting requests.
 //!
-//! Group commit without a wait for a time: what gathers (`queue`) while one flush runs shares the next. Nothing is
-//! acknowledged that is not durable, and no flush that failed is tried again on its file, since the kernel may by then
-//! have dropped what it could not write: the segment ends at its last durable byte and the log goes on in another file.
+//! Group commit without a delay: entries that accumulate in the queue during a flush share the next one. Nothing is
+//! acknowledged before it is durable. After a failed flush, the same file is not flushed again, since the kernel may
+//! have dropped the pages it could not write: the segment ends at its last durable byte and the log continues in a new
+//! file.
 
 mod target;
 mod upkeep;
@@ -28,20 +29,20 @@ use super::{
     tree::Frontier,
 };
 
-/// Who waited for a group, each with the index of its intent.
+/// Requests of a group that is durable, each with the index of its intent.
 pub(super) type Durable = Vec<(oneshot::Sender<Result<u64, LogError>>, u64)>;
 
-/// How long the writer sleeps when nobody waits: outcomes are this late at most, plus a flush.
+/// Interval at which the writer wakes up without intents: outcomes are at most this late, plus a flush.
 const TICK: Duration = Duration::from_millis(250);
-/// The pauses between attempts to write on a disk that refuses.
+/// Initial and maximum delay between attempts to write to a failing disk.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// What the buffer of a group may keep for the next.
+/// Capacity in bytes that a group's buffer keeps for the next group.
 const BUFFER_KEPT: usize = 1 << 20;
 
-/// Where lines go.
+/// State of the file being written.
 #[derive(Debug)]
 enum Target {
-    /// The disk refused; the next attempt is at a time, after a pause.
+    /// The disk failed; the next attempt is due at a given time.
     Broken {
         sealed: Option<Ended>,
         at: Instant,
@@ -63,15 +64,15 @@ pub(super) struct Writer {
     counters: Counters,
     target: Target,
     buffer: Vec<u8>,
-    /// Outcomes that came while the disk refused.
+    /// Outcomes received while the disk failed.
     backlog: Vec<OutcomeLine>,
     head: (u64, Instant),
     retention: Instant,
-    /// Held as long as this writer lives.
+    /// Held for the lifetime of the writer.
     _lock: File,
 }
 
-/// What the writer shares with the log's handle and the checkpointer.
+/// State shared with the log's handle and the checkpointer.
 pub(super) struct Links {
     pub(super) queue: Arc<Queue>,
     pub(super) counts: Arc<Counts>,
@@ -80,19 +81,19 @@ pub(super) struct Links {
     pub(super) durable: mpsc::UnboundedSender<Durable>,
 }
 
-/// Tells who waited that its intent is durable. A task of the runtime's own: a thread from outside would wake the
-/// runtime once for each of them, and each would go its way alone instead of with its group.
+/// Notifies waiting requests that their intents are durable. It is a task of the runtime, because a thread outside of
+/// the runtime would wake it once per request, and the requests of a group would no longer run together.
 pub(super) async fn acknowledge(mut durable: mpsc::UnboundedReceiver<Durable>) {
     while let Some(group) = durable.recv().await {
         for (waiter, index) in group {
-            // A waiter that has gone meanwhile leaves an intent without a signature, which is allowed.
+            // If the caller has gone, the intent stays without a signature, which is allowed.
             let _ = waiter.send(Ok(index));
         }
     }
 }
 
 impl Writer {
-    /// Takes up a recovered log, with a segment ready to be written.
+    /// Resumes a recovered log with a writable segment.
     pub(super) fn new(settings: Settings, recovered: Recovered, links: Links) -> io::Result<Self> {
         let Links { queue, counts, health, heads, durable } = links;
         let directory = Directory::new(&settings.directory);
@@ -131,7 +132,7 @@ impl Writer {
             if !self.backlog.is_empty() || !batch.entries.is_empty() {
                 self.entries(batch.entries);
             } else if let Target::Broken { .. } = self.target {
-                // The reason is in the health already.
+                // The error is in the health already.
                 let _ = self.usable();
             }
             self.rotate();
@@ -144,7 +145,7 @@ impl Writer {
         }
     }
 
-    /// Makes a batch durable, or tells who waits that it is not.
+    /// Makes a batch durable, or reports the failure to the waiting requests.
     fn entries(&mut self, entries: Vec<Entry>) {
         let backlog = std::mem::take(&mut self.backlog);
         let usable = self.usable();
@@ -153,7 +154,7 @@ impl Writer {
         let mut index = self.counters.intents;
         for entry in entries {
             match entry {
-                // Whoever asked has gone: nothing will be signed, so that nothing need be recorded.
+                // The caller has gone: nothing will be signed, so nothing is recorded.
                 Entry::Intent { waiter, .. } if waiter.is_closed() => {}
                 Entry::Intent { mut line, waiter } => {
                     line.index = index;
@@ -190,14 +191,14 @@ impl Writer {
                 let lines = staged.into_iter().map(|staged| (staged.line, staged.waiter)).collect();
                 self.fail(&error);
                 self.refuse(lines, &error.to_string());
-                // The waiters are answered; the log itself may go on at once.
+                // The waiting requests have their answer; the log may continue at once.
                 let _ = self.usable();
                 false
             }
         }
     }
 
-    /// Counts lines that are durable and wakes who waited for them, all at once.
+    /// Counts durable lines and wakes all requests that waited for them.
     fn durable(&mut self, staged: Vec<Staged>) {
         let Target::Open(segment) = &mut self.target else { return };
         segment.open.bytes += u64::try_from(self.buffer.len()).unwrap_or(u64::MAX);
@@ -212,13 +213,13 @@ impl Writer {
             }
         }
         self.counts.lines(self.tree.size(), &self.counters, self.buffer.len());
-        // Without a runtime to wake there is nobody who waits.
+        // Without a runtime nothing waits.
         let _ = self.durable.send(waiters);
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_KEPT);
     }
 
-    /// Tells who waits that nothing was recorded; outcomes are kept for later.
+    /// Fails the waiting requests; outcomes are kept for later.
     fn refuse(&mut self, lines: Vec<Waiting>, reason: &str) {
         for (line, waiter) in lines {
             if let Some(waiter) = waiter {
@@ -241,7 +242,7 @@ impl Writer {
         tracing::error!(%error, directory = %self.settings.directory.display(), "the issuance log cannot be written");
         let broken = Target::Broken { sealed: None, at: Instant::now(), pause: BACKOFF.0 };
         let Target::Open(segment) = std::mem::replace(&mut self.target, broken) else { return };
-        // May fail as well: the next segment says where this one ended.
+        // May fail, too: the next segment records where this one ended.
         let _ = segment.file.set_len(segment.open.bytes);
         let Open { first, bytes, hashes, counters } = segment.open;
         let seal = (!hashes.is_empty()).then(|| (Seal::new(first, bytes, &counters, &self.tree), hashes));
@@ -260,7 +261,7 @@ impl Writer {
         });
     }
 
-    /// Sees to it that there is a segment to write on, if it is time to try.
+    /// Makes sure that a segment can be written, if an attempt is due.
     fn usable(&mut self) -> Result<(), String> {
         let Target::Broken { sealed, at, pause } = &mut self.target else { return Ok(()) };
         if Instant::now() < *at {
@@ -289,7 +290,7 @@ impl Writer {
                 Ok(())
             }
             Err(error) => {
-                // What is left of the attempt holds nothing that was acknowledged.
+                // The file of the failed attempt contains no acknowledged line.
                 let _ = std::fs::remove_file(self.directory.part(first, Part::Lines));
                 *pause = (*pause * 2).min(BACKOFF.1);
                 *at = Instant::now() + *pause;
@@ -300,7 +301,7 @@ impl Writer {
         }
     }
 
-    /// Gives back what was reserved; all lines are durable already.
+    /// Releases reserved space; all lines are durable already.
     fn end(&mut self) {
         if let Target::Open(segment) = &mut self.target {
             let _ = segment.file.set_len(segment.open.bytes);
@@ -315,7 +316,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Also when a panic ends this thread: waiting and later requests get the error that the log is closed.
+        // Also if a panic ends this thread: waiting and later requests fail because the log is closed.
         self.queue.close();
         self.queue.take(Duration::ZERO);
     }

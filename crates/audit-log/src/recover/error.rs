@@ -1,71 +1,71 @@
-//! Why a log was not opened, each with what to do about it.
+//! Errors of opening a log, each with its remedy.
 
 use std::{borrow::Cow, io, path::PathBuf};
 
 use super::super::{checkpoint::CheckpointError, record::LineError};
 use process::error::{Advice, Remedy};
 
-/// What to do about a log that is not as it was written.
+/// Remedy for a log that was modified.
 const REMEDY: &str = "run `istio-hsm-ca log verify` to see how far it is sound; restore the directory from a copy, or \
                       move it away as a whole (keep it: it is evidence) and start a new log under a new origin";
 
-/// Why a log was not opened.
+/// The log was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A line is not the one that a checkpoint was signed for.
+    /// A line differs from the one that a checkpoint covers.
     #[error("{path}: line {line} is not the line that was recorded under that number{advice}", advice = Advice(self))]
     Changed {
-        /// The segment.
+        /// File of the segment.
         path: PathBuf,
-        /// The line.
+        /// Number of the line.
         line: u64,
     },
     /// A checkpoint file is malformed.
     #[error("{path}: {source}{advice}", advice = Advice(self))]
     Checkpoint {
-        /// The file.
+        /// The checkpoint's file.
         path: PathBuf,
-        /// Why.
+        /// The parser's error.
         source: CheckpointError,
     },
     /// Lines between two segments are missing.
     #[error("{path}: this segment should begin with line {expected}, so that lines are missing before it{advice}", advice = Advice(self))]
     Gap {
-        /// The segment.
+        /// File of the later segment.
         path: PathBuf,
-        /// The line with which it should begin.
+        /// Expected number of its first line.
         expected: u64,
     },
-    /// The operating system refused.
+    /// A file operation failed.
     #[error("{path}: {source}{advice}", advice = Advice(self))]
     Io {
-        /// The file or directory.
+        /// File or directory.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: io::Error,
     },
-    /// A line is not one of ours.
+    /// A line is malformed.
     #[error("{path}: line {line}: {source}{advice}", advice = Advice(self))]
     Line {
-        /// The segment.
+        /// File of the segment.
         path: PathBuf,
-        /// The number that the line should have.
+        /// Expected number of the line.
         line: u64,
-        /// Why.
+        /// The parser's error.
         source: LineError,
     },
-    /// Another process writes this log.
+    /// Another process is writing to this log.
     #[error("{0}: another process has this log open{advice}", advice = Advice(self))]
     Locked(PathBuf),
-    /// A segment is gone and the log does not say that retention removed it.
+    /// A segment is missing, and the log has no record that retention removed it.
     #[error("{0}: this segment is missing and no line says that it was retired{advice}", advice = Advice(self))]
     Missing(PathBuf),
-    /// A line bears another number than its place.
+    /// The number in a line differs from its position.
     #[error("{path}: the line in the place of line {line} bears another number{advice}", advice = Advice(self))]
     Number {
-        /// The segment.
+        /// File of the segment.
         path: PathBuf,
-        /// The number that the line should have.
+        /// Expected number of the line.
         line: u64,
     },
     /// The log belongs to another origin.
@@ -73,22 +73,22 @@ pub enum OpenError {
     Origin {
         /// The checkpoint's file.
         path: PathBuf,
-        /// What the checkpoint says.
+        /// Origin in the checkpoint.
         found: String,
-        /// What is configured.
+        /// Configured origin.
         expected: String,
     },
-    /// A segment is not as long as it was when it was sealed.
+    /// The length of a segment differs from its length when it was sealed.
     #[error("{path}: the segment has {found} bytes and was sealed at {expected}{advice}", advice = Advice(self))]
     SegmentLength {
-        /// The segment.
+        /// File of the segment.
         path: PathBuf,
-        /// Its length.
+        /// Its length in bytes.
         found: u64,
-        /// What it should be.
+        /// Its length in bytes when it was sealed.
         expected: u64,
     },
-    /// The configuration is not one that a log can have.
+    /// The configuration is invalid for a log.
     #[error("{0}")]
     Settings(String),
     /// The log ends before its newest checkpoint.
@@ -96,9 +96,9 @@ pub enum OpenError {
     Shorter {
         /// The checkpoint's file.
         path: PathBuf,
-        /// How many lines are there.
+        /// Number of lines found.
         found: u64,
-        /// How many there should be.
+        /// Number of lines covered by the checkpoint.
         expected: u64,
     },
 }

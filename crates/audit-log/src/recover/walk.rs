@@ -1,4 +1,4 @@
-//! Goes over a log's segments in order: which lines are there, and whether they are those that were written.
+//! Iterates over a log's segments in order and checks that all lines are present and unchanged.
 
 use std::{fs::OpenOptions, io, path::Path};
 
@@ -9,7 +9,7 @@ use super::super::{
 };
 use super::{Heads, Open, OpenError, Tail, io_error};
 
-/// Goes over the segments in order.
+/// Iterator over the segments in order.
 pub(super) struct Walk<'a> {
     directory: &'a Directory,
     heads: Heads,
@@ -20,12 +20,12 @@ pub(super) struct Walk<'a> {
     pub(super) open: Option<Open>,
     pub(super) tail: Option<Tail>,
     missing: Vec<u64>,
-    /// Whether what a failing disk prevented is made good.
+    /// Whether to complete what a failing disk prevented.
     repair: bool,
 }
 
 impl<'a> Walk<'a> {
-    /// Takes up every segment, and compares the tree with every head that was signed.
+    /// Reads every segment and compares the tree with every signed head.
     pub(super) fn over(
         directory: &'a Directory,
         segments: &[u64],
@@ -74,7 +74,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Reads a segment line by line; one that is not the last is sealed then, which a failing disk had prevented.
+    /// Reads a segment line by line. Seals it if it is not the last one: a failing disk had prevented that.
     fn unsealed(&mut self, first: u64, next: Option<u64>, length: u64) -> Result<(), OpenError> {
         let path = self.directory.part(first, Part::Lines);
         let recorded = self.directory.hashes(first).map_err(io_error(&path))?;
@@ -92,7 +92,7 @@ impl<'a> Walk<'a> {
                 Next::Line(text) => text,
             };
             let hash = leaf_hash(text);
-            // Beyond the newest checkpoint the file of hashes may itself be half written.
+            // Beyond the newest checkpoint, the file of hashes may be incomplete, too.
             if line < self.signed && recorded.get(open.hashes.len()).is_some_and(|recorded| *recorded != hash) {
                 return Err(OpenError::Changed { path, line });
             }
@@ -130,7 +130,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Cuts off what a failed write left behind a segment's end, if the next segment says that one failed there.
+    /// Truncates what a failed write left after a segment's end, if the next segment records that a write failed there.
     fn cut(&self, first: u64, next: Option<u64>, end: u64, length: u64) -> Result<(), OpenError> {
         let path = self.directory.part(first, Part::Lines);
         if length == end {
@@ -157,7 +157,7 @@ impl<'a> Walk<'a> {
         file.set_len(end).and_then(|()| file.sync_all()).map_err(io_error(&path))
     }
 
-    /// Compares the tree with the checkpoints of its present size.
+    /// Compares the tree with the checkpoints of its current size.
     fn check_head(&self, path: &Path) -> Result<(), OpenError> {
         let Some(heads) = self.heads.get(&self.tree.size()) else { return Ok(()) };
         let root = self.tree.root();

@@ -1,8 +1,8 @@
-//! A crash between two segments: each file that may be missing, empty or half written then.
+//! A crash between two segments: files that may then be missing, empty or incomplete.
 
 use super::*;
 
-/// The parts of a segment.
+/// File extensions of a segment.
 const PARTS: [&str; 4] = ["jsonl", "hashes", "seal", "checkpoint"];
 
 /// The first lines of a log's segments.
@@ -15,7 +15,7 @@ fn part(directory: &Path, first: u64, part: &str) -> std::path::PathBuf {
     directory.join(format!("{first:020}.{part}"))
 }
 
-/// What a crash left at the end of a segment, and how many bytes of a torn line it left.
+/// Name and effect of a crash at the end of a segment, and how many bytes of an incomplete line it left.
 type Crash = (&'static str, fn(&Path, u64, u64), usize);
 
 const CRASHES: [Crash; 8] = [
@@ -70,7 +70,7 @@ fn a_log_cut_between_segments() {
         for (name, crash, torn) in CRASHES {
             let cut = tempfile::tempdir().unwrap();
             copy(sound.path(), cut.path());
-            // What came later was not yet, nor were its checkpoints.
+            // Later files did not exist yet, nor did their checkpoints.
             fs::remove_file(cut.path().join("checkpoint")).unwrap();
             for later in all.iter().filter(|first| **first >= next) {
                 for name in PARTS {

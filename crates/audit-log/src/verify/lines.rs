@@ -1,4 +1,5 @@
-//! Whether lines say what they must: numbers in order, outcomes of intents that were, fields that agree with the TBS.
+//! Checks the content of lines: consecutive numbers, outcomes with a preceding intent, fields that match the
+//! TBSCertificate.
 
 use std::collections::BTreeSet;
 
@@ -10,19 +11,19 @@ use crate::{
 };
 use pki::lint::Facts;
 
-/// What has been seen so far.
+/// State over the lines read so far.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// The next intent's index.
+    /// Index of the next intent.
     pub(super) intents: u64,
-    /// Intents whose outcome has not been seen; those of retired segments are not among them.
+    /// Intents whose outcome has not been seen, without those of retired segments.
     pub(super) open: BTreeSet<u64>,
     /// The first intent that is not in a retired segment.
     pub(super) readable_from: u64,
 }
 
 impl Seen {
-    /// Checks a line in its place; the words say what is wrong.
+    /// Checks a line at its position; the error describes what is wrong.
     pub(super) fn check(&mut self, line: &Line, number: u64) -> Result<(), String> {
         let mut wrong = None;
         if line.number() != number {
@@ -33,7 +34,7 @@ impl Seen {
                 if intent.index != self.intents {
                     wrong = wrong.or(Some(format!("its intent is {} where {} follows", intent.index, self.intents)));
                 }
-                // From here on the count is the line's own, so that one bad line does not make all others bad.
+                // Continue with this line's index, so that one bad line does not make all following lines bad.
                 self.intents = intent.index.saturating_add(1);
                 self.open.insert(intent.index);
                 wrong = wrong.or_else(|| content(intent).err());
@@ -65,7 +66,7 @@ impl Seen {
     }
 }
 
-/// Compares the fields of an intent with the certificate that it is about.
+/// Compares the fields of an intent with its certificate.
 fn content(intent: &IntentLine) -> Result<(), String> {
     let tbs = intent.tbs_der().ok_or("its TBS is not Base64")?;
     let facts = Facts::parse(&tbs).map_err(|finding| format!("its TBS is none of ours: {finding}"))?;

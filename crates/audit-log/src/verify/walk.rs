@@ -1,5 +1,5 @@
-//! Goes over the segments in order, with two trees: one over the lines that are there, one over the leaf hashes that
-//! were kept. Where a checkpoint agrees with only one of them, it is known which of the two was changed.
+//! Iterates over the segments in order with two trees: one over the lines present, one over the stored leaf hashes. If
+//! a checkpoint matches only one of them, the other one was changed.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -14,26 +14,26 @@ pub(super) struct Walk<'a> {
     directory: &'a Directory,
     heads: BTreeMap<u64, Vec<Head>>,
     report: &'a mut Report,
-    /// The number of the next line.
+    /// Number of the next line.
     size: u64,
-    /// The tree over the lines; none after a line that is missing.
+    /// The tree over the lines; `None` after a missing line.
     lines: Option<Frontier>,
-    /// The tree over the kept hashes; none after a hash that is missing.
+    /// The tree over the stored hashes; `None` after a missing hash.
     kept: Option<Frontier>,
     seen: Seen,
     counters: Counters,
-    /// Segments whose lines are gone: where they end, and their file.
+    /// Segments without lines: their ends and file names.
     gone: Vec<(u64, String)>,
-    /// The first line whose hash is not the kept one, since the last checkpoint that agreed.
+    /// The first line since the last matching checkpoint whose hash differs from the stored one.
     differs: Option<(u64, String)>,
 }
 
-/// What reading a segment's lines has found.
+/// Findings of reading a segment's lines.
 #[derive(Default)]
 struct Scan {
     counters: Counters,
     hashes: Vec<Hash>,
-    /// Something in this segment has been told already.
+    /// A finding in this segment was already reported.
     told: bool,
 }
 
@@ -83,7 +83,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A segment of which only hashes and counters are left.
+    /// Checks a segment of which only hashes and counters remain.
     fn retired(&mut self, first: u64, next: Option<u64>, file: &str, kept: &[Hash], seal: Option<&Seal>) {
         self.report.retired += 1;
         let held = first + u64::try_from(kept.len()).unwrap_or(u64::MAX - first);
@@ -106,7 +106,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A segment whose lines are there.
+    /// Checks a segment whose lines are present.
     fn read(
         &mut self,
         first: u64,
@@ -161,14 +161,14 @@ impl<'a> Walk<'a> {
             self.push(Some(hash), kept_hash.copied(), &file);
         }
         self.after(first, next, &file, &mut scan, kept_hashes.as_slice())?;
-        // After a bad line every seal differs; it is the line that is to be named.
+        // After a bad line every seal differs; only the line is reported.
         if let Some(seal) = seal.filter(|_| self.report.findings.is_empty() && self.differs.is_none()) {
             self.compare(seal, first, reader.offset, &scan);
         }
         self.leftover(first, next, path, reader.offset, &mut scan)
     }
 
-    /// Lines that should be there and are not.
+    /// Reports lines that are missing after a segment.
     fn after(
         &mut self,
         first: u64,
@@ -208,7 +208,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Bytes behind the last line that counts.
+    /// Checks the bytes after the last valid line.
     fn leftover(
         &mut self,
         first: u64,
@@ -242,11 +242,11 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Appends a line to the trees, and compares them with the checkpoints of the new size.
+    /// Appends a line to the trees and compares them with the checkpoints of the new size.
     fn push(&mut self, line: Option<Hash>, kept: Option<Hash>, file: &str) {
         self.size += 1;
         grow(&mut self.lines, line);
-        // Beyond the last checkpoint no hash is kept yet, and the line's own stands for it.
+        // Beyond the last checkpoint no hash is stored yet; the line's own hash is used.
         grow(&mut self.kept, kept.or(line));
         let Some(heads) = self.heads.get(&self.size) else { return };
         let (lines, kept) = (self.lines.as_ref().map(Frontier::root), self.kept.as_ref().map(Frontier::root));
@@ -308,7 +308,7 @@ impl<'a> Walk<'a> {
 }
 
 impl Scan {
-    /// Tells the first thing that is wrong in a segment: the rest follows from it.
+    /// Reports the first error in a segment only, since the others follow from it.
     fn tell(&mut self, walk: &mut Walk<'_>, file: &str, line: u64, what: String) {
         if !std::mem::replace(&mut self.told, true) {
             walk.tell(file, Some(line), what);

@@ -1,6 +1,6 @@
-//! The file that the writer has open: made, ended, and its lines put into a form that can be written at once.
+//! The segment's open file: creating and ending it, and serialising lines so that they are written at once.
 //!
-//! It decides nothing.
+//! It makes no decisions.
 
 use std::{
     fs::File,
@@ -18,7 +18,7 @@ use super::super::{
     tree::{Hash, leaf_hash},
 };
 
-/// A line, and who waits for it to be durable: an outcome has nobody.
+/// A line and the request that waits for it; outcomes have none.
 pub(super) type Waiting = (Line, Option<oneshot::Sender<Result<u64, LogError>>>);
 
 /// A segment that a failed write ended.
@@ -27,7 +27,7 @@ pub(super) struct Ended {
     pub(super) first: u64,
     pub(super) bytes: u64,
     pub(super) reason: String,
-    /// What is sealed of it once the disk is well; nothing when it held no line.
+    /// The seal to be written once the disk works again; `None` if the segment had no lines.
     pub(super) seal: Option<(Seal, Vec<Hash>)>,
 }
 
@@ -35,11 +35,11 @@ pub(super) struct Ended {
 pub(super) struct Segment {
     pub(super) file: File,
     pub(super) open: Open,
-    /// The file of leaf hashes and how many it holds; none until it has been written as a whole.
+    /// The file of leaf hashes and the number of hashes in it; `None` until it is first written.
     pub(super) hashes: Option<(File, usize)>,
 }
 
-/// A line with its hash, and who waits for it.
+/// A serialised line with its hash and the request that waits for it.
 pub(super) struct Staged {
     pub(super) line: Line,
     pub(super) hash: Hash,
@@ -61,7 +61,7 @@ pub(super) fn stage(first: u64, lines: Vec<Waiting>, buffer: &mut Vec<u8>) -> Ve
     staged
 }
 
-/// Creates a segment's file; one of that name can only be what a failed attempt left, without an acknowledged line.
+/// Creates a segment's file. An existing one can only be from a failed attempt and has no acknowledged line.
 pub(super) fn create(directory: &Directory, first: u64, reserved: u64) -> io::Result<Segment> {
     let path = directory.part(first, Part::Lines);
     let file = match Directory::create(&path) {
@@ -77,10 +77,10 @@ pub(super) fn create(directory: &Directory, first: u64, reserved: u64) -> io::Re
     Ok(Segment { file, open: Open { first, ..Open::default() }, hashes: None })
 }
 
-/// Begins a segment; after a failure with the line that says where the last one ended.
+/// Begins a segment. After a failure, its first line records where the last segment ended.
 ///
-/// The file gets its name when that line is durable in it: a crash in between must not leave a segment that does not
-/// account for what the failed write left behind the last one's end.
+/// The file gets its name when that line is durable: a crash in between must not leave a segment that does not account
+/// for the bytes that the failed write left after the end of the last one.
 pub(super) fn begin(
     directory: &Directory,
     first: u64,
@@ -103,7 +103,7 @@ pub(super) fn begin(
     Ok((Segment { file, open, hashes: None }, staged.pop().map(|staged| (staged.line, staged.hash))))
 }
 
-/// Appends the leaf hashes that the segment's file of hashes lacks, durably.
+/// Durably appends the missing leaf hashes to the segment's file of hashes.
 pub(super) fn save_hashes(directory: &Directory, segment: &mut Segment) -> io::Result<()> {
     let path = directory.part(segment.open.first, Part::Hashes);
     let all = &segment.open.hashes;
@@ -121,7 +121,7 @@ pub(super) fn save_hashes(directory: &Directory, segment: &mut Segment) -> io::R
     Ok(())
 }
 
-/// Reserves a segment's space without changing its length, so that a flush need not allocate. Only a help.
+/// Preallocates space without changing the length, so that flushes need not allocate. Failure is harmless.
 pub(super) fn reserve(file: &File, bytes: u64) {
     if let Ok(bytes) = i64::try_from(bytes) {
         let _ = nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, bytes);

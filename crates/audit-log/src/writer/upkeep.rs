@@ -1,4 +1,4 @@
-//! What the writer does between groups: a new segment, a tree head to be signed, lines that may go.
+//! The writer's work between groups: new segments, tree heads to be signed, retention.
 
 use std::{
     sync::atomic::Ordering,
@@ -11,11 +11,11 @@ use super::{
     target::save_hashes,
 };
 
-/// How often retention looks for segments that are too old.
+/// Interval at which retention checks for old segments.
 const RETENTION_EVERY: Duration = Duration::from_secs(600);
 
 impl Writer {
-    /// Seals a segment that is long enough and begins the next.
+    /// Seals a segment that is large enough and begins the next one.
     pub(super) fn rotate(&mut self) {
         let Target::Open(segment) = &mut self.target else { return };
         if segment.open.bytes < self.settings.segment_bytes {
@@ -24,7 +24,7 @@ impl Writer {
         self.head(true);
         let Target::Open(segment) = &mut self.target else { return };
         let open = std::mem::take(&mut segment.open);
-        // What was reserved beyond the last line goes back to the file system.
+        // Release the space reserved after the last line.
         let _ = segment.file.set_len(open.bytes);
         let seal = Seal::new(open.first, open.bytes, &open.counters, &self.tree);
         if let Err(error) = seal.write(&self.directory, &open.hashes) {
@@ -37,7 +37,7 @@ impl Writer {
         }
     }
 
-    /// Has the tree's head signed when it is time, or in any case; the leaf hashes below it are durable before.
+    /// Requests a signature of the tree head if it is due or forced. The leaf hashes below it are made durable first.
     pub(super) fn head(&mut self, now: bool) {
         let (size, at) = self.head;
         let more = self.tree.size() - size;
@@ -53,7 +53,7 @@ impl Writer {
         self.head = (self.tree.size(), Instant::now());
         let checkpoint =
             Checkpoint { origin: self.settings.origin.clone(), size: self.tree.size(), root: self.tree.root() };
-        // Without a signer nobody listens.
+        // Without a signer, the channel has no receiver.
         let full = segment.open.bytes >= self.settings.segment_bytes;
         let _ = self.heads.send(Head { checkpoint, segment: segment.open.first, closing: full });
     }
@@ -65,7 +65,7 @@ impl Writer {
         }
     }
 
-    /// Removes the lines of segments that are too old, after the log itself says so.
+    /// Removes the lines of segments that are too old, after recording that in the log.
     fn retire_now(&mut self) {
         let Target::Open(segment) = &self.target else { return };
         let signed = self.counts.signed.load(Ordering::Relaxed);
