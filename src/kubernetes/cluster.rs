@@ -22,16 +22,16 @@ pub use process::error::chain;
 use process::error::{Advice, Remedy};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The duration of a watch request in seconds. A connection that was dropped silently is detected when it ends.
+/// Timeout of a watch request in seconds. A silently dropped connection is detected when the request ends.
 pub(super) const WATCH_SECONDS: u32 = 60;
-/// The longest time without data on a connection that awaits a response; longer than a watch request.
+/// Maximum time without data on a connection that awaits a response; longer than a watch request.
 const READ_TIMEOUT: Duration = Duration::from_secs(75);
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The namespace of a pod.
+/// File with the namespace of the pod.
 const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
-/// Why the configuration of a cluster cannot be used.
+/// Error in the configuration of a cluster.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages explain the fields")]
 pub enum ClusterError {
@@ -43,7 +43,7 @@ pub enum ClusterError {
         kubeconfig: String,
         source: Box<kube::Error>,
     },
-    /// Not in a pod, or the pod has no service account.
+    /// The daemon does not run in a pod, or the pod has no service account.
     #[error("cluster {cluster}: the daemon has no service account: {source}{advice}", advice = Advice(self))]
     InCluster { cluster: ClusterName, source: InClusterError },
     /// The kubeconfig cannot be read.
@@ -104,7 +104,7 @@ impl Cluster {
     /// Creates a cluster's client. `own` are the CA's trust domains.
     ///
     /// # Errors
-    /// When the kubeconfig or the service account cannot be used.
+    /// If the kubeconfig or the service account cannot be used.
     pub async fn new(settings: settings::Cluster, own: &[TrustDomain]) -> Result<Self, ClusterError> {
         let name = settings.name.clone();
         let trust_domain = settings.trust_domain.clone().or_else(|| own.first().cloned());
@@ -168,7 +168,7 @@ impl Cluster {
         &self.settings
     }
 
-    /// Why its API server does not respond; `None` while it does.
+    /// Why its API server does not respond; `None` while it responds.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Option<String>> {
         self.health.subscribe()
@@ -191,7 +191,7 @@ impl Cluster {
     }
 
     /// Probes the API server until dropped. By Kubernetes' default roles, every authenticated user may read `/version`;
-    /// a refusal shows that it responds, too.
+    /// a response that denies it shows reachability, too.
     pub async fn probe(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -217,7 +217,7 @@ impl Clusters {
     /// Creates every cluster's client. `own` are the CA's trust domains.
     ///
     /// # Errors
-    /// Every problem of the configuration.
+    /// All problems of the configuration.
     pub async fn new(settings: &Settings, own: &[TrustDomain]) -> Result<Self, Vec<ClusterError>> {
         let mut errors = Vec::new();
         let mut clusters = Vec::new();

@@ -33,7 +33,7 @@ pub trait Controller: Send + Sync {
     /// The mistakes in its section of the configuration.
     fn check(&self, limits: &Limits<'_>) -> Vec<Mistake>;
 
-    /// Why the controller cannot work with the CA in use, if it cannot.
+    /// Why the controller cannot work with the CA in use; `None` if it can.
     fn issuer_problem(&self, _issuer: &Issuer) -> Option<IssuerProblem> {
         None
     }
@@ -68,12 +68,12 @@ pub struct Limits<'a> {
     pub allow_intermediate: bool,
 }
 
-/// A mistake in a section.
+/// A mistake in a section of the configuration.
 #[derive(Debug)]
 pub struct Mistake {
     /// The section, with the key if one is wrong.
     pub place: String,
-    /// What is wrong and what to do.
+    /// What is wrong and how to fix it.
     pub problem: String,
 }
 
@@ -82,7 +82,7 @@ pub struct Mistake {
 pub struct IssuerProblem {
     /// The cause.
     pub cause: &'static str,
-    /// What to do.
+    /// How to fix it.
     pub remedy: &'static str,
 }
 

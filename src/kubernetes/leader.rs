@@ -2,12 +2,12 @@
 //!
 //! The rules are those of client-go (k8s.io/client-go/tools/leaderelection):
 //!
-//! - A Lease is held for its duration after this replica observed its last change, by this replica's monotonic clock. The
-//!   clocks of two machines are never compared.
+//! - A Lease is held for its duration after this replica observed its last change, by this replica's monotonic clock.
+//!   The clocks of two machines are never compared.
 //! - Every write carries the resourceVersion that was read.
-//! - A leader that cannot renew the Lease steps down before another replica may take it.
+//! - A leader that cannot renew the Lease steps down before another replica can acquire it.
 //!
-//! A replica that was suspended can believe for a moment that it still leads, so the writes of controllers carry
+//! A replica that was suspended may briefly assume that it still leads, so the writes of controllers carry
 //! resourceVersions, too.
 //!
 //! `kubert::lease` does not fit: its current version, 0.25, requires kube 1.1.
@@ -31,7 +31,7 @@ use crate::telemetry::metrics;
 use pki::identity::Namespace;
 use process::clock;
 
-/// The durations of an election. The default is client-go's.
+/// Durations of an election. The defaults are client-go's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// How long a Lease is held after its last observed change.
@@ -66,7 +66,7 @@ struct Observed {
     since: Instant,
 }
 
-/// Why the Lease could not be acquired or renewed.
+/// The Lease could not be acquired or renewed.
 #[derive(Debug, thiserror::Error)]
 enum ElectionError {
     #[error(transparent)]
@@ -102,14 +102,14 @@ impl Election {
     /// Takes part in the election until stopped, and then releases the Lease for another replica.
     pub async fn run(mut self, client: Client, namespace: Namespace, stop: CancellationToken) {
         let leases: Api<Lease> = Api::namespaced(client, namespace.as_str());
-        // The end of the leadership without another renewal.
+        // When leadership ends without another renewal.
         let mut until: Option<Instant> = None;
         let mut last_failure = None;
         loop {
             let began = Instant::now();
             until = until.filter(|until| *until > began);
             self.set_leading(until.is_some());
-            // An attempt must not outlast the leadership that it renews.
+            // An attempt must not outlast the leadership it renews.
             let limit = until.map_or(self.timing.renew, |until| until.saturating_duration_since(began));
             let result = tokio::select! {
                 () = stop.cancelled() => break,

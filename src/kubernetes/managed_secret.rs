@@ -1,8 +1,8 @@
 //! A Secret with a private key and a certificate of this CA.
 //!
-//! A Secret is written when its content is not the desired one, the certificate is due for renewal, or the CA changed.
-//! Only its content decides, so that a new leader decides as the previous one did. A Secret without our label is never
-//! modified.
+//! A Secret is written when its content differs from the desired one, the certificate is due for renewal, or the CA
+//! changed. Only the content decides, so a new leader decides like the previous one. A Secret without our label is
+//! never modified.
 
 mod content;
 mod key;
@@ -50,7 +50,7 @@ pub(super) struct DesiredSecret {
     pub(super) metadata: ObjectMeta,
 }
 
-/// Why a Secret is not in the desired state.
+/// A Secret is not in the desired state.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ManagedSecretError {
     #[error(
@@ -75,8 +75,8 @@ impl ManagedSecretError {
     }
 }
 
-/// A certificate with its key that could not be written, kept for the next attempt so that a failing API server does not
-/// cost a certificate per attempt.
+/// A certificate and its key that could not be written, kept for the next attempt: while the API server fails, retries
+/// must not issue a certificate each.
 pub(super) struct Unwritten {
     key: Zeroizing<String>,
     issued: Issued,
@@ -98,7 +98,7 @@ pub(super) struct Reconciled {
     pub(super) due: SystemTime,
 }
 
-/// Brings a Secret into the desired state. `unwritten` is what the previous attempt left behind, and what this one does.
+/// Brings a Secret into the desired state. `unwritten` carries a certificate from one failed attempt to the next.
 pub(super) async fn reconcile_secret(
     client: &Client,
     ca: &CertificateAuthority,

@@ -90,7 +90,7 @@ pub fn needed(settings: &Settings, cluster: &settings::Cluster, own: Option<&Nam
 /// The permissions that the API server does not grant.
 ///
 /// # Errors
-/// When the API server does not respond. By Kubernetes' default roles, every authenticated user may ask.
+/// If the API server does not respond. By Kubernetes' default roles, every authenticated user may send this request.
 pub async fn missing(client: Client, needed: Vec<Permission>) -> Result<Vec<Permission>, kube::Error> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client);
     let mut missing = Vec::new();

@@ -1,8 +1,8 @@
 //! A cache of a cluster's pods for node impersonation.
 //!
-//! A pod that the cache does not have is looked up before a caller is refused, so that an outdated cache costs a request
-//! to the API server but never a wrong refusal. While the API server is unreachable, the cached pods stay valid, as they
-//! do in Istio. Failed pods do not count (ISTIO: security/pkg/server/ca/node_auth.go).
+//! A pod missing from the cache is looked up before a caller is rejected, so an outdated cache costs a request to the
+//! API server but never a wrong rejection. While the API server is unreachable, the cached pods stay valid, as they do
+//! in Istio. Failed pods are ignored (ISTIO: security/pkg/server/ca/node_auth.go).
 
 mod store;
 
@@ -34,7 +34,7 @@ use pki::identity::{Namespace, ServiceAccount};
 /// The field selector of watches and lookups.
 const NOT_FAILED: &str = "status.phase!=Failed";
 const CONCURRENT_LOOKUPS: usize = 16;
-/// The timeout of a lookup, including the wait for its turn.
+/// Timeout of a lookup, including the time in the queue.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The cached pods of a cluster.

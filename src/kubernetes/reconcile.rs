@@ -1,5 +1,5 @@
 //! Runs the reconcile function of a controller: after a change of the objects or of the CA, when something is due, and
-//! again after a failure.
+//! after a failure.
 //!
 //! A reconcile compares the desired with the actual state and does not depend on which event caused it. It covers all
 //! objects of a controller, which kube's own `Controller` (one object per call, only objects that exist) does not fit:
@@ -39,11 +39,11 @@ use process::clock;
 
 /// Collects a burst of changes into one reconcile.
 const DEBOUNCE: Duration = Duration::from_millis(50);
-/// The retry delay after a first failure, and the shortest time between two reconciles that no change causes.
+/// Delay before the first retry, and minimum time between two reconciles that no change causes.
 const RETRY_MIN: Duration = Duration::from_secs(1);
-/// The longest retry delay.
+/// Maximum retry delay.
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// The longest time between two reconciles, in case the clock is set.
+/// Maximum time between two reconciles, in case the clock is set.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// What a watch reports to the reconcile loop.
@@ -75,7 +75,7 @@ pub(super) struct ReconcileResult {
 }
 
 impl ReconcileResult {
-    /// Schedules a reconcile. The earliest one counts.
+    /// Schedules a reconcile; the earliest time applies.
     pub(super) fn due_at(&mut self, due: SystemTime) {
         self.due = Some(self.due.map_or(due, |other| other.min(due)));
     }
@@ -114,8 +114,8 @@ where
     (store, Signals { name: format!("the watch of {}", name.into()), signals })
 }
 
-/// Runs a controller until dropped. It reconciles first when every watch has listed its objects, and whenever
-/// another CA certificate or other roots are in use.
+/// Runs a controller until dropped. The first reconcile runs after every watch has listed its objects; another runs
+/// whenever another CA certificate or other roots are in use.
 pub(super) async fn run(
     controller: &'static str,
     cluster: &Arc<Cluster>,

@@ -21,10 +21,10 @@ const BODY_OVERHEAD: usize = 4096;
 /// A decoded value.
 pub type Value = Zeroizing<Vec<u8>>;
 
-/// Why a Secret cannot be read or written.
+/// A Secret cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// The API server refuses the request or is unreachable.
+    /// The API server rejects the request or is unreachable.
     #[error(transparent)]
     Api(#[from] kube::Error),
     /// A name is not valid in a request.
@@ -104,7 +104,7 @@ pub struct Content<'a> {
 /// Reads a Secret; `None` if it does not exist.
 ///
 /// # Errors
-/// When the API server refuses, is unreachable, or returns something else.
+/// If the API server rejects the request, is unreachable, or returns something else.
 pub async fn get(client: &Client, namespace: &str, name: &str) -> Result<Option<Secret>, SecretError> {
     let request = Request::get(path(namespace, Some(name))).body(Vec::new())?;
     let text = match client.request_text(request).await {

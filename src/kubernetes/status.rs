@@ -23,12 +23,12 @@ pub struct ControllerStatus {
     pub last_success: Option<SystemTime>,
     /// When something last failed, and the object with the reason.
     pub last_error: Option<(SystemTime, String)>,
-    /// What fails now: object or watch, and the reason.
+    /// Current failures: object or watch, and reason.
     pub failures: BTreeMap<String, String>,
 }
 
 impl ControllerStatus {
-    /// What fails now, in one line.
+    /// Current failures in one line.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         let (object, reason) = self.failures.first_key_value()?;
@@ -82,7 +82,7 @@ impl StatusRecorder {
         Self { controller, cluster: Arc::clone(cluster), objects: BTreeMap::new(), watches: BTreeMap::new() }
     }
 
-    /// Records a reconcile of all objects: those without a failure in it are well.
+    /// Records a reconcile of all objects; objects without a failure in it are healthy.
     pub(super) fn record(&mut self, result: ReconcileResult) {
         let outcome = match (result.failures.is_empty(), result.changed) {
             (false, _) => "error",
@@ -100,7 +100,7 @@ impl StatusRecorder {
         self.count(outcome);
     }
 
-    /// Records one object; `failure` is `None` when it is well.
+    /// Records one object; `failure` is `None` if it is healthy.
     pub(super) fn object(&mut self, object: &str, failure: Option<String>) {
         let (controller, cluster) = (self.controller, Arc::clone(&self.cluster));
         let cluster = cluster.name();
@@ -113,7 +113,7 @@ impl StatusRecorder {
         }
     }
 
-    /// Records a watch; `failure` is `None` when it works.
+    /// Records a watch; `failure` is `None` if it works.
     pub(super) fn watch(&mut self, watch: &str, failure: Option<String>) {
         let (controller, cluster) = (self.controller, Arc::clone(&self.cluster));
         let cluster = cluster.name();
@@ -139,7 +139,7 @@ impl StatusRecorder {
         self.objects.len() + self.watches.len()
     }
 
-    /// Stores a failure or its end. Each reason is returned once, for the log.
+    /// Stores a failure or its end. Each reason is returned only once, for the log.
     fn set(&mut self, is_watch: bool, what: &str, failure: Option<String>) -> Option<Change> {
         let before = self.count_failing();
         let known = if is_watch { &mut self.watches } else { &mut self.objects };

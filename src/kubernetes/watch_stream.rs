@@ -1,7 +1,7 @@
-//! A watch that reports when it fails and when it works again, and lists all objects again after each failure.
+//! A watch that reports failures and recovery, and lists all objects again after each failure.
 //!
-//! kube's `watcher` resumes silently from the last resource version: its user does not learn of the recovery, and state
-//! that was restored from a backup, with an older version, stays unnoticed.
+//! kube's `watcher` resumes silently from the last resource version: its user does not learn of the recovery, and does
+//! not notice state restored from a backup, which has an older version.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -24,11 +24,11 @@ use super::{
     cluster::{WATCH_SECONDS, chain},
 };
 
-/// The retry delay after a first failure.
+/// Delay before the first retry.
 const RETRY_MIN: Duration = Duration::from_millis(500);
-/// The longest retry delay. docs/KUBERNETES.md promises it, so there is no jitter on top.
+/// Maximum retry delay. docs/KUBERNETES.md promises it, so no jitter is added.
 const RETRY_MAX: Duration = Duration::from_secs(15);
-/// How long a watch must run after its list to count as recovered. Where `list` is permitted and `watch` is not, every
+/// How long a watch must run after its list to count as recovered. Where `list` is permitted but `watch` is not, every
 /// list succeeds.
 const RECOVERED_AFTER: Duration = Duration::from_secs(2);
 
@@ -36,7 +36,7 @@ const RECOVERED_AFTER: Duration = Duration::from_secs(2);
 pub(super) enum WatchItem<K> {
     /// A list begins with `Init` and ends with `InitDone`.
     Event(Event<K>),
-    /// The watch failed, with the reason; it will be started again.
+    /// The watch failed with this reason and will be restarted.
     Failed(String),
     /// The watch works again after a failure.
     Recovered,
@@ -124,8 +124,8 @@ mod tests {
         items.iter().map(kind).collect()
     }
 
-    /// The first `count` items of a watch whose attempts yield, by letter: `l` a complete list, `e` an event, `f` a failure;
-    /// and nothing more. Also the number of attempts.
+    /// Runs a watch whose attempts yield items by letter (`l` a complete list, `e` an event, `f` a failure) and returns
+    /// its first `count` items and the number of attempts.
     async fn watch(attempts: &'static [&'static str], count: usize) -> (Vec<WatchItem<u8>>, usize) {
         let made = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&made);

@@ -1,7 +1,7 @@
-//! Copies of the issuance log's newest checkpoint in a ConfigMap, one key per replica. An attacker who can write a
-//! replica's disk cannot change them, which reveals a log that was truncated.
+//! Copies the issuance log's newest checkpoint to a ConfigMap with one key per replica. An attacker who can write to a
+//! replica's disk cannot change these copies, so they reveal a truncated log.
 //!
-//! Every replica writes its own copy, the leader or not; hence this is not a [`super::Controller`].
+//! Every replica writes its own copy, whether it leads or not; hence this is not a [`super::Controller`].
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ use crate::kubernetes::{
 
 /// The name in logs, metrics and readiness.
 pub const NAME: &str = "checkpoints";
-/// How often the newest checkpoint is read.
+/// Interval of reading the newest checkpoint.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 const RETRY_MIN: Duration = Duration::from_secs(4);
 const RETRY_MAX: Duration = Duration::from_secs(60);

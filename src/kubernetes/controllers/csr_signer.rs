@@ -3,8 +3,8 @@
 //!
 //! A request is signed if it is approved, neither denied nor failed, has no certificate yet, asks only for usages that
 //! our certificates have, and its requester may obtain these names. A request that can never be signed gets a Failed
-//! condition with the reason; after a temporary failure, such as an unavailable token, it is tried again. Writes carry
-//! the UID and resourceVersion that were read. Approving requests is not done here.
+//! condition with the reason; after a temporary failure, such as an unavailable token, it is retried. Writes carry the
+//! UID and resourceVersion that were read. This controller approves no requests.
 
 use std::{
     collections::HashMap,
@@ -54,12 +54,12 @@ use crate::{
 
 /// The name in logs, metrics and readiness.
 pub const NAME: &str = "csr_signer";
-/// The usages of our certificates (ISTIO: security/pkg/k8s/chiron/utils.go); requests for others are refused.
+/// The usages of our certificates (ISTIO: security/pkg/k8s/chiron/utils.go); requests for others are rejected.
 const USAGES: [&str; 4] = ["client auth", "digital signature", "key encipherment", "server auth"];
 const CONCURRENT_REQUESTS: u16 = 32;
-/// The delay before a request is tried again; istiod waits for a minute.
+/// Delay before a request is retried; istiod waits for a minute.
 const RETRY_DELAY: Duration = Duration::from_secs(2);
-/// The longest message of a condition in bytes.
+/// Maximum length of a condition's message in bytes.
 const MAX_MESSAGE: usize = 1024;
 
 /// `[[kubernetes.cluster.signer]]`.
@@ -151,7 +151,7 @@ impl CsrSigner {
     }
 }
 
-/// Why a request is neither signed nor failed yet.
+/// A request is neither signed nor failed yet.
 #[derive(Debug, thiserror::Error)]
 enum SignerError {
     #[error("{}", chain(.0))]
@@ -234,8 +234,8 @@ struct Signer {
     signer: CsrSigner,
     requests: Api<CertificateSigningRequest>,
     status: Mutex<StatusRecorder>,
-    /// Certificates that could not be written, by the request's name, with its UID: a failing API server must not cost a
-    /// certificate per attempt.
+    /// Certificates that could not be written, with the request's UID, by the request's name: while the API server
+    /// fails, retries must not issue a certificate each.
     unwritten: Mutex<HashMap<String, (Option<String>, Issued)>>,
 }
 
@@ -248,7 +248,7 @@ impl Signer {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The request is done or deleted.
+    /// Drops the unwritten certificate of a request that is done or deleted.
     fn forget(&self, name: &str) {
         self.unwritten().remove(name);
         self.status().object(name, None);
@@ -306,7 +306,7 @@ impl Signer {
                 self.forget(name);
                 Ok(Action::await_change())
             }
-            // The request was changed meanwhile. The watch reports it; the retry covers a missed event.
+            // The request was changed meanwhile. The watch reports the change; the retry covers a missed event.
             Err(error) if is_conflict(&error) => Ok(Action::requeue(RETRY_DELAY)),
             Err(error) => Err(error.into()),
         }
@@ -349,7 +349,7 @@ fn is_open(request: &CertificateSigningRequest) -> bool {
     request.metadata.deletion_timestamp.is_none() && !signed && has("Approved") && !has("Denied") && !has("Failed")
 }
 
-/// Whether the same request can never be signed. A problem that the operator can fix does not fail it.
+/// Whether the same request can never be signed. Problems that the operator can fix are not final.
 fn is_final(error: &IssueError) -> bool {
     match error {
         IssueError::Csr(_) => true,

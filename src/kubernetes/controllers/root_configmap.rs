@@ -1,8 +1,9 @@
 //! The roots in every namespace: ConfigMap `istio-ca-root-cert`, key `root-cert.pem`, which every proxy mounts.
 //!
 //! istiod writes it while it is the CA (ISTIO: security/pkg/k8s/controller, pilot/pkg/serviceregistry/kube/controller/
-//! namespacecontroller.go). This controller replaces it, with the same name, key and label. The content is exactly the
-//! bundle's root-cert.pem, because agents take any other byte for a change of roots. Other values are removed.
+//! namespacecontroller.go). This controller replaces istiod's, with the same name, key and label. The content is
+//! exactly the bundle's root-cert.pem, because agents treat any difference as a change of roots. Other values are
+//! removed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -42,7 +43,7 @@ pub const KEY: &str = "root-cert.pem";
 pub const LABEL: (&str, &str) = ("istio.io/config", "true");
 
 const CONCURRENT_WRITES: usize = 16;
-/// More corrections of one object than this within [`CONFLICT_PAUSE`] mean that another writer changes it too. It is
+/// If one object needs more corrections than this within [`CONFLICT_PAUSE`], another writer changes it, too. It is then
 /// left alone for that time.
 const MAX_CORRECTIONS: u32 = 5;
 const CONFLICT_PAUSE: Duration = Duration::from_secs(60);
@@ -186,7 +187,7 @@ impl Reconcile for Roots {
 }
 
 impl Roots {
-    /// Counts a correction, and whether it is still within the limit.
+    /// Counts a correction and returns whether it is still within the limit.
     fn may_correct(&mut self, namespace: &str) -> bool {
         self.corrections.retain(|_, (_, since)| since.elapsed() < CONFLICT_PAUSE);
         let (count, _) = self.corrections.entry(namespace.to_owned()).or_insert((0, Instant::now()));

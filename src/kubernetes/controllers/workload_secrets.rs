@@ -2,8 +2,8 @@
 //! until 1.5 (ISTIO: security/pkg/pki/ca/controller/secret.go at 1.0): type `istio.io/key-and-cert`, with cert-chain.pem,
 //! key.pem and root-cert.pem.
 //!
-//! A Secret is written again after it is deleted or edited, at half its lifetime, and when the CA or the roots change;
-//! it is deleted with its service account. Secrets without our label are never modified.
+//! A Secret is rewritten when it was deleted or edited, at half its lifetime, and when the CA or the roots change; it
+//! is deleted with its service account. Secrets without our label are never modified.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -58,7 +58,7 @@ const CALLER: &str = "workload-secret";
 const PREFIX: &str = "istio.";
 const CONCURRENT_WRITES: usize = 8;
 
-/// `[kubernetes.cluster.workload_secrets]`. Puts private keys into Secrets.
+/// `[kubernetes.cluster.workload_secrets]`. Stores private keys in Secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkloadSecrets {
@@ -147,7 +147,7 @@ struct Workloads {
     unwritten: HashMap<String, Unwritten>,
 }
 
-/// When a Secret need not be read again.
+/// State in which a Secret need not be read again.
 struct Current {
     resource_version: String,
     issuer: Arc<Issuer>,
@@ -261,7 +261,7 @@ impl Workloads {
     }
 }
 
-/// Whether this controller made a Secret and its service account is gone.
+/// Whether this controller created a Secret whose service account is gone.
 fn is_orphan(secret: &ObjectMeta, names: &HashSet<String>) -> bool {
     let name = secret.name.as_deref().unwrap_or_default();
     let account = secret.annotations.as_ref().and_then(|annotations| annotations.get(ACCOUNT));

@@ -1,5 +1,5 @@
-//! The content of a Secret with a private key and a certificate: its layouts, what to write, and whether the present
-//! content is the desired one. Pure.
+//! Content of a Secret with a private key and a certificate: layouts, what to write, and whether the present content is
+//! the desired one. Pure.
 
 use std::time::SystemTime;
 
@@ -81,7 +81,7 @@ pub(super) fn content<'a>(
 /// When the certificate is due for renewal.
 ///
 /// # Errors
-/// How the content differs from the desired one.
+/// How the content differs from the desired state.
 pub(super) fn check(secret: &Secret, desired: &DesiredSecret, issuer: &Issuer) -> Result<SystemTime, String> {
     let [chain, key, _] = desired.layout.keys();
     let held = ExistingCertificate::read(secret.value(chain), issuer).map_err(|error| error.to_string())?;
