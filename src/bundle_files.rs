@@ -1,8 +1,8 @@
-//! Reads the files of a plug-in CA from a directory. Not pure: this is the file access that [`pki`] never does.
+//! Reads the files of a plug-in CA from a directory; [`pki`] itself does no I/O.
 //!
-//! Two layouts, as Istio has them (security/pkg/pki/ca, `istio_ca.go`): tls.crt, tls.key and ca.crt when there is a
-//! tls.crt, else ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem. It reads public files only and gives the
-//! key's path to `import`, which reads it into memory of its own.
+//! Supports Istio's two layouts (security/pkg/pki/ca, `istio_ca.go`): tls.crt, tls.key and ca.crt if there is a
+//! tls.crt, otherwise ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem. Only public files are read here;
+//! `import` gets the path of the key and reads it into zeroizing memory.
 
 use std::{
     fs::File,
@@ -17,21 +17,21 @@ use pki::{
     pem::TEXT_MAX,
 };
 
-/// Where the files of a plug-in CA are.
+/// Paths of the files of a plug-in CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BundlePaths {
-    /// The CA's certificate.
+    /// The CA certificate.
     pub ca_cert: PathBuf,
-    /// The CA's private key; a bundle that `serve` uses has none.
+    /// The CA's private key; `serve` needs none.
     pub ca_key: PathBuf,
-    /// The certificates between the CA's and a root; `None` where the layout has them in [`BundlePaths::ca_cert`].
+    /// The intermediate certificates; `None` if [`BundlePaths::ca_cert`] contains them.
     pub cert_chain: Option<PathBuf>,
     /// The roots.
     pub root_cert: PathBuf,
 }
 
 impl BundlePaths {
-    /// The paths in a directory, by the layout that is found there.
+    /// The paths in a directory, in the layout found there.
     #[must_use]
     pub fn in_directory(directory: &Path) -> Self {
         if directory.join("tls.crt").exists() {
@@ -53,7 +53,7 @@ impl BundlePaths {
     /// Reads the public files.
     ///
     /// # Errors
-    /// One problem for each file that is missing, unreadable, or larger than 1 MiB.
+    /// All files that are missing, unreadable, or larger than 1 MiB.
     pub fn read(&self) -> Result<BundleFiles, Vec<Problem>> {
         let (files, problems) = self.read_what_is_there();
         if problems.is_empty() { Ok(files) } else { Err(problems) }
@@ -87,7 +87,7 @@ impl BundlePaths {
 /// Reads the public files in a directory, in either layout.
 ///
 /// # Errors
-/// When the directory does not exist, or one problem for each file that is missing, unreadable, or larger than 1 MiB.
+/// If the directory does not exist, or for all files that are missing, unreadable, or larger than 1 MiB.
 pub fn read_directory(directory: &Path) -> Result<BundleFiles, Vec<Problem>> {
     if !directory.is_dir() {
         return Err(vec![no_directory(directory)]);
@@ -123,7 +123,7 @@ fn read(path: &Path) -> Result<Vec<u8>, (String, &'static str)> {
     }
 }
 
-/// Why a file of a plug-in CA cannot be read, as a predicate of its name, and the remedy.
+/// Why a file of a plug-in CA cannot be read, as a predicate for its name, and the remedy.
 #[must_use]
 pub fn unreadable(error: &io::Error) -> (String, &'static str) {
     match error.kind() {

@@ -1,6 +1,6 @@
-//! THE path from a caller and a request to a certificate; the only owner of a signer.
+//! The issuance pipeline, from a caller and a request to a certificate. Only this module has a signer.
 //!
-//! Each refusal is a variant of one closed enum. Each front end turns it into its own error in one exhaustive match.
+//! Each rejection is a variant of one closed enum. Each front end maps it to its own error in one exhaustive match.
 
 mod label;
 pub mod limits;
@@ -33,58 +33,58 @@ use pki::{
 };
 use process::clock::{Clock, ClockError};
 
-/// How many wrong signatures one request bears before it is given up: one from each of two tokens.
+/// Number of wrong signatures after which a request fails: one from each of two tokens.
 const WRONG_SIGNATURES: usize = 2;
 
-/// A request from somebody whose identity is proven.
+/// A request of an authenticated caller.
 #[derive(Debug)]
 pub struct Request {
-    /// The id that stands in the logs, in the issuance log and in the client's error.
+    /// The request ID, as in the logs, in the issuance log and in the client's error.
     pub id: Arc<str>,
-    /// Who asks.
+    /// The authenticated caller.
     pub caller: Caller,
     /// The PEM certificate request.
     pub csr: String,
-    /// What is asked for besides.
+    /// Requested content in addition to the CSR.
     pub asked: Asked,
-    /// The issuer with which the request started; `None` takes the one in use.
+    /// The issuer for this request; `None` uses the current one.
     pub issuer: Option<Arc<Issuer>>,
     /// When the request arrived.
     pub arrived: Instant,
-    /// When the caller stops waiting; `None` takes the daemon's default.
+    /// When the caller stops waiting; `None` uses the daemon's default.
     pub deadline: Option<Instant>,
 }
 
 /// Errors of the issuance pipeline.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
-    /// The clock cannot be believed.
+    /// The clock is not plausible.
     #[error(transparent)]
     Clock(#[from] ClockError),
-    /// The request itself is refused.
+    /// The CSR is invalid.
     #[error(transparent)]
     Csr(#[from] CsrError),
-    /// The caller may not have this.
+    /// Policy does not permit it.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// A rate limit.
+    /// A rate limit was exceeded.
     #[error(transparent)]
     Limited(#[from] Limited),
     /// The intent could not be made durable.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// The token did not sign.
+    /// No token signed.
     #[error(transparent)]
     Sign(#[from] SignError),
-    /// Nothing that may be signed could be built.
+    /// No valid TBSCertificate could be built.
     #[error(transparent)]
     Tbs(#[from] TbsError),
-    /// What the token gave is not the certificate that was meant.
+    /// The signed certificate is not the intended one.
     #[error(transparent)]
     Verify(#[from] VerifyError),
 }
 
-/// The parts of the path that live as long as the daemon.
+/// The long-lived parts of the issuance pipeline.
 #[derive(Debug)]
 pub struct CertificateAuthority {
     issuer: watch::Sender<Arc<Issuer>>,
@@ -99,10 +99,10 @@ pub struct CertificateAuthority {
     recent: Arc<Recent>,
 }
 
-/// What [`CertificateAuthority`] is made of.
+/// Arguments of [`CertificateAuthority::new`].
 #[derive(Debug)]
 pub struct Parts {
-    /// The plugged-in CA.
+    /// The issuing CA.
     pub issuer: Arc<Issuer>,
     /// The rules of policy.
     pub rules: Rules,
@@ -110,9 +110,9 @@ pub struct Parts {
     pub denylist: DenylistCheck,
     /// Rate limits.
     pub limits: Limits,
-    /// Identities whose requests go first: istiod's, gateways'.
+    /// Identities whose requests have high priority: istiod's, gateways'.
     pub first_class: Vec<pki::identity::SpiffeId>,
-    /// How long a request may take whose caller sets no deadline.
+    /// Deadline of requests whose callers set none.
     pub default_deadline: Duration,
     /// The daemon's clock.
     pub clock: Clock,
@@ -120,12 +120,12 @@ pub struct Parts {
     pub log: Log,
     /// The tokens.
     pub signer: Arc<dyn Signer>,
-    /// The last hour, for the status page.
+    /// Activity of the last hour, for the status page.
     pub recent: Arc<Recent>,
 }
 
 impl CertificateAuthority {
-    /// Puts the path together.
+    /// Assembles the pipeline.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let Parts { issuer, rules, denylist, limits, first_class, default_deadline, clock, log, signer, recent } =
@@ -134,41 +134,41 @@ impl CertificateAuthority {
         Self { issuer, rules, denylist, limits, first_class, default_deadline, clock, log, signer, recent }
     }
 
-    /// The issuer with which new requests start.
+    /// The issuer for new requests.
     #[must_use]
     pub fn issuer(&self) -> Arc<Issuer> {
         Arc::clone(&self.issuer.borrow())
     }
 
-    /// Takes another issuer, proven on every token before; requests under way end with the one they started with.
+    /// Replaces the issuer, whose key every token must hold; requests in progress keep the one they started with.
     pub fn replace_issuer(&self, issuer: Arc<Issuer>) {
         self.issuer.send_replace(issuer);
     }
 
-    /// The issuer with which new requests start, now and after each replacement.
+    /// The issuer of new requests, now and after each replacement.
     #[must_use]
     pub fn issuers(&self) -> watch::Receiver<Arc<Issuer>> {
         self.issuer.subscribe()
     }
 
-    /// The time of day, if it can be believed.
+    /// The time of day, if it is plausible.
     ///
     /// # Errors
-    /// As [`Clock::now`].
+    /// Those of [`Clock::now`].
     pub fn now(&self) -> Result<std::time::SystemTime, ClockError> {
         self.clock.now()
     }
 
-    /// The last hour.
+    /// Activity of the last hour.
     #[must_use]
     pub fn recent(&self) -> &Recent {
         &self.recent
     }
 
-    /// Issues one certificate and records the outcome: for front ends that keep no log of requests of their own.
+    /// Issues one certificate and records the outcome; for front ends without a request log.
     ///
     /// # Errors
-    /// The first step that refuses or fails; nothing is released then.
+    /// Of the first step that rejects or fails; no certificate is released then.
     pub async fn issue(&self, request: Request) -> Result<Issued, IssueError> {
         let info = RequestInfo {
             id: Arc::clone(&request.id),
@@ -181,10 +181,10 @@ impl CertificateAuthority {
         result.map(|(issued, _)| issued)
     }
 
-    /// As [`Self::issue`]; the caller records the outcome.
+    /// Like [`Self::issue`], but the caller records the outcome.
     ///
     /// # Errors
-    /// As [`Self::issue`].
+    /// Those of [`Self::issue`].
     pub async fn perform(&self, request: Request) -> Result<IssuedBy, IssueError> {
         let Request { id, caller, csr, asked, issuer, arrived: _, deadline } = request;
         let deadline = deadline.unwrap_or_else(|| Instant::now() + self.default_deadline);
@@ -209,7 +209,8 @@ impl CertificateAuthority {
         self.sign(recorded, context, timer).await
     }
 
-    /// Has a recorded certificate signed and verifies it; another token is asked when one signs wrongly.
+    /// Requests the signature for a recorded certificate and verifies it. After a wrong signature, another token is
+    /// used.
     async fn sign(
         &self,
         recorded: Recorded<Arc<Tbs>>,
@@ -248,14 +249,14 @@ impl CertificateAuthority {
     fn priority(&self, caller: &Caller) -> Priority {
         match (caller.for_whom(), caller.identity()) {
             (Some(id), _) if !self.first_class.contains(id) => Priority::Normal,
-            // istiod asks so for every workload.
+            // istiod requests certificates of all workloads this way.
             (None, Identity::Requester { .. }) => Priority::Normal,
             (Some(_) | None, _) => Priority::High,
         }
     }
 }
 
-/// Times one step after the other.
+/// Measures consecutive steps.
 struct StageTimer(Instant);
 
 impl StageTimer {
@@ -270,7 +271,7 @@ impl StageTimer {
     }
 }
 
-/// Tells the log what became of an intent, also when the client disconnected in between.
+/// Records the outcome of an intent in the log, even if the client disconnects.
 struct OutcomeGuard<'a> {
     log: &'a Log,
     index: u64,

@@ -4,17 +4,17 @@
 //! daemon itself requests it:
 //!
 //! ```text
-//! bytes                         -auth->        Caller         who asks
-//! bytes                         -pki::csr->    VerifiedCsr    holds the private key
-//! Caller + VerifiedCsr          -policy->      Grant          may have these names, for this long
+//! bytes                         -auth->        Caller         authenticated identity
+//! bytes                         -pki::csr->    VerifiedCsr    proof of possession verified
+//! Caller + VerifiedCsr          -policy->      Grant          names and lifetime allowed
 //! Grant + Issuer + serial       -pki::tbs->    Tbs            the bytes to sign, linted
 //! Tbs                           -log->         Recorded<Tbs>  the intent is durable
 //! Recorded<Tbs>                 -signer->      signature      the only step that reaches the token
-//! certificate + Issuer + Grant  -pki::verify-> Issued         re-parsed, signature checked
+//! certificate + Issuer + Grant  -pki::verify-> Issued         parsed again, signature verified
 //! Issued                                       -> reply
 //! ```
 //!
-//! Each type has private fields and one place that can make it, so that no step can be skipped.
+//! Each type has private fields and a single constructor, so no step can be skipped.
 
 pub mod auth;
 pub mod bundle_files;

@@ -1,4 +1,4 @@
-//! Parse, run, exit code.
+//! Entry point of `istio-hsm-ca`.
 
 fn main() -> std::process::ExitCode {
     istio_hsm_ca::cli::main()

@@ -1,7 +1,7 @@
-//! What a caller may have: a [`Grant`], or a reason why not. Pure.
+//! Decides what a caller may obtain: a [`Grant`] or the reason for a denial. Pure.
 //!
-//! Names come from who the caller is proven to be, or from the configuration; what a request asks for can only
-//! narrow or be refused, never add. No clock, no network, no state: the same question has the same answer.
+//! Names come from the authenticated identity or from the configuration; a request can narrow them but never add any.
+//! No clock, network or state: the same input always gives the same result.
 
 #[cfg(test)]
 mod cluster_tests;
@@ -23,29 +23,29 @@ use pki::{
     profile::{CLOCK_SKEW, NAMES_MAX},
 };
 
-/// What a request asks for besides its CSR (ISTIO.md 1.1).
+/// Content of a request in addition to its CSR.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
-    /// The lifetime in seconds as the client sent it; zero or less means the default.
+    /// The requested lifetime in seconds; zero or less means the default.
     pub validity_seconds: i64,
-    /// `CertSigner` of the metadata; the empty text counts as absent.
+    /// `CertSigner` of the metadata; the empty string means absent.
     pub cert_signer: Option<String>,
-    /// `ImpersonatedIdentity` of the metadata; the empty text counts as absent.
+    /// `ImpersonatedIdentity` of the metadata; the empty string means absent.
     pub impersonated_identity: Option<String>,
-    /// The names that the operator's own command asks for; refused from anybody else.
+    /// The names requested by the operator's command; other callers are denied them.
     pub operator_names: Vec<Name>,
 }
 
 /// The configured rules.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// The lifetime when none is asked for. Istio: DEFAULT_WORKLOAD_CERT_TTL, 24 h.
+    /// Default lifetime. Istio: DEFAULT_WORKLOAD_CERT_TTL, 24 h.
     pub default_ttl: Duration,
-    /// The longest lifetime that may be asked for; more is refused, not cut. Istio: MAX_WORKLOAD_CERT_TTL, 90 d.
+    /// Maximum lifetime; longer requests are denied, not shortened. Istio: MAX_WORKLOAD_CERT_TTL, 90 d.
     pub max_ttl: Duration,
     /// The trust domains in which this CA issues.
     pub trust_domains: Vec<TrustDomain>,
-    /// The values of `CertSigner` that are served.
+    /// Accepted values of `CertSigner`.
     pub cert_signers: Vec<String>,
     /// The names of the daemon's serving certificate.
     pub serving_dns_names: Vec<DnsName>,
@@ -53,11 +53,11 @@ pub struct Rules {
     pub serving_ip_addresses: Vec<std::net::IpAddr>,
     /// The lifetime of the daemon's serving certificate.
     pub serving_ttl: Duration,
-    /// What is granted in each Kubernetes cluster.
+    /// Rules of the Kubernetes clusters.
     pub clusters: Vec<ClusterRules>,
 }
 
-/// What an identity may have: the kind of certificate, its names, its lifetime.
+/// What an identity may obtain: certificate profile, names, lifetime.
 struct Allowed {
     profile: Profile,
     names: Vec<Name>,
@@ -70,14 +70,14 @@ impl Allowed {
     }
 }
 
-/// Leave to have a certificate. Only [`Rules::decide`] makes one.
+/// Permission for a certificate. Only [`Rules::decide`] constructs it.
 #[derive(Clone, Debug)]
 pub struct Grant {
     template: Template,
 }
 
 impl Grant {
-    /// The content of the certificate that may be issued.
+    /// The permitted content of the certificate.
     #[must_use]
     pub fn template(&self) -> &Template {
         &self.template
@@ -88,7 +88,7 @@ impl Rules {
     /// Decides on a request.
     ///
     /// # Errors
-    /// The first rule that the request breaks.
+    /// The first rule that the request violates.
     pub fn decide(
         &self,
         caller: &Caller,
@@ -97,7 +97,7 @@ impl Rules {
         issuer: &Issuer,
         now: SystemTime,
     ) -> Result<Grant, Denied> {
-        // Leave to ask for another is found by `auth`; here it must be for the very one that is asked for.
+        // `auth` has verified the permission to impersonate; it must be for the identity requested here.
         let impersonated = match (named(asked.impersonated_identity.as_deref()), caller.acts_for()) {
             (None, None) => None,
             (Some(text), Some(id)) if id.to_string() == text => Some(Identity::Workload(id.clone())),
@@ -106,7 +106,7 @@ impl Rules {
         self.grant(impersonated.as_ref().unwrap_or(caller.identity()), csr, asked, issuer, now)
     }
 
-    /// [`Rules::decide`] for an identity that is taken as proven.
+    /// [`Rules::decide`] for an authenticated identity.
     fn grant(
         &self,
         identity: &Identity,
@@ -152,14 +152,14 @@ impl Rules {
         Ok(Grant { template: Template { profile, public_key, names, not_before, not_after } })
     }
 
-    /// The names of the daemon's own endpoint: a server's, never a workload's.
+    /// The names of the daemon's own endpoint, which never include a workload's.
     fn serving_names(&self) -> Result<Vec<Name>, Denied> {
         let dns = self.serving_dns_names.iter().cloned().map(Name::Dns);
         let names = dns.chain(self.serving_ip_addresses.iter().copied().map(Name::Ip));
         some_names(names, Denied::NoServingNames)
     }
 
-    /// The names that the operator asks for: workloads of our trust domains, and the configured serving names.
+    /// The names requested by the operator: workloads in our trust domains, and the configured serving names.
     fn operator_names(&self, asked: &[Name]) -> Result<Vec<Name>, Denied> {
         for name in asked {
             let served = match name {
@@ -186,9 +186,9 @@ impl Rules {
         }
     }
 
-    /// Whether a requested URI is the workload's own SPIFFE ID with another of this CA's trust domains, or without a service
-    /// account. Pods that were injected before a change of the trust domain request the old name until they restart. The
-    /// certificate contains the authenticated name.
+    /// Whether a requested URI is the workload's own SPIFFE ID with another of this CA's trust domains, or without a
+    /// service account. Pods that were injected before a change of the trust domain request the old name until they
+    /// restart. The certificate contains the authenticated name.
     fn is_former_name(&self, id: &SpiffeId, asked: &RequestedName) -> bool {
         let RequestedName::Uri(uri) = asked else { return false };
         let Some((trust_domain, path)) = uri.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')) else {
@@ -200,7 +200,7 @@ impl Rules {
         is_ours && account.is_some_and(|account| account.is_empty() || account == id.service_account().as_str())
     }
 
-    /// The lifetime that a request may have (ISTIO.md 2.4).
+    /// The lifetime that a request may have.
     fn ttl(&self, asked: &Asked) -> Result<Duration, Denied> {
         let longest = self.max_ttl.min(Profile::Leaf.max_lifetime());
         let seconds = match u64::try_from(asked.validity_seconds) {
@@ -212,18 +212,19 @@ impl Rules {
     }
 }
 
-/// A text of the metadata; pilot-agent sends the empty one for none (ISTIO: security/pkg/nodeagent/caclient).
+/// A string of the metadata; pilot-agent sends an empty one for none (ISTIO: security/pkg/nodeagent/caclient).
 fn named(text: Option<&str>) -> Option<&str> {
     text.filter(|text| !text.is_empty())
 }
 
-/// Cuts an outsider's text to what a message repeats.
+/// Shortens untrusted text for use in a message.
 fn shortened(text: &str) -> String {
     const SHOWN_MAX: usize = 64;
     text.chars().take(SHOWN_MAX).collect()
 }
 
-/// A certificate's names: each once, one at least, and a SPIFFE ID alone (SPIFFE X.509-SVID, section 2).
+/// The names of a certificate without duplicates: at least one, and a SPIFFE ID only alone (SPIFFE X.509-SVID, section
+/// 2).
 fn some_names(names: impl Iterator<Item = Name>, none: Denied) -> Result<Vec<Name>, Denied> {
     let mut once = Vec::new();
     for name in names {
@@ -241,7 +242,7 @@ fn some_names(names: impl Iterator<Item = Name>, none: Denied) -> Result<Vec<Nam
     }
 }
 
-/// Whether a granted name is the one asked for; DNS names know no case (RFC 5280, section 7.2).
+/// Whether a granted name is the requested one; DNS names are case-insensitive (RFC 5280, section 7.2).
 fn is(granted: &Name, asked: &RequestedName) -> bool {
     match (granted, asked) {
         (Name::Dns(granted), RequestedName::Dns(asked)) => granted.as_str().eq_ignore_ascii_case(asked),
@@ -251,9 +252,9 @@ fn is(granted: &Name, asked: &RequestedName) -> bool {
     }
 }
 
-/// From two minutes ago (never before the CA's certificate) until the lifetime is over (never after the shortest
-/// life in the CA's chain), in whole seconds. A certificate is valid through the second that its notAfter names
-/// (RFC 5280, section 4.1.2.5), and so is the CA's.
+/// From two minutes ago (not before the CA certificate's notBefore) to the end of the lifetime (not after the earliest
+/// notAfter in the CA's chain), in whole seconds. A certificate is valid through the second of its notAfter (RFC 5280,
+/// section 4.1.2.5), including the CA's.
 fn validity(ttl: Duration, issuer: &Issuer, now: SystemTime) -> Result<(SystemTime, SystemTime), Denied> {
     let since = now.duration_since(UNIX_EPOCH).map_err(|_| Denied::IssuerNotYetValid)?;
     let now = UNIX_EPOCH + Duration::from_secs(since.as_secs());
@@ -266,7 +267,7 @@ fn validity(ttl: Duration, issuer: &Issuer, now: SystemTime) -> Result<(SystemTi
     let not_before = now.checked_sub(CLOCK_SKEW).map_or(issuer.not_before(), |early| early.max(issuer.not_before()));
     let whole = Duration::from_secs(ttl.as_secs());
     let not_after = now.checked_add(whole).map_or(issuer.not_after(), |late| late.min(issuer.not_after()));
-    // Only when the CA's certificate began and ends within this very second.
+    // Only if the CA certificate begins and ends within this second.
     if not_after <= not_before {
         return Err(Denied::IssuerExpired);
     }

@@ -1,4 +1,4 @@
-//! The token as the pipeline sees it: it signs what the log has recorded, or says why not.
+//! The pipeline's interface to the tokens, which sign what the log has recorded.
 
 use std::{
     fmt::{self, Debug},
@@ -17,32 +17,32 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// The queue priority of a request; never chosen by the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Priority {
-    /// Workloads. The queue ages, so they never starve.
+    /// Workloads. Waiting requests age, so they never starve.
     #[default]
     Normal,
     /// istiod, gateways and the daemon itself, as configured.
     High,
 }
 
-/// How a signature is wanted.
+/// Parameters of a signing request.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// The request's id, for the host's log.
+    /// The request ID, for the token host's log.
     pub request_id: Arc<str>,
-    /// When nobody waits for it any more.
+    /// When the caller stops waiting.
     pub deadline: Instant,
-    /// Its queue.
+    /// Priority in the queue.
     pub priority: Priority,
-    /// Tokens by name that have answered this request wrongly and are not asked again.
+    /// Names of tokens that returned a wrong signature for this request and are not used again.
     pub avoid: Vec<Arc<str>>,
 }
 
-/// A signature as the token gave it, not yet verified.
+/// A signature as returned by the token, not yet verified.
 #[derive(Clone)]
 pub struct Signed {
-    /// The content of signatureValue: RSA as it is, ECDSA as DER ECDSA-Sig-Value.
+    /// The content of signatureValue: RSA unchanged, ECDSA as DER ECDSA-Sig-Value.
     pub signature: Vec<u8>,
-    /// Who made it, for the verdict.
+    /// The session that made it, for the verdict.
     pub source: Source,
 }
 
@@ -57,19 +57,19 @@ impl Debug for Signed {
 pub struct Source {
     /// The token's configured name.
     pub token: Arc<str>,
-    /// The generation of its host.
+    /// Generation of its token host.
     pub host: u64,
-    /// The session within the host.
+    /// Session within the token host.
     pub session: u32,
 }
 
-/// Why there is no signature.
+/// No signature.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
-    /// The deadline passed in a queue or at the token.
+    /// The deadline passed in a queue or in the token.
     #[error("the deadline passed before the token had signed")]
     Deadline,
-    /// The token host signs no further certificate for now.
+    /// A limit of the token host on the number of certificates is reached.
     #[error("the token host signs no further certificate: {0}")]
     Limit(String),
     /// The queue is full.
@@ -83,16 +83,16 @@ pub enum SignError {
     Unavailable(String),
 }
 
-/// What signs certificates. Owned by `issue` alone.
+/// Signs certificates. Owned by `issue` only.
 pub trait Signer: Debug + Send + Sync {
-    /// Has a recorded certificate signed with its issuer's key.
+    /// Signs a recorded certificate with its issuer's key.
     fn sign<'a>(
         &'a self,
         tbs: &'a Recorded<Arc<Tbs>>,
         context: &'a Context,
     ) -> BoxFuture<'a, Result<Signed, SignError>>;
 
-    /// Tells whether a signature verified with the CA certificate's key: a wrong one costs its session, and
-    /// repeated ones its token; a right one closes a half-open breaker.
+    /// Reports whether a signature verified with the CA certificate's key: a wrong one costs the session, repeated ones
+    /// the token; a correct one closes a half-open breaker.
     fn verdict(&self, source: &Source, verified: bool);
 }

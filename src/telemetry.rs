@@ -1,4 +1,4 @@
-//! Metrics, recent requests for the status page, and the id that ties a client's error to its log lines.
+//! Metrics, recent requests for the status page, and the request ID.
 
 pub mod metrics;
 pub mod recent;
@@ -7,13 +7,13 @@ use std::{fmt, sync::Arc};
 
 use aws_lc_rs::rand;
 
-/// The id of one request: 128 random bits as hexadecimal digits. It stands in every log line of the request, in
-/// the issuance log, and in the error that the client sees.
+/// ID of a request: 128 random bits in hexadecimal. It is in every log line of the request, in the issuance log, and in
+/// the client's error.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Arc<str>);
 
 impl RequestId {
-    /// Draws an id. It only has to be unique: should the generator fail, the clock of the process serves.
+    /// A random ID. It only has to be unique; if the random generator fails, the process clock is used.
     #[must_use]
     pub fn random() -> Self {
         let mut bits = [0; 16];
@@ -23,14 +23,14 @@ impl RequestId {
         Self(format!("{:032x}", u128::from_be_bytes(bits)).into())
     }
 
-    /// The hexadecimal digits.
+    /// The ID in hexadecimal.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A number that this process has not used: nanoseconds since its first call, and a count.
+/// A number not used before in this process: nanoseconds since the first call, and a counter.
 fn unique() -> [u8; 16] {
     use std::{
         sync::{

@@ -1,4 +1,4 @@
-//! The token host as a program of its own: it links neither the network nor Kubernetes.
+//! The token host as a separate program that links neither network nor Kubernetes code.
 
 fn main() -> std::process::ExitCode {
     token_host::main()

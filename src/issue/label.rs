@@ -1,4 +1,4 @@
-//! The labels of refusals in metrics and on the status page: closed sets, so that no stranger makes new series.
+//! Labels of rejections in metrics and on the status page: closed sets, so that callers cannot create new time series.
 
 use super::IssueError;
 use crate::{issue::limits::Limited, policy::Denied, signer::SignError};
@@ -40,7 +40,7 @@ impl IssueError {
         }
     }
 
-    /// The kind under which Istio's own CA counts such an error (security/pkg/pki/error/error.go).
+    /// The label under which Istio's own CA counts such an error (security/pkg/pki/error/error.go).
     #[must_use]
     pub fn istio_kind(&self) -> &'static str {
         match self {

@@ -1,7 +1,7 @@
-//! Rate limits: how often one identity, and all together, may ask.
+//! Rate limits per identity and in total.
 //!
-//! istiod is one caller for many workloads, so that the identity that a certificate is for counts as well as
-//! the one that asks. A node's proxy has no limit of its own: all nodes' proxies have one identity.
+//! istiod is one caller for many workloads, so both the caller and the identity in the certificate are counted. ztunnel
+//! is not limited as a caller, since the ztunnels of all nodes share one identity.
 
 use std::{num::NonZeroU32, sync::Arc};
 
@@ -10,7 +10,7 @@ use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLim
 use crate::auth::{Caller, Identity};
 use pki::{Template, identity::Name};
 
-/// How many keyed requests pass between two sweeps of the identities that have their whole quota again.
+/// Number of requests between two removals of identities whose quota is full again.
 const SWEEP_EVERY: u64 = 4096;
 
 /// `[rate_limits]`: certificates per second; 0 in the file is no limit, `None` here.
@@ -60,18 +60,18 @@ fn quota(per_second: Option<NonZeroU32>, burst: Option<NonZeroU32>, seconds: Non
     per_second.map(|rate| Quota::per_second(rate).allow_burst(burst.unwrap_or(rate.saturating_mul(seconds))))
 }
 
-/// A limit that a request met.
+/// The rate limit that was exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Limited {
-    /// The identity's own.
+    /// The limit per identity.
     #[error("the rate limit of this identity is exceeded")]
     Identity,
-    /// The sum over all.
+    /// The total limit.
     #[error("the CA's rate limit is exceeded")]
     Total,
 }
 
-/// The limits at work.
+/// Rate limiters.
 #[derive(Debug)]
 pub struct Limits {
     total: Option<DefaultDirectRateLimiter>,
@@ -80,7 +80,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Sets the limits up.
+    /// Creates the rate limiters.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
@@ -91,14 +91,14 @@ impl Limits {
         }
     }
 
-    /// Counts a request before any work is done for it.
+    /// Counts a request before any work for it.
     ///
     /// # Errors
-    /// When the caller or all together ask too often; the daemon's own requests and the operator's always pass.
+    /// If the caller or the total exceeds its limit; requests of the daemon itself and of the operator are not limited.
     pub fn admit(&self, caller: &Caller) -> Result<(), Limited> {
         match (caller.for_whom(), caller.identity()) {
             (Some(id), _) => self.count(&id.to_string())?,
-            // Whom it asks for is counted, once that is known.
+            // The identity in the certificate is counted instead, once it is known.
             (None, Identity::Requester { .. }) => {}
             (None, _) => return Ok(()),
         }
@@ -108,10 +108,10 @@ impl Limits {
         }
     }
 
-    /// Counts the identities that a certificate is for, where they are not the caller.
+    /// Counts the identities in a certificate unless they are the caller.
     ///
     /// # Errors
-    /// When one of them has too many certificates asked for.
+    /// If one of them exceeds its limit.
     pub fn admit_names(&self, caller: &Caller, template: &Template) -> Result<(), Limited> {
         for name in &template.names {
             match (name, caller.for_whom()) {

@@ -13,10 +13,10 @@ use process::clock;
 /// A verified certificate and the name of the token that signed it.
 pub type IssuedBy = (Issued, Arc<str>);
 
-/// What is known about a request when it ends.
+/// Facts about a request when it ends.
 #[derive(Clone, Debug)]
 pub struct RequestInfo {
-    /// The request's id.
+    /// The request ID.
     pub id: Arc<str>,
     /// The caller's identity; empty before authentication.
     pub caller: String,
@@ -43,7 +43,7 @@ impl RequestInfo {
         });
     }
 
-    /// Records that the request was refused or failed. `label` is one of a closed set.
+    /// Records that a request was rejected or failed. `label` is one of a closed set.
     pub fn refused(&self, recent: &Recent, label: &'static str, detail: String) {
         metrics::answered(label, self.method, self.arrived.elapsed());
         recent.refused(Refusal {

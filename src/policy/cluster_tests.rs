@@ -144,7 +144,7 @@ fn grant_refuses_what_is_not_configured() {
     for (identity, names, denied) in cases {
         assert_eq!(decide(&identity, &names, &issuer), Err(denied), "{identity}");
     }
-    // Two identities in one certificate, by a requester that may obtain each of them.
+    // Two identities in one certificate, for a requester that may obtain each of them.
     let only_workloads = |mut rules: Rules| {
         rules.clusters[0].signers[0].requesters.remove(0);
         rules

@@ -1,11 +1,11 @@
-//! Why a caller may not have what it asks for.
+//! Reasons for a denial.
 
 use pki::identity::{Name, Namespace, TrustDomain};
 
-/// Why a caller may not have what it asks for.
+/// Why policy denies a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// A `CertSigner` that is not configured.
+    /// The `CertSigner` is not configured.
     #[error("the certificate signer {0:?} is not served here; leave CertSigner empty or have it configured")]
     CertSigner(String),
     /// The caller's identity, that of the certificate, or its key.
@@ -14,16 +14,16 @@ pub enum Denied {
     /// The CSR names somebody else.
     #[error("the request contains the name {0}, which is not the caller's")]
     ForeignName(String),
-    /// The CA has the organization that the intermediate is to have.
+    /// The CA has the organization that the intermediate would have.
     #[error("the intermediate's organization {0:?} is the CA's own name; configure another")]
     IntermediateName(String),
-    /// No intermediate fits below the CA.
+    /// The path length does not permit an intermediate below the CA.
     #[error(
         "the CA's certificate, or one above it, forbids a CA below it (path length), as the certificates of Istio's own \
          tools do; have one made with a path length of 1 or more, or none"
     )]
     IntermediatePath,
-    /// Somebody asks for another identity.
+    /// The caller may not impersonate the requested identity.
     #[error("a certificate for another identity is not issued: node impersonation is not enabled")]
     Impersonation,
     /// The CA's certificate, or one above it, has expired.
@@ -32,31 +32,31 @@ pub enum Denied {
     /// The CA's certificate is not valid yet.
     #[error("the CA's certificate is not valid yet; check the clock and the certificate")]
     IssuerNotYetValid,
-    /// The operator names nobody.
+    /// The operator requested no names.
     #[error("no name is requested; give at least one")]
     NoNames,
-    /// The daemon has no name of its own.
+    /// No serving name is configured.
     #[error("no serving name is configured; configure at least one DNS name or IP address")]
     NoServingNames,
-    /// A server's name that is not configured.
+    /// A requested server name is not configured.
     #[error("the name {0} is not among the configured serving names; add it there, or leave it out")]
     NotServed(Name),
-    /// A SPIFFE ID together with other names.
+    /// There is a SPIFFE ID together with other names.
     #[error("a SPIFFE ID and other names are requested together; request a certificate for each")]
     MixedNames,
-    /// Names beside the CSR, from somebody other than the operator.
+    /// A caller other than the operator requested names in addition to the CSR.
     #[error("only the operator may request names; a workload's name follows from its identity")]
     OperatorNames,
-    /// A controller or a signer that is not configured.
+    /// The controller or signer is not configured.
     #[error("{0} is not configured for this cluster")]
     NotConfigured(&'static str),
-    /// A namespace that is not configured.
+    /// The namespace is not configured.
     #[error("the namespace {0} is not among those configured; add it there")]
     Namespace(Namespace),
     /// The user name is not a service account's.
     #[error("the requester {0:?} is not a service account, and has no identity of its own here")]
     NotAServiceAccount(String),
-    /// Nobody has configured the requester.
+    /// The requester is not configured.
     #[error("{username:?} may not request certificates from the signer {signer}; list it as a requester if it should")]
     Requester {
         /// The signer.
@@ -67,36 +67,36 @@ pub enum Denied {
     /// More than one SPIFFE ID.
     #[error("more than one SPIFFE ID is requested; a certificate carries one (SPIFFE X.509-SVID, section 2)")]
     SeveralIdentities,
-    /// More names than one certificate carries.
+    /// There are more names than a certificate can have.
     #[error("{0} names are requested; a certificate carries 64 at most")]
     TooManyNames(usize),
-    /// A trust domain in which this CA does not issue.
+    /// This CA does not issue in the trust domain.
     #[error("the trust domain {0} is not one of this CA's; have it configured if it should be")]
     TrustDomain(TrustDomain),
-    /// A lifetime above the configured maximum; refused and not cut, as Istio does.
+    /// The lifetime exceeds the configured maximum; denied rather than shortened, as in Istio.
     #[error("a lifetime of {asked} seconds is requested; at most {longest} seconds are allowed")]
     TtlTooLong {
-        /// The lifetime asked for, in seconds.
+        /// Requested lifetime in seconds.
         asked: u64,
-        /// The longest lifetime, in seconds.
+        /// Maximum lifetime in seconds.
         longest: u64,
     },
 }
 
-/// Whose matter a refusal is; each front end turns it into a code of its own. None of them is worth a retry.
+/// Class of a denial, which each front end maps to its own code. Retrying never helps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// The CA is not in a state to issue: the operator has to act. gRPC: FAILED_PRECONDITION.
+    /// The CA is not in a state to issue, and the operator has to act. gRPC: FAILED_PRECONDITION.
     FailedPrecondition,
-    /// The request is wrong, independently of its sender. gRPC: INVALID_ARGUMENT.
+    /// The request is invalid regardless of the caller. gRPC: INVALID_ARGUMENT.
     InvalidArgument,
-    /// This caller may not have this. gRPC: PERMISSION_DENIED.
+    /// This caller may not obtain it. gRPC: PERMISSION_DENIED.
     PermissionDenied,
 }
 
 impl Denied {
-    /// Whose matter it is. istiod answers INVALID_ARGUMENT for a lifetime or a request that it does not take
-    /// (ISTIO: security/pkg/pki/error/error.go), which agents do not retry.
+    /// The class. istiod returns INVALID_ARGUMENT for a lifetime or a request that it does not accept (ISTIO:
+    /// security/pkg/pki/error/error.go), which agents do not retry.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {

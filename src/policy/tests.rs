@@ -149,7 +149,7 @@ fn who_speaks_for_another_gets_that_ones_name_and_no_other() {
     let proxy = || Caller::workload("spiffe://cluster.local/ns/istio-system/sa/ztunnel".parse().unwrap(), Method::Jwt);
     let foreign = "spiffe://evil.local/ns/foo/sa/bar";
     let own = "spiffe://cluster.local/ns/istio-system/sa/ztunnel";
-    // (found to speak for, asks for, gets)
+    // (impersonation permitted by `auth`, requested identity, expected identity)
     let cases = [
         (None, None, Ok(own)),
         (Some(&ID[4..]), Some(&ID[4..]), Ok(&ID[4..])),
@@ -246,7 +246,7 @@ fn lifetimes() {
     let endless = Rules { default_ttl: Duration::MAX, max_ttl: Duration::MAX, serving_ttl: Duration::MAX, ..rules() };
     for identity in [workload(), SERVING] {
         let granted = endless.grant(&identity, &csr(&[]), &Asked::default(), &issuer(), now()).unwrap();
-        assert_eq!(granted.template().not_after, issuer().not_after(), "never longer than the CA");
+        assert_eq!(granted.template().not_after, issuer().not_after(), "longer than the CA");
     }
 }
 

@@ -1,7 +1,7 @@
-//! Metrics for Prometheus: every name, unit and help text in one place.
+//! Prometheus metrics: all names, units and help texts.
 //!
-//! Istio's own names stand where Istio's dashboards expect them (security/pkg/server/ca/monitoring.go; its exporter
-//! adds `_total` to sums). Labels come from closed sets and from the configuration, never from a caller.
+//! Istio's own names are used where Istio's dashboards expect them (security/pkg/server/ca/monitoring.go; its exporter
+//! adds `_total` to sums). Label values are from closed sets and from the configuration, never from a caller.
 
 use std::{
     sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError},
@@ -13,17 +13,17 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 use token::call_metrics::{self, Calls};
 
-/// Bounds in seconds: from one PKCS#11 call in software to the longest request.
+/// Histogram bounds in seconds: from one PKCS#11 call of a software token to the longest request.
 const SECONDS: &[f64] = &[
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// How often what the exporter buffers is folded together when nobody scrapes.
+/// Interval at which the exporter's buffers are merged when there are no scrapes.
 pub const UPKEEP: Duration = Duration::from_secs(5);
 
 static INSTALLED: OnceLock<PrometheusHandle> = OnceLock::new();
 
-/// What the tokens' hosts have counted of their calls, as last told.
+/// PKCS#11 call counters as last reported by the token hosts.
 static CALLS: Mutex<Vec<Calls>> = Mutex::new(Vec::new());
 
 /// The process's metrics.
@@ -41,17 +41,17 @@ impl std::fmt::Debug for Metrics {
 /// A stage of the issuance pipeline, for its latency metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Who asks.
+    /// Authentication of the caller.
     Authenticate,
-    /// The request's parsing and self-signature.
+    /// Parsing the CSR and verifying its self-signature.
     Csr,
-    /// Policy, the bytes to sign, the lint.
+    /// Policy, building the TBSCertificate, lint.
     Build,
-    /// The line's durability.
+    /// Making the log line durable.
     Log,
-    /// Queue, host and token.
+    /// Queue, token host and token.
     Sign,
-    /// The check of the result.
+    /// Verification of the result.
     Verify,
 }
 
@@ -70,11 +70,11 @@ impl Step {
     }
 }
 
-/// What each request moves, looked up once: a look-up by name and labels costs more than the count.
+/// Metric handles used by every request, looked up once: a lookup by name and labels costs more than the counting.
 struct Handles {
     requests: Counter,
     issued: Counter,
-    /// By whether a certificate was issued: no, yes.
+    /// Latency of failed and of successful requests.
     latency: [Histogram; 2],
     steps: [Histogram; Step::ALL.len()],
 }
@@ -86,12 +86,12 @@ static HANDLES: LazyLock<Handles> = LazyLock::new(|| Handles {
     steps: Step::ALL.map(|step| histogram!("istio_hsm_ca_step_duration_seconds", "step" => step.as_str())),
 });
 
-/// The handles, once the process's metrics are set up: a handle of before would count nowhere for ever.
+/// The handles, once metrics are installed: handles created earlier would never count.
 fn handles() -> Option<&'static Handles> {
     INSTALLED.get().map(|_| &*HANDLES)
 }
 
-/// Sets the process's metrics up, once; later calls give the same.
+/// Installs the process's metrics; later calls return the same.
 #[must_use]
 pub fn install() -> Metrics {
     let handle = INSTALLED.get_or_init(|| {
@@ -112,7 +112,7 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
 }
 
 impl Metrics {
-    /// What renders the metrics in Prometheus' text format.
+    /// A function that renders the metrics in Prometheus' text format.
     #[must_use]
     pub fn render(&self) -> Arc<dyn Fn() -> String + Send + Sync> {
         let handle = self.handle.clone();
@@ -123,25 +123,25 @@ impl Metrics {
         })
     }
 
-    /// Folds together what the exporter buffers.
+    /// Merges the exporter's buffers.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
 }
 
-/// A request arrived.
+/// Counts a request.
 pub fn request() {
     if let Some(handles) = handles() {
         handles.requests.increment(1);
     }
 }
 
-/// Nobody could be authenticated.
+/// Counts a failed authentication.
 pub fn unauthenticated() {
     counter!("citadel_server_authentication_failure_count_total").increment(1);
 }
 
-/// A request was answered: `outcome` is `issued` or the label of the refusal.
+/// Counts a finished request: `outcome` is `issued` or the label of the rejection.
 pub fn answered(outcome: &'static str, method: &'static str, latency: Duration) {
     counter!("istio_hsm_ca_requests_total", "outcome" => outcome, "method" => method).increment(1);
     let Some(Handles { issued, latency: [refusals, certificates], .. }) = handles() else { return };
@@ -153,8 +153,8 @@ pub fn answered(outcome: &'static str, method: &'static str, latency: Duration) 
     }
 }
 
-/// A request failed in one of the ways that Istio's own CA counts: `CA_NOT_READY`, `CSR_ERROR`, `TTL_ERROR`,
-/// `CERT_GEN_ERROR` (security/pkg/pki/error/error.go).
+/// Counts a failure as Istio's own CA does: `CA_NOT_READY`, `CSR_ERROR`, `TTL_ERROR`, `CERT_GEN_ERROR`
+/// (security/pkg/pki/error/error.go).
 pub fn sign_error(istio: &'static str) {
     counter!("citadel_server_csr_sign_err_count_total", "error" => istio).increment(1);
     if istio == "CSR_ERROR" {
@@ -162,7 +162,7 @@ pub fn sign_error(istio: &'static str) {
     }
 }
 
-/// A step of the path took this long.
+/// Records the duration of a pipeline stage.
 pub fn step(step: Step, took: Duration) {
     let Some(Handles { steps, .. }) = handles() else { return };
     if let Some((_, histogram)) = Step::ALL.iter().zip(steps).find(|(known, _)| **known == step) {
@@ -170,28 +170,28 @@ pub fn step(step: Step, took: Duration) {
     }
 }
 
-/// An API server was asked about a token: `good`, `refused` or `unanswered`; `cluster` is of the configuration.
+/// Counts a TokenReview: `good`, `refused` or `unanswered`; `cluster` is from the configuration.
 pub fn token_review(cluster: &str, outcome: &'static str) {
     counter!("istio_hsm_ca_token_reviews_total", "cluster" => cluster.to_owned(), "outcome" => outcome).increment(1);
 }
 
-/// An API server was asked for a pod that was not remembered; `cluster` is of the configuration.
+/// Counts a lookup of an uncached pod; `cluster` is from the configuration.
 pub fn pod_lookup(cluster: &str) {
     counter!("istio_hsm_ca_pod_lookups_total", "cluster" => cluster.to_owned()).increment(1);
 }
 
-/// A token signed what does not verify.
+/// Counts a signature that did not verify.
 pub fn wrong_signature(token: &str) {
     counter!("istio_hsm_ca_wrong_signatures_total", "token" => token.to_owned()).increment(1);
 }
 
-/// Files were reloaded: `what` is `bundle` or `callers`, `outcome` `taken` or `refused`.
+/// Counts a reload of files: `what` is `bundle` or `callers`, the outcome `taken` or `refused`.
 pub fn reload(what: &'static str, taken: bool) {
     let outcome = if taken { "taken" } else { "refused" };
     counter!("istio_hsm_ca_reloads_total", "what" => what, "outcome" => outcome).increment(1);
 }
 
-/// The ends of the root's and the CA's certificates, seconds since the epoch, and seconds left.
+/// Sets when the root and CA certificates expire, in seconds since the epoch, and the seconds left.
 pub fn expiry(root: (f64, f64), chain: (f64, f64)) {
     gauge!("citadel_server_root_cert_expiry_timestamp").set(root.0);
     gauge!("citadel_server_root_cert_expiry_seconds").set(root.1);
@@ -199,7 +199,7 @@ pub fn expiry(root: (f64, f64), chain: (f64, f64)) {
     gauge!("citadel_server_cert_chain_expiry_seconds").set(chain.1);
 }
 
-/// Sets a counter that is counted elsewhere; `labels` are of the configuration.
+/// Sets a counter that is counted elsewhere; the label is from the configuration.
 pub fn absolute(name: &'static str, token: Option<&str>, value: u64) {
     match token {
         Some(token) => counter!(name, "token" => token.to_owned()).absolute(value),
@@ -207,7 +207,7 @@ pub fn absolute(name: &'static str, token: Option<&str>, value: u64) {
     }
 }
 
-/// A controller has looked at its objects: `result` is `unchanged`, `changed` or `error`.
+/// Counts a reconcile: `result` is `unchanged`, `changed` or `error`.
 pub fn reconciled(controller: &'static str, cluster: &str, result: &'static str) {
     let labels = [("controller", controller.to_owned()), ("cluster", cluster.to_owned())];
     counter!(
@@ -217,7 +217,7 @@ pub fn reconciled(controller: &'static str, cluster: &str, result: &'static str)
     .increment(1);
 }
 
-/// So many objects of a controller were not as they should be, and so many are not now. Several may share the name.
+/// Updates the number of failing objects of a controller. Several instances may share the name.
 pub fn in_error(controller: &'static str, cluster: &str, before: usize, now: usize) {
     let count = |objects| f64::from(u32::try_from(objects).unwrap_or(u32::MAX));
     let cluster = cluster.to_owned();
@@ -225,7 +225,7 @@ pub fn in_error(controller: &'static str, cluster: &str, before: usize, now: usi
         .increment(count(now) - count(before));
 }
 
-/// Sets what the tokens' hosts have counted of their calls of PKCS#11 functions.
+/// Sets the PKCS#11 call counters of the token hosts.
 pub fn pkcs11_calls(calls: Vec<Calls>) {
     *CALLS.lock().unwrap_or_else(PoisonError::into_inner) = calls;
 }
@@ -238,7 +238,7 @@ pub fn level(name: &'static str, label: Option<(&'static str, String)>, value: f
     }
 }
 
-/// Help texts. Counters and histograms that have not moved yet are made visible at zero where they have no labels.
+/// Registers help texts, and sets counters and histograms without labels to zero so that they are visible.
 fn describe() {
     let counters = [
         ("citadel_server_csr_count_total", "Certificate requests received."),

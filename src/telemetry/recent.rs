@@ -1,4 +1,4 @@
-//! What the CA did in the last hour, in bounded memory: for the status page.
+//! Activity of the last hour, in bounded memory, for the status page.
 //!
 //! Counts and latencies in buckets of ten seconds, the last fifty certificates, the last fifty kinds of refusals. Nothing
 //! here decides anything; `grpc` and `issue` write it, and the status page reads it.
@@ -9,50 +9,51 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// The length of one bucket in seconds.
+/// Length of a bucket in seconds.
 pub const BUCKET_SECONDS: u64 = 10;
-/// One hour of buckets.
+/// Number of buckets in one hour.
 pub const BUCKETS: usize = 360;
-/// How many certificates and refusals are kept.
+/// Maximum number of stored certificates and of stored rejections.
 const KEPT: usize = 50;
-/// Latency bins: bin `n` holds latencies below `2^n` times 62.5 microseconds; the last holds the rest (over 2 s).
+/// Number of latency bins: bin `n` counts latencies below `2^n` times 62.5 microseconds, the last one all others (over
+/// 2 s).
 const BINS: usize = 16;
-/// The upper bound of the first bin in nanoseconds.
+/// Upper bound of the first bin in nanoseconds.
 const FIRST_BIN_NANOS: u128 = 62_500;
 
 /// A certificate that was released.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// When.
+    /// Time of issuance.
     pub time: SystemTime,
-    /// Who asked.
+    /// Identity of the caller.
     pub caller: String,
-    /// By which method the caller was known.
+    /// Authentication method.
     pub method: &'static str,
     /// The granted names.
     pub names: String,
-    /// The serial number in hexadecimal digits.
+    /// Serial number in hexadecimal.
     pub serial: String,
-    /// The end of its validity.
+    /// notAfter.
     pub not_after: SystemTime,
     /// The token that signed.
     pub token: String,
-    /// From the request's arrival to its answer.
+    /// From the request's arrival to its response.
     pub latency: Duration,
 }
 
-/// A request that got no certificate.
+/// A request that was rejected or failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// When.
+    /// Time of the rejection.
     pub time: SystemTime,
-    /// The request's id, as in the logs.
+    /// The request ID, as in the logs.
     pub request_id: String,
     /// The reason's label, one of a bounded set.
     pub reason: &'static str,
-    /// Who asked, as far as it is known.
+    /// Identity of the caller, as far as known.
     pub caller: String,
-    /// One sentence.
+    /// The error, one sentence.
     pub detail: String,
 }
 
@@ -69,15 +70,15 @@ pub struct RefusalGroup {
 /// Ten seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
-    /// Certificates released.
+    /// Certificates issued.
     pub issued: u32,
-    /// Requests that got none.
+    /// Requests rejected or failed.
     pub refused: u32,
     bins: [u32; BINS],
 }
 
 impl Bucket {
-    /// The latency below which `percent` of the certificates were released; none without certificates.
+    /// The latency within which `percent` of the certificates were issued; `None` without certificates.
     #[must_use]
     pub fn percentile(&self, percent: u32) -> Option<Duration> {
         let wanted = (u64::from(self.issued) * u64::from(percent)).div_ceil(100).max(1);
@@ -97,7 +98,7 @@ impl Bucket {
 #[derive(Debug)]
 struct State {
     buckets: VecDeque<Bucket>,
-    /// The number of the newest bucket since the epoch.
+    /// Number of the newest bucket, counted since the epoch.
     newest: u64,
     certificates: VecDeque<Certificate>,
     /// The group with the last refusal is at the end.
@@ -106,16 +107,16 @@ struct State {
     reasons: VecDeque<(u64, BTreeMap<&'static str, u32>)>,
 }
 
-/// The last hour.
+/// Recorder of the last hour's activity.
 #[derive(Debug)]
 pub struct Recent {
     state: Mutex<State>,
 }
 
-/// A copy of the last hour.
+/// A copy of the last hour's activity.
 #[derive(Clone, Debug)]
 pub struct Hour {
-    /// Oldest first; the last one is under way.
+    /// Oldest first; the last one is incomplete.
     pub buckets: Vec<Bucket>,
     /// Newest first.
     pub certificates: Vec<Certificate>,
@@ -126,7 +127,7 @@ pub struct Hour {
 }
 
 impl Hour {
-    /// All buckets in one.
+    /// Sum of all buckets.
     #[must_use]
     pub fn total(&self) -> Bucket {
         self.buckets.iter().fold(Bucket::default(), |mut total, bucket| {
@@ -156,7 +157,7 @@ fn bin(latency: Duration) -> usize {
 }
 
 impl Recent {
-    /// Starts with an empty hour.
+    /// Creates an empty recorder.
     #[must_use]
     pub fn new() -> Self {
         let state = State {
@@ -169,7 +170,7 @@ impl Recent {
         Self { state: Mutex::new(state) }
     }
 
-    /// Notes a certificate.
+    /// Records a certificate.
     pub fn issued(&self, certificate: Certificate) {
         let mut state = self.lock();
         if let Some(bucket) = state.bucket(certificate.time) {
@@ -181,7 +182,7 @@ impl Recent {
         push(&mut state.certificates, certificate);
     }
 
-    /// Notes a refusal.
+    /// Records a rejection.
     pub fn refused(&self, refusal: Refusal) {
         let mut state = self.lock();
         if let Some(bucket) = state.bucket(refusal.time) {
@@ -191,7 +192,7 @@ impl Recent {
         state.group(refusal);
     }
 
-    /// The last hour as seen at `now`.
+    /// The last hour's activity as of `now`.
     #[must_use]
     pub fn hour(&self, now: SystemTime) -> Hour {
         let mut state = self.lock();
@@ -216,7 +217,7 @@ impl Default for Recent {
 }
 
 impl State {
-    /// The bucket of a time, after moving the window forward to it; none for what is older than the window.
+    /// The bucket of a time, after advancing the window to it; `None` if it is older than the window.
     fn bucket(&mut self, time: SystemTime) -> Option<&mut Bucket> {
         let number = bucket_number(time);
         let ahead = number.saturating_sub(self.newest).min(u64::try_from(BUCKETS).unwrap_or(u64::MAX));
