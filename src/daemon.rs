@@ -1,7 +1,7 @@
-//! The composition root: builds the parts, listens, tells readiness, reloads, drains.
+//! The composition root: builds the parts, listens, reports readiness, reloads, drains.
 //!
-//! Knows every part and decides nothing about certificates. A token that is away at the start does not end the
-//! daemon: it stays up, not ready, and becomes ready once the token is there.
+//! It makes no decisions about certificates. An unavailable token at startup does not stop the daemon: it is not ready
+//! until the token is available.
 
 pub mod admin;
 pub mod background;
@@ -44,18 +44,18 @@ use process::hardening;
 use readiness::{Readiness, ReadinessHandle, Report};
 use setup::{Core, SetupError};
 
-/// How long the tokens may take to end what they have begun, after the drain.
+/// Maximum time for the tokens to finish requests after the drain.
 const TOKENS_END: Duration = Duration::from_secs(5);
-/// How long the background tasks may take to end.
+/// Maximum time for the background tasks to end.
 const TASKS_END: Duration = Duration::from_secs(2);
-/// Open files that are kept for everything but connections of workloads.
+/// Open files reserved for everything other than workload connections.
 const OWN_FILES: usize = 256;
 /// How long new connections wait for the serving certificate after the start; as long as requests wait for a token.
 const FIRST_CERTIFICATE: Duration = Duration::from_secs(2);
-/// How often the metrics that are counted elsewhere are set; Prometheus scrapes every 15 s or more by habit.
+/// Interval for updating metrics that are counted elsewhere; Prometheus usually scrapes every 15 s or more.
 const METRICS: Duration = Duration::from_secs(1);
 
-/// The daemon did not start, or ended without being asked to.
+/// The daemon did not start, or ended unexpectedly.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The endpoint's address was lost.
@@ -67,7 +67,7 @@ pub enum DaemonError {
     /// The endpoint ended without being asked to.
     #[error(transparent)]
     Serve(#[from] grpc::server::ServeError),
-    /// The serving certificate cannot be had.
+    /// No serving certificate can be obtained.
     #[error(transparent)]
     Serving(#[from] grpc::serving::ServingError),
     /// The CA, its log or its tokens cannot be set up.
@@ -84,7 +84,7 @@ pub enum DaemonError {
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When it cannot start, or its endpoint ended without being asked to.
+/// If it cannot start, or its endpoint ends unexpectedly.
 pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     fit_connections(&mut config.listen.limits);
     let stop = CancellationToken::new();
@@ -124,8 +124,8 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     served
 }
 
-/// Takes as many open files as the system gives, and no more connections than that allows: the log, the tokens' hosts
-/// and the admin address must never be without one.
+/// Raises the limit of open files and limits the number of connections accordingly: the log, the token hosts and the
+/// admin address must always be able to open files.
 fn fit_connections(limits: &mut grpc::settings::Limits) {
     match hardening::raise_open_files() {
         Ok(files) => {
@@ -184,8 +184,8 @@ async fn serve(
     let service = CertificateService::new(Arc::clone(&core.ca), authenticator, &listen.limits);
     let routes = grpc::server::routes(service, listen, ready, stop.clone(), Arc::clone(&core.recent))?;
     if let Some(mut certificate) = first_certificate {
-        // Connections wait in the listen queue meanwhile. A handshake without a certificate would fail, and a gRPC client
-        // tries again only after a second.
+        // Meanwhile connections wait in the listen queue. A handshake without a certificate would fail, and gRPC
+        // clients retry only after a second.
         tokio::select! {
             _ = tokio::time::timeout(FIRST_CERTIFICATE, certificate.wait_for(Option::is_none)) => {}
             () = stop.cancelled() => {}

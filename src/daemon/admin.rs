@@ -23,7 +23,7 @@ struct Admin {
 /// Serves the admin address until `shutdown`.
 ///
 /// # Errors
-/// When the address cannot be served any more.
+/// If the address can no longer be served.
 pub async fn serve(
     listener: TcpListener,
     report: watch::Receiver<Report>,

@@ -1,4 +1,4 @@
-//! The daemon's background tasks: started together, ended together.
+//! The daemon's background tasks, which are started and ended together.
 
 use std::{future::Future, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::readiness::ReadinessHandle;
 
-/// Tasks that live until the daemon ends.
+/// Tasks that run until the daemon ends.
 #[derive(Clone, Debug, Default)]
 pub struct Background {
     tasks: TaskTracker,
@@ -15,18 +15,18 @@ pub struct Background {
 }
 
 impl Background {
-    /// Told when the tasks are to end.
+    /// Cancelled when the tasks are to end.
     #[must_use]
     pub fn ended(&self) -> CancellationToken {
         self.ended.clone()
     }
 
-    /// Starts a task that ends once [`Background::ended`] is signalled.
+    /// Starts a task that ends by itself once [`Background::ended`] is cancelled.
     pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) {
         self.tasks.spawn(task);
     }
 
-    /// Starts a task that is dropped at the end.
+    /// Starts a task that is dropped when the daemon ends.
     pub fn spawn_until_end<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) {
         let ended = self.ended.clone();
         self.tasks.spawn(async move {
@@ -55,7 +55,7 @@ impl Background {
         });
     }
 
-    /// Calls something at once and then again and again.
+    /// Calls a function immediately and then periodically.
     pub fn every(&self, interval: Duration, mut call: impl FnMut() + Send + 'static) {
         self.spawn_until_end(async move {
             let mut ticks = tokio::time::interval(interval);
@@ -67,7 +67,7 @@ impl Background {
         });
     }
 
-    /// Ends the tasks and waits for them, this long at most.
+    /// Ends the tasks and waits for them for a limited time.
     pub async fn end(self, within: Duration) {
         self.ended.cancel();
         self.tasks.close();

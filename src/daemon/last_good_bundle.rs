@@ -1,9 +1,9 @@
-//! Keeps the CA certificate and the roots in use beside the log: for token hosts, and for the next start.
+//! Stores the CA certificate and the roots in use next to the log, for token hosts and for the next start.
 //!
-//! A replaced host reads the bundle again. Should the bundle on disk be one that the daemon has refused, the
-//! new host would not know the key that the daemon goes on with; ca-in-use.pem names it. The roots tell a daemon that
-//! starts whether its bundle drops one that workloads trust, as a running one sees it. Both are public, and decide
-//! nothing else: the daemon itself only ever starts from the bundle.
+//! A restarted token host reads the bundle again. If the daemon has rejected the bundle on disk, the host would not
+//! know the key that the daemon still uses; ca-in-use.pem identifies it. The stored roots let a starting daemon detect
+//! that the bundle drops a root that workloads trust, as a running daemon detects it. Both files are public and used
+//! for nothing else: the daemon always starts from the bundle.
 
 use std::{
     fs::DirBuilder,
@@ -16,17 +16,17 @@ use x509_cert::{Certificate, der::Encode};
 
 use pki::{Issuer, bundle::BundleFiles};
 
-/// Where it is kept.
+/// Paths of the stored files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastGoodBundle {
-    /// The CA's certificate, as in ca-cert.pem.
+    /// The CA certificate, as in ca-cert.pem.
     pub ca_cert: PathBuf,
     /// The roots, as in root-cert.pem.
     pub roots: PathBuf,
 }
 
 impl LastGoodBundle {
-    /// Writes both, each whole or not at all; a failure is logged and stops nothing.
+    /// Writes both files atomically. A failure is logged but has no other effect.
     pub fn keep(&self, files: &BundleFiles) {
         for (path, content) in [(&self.ca_cert, &files.ca_cert.bytes), (&self.roots, &files.root_cert.bytes)] {
             if let Err(error) = write(path, content) {
@@ -35,7 +35,7 @@ impl LastGoodBundle {
         }
     }
 
-    /// Whether an issuer lacks a root that was in use. What was not kept, or cannot be read, says nothing.
+    /// Whether an issuer lacks a root that was in use; `false` if the stored roots cannot be read.
     #[must_use]
     pub fn drops_a_root(&self, new: &Issuer) -> bool {
         let Ok(kept) = std::fs::read(&self.roots) else { return false };
@@ -46,7 +46,7 @@ impl LastGoodBundle {
 
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    // The mode is the log's, whose directory it is.
+    // The mode of the log, which shares this directory.
     DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     file.write_all(content)?;

@@ -1,7 +1,7 @@
-//! The admin socket: the operator's `issue` through the running daemon.
+//! The admin socket: the operator's `issue` command through the running daemon.
 //!
-//! A Unix socket that only its owner can open; the caller's user id is the kernel's word (SO_PEERCRED), and only
-//! root and the daemon's own user are answered. One JSON request, one JSON answer, over HTTP/1.1.
+//! A Unix socket that only its owner can open. The caller's user ID comes from the kernel (SO_PEERCRED); only root and
+//! the daemon's own user are served. One JSON request and response, over HTTP/1.1.
 
 use std::{
     borrow::Cow,
@@ -40,37 +40,37 @@ use token_host::SOCKET_PATH_MAX;
 pub struct IssueRequest {
     /// The PEM certificate request.
     pub csr: String,
-    /// The SPIFFE ID that the certificate is for.
+    /// The SPIFFE ID for the certificate.
     #[serde(default)]
     pub spiffe_id: Option<String>,
-    /// DNS names, of those configured for serving certificates.
+    /// DNS names, a subset of those configured for serving certificates.
     #[serde(default)]
     pub dns_names: Vec<String>,
-    /// Addresses, of those configured for serving certificates.
+    /// IP addresses, a subset of those configured for serving certificates.
     #[serde(default)]
     pub ip_addresses: Vec<std::net::IpAddr>,
-    /// The lifetime in seconds; 0 is the configured default.
+    /// The lifetime in seconds; 0 means the configured default.
     #[serde(default)]
     pub validity_seconds: i64,
 }
 
-/// A certificate for the operator.
+/// The operator's certificate.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct IssueReply {
-    /// The request's id, as in the logs.
+    /// The request ID, as in the logs.
     pub request_id: String,
-    /// The serial number in hexadecimal digits.
+    /// Serial number in hexadecimal.
     pub serial: String,
-    /// PEM: the leaf, the path up to a root, the roots.
+    /// In PEM: the leaf, the intermediates, the roots.
     pub chain: Vec<String>,
 }
 
-/// Why there is none.
+/// No certificate was issued.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct IssueFailure {
-    /// The request's id, as in the logs.
+    /// The request ID, as in the logs.
     pub request_id: String,
-    /// One sentence.
+    /// The reason, one sentence.
     pub error: String,
 }
 
@@ -159,10 +159,10 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
     open().map_err(|error| BindError::System(error, path.parent().unwrap_or(Path::new(".")).to_owned()))
 }
 
-/// Serves the socket until `shutdown`, and removes it.
+/// Serves the socket until `shutdown`, then removes it.
 ///
 /// # Errors
-/// When the socket cannot be served any more.
+/// If the socket can no longer be served.
 pub async fn serve(
     listener: UnixListener,
     ca: Arc<CertificateAuthority>,
@@ -173,7 +173,7 @@ pub async fn serve(
     let served = axum::serve(listener, app.into_make_service_with_connect_info::<Peer>())
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await;
-    // So that `issue` knows that it may run alone. The log's lock is still ours: no other daemon has the path yet.
+    // Lets `issue` run without the daemon. The log is still locked here, so no other daemon can own this path yet.
     if let Some(path) = path
         && let Err(error) = files::remove_socket(&path)
     {
@@ -202,10 +202,10 @@ async fn issue(
     }
 }
 
-/// Issues for the operator, on the same path as everybody; also called by `issue` when it runs alone.
+/// Issues for the operator, through the issuance pipeline; also used by `issue` without a daemon.
 ///
 /// # Errors
-/// One sentence that says why not.
+/// The reason as one sentence.
 pub async fn perform(
     ca: &CertificateAuthority,
     uid: u32,

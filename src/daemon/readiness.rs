@@ -1,17 +1,17 @@
-//! Readiness: what keeps the daemon from issuing certificates, in words.
+//! Readiness: what prevents the daemon from issuing certificates.
 //!
-//! Each part of the daemon says whether it can do its share; the daemon is ready when all can that every certificate
-//! needs. What only some callers need is remarked and keeps nobody else waiting. Liveness does not follow: a dead HSM is
-//! no reason to restart the daemon.
+//! Each part of the daemon reports whether it works; the daemon is ready when all parts work that every certificate
+//! needs. Failures of parts that only some callers need are reported without making the daemon unready. Liveness does
+//! not depend on readiness: a broken HSM is not fixed by restarting the daemon.
 
 use tokio::sync::watch;
 
-/// The share of one part.
+/// Readiness of one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// What the part is, such as `token softhsm`.
+    /// Name of the part, such as `token softhsm`.
     pub name: String,
-    /// Why it cannot do its share; `None` when it can.
+    /// Why it does not work; `None` if it does.
     pub trouble: Option<String>,
     /// What else there is to say of it.
     pub note: Option<String>,
@@ -19,7 +19,7 @@ pub struct Part {
     pub needed: bool,
 }
 
-/// What every part says.
+/// Readiness of all parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// The parts, in the order in which they were added.
@@ -48,7 +48,7 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Collects what the parts say.
+/// Collects the readiness of the parts.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     report: watch::Sender<Report>,
@@ -62,19 +62,19 @@ pub struct ReadinessHandle {
 }
 
 impl Readiness {
-    /// Nothing is heard yet.
+    /// Creates an empty collection.
     #[must_use]
     pub fn new() -> Self {
         Self { report: watch::Sender::new(Report::default()) }
     }
 
-    /// Adds a part that cannot do its share until it says so.
+    /// Adds a part that is not ready until its handle reports otherwise.
     #[must_use]
     pub fn required(&self, name: impl Into<String>) -> ReadinessHandle {
         self.add(name.into(), true)
     }
 
-    /// Adds a part that only some callers need: its problems are reported, and the daemon stays ready.
+    /// Adds a part that only some callers need: its failures are reported, and the daemon stays ready.
     #[must_use]
     pub fn informational(&self, name: impl Into<String>) -> ReadinessHandle {
         self.add(name.into(), false)
@@ -89,7 +89,7 @@ impl Readiness {
         ReadinessHandle { report: self.report.clone(), index }
     }
 
-    /// What the parts say, now and later.
+    /// Watches the report.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Report> {
         self.report.subscribe()

@@ -1,8 +1,8 @@
-//! Takes a new bundle while the daemon runs, without a dropped request.
+//! Reloads the bundle in the running daemon without dropping requests.
 //!
-//! A new bundle must be stable as a set, complete, valid, keep every root that workloads trust, and its key must be
-//! proven on every token, before it is taken. What is refused says why, and the old one stays. A key that a token
-//! lacks is looked for again, since an import raises no file event.
+//! A new bundle replaces the old one only if its files are unchanged for a while, complete and valid, it has every root
+//! that workloads trust, and every token proves that it holds the key. Otherwise the old bundle stays in use, and the
+//! reason is logged. A missing key is looked up again periodically, since an import causes no file event.
 
 use std::{
     path::PathBuf,
@@ -20,26 +20,26 @@ use crate::{auth::Authenticator, issue::CertificateAuthority, telemetry::metrics
 use pki::{Bundle, Issuer, bundle::BundleFiles};
 use process::error::chain;
 
-/// Istio's own debounce for the same files is 100 ms; the set must stay the same for this long.
+/// How long the files must be unchanged. Istio's debounce for the same files is 100 ms.
 const SETTLE: Duration = Duration::from_millis(200);
-/// Events can be lost (network file systems, a directory that is replaced), so that the files are also read now and then.
+/// Polling interval: events may be lost (network file systems, a replaced directory).
 const POLL: Duration = Duration::from_secs(10);
-/// How long the tokens may take to find a new key.
+/// Timeout for the tokens to find a new key.
 const PROOF: Duration = Duration::from_secs(10);
 
-/// Why a bundle is not taken.
+/// A bundle was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// The files changed while they were read.
     #[error("the files are still changing")]
     Changing,
-    /// The files are refused.
+    /// The files are invalid, for these reasons.
     #[error("{}", .0.join("; "))]
     Invalid(Vec<String>),
-    /// A token does not hold the key.
+    /// These tokens do not hold the key.
     #[error("the key of the new ca-cert.pem is not in every token: {}; import it there", .0.join("; "))]
     KeyMissing(Vec<String>),
-    /// A root would be dropped.
+    /// The new bundle drops a root.
     #[error(
         "root-cert.pem lacks a root of the bundle in use, and workloads that trust only that one would fail; add it \
          again, or set allow_root_removal"
@@ -64,21 +64,21 @@ pub struct Reloader {
     pub directory: PathBuf,
     /// The files in use.
     pub in_use: BundleFiles,
-    /// Where what is in use is kept, for the token hosts and for the next start.
+    /// Stores what is in use, for the token hosts and for the next start.
     pub last_good: LastGoodBundle,
-    /// Whether a root may be dropped.
+    /// Whether dropping a root is allowed.
     pub allow_root_removal: bool,
-    /// The CA that takes the new bundle.
+    /// The CA that uses the new bundle.
     pub ca: Arc<CertificateAuthority>,
-    /// The tokens that must hold its key.
+    /// The tokens that must hold the CA key.
     pub pool: Arc<Pool>,
-    /// Reloaded along: denylist, previous CAs, keys of issuers.
+    /// Reloaded as well: denylist, previous CAs, keys of issuers.
     pub authenticator: Arc<Authenticator>,
-    /// The files of authentication that are watched too: the denylist, previous CAs.
+    /// Files of authentication to be watched as well: the denylist, previous CAs.
     pub watched: Vec<PathBuf>,
     /// Notified on SIGHUP.
     pub reload_trigger: Arc<Notify>,
-    /// Says when the CA's certificate has expired.
+    /// Reports an expired CA certificate.
     pub handle: ReadinessHandle,
     /// Says when the bundle's files are refused: the daemon stays ready with the previous ones.
     pub bundle: ReadinessHandle,
@@ -92,7 +92,7 @@ impl Reloader {
         let (events, mut changed) = mpsc::channel(1);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if event.is_ok_and(|event| !event.kind.is_access()) {
-                // Full means that one is waiting already.
+                // If the channel is full, an event is waiting already.
                 let _ = events.try_send(());
             }
         });
@@ -101,14 +101,14 @@ impl Reloader {
             .ok();
         let mut refused: Option<String> = None;
         let mut stamps = stamps(&self.watched);
-        // Now, and not with the first poll: until then the daemon would not be ready.
+        // Now rather than at the first poll, so that the daemon becomes ready.
         self.say_expiry();
         self.bundle.set(None);
         self.callers.set(None);
         metrics::level("istio_hsm_ca_bundle_refused", None, 0.0);
         loop {
             if let Some(watcher) = &mut watcher {
-                // Watched again each time: a directory that was exchanged for another keeps no watch.
+                // Watch again each time, because replacing the directory loses the watch.
                 let _ = watcher.unwatch(&self.directory);
                 let _ = watcher.watch(&self.directory, RecursiveMode::NonRecursive);
                 for directory in self.watched.iter().filter_map(|file| file.parent()) {
@@ -124,7 +124,7 @@ impl Reloader {
             };
             let now = self.settled(&stamps, triggered).await;
             if triggered || now != stamps {
-                // Taken before the files are read: what changes meanwhile is read again.
+                // Set before the files are read, so that concurrent changes cause another read.
                 stamps = now;
                 self.reload_authentication();
             }
@@ -156,7 +156,7 @@ impl Reloader {
         }
     }
 
-    /// Takes the files if they differ from what is in use; tells whether they did.
+    /// Applies the files if they differ from those in use; returns whether they did.
     async fn attempt(&mut self) -> Result<bool, ReloadError> {
         let Some(files) = self.stable_files().await? else { return Ok(false) };
         let bundle = Bundle::check(files.clone(), process::clock::now())
@@ -190,7 +190,7 @@ impl Reloader {
         Ok(true)
     }
 
-    /// The files, once they stay the same; none if they are those in use.
+    /// The files once they are unchanged for a while; `None` if they are those in use.
     async fn stable_files(&self) -> Result<Option<BundleFiles>, ReloadError> {
         let read = || {
             read_directory(&self.directory)
@@ -205,15 +205,15 @@ impl Reloader {
         if same_content(&first, &second) { Ok(Some(second)) } else { Err(ReloadError::Changing) }
     }
 
-    /// The stamps of the watched files once they stay the same; the old ones while they are still changing, so that a
-    /// denylist that is being written is not read by halves. Who rings means the files as they are.
+    /// The stamps of the watched files once they are unchanged for a while, otherwise the old ones, so that a
+    /// half-written denylist is not used. With `triggered` (SIGHUP), the files are used as they are.
     async fn settled(&self, old: &[Stamp], triggered: bool) -> Vec<Stamp> {
         let now = stamps(&self.watched);
         if triggered || now == old {
             return now;
         }
         tokio::time::sleep(SETTLE).await;
-        // The change that came meanwhile has raised an event, and at the latest the next poll sees it.
+        // A concurrent change has caused an event; otherwise the next poll detects it.
         if stamps(&self.watched) == now { now } else { old.to_vec() }
     }
 
@@ -249,7 +249,7 @@ impl Reloader {
     }
 }
 
-/// What tells a changed file from the one that was read: inode, time of change, length; none where there is no file.
+/// Detects changes of a file: inode, time of change, length; `None` if there is no file.
 type Stamp = Option<(u64, i64, i64, u64)>;
 
 fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
@@ -266,7 +266,7 @@ fn same_content(one: &BundleFiles, other: &BundleFiles) -> bool {
         && one.root_cert.bytes == other.root_cert.bytes
 }
 
-/// Whether a root of the old bundle is not in the new one, compared by DER as Istio does.
+/// Whether the new bundle lacks a root of the old one, compared by DER as Istio does.
 fn drops_a_root(old: &Issuer, new: &Issuer) -> bool {
     old.roots().iter().any(|root| !new.roots().contains(root))
 }

@@ -1,4 +1,4 @@
-//! The threads that serve requests.
+//! The runtime that serves requests.
 
 use std::{
     io,
@@ -7,13 +7,13 @@ use std::{
 
 use tokio::runtime::{Builder, Runtime};
 
-/// A runtime of so many threads; without a number of as many as there are cores.
+/// A runtime with this number of threads, by default one per core.
 ///
-/// One thread does without all that several need to share work, and takes less CPU time for a certificate; several keep
+/// A single thread avoids the cost of sharing work and needs less CPU time per certificate; several threads keep
 /// latencies low when a core is busy (docs/PERFORMANCE.md).
 ///
 /// # Errors
-/// When the system gives no thread, or no descriptor for its events.
+/// If the system provides no thread, or no file descriptor for events.
 pub fn start(threads: Option<NonZeroU8>) -> io::Result<Runtime> {
     let threads = threads
         .map(NonZeroUsize::from)

@@ -1,4 +1,4 @@
-//! Builds the path: bundle, tokens, log, rules. Also for `issue`, where it runs alone.
+//! Builds the issuance pipeline: bundle, tokens, log, rules. Also used by `issue` without a daemon.
 
 use std::{
     borrow::Cow,
@@ -35,15 +35,15 @@ use process::{
     error::{Advice, Remedy},
 };
 
-/// How long a checkpoint's signature may take.
+/// Timeout for signing a checkpoint.
 const CHECKPOINT: Duration = Duration::from_secs(5);
-/// How long the tokens are asked for the CA's key before the daemon says that it is missing, and asks again.
+/// How long the tokens may take to find the CA key before the daemon reports it missing and retries.
 const PROOF: Duration = Duration::from_secs(5);
 
-/// Why the path cannot be built.
+/// The issuance pipeline cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The bundle is refused.
+    /// The bundle is invalid.
     #[error(
         "the bundle in {} is refused, and no certificate can be issued:{}\nput the files back as `import` or `install` \
          wrote them, or run it again; `istio-hsm-ca check` reports what is wrong",
@@ -52,7 +52,7 @@ pub enum SetupError {
     Bundle {
         /// The bundle's directory.
         directory: PathBuf,
-        /// Every reason to refuse it.
+        /// All problems of the bundle.
         problems: Vec<Problem>,
     },
     /// The issuance log cannot be opened.
@@ -66,10 +66,10 @@ pub enum SetupError {
     RootDropped {
         /// The bundle's directory.
         directory: PathBuf,
-        /// Where the roots that were in use are kept.
+        /// Where the roots in use are stored.
         kept: PathBuf,
     },
-    /// The tokens' hosts cannot be started.
+    /// The token hosts cannot be started.
     #[error(transparent)]
     Pool(#[from] PoolError),
 }
@@ -88,27 +88,27 @@ fn list(problems: &[Problem]) -> String {
     problems.iter().map(|problem| format!("\n  - {problem}")).collect()
 }
 
-/// The path and its parts.
+/// The issuance pipeline and its parts.
 #[derive(Debug)]
 pub struct Core {
-    /// THE path.
+    /// The issuance pipeline.
     pub ca: Arc<CertificateAuthority>,
     /// The tokens.
     pub pool: Arc<Pool>,
     /// The log.
     pub log: Log,
-    /// What the log held when it was opened.
+    /// State of the log when it was opened.
     pub opened: Opened,
-    /// The last hour.
+    /// Activity of the last hour.
     pub recent: Arc<Recent>,
-    /// The files in use.
+    /// The bundle's files in use.
     files: BundleFiles,
 }
 
-/// Reads and checks the bundle; warnings go to the log.
+/// Reads and checks the bundle; logs warnings.
 ///
 /// # Errors
-/// Every reason to refuse it.
+/// All problems of the bundle.
 pub fn bundle(config: &Config) -> Result<Bundle, SetupError> {
     let refused = |problems| SetupError::Bundle { directory: config.ca.bundle.clone(), problems };
     let bundle = check_directory(&config.ca.bundle, clock::now()).map_err(refused)?;
@@ -119,7 +119,7 @@ pub fn bundle(config: &Config) -> Result<Bundle, SetupError> {
     Ok(bundle)
 }
 
-/// Where what is in use is kept.
+/// Where the files in use are stored.
 fn last_good_bundle(config: &Config) -> LastGoodBundle {
     LastGoodBundle { ca_cert: config.ca_in_use(), roots: config.roots_in_use() }
 }
@@ -182,7 +182,7 @@ pub fn core(
 }
 
 impl Core {
-    /// What keeps the bundle up to date.
+    /// Keeps the bundle up to date.
     #[must_use]
     pub fn reloader(
         &self,
@@ -207,7 +207,7 @@ impl Core {
         }
     }
 
-    /// Ends log and tokens: the last checkpoint first, since a token signs it.
+    /// Closes the log, then the tokens: a token signs the last checkpoint.
     pub async fn close(self, deadline: Instant) {
         let Self { ca, pool, log, .. } = self;
         log.close().await;
@@ -216,8 +216,8 @@ impl Core {
     }
 }
 
-/// Asks every token for the CA's key until each that can be reached has answered; the pool asks again automatically
-/// after each recovery.
+/// Requests proof of the CA key from every token until all reachable ones have answered; after each recovery of a
+/// token, the pool does so on its own.
 async fn prove(pool: Arc<Pool>, ca: Arc<CertificateAuthority>) {
     let mut told = Vec::new();
     loop {
@@ -279,7 +279,7 @@ async fn tell_checkpoints(log: Log, mut tokens: watch::Receiver<PoolHealth>, han
     }
 }
 
-/// Tells in the log which issuers' keys are not there yet.
+/// Logs the issuers whose keys have not been fetched.
 pub async fn watch_issuers(authenticator: Arc<Authenticator>) {
     let mut told = String::new();
     loop {
@@ -296,7 +296,7 @@ pub async fn watch_issuers(authenticator: Arc<Authenticator>) {
     }
 }
 
-/// The log key in the tokens, as the log sees it.
+/// The log key in the tokens, as the log's signer.
 #[derive(Debug)]
 struct LogKey(Arc<Pool>);
 

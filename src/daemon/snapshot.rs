@@ -1,4 +1,4 @@
-//! What the daemon shows of itself: the status page's snapshot and the metrics that are counted elsewhere.
+//! The daemon's state: the status page's snapshot and metrics that are counted elsewhere.
 
 use std::{
     sync::Arc,
@@ -24,10 +24,10 @@ use audit_log::Log;
 use pki::{CertificateFields, Issuer, KeyAlgorithm, PublicKey, pem};
 use process::clock;
 
-/// A flush that takes longer is shown on the status page.
+/// Longer flushes are shown on the status page.
 const SLOW_FLUSH: Duration = Duration::from_secs(2);
 
-/// What takes the status page's snapshot.
+/// Creates the function that takes the status page's snapshot.
 #[must_use]
 pub fn taker(core: &Core, config: &Config, report: watch::Receiver<Report>, clusters: Option<ClustersStatus>) -> Take {
     let (started, lines_before) = (clock::now(), core.opened.lines);
@@ -50,7 +50,7 @@ pub fn taker(core: &Core, config: &Config, report: watch::Receiver<Report>, clus
     })
 }
 
-/// What sets the metrics that are counted elsewhere: by the tokens' client, by the log, by the listener.
+/// Creates the function that sets metrics counted elsewhere: by the token pool, the log and the listener.
 pub fn gatherer(
     core: &Core,
     report: watch::Receiver<Report>,
@@ -123,10 +123,10 @@ fn gather_log(log: &Log) {
     metrics::level("istio_hsm_ca_log_unsigned_lines", None, large(unsigned));
 }
 
-/// Compares what the hosts say that they have signed with the log. An intent that was taken back from a host and tried
-/// again may have been signed by both, and one that was signed wrongly is signed again.
+/// Compares the number of signatures reported by the token hosts with the log. A request that was withdrawn from one
+/// host and retried may have been signed by both, and one with a wrong signature is signed again.
 fn gather_excess(pool: &Pool, log: &Log, intents_before: u64) {
-    // The hosts are asked first: whatever they have signed for this daemon had its intent by then.
+    // Read the hosts' counters first: the intent of every counted signature is in the log by then.
     let (told, again) = pool.snapshot().iter().fold((0_u64, 0_u64), |(told, again), token| {
         (told.saturating_add(token.reported), again.saturating_add(token.retried).saturating_add(token.wrong))
     });
@@ -134,7 +134,7 @@ fn gather_excess(pool: &Pool, log: &Log, intents_before: u64) {
     metrics::level("istio_hsm_ca_excess_signatures", None, large(excess(told, intents, again)));
 }
 
-/// Signatures that no intent accounts for.
+/// Number of signatures without an intent.
 fn excess(told: u64, intents: u64, again: u64) -> u64 {
     told.saturating_sub(intents.saturating_add(again))
 }
@@ -183,7 +183,7 @@ fn entry(role: &'static str, der: &[u8]) -> Option<ChainEntry> {
     })
 }
 
-/// Where a token is, as an operator knows it; the PIN's file is nobody's business here.
+/// Location of a token for the operator, without the path of the PIN.
 fn place(token: &config::Token) -> String {
     match (&token.uri, &token.socket) {
         (Some(uri), _) => {
@@ -247,7 +247,7 @@ fn flag(set: bool) -> f64 {
     if set { 1.0 } else { 0.0 }
 }
 
-/// A count as Prometheus holds it: exact up to 2^53.
+/// A count in Prometheus' representation: exact up to 2^53.
 fn large(count: u64) -> f64 {
     let half = |bits: u64| f64::from(u32::try_from(bits).unwrap_or(u32::MAX));
     half(count >> 32) * 4_294_967_296.0 + half(count & 0xffff_ffff)
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_signature_without_an_intent_is_an_excess() {
-        // Signatures told by the hosts, intents, requests tried again: what nothing accounts for.
+        // (signatures reported by the hosts, intents, retried requests, expected excess)
         let cases = [(0, 0, 0, 0), (5, 5, 0, 0), (5, 7, 0, 0), (6, 5, 0, 1), (6, 5, 1, 0), (9, 5, 1, 3)];
         for (told, intents, retried, expected) in cases {
             assert_eq!(excess(told, intents, retried), expected, "{told} {intents} {retried}");

@@ -1,8 +1,8 @@
-//! The status page: one self-contained, read-only page on an address of its own, loopback by default since it
-//! shows identities.
+//! The status page: a self-contained, read-only page on a separate address, by default on loopback since it shows
+//! identities.
 //!
-//! Everything that came from outside passes through the template's escaping; the page loads nothing and, by its
-//! Content-Security-Policy, may not.
+//! The template escapes everything that came from outside. The page loads no other resources; its
+//! Content-Security-Policy forbids it.
 
 mod clusters;
 mod page;
@@ -32,35 +32,35 @@ use super::{
 };
 use crate::telemetry::recent::Hour;
 
-/// A certificate of the CA's path.
+/// A certificate of the CA's chain.
 #[derive(Clone, Debug)]
 pub struct ChainEntry {
-    /// What it is: `CA`, `intermediate`, `root`.
+    /// Its role: `CA`, `intermediate`, `root`.
     pub role: &'static str,
-    /// Its subject in RFC 4514 form.
+    /// Its subject as in RFC 4514.
     pub subject: String,
-    /// Its key's type and size.
+    /// Type and size of its key.
     pub key: String,
-    /// Start of its validity.
+    /// notBefore.
     pub not_before: SystemTime,
-    /// End of its validity.
+    /// notAfter.
     pub not_after: SystemTime,
 }
 
-/// A token as it stands.
+/// State of a token.
 #[derive(Clone, Debug)]
 pub struct TokenEntry {
     /// Its configured name.
     pub name: String,
-    /// Where it is: its URI's label or serial number and its module, or the socket of its host.
+    /// Its location: module with the label or serial number of its URI, or the socket of its host.
     pub place: String,
-    /// Where it stands, such as `serving`.
+    /// Its state, such as `serving`.
     pub phase: &'static str,
-    /// Why it does not sign; `None` when it does.
+    /// Why it does not sign; `None` if it does.
     pub trouble: Option<String>,
     /// Signatures since the daemon started.
     pub signed: u64,
-    /// Requests that wait for it.
+    /// Requests waiting for it.
     pub outstanding: u64,
     /// Faults since the daemon started.
     pub faults: u64,
@@ -68,87 +68,87 @@ pub struct TokenEntry {
     pub restarts: u64,
 }
 
-/// The issuance log as it stands.
+/// State of the issuance log.
 #[derive(Clone, Debug)]
 pub struct LogEntry {
-    /// Why it takes no lines; `None` when it does.
+    /// Why it cannot be written; `None` if it can.
     pub trouble: Option<String>,
-    /// Its lines.
+    /// Number of lines.
     pub lines: u64,
-    /// Bytes of its lines on the disk.
+    /// Bytes of lines on disk.
     pub bytes: u64,
-    /// Its segments.
+    /// Number of segments.
     pub segments: u64,
     /// Flushes since the daemon started.
     pub flushes: u64,
-    /// Lines since the daemon started.
+    /// Lines written since the daemon started.
     pub written: u64,
-    /// The lines under the last checkpoint, 0 without one.
+    /// Lines covered by the last checkpoint; 0 without one.
     pub checkpointed: u64,
     /// When the last checkpoint was signed.
     pub checkpoint_time: Option<SystemTime>,
-    /// Why there is no newer one; `None` when all is well.
+    /// Why there is no newer one; `None` if checkpoints work.
     pub checkpoint_trouble: Option<String>,
 }
 
-/// A cluster as it stands.
+/// State of a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterEntry {
     /// Its configured name.
     pub name: String,
-    /// Why its API server does not answer; `None` when it does.
+    /// Why its API server does not respond; `None` if it does.
     pub trouble: Option<String>,
-    /// What this daemon does there.
+    /// Its controllers.
     pub controllers: Vec<ControllerEntry>,
 }
 
-/// A controller of a cluster as it stands.
+/// State of a controller in a cluster.
 #[derive(Clone, Debug)]
 pub struct ControllerEntry {
     /// Its name in logs and metrics.
     pub name: &'static str,
-    /// Whether it runs here; where another replica leads, it stands by.
+    /// Whether it runs in this replica; otherwise another replica leads.
     pub running: bool,
-    /// What is not as it should be; `None` when all is.
+    /// Current failures; `None` if there are none.
     pub trouble: Option<String>,
-    /// When it last found or made everything as it should be.
+    /// When a reconcile last succeeded.
     pub last_success: Option<SystemTime>,
-    /// When something last failed, and what.
+    /// Time and description of the last failure.
     pub last_error: Option<(SystemTime, String)>,
 }
 
-/// All that the page shows.
+/// Content of the status page.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// When it was taken.
     pub now: SystemTime,
     /// When the daemon started.
     pub started: SystemTime,
-    /// What the parts of the daemon say.
+    /// Readiness of the parts.
     pub report: Report,
-    /// The CA's path, the CA first.
+    /// The CA's chain, starting with the CA.
     pub chain: Vec<ChainEntry>,
     /// The tokens.
     pub tokens: Vec<TokenEntry>,
     /// The log.
     pub log: LogEntry,
-    /// The clusters, where there are any.
+    /// The clusters, if any.
     pub clusters: Vec<ClusterEntry>,
-    /// Which replica's controllers run; `None` where none is configured.
+    /// Where the controllers run; `None` if there are none.
     pub leader: Option<Leader>,
-    /// The last hour.
+    /// Activity of the last hour.
     pub hour: Hour,
 }
 
 /// Which replica leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leader {
-    /// Another one, or none.
+    /// Another replica, or none.
     Elsewhere {
-        /// Which other replica holds the Lease, as last read.
+        /// Holder of the Lease, as last read.
         holder: Option<String>,
     },
-    /// This one.
+    /// This replica.
     Here,
 }
 

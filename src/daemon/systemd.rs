@@ -1,14 +1,14 @@
 //! Notifications to systemd (`Type=notify`, sd_notify(3)): listening, status, stopping.
 //!
-//! Started is not ready: a token that is away is no reason for systemd to start the daemon again. Outside
-//! systemd it does nothing.
+//! Started does not mean ready: systemd must not restart the daemon because a token is unavailable. Without systemd
+//! this does nothing.
 
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 
 use super::{background::Background, readiness::Report};
 
-/// Tells that the daemon listens, and from now on whether it is ready and why not.
+/// Reports that the daemon listens, and from then on whether it is ready and why not.
 pub fn listening(mut report: watch::Receiver<Report>, background: &Background) {
     tell(&[NotifyState::Ready]);
     background.spawn_until_end(async move {
@@ -22,7 +22,7 @@ pub fn listening(mut report: watch::Receiver<Report>, background: &Background) {
     });
 }
 
-/// Tells that the daemon ends.
+/// Reports that the daemon is stopping.
 pub fn ending() {
     tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
 }
@@ -33,7 +33,7 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
-/// One line: what keeps the daemon from issuing, if anything does.
+/// One line: what prevents the daemon from issuing, if anything.
 fn status(report: &Report) -> String {
     let mut troubles = Vec::new();
     for part in &report.parts {

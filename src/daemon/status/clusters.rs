@@ -1,4 +1,4 @@
-//! The clusters' share of the status page. Pure.
+//! Clusters on the status page. Pure.
 
 use std::time::SystemTime;
 
@@ -7,7 +7,7 @@ use super::{
     text::{since, span, time},
 };
 
-/// A line: an API server, or one controller of its cluster.
+/// A row: an API server, or a controller of its cluster.
 pub(super) struct Row {
     pub(super) cluster: String,
     pub(super) what: &'static str,
@@ -17,13 +17,13 @@ pub(super) struct Row {
     pub(super) error: Option<Failure>,
 }
 
-/// What failed last.
+/// The last failure.
 pub(super) struct Failure {
     pub(super) at: String,
     pub(super) reason: String,
 }
 
-/// Which replica leads, in words.
+/// Describes which replica leads.
 pub(super) fn leader(leader: Option<&Leader>) -> String {
     match leader {
         None => "no controller is configured that one replica runs for all".to_owned(),
@@ -35,7 +35,7 @@ pub(super) fn leader(leader: Option<&Leader>) -> String {
     }
 }
 
-/// The lines of every cluster, its API server first.
+/// The rows of all clusters, API servers first.
 pub(super) fn rows(clusters: &[ClusterEntry], now: SystemTime) -> Vec<Row> {
     clusters.iter().flat_map(|cluster| [server(cluster)].into_iter().chain(controllers(cluster, now))).collect()
 }

@@ -1,4 +1,4 @@
-//! The status page's text, out of a snapshot. Pure.
+//! Renders the status page from a snapshot. Pure.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,9 +10,9 @@ use super::{
 };
 use crate::telemetry::recent::{BUCKET_SECONDS, Bucket};
 
-/// A certificate with less than this left is drawn in the colour of alarm.
+/// Certificates with less remaining lifetime are shown in red.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
-/// A certificate with less than this left is drawn in the colour of warning.
+/// Certificates with less remaining lifetime are shown in yellow.
 const WARN: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// The page's style sheet. Its policy allows exactly this text.
@@ -103,10 +103,10 @@ struct Checkpoint {
 /// Renders the page.
 pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
     let hour = &snapshot.hour;
-    // The newest bucket is under way: "now" is the one before it.
+    // The newest bucket is incomplete; the previous one is shown as "now".
     let recent = hour.buckets.iter().rev().nth(1).copied().unwrap_or_default();
     let total = hour.total();
-    // The hour that it remembers is as long as the daemon lives, and a bucket long at least, as the highest rate's.
+    // Rates are averaged over the daemon's lifetime if it is shorter than an hour, and over at least one bucket.
     let lived =
         since(snapshot.started, snapshot.now).clamp(Duration::from_secs(BUCKET_SECONDS), Duration::from_secs(3600));
     let rates: Vec<f64> = hour.buckets.iter().map(|bucket| per_second(bucket.issued)).collect();
@@ -224,7 +224,7 @@ fn checkpoint(entry: &super::LogEntry, now: SystemTime) -> Checkpoint {
     }
 }
 
-/// The page's icon: a dot in the colour of its state.
+/// The page's icon: a dot with the colour of the state.
 fn icon(ready: bool) -> String {
     let colour = if ready { "1b8a5a" } else { "c62f3b" };
     format!(
@@ -362,7 +362,7 @@ mod tests {
         for expected in expected {
             assert!(html.contains(expected), "{expected}\n{html}");
         }
-        // A name space is no address; nothing else of the kind is there.
+        // An XML namespace is not a link; no other URL may be present.
         let html = html.replace("http://www.w3.org/2000/svg", "");
         assert!(!html.contains("http:") && !html.contains("https:"), "no external asset");
     }

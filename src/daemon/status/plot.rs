@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-/// The height of a plot in its own units.
+/// Height of a plot in SVG units.
 pub const HEIGHT: f64 = 80.0;
 
-/// One line of a plot: `None` leaves a gap. Values are scaled so that `top` touches the upper edge.
+/// A line; `None` leaves a gap. Values are scaled so that `top` is at the upper edge.
 #[must_use]
 pub fn line(values: &[Option<f64>], top: f64) -> String {
     let mut path = String::new();
@@ -36,7 +36,7 @@ pub fn area(values: &[f64], top: f64) -> String {
     path
 }
 
-/// A round number at or above the largest value, so that the axis can be read.
+/// A round number not below the largest value, for the axis.
 #[must_use]
 pub fn round_up(largest: f64) -> f64 {
     if !largest.is_finite() || largest <= 0.0 {

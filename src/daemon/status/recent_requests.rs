@@ -1,4 +1,4 @@
-//! The status page's share of who asked: the last certificates, the last refusals, and why. Pure.
+//! Requests on the status page: the last certificates, the last rejections, and their reasons. Pure.
 
 use super::text::{number, time};
 use crate::telemetry::recent;
@@ -12,7 +12,7 @@ pub(super) struct Reason {
 pub(super) struct Certificate {
     pub(super) time: String,
     pub(super) names: String,
-    /// Who asked, where that is not who the certificate is for.
+    /// The caller, if it differs from the subject of the certificate.
     pub(super) caller: Option<String>,
     pub(super) method: &'static str,
     pub(super) serial: String,
@@ -40,7 +40,7 @@ pub(super) fn reasons(hour: &recent::Hour) -> Vec<Reason> {
 }
 
 pub(super) fn certificate(entry: &recent::Certificate) -> Certificate {
-    // A SPIFFE ID is recognisable as a URI without the prefix.
+    // A SPIFFE ID does not need the prefix to be recognised as a URI.
     let names = entry.names.replace("URI:spiffe://", "spiffe://");
     Certificate {
         time: time(entry.time),

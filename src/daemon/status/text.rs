@@ -1,4 +1,4 @@
-//! Numbers, times and lengths of time as the status page writes them. Pure.
+//! Formats numbers, times and durations for the status page. Pure.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,7 +20,7 @@ pub(super) fn latency(value: Option<Duration>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("< {} ms", number(value.as_secs_f64() * 1000.0)))
 }
 
-/// A count with its thousands apart, by a space that does not break.
+/// A count with thousands separated by non-breaking spaces.
 pub(super) fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let first = digits.len() % 3;
@@ -31,7 +31,7 @@ pub(super) fn thousands(count: u64) -> String {
     digits.chars().enumerate().flat_map(apart).collect()
 }
 
-/// Three digits at most, without trailing zeros.
+/// At most three digits, without trailing zeros.
 pub(super) fn number(value: f64) -> String {
     let digits = match value {
         value if value >= 100.0 => 0,
@@ -42,7 +42,7 @@ pub(super) fn number(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// A length of time in the unit that fits it.
+/// A duration in a suitable unit.
 pub(super) fn span(length: Duration) -> String {
     let seconds = length.as_secs();
     let (count, unit) = match seconds {
@@ -54,7 +54,7 @@ pub(super) fn span(length: Duration) -> String {
     format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
-/// RFC 3339 in UTC, whole seconds.
+/// RFC 3339 in UTC, in whole seconds.
 pub(super) fn time(at: SystemTime) -> String {
     let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let whole = Duration::from_secs(at.as_secs());
