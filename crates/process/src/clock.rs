@@ -1,4 +1,4 @@
-//! The time of day, and whether it can be believed.
+//! The time of day, with checks of its plausibility.
 //!
 //! The only module that reads the wall clock: everything pure takes the time as an argument. A CA
 //! that issues while its clock is wrong issues certificates that nobody can use, or that live too
@@ -14,11 +14,11 @@ use std::{
 
 use crate::error::{Advice, Remedy};
 
-/// How far wall time may drift from monotonic time between two readings, before it is a jump.
-/// NTP slews by at most 500 ppm, so that even an hour between two readings stays below two seconds.
+/// Tolerated drift between wall clock and monotonic clock from one reading to the next; more is a jump. NTP slews by at
+/// most 500 ppm, so even an hour between two readings stays below two seconds.
 const TOLERANCE: Duration = Duration::from_secs(10);
 
-/// How long a jump keeps issuance stopped after the clock runs evenly again.
+/// How long issuance stays stopped after a jump.
 const SETTLE: Duration = Duration::from_secs(2);
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -76,7 +76,7 @@ impl Remedy for ClockError {
     }
 }
 
-/// The current time, unchecked: for what does not issue (reports, `check`, import).
+/// The current time, unchecked; for anything that does not issue (reports, `check`, import).
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this module is the one that reads the wall clock")]
 pub fn now() -> SystemTime {
@@ -110,7 +110,7 @@ pub struct Clock {
 struct State {
     wall: SystemTime,
     monotonic: Instant,
-    /// When and by how much the clock last jumped.
+    /// Time and size of the last jump.
     jump: Option<(Instant, Duration)>,
     /// Whether the clock was once found to be near the newest record.
     started: bool,

@@ -1,4 +1,4 @@
-//! Errors for people: an error with its causes on one line, and what the operator can do about it.
+//! Error messages for users: an error with its causes on one line, and a remedy.
 
 use std::{borrow::Cow, error::Error, fmt};
 
@@ -17,7 +17,7 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// An error that knows what the operator can do about it.
+/// An error with a remedy for the operator.
 ///
 /// Its `Display` ends with the remedy: `#[error("the file {0} is empty{}", Advice(self))]`.
 pub trait Remedy: Error {
@@ -40,7 +40,7 @@ impl<E: Remedy> fmt::Display for Advice<'_, E> {
 pub struct Report {
     /// The error without its remedy, followed by its causes.
     pub problem: String,
-    /// What the operator can do.
+    /// The remedy for the operator.
     pub remedy: Option<Cow<'static, str>>,
 }
 

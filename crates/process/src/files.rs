@@ -18,7 +18,7 @@ use nix::libc::{O_NOFOLLOW, O_PATH};
 /// Uses the name of the file with `.new` appended; two processes must not replace the same file at the same time.
 ///
 /// # Errors
-/// When a step fails; the old content remains unless only the directory's flush failed.
+/// If a step fails; the old content remains unless only flushing the directory failed.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
@@ -88,7 +88,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (path, elsewhere) = (directory.path().join("file"), directory.path().join("elsewhere"));
         fs::write(&elsewhere, "untouched").unwrap();
-        // What an interrupted run or somebody else has left is not followed.
+        // A symbolic link left by an interrupted run or created by another process is not followed.
         symlink(&elsewhere, directory.path().join("file.new")).unwrap();
         for content in ["one", "another one", ""] {
             replace(&path, content.as_bytes()).unwrap();

@@ -1,5 +1,5 @@
-//! What every process of ours gives up at its start, since it may hold keys or a PIN in memory; and the open files that
-//! the daemon takes.
+//! Hardening of all processes at start, since they may hold keys or a PIN in memory; and the daemon's limit of open
+//! files.
 
 use nix::sys::{
     prctl,
@@ -15,21 +15,21 @@ pub struct HardeningError {
     source: nix::Error,
 }
 
-/// Switches core files off, and with them ptrace by the same user (PR_SET_DUMPABLE in prctl(2)).
+/// Disables core files, and thereby ptrace by the same user (PR_SET_DUMPABLE in prctl(2)).
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the system call fails.
 pub fn no_core_dumps() -> Result<(), HardeningError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
         .map_err(|source| HardeningError { step: "setrlimit(RLIMIT_CORE)", source })?;
     prctl::set_dumpable(false).map_err(|source| HardeningError { step: "prctl(PR_SET_DUMPABLE)", source })
 }
 
-/// Raises the soft limit of open files to the hard one, and tells it: each connection is one, and the soft limit is 1,024
-/// by habit, for the sake of programs that use select(2).
+/// Raises the soft limit of open files to the hard limit and returns it. Each connection is an open file; the usual
+/// soft limit of 1,024 exists only for programs that use select(2).
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the system call fails.
 pub fn raise_open_files() -> Result<u64, HardeningError> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)
         .map_err(|source| HardeningError { step: "getrlimit(RLIMIT_NOFILE)", source })?;

@@ -1,5 +1,5 @@
-//! What the programs share at the boundary to the operating system: the clock, files, logging, process
-//! hardening and the output of commands.
+//! Code shared by the programs for interaction with the operating system: clock, files, logging, process hardening and
+//! the output of commands.
 
 pub mod clock;
 pub mod error;

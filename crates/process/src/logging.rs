@@ -1,7 +1,7 @@
-//! Tracing to standard error, as text or JSON, and the id that ties a client's error to its log lines.
+//! Tracing to standard error, as text or JSON, with the ID that connects a client's error with its log lines.
 //!
-//! Never logs what libraries know of a request below `INFO`: their debug lines may hold headers, and an
-//! authorization header is a secret. Called once, by `main`, before anything else starts.
+//! Lines of libraries below `INFO` that can contain parts of a request are never logged: an authorization header is a
+//! secret. `main` sets up logging before anything else.
 
 pub mod lines;
 mod repeats;
@@ -19,7 +19,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// Libraries whose lines below `INFO` may hold headers or bodies of requests, whatever the operator's filter says.
+/// Libraries whose lines below `INFO` can contain headers or bodies of requests; suppressed regardless of the filter.
 const GUARDED: &[&str] = &[
     "h2",
     "hyper",
@@ -41,9 +41,9 @@ const AT_CLIENTS_WILL: &[&str] = &["h2", "rustls"];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// One JSON object a line, for collectors.
+    /// One JSON object per line, for log collectors.
     Json,
-    /// Text, for people.
+    /// Human-readable text.
     #[default]
     Text,
 }
@@ -59,13 +59,13 @@ impl Format {
     }
 }
 
-/// Which lines are written: a level, or directives such as `info,istio_hsm_ca::grpc=debug`.
+/// Selects log lines: a level, or directives such as `info,istio_hsm_ca::grpc=debug`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Filter(String);
 
 impl Filter {
-    /// The filter as it was written.
+    /// The filter as written by the user.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -100,26 +100,26 @@ impl TryFrom<String> for Filter {
     }
 }
 
-/// How the daemon and the commands log.
+/// Logging settings of the daemon and the commands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Text or JSON.
     pub format: Format,
-    /// Which lines.
+    /// Selects the lines.
     pub filter: Filter,
 }
 
-/// Why logging cannot be set up.
+/// Logging cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The thread that writes the lines cannot be started.
+    /// The thread that writes lines cannot be started.
     #[error("the thread that writes log lines cannot be started; raise the limit of processes")]
     Thread(#[source] std::io::Error),
-    /// Logging is set up already in this process.
+    /// Logging was already set up in this process.
     #[error("BUG: logging is set up twice")]
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),
-    /// A word that is not a log level.
+    /// A word in the filter is not a log level.
     #[error(
         "the log filter {text:?} has {word:?}, which is not a level; write error, warn, info, debug, trace or target=level"
     )]
@@ -129,30 +129,30 @@ pub enum TelemetryError {
         /// The word.
         word: String,
     },
-    /// The filter is not one.
+    /// The filter is malformed.
     #[error("the log filter {text:?} is not a level or a list of target=level; write for example \"info\"")]
     Filter {
         /// The filter as configured.
         text: String,
-        /// What is wrong with it.
+        /// The parser's error.
         #[source]
         source: tracing_subscriber::filter::ParseError,
     },
 }
 
-/// Sets up logging for the whole process; each line is written before its maker goes on.
+/// Sets up logging for the whole process; each line is written synchronously.
 ///
 /// # Errors
-/// When the filter is malformed, or logging was set up before.
+/// If the filter is malformed, or logging was set up before.
 pub fn init(settings: &Settings) -> Result<(), TelemetryError> {
     set(settings, std::io::stderr)
 }
 
-/// As [`init`], for the daemon: lines are written by a thread of their own, so that no request waits for them
+/// Like [`init`], but for the daemon: a separate thread writes the lines, so that no request waits for them
 /// ([`lines`]). Keep the guard until the process ends.
 ///
 /// # Errors
-/// As [`init`], and when no thread can be started.
+/// Those of [`init`], and if no thread can be started.
 pub fn init_in_background(settings: &Settings) -> Result<lines::Flushed, TelemetryError> {
     let (lines, flushed) = lines::Lines::start(std::io::stderr()).map_err(TelemetryError::Thread)?;
     set(settings, lines)?;
@@ -163,7 +163,7 @@ fn set<W>(settings: &Settings, writer: W) -> Result<(), TelemetryError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    // The hint leaves the filter's own maximum in force, so that disabled spans of libraries cost nothing.
+    // The hint keeps the filter's own maximum level, so that disabled spans of libraries cost nothing.
     let allowed = filter_fn(is_allowed).with_max_level_hint(LevelFilter::TRACE);
     let repeats = Repeats::default();
     let filter = parse(&settings.filter.0)?.and(allowed);
@@ -193,8 +193,8 @@ fn parse(text: &str) -> Result<EnvFilter, TelemetryError> {
         .map_err(|source| TelemetryError::Filter { text: text.to_owned(), source })
 }
 
-/// Whether a part of a filter is a level, or names a target. A mistyped level would pass for the name of a target that
-/// nobody has, and all lines would be gone.
+/// Whether a part of a filter is a level or names a target. A mistyped level would otherwise be accepted as the name of
+/// an unknown target and suppress all lines.
 fn is_directive(part: &str) -> bool {
     part.contains(['=', ':', '[']) || part.starts_with("istio_hsm_ca") || part.parse::<LevelFilter>().is_ok()
 }

@@ -1,6 +1,6 @@
-//! The name under which a log of this machine is known.
+//! The default name of this machine's log.
 
-/// The origin of an issuance log for which none is configured: `HOSTNAME/istio-hsm-ca`.
+/// The default origin of an issuance log: `HOSTNAME/istio-hsm-ca`.
 #[must_use]
 pub fn default_log_origin() -> String {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());

@@ -1,4 +1,4 @@
-//! How commands speak: results on standard output, for people or as JSON; errors on standard error.
+//! Output of commands: results on standard output, as text or JSON; errors on standard error.
 
 use std::{
     io::{IsTerminal, Write},
@@ -9,21 +9,21 @@ use serde::Serialize;
 
 use crate::error::chain;
 
-/// How results are printed.
+/// Format of results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
     /// One JSON document on standard output; errors as a JSON document on standard error.
     Json,
-    /// Lines for people.
+    /// Human-readable text.
     Text,
 }
 
-/// Several reasons to refuse, told together.
+/// An operation that was refused for one or more reasons.
 #[derive(Debug, thiserror::Error)]
 pub struct Refused {
     /// What was refused.
     pub what: String,
-    /// Each reason, one sentence, and what to do.
+    /// The reasons, one sentence each, with remedies.
     pub reasons: Vec<String>,
 }
 
@@ -41,7 +41,7 @@ impl Output {
     /// Prints a result: the value as JSON, or the lines.
     ///
     /// # Errors
-    /// When standard output is closed.
+    /// If standard output is closed.
     pub fn print<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         match self {
@@ -55,19 +55,19 @@ impl Output {
         Ok(())
     }
 
-    /// Tells a step on standard error, where it is no part of the result.
+    /// Prints a progress message to standard error; it is not part of the result.
     pub fn note(self, text: &str) {
         if self == Self::Text {
             let _ = writeln!(std::io::stderr(), "{text}");
         }
     }
 
-    /// Tells a warning on standard error.
+    /// Prints a warning to standard error.
     pub fn warn(self, text: &str) {
         let _ = writeln!(std::io::stderr(), "warning: {text}");
     }
 
-    /// Tells an error with its causes, and gives the exit status.
+    /// Prints an error with its causes, and returns the exit status.
     #[must_use]
     pub fn fail(self, error: &anyhow::Error) -> ExitCode {
         self.fail_with(error, None)
@@ -93,7 +93,7 @@ impl Output {
     }
 }
 
-/// Whether a person sits at the terminal and can be asked.
+/// Whether a user at a terminal can be prompted.
 #[must_use]
 pub fn interactive() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()

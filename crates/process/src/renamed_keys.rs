@@ -1,6 +1,6 @@
-//! Configuration keys that were renamed, for error messages that show the line to write instead.
+//! Renamed configuration keys, for error messages with the replacement.
 
-/// The old key, the new key and the unit that the old key's number had.
+/// The old key, the new key, and the unit of the old key's number.
 const RENAMED: [(&str, &str, &str); 6] = [
     ("call_timeout_ms", "call_timeout", "ms"),
     ("leeway_seconds", "leeway", "s"),

@@ -1,9 +1,9 @@
-//! Log lines on their way to standard error: gathered in memory and written by a thread of their own.
+//! Buffers log lines in memory and writes them to standard error on a separate thread.
 //!
-//! A request never waits for the reader of the lines: a collector that hangs, or a full disk behind it, would hold up
-//! every certificate. Lines are written a moment later, an error's at once; when more than 4 MiB
-//! have gathered, further ones are dropped and counted, and a line says how many. What has gathered is written when the
-//! [`Flushed`] guard goes. The issuance log has nothing to do with this: nothing of it is ever dropped.
+//! Requests never wait for the reader of the lines: a hanging collector, or a full disk behind it, would otherwise
+//! block every certificate. Lines are written after a short delay, errors at once. If more than 4 MiB are waiting,
+//! further lines are dropped and counted, and a log line reports their number. Dropping the [`Flushed`] guard writes
+//! the lines that are left. This does not concern the issuance log, which never drops anything.
 
 use std::{
     io::{self, Write},
@@ -18,18 +18,18 @@ use std::{
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How many bytes may wait: seconds of lines at the highest rate.
+/// Maximum number of waiting bytes: some seconds of lines at the highest rate.
 const ROOM: usize = 4 << 20;
-/// How long lines gather before they are written together.
+/// Delay for which lines are collected before they are written.
 const GATHER: Duration = Duration::from_millis(20);
-/// What the buffers keep for the next lines.
+/// Capacity in bytes that the buffers keep for later lines.
 const KEPT: usize = 64 << 10;
-/// How long the last lines may take to be written at the end: their reader may hang.
+/// Maximum time for writing the last lines at the end, in case their reader hangs.
 const END: Duration = Duration::from_secs(2);
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// How many lines were dropped since the start of the process.
+/// Number of lines dropped since the start of the process.
 #[must_use]
 pub fn dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)
@@ -38,11 +38,11 @@ pub fn dropped() -> u64 {
 #[derive(Debug, Default)]
 struct State {
     waiting: Vec<u8>,
-    /// Lines dropped since the last that was taken.
+    /// Lines dropped since lines were last taken.
     dropped: u64,
-    /// The thread sleeps until it is woken.
+    /// The thread sleeps until it is notified.
     idle: bool,
-    /// What waits is not to wait for more.
+    /// Waiting lines must be written without a delay.
     urgent: bool,
     closed: bool,
     /// The thread has written everything and ended.
@@ -58,11 +58,11 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Under this lock only bytes are moved.
+        // This lock is held only while bytes are moved.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes one whole line, or drops it.
+    /// Queues one whole line, or drops it.
     fn push(&self, line: &[u8], urgent: bool) {
         let mut state = self.lock();
         if state.closed || state.waiting.len() + line.len() > ROOM {
@@ -79,7 +79,7 @@ impl Shared {
         }
     }
 
-    /// Waits for lines and takes them all, with how many were dropped. `None` once there will be no more.
+    /// Waits for lines and takes them all; returns how many were dropped. `None` at the end.
     fn take(&self, into: &mut Vec<u8>) -> Option<u64> {
         into.clear();
         into.shrink_to(KEPT);
@@ -106,11 +106,11 @@ impl Shared {
     }
 }
 
-/// Where the lines go; clones share it.
+/// Destination of log lines; clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Lines(Arc<Shared>);
 
-/// Has the last lines written when it goes.
+/// Writes the last lines when dropped.
 #[derive(Debug)]
 #[must_use = "the last lines are written when it is dropped"]
 pub struct Flushed {
@@ -131,7 +131,7 @@ impl Lines {
 fn write(shared: &Shared, mut out: impl Write) {
     let mut lines = Vec::new();
     while let Some(dropped) = shared.take(&mut lines) {
-        // Whoever should read this is gone; there is nobody to tell.
+        // The reader is gone, and there is no other place for a message.
         let _ = out.write_all(&lines);
         if dropped > 0 {
             let _ = writeln!(out, "{dropped} log lines were dropped here: their reader does not keep up");
@@ -157,13 +157,13 @@ impl Drop for Flushed {
         }
         drop(state);
         if let Some(thread) = self.thread.take() {
-            // It has ended, and writing bytes does not panic.
+            // The thread has ended, and writing bytes does not panic.
             let _ = thread.join();
         }
     }
 }
 
-/// One line's writer: the formatting layer hands over each line whole.
+/// Writer of one line: the formatting layer passes each line as a whole.
 #[derive(Debug)]
 pub(super) struct Line<'a> {
     lines: &'a Lines,
@@ -199,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    /// A reader of lines that accepts a write only when the test allows it.
+    /// A slow reader: each write waits for a permit from the test.
     struct Slow {
         permits: mpsc::Receiver<()>,
         written: Arc<Mutex<Vec<u8>>>,
@@ -207,7 +207,7 @@ mod tests {
 
     impl Write for Slow {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Without a sender everything is taken.
+            // Without a sender every write succeeds.
             let _ = self.permits.recv();
             self.written.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
