@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A slow token: how close daemon and token host come to what a token that takes 5 or 20 ms for each signature allows,
+# A slow token: how close daemon and token host get to the maximum of a token that takes 5 or 20 ms per signature,
 # with 1 to 8 sessions. About ten minutes:
 #
-#   benches/delayed.sh [--seconds N] [--rounds N]      seconds of each open loop (6), and how many for each line (5)
+#   benches/delayed.sh [--seconds N] [--rounds N]      seconds of each open loop (6), and their number per line (5)
 #
-# The token is SoftHSM behind tests/faulty-token, whose C_Sign sleeps so that it takes that long in all. For each delay and
-# number of sessions: the rate of a closed loop with 64 in flight, beside the token's own (`bench token`, right before); and
-# latencies of open loops, Poisson arrivals at 80 % of that rate, beside those of the queue M/D/s with the very same
-# arrivals (`--ideal-sessions`) and the time that the token took for a signature in the loop before (of the daemon's metrics:
-# a sleep ends later where the machine is busier). The median of the rounds counts: a guest that stands still for 50 ms once
-# decides the p99 of a round. Server and load share all cores.
-# The goals are those of a machine whose token makes a P-256 signature in 59 us. Where it takes longer, so does all that a
-# certificate costs besides the delay: there the delay of 5 ms is also drawn out by as much, which shows the ratio there.
-# CA=BINARY and FAULTY=LIBRARY take what is built already.
+# The token is SoftHSM with tests/faulty-token, whose C_Sign sleeps to take that long in total. For each delay and
+# number of sessions: the rate of a closed loop with 64 in flight and the token's own (`bench token`, right before); and
+# latencies of open loops, Poisson arrivals at 80 % of that rate, and those of the queue M/D/s with the same
+# arrivals (`--ideal-sessions`) and the token's time per signature in the previous loop (from the daemon's metrics:
+# sleeps end later on a busier machine). Medians of the rounds are used: a single 50 ms pause of a virtual machine
+# determines the p99 of a round. Server and load share all cores.
+# The goals are for a machine whose token makes a P-256 signature in 59 us. On slower machines, everything else in a
+# certificate takes longer, too: there the delay of 5 ms is also extended by that factor, which shows the ratio.
+# CA=BINARY and FAULTY=LIBRARY use existing builds.
 seconds=6 rounds=5
 while (($#)); do
   case $1 in
@@ -44,7 +44,7 @@ export FAULTY_TOKEN_MODULE FAULTY_TOKEN_CONTROL=$memory/control
 FAULTY_TOKEN_MODULE=$(sed -n 's/^.*module-path=\([^&]*\).*$/\1/p' <<<"${uri[p256]}")
 uri[p256]=${uri[p256]/"$FAULTY_TOKEN_MODULE"/"$FAULTY"}
 
-# signed: how many signatures the token has made, and the seconds of C_SignInit and C_Sign, by the daemon's metrics.
+# signed: number of the token's signatures, and the seconds of C_SignInit and C_Sign, from the daemon's metrics.
 signed() {
   exec 3<>"/dev/tcp/127.0.0.1/${admin[slow]}"
   printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
@@ -52,12 +52,12 @@ signed() {
     /^istio_hsm_ca_pkcs11_call_duration_seconds_count.*"C_Sign"/ {n = $2} END {print n, s}' <&3
   exec 3>&-
 }
-# open_loop SECONDS: at the rate $offered, beside M/D/s with the signature time $took, microseconds; sets $took anew.
+# open_loop SECONDS: at the rate $offered, compared with M/D/s for the signature time $took (us), which it updates.
 open_loop() {
   local before after
   before=$(signed)
   load slow --warm-up 1 --seconds "$1" --rate "$offered" --ideal-sessions "$s" --ideal-signature "$took"
-  # The host tells of its calls at each keep-alive.
+  # The host reports its calls at each keep-alive.
   sleep 1.5
   after=$(signed)
   took=$(awk -v b="$before" -v a="$after" 'BEGIN {split(b, x, " "); split(a, y, " "); printf "%.0f", (y[2] - x[2]) / (y[1] - x[1]) * 1e6}')
@@ -75,7 +75,7 @@ for d in 5 "$there" 20; do
     SESSIONS=$s KEEP_ALIVE=1s daemon slow p256
     load slow --warm-up 0.5 --seconds 3
     rate=$(field certificates_per_second)
-    # Of what the token alone signs: a sleep of 5 ms ends half a millisecond late here.
+    # Relative to the token alone: a sleep of 5 ms ends half a millisecond late here.
     share=$(calculate "$rate * $alone / 1e6 / $s" 3)
     offered=$(calculate "0.8 * $s * 1e6 / $alone" 1)
     took=$alone

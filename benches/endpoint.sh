@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What a certificate costs in the daemon and its token host, beside what its parts cost, with SoftHSM:
+# Cost of a certificate in the daemon and its token host, compared with the cost of its parts, with SoftHSM:
 #
 #   benches/endpoint.sh [--rounds N]      3 rounds by default, about six minutes
 #
 # prints each goal of docs/PERFORMANCE.md with the figures of this run. Server and token host run on core 0 and the load
-# on core 1, then both on both cores. Parts and whole alternate in slices of about the same length, and medians count (see
-# harness.sh); CPU time is that of /proc/PID/stat. The token and the bundle are in memory (/dev/shm), the issuance log on
+# on core 1, then both on both cores. Parts and whole alternate in slices of about the same length; medians are used
+# (see harness.sh). CPU time is from /proc/PID/stat. Token and bundle are in memory (/dev/shm), the issuance log on
 # the disk of TMPDIR; "no flush" is the same daemon with its log in memory, where fdatasync(2) costs nothing.
-# KEEP=FILE appends every single figure to FILE. CA=BINARY and PARTS=BENCH take what is built already.
+# KEEP=FILE appends every single figure to FILE. CA=BINARY and PARTS=BENCH use existing builds.
 rounds=3
 case ${1:-} in
   --rounds) rounds=${2:?--rounds needs a number} ;;
@@ -18,7 +18,7 @@ esac
 source "$(dirname -- "${BASH_SOURCE[0]}")/harness.sh"
 (( $(nproc) >= 2 )) || fail "two cores are needed, one for the server and one for the load"
 
-# keep PREFIX: the figures of the last load.
+# keep PREFIX: stores the figures of the last load.
 keep() {
   note "$1.rate" "$(field certificates_per_second)"
   note "$1.cpu" "$(field daemon_cpu_us_per_certificate)"
@@ -47,10 +47,10 @@ resident() { # PID: KiB of a process and its children in memory; a page that the
 built
 token p256 p256
 token rsa rsa-2048
-# Afresh in each round: where the system puts a process in memory makes up to a tenth of a difference, as long as it lives.
+# Restarted in each round: a process's placement in memory makes a difference of up to a tenth for its lifetime.
 daemons() {
   CORES=0 daemon p256 p256
-  # Before any load; the libraries' start-up has settled.
+  # Before any load, after the libraries have started.
   sleep 2
   note memory.idle "$(resident "${pid[p256]}")"
   CORES=0 LOG=$memory/p256-log daemon p256-memory p256
@@ -77,7 +77,7 @@ for ((round = 1; round <= rounds; round++)); do
   done
   for _ in 1 2 3 4; do
     token_alone rsa 1 1.5 token.rsa
-    # Long beside the tenth of a second that a request waits.
+    # Long compared with the tenth of a second that a request waits.
     whole rsa 1.5
     echo_load --warm-up 0.2 --seconds 1 --new-connections
     keep rpc-new
@@ -94,7 +94,7 @@ for ((round = 1; round <= rounds; round++)); do
   (( round == rounds )) || end_daemon p256
 done
 
-# A thousand connections, each idle but for a request now and then.
+# A thousand mostly idle connections.
 LOAD_CORES=1
 connected() { load p256 --connections "$1" --streams 1 --rate 50 --warm-up 1 --seconds "$2"; }
 connected 8 1
@@ -113,13 +113,13 @@ note memory.connection "$(calculate "($largest - $before) / 1000" 1)"
 # --- the report ---
 
 show() { for name in "$@"; do printf '  %-20s %-8.5g best %.5g\n' "$name" "$(median "$name")" "$(best "$name")"; done; }
-# The frames between daemon and token host: not measured here, docs/PERFORMANCE.md says from where it is.
+# The frames between daemon and token host: not measured here; see docs/PERFORMANCE.md for the source.
 transport=3.2
 soft="{part.csr} + {part.jwt} + {part.telemetry} + {part.log} + {part.host-check} + $transport"
 sum_p256="{rpc.cpu} + $soft + {part.tbs-p256} + {part.verify-p256} + {token.p256.cpu}"
 sum_rsa="{rpc.cpu} + $soft + {part.tbs-rsa} + {part.verify-rsa} + {token.rsa.cpu}"
 sum_new="{rpc-new.cpu} + $soft + {part.tbs-p256} + {part.verify-p256} + {token.p256.cpu}"
-# reach TEXT EXPRESSION DIGITS COMPARISON GOAL: by medians; what the best slices give stands beside it.
+# reach TEXT EXPRESSION DIGITS COMPARISON GOAL: checks the median; also prints the result of the best slices.
 reach() {
   goal "$1 [$(calculate "$(figures_of best "$2")" "$3")]" "$(calculate "$(figures_of median "$2")" "$3")" "$4" "$5"
 }
@@ -134,7 +134,7 @@ show p256.cpu p256.rate p256.p50 p256-memory.cpu p256-memory.rate rsa.cpu rsa.ra
   p256-two.cpu p256-two.rate p256-two-memory.rate rsa-two.cpu rsa-two.rate token.p256.rate token.rsa.rate \
   token.rsa-two.rate p256-one.p50 p256-one-memory.p50
 echo "every p256.cpu: $(every p256.cpu | cut -d. -f1 | tr '\n' ' ')"
-# The goals in units of time are those of a machine whose token makes a P-256 signature in 59 us.
+# The goals in units of time are for a machine whose token makes a P-256 signature in 59 us.
 slower="({token.p256.cpu} / 59)"
 echo "this machine's P-256 signature takes $(calculate "$(figures_of median "$slower")") times that of the goals' machine (59 us)"
 echo
@@ -151,7 +151,7 @@ reach "one in flight: p50 less the token's signature, ms" "$one" 2 '<=' 0.6
 reach "one in flight: the same on the goals' machine, ms" "$one / $slower" 2 '<=' 0.6
 reach "one in flight, no flush: p50 less the token's signature, ms" "$one_memory" 2 '<=' 0.4
 reach "one in flight, no flush: the same on the goals' machine, ms" "$one_memory / $slower" 2 '<=' 0.4
-# By CPU time: the load's own handshakes cost more than the server's, so that the load's core may be the full one.
+# By CPU time: the load's own handshakes cost more than the server's, so its core may be the busy one.
 reach "new mTLS connection each: per CPU-second / what the parts allow ($(sum "$sum_new") us)" "($sum_new) / {p256-new.cpu}" 2 '>=' 0.8
 reach "durable log on / off: rate, server on one core" "{p256.rate} / {p256-memory.rate}" 2 '>=' 0.95
 reach "durable log on / off: rate, two cores" "{p256-two.rate} / {p256-two-memory.rate}" 2 '>=' 0.85

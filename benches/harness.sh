@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What the scripts beside it share: SoftHSM tokens with a plug-in CA each, daemons on them, figures, goals.
+# Shared by the other scripts: SoftHSM tokens with a plug-in CA each, daemons using them, figures, goals.
 # The token and the bundle are in memory (/dev/shm), the issuance log on the disk of TMPDIR.
 set -euo pipefail
-# Not for what is built: tests run that program as other users.
+# Not applied to build results: tests run the program as other users.
 users_umask=$(umask)
 umask 077
 root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
@@ -29,7 +29,7 @@ quietly() { "$@" >"$memory/output" 2>&1 || { cat "$memory/output" >&2; fail "thi
 
 issuer=https://bench.invalid server_name=istiod.istio-system.svc
 
-# built: builds what $CA and $PARTS do not name, and makes an issuer of workloads' tokens.
+# built: builds what $CA and $PARTS do not specify, and creates a JWT issuer.
 built() {
   if [[ -z ${CA:-} || -z ${PARTS:-} ]]; then
     umask "$users_umask"
@@ -40,7 +40,7 @@ built() {
     PARTS=$root/$(sed -n 's/^ *Executable benches\/parts\.rs (\(.*\))$/\1/p' "$memory/build")
     CA=${CARGO_TARGET_DIR:-$root/target}/release/istio-hsm-ca
   fi
-  # A build from before the load generator was a program of its own can be measured with a newer one.
+  # Builds without a separate load generator can be measured with a newer one.
   BENCH=${BENCH:-$(dirname "$CA")/istio-hsm-ca-bench}
   quietly "$(dirname "$BENCH")/examples/workload_token" --directory "$memory/issuer" --issuer "$issuer" \
     --audience istio-ca --namespace bench --service-account w0 --out "$memory/workload-token"
@@ -55,7 +55,7 @@ token() {
   SOFTHSM2_CONF=$dir/softhsm2.conf quietly "$CA" import --from "$dir/cacerts" --token "${uri[$1]}" --pin-file "$dir/pin" \
     --bundle "$dir/bundle"
 }
-# alone TOKEN SESSIONS SECONDS ROUNDS: what the token alone signs; the report goes to $memory/run.
+# alone TOKEN SESSIONS SECONDS ROUNDS: measures the token alone; the report is written to $memory/run.
 alone() {
   local dir=$memory/$1
   SOFTHSM2_CONF=$dir/softhsm2.conf ${CORES:+taskset -c "$CORES"} "$BENCH" token --token "${uri[$1]}" \
@@ -132,7 +132,7 @@ end_daemon() {
   rm -rf "${disk:?}/$1"
 }
 
-# drive ADDRESS ROOTS PID ARGUMENTS...: loads a server; the report goes to $memory/run.
+# drive ADDRESS ROOTS PID ARGUMENTS...: loads a server; the report is written to $memory/run.
 drive() {
   local address=$1 roots=$2 server=$3
   shift 3
@@ -147,7 +147,7 @@ drive() {
 # load DAEMON ARGUMENTS...
 load() { drive "127.0.0.1:${port[$1]}" "$memory/${tokens[$1]}/bundle/root-cert.pem" "${pid[$1]}" "${@:2}"; }
 
-# The endpoint's own stack with a handler that only answers, as a part; on core 0. Sets $echo_address, $echo_pid.
+# The endpoint's own stack with a handler that only replies, as a part; on core 0. Sets $echo_address, $echo_pid.
 echo_server() {
   mkdir "$memory/echo"
   taskset -c 0 "$PARTS" echo "$memory/echo" >"$memory/echo/address" &
@@ -157,7 +157,7 @@ echo_server() {
   echo_address=$(<"$memory/echo/address")
 }
 echo_load() { drive "$echo_address" "$memory/echo/root.pem" "$echo_pid" "$@"; }
-# parts [measure-storm]: CPU time of the other parts, noted as part.NAME.
+# parts [measure-storm]: CPU time of the other parts, stored as part.NAME.
 parts() {
   rm -rf "$disk/parts"
   mkdir "$disk/parts"
@@ -169,9 +169,9 @@ field() {
   sed -n "${from:-1,}\$s/^.*\"$1\": *\([0-9.]*\).*$/\1/p" "$memory/run" | head -n 1
 }
 
-# Figures. Each is measured many times, parts and whole in turn, in slices of about the same length: cores that are shared
-# with others have two speeds, 1.4 apart, which change several times a second, so that a short slice finds its best sooner
-# than a long one. Medians count.
+# Figures. Each is measured many times, parts and whole in turn, in slices of about the same length: shared cores
+# have two speeds, 1.4 apart, which change several times a second, so a short slice is more likely to be at the best
+# speed than a long one. Medians are used.
 figures=$memory/figures
 : >"$figures"
 note() { printf '%s %s\n' "$1" "$2" >>"$figures"; }
@@ -180,9 +180,9 @@ least() { every "$1" | head -n 1; }
 most() { every "$1" | tail -n 1; }
 median() { every "$1" | awk '{v[NR]=$1} END {if (NR) print v[int((NR+1)/2)]; else print "nan"}'; }
 calculate() { awk "BEGIN {printf \"%.${2:-2}f\", $1}" </dev/null; }
-# best NAME: of costs and latencies the least, of rates the most.
+# best NAME: the minimum of costs and latencies, the maximum of rates.
 best() { case $1 in *.rate) most "$1" ;; *) least "$1" ;; esac; }
-# figures_of median|best EXPRESSION: with the figure of each {NAME} in it.
+# figures_of median|best EXPRESSION: replaces each {NAME} by its figure.
 figures_of() {
   local rest=$2 name
   while [[ $rest =~ \{([a-z0-9.-]+)\} ]]; do

@@ -1,7 +1,7 @@
-//! What the issuance log costs: microseconds a record, flushes a record, bytes a certificate.
+//! Cost of the issuance log: microseconds per record, flushes per record, bytes per certificate.
 //!
-//! `cargo bench --bench log`; the directory is `LOG_BENCH_DIRECTORY` or the system's for temporary files, and its disk
-//! is what is measured. Beside each figure stands a bare append and fdatasync on the same disk in the same run.
+//! `cargo bench --bench log`. The directory is `LOG_BENCH_DIRECTORY` or the system's temporary directory; its disk is
+//! measured. For comparison, each figure is printed with a plain append and fdatasync on the same disk in the same run.
 
 use std::{
     fs::{File, OpenOptions},
@@ -18,7 +18,7 @@ use istio_hsm_ca::auth::Caller;
 use pki::{Issuer, Profile, PublicKey, Tbs, Template, identity::Name, tbs::Serial};
 use rcgen::{KeyPair, PublicKeyData, RsaKeySize};
 
-/// How long each figure is measured, and how many rounds are interleaved.
+/// Duration of each measurement; rounds are interleaved.
 const ROUND: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 3;
 
@@ -40,7 +40,7 @@ impl CheckpointSigner for LogKey {
     }
 }
 
-/// Intents that are ready to be recorded, so that making them is not measured.
+/// Intents prepared in advance, so that constructing them is not measured.
 fn intents(key: &KeyPair, count: usize) -> Vec<Intent> {
     let (now, day) = (UNIX_EPOCH + Duration::from_secs(1_767_225_600), Duration::from_secs(86_400));
     let public = |pair: &KeyPair| PublicKey::from_spki_der(&pair.subject_public_key_info()).expect("a public key");
@@ -68,7 +68,7 @@ fn intents(key: &KeyPair, count: usize) -> Vec<Intent> {
     (0..count).map(one).collect()
 }
 
-/// One figure.
+/// Result of one measurement.
 #[derive(Clone, Copy)]
 struct Measured {
     per_record: Duration,
@@ -119,7 +119,7 @@ fn measure(directory: &Path, intents: &[Intent], tasks: usize) -> Measured {
     })
 }
 
-/// A bare append with its flush.
+/// A plain append with a flush.
 fn bare(directory: &Path) -> Duration {
     let path = directory.join("bare");
     let mut file: File = OpenOptions::new().append(true).create_new(true).open(path).expect("a file");
@@ -133,7 +133,7 @@ fn bare(directory: &Path) -> Duration {
 }
 
 fn main() {
-    // `cargo test --all-targets` runs benches as well: with `--test` nothing is measured.
+    // `cargo test --all-targets` runs benches as well; with `--test` nothing is measured.
     if std::env::args().any(|argument| argument == "--test") || !std::env::args().any(|argument| argument == "--bench")
     {
         return;

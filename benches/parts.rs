@@ -1,10 +1,10 @@
 //! CPU time of the parts of a certificate, for the ratio that `benches/endpoint.sh` prints; not wall time, so that a
-//! busy machine disturbs it less.
+//! busy machine affects it less.
 //!
-//! `parts measure DIR` prints one part a line, `name microseconds`; DIR holds the log that it writes, and log lines go
-//! to standard error as the daemon's do. `parts measure-storm DIR` adds a token that was never seen before.
-//! `parts echo DIR` is the endpoint's own stack (listener, TLS, HTTP/2, gRPC) before a handler that does nothing but
-//! answer with a reply of a certificate's size: what the RPC costs. It writes DIR/root.pem and prints its address.
+//! `parts measure DIR` prints one part per line, `name microseconds`; the log is written to DIR, and log lines go to
+//! standard error as the daemon's do. `parts measure-storm DIR` adds a JWT that is not cached. `parts echo DIR` runs
+//! the endpoint's own stack (listener, TLS, HTTP/2, gRPC) with a handler that only returns a reply of a certificate's
+//! size: the cost of the RPC. It writes DIR/root.pem and prints its address.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench ends at the first surprise")]
 
@@ -55,15 +55,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// As long as a slice of the whole: what is measured for a moment finds the core at its best sooner.
+/// Duration of one slice: long, because short measurements are more likely to see the CPU at its fastest.
 const SLICE: Duration = Duration::from_millis(600);
 const WARM_UP: Duration = Duration::from_millis(60);
-/// More than are verified in a slice.
+/// More than are verified in one slice.
 const NEW_TOKENS: u32 = 40_000;
-/// Keys of workloads, as many as the load of `benches/endpoint.sh` has: a processor that sees one signature again and
-/// again learns its branches by heart.
+/// Number of workload keys, as in the load of `benches/endpoint.sh`: with a single signature the CPU's branch
+/// prediction would learn its branches.
 const WORKLOADS: usize = 64;
-/// Requests whose lines share a flush, about as many as do in the daemon at 64 in flight.
+/// Number of requests whose lines share a flush, about as in the daemon with 64 in flight.
 const GROUP: usize = 8;
 
 fn main() {
@@ -81,7 +81,7 @@ fn cpu(clock: ClockId) -> Duration {
     clock_gettime(clock).expect("a CPU clock").into()
 }
 
-/// A slice's microseconds of this process' CPU time a call. `each` calls count in one run.
+/// CPU time of this process per call in a slice, in microseconds. Each run makes `each` calls.
 fn part(name: &str, each: u32, mut run: impl FnMut()) {
     let mut measure = |slice: Duration| {
         let start = cpu(ClockId::CLOCK_PROCESS_CPUTIME_ID);
@@ -126,7 +126,7 @@ fn measure(directory: &Path, storm: bool) {
     let mut next = csrs.iter().cycle();
     part("csr", 1, || drop(VerifiedCsr::from_pem(black_box(next.next().unwrap())).unwrap()));
 
-    // The caller by a token whose answer is cached.
+    // The caller with a JWT whose result is cached.
     let issuer_key = TokenIssuer::generate_key().unwrap();
     let tokens = TokenIssuer::new(issuer_key.as_bytes(), "https://bench.invalid".into(), "istio-ca".into()).unwrap();
     let keys = directory.join("parts-jwks.json");
@@ -155,7 +155,7 @@ fn measure(directory: &Path, storm: bool) {
     let authenticate = || runtime.block_on(authenticator.authenticate(&credentials, &rsa_issuer, now)).unwrap();
     part("jwt", 1, || drop(authenticate()));
     if storm {
-        // And by one that was never seen before.
+        // And with a JWT that is not cached.
         let new = (0..NEW_TOKENS).map(|number| {
             let workload = Workload { namespace: "bench".into(), service_account: format!("n{number}") };
             tokens.mint(&workload, now, Duration::from_secs(3600)).unwrap()
@@ -213,7 +213,7 @@ fn measure(directory: &Path, storm: bool) {
     log(&runtime, directory, &Intent { request_id: "0".repeat(32), time: now, caller: (&caller).into(), tbs });
 }
 
-/// What is told of each certificate: the line on standard error, the metrics, the status page's hour.
+/// What is reported for each certificate: the log line, the metrics, the status page's activity.
 fn telemetry(tbs: &Tbs, caller: &auth::Caller) {
     let _metrics = metrics::install();
     let _lines = process::logging::init_in_background(&process::logging::Settings::default()).unwrap();
@@ -250,7 +250,7 @@ fn telemetry(tbs: &Tbs, caller: &auth::Caller) {
     });
 }
 
-/// Intent, flush shared by a group, and outcome.
+/// Intent, a flush shared by a group, and outcome.
 fn log(runtime: &tokio::runtime::Runtime, directory: &Path, intent: &Intent) {
     let settings = audit_log::Settings::new(directory.join("parts-log"), "bench.invalid/log");
     let (log, _) = runtime.block_on(async { Log::open(settings, None) }).unwrap();
@@ -264,7 +264,7 @@ fn log(runtime: &tokio::runtime::Runtime, directory: &Path, intent: &Intent) {
     runtime.block_on(log.close());
 }
 
-/// Answers each request as the first time, when it really signed: callers may show what they got in a handshake.
+/// Signs each CSR once and then returns the same certificate, which callers can use in a handshake.
 struct Echo {
     root: CertifiedIssuer<'static, KeyPair>,
     answers: RwLock<HashMap<String, Vec<String>>>,
@@ -281,7 +281,7 @@ impl IstioCertificateService for Echo {
             return Ok(Response::new(IstioCertificateResponse { cert_chain: chain.clone() }));
         }
         let params = CertificateSigningRequestParams::from_pem(&csr).unwrap();
-        // A leaf, the CA and a root, as the daemon answers.
+        // A leaf, the CA and a root, like the daemon's reply.
         let cert_chain = vec![params.signed_by(&self.root).unwrap().pem(), self.root.pem(), self.root.pem()];
         self.answers.write().unwrap().insert(csr, cert_chain.clone());
         Ok(Response::new(IstioCertificateResponse { cert_chain }))

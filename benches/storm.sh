@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A storm: ten thousand agents come at once, each with a connection, an identity and a token of its own.
+# A storm: ten thousand agents start at once, each with its own connection, identity and JWT.
 #
 #   benches/storm.sh [--agents N] [--rounds N]      10,000 and 2 by default; a minute or two
 #
-# Prints whether all were served, the daemon's memory at most, and the rate beside what the parts allow: the same storm
-# against `parts echo` (connection, TLS, RPC and nothing else) gives the part of the connection, the others are measured
+# Prints whether all were served, the daemon's peak memory, and the rate compared with that of the parts: the same storm
+# against `parts echo` (connection, TLS, RPC and nothing else) measures the connections, the others are measured
 # as in endpoint.sh. The daemon with its token host runs on core 0 and the agents on core 1. Limits are the defaults;
-# the agents come from as many addresses as the limit of connections of one address needs.
-# CA=BINARY and PARTS=BENCH take what is built already.
+# the agents use as many addresses as the limit of connections per address requires.
+# CA=BINARY and PARTS=BENCH use existing builds.
 agents=10000 rounds=2
 while (( $# )); do
   case $1 in

@@ -1,8 +1,8 @@
-//! Obtains a workload certificate as an Istio agent does: a new key, a request with one critical SPIFFE URI, the
-//! service-account token or the previous certificate as proof of identity. `make demo` calls it.
+//! Obtains a workload certificate like an Istio agent: a new key, a CSR with one critical SPIFFE URI, and the service
+//! account's JWT or the previous certificate as credentials. Used by `make demo`.
 //!
-//! Writes key.pem, cert-chain.pem (all but the roots) and root-cert.pem into `--out`; `--certificate` takes such a
-//! directory to renew by mTLS.
+//! Writes key.pem, cert-chain.pem (without the roots) and root-cert.pem into `--out`; `--certificate` accepts such a
+//! directory for renewal by mTLS.
 
 use std::{fs, io::Write, net::SocketAddr, os::unix::fs::OpenOptionsExt, path::PathBuf};
 
@@ -15,31 +15,31 @@ struct Arguments {
     /// The CA, as https://IP:PORT
     #[arg(long)]
     address: String,
-    /// The name that the CA's serving certificate must carry
+    /// The expected name in the CA's serving certificate
     #[arg(long, default_value = "istiod.istio-system.svc")]
     server_name: String,
-    /// The roots that the CA's serving certificate must lead to
+    /// The roots of the CA's serving certificate
     #[arg(long)]
     roots: PathBuf,
-    /// The workload's SPIFFE identity, as it stands in the request
+    /// The workload's SPIFFE ID in the CSR
     #[arg(long)]
     identity: String,
-    /// A file with the service-account token
+    /// A file with the service account's JWT
     #[arg(long, required_unless_present = "certificate")]
     token_file: Option<PathBuf>,
-    /// A directory with the previous cert-chain.pem and key.pem, shown to the CA by mTLS
+    /// A directory with the previous cert-chain.pem and key.pem, used for mTLS
     #[arg(long)]
     certificate: Option<PathBuf>,
     /// The header `clusterid`
     #[arg(long, default_value = "Kubernetes")]
     cluster: String,
-    /// The new key
+    /// Type of the new key
     #[arg(long, value_enum, default_value = "rsa-2048")]
     key: KeyKind,
-    /// The lifetime asked for, in seconds
+    /// The requested lifetime in seconds
     #[arg(long, default_value_t = 86_400)]
     lifetime: i64,
-    /// Where key and certificates go
+    /// Output directory of key and certificates
     #[arg(long)]
     out: PathBuf,
 }
@@ -66,7 +66,7 @@ async fn main() -> Result<()> {
     let channel = connect(address, &tls).await?;
     let reply = create_certificate(channel, token.as_deref(), &arguments.cluster, request, arguments.lifetime).await;
     let chain = reply.map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))?;
-    // istio-agent and ztunnel take a reply of one element for an error.
+    // istio-agent and ztunnel treat a reply of one element as an error.
     let [issued @ .., roots] = chain.as_slice() else { bail!("the reply is empty") };
     if issued.is_empty() {
         bail!("the reply holds no root");

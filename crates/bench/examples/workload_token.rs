@@ -1,5 +1,5 @@
-//! A token issuer in a directory: its key, its JWKS, and a workload's token, in the form of Kubernetes' projected
-//! tokens. For trying the CA out without a cluster; `make demo` calls it.
+//! Creates a JWT issuer in a directory (key and JWKS) and a workload's JWT, in the form of Kubernetes' projected
+//! tokens, for trying the CA without a cluster. Used by `make demo`.
 
 use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path, path::PathBuf, time::Duration};
 
@@ -9,7 +9,7 @@ use istio_hsm_ca_bench::agent::{TokenIssuer, Workload};
 
 #[derive(Parser)]
 struct Arguments {
-    /// Where the issuer's key.pem and jwks.json are; made when missing
+    /// Directory of the issuer's key.pem and jwks.json, created if missing
     #[arg(long)]
     directory: PathBuf,
     /// The issuer's name, the claim `iss`
@@ -22,10 +22,10 @@ struct Arguments {
     namespace: String,
     #[arg(long)]
     service_account: String,
-    /// How long the token lives, in seconds
+    /// Lifetime of the JWT in seconds
     #[arg(long, default_value_t = 3600)]
     lifetime: u64,
-    /// Where the token goes, readable by its owner alone
+    /// Output file of the JWT, readable by its owner only
     #[arg(long)]
     out: PathBuf,
 }

@@ -1,7 +1,7 @@
-//! The other side of the wire: what an Istio agent does to obtain a certificate.
+//! The client side: how an Istio agent obtains a certificate.
 //!
-//! Makes workload keys and requests, mints the tokens of a test issuer, connects and calls. `bench endpoint`, the demo
-//! and the tests call it; the daemon never does, and nothing here is trusted by it.
+//! Creates workload keys and CSRs, mints JWTs of a test issuer, connects and sends requests. Used by `bench endpoint`,
+//! the demo and the tests; the daemon never uses it or trusts anything in it.
 
 mod connection;
 mod key;

@@ -1,4 +1,4 @@
-//! `bench endpoint`: many Istio agents against one running daemon.
+//! `bench endpoint`: simulates many Istio agents against a running daemon.
 
 mod all_at_once;
 mod tokens;
@@ -36,84 +36,84 @@ pub struct EndpointArguments {
     /// The daemon, as IP:PORT
     #[arg(long)]
     address: SocketAddr,
-    /// The name that the daemon's serving certificate carries
+    /// The DNS name in the daemon's serving certificate
     #[arg(long, default_value = "istiod.istio-system.svc")]
     server_name: String,
-    /// The roots that it leads to, PEM
+    /// The roots of its certificate, PEM
     #[arg(long, value_name = "FILE")]
     roots: PathBuf,
     /// Connections; each is kept for the whole run
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
-    /// Requests in flight on each connection, each of an identity and key of its own
+    /// Requests in flight per connection, each with its own identity and key
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     streams: u16,
-    /// Open loop: this many requests a second arrive by a Poisson process, answered or not; without it a closed loop
+    /// Open loop: requests per second, which arrive by a Poisson process regardless of responses [default: closed loop]
     #[arg(long, value_name = "PER_SECOND", value_parser = positive)]
     rate: Option<f64>,
-    /// Beside an open loop: the latencies of a token of so many sessions that alone had the same arrivals (M/D/s)
+    /// With --rate: also print the latencies of an ideal token with so many sessions and the same arrivals (M/D/s)
     #[arg(long, value_name = "SESSIONS", requires = "rate", requires = "ideal_signature",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     ideal_sessions: Option<u16>,
-    /// How long each of that token's signatures takes, in microseconds
+    /// Duration of each signature of the ideal token, in microseconds
     #[arg(long, value_name = "MICROSECONDS", requires = "ideal_sessions", value_parser = positive)]
     ideal_signature: Option<f64>,
-    /// A new connection with the workload's client certificate (mTLS) for each certificate
+    /// Open a new connection with the workload's client certificate (mTLS) for each certificate
     #[arg(long)]
     new_connections: bool,
-    /// Instead of a load: so many agents that come at once, each with a connection, an identity, a key and a token of its
-    /// own, with Istio's five tries
+    /// Instead of a load: number of agents that start at once, each with its own connection, identity, key and JWT, and
+    /// with Istio's five attempts
     #[arg(long, value_name = "AGENTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000),
           conflicts_with_all = ["rate", "new_connections", "token", "token_directory"])]
     storm: Option<u32>,
-    /// With --storm: so many addresses of 127.1.0.0/16 take turns as the agents' own, for a daemon on this machine
+    /// With --storm: number of addresses of 127.1.0.0/16 that the agents use in turn, for a daemon on this machine
     #[arg(long, value_name = "ADDRESSES", default_value_t = 0, requires = "storm",
           value_parser = clap::value_parser!(u16).range(0..=65_534))]
     storm_sources: u16,
-    /// How long to measure, in seconds
+    /// Duration of the measurement in seconds
     #[arg(long, default_value_t = 5.0, value_parser = positive)]
     seconds: f64,
-    /// How long to warm up before, in seconds
+    /// Duration of the warm-up in seconds
     #[arg(long, default_value_t = 1.0, value_parser = positive)]
     warm_up: f64,
-    /// The workloads' keys
+    /// Type of the workloads' keys
     #[arg(long, value_enum, default_value = "p256")]
     key: KeyKind,
-    /// The key of a token issuer that the daemon trusts (P-256, PKCS#8): tokens are minted with it
+    /// The key of a JWT issuer that the daemon trusts (P-256, PKCS#8), to mint JWTs
     #[arg(long, value_name = "FILE", required_unless_present = "token_directory", requires = "issuer")]
     token_key: Option<PathBuf>,
     /// The issuer's name
     #[arg(long, value_name = "URL")]
     issuer: Option<String>,
-    /// The tokens' audience
+    /// Audience of the JWTs
     #[arg(long, default_value = "istio-ca")]
     audience: String,
-    /// A directory of service-account tokens, one a file, instead of --token-key
+    /// A directory of service account JWTs, one per file, instead of --token-key
     #[arg(long, value_name = "DIR", conflicts_with = "token_key")]
     token_directory: Option<PathBuf>,
     /// The identities' trust domain
     #[arg(long, default_value = "cluster.local")]
     trust_domain: String,
-    /// The identities' namespace, for minted tokens
+    /// The identities' namespace, for minted JWTs
     #[arg(long, default_value = "bench")]
     namespace: String,
-    /// The cluster that the agents name
+    /// The cluster ID that the agents send
     #[arg(long, default_value = "Kubernetes")]
     cluster: String,
-    /// The lifetime that the agents ask for, in seconds
+    /// The requested lifetime in seconds
     #[arg(long, default_value_t = 86_400)]
     lifetime: i64,
-    /// The daemon's process: its CPU time and its token hosts' is read too
+    /// The daemon's process ID, to report the CPU time of it and its token hosts
     #[arg(long)]
     pid: Option<u32>,
-    /// The daemon's token, to measure right after what the key of --ca-cert signs alone, for the ratio
+    /// The daemon's token, to measure the key of --ca-cert alone afterwards and report the ratio
     #[arg(long, value_name = "PKCS11_URI", requires = "ca_cert")]
     token: Option<TokenUri>,
     #[command(flatten)]
     choice: TokenChoice,
 }
 
-/// What a run gave, as JSON prints it.
+/// Result of a run, as printed in JSON.
 #[derive(Clone, Debug, Serialize)]
 struct Report {
     connections: u16,
@@ -136,11 +136,11 @@ struct Report {
 struct Agent {
     token: String,
     request: String,
-    /// Once it has a certificate, TLS that shows it.
+    /// TLS settings with its certificate, once it has one.
     renewal: Option<Tls>,
 }
 
-/// All workloads, and the connections that they share.
+/// All workloads and the connections that they share.
 struct Agents {
     agents: Vec<Agent>,
     channels: Vec<Channel>,
@@ -168,10 +168,10 @@ impl Ask for Agents {
     }
 }
 
-/// Drives the daemon and prints what came of it.
+/// Measures the daemon and prints the result.
 ///
 /// # Errors
-/// When a file cannot be read, the daemon does not answer, or no certificate was issued.
+/// If a file cannot be read, the daemon does not respond, or no certificate was issued.
 pub(super) fn run(arguments: &EndpointArguments, output: Output) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let Some(agents) = arguments.storm {
@@ -188,7 +188,8 @@ pub(super) fn run(arguments: &EndpointArguments, output: Output) -> Result<()> {
     Ok(())
 }
 
-/// The best of one session and one a core: what a host could get out of the token on this machine.
+/// The better of one session and one session per core: the most that a token host could get from the token on this
+/// machine.
 fn token_alone(token: &TokenUri, choice: &TokenChoice) -> Result<f64> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(256));
     let plan = Plan { token, choice, sessions: &[1, cores.min(256)], rounds: 3, round: Duration::from_secs(1) };
@@ -237,13 +238,13 @@ async fn measure(arguments: &EndpointArguments) -> Result<Report> {
     })
 }
 
-/// The token beside which the open loop is shown.
+/// The ideal token that the open loop is compared with.
 fn ideal(arguments: &EndpointArguments) -> Option<Ideal> {
     let (sessions, micros) = (arguments.ideal_sessions?, arguments.ideal_signature?);
     Some(Ideal { sessions: sessions.into(), signature: Duration::try_from_secs_f64(micros / 1e6).ok()? })
 }
 
-/// Shows the progress, and reads the daemon's CPU time over the measured window alone.
+/// Shows the progress, and reads the daemon's CPU time over the measured window only.
 async fn watch(window: Window, pid: Option<u32>) -> Result<Vec<ProcessTime>> {
     let read = || pid.map(Reading::take).transpose();
     tokio::time::sleep_until(window.start.into()).await;
@@ -262,7 +263,7 @@ async fn watch(window: Window, pid: Option<u32>) -> Result<Vec<ProcessTime>> {
     })
 }
 
-/// Makes every key, request and token, and opens every connection, before anything is measured.
+/// Prepares all keys, CSRs, JWTs and connections before the measurement.
 async fn prepare(arguments: &EndpointArguments) -> Result<Agents> {
     let roots = read(&arguments.roots)?;
     let tls = Tls::new(&roots, &arguments.server_name, None)
@@ -290,7 +291,7 @@ async fn prepare(arguments: &EndpointArguments) -> Result<Agents> {
     Ok(Agents { agents, channels, address, cluster, lifetime })
 }
 
-/// Obtains a workload's first certificate by its token, for the connections that show it.
+/// Obtains a workload's first certificate with its JWT, for connections with client certificates.
 async fn first_certificate(
     arguments: &EndpointArguments,
     channel: Channel,

@@ -1,8 +1,7 @@
-//! `bench`: what the token alone signs, and what a running daemon makes of it.
+//! `bench`: measures how fast a token signs, and how fast a running daemon issues.
 //!
-//! Measures from outside, through the same doors as everybody: `token` logs in to the token as the host does, `endpoint`
-//! is an Istio agent many times over. Figures are for people on standard output, or JSON for machines; the progress bar
-//! goes to standard error, and only on a terminal.
+//! Measures from outside: `token` logs in to the token like the token host, `endpoint` simulates many Istio agents.
+//! Results go to standard output as text or JSON; the progress bar is shown on standard error, only on a terminal.
 
 pub mod agent;
 mod endpoint;
@@ -37,19 +36,19 @@ pub struct BenchArguments {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Drive a running daemon as many Istio agents would
+    /// Load a running daemon like many Istio agents
     Endpoint(Box<EndpointArguments>),
-    /// Measure what the token signs alone, by number of sessions
+    /// Measure the signing speed of a token by number of sessions
     Token(Box<TokenArguments>),
 }
 
-/// Parses the command line, runs the measurement, prints it, and returns the exit status.
+/// Parses the command line, runs the measurement, prints the result, and returns the exit status.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = match BenchArguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // clap's own text and status: 0 for help and version, 2 for wrong usage.
+            // clap's own text and exit status: 0 for help and version, 2 for usage errors.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
@@ -68,7 +67,7 @@ pub fn main() -> ExitCode {
 /// Runs a measurement and prints it.
 ///
 /// # Errors
-/// When the token or the daemon cannot be reached, or nothing could be measured.
+/// If the token or the daemon cannot be reached, or nothing could be measured.
 pub fn run(BenchArguments { output, what }: BenchArguments) -> anyhow::Result<()> {
     match what {
         What::Endpoint(arguments) => endpoint::run(&arguments, output),
@@ -76,14 +75,14 @@ pub fn run(BenchArguments { output, what }: BenchArguments) -> anyhow::Result<()
     }
 }
 
-/// A bar on a terminal's standard error, nothing elsewhere.
+/// A progress bar on standard error if it is a terminal.
 fn progress_bar(steps: u64) -> anyhow::Result<ProgressBar> {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(steps) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("measuring {bar:40} {percent} %")?);
     Ok(bar)
 }
 
-/// A positive number of a size that a clock can hold.
+/// A positive number within the range of a duration.
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number <= 1e9 => Ok(number),

@@ -1,8 +1,8 @@
-//! The two ways to load a server: closed loop (each worker asks again as soon as it is answered) and open loop
-//! (requests arrive when they arrive, answered or not).
+//! The two load models: closed loop (each worker sends its next request after a response) and open loop (requests
+//! arrive independently of responses).
 //!
 //! A closed loop finds the highest rate; only an open loop shows the latency that clients see at a given rate, because
-//! there a slow answer does not hold back the next question. In it, latency counts from the planned arrival.
+//! a slow response does not delay the next request. There, latency is measured from the planned arrival.
 
 use std::{
     future::Future,
@@ -19,26 +19,26 @@ use tokio::{runtime::Handle, task::JoinSet};
 
 use super::report::Samples;
 
-/// More requests than this unanswered at once means that the server is not keeping up at all: further arrivals are
-/// counted as errors instead of filling this process' memory.
+/// Maximum number of unanswered requests. With more, the server does not keep up at all; further arrivals are counted
+/// as errors, so that this process does not run out of memory.
 const UNANSWERED_MAX: usize = 20_000;
 
-/// What the load asks for: one request of worker `n`; an error is a short kind.
+/// Sends requests: one request of worker `n`; an error is a short label.
 pub trait Ask: Send + Sync + 'static {
-    /// Makes one request.
+    /// Sends one request.
     fn ask(&self, worker: usize) -> impl Future<Output = Result<(), String>> + Send;
 }
 
-/// When a run measures.
+/// The measured period.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// From here on answers count: connections and caches are warm.
+    /// Responses count from here on, when connections and caches are warm.
     pub start: Instant,
-    /// Nothing is asked from here on.
+    /// No requests are sent after this.
     pub end: Instant,
 }
 
-/// `workers` workers ask back to back until the window ends.
+/// Runs `workers` workers that send requests back to back until the window ends.
 pub async fn closed<A: Ask>(ask: Arc<A>, workers: usize, window: Window) -> Samples {
     let mut tasks = JoinSet::new();
     for worker in 0..workers {
@@ -52,8 +52,8 @@ pub async fn closed<A: Ask>(ask: Arc<A>, workers: usize, window: Window) -> Samp
                 }
                 let outcome = ask.ask(worker).await;
                 let answered = Instant::now();
-                // The rate is what was answered within the window, whenever it was asked: where answers take long, to
-                // leave out what was under way at the start would leave out a good part.
+                // The rate counts responses within the window, regardless of when the requests were sent: with slow
+                // responses, ignoring those in flight at the start would ignore a large part.
                 if answered >= window.end {
                     return samples;
                 }
@@ -62,7 +62,7 @@ pub async fn closed<A: Ask>(ask: Arc<A>, workers: usize, window: Window) -> Samp
                     sample(&mut samples, outcome, asked);
                 }
                 if failed {
-                    // A refusing server is not to be hammered: it would be measured by its refusals.
+                    // Pause after an error; otherwise mostly errors would be measured.
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             }
@@ -71,25 +71,25 @@ pub async fn closed<A: Ask>(ask: Arc<A>, workers: usize, window: Window) -> Samp
     gather(tasks).await
 }
 
-/// What an open loop gave.
+/// Result of an open loop.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// The answers to what was due within the window.
+    /// Responses to requests that were due within the window.
     pub samples: Samples,
-    /// When each request was due, the warm-up's included, as offsets from the first moment.
+    /// When each request was due, including the warm-up, as offsets from the start.
     pub arrivals: Vec<Duration>,
-    /// The window's start, as such an offset.
+    /// Start of the window, as such an offset.
     pub from: Duration,
 }
 
-/// Requests arrive at `rate` a second with exponential gaps, spread over the workers' identities.
+/// Requests arrive at `rate` per second with exponential gaps, distributed over the workers' identities.
 ///
 /// # Errors
-/// When the arrivals' thread cannot be started.
+/// If the thread for arrivals cannot be started.
 pub async fn open<A: Ask>(ask: Arc<A>, workers: usize, rate: f64, window: Window) -> Result<Opened> {
     let runtime = Handle::current();
     let unanswered = Arc::new(AtomicUsize::new(0));
-    // A thread of its own: the runtime's timer has a resolution of a millisecond, arrivals have microseconds between.
+    // A separate thread: the runtime's timer has a resolution of a millisecond, but gaps are microseconds.
     let arrivals = move || {
         let mut tasks = JoinSet::new();
         let mut refused = Samples::default();
@@ -109,7 +109,7 @@ pub async fn open<A: Ask>(ask: Arc<A>, workers: usize, rate: f64, window: Window
                     let mut samples = Samples::default();
                     let outcome = ask.ask(worker).await;
                     unanswered.fetch_sub(1, Ordering::Relaxed);
-                    // Latencies are those of what was due after the warm-up.
+                    // Only requests due after the warm-up are measured.
                     if at >= window.start {
                         sample(&mut samples, outcome, at);
                     }
@@ -152,7 +152,7 @@ async fn gather(mut tasks: JoinSet<Samples>) -> Samples {
 /// An exponentially distributed gap with mean 1 / `rate` seconds.
 pub(super) fn gap(rate: f64) -> Duration {
     let mut bytes = [0; 4];
-    // Without randomness, which the crypto library does not run out of, the gaps are all the mean.
+    // If the crypto library has no randomness, which does not happen, all gaps are the mean.
     let uniform = match rand::fill(&mut bytes) {
         Ok(()) => (f64::from(u32::from_be_bytes(bytes)) + 0.5) / 4_294_967_296.0,
         Err(_) => std::f64::consts::E.recip(),
@@ -214,7 +214,7 @@ mod tests {
         let samples = opened.samples;
         assert_eq!(opened.arrivals.len(), server.asked.load(Ordering::Relaxed));
         assert!(opened.arrivals.is_sorted());
-        // A closed loop of 4 would have asked 4 times.
+        // A closed loop of 4 would have sent 4 requests.
         assert!(server.asked.load(Ordering::Relaxed) > 20);
         assert!(samples.latency().unwrap().p50_us >= 300_000);
         assert!(samples.errors.contains_key("first"));

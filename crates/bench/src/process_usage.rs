@@ -1,4 +1,4 @@
-//! The CPU time of other processes: a daemon and its token hosts, by /proc (proc(5)).
+//! CPU time of other processes: a daemon and its token hosts, from /proc (proc(5)).
 
 use std::{collections::BTreeMap, fs};
 
@@ -6,18 +6,18 @@ use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
 use serde::Serialize;
 
-/// What one process has used.
+/// Resource usage of one process.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ProcessTime {
-    /// The process.
+    /// The process ID.
     pub pid: u32,
-    /// Its command's name, as the kernel keeps it.
+    /// Name of its command, as stored by the kernel.
     pub name: String,
     /// User and system time, in seconds.
     pub cpu_seconds: f64,
 }
 
-/// One reading of a process and all that descend from it.
+/// One reading of a process and all its descendants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading(BTreeMap<u32, ProcessTime>);
 
@@ -29,16 +29,16 @@ struct Stat {
 }
 
 impl Reading {
-    /// Reads a process and its descendants now. The kernel counts in ticks of 10 ms: measure for seconds.
+    /// Reads a process and its descendants now. The kernel counts in ticks of 10 ms, so measure for seconds.
     ///
     /// # Errors
-    /// When the process does not exist, or /proc is not mounted.
+    /// If the process does not exist, or /proc is not mounted.
     pub fn take(pid: u32) -> Result<Self> {
         let second = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u32::try_from(ticks).ok()).unwrap_or(100);
         let mut all = BTreeMap::new();
         for entry in fs::read_dir("/proc").context("cannot read /proc")?.flatten() {
             let Some(found) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            // A process may end between the listing and the reading.
+            // A process may end between listing and reading.
             if let Some(stat) = fs::read_to_string(entry.path().join("stat")).ok().as_deref().and_then(parse) {
                 all.insert(found, stat);
             }
@@ -52,7 +52,7 @@ impl Reading {
         Ok(Self(all.iter().filter(|(pid, _)| family.contains(pid)).map(time).collect()))
     }
 
-    /// What each process used since an earlier reading; a process that is new counts in full.
+    /// Usage of each process since an earlier reading; new processes count in full.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Vec<ProcessTime> {
         let used = |now: &ProcessTime| {
@@ -66,7 +66,7 @@ impl Reading {
 fn family(all: &BTreeMap<u32, Stat>, root: u32) -> Vec<u32> {
     let mut family = vec![root];
     let mut next = 0;
-    // Each round looks for the children of one member; a process has one parent, so that this ends.
+    // Each round adds the children of one member. This terminates, since a process has one parent.
     while let Some(&parent) = family.get(next) {
         family.extend(all.iter().filter(|(_, stat)| stat.parent == parent).map(|(&pid, _)| pid));
         next += 1;
@@ -74,7 +74,7 @@ fn family(all: &BTreeMap<u32, Stat>, root: u32) -> Vec<u32> {
     family
 }
 
-/// Reads /proc/PID/stat: the name stands in parentheses and may itself hold any character.
+/// Parses /proc/PID/stat: the name is in parentheses and can contain any character.
 fn parse(text: &str) -> Option<Stat> {
     let (before, after) = text.rsplit_once(')')?;
     let name = before.split_once('(')?.1.to_owned();

@@ -1,27 +1,27 @@
-//! What a token alone would make of the same arrivals: the queue M/D/s, by simulation.
+//! Simulates the queue M/D/s: what an ideal token would achieve with the same arrivals.
 //!
-//! Requests that come in a Poisson process to `sessions` sessions, each of which signs for the same time, wait in one
-//! line. No daemon can answer sooner. The run's own arrivals are played again, so that their chance is in both figures.
+//! Requests from a Poisson process wait in one queue for `sessions` sessions, each of which signs in the same time. No
+//! daemon can respond faster. The run's own arrivals are replayed, so that both figures include the same randomness.
 
 use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
 
 use super::report::Samples;
 
-/// A token as the queue sees it.
+/// An ideal token.
 #[derive(Clone, Copy, Debug)]
 pub struct Ideal {
-    /// Sessions that sign at once.
+    /// Concurrent sessions.
     pub sessions: usize,
-    /// How long each signature takes.
+    /// Duration of a signature.
     pub signature: Duration,
 }
 
 impl Ideal {
-    /// The latencies of these arrivals, each an offset from the same moment, in order; those before `from` only fill
-    /// the line.
+    /// The latencies of these arrivals, which are sorted offsets from a common start. Those before `from` occupy the
+    /// queue but are not measured.
     #[must_use]
     pub fn play(&self, arrivals: &[Duration], from: Duration) -> Samples {
-        // When each session is free again, the soonest first.
+        // When each session is free again, the earliest first.
         let mut free: BinaryHeap<Reverse<Duration>> =
             std::iter::repeat_n(Reverse(Duration::ZERO), self.sessions).collect();
         let mut samples = Samples::default();
@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(one.play(&arrivals, Duration::ZERO).latencies, milliseconds(&[10, 19, 28, 10]));
         let two = Ideal { sessions: 2, ..one };
         assert_eq!(two.play(&arrivals, Duration::ZERO).latencies, milliseconds(&[10, 10, 18, 10]));
-        // What comes earlier is not counted, and still waited for.
+        // Earlier arrivals are not measured but occupy the queue.
         assert_eq!(two.play(&arrivals, Duration::from_millis(2)).latencies, milliseconds(&[18, 10]));
     }
 

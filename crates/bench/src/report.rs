@@ -1,31 +1,31 @@
-//! Figures out of samples, and how they are printed.
+//! Statistics of samples, and their output.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
-/// Latencies of what succeeded, in microseconds.
+/// Latencies of successful requests, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Latency {
-    /// Half were faster.
+    /// Median.
     pub p50_us: u64,
-    /// One in a hundred was slower.
+    /// 99th percentile.
     pub p99_us: u64,
-    /// The slowest.
+    /// Maximum.
     pub max_us: u64,
 }
 
-/// What a run against a daemon gave.
+/// Samples of a run against a daemon.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
-    /// How long each success took.
+    /// Latency of each success.
     pub latencies: Vec<Duration>,
-    /// gRPC codes, or why there was no connection, and how often.
+    /// Number of errors by gRPC code or reason of the failed connection.
     pub errors: BTreeMap<String, u64>,
 }
 
 impl Samples {
-    /// Takes the other's samples in.
+    /// Adds another run's samples.
     pub fn merge(&mut self, other: Self) {
         self.latencies.extend(other.latencies);
         for (kind, count) in other.errors {
@@ -33,12 +33,12 @@ impl Samples {
         }
     }
 
-    /// Notes one failure.
+    /// Records a failure.
     pub fn failed(&mut self, kind: String) {
         *self.errors.entry(kind).or_default() += 1;
     }
 
-    /// The latencies in order of size; none when nothing succeeded.
+    /// Statistics of the latencies; `None` without successes.
     #[must_use]
     pub fn latency(&self) -> Option<Latency> {
         let mut micros: Vec<u64> =
@@ -54,14 +54,14 @@ fn rank(sorted: &[u64], percent: usize) -> Option<u64> {
     sorted.get(index).copied()
 }
 
-/// The median; of an even number of values the lower of the middle two.
+/// The median; for an even number of values the lower of the middle two.
 #[must_use]
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len().saturating_sub(1) / 2).copied()
 }
 
-/// A count for a division: exact up to 2^32, which no run reaches.
+/// A count as a float: exact up to 2^32, which no run reaches.
 #[must_use]
 pub fn count(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap_or(u32::MAX))

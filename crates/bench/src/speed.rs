@@ -1,7 +1,7 @@
-//! How fast a token signs, and nothing else: rounds of signatures over a fixed text, by several sessions at once.
+//! Signing speed of a token: rounds of signatures over a fixed text in several concurrent sessions.
 //!
-//! Each session signs on a thread of its own with its handle looked up once, as the token host does. It never
-//! creates, changes or deletes an object.
+//! Each session signs on its own thread with the key handle looked up once, like the token host. No object is created,
+//! changed or deleted.
 
 use std::{
     sync::Barrier,
@@ -22,10 +22,10 @@ use token::{
     mechanism::{self, SignError},
 };
 
-/// What is signed: text, never the form of a certificate, a tree head or anything else that a key may stand for.
+/// The signed text, which cannot be taken for a certificate, a tree head or anything else that the keys sign.
 const MESSAGE: &[u8] = b"istio-hsm-ca bench: this text only measures how fast a token signs";
 
-/// Why a token's speed could not be measured.
+/// A token's speed could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum SpeedError {
     /// The thread's CPU time cannot be read.
@@ -34,16 +34,16 @@ pub enum SpeedError {
     /// The key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// No session.
+    /// A session could not be opened.
     #[error("no session can be opened; ask for fewer")]
     Session(#[source] Pkcs11Error),
     /// The token does not sign.
     #[error("the token failed while it signed")]
     Sign(#[from] SignError),
-    /// A signature that is wrong.
+    /// A signature is wrong.
     #[error("the token's signature does not verify with the public key; the private key is another one")]
     Signature,
-    /// A thread ended by a panic.
+    /// A thread panicked.
     #[error("a signing thread ended unexpectedly")]
     Thread,
 }
@@ -56,23 +56,23 @@ pub struct SpeedKey {
 }
 
 impl SpeedKey {
-    /// A CA's key, by its public half.
+    /// A CA key, by its public key.
     #[must_use]
     pub fn of(public_key: PublicKey) -> Self {
         Self { label: None, public_key }
     }
 
-    /// A key of ours, by its label; the process must be logged in.
+    /// One of our keys, by its label; the process must be logged in.
     ///
     /// # Errors
-    /// When there is none, or more than one.
+    /// If there is no such key, or more than one.
     pub fn labelled(token: &Token, label: &str) -> Result<Self, SpeedError> {
         let session = token.open_session(false).map_err(SpeedError::Session)?;
         let public_key = key::find_by_label(&session, label)?.public_key;
         Ok(Self { label: Some(label.to_owned()), public_key })
     }
 
-    /// The public half.
+    /// The public key.
     #[must_use]
     pub fn public_key(&self) -> &PublicKey {
         &self.public_key
@@ -88,27 +88,27 @@ impl SpeedKey {
     }
 }
 
-/// What one session did in a round.
+/// Result of one session in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Signatures made.
     pub signatures: u32,
-    /// How long it took.
+    /// Elapsed time.
     pub wall: Duration,
-    /// CPU time of its thread; what a network token computes is not in it.
+    /// CPU time of its thread, which excludes a network token's computation.
     pub cpu: Duration,
 }
 
-/// Has `sessions` sessions sign for `length`, all at once; the process must be logged in. The first signature of each
-/// is verified, and not counted.
+/// Signs in `sessions` concurrent sessions for `length`; the process must be logged in. The first signature of each
+/// session is verified and not counted.
 ///
 /// # Errors
-/// When a session cannot be opened, the key is not there, or a signature fails or is wrong.
+/// If a session cannot be opened, the key does not exist, or a signature fails or is wrong.
 pub fn round(token: &Token, key: &SpeedKey, sessions: u16, length: Duration) -> Result<Vec<Share>, SpeedError> {
     let ready = Barrier::new(usize::from(sessions));
     let one = || {
         let opened = warm(token, key);
-        // Reached by a failed session too, so that the others do not wait for it for ever.
+        // A failed session also arrives here; otherwise the others would wait forever.
         ready.wait();
         let (session, handle) = opened?;
         let (cpu, start) = (cpu_time()?, Instant::now());

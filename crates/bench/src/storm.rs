@@ -1,9 +1,9 @@
-//! All agents of a mesh come at once: each opens a connection of its own and asks for its certificate, and tries again as
-//! Istio's agents do.
+//! All agents of a mesh start at once: each opens a connection, requests its certificate, and retries like Istio's
+//! agents.
 //!
-//! Istio's agent has five tries, with 100 ms before the second, doubled each time, for the codes below (Istio:
-//! pkg/security/retry.go); an agent that is refused five times or permanently is lost here, though a real one would start over.
-//! Connections stay open until all are served, as agents keep theirs.
+//! Istio's agent makes five attempts for the codes below, with 100 ms before the second one, doubled each time (Istio:
+//! pkg/security/retry.go). Here an agent is lost after five failures or a permanent one, though a real one would start
+//! over. Connections stay open until all agents are served, as agents keep theirs.
 
 use std::{
     collections::BTreeMap,
@@ -23,53 +23,53 @@ use tonic::{Code, transport::Channel};
 use super::report::{Latency, Samples};
 use crate::agent::{Tls, connect_from, create_certificate};
 
-/// Tries of one agent.
+/// Attempts of one agent.
 const TRIES: u32 = 5;
-/// The pause before the second try; doubled for each further one, with a tenth more or less by chance.
+/// Delay before the second attempt; doubled for each further one, with 10 % jitter.
 const BACKOFF: Duration = Duration::from_millis(100);
-/// How long gRPC's clients wait for a connection (grpc-go: `minConnectTimeout`).
+/// Timeout of gRPC clients for a connection (grpc-go: `minConnectTimeout`).
 const CONNECT: Duration = Duration::from_secs(20);
-/// How long an agent waits for the answer to one try.
+/// Timeout of an agent for one attempt.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// What a storm gave.
+/// Result of a storm.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Storm {
-    /// Agents.
+    /// Number of agents.
     pub agents: usize,
-    /// Agents that have their certificate.
+    /// Agents that got a certificate.
     pub served: usize,
-    /// Agents by the number of tries that they needed.
+    /// Agents by the number of attempts.
     pub tries: BTreeMap<u32, usize>,
-    /// From the start until the last agent was served, in seconds.
+    /// Seconds until the last agent was served.
     pub seconds: f64,
-    /// From the start to the certificate, over the agents that have one.
+    /// From the start to the certificate, for the agents that got one.
     pub latency: Option<Latency>,
-    /// Refusals that were tried again, by code.
+    /// Retried errors by code.
     pub refusals: BTreeMap<String, u64>,
-    /// Agents that have no certificate, by the last reason.
+    /// Agents without a certificate, by their last error.
     pub lost: BTreeMap<String, u64>,
 }
 
-/// One agent that is yet to come.
+/// An agent that has not started yet.
 pub(super) struct Comer {
-    /// Its token.
+    /// Its JWT.
     pub token: String,
-    /// Its PEM certificate request.
+    /// Its CSR in PEM.
     pub request: String,
 }
 
-/// Where the agents go, and from where.
+/// Connection parameters of the agents.
 pub(super) struct Route {
     /// The daemon.
     pub address: SocketAddr,
-    /// How they speak TLS.
+    /// Their TLS settings.
     pub tls: Tls,
-    /// So many addresses of 127.0.0.0/8 take turns as the agents' own; 0 leaves it to the system.
+    /// The agents use this number of addresses of 127.0.0.0/8 in turn; 0 leaves the choice to the system.
     pub sources: u16,
-    /// The cluster that they name.
+    /// The cluster ID they send.
     pub cluster: String,
-    /// The lifetime that they ask for, in seconds.
+    /// The lifetime they request, in seconds.
     pub lifetime: i64,
 }
 
@@ -81,14 +81,14 @@ impl Route {
     }
 }
 
-/// What became of one agent.
+/// Result of one agent.
 struct Fate {
     tries: u32,
     result: Result<(Duration, Channel), String>,
     refusals: Vec<String>,
 }
 
-/// Lets them all come, and waits for the last; `done` counts those that have ended.
+/// Starts all agents and waits for the last; `done` counts those that have ended.
 pub(super) async fn all(route: Arc<Route>, comers: Vec<Comer>, done: Arc<AtomicUsize>) -> Storm {
     let (start, started) = watch::channel(None);
     let mut tasks = JoinSet::new();
@@ -143,14 +143,14 @@ async fn one(route: &Route, number: usize, comer: &Comer, began: Instant) -> Fat
     }
 }
 
-/// Why a try failed.
+/// Error of an attempt.
 struct Refusal {
     reason: String,
     may_try_again: bool,
 }
 
 async fn attempt(route: &Route, number: usize, comer: &Comer) -> Result<Channel, Refusal> {
-    // A connection that fails is UNAVAILABLE to gRPC, which is tried again.
+    // A failed connection is UNAVAILABLE in gRPC, which is retried.
     let no_connection = |reason: &str| Refusal { reason: reason.to_owned(), may_try_again: true };
     let connected = tokio::time::timeout(CONNECT, connect_from(route.source(number), route.address, &route.tls)).await;
     let channel = match connected {
@@ -170,7 +170,7 @@ async fn attempt(route: &Route, number: usize, comer: &Comer) -> Result<Channel,
     }
 }
 
-/// The codes that Istio's agents try again.
+/// The codes that Istio's agents retry.
 fn is_tried_again(code: Code) -> bool {
     match code {
         Code::Aborted
@@ -193,10 +193,10 @@ fn is_tried_again(code: Code) -> bool {
     }
 }
 
-/// The pause after so many tries.
+/// The delay after this number of attempts.
 fn backoff(tries: u32) -> Duration {
     let mut bytes = [0; 2];
-    // Without randomness all come back at the same moment, which is worse and no fault.
+    // Without randomness, all agents retry at the same moment, which is a worse case but valid.
     let chance = if rand::fill(&mut bytes).is_ok() { f64::from(u16::from_be_bytes(bytes)) / 65_535.0 } else { 0.5 };
     (BACKOFF * 2_u32.saturating_pow(tries - 1)).mul_f64(0.9 + 0.2 * chance)
 }

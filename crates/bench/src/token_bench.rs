@@ -1,6 +1,6 @@
-//! `bench token`: what the token alone signs, by key and by number of sessions.
+//! `bench token`: signing speed of a token by key and number of sessions.
 //!
-//! Rounds of all session counts alternate, so that a noisy moment does not fall on one of them alone.
+//! Rounds with different numbers of sessions alternate, so that noise does not affect only one of them.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -28,29 +28,29 @@ pub struct TokenArguments {
     /// Numbers of sessions, each measured separately
     #[arg(long, value_delimiter = ',', default_value = "1,2,4", value_parser = clap::value_parser!(u16).range(1..=256))]
     sessions: Vec<u16>,
-    /// Rounds; the median counts
+    /// Number of rounds, of which the median is reported
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
-    /// How long each round is, in seconds
+    /// Duration of each round in seconds
     #[arg(long, default_value_t = 1.0, value_parser = positive)]
     seconds: f64,
 }
 
-/// How to log in, and which keys sign.
+/// Login and choice of keys.
 #[derive(Args, Clone, Debug)]
 pub struct TokenChoice {
-    /// The PIN's file; without it the URI's pin-source
+    /// The PIN file [default: the URI's pin-source]
     #[arg(long, value_name = "FILE")]
     pin_file: Option<PathBuf>,
-    /// A CA certificate whose key signs; may be given several times. Without it and --label the canary key signs
+    /// A CA certificate whose key signs; may be repeated [default without --label: the canary key]
     #[arg(long, value_name = "FILE")]
     ca_cert: Vec<PathBuf>,
-    /// The label of a key of ours that signs; may be given several times
+    /// The label of a log, canary or CA key that signs; may be repeated
     #[arg(long, value_name = "LABEL")]
     label: Vec<String>,
 }
 
-/// A measurement to make.
+/// Parameters of a measurement.
 pub(super) struct Plan<'a> {
     pub token: &'a TokenUri,
     pub choice: &'a TokenChoice,
@@ -59,25 +59,25 @@ pub(super) struct Plan<'a> {
     pub round: Duration,
 }
 
-/// What one key gave with one number of sessions.
+/// Result for one key and number of sessions.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Row {
     /// The key's algorithm.
     pub algorithm: String,
-    /// How the key was chosen.
+    /// How the key was selected.
     pub key: String,
-    /// Sessions that signed at once.
+    /// Concurrent sessions.
     pub sessions: u16,
-    /// Signatures a second, the median of the rounds.
+    /// Signatures per second, median of the rounds.
     pub signatures_per_second: f64,
-    /// CPU time of this process a signature, in microseconds, the median.
+    /// CPU time of this process per signature in microseconds, median of the rounds.
     pub cpu_us_per_signature: f64,
 }
 
-/// Measures and prints.
+/// Measures and prints the result.
 ///
 /// # Errors
-/// When the token cannot be opened, a key is not there, or a signature fails.
+/// If the token cannot be opened, a key does not exist, or a signature fails.
 pub(super) fn run(arguments: &TokenArguments, output: Output) -> Result<()> {
     let rows = measure(&Plan {
         token: &arguments.token,
@@ -100,7 +100,7 @@ fn text(rows: &[Row]) -> String {
 /// Measures each key with each number of sessions.
 ///
 /// # Errors
-/// When the token cannot be opened, a key is not there, or a signature fails.
+/// If the token cannot be opened, a key does not exist, or a signature fails.
 pub(super) fn measure(plan: &Plan<'_>) -> Result<Vec<Row>> {
     let path =
         plan.token.module_path().context("the token URI names no module; add ?module-path=/path/to/module.so")?;
@@ -108,7 +108,7 @@ pub(super) fn measure(plan: &Plan<'_>) -> Result<Vec<Row>> {
     let pin = pin::read(pin_file.context("no PIN; give --pin-file, or pin-source=file:/path in the token URI")?)?;
     let module = Module::load_with(path, plan.token.library_parameters())?;
     let token = module.find_token(plan.token)?;
-    // Open to the end: the login lasts as long as the process has a session.
+    // Kept open to the end: the login lasts while the process has a session.
     let session = token.open_session(false)?;
     token.login(&session, &pin)?;
     let rows = all_keys(&token, plan);
@@ -170,7 +170,7 @@ fn one_key(token: &Token, name: &str, key: &SpeedKey, plan: &Plan<'_>, bar: &Pro
     plan.sessions.iter().zip(figures).map(row).collect()
 }
 
-/// Signatures a second of all sessions together, and CPU microseconds a signature.
+/// Signatures per second of all sessions together, and CPU microseconds per signature.
 fn figures_of(shares: &[Share]) -> Result<(f64, f64)> {
     let signatures: f64 = shares.iter().map(|share| f64::from(share.signatures)).sum();
     ensure!(signatures > 0.0, "no signature was made within a round; give a larger --seconds");

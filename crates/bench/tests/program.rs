@@ -1,5 +1,5 @@
-//! The program as users start it. That this package has an integration test also makes cargo build the program for the
-//! tests of the whole workspace, which run it against a daemon.
+//! Tests the program as users run it. Because this package has an integration test, cargo also builds the program for
+//! the tests of the whole workspace, which run it against a daemon.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! A connection to the CA over TLS, and the one call that agents make on it.
+//! A TLS connection to the CA and the request that agents send on it.
 
 use std::{
     io,
@@ -23,27 +23,27 @@ use tonic::{
 
 use istio_api::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
 
-/// Why an agent could not connect.
+/// An agent could not connect.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The client's certificate or key is not PEM, or they do not fit each other.
+    /// The client's certificate or key is not PEM, or they do not match.
     #[error("the client certificate or its key cannot be used: {0}")]
     ClientCertificate(String),
-    /// No connection, or no TLS handshake.
+    /// The connection or the TLS handshake failed.
     #[error("cannot connect to {0}")]
     Connect(SocketAddr, #[source] tonic::transport::Error),
-    /// The root file holds no certificate that can be an anchor.
+    /// The root file contains no usable trust anchor.
     #[error("the root file cannot be used: {0}")]
     Roots(String),
     /// The server's name is not a DNS name or an IP address.
     #[error("{0:?} is not a DNS name or an IP address")]
     ServerName(String),
-    /// The TLS library refuses the configuration.
+    /// The TLS library rejects the configuration.
     #[error("TLS cannot be set up")]
     Tls(#[source] rustls::Error),
 }
 
-/// How an agent speaks TLS: which roots it trusts, whom it expects, who it is.
+/// TLS settings of an agent: trusted roots, expected server name, client certificate.
 #[derive(Clone, Debug)]
 pub struct Tls {
     config: Arc<ClientConfig>,
@@ -54,7 +54,7 @@ impl Tls {
     /// TLS 1.3 or 1.2 over HTTP/2; `client` is a PEM certificate chain, leaf first, and its PEM key.
     ///
     /// # Errors
-    /// When roots, name or client certificate cannot be used.
+    /// If the roots, the name or the client certificate cannot be used.
     pub fn new(roots: &[u8], server_name: &str, client: Option<(&[u8], &[u8])>) -> Result<Self, AgentError> {
         let mut store = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(roots) {
@@ -80,7 +80,7 @@ impl Tls {
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        // A new connection proves its client certificate again; resumption would hide that cost from a measurement.
+        // Each connection must prove its client certificate again; resumption would hide that cost from a measurement.
         config.resumption = rustls::client::Resumption::disabled();
         let server_name =
             ServerName::try_from(server_name.to_owned()).map_err(|_| AgentError::ServerName(server_name.to_owned()))?;
@@ -91,15 +91,15 @@ impl Tls {
 /// Opens one connection.
 ///
 /// # Errors
-/// When there is no connection, or the TLS handshake fails.
+/// If the connection or the TLS handshake fails.
 pub async fn connect(address: SocketAddr, tls: &Tls) -> Result<Channel, AgentError> {
     connect_from(None, address, tls).await
 }
 
-/// Opens one connection from an address of this machine; `None` leaves it to the system.
+/// Opens one connection from a local address; `None` leaves the choice to the system.
 ///
 /// # Errors
-/// When there is no connection, or the TLS handshake fails.
+/// If the connection or the TLS handshake fails.
 pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr, tls: &Tls) -> Result<Channel, AgentError> {
     let Tls { config, server_name } = tls.clone();
     let connector = tower::service_fn(move |_: Uri| {
@@ -114,20 +114,20 @@ pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr, tls: &Tls
             Ok::<_, io::Error>(TokioIo::new(tls.connect(name, stream).await?))
         }
     });
-    // The scheme only names the origin here: the connector is what speaks TLS.
+    // The scheme is only part of the origin here; the connector does TLS.
     let failed = |error| AgentError::Connect(address, error);
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(failed)?;
     endpoint.connect_with_connector(connector).await.map_err(failed)
 }
 
-/// What the CA answers: the leaf, its issuers one an element, last the roots.
+/// The CA's reply: the leaf, its issuers, one per element, and the roots last.
 pub type Reply = Vec<String>;
 
-/// Asks for a certificate as istio-agent does: bearer token if there is one, cluster, and an empty `CertSigner`
-/// (Istio: security/pkg/nodeagent/caclient/providers/citadel/client.go).
+/// Requests a certificate like istio-agent: JWT if there is one, cluster, and an empty `CertSigner` (Istio:
+/// security/pkg/nodeagent/caclient/providers/citadel/client.go).
 ///
 /// # Errors
-/// The CA's status; `InvalidArgument` of our own when the token or cluster cannot stand in a header.
+/// The CA's status, or `InvalidArgument` if the JWT or cluster is not valid in a header.
 pub async fn create_certificate(
     channel: Channel,
     token: Option<&str>,

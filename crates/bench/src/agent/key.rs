@@ -1,4 +1,4 @@
-//! A workload's key and certificate request, as istio-agent and ztunnel make them.
+//! A workload's key and CSR, as created by istio-agent and ztunnel.
 
 use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der},
@@ -26,11 +26,11 @@ use x509_cert::{
 };
 use zeroize::Zeroizing;
 
-/// The subject of istio-agent's requests: one organization, the empty string, as Go encodes it (a PrintableString).
+/// Subject of istio-agent's CSRs: one empty organization, as Go encodes it (a PrintableString).
 const SUBJECT_EMPTY_ORGANIZATION: &[u8] =
     &[0x30, 0x0b, 0x31, 0x09, 0x30, 0x07, 0x06, 0x03, 0x55, 0x04, 0x0a, 0x13, 0x00];
 
-/// The kinds of key that Istio's data plane uses by default.
+/// Key types that Istio's data plane uses by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum KeyKind {
     /// ECDSA on P-256: ztunnel, and istio-agent with ECC_SIGNATURE_ALGORITHM=ECDSA.
@@ -40,7 +40,7 @@ pub enum KeyKind {
     Rsa2048,
 }
 
-/// Why a workload's key or request could not be made.
+/// A workload's key or CSR could not be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The identity is not an IA5String.
@@ -49,7 +49,7 @@ pub enum RequestError {
     /// The request could not be encoded.
     #[error("the certificate request cannot be encoded: {0}")]
     Encoding(#[source] der::Error),
-    /// The crypto library refused.
+    /// The crypto library failed.
     #[error("the workload's key cannot be made or used")]
     Key,
 }
@@ -77,10 +77,10 @@ enum Pair {
 }
 
 impl WorkloadKey {
-    /// Makes a new key; RSA takes tens of milliseconds.
+    /// Generates a new key; RSA takes tens of milliseconds.
     ///
     /// # Errors
-    /// When the crypto library has no randomness.
+    /// If the crypto library has no randomness.
     pub fn generate(kind: KeyKind) -> Result<Self, RequestError> {
         let pair = match kind {
             KeyKind::P256 => Pair::P256(Box::new(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)?)),
@@ -92,7 +92,7 @@ impl WorkloadKey {
     /// The key as DER PrivateKeyInfo (RFC 5958).
     ///
     /// # Errors
-    /// When the crypto library cannot encode it.
+    /// If the crypto library cannot encode it.
     pub fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, RequestError> {
         Ok(Zeroizing::new(match &self.pair {
             Pair::P256(pair) => pair.to_pkcs8v1()?.as_ref().to_vec(),
@@ -100,20 +100,20 @@ impl WorkloadKey {
         }))
     }
 
-    /// The key as a PEM file, PKCS#8.
+    /// The key as PKCS#8 in PEM.
     ///
     /// # Errors
-    /// When the crypto library cannot encode it.
+    /// If the crypto library cannot encode it.
     pub fn pem(&self) -> Result<Zeroizing<String>, RequestError> {
         let pem = der::pem::encode_string("PRIVATE KEY", LineEnding::LF, &self.pkcs8()?);
         pem.map(Zeroizing::new).map_err(|_| RequestError::Key)
     }
 
-    /// A PEM certificate request for a SPIFFE identity: subject `O=""`, and one critical extension with the URI
-    /// (Istio: pkg/pki/util/generate_csr.go; ztunnel: src/tls/csr.rs, with an empty subject).
+    /// A CSR in PEM for a SPIFFE ID: subject `O=""`, and one critical extension with the URI (Istio:
+    /// pkg/pki/util/generate_csr.go; ztunnel: src/tls/csr.rs, with an empty subject).
     ///
     /// # Errors
-    /// When the identity is not ASCII.
+    /// If the identity is not ASCII.
     pub fn request(&self, identity: &str) -> Result<String, RequestError> {
         let name = Ia5String::new(identity).map_err(|_| RequestError::Identity)?;
         let names = SubjectAltName(vec![GeneralName::UniformResourceIdentifier(name)]);
@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// openssl's reading of a request: (verified, text).
+    /// Parses a CSR with openssl: (verified, text).
     fn openssl(request: &str) -> (bool, String) {
         let mut child = Command::new("openssl")
             .args(["req", "-verify", "-noout", "-text"])

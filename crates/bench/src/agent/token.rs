@@ -1,4 +1,4 @@
-//! A token issuer for the demo, the benches and the tests: what Kubernetes' API server is to a cluster.
+//! A JWT issuer for the demo, the benches and the tests, like a cluster's API server.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,21 +10,21 @@ use jsonwebtoken::{
 use serde_json::json;
 use zeroize::Zeroizing;
 
-/// Why a token issuer could not be made or used.
+/// A JWT issuer could not be created or used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenIssuerError {
     /// The key is not a P-256 key in PKCS#8.
     #[error("the token issuer's key is not a P-256 key in PKCS#8; make one with: openssl genpkey -algorithm EC")]
     Key,
-    /// The token could not be encoded or signed.
+    /// The JWT could not be encoded or signed.
     #[error("the token cannot be made")]
     Token(#[source] jsonwebtoken::errors::Error),
-    /// The time lies before 1970.
+    /// The time is before 1970.
     #[error("the clock stands before 1970; set the clock right")]
     Clock,
 }
 
-/// Whose token it is.
+/// The workload of a JWT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// The Kubernetes namespace.
@@ -33,7 +33,7 @@ pub struct Workload {
     pub service_account: String,
 }
 
-/// Signs service-account tokens with ES256, in the form of Kubernetes' projected tokens.
+/// Signs service account JWTs with ES256, in the form of Kubernetes' projected tokens.
 pub struct TokenIssuer {
     key: EncodingKey,
     key_id: String,
@@ -43,10 +43,10 @@ pub struct TokenIssuer {
 }
 
 impl TokenIssuer {
-    /// Makes a new key for an issuer: PEM, PKCS#8.
+    /// Generates a new key for an issuer: PKCS#8 in PEM.
     ///
     /// # Errors
-    /// When the crypto library has no randomness.
+    /// If the crypto library has no randomness.
     pub fn generate_key() -> Result<Zeroizing<String>, TokenIssuerError> {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(|_| TokenIssuerError::Key)?;
         let document = pair.to_pkcs8v1().map_err(|_| TokenIssuerError::Key)?;
@@ -55,10 +55,10 @@ impl TokenIssuer {
             .map_err(|_| TokenIssuerError::Key)
     }
 
-    /// An issuer with an existing key; the key's id is its RFC 7638 thumbprint.
+    /// An issuer with an existing key; the key ID is its RFC 7638 thumbprint.
     ///
     /// # Errors
-    /// When the key is not a P-256 key in PKCS#8.
+    /// If the key is not a P-256 key in PKCS#8.
     pub fn new(key_pem: &[u8], issuer: String, audience: String) -> Result<Self, TokenIssuerError> {
         let key = EncodingKey::from_ec_pem(key_pem).map_err(|_| TokenIssuerError::Key)?;
         let mut jwk = Jwk::from_encoding_key(&key, Algorithm::ES256).map_err(|_| TokenIssuerError::Key)?;
@@ -67,16 +67,16 @@ impl TokenIssuer {
         Ok(Self { key, key_id, jwk, issuer, audience })
     }
 
-    /// The issuer's public keys, as its JWKS document holds them (RFC 7517, section 5).
+    /// The issuer's public keys as a JWK set (RFC 7517, section 5).
     #[must_use]
     pub fn key_set(&self) -> JwkSet {
         JwkSet { keys: vec![self.jwk.clone()] }
     }
 
-    /// A workload's token, valid from `now` for `lifetime`.
+    /// A workload's JWT, valid from `now` for `lifetime`.
     ///
     /// # Errors
-    /// When the time lies before 1970, or the token cannot be signed.
+    /// If the time is before 1970, or the JWT cannot be signed.
     pub fn mint(&self, workload: &Workload, now: SystemTime, lifetime: Duration) -> Result<String, TokenIssuerError> {
         let issued = now.duration_since(UNIX_EPOCH).map_err(|_| TokenIssuerError::Clock)?.as_secs();
         let Workload { namespace, service_account } = workload;

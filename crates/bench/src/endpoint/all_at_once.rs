@@ -1,4 +1,4 @@
-//! `bench endpoint --storm`: all agents come at once.
+//! `bench endpoint --storm`: all agents start at once.
 
 use std::{
     sync::{
@@ -24,7 +24,7 @@ use super::{
 use crate::agent::{Tls, Workload, WorkloadKey};
 use process::output::Output;
 
-/// A storm's figures, as JSON prints them.
+/// Result of a storm, as printed in JSON.
 #[derive(Clone, Debug, Serialize)]
 struct StormReport {
     #[serde(flatten)]
@@ -34,7 +34,7 @@ struct StormReport {
     processes: Vec<ProcessTime>,
 }
 
-/// Lets all agents come at once, and prints what became of them.
+/// Starts all agents at once and prints the result.
 pub(super) async fn run(arguments: &EndpointArguments, agents: usize, output: Output) -> Result<()> {
     process::hardening::raise_open_files()?;
     let roots = read(&arguments.roots)?;

@@ -1,4 +1,4 @@
-//! The workloads of `bench endpoint` and their tokens.
+//! The workloads of `bench endpoint` and their JWTs.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::EndpointArguments;
 use crate::agent::{TokenIssuer, Workload};
 
-/// The workloads and their tokens: minted, or read from files and used in turn.
+/// The workloads and their JWTs: minted, or read from files and used in turn.
 pub(super) fn tokens(arguments: &EndpointArguments, wanted: usize) -> Result<Vec<(Workload, String)>> {
     let read_tokens = arguments.token_directory.as_deref().map(read_tokens).transpose()?;
     if let Some(tokens) = read_tokens {
@@ -23,7 +23,7 @@ pub(super) fn tokens(arguments: &EndpointArguments, wanted: usize) -> Result<Vec
     let issuer = arguments.issuer.clone().context("--token-key needs --issuer")?;
     let issuer = TokenIssuer::new(&read(key)?, issuer, arguments.audience.clone())
         .with_context(|| format!("--token-key {}", key.display()))?;
-    // A token that outlives the run, whatever its length.
+    // The JWTs must not expire during the run.
     let lifetime = Duration::from_secs_f64(arguments.seconds + arguments.warm_up) + Duration::from_secs(3600);
     let mint = |number: usize| {
         let workload = Workload { namespace: arguments.namespace.clone(), service_account: format!("w{number}") };
@@ -33,7 +33,8 @@ pub(super) fn tokens(arguments: &EndpointArguments, wanted: usize) -> Result<Vec
     (0..wanted).map(mint).collect()
 }
 
-/// Reads a directory of tokens; the subject is read without a check, since it only names what to ask for.
+/// Reads a directory of JWTs. The subject is read without verification, since it only determines the requested
+/// identity.
 fn read_tokens(directory: &Path) -> Result<Vec<(Workload, String)>> {
     let listing = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     let mut paths: Vec<PathBuf> = listing.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
