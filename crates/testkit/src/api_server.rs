@@ -1,7 +1,7 @@
-//! One etcd with one kube-apiserver, for as long as this process lives.
+//! An etcd and a kube-apiserver that run while this process lives.
 //!
-//! Each program runs under a shell that kills it when our end of its pipe closes: a test that is killed leaves nothing
-//! behind.
+//! Each program runs under a shell that kills it when our end of its pipe closes, so that killed tests leave nothing
+//! running.
 
 use std::{
     fs,
@@ -22,10 +22,10 @@ use rcgen::{
 
 use super::{root, tmp};
 
-/// Nothing may take longer, also not on a machine that does other things besides.
+/// Timeout of all operations, generous for busy machines.
 pub const SOON: Duration = Duration::from_secs(180);
 
-/// The cluster that most tests share; a namespace for each.
+/// The cluster that most tests share, each with its own namespace.
 pub static EAST: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://east.kube.test"));
 /// Another cluster with another issuer.
 pub static WEST: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://west.kube.test"));
@@ -33,25 +33,25 @@ pub static WEST: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https:
 /// An API server and its etcd.
 pub struct ApiServer {
     directory: tempfile::TempDir,
-    /// `iss` of its tokens.
+    /// `iss` of its JWTs.
     pub issuer: &'static str,
-    /// Where it listens.
+    /// Its URL.
     pub url: String,
-    /// Who signs its certificate and those of its users.
+    /// The CA of its own certificate and of its users' certificates.
     pub ca: String,
     etcd: Vec<String>,
     server: Vec<String>,
     running: Mutex<Vec<Program>>,
     issuing: CertifiedIssuer<'static, KeyPair>,
-    /// What signs service accounts' tokens, PEM.
+    /// The key that signs service account JWTs, PEM.
     pub token_key: String,
 }
 
 impl ApiServer {
-    /// Starts one, and waits until it is ready.
+    /// Starts an API server and waits until it is ready.
     pub fn start(issuer: &'static str) -> Self {
         let binaries = binaries();
-        // Memory, where there is some: etcd writes a lot, and nothing of it is to last.
+        // Uses memory if available: etcd writes a lot, and none of it needs to be durable.
         let shm = Path::new("/dev/shm");
         let parent = if shm.is_dir() { shm.to_owned() } else { tmp() };
         let directory = tempfile::Builder::new().prefix("istio-hsm-ca-kube-").tempdir_in(parent).unwrap();
@@ -113,7 +113,7 @@ impl ApiServer {
         this
     }
 
-    /// Starts both programs on what is on disk, and waits until the API server is ready.
+    /// Starts both programs with the data on disk, and waits until the API server is ready.
     pub fn run(&self) {
         let directory = self.directory.path();
         let etcd = Program::start(&self.etcd, directory, "etcd.log");
@@ -145,7 +145,7 @@ impl ApiServer {
             }
             Err(last)
         };
-        // A thread of its own, since the caller may stand in a runtime.
+        // A separate thread, since the caller may be in a runtime.
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let result = std::thread::spawn(move || runtime().block_on(asked)).join().unwrap();
         if let Err(last) = result {
@@ -153,7 +153,7 @@ impl ApiServer {
         }
     }
 
-    /// What the API server has written last.
+    /// The last output of the API server.
     pub fn log(&self) -> String {
         let text = ["etcd.log", "kube-apiserver.log"]
             .map(|name| fs::read_to_string(self.directory.path().join(name)).unwrap_or_default());
@@ -161,12 +161,12 @@ impl ApiServer {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    /// Ends both programs, at once; what they hold stays on disk.
+    /// Kills both programs; their data stays on disk.
     pub fn kill(&self) {
         self.running.lock().unwrap().clear();
     }
 
-    /// Stops or continues the API server alone: it takes connections and answers nothing.
+    /// Stops or continues the API server only; while stopped it accepts connections but does not answer.
     pub fn signal(&self, signal: Signal) {
         for program in self.running.lock().unwrap().iter().skip(1) {
             nix::sys::signal::kill(program.pid, signal).unwrap();
@@ -178,7 +178,7 @@ impl ApiServer {
         signed(&self.issuing, name, group)
     }
 
-    /// The memory of the API server, KiB.
+    /// Resident memory of the API server, KiB.
     pub fn resident(&self) -> u64 {
         resident(self.running.lock().unwrap()[1].pid)
     }
@@ -191,7 +191,7 @@ pub fn resident(pid: Pid) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Where tests/kube/api-server.sh puts what it builds.
+/// Where tests/kube/api-server.sh stores the programs.
 fn binaries() -> PathBuf {
     let script = root().join("tests/kube/api-server.sh");
     let output = Command::new(script).arg("--where").output().unwrap();
@@ -203,7 +203,7 @@ fn binaries() -> PathBuf {
     directory
 }
 
-/// Three ports that nobody had a moment ago.
+/// Three ports that were free a moment ago.
 fn ports() -> [u16; 3] {
     let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
@@ -230,7 +230,7 @@ fn signed(issuer: &CertifiedIssuer<'static, KeyPair>, name: &str, group: Option<
     (certificate.pem(), key.serialize_pem())
 }
 
-/// Runs a program until our end of the pipe closes; a static is never dropped, so that the directory goes with us.
+/// Runs a program until our end of the pipe closes; since a static is never dropped, this also removes the directory.
 const UNDER_A_SHELL: &str = r#"
     directory=$1; shift
     "$@" >&2 </dev/null & echo $!
@@ -239,7 +239,7 @@ const UNDER_A_SHELL: &str = r#"
     [ -n "$keep" ] || rm -rf "$directory"
 "#;
 
-/// A program that ends when this value is dropped, or this process is gone.
+/// A program that ends when this value is dropped, or when this process ends.
 struct Program {
     shell: Child,
     pipe: Option<ChildStdin>,
@@ -267,7 +267,7 @@ impl Program {
 }
 
 impl Drop for Program {
-    /// Ends it, and leaves the directory to the next one.
+    /// Kills it, and leaves the directory to the next one.
     fn drop(&mut self) {
         if let Some(mut pipe) = self.pipe.take() {
             let _gone_already = pipe.write_all(b"keep\n");

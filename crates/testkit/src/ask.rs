@@ -1,4 +1,4 @@
-//! What an agent asks, and each part of it to be changed.
+//! A certificate request as an agent sends it, with modifiable parts.
 
 use bench::agent::{KeyKind, WorkloadKey};
 use istio_api::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
@@ -6,7 +6,7 @@ use tonic::{Request, Status, transport::Channel};
 
 use super::daemon::SOON;
 
-/// A request as Istio's agent sends it, and each of its parts to be changed.
+/// A request as Istio's agent sends it; each part can be changed.
 pub struct Ask {
     pub csr: String,
     pub key_pem: String,
@@ -16,7 +16,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// A new P-256 key and a request for an identity, for a day.
+    /// A new P-256 key and a CSR for an identity, for one day.
     pub fn new(identity: &str) -> Self {
         Self::with_key(identity, KeyKind::P256)
     }

@@ -6,20 +6,20 @@ use rcgen::{
     PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, RsaKeySize,
 };
 
-/// A key with its certificate.
+/// A key and its certificate.
 pub struct TestCa {
     /// For signing more certificates.
     pub pair: KeyPair,
     /// PKCS#8 in PEM, as in ca-key.pem.
     pub key_pem: String,
-    /// The key as it is imported.
+    /// The key in the form used by the import.
     pub key: PrivateKey,
     /// Its certificate, DER.
     pub certificate: Vec<u8>,
 }
 
 impl TestCa {
-    /// ECDSA on P-256: the quickest.
+    /// ECDSA on P-256, the fastest.
     pub fn p256() -> Self {
         Self::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap())
     }

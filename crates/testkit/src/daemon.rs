@@ -1,4 +1,4 @@
-//! The product as an operator runs it: the real binary, a token of its own, `import`, a configuration, `serve`.
+//! The product as operators run it: the real binary, a separate token, `import`, a configuration, `serve`.
 //!
 //! A [`Site`] is everything on disk; a [`Daemon`] is one run of `serve` on it, killed when dropped.
 
@@ -30,22 +30,22 @@ use x509_cert::Certificate;
 pub use super::ask::Ask;
 use super::{plug_in::PlugIn, program, softhsm::Directory, wait::eventually_blocking};
 
-/// Nothing may take longer, also not on a machine that does other things besides.
+/// Timeout of all operations, generous for busy machines.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// The issuer of workloads' tokens that each site configures.
+/// The JWT issuer configured for each site.
 pub const ISSUER: &str = "https://issuer.test";
 /// The name of the serving certificate.
 pub const SERVER: &str = "istiod.istio-system.svc";
-/// The workload that asks when nothing else is said.
+/// The default workload.
 pub const IDENTITY: &str = "spiffe://cluster.local/ns/demo/sa/httpbin";
 
-/// The log's name in its checkpoints.
+/// Origin of the log in its checkpoints.
 const ORIGIN: &str = "test.invalid/istio-hsm-ca";
 
 const LABEL: &str = "istio-ca";
 
-/// A directory with token, bundle, token issuer and log.
+/// A directory with token, bundle, JWT issuer and log.
 pub struct Site {
     pub softhsm: Directory,
     pub issuer: TokenIssuer,
@@ -53,7 +53,7 @@ pub struct Site {
     runs: AtomicU32,
 }
 
-/// The load generator, next to the program. `cargo test --workspace` builds it.
+/// The load generator, built in the same directory by `cargo test --workspace`.
 pub static BENCH_PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     let program = program("istio-hsm-ca-bench");
     assert!(program.exists(), "{} is missing; run: cargo build -p istio-hsm-ca-bench", program.display());
@@ -72,14 +72,14 @@ impl Site {
         Self { softhsm, issuer, issuer_key, runs: AtomicU32::new(0) }
     }
 
-    /// A plug-in CA in its token.
+    /// Imports a plug-in CA into its token.
     pub fn new(plug_in: &PlugIn) -> Self {
         let site = Self::bare();
         site.import(plug_in);
         site
     }
 
-    /// The same on a copy of the token and everything else.
+    /// A copy with its own token and files.
     pub fn duplicate(&self) -> Self {
         let softhsm = self.softhsm.duplicate();
         fs::copy(self.softhsm.path().join("jwks.json"), softhsm.path().join("jwks.json")).unwrap();
@@ -92,14 +92,14 @@ impl Site {
         Self { softhsm, issuer, issuer_key: self.issuer_key.clone(), runs: AtomicU32::new(0) }
     }
 
-    /// The log's intents, by the SHA-256 of what was to be signed, in hexadecimal.
+    /// The log's intents, by the SHA-256 of the TBSCertificate in hexadecimal.
     pub fn intents(&self) -> HashMap<String, Value> {
         let mut intents = HashMap::new();
         for file in fs::read_dir(self.log()).unwrap().flatten() {
             if file.path().extension().is_none_or(|extension| extension != "jsonl") {
                 continue;
             }
-            // An open segment has room for more behind its last line.
+            // An open segment has preallocated space after its last line.
             for line in fs::read_to_string(file.path()).unwrap().trim_end_matches('\0').lines() {
                 let line: Value = serde_json::from_str(line).unwrap();
                 if line["type"] == "intent" {
@@ -123,7 +123,7 @@ impl Site {
         self.softhsm.uri(LABEL)
     }
 
-    /// `log verify` with the key of the receipt: its report.
+    /// The report of `log verify` with the key of the receipt.
     pub fn verified_log(&self) -> Value {
         let receipts = fs::read_dir(self.bundle())
             .unwrap()
@@ -141,12 +141,12 @@ impl Site {
         report
     }
 
-    /// The real `import`: key into the token, files into the bundle.
+    /// Runs the real `import`: the key into the token, the files into the bundle.
     pub fn import(&self, plug_in: &PlugIn) {
         self.import_to(plug_in, &self.bundle());
     }
 
-    /// `import` with its public files elsewhere.
+    /// `import` with another directory for the public files.
     pub fn import_to(&self, plug_in: &PlugIn, bundle: &Path) {
         let from = tempfile::tempdir_in(self.softhsm.path()).unwrap();
         plug_in.write(from.path());
@@ -157,12 +157,12 @@ impl Site {
         assert!(output.status.success(), "import: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Runs the binary to its end.
+    /// Runs the binary to completion.
     pub fn run(&self, arguments: &[&str]) -> Output {
         self.command().args(arguments).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// Runs istio-hsm-ca-bench to its end.
+    /// Runs istio-hsm-ca-bench to completion.
     pub fn run_bench(&self, arguments: &[&str]) -> Output {
         self.with_token(&BENCH_PROGRAM).args(arguments).stdin(Stdio::null()).output().unwrap()
     }
@@ -189,12 +189,12 @@ impl Site {
         self.softhsm.path().join("admin.sock")
     }
 
-    /// The denylist, in a directory where nothing else changes.
+    /// The denylist, in a directory without other changes.
     pub fn denylist(&self) -> PathBuf {
         self.softhsm.path().join("auth/denylist")
     }
 
-    /// Puts another denylist in place, at once.
+    /// Replaces the denylist atomically.
     pub fn deny(&self, text: &str) {
         let beside = self.softhsm.path().join("auth/.denylist");
         fs::write(&beside, text).unwrap();
@@ -205,24 +205,24 @@ impl Site {
         fs::read_to_string(self.bundle().join("root-cert.pem")).unwrap()
     }
 
-    /// A workload's token, valid for an hour.
+    /// A workload's JWT, valid for an hour.
     pub fn token(&self, namespace: &str, account: &str) -> String {
         mint(&self.issuer, namespace, account, process::clock::now())
     }
 
-    /// The configured issuer's key under another name or for another audience.
+    /// An issuer with the configured issuer's key but another name or audience.
     pub fn issuer_as(&self, name: &str, audience: &str) -> TokenIssuer {
         issuer(&self.issuer_key, name, audience)
     }
 
-    /// The token issuer's key in a file, for a program that mints tokens.
+    /// The JWT issuer's key in a file, for a program that mints JWTs.
     pub fn issuer_key_file(&self) -> PathBuf {
         let file = self.softhsm.path().join("issuer-key.pem");
         fs::write(&file, &self.issuer_key).unwrap();
         file
     }
 
-    /// Writes the configuration: the usual one with `more` (TOML) laid over it.
+    /// Writes the configuration: the default one overridden by `more` (TOML).
     pub fn configure(&self, more: &str) -> PathBuf {
         let path = |path: PathBuf| path.display().to_string();
         fs::create_dir_all(self.denylist().parent().unwrap()).unwrap();
@@ -279,7 +279,7 @@ total = 1000000
         daemon
     }
 
-    /// Runs `serve`, which must end with an error; returns what it said.
+    /// Runs `serve`, which must fail; returns its output.
     pub fn does_not_start(&self, more: &str) -> String {
         let config = self.configure(more);
         let stderr = self.softhsm.path().join("stderr.refused");
@@ -313,8 +313,8 @@ total = 1000000
         daemon
     }
 
-    /// Starts `serve`. The addresses of the daemon are those of the configuration only where `more` sets them and the
-    /// caller copies them.
+    /// Starts `serve`. The daemon's addresses are those of the configuration only if `more` sets them and the caller
+    /// copies them.
     pub fn spawn_without_waiting(&self, more: &str) -> Daemon {
         let config = self.configure(more);
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
@@ -333,17 +333,17 @@ total = 1000000
     }
 }
 
-/// A new key for a token issuer, PEM.
+/// A new key for a JWT issuer, PEM.
 pub fn new_issuer_key() -> String {
     TokenIssuer::generate_key().unwrap().to_string()
 }
 
-/// A token issuer.
+/// A JWT issuer.
 pub fn issuer(key: &str, name: &str, audience: &str) -> TokenIssuer {
     TokenIssuer::new(key.as_bytes(), name.into(), audience.into()).unwrap()
 }
 
-/// A token valid for an hour from `at`.
+/// A JWT valid for an hour from `at`.
 pub fn mint(issuer: &TokenIssuer, namespace: &str, account: &str, at: SystemTime) -> String {
     let workload = Workload { namespace: namespace.into(), service_account: account.into() };
     issuer.mint(&workload, at, Duration::from_secs(3600)).unwrap()
@@ -364,26 +364,26 @@ pub struct Daemon {
     log: PathBuf,
     pub address: SocketAddr,
     pub admin: SocketAddr,
-    /// What clients trust.
+    /// The roots that clients trust.
     pub roots: String,
-    /// The usual workload's.
+    /// The default workload's JWT.
     pub token: String,
 }
 
 impl Daemon {
-    /// Everything it has written.
+    /// Its complete standard error.
     pub fn stderr(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
     /// Its log lines.
     pub fn lines(&self) -> Vec<Value> {
-        // They are gathered for 20 ms before they are written.
+        // Lines are collected for 20 ms before they are written.
         std::thread::sleep(Duration::from_millis(100));
         self.stderr().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Waits for a log line.
+    /// Waits for a log line that matches.
     pub fn wait_line(&self, wanted: impl Fn(&Value) -> bool) -> Value {
         self.wait("a log line", || self.lines().into_iter().find(&wanted))
     }
@@ -408,12 +408,12 @@ impl Daemon {
         self.wait("readiness", || (self.get("/readyz").0 == 200).then_some(()));
     }
 
-    /// GET at the admin address: status and body.
+    /// GET on the admin address: status and body.
     pub fn get(&self, path: &str) -> (u16, String) {
         Self::get_at(self.admin, path)
     }
 
-    /// The status page as a reader without JavaScript has it.
+    /// The status page as shown without JavaScript.
     pub fn status_page(&self) -> String {
         let line = self.wait_line(|line| line["message"] == "status page");
         let address = line["page"].as_str().unwrap().trim_start_matches("http://").trim_end_matches('/');
@@ -442,7 +442,7 @@ impl Daemon {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits for its end.
+    /// Waits until it has ended.
     pub fn ended(&mut self) -> ExitStatus {
         let deadline = Instant::now() + SOON;
         loop {
@@ -454,25 +454,25 @@ impl Daemon {
         }
     }
 
-    /// SIGTERM, and its end.
+    /// Sends SIGTERM and waits until it has ended.
     pub fn stop(mut self) -> (ExitStatus, String) {
         self.signal(Signal::SIGTERM);
         (self.ended(), self.stderr())
     }
 
-    /// One connection; with a client certificate and its key in PEM, if given.
+    /// Opens a connection, optionally with a client certificate and key in PEM.
     pub async fn connect(&self, client: Option<(&str, &str)>) -> Channel {
         let client = client.map(|(chain, key)| (chain.as_bytes(), key.as_bytes()));
         let tls = agent::Tls::new(self.roots.as_bytes(), SERVER, client).unwrap();
         agent::connect(self.address, &tls).await.unwrap()
     }
 
-    /// What the usual workload asks, with its token.
+    /// The default workload's request, with its JWT.
     pub fn ask(&self) -> Ask {
         Ask::new(IDENTITY).token(&self.token)
     }
 
-    /// Sends on a new connection without a client certificate.
+    /// Sends a request on a new connection without a client certificate.
     pub async fn send(&self, ask: Ask) -> Result<Vec<String>, Status> {
         ask.send(self.connect(None).await).await
     }

@@ -1,4 +1,4 @@
-//! The module in `tests/faulty-token`: built once, told what to break, and asked what it has seen.
+//! The module in `tests/faulty-token`: built once, controlled by commands, records what it has seen.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use nix::{
 
 use super::{daemon::Site, root, softhsm::module_path, target_dir};
 
-/// The module, built once; cargo is the one that runs the tests.
+/// The module, built once with the cargo that runs the tests.
 pub static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
     let target = target_dir().join("faulty-token");
     let output = Command::new(env!("CARGO"))
@@ -33,51 +33,51 @@ pub static MODULE: LazyLock<PathBuf> = LazyLock::new(|| {
     target.join("debug/libfaulty_token.so")
 });
 
-/// The token's URI, with the faulty module, or a copy of it, in the real one's place.
+/// The token's URI, with the faulty module or a copy of it instead of the real module.
 pub fn through(module: &Path, uri: &str) -> String {
     uri.replace(&module_path().display().to_string(), &module.display().to_string())
 }
 
-/// A limit of a command: `times` calls in all processes together.
+/// A command's limit: `times` calls in all processes together.
 pub fn times(times: u32) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!("times={times},{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A limit of a command: one call.
+/// A command's limit: one call.
 pub fn once() -> String {
     times(1)
 }
 
-/// A limit of a command: from now on for a while.
+/// A command's limit: a period from now.
 pub fn until(from_now: Duration) -> String {
     let end = process::clock::now() + from_now;
     format!("until={}", end.duration_since(UNIX_EPOCH).unwrap().as_millis())
 }
 
-/// Commands for one token's module: what to break.
+/// Controls the faults of one token's module.
 #[derive(Clone, Debug)]
 pub struct Control {
     directory: PathBuf,
 }
 
-/// What the module has seen.
+/// What the module has recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Books {
-    /// The functions that were called.
+    /// Functions that were called.
     pub called: Vec<String>,
-    /// How often each fault has happened: function and action.
+    /// Faults that occurred: function and action.
     pub faults: Vec<String>,
-    /// The processes that called C_Login, once for each call.
+    /// Process IDs that called C_Login, one per call.
     pub logins: Vec<i32>,
     /// Those whose call has returned.
     pub logged_in: Vec<i32>,
-    /// What was about to be signed: CKA_ID and input, in hexadecimal.
+    /// Inputs that were to be signed: CKA_ID and input, in hexadecimal.
     pub signed: Vec<(String, String)>,
 }
 
 impl Control {
-    /// In a directory of the token's own.
+    /// Uses a separate directory.
     pub fn new(directory: &Path) -> Self {
         Self { directory: directory.to_owned() }
     }
@@ -86,7 +86,7 @@ impl Control {
         self.directory.join("faults")
     }
 
-    /// Variables for the token's host.
+    /// Environment variables for the token host.
     pub fn environment(&self) -> [(String, String); 2] {
         [
             ("FAULTY_TOKEN_MODULE".to_owned(), module_path().display().to_string()),
@@ -94,7 +94,8 @@ impl Control {
         ]
     }
 
-    /// The configuration's one `[[token]]`, with a copy of the module in the real one's place; `more` are lines of it.
+    /// The configuration's only `[[token]]`, with a copy of the module instead of the real one; `more` are additional
+    /// lines.
     pub fn section(&self, module: &Path, site: &Site, more: &str) -> String {
         let mut environment = toml::Table::new();
         environment.extend(self.environment().map(|(name, value)| (name, value.into())));
@@ -106,24 +107,24 @@ impl Control {
         )
     }
 
-    /// Breaks something from now on; one command a line.
+    /// Causes faults from now on; one command per line.
     pub fn breaks(&self, commands: &str) {
         let new = self.directory.join("faults-new");
         fs::write(&new, commands).unwrap();
         fs::rename(new, self.file()).unwrap();
     }
 
-    /// Nothing is broken any more.
+    /// Ends all faults.
     pub fn works(&self) {
         self.breaks("");
     }
 
-    /// Sends SIGKILL or SIGSTOP to hosts, but to none within its login; answers how many there were.
+    /// Sends SIGKILL or SIGSTOP to token hosts, except during login; returns how many there were.
     pub async fn signal(&self, hosts: impl Fn() -> Vec<Pid>, signal: Signal) -> usize {
         for _ in 0..200 {
             let hosts = hosts();
             let all = |signal| hosts.iter().filter(|host| kill(**host, signal).is_ok()).count();
-            // What stands still cannot begin a login between the look and the kill.
+            // A stopped process cannot begin a login between the check and the kill.
             all(Signal::SIGSTOP);
             let books = self.books_since(0);
             if !hosts.iter().any(|host| books.is_logging_in(host.as_raw())) {
@@ -135,12 +136,12 @@ impl Control {
         panic!("the hosts do not come out of their login");
     }
 
-    /// How long the books are now.
+    /// Current length of the records.
     pub fn mark(&self) -> u64 {
         fs::metadata(self.directory.join("faults.calls")).map_or(0, |metadata| metadata.len())
     }
 
-    /// What has happened since the books were as long as that.
+    /// What was recorded after a mark.
     pub fn books_since(&self, mark: u64) -> Books {
         let mut text = String::new();
         if let Ok(mut file) = fs::File::open(self.directory.join("faults.calls")) {
@@ -164,14 +165,14 @@ impl Control {
 }
 
 impl Books {
-    /// Whether a process is within C_Login. SoftHSM writes the token's own file then, and not atomically: a process
-    /// that is killed at that moment may leave no token behind.
+    /// Whether a process is within C_Login. SoftHSM then writes the token's own file, not atomically: killing the
+    /// process at that moment can destroy the token.
     pub fn is_logging_in(&self, process: i32) -> bool {
         let count = |processes: &[i32]| processes.iter().filter(|other| **other == process).count();
         count(&self.logins) > count(&self.logged_in)
     }
 
-    /// How often a fault of this function has happened.
+    /// How often a fault of this function occurred.
     pub fn faults_of(&self, function: &str) -> usize {
         self.faults.iter().filter(|fault| fault.split(' ').next() == Some(function)).count()
     }

@@ -30,7 +30,7 @@ pub mod plug_in;
 pub mod softhsm;
 pub mod wait;
 
-/// The checkout.
+/// Root directory of the repository.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
 }
@@ -40,19 +40,19 @@ pub fn program(name: &str) -> PathBuf {
     profile_dir().join(name)
 }
 
-/// The directory for files of tests: target/tmp.
+/// Directory for files of tests: target/tmp.
 pub fn tmp() -> PathBuf {
     let tmp = target_dir().join("tmp");
     fs::create_dir_all(&tmp).unwrap();
     tmp
 }
 
-/// target/
+/// The directory target/.
 fn target_dir() -> PathBuf {
     profile_dir().parent().unwrap().to_owned()
 }
 
-/// target/PROFILE; the test's own program is in its directory deps.
+/// target/PROFILE; the test program itself is in its subdirectory deps.
 fn profile_dir() -> PathBuf {
     env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned()
 }

@@ -1,4 +1,4 @@
-//! A small file system of its own, to be filled.
+//! A small file system that a test can fill.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-/// A file system of its own, which is gone after the test.
+/// A mounted file system, unmounted when dropped.
 pub struct Mount(PathBuf);
 
 impl Mount {

@@ -1,4 +1,4 @@
-//! Plug-in CAs as an operator has them: four files, made of software keys, of every shape that Istio accepts.
+//! Plug-in CAs as operators have them: four files, made with software keys, in all forms that Istio accepts.
 
 use std::{fs, path::Path};
 
@@ -10,11 +10,11 @@ use rcgen::{
 /// A CA's key and certificate.
 pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
-/// The four files of a plug-in CA, and the keys behind them.
+/// The four files of a plug-in CA, and their keys.
 pub struct PlugIn {
-    /// The offline root; the CA itself where there is no intermediate.
+    /// The offline root; `None` if the CA is a root.
     pub root: Option<Authority>,
-    /// What signs leaves.
+    /// The CA that signs leaves.
     pub ca: Authority,
     pub ca_cert: String,
     pub cert_chain: String,
@@ -27,12 +27,12 @@ impl PlugIn {
         Self::below(new_root("Root CA"), p256(), true)
     }
 
-    /// The same with the intermediate's key given, with a subject key identifier or without.
+    /// An intermediate with the given key, with or without a subject key identifier.
     pub fn below(root: Authority, key: KeyPair, key_id: bool) -> Self {
         Self::of(root, key, key_id, "Intermediate CA")
     }
 
-    /// A P-256 intermediate of this name.
+    /// A P-256 intermediate with this name.
     pub fn named(common_name: &str) -> Self {
         Self::of(new_root("Root CA"), p256(), true, common_name)
     }
@@ -48,14 +48,14 @@ impl PlugIn {
         Self { root: Some(root), ca, cert_chain: ca_cert.clone(), ca_cert, root_cert }
     }
 
-    /// A root that signs leaves itself; cert-chain.pem is empty.
+    /// A root that signs leaves; cert-chain.pem is empty.
     pub fn self_signed(key: KeyPair) -> Self {
         let ca = CertifiedIssuer::self_signed(authority("Root CA"), key).unwrap();
         let pem = ca.pem();
         Self { root: None, ca, ca_cert: pem.clone(), cert_chain: String::new(), root_cert: pem }
     }
 
-    /// Writes the files under Istio's names.
+    /// Writes the files with Istio's names.
     pub fn write(&self, directory: &Path) {
         fs::create_dir_all(directory).unwrap();
         fs::write(directory.join("ca-key.pem"), self.ca.key().serialize_pem()).unwrap();
@@ -83,7 +83,7 @@ pub fn new_root(common_name: &str) -> Authority {
     CertifiedIssuer::self_signed(authority(common_name), p256()).unwrap()
 }
 
-/// A leaf as this CA would issue it, by `issuer`'s software key: PEM of certificate and key.
+/// A leaf as this CA would issue it, signed with `issuer`'s software key: certificate and key in PEM.
 pub fn leaf<S: SigningKey>(
     issuer: &rcgen::Issuer<'_, S>,
     name: &str,
@@ -106,7 +106,7 @@ pub fn leaf<S: SigningKey>(
     (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
 }
 
-/// What a CA's certificate says.
+/// Parameters of a CA certificate.
 pub fn authority(common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -119,7 +119,7 @@ pub fn authority(common_name: &str) -> CertificateParams {
     params
 }
 
-/// rcgen writes a subject key identifier for every CA; one whose basicConstraints it does not know gets none.
+/// rcgen writes a subject key identifier for every CA, except if it does not know the basicConstraints.
 fn without_key_id(mut params: CertificateParams) -> CertificateParams {
     params.is_ca = IsCa::NoCa;
     params.custom_extensions = vec![CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![0x30, 3, 1, 1, 0xff])];

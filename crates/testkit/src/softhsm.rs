@@ -1,8 +1,8 @@
 //! A fresh SoftHSM token for each test.
 //!
-//! Tests in one process share the library and one directory, since C_Initialize and SOFTHSM2_CONF are the process's,
-//! and take a token each. Tests that start a program give it a [`Directory`] of its own. `TEST_PKCS11_MODULE` names
-//! another library (Kryoptic) to run the same tests on.
+//! Tests in one process share the library and a directory, since C_Initialize and SOFTHSM2_CONF are per process, but
+//! each has its own token. Tests that start a program give it a separate [`Directory`]. `TEST_PKCS11_MODULE` selects
+//! another library (Kryoptic) for the same tests.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use super::tmp;
 /// The user's PIN of every test token.
 pub const PIN: &str = "1234-user";
 
-/// The security officer's.
+/// The security officer's PIN of every test token.
 pub const SO_PIN: &str = "1234-officer";
 
 const DEFAULT_MODULES: [&str; 3] = [
@@ -35,7 +35,7 @@ const DEFAULT_MODULES: [&str; 3] = [
 /// The library under test.
 ///
 /// # Panics
-/// When it is missing: a missing token is a failure, never a skip.
+/// If it is missing: a missing library is a failure, never a skip.
 pub fn module_path() -> PathBuf {
     if let Some(path) = std::env::var_os("TEST_PKCS11_MODULE") {
         return PathBuf::from(path);
@@ -49,7 +49,7 @@ pub fn is_softhsm() -> bool {
     module_path().to_string_lossy().contains("softhsm")
 }
 
-/// A token of the process's shared directory, for one test alone.
+/// A token in the process's shared directory, used by one test only.
 pub struct TestToken {
     /// The library.
     pub module: Module,
@@ -60,10 +60,10 @@ pub struct TestToken {
 }
 
 impl TestToken {
-    /// Makes a token; its label begins with `name`.
+    /// Creates a token with a label that begins with `name`.
     pub fn new(name: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        /// SoftHSM reports errors when tokens are made at the same time.
+        /// SoftHSM fails if tokens are created concurrently.
         static CREATION: Mutex<()> = Mutex::new(());
         let _one_at_a_time = CREATION.lock().unwrap_or_else(PoisonError::into_inner);
         let module = shared_module();
@@ -85,7 +85,7 @@ impl TestToken {
         Self { module, token, uri }
     }
 
-    /// A read-write session, logged in.
+    /// A logged-in read-write session.
     pub fn session(&self) -> Session {
         let session = self.token.open_session(true).unwrap();
         self.token.login(&session, &pin()).unwrap();
@@ -93,7 +93,7 @@ impl TestToken {
     }
 }
 
-/// The right PIN.
+/// The correct PIN.
 pub fn pin() -> SecretString {
     SecretString::from(PIN)
 }
@@ -104,21 +104,21 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// An empty one.
+    /// Creates an empty one.
     pub fn new() -> Self {
         let root = tempfile::Builder::new().prefix("softhsm-").tempdir_in(tmp()).unwrap();
         configure(root.path());
         Self { root }
     }
 
-    /// One with the same tokens as this one has now.
+    /// Creates a copy with the same tokens.
     pub fn duplicate(&self) -> Self {
         let copy = Self::new();
         copy_all(&self.root.path().join("tokens"), &copy.root.path().join("tokens"));
         copy
     }
 
-    /// Makes a token with [`PIN`].
+    /// Creates a token with [`PIN`].
     pub fn init_token(&self, label: &str) {
         let output = Command::new("softhsm2-util")
             .args(["--init-token", "--free", "--label", label, "--so-pin", SO_PIN, "--pin", PIN])
@@ -133,12 +133,12 @@ impl Directory {
         self.root.path().join("softhsm2.conf")
     }
 
-    /// Where it is; room for a test's other files.
+    /// Its path; tests can store other files there.
     pub fn path(&self) -> &Path {
         self.root.path()
     }
 
-    /// A file with the PIN, as a pin-source.
+    /// A file with the PIN, for pin-source.
     pub fn pin_file(&self) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
         let path = self.root.path().join("pin");
@@ -147,7 +147,7 @@ impl Directory {
         path
     }
 
-    /// The URI of a token in here, with library and PIN.
+    /// The URI of one of its tokens, with library and PIN.
     pub fn uri(&self, label: &str) -> String {
         format!(
             "pkcs11:token={label}?module-path={}&pin-source=file:{}",
@@ -157,7 +157,7 @@ impl Directory {
     }
 }
 
-/// The library, loaded once in this process on a directory of its own.
+/// The library, loaded once in this process with a separate directory.
 fn shared_module() -> Module {
     static MODULE: LazyLock<Module> = LazyLock::new(|| {
         let root = tmp().join(format!("softhsm-process-{}", std::process::id()));
@@ -173,8 +173,8 @@ fn shared_module() -> Module {
 
 #[expect(unsafe_code, reason = "libraries read their configuration's path from the environment alone")]
 fn set_variable(name: &str, value: &Path) {
-    // SAFETY: called once, behind the lock of a LazyLock, before the library that reads it is loaded; the test harness
-    // and std's own accesses go through std's lock.
+    // SAFETY: called once, inside a LazyLock's lock, before the library that reads it is loaded; the test harness and
+    // std access the environment under std's lock.
     unsafe { std::env::set_var(name, value) }
 }
 
@@ -192,7 +192,7 @@ fn configure(root: &Path) {
     fs::write(root.join("kryoptic.conf"), kryoptic).unwrap();
 }
 
-/// Directories of test processes that are gone: nothing else would ever remove them.
+/// Removes the directories of test processes that have ended, which nothing else would remove.
 fn remove_stale(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! Waiting for what happens soon.
+//! Waiting for a condition.
 
 use std::{
     fmt::Display,
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The longest wait before a test fails: generous, for loaded machines.
+/// Maximum time before a test fails: generous, for loaded machines.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
 const PAUSE: Duration = Duration::from_millis(20);
@@ -36,7 +36,7 @@ impl<T> Polled for Option<T> {
 /// Polls until the result is `true` or `Some`.
 ///
 /// # Panics
-/// After [`PATIENCE`], with `what`; [`std::fmt::from_fn`] makes it of the state at that time.
+/// After [`PATIENCE`], with the message `what`; [`std::fmt::from_fn`] can describe the state at that time.
 pub async fn eventually<P: Polled>(what: impl Display, mut poll: impl AsyncFnMut() -> P) -> P::Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -51,7 +51,7 @@ pub async fn eventually<P: Polled>(what: impl Display, mut poll: impl AsyncFnMut
 /// [`eventually`] outside of async code.
 ///
 /// # Panics
-/// After [`PATIENCE`], with `what`; [`std::fmt::from_fn`] makes it of the state at that time.
+/// After [`PATIENCE`], with the message `what`; [`std::fmt::from_fn`] can describe the state at that time.
 pub fn eventually_blocking<P: Polled>(what: impl Display, mut poll: impl FnMut() -> P) -> P::Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
