@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds what the Kubernetes tests run on: etcd, kube-apiserver and kubectl, and Helm, each from its Go module, at the
-# versions pinned here. They stand in a cache outside the checkout; what stands there already is left alone.
+# Builds the programs for the Kubernetes tests: etcd, kube-apiserver, kubectl and Helm, each from its Go module at the
+# versions pinned here. They are stored in a cache outside the checkout; existing ones are not rebuilt.
 #
 #   tests/kube/api-server.sh              builds these four, and prints the directory
 #   tests/kube/api-server.sh helm         builds only the ones named; the mesh needs kube-controller-manager and kube-proxy too
 #   tests/kube/api-server.sh --where      prints the directory, and builds nothing
 #
-# Needs Go (https://go.dev, or the package golang-go of a distribution that has 1.21 or later, which fetches the rest by
-# itself). The first build takes ten minutes or so on two cores. GO_BUILD_PREFIX is put before each build.
+# Needs Go (https://go.dev, or the package golang-go of a distribution with 1.21 or later, which fetches newer versions
+# when needed). The first build takes about ten minutes on two cores. GO_BUILD_PREFIX is put before each build command.
 set -euo pipefail
 
 KUBERNETES=1.36.3
@@ -21,8 +21,8 @@ die() {
     exit 1
 }
 
-# module NAME MODULE VERSION: a module that requires just this one, so that its own go.mod decides the versions of the rest.
-# `go install MODULE@VERSION` will not do: both Kubernetes and etcd have replacements in theirs.
+# module NAME MODULE VERSION: a module that requires only this one, so that its go.mod determines all other versions.
+# `go install MODULE@VERSION` does not work, since Kubernetes and etcd have replace directives.
 module() {
     local name=$1 path=$2 version=$3 go_version
     mkdir -p "$cache/src/$name"
@@ -39,7 +39,7 @@ module() {
         echo "go $go_version"
         echo
         echo "require $path v$version"
-        # Kubernetes' libraries live in its own repository, and are published beside it as v0.minor.patch.
+        # Kubernetes' libraries are part of its repository, and published separately as v0.minor.patch.
         sed -n 's|^[[:space:]]*\(k8s.io/[a-z-]*\) => ./staging/.*|\1|p' "$gomod" | sort -u | while read -r library; do
             echo "replace $library => $library v0.${version#*.}"
         done
@@ -68,11 +68,11 @@ kubernetes() {
 one() {
     [ -x "$cache/bin/$1" ] && return
     command -v go >/dev/null || die "Go is missing; install it (apt-get install golang-go, or https://go.dev/dl)"
-    # From 1.21 on it fetches the version that a module asks for by itself; Debian 12 packages 1.19.
+    # From 1.21 on, Go fetches the version that a module requires; Debian 12 has 1.19.
     local go_minor
     go_minor=$(go env GOVERSION | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
     [ "${go_minor:-0}" -ge 21 ] || die "Go $(go env GOVERSION) cannot fetch what the build needs; install 1.21 or later (https://go.dev/dl)"
-    # Two builds at once would write the same files.
+    # Concurrent builds would write the same files.
     exec 8>"$cache/lock"
     flock 8
     [ -x "$cache/bin/$1" ] && return

@@ -1,5 +1,5 @@
-//! Each right of each controller: without it the controller says which one it lacks, the CA goes on signing, nothing is
-//! issued in vain, and when the right is given everything comes right by itself.
+//! Each permission of each controller: without it, the controller reports which one is missing, the CA continues to
+//! sign, and no certificates are wasted; once it is granted, the controller recovers automatically.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ use super::{
 };
 use testkit::{api_server::EAST, plug_in::PlugIn};
 
-/// What a controller needs in a cluster of its own.
+/// The permissions that a controller needs in its cluster.
 async fn needed(kind: Kind, cluster: &Cluster) -> Vec<Permission> {
     rig::permissions(&rig::configuration(&cluster.admin(), cluster, &kind.toml(cluster)))
 }
 
-/// One controller without one of its rights, by its number; with all of them where there is no such number. Says
+/// Runs a controller without its permission number `number`, or with all of them if there is no such number. Returns
 /// whether there is.
 async fn without(kind: Kind, number: usize) -> bool {
     let cluster = Cluster::new(&EAST, &format!("right-{}", kind.name().replace('_', "-"))).await;
@@ -32,7 +32,7 @@ async fn without(kind: Kind, number: usize) -> bool {
     if lacking.is_some_and(|right| right.verb == "patch") {
         kind.prepare_to_mend(&cluster).await;
     }
-    // The metrics of all tests are one: each has a cluster name of its own.
+    // All tests share the metrics, so each uses another cluster name.
     let name = |config: &mut istio_hsm_ca::config::Config| {
         config.kubernetes.as_mut().unwrap().clusters[0].name = cluster.namespace.clone().try_into().unwrap();
     };
@@ -65,10 +65,10 @@ async fn without(kind: Kind, number: usize) -> bool {
         let status = rig.status(kind.name());
         assert!(status.running > 0 && status.last_error.is_some(), "{status:?}");
         assert!(rig.in_error() >= 1.0, "the metric");
-        // What `check` says, and the daemon's own log at its start.
+        // What `check` reports, and the daemon's own log at its start.
         let missing = permissions::missing(rig.account.clone(), needed.clone()).await.unwrap();
         assert_eq!(missing, std::slice::from_ref(right));
-        // Nobody else is kept from anything, however often it is tried again.
+        // Nothing else is affected, however often it is retried.
         for _ in 0..8 {
             rig.sign().await;
             certificates += 1;
@@ -122,7 +122,7 @@ async fn workload_secrets_report_each_missing_permission() {
     each(Kind::Workloads, 8).await;
 }
 
-/// The copies of checkpoints, which every replica keeps, whether it leads or not.
+/// The copies of checkpoints, which every replica writes, whether it leads or not.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
 async fn checkpoints_report_each_missing_permission() {

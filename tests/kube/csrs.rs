@@ -1,4 +1,4 @@
-//! CertificateSigningRequests: who is signed for what, and what becomes of the rest.
+//! CertificateSigningRequests: which requesters get which certificates, and what happens to other requests.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ struct Requests {
 }
 
 impl Requests {
-    /// Asks as somebody; gives the object's name.
+    /// Creates a request as a given client; returns the object's name.
     async fn ask(&self, who: &Client, names: &[&str], usages: &[&str], seconds: i32) -> String {
         self.count.set(self.count.get() + 1);
         let name = format!("{}-{}", self.signer.replace(['/', '.'], "-"), self.count.get());
@@ -120,7 +120,7 @@ async fn each_requester_is_signed_for_what_its_entry_says_and_nothing_else() {
     let other = "spiffe://cluster.local/ns/foo/sa/bar";
     let own = format!("spiffe://cluster.local/ns/{namespace}/sa/web");
 
-    // Signed, with chain and root, for as long as asked.
+    // Signed, with chain and root, for the requested lifetime.
     let signed = requests.approved(istiod, &[other], &USAGES, 3600).await.unwrap();
     let text = String::from_utf8(signed.clone()).unwrap();
     assert!(text.ends_with(&format!("{above}{roots}")), "{text}");
@@ -147,7 +147,7 @@ async fn each_requester_is_signed_for_what_its_entry_says_and_nothing_else() {
         assert!(refused.contains(reason), "{refused}");
     }
 
-    // Neither what nobody approved, nor what somebody denied.
+    // Neither unapproved nor denied requests are signed.
     let waiting = requests.ask(istiod, &[other], &USAGES, 3600).await;
     let denied = requests.ask(istiod, &[other], &USAGES, 3600).await;
     requests.condition(&denied, "Denied").await;
@@ -157,7 +157,7 @@ async fn each_requester_is_signed_for_what_its_entry_says_and_nothing_else() {
         assert!(status.certificate.is_none(), "{name}");
     }
 
-    // A token that is away delays, and fails nothing.
+    // An unavailable token delays a request but does not fail it.
     rig.take_token(true);
     requests.condition(&waiting, "Approved").await;
     tokio::time::sleep(Duration::from_secs(3)).await;

@@ -1,6 +1,6 @@
-//! Every controller of one daemon, with its token: the API server goes and comes back, watches are cut, with a word
-//! and without one. Afterwards everything is as it should be, nothing was issued twice, and the endpoint served all
-//! the while.
+//! All controllers of one daemon with its token: the API server goes away and comes back, and watches are interrupted,
+//! with and without closing the connection. Afterwards all objects are in the desired state, nothing was issued twice,
+//! and the endpoint served all the time.
 
 use std::{
     collections::BTreeMap,
@@ -26,14 +26,14 @@ use testkit::{
     daemon::{Daemon, IDENTITY, Site},
 };
 
-/// One that goes away, and that no other test needs.
+/// An API server that goes away, used by no other test.
 static GONE: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://gone.kube.test"));
-/// One that stays, behind a proxy.
+/// An API server that stays, behind a proxy.
 static CUT: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://cut.kube.test"));
 
 type Serials = BTreeMap<String, String>;
 
-/// A daemon with every controller.
+/// A daemon with all controllers.
 struct Scene {
     cluster: Cluster,
     site: Site,
@@ -61,7 +61,7 @@ impl Scene {
         Self { cluster, site, daemon }
     }
 
-    /// Everything as it should be, and nothing told against it.
+    /// All objects are in the desired state, and no problems are reported.
     async fn well(&self) -> Serials {
         let mut last = String::new();
         let deadline = Instant::now() + SOON;
@@ -73,12 +73,12 @@ impl Scene {
                     return serials;
                 }
             }
-            assert!(Instant::now() < deadline, "it does not come right:\n{last}\n{}", self.daemon.stderr());
+            assert!(Instant::now() < deadline, "not in the desired state:\n{last}\n{}", self.daemon.stderr());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// The status page's text.
+    /// Text of the status page.
     async fn page(&self) -> String {
         let line = self.daemon.wait_line(|line| line["message"] == "status page");
         reqwest::get(line["page"].as_str().unwrap()).await.unwrap().text().await.unwrap()
@@ -92,7 +92,7 @@ impl Scene {
         Some(serials)
     }
 
-    /// Issues for callers whose authentication needs no API server; gives how many.
+    /// Issues for callers whose authentication needs no API server; returns how many.
     async fn served(&self, time: Duration) -> usize {
         let end = Instant::now() + time;
         let mut count = 0;
@@ -106,7 +106,7 @@ impl Scene {
         count
     }
 
-    /// How many certificates the log has for others than the test's own caller and the endpoint itself.
+    /// Number of certificates in the log, without those of the test's own caller and the endpoint.
     fn issued(&self) -> usize {
         let of_others = |line: &serde_json::Value| {
             let caller = line["caller"]["identity"].as_str().unwrap();
@@ -115,7 +115,7 @@ impl Scene {
         self.site.intents().into_values().filter(of_others).count()
     }
 
-    /// Deletes and edits what each controller keeps, makes something new, and removes something.
+    /// Deletes and edits the objects of each controller, creates and removes some.
     async fn disturb(&self, round: &str) {
         let secrets: Api<Secret> = self.cluster.api();
         for name in ["istiod-tls", "istio.web"] {
@@ -137,7 +137,7 @@ impl Scene {
         namespaces.patch(&namespace, &PatchParams::default(), &label).await.unwrap();
     }
 
-    /// All of that put right, at the cost of one certificate for each thing.
+    /// All of that is corrected, with one certificate per object.
     async fn put_right(&self, round: &str, before: &Serials, issued: usize) -> Serials {
         let secrets: Api<Secret> = self.cluster.api();
         eventually("the new account's Secret", async || {
@@ -156,7 +156,7 @@ impl Scene {
             assert_eq!(after[name] != *serial, another, "{name}");
         }
         // istiod's, the workload's, the intermediate; the new request's, the new account's.
-        assert_eq!(self.issued(), issued + 5, "one for each, and no other");
+        assert_eq!(self.issued(), issued + 5, "not one certificate per object");
         after
     }
 }
@@ -177,18 +177,18 @@ async fn an_api_server_goes_and_comes_back_and_nothing_is_issued_twice() {
     }
 
     GONE.kill();
-    // Longer than a Lease is held: what led must lead again.
+    // Longer than the Lease's duration: the former leader must become leader again.
     assert!(scene.served(outage()).await > 10);
     let page = scene.page().await;
     assert!(page.contains("this replica does not lead"), "{page}");
     assert_eq!(page.matches("stands by").count(), ALL.len(), "{page}");
     GONE.run();
-    assert_eq!(scene.well().await, before, "everything stays as it was");
+    assert_eq!(scene.well().await, before, "objects were changed");
     eventually("its lead", async || {
         scene.daemon.get("/metrics").1.lines().any(|line| line == "istio_hsm_ca_leader 1").then_some(())
     })
     .await;
-    assert_eq!(scene.issued(), issued, "nothing was issued for it");
+    assert_eq!(scene.issued(), issued, "certificates were issued");
 
     scene.disturb("after").await;
     scene.put_right("after", &before, issued).await;
@@ -204,7 +204,7 @@ async fn watches_are_cut_and_what_was_missed_is_seen() {
     let mut serials = scene.well().await;
     let mut issued = scene.issued();
 
-    // Cut and back at once; then cut for a while, in which everything changes unseen.
+    // Interrupted and back at once; then interrupted for a while, with changes in between.
     proxy.cut();
     scene.served(Duration::from_secs(2)).await;
     scene.disturb("one").await;
@@ -215,12 +215,12 @@ async fn watches_are_cut_and_what_was_missed_is_seen() {
     proxy.cut();
     scene.disturb("two").await;
     scene.served(Duration::from_secs(5)).await;
-    assert_eq!(scene.issued(), issued, "nobody can know of it");
+    assert_eq!(scene.issued(), issued, "the change cannot be known yet");
     proxy.close(false);
     serials = scene.put_right("two", &serials, issued).await;
     issued = scene.issued();
 
-    // Without a word: the connections are there, and nothing comes through them any more.
+    // Silently: the connections stay open, but no data passes.
     proxy.silence();
     scene.disturb("three").await;
     scene.served(Duration::from_secs(2)).await;

@@ -1,4 +1,4 @@
-//! What tests do in a cluster: namespaces, service accounts, pods, tokens, rights, and the daemon in it.
+//! Operations in a cluster: namespaces, service accounts, pods, JWTs, permissions, and the daemon in it.
 
 use std::{
     fs,
@@ -26,17 +26,17 @@ use testkit::{
     plug_in::PlugIn,
 };
 
-/// A namespace of one test, and the administrator's client. A client belongs to the runtime that made it.
+/// A test's namespace, and the administrator's client. A client belongs to the runtime that created it.
 pub struct Cluster {
     pub server: &'static ApiServer,
     pub client: Client,
-    /// The test's own namespace.
+    /// The test's namespace.
     pub namespace: String,
     files: tempfile::TempDir,
 }
 
 impl Cluster {
-    /// A new namespace; its name begins with `name`.
+    /// Creates a namespace whose name begins with `name`.
     pub async fn new(server: &'static ApiServer, name: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let namespace = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -49,13 +49,13 @@ impl Cluster {
         this
     }
 
-    /// A namespace.
+    /// Creates a namespace.
     pub async fn make_namespace(&self, name: &str) {
         let namespace = Namespace { metadata: named(name), ..Namespace::default() };
         Api::<Namespace>::all(self.client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
     }
 
-    /// An API of the test's namespace.
+    /// An API in the test's namespace.
     pub fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
@@ -63,13 +63,13 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// A service account in the test's namespace.
+    /// Creates a service account in the test's namespace.
     pub async fn account(&self, name: &str) {
         let account = ServiceAccount { metadata: named(name), ..ServiceAccount::default() };
         self.api::<ServiceAccount>().create(&PostParams::default(), &account).await.unwrap();
     }
 
-    /// A running pod on a node.
+    /// Creates a running pod on a node.
     pub async fn pod(&self, name: &str, account: &str, node: &str) -> Pod {
         let pod = serde_json::from_value(json!({
             "metadata": {"name": name},
@@ -93,12 +93,12 @@ impl Cluster {
         self.api::<Pod>().patch_status(pod, &PatchParams::default(), &patch).await.unwrap();
     }
 
-    /// Deletes a pod at once, as when its node has let it go.
+    /// Deletes a pod immediately, as after its node has terminated it.
     pub async fn delete_pod(&self, name: &str) {
         self.api::<Pod>().delete(name, &DeleteParams::default().grace_period(0)).await.unwrap();
     }
 
-    /// A token as the kubelet projects it: bound to a pod, if one is named.
+    /// A JWT as projected by the kubelet, optionally bound to a pod.
     pub async fn token(&self, account: &str, audience: &str, pod: Option<&Pod>) -> String {
         self.try_token(account, audience, pod).await.unwrap()
     }
@@ -123,8 +123,8 @@ impl Cluster {
         Ok(made.status.unwrap().token)
     }
 
-    /// A kubeconfig of a service account of this namespace that may do just this, in the whole cluster and in
-    /// namespaces.
+    /// A kubeconfig of a service account in this namespace that has exactly these permissions, in the whole cluster and
+    /// in namespaces.
     pub async fn user(&self, account: &str, everywhere: &[PolicyRule], inside: &[(&str, PolicyRule)]) -> PathBuf {
         self.account(account).await;
         self.grant(account, "all", everywhere, inside).await;
@@ -132,7 +132,7 @@ impl Cluster {
         self.kubeconfig(account, &json!({"token": token}))
     }
 
-    /// Gives a service account rights, in the whole cluster and in namespaces, under a name for them.
+    /// Grants permissions to a service account, in the whole cluster and in namespaces, with a name for them.
     pub async fn grant(&self, account: &str, what: &str, everywhere: &[PolicyRule], inside: &[(&str, PolicyRule)]) {
         let name = format!("{}-{account}-{what}", self.namespace);
         let subject = json!([{"kind": "ServiceAccount", "name": account, "namespace": self.namespace}]);
@@ -177,7 +177,7 @@ impl Cluster {
     }
 }
 
-/// A rule of RBAC; the core group is "".
+/// An RBAC rule; the core group is "".
 pub fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> PolicyRule {
     let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     PolicyRule {
@@ -188,17 +188,17 @@ pub fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> PolicyRule {
     }
 }
 
-/// What TokenReview needs.
+/// Permissions for TokenReview.
 pub fn may_review() -> PolicyRule {
     rule("authentication.k8s.io", &["tokenreviews"], &["create"])
 }
 
-/// What node impersonation needs.
+/// Permissions for node impersonation.
 pub fn may_see_pods() -> PolicyRule {
     rule("", &["pods"], &["get", "list", "watch"])
 }
 
-/// A name, and nothing else.
+/// Metadata with only a name.
 pub fn named(name: &str) -> ObjectMeta {
     ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
 }
@@ -221,7 +221,7 @@ fn kubeconfig(server: &ApiServer, user: &serde_json::Value) -> String {
     .to_string()
 }
 
-/// A client of a kubeconfig's user.
+/// A client for a kubeconfig's user.
 pub async fn client_of(kubeconfig: &std::path::Path) -> Client {
     client(&fs::read_to_string(kubeconfig).unwrap()).await
 }
@@ -232,7 +232,7 @@ async fn client(kubeconfig: &str) -> Client {
     Client::try_from(config).unwrap()
 }
 
-/// The one URI of a leaf.
+/// The URI name of a leaf.
 fn uri(leaf: &str) -> String {
     use x509_cert::{
         Certificate,
@@ -245,24 +245,24 @@ fn uri(leaf: &str) -> String {
     uri.to_string()
 }
 
-/// A site with a plugged-in CA in its token.
+/// A site with a plug-in CA in its token.
 pub fn site() -> Site {
     Site::new(&PlugIn::intermediate())
 }
 
-/// A cluster of the configuration: kubeconfig, issuer, and what more TOML says.
+/// A cluster in the configuration: kubeconfig, issuer, and additional TOML.
 pub fn cluster_toml(name: &str, kubeconfig: &std::path::Path, more: &str) -> String {
     format!("[[kubernetes.cluster]]\nname = '{name}'\nkubeconfig = '{}'\n{more}\n", kubeconfig.display())
 }
 
-/// Asks for an identity, as Istio's agent does; gives the first URI of the leaf, or the code's name.
+/// Requests an identity like Istio's agent; returns the first URI of the leaf, or the name of the code.
 pub async fn ask(daemon: &Daemon, token: &str, cluster: &str, identity: &str) -> String {
     answer(daemon, Ask::new(identity).token(token).header("clusterid", cluster), identity).await
 }
 
-/// Asks for another's identity, as ztunnel does.
+/// Requests an identity by impersonation, like ztunnel.
 pub async fn ask_for(daemon: &Daemon, token: &str, identity: &str) -> String {
-    // The request's own name must be one; what is asked for need not.
+    // The name in the CSR must be valid; the requested identity need not be.
     let named = if identity.parse::<pki::identity::SpiffeId>().is_ok() { identity } else { "spiffe://a/ns/b/sa/c" };
     let ask = Ask::new(named);
     answer(daemon, ask.token(token).metadata("ImpersonatedIdentity", identity), identity).await

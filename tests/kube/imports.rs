@@ -1,4 +1,4 @@
-//! A plug-in CA imported out of a Secret, and its key taken out of it.
+//! Importing a plug-in CA from a Secret, and removing the key from the Secret.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ async fn put(api: &Api<Secret>, name: &str, kind: &str, values: &[(&str, &str)])
     api.create(&PostParams::default(), &secret).await.unwrap();
 }
 
-/// What Istio's Secret `cacerts` holds.
+/// Content of Istio's Secret `cacerts`.
 fn cacerts<'a>(plug_in: &'a PlugIn, key: &'a str) -> [(&'static str, &'a str); 4] {
     [
         ("ca-cert.pem", &plug_in.ca_cert),
@@ -39,7 +39,7 @@ async fn key_of(api: &Api<Secret>, name: &str, key: &str) -> Option<Vec<u8>> {
     secret.data.unwrap_or_default().remove(key).map(|ByteString(bytes)| bytes)
 }
 
-/// Runs `import`; gives what it printed, or what it complained of.
+/// Runs `import`; returns its output or its error.
 fn import(site: &Site, kubeconfig: &Path, secret: &str, more: &[&str]) -> Result<String, String> {
     let (token, bundle) = (site.uri(), site.bundle().display().to_string());
     let kubeconfig = kubeconfig.display().to_string();
@@ -73,7 +73,7 @@ async fn a_secret_is_imported_and_loses_its_key_only_when_all_is_proven() {
         cluster.user("importer", &[], &[(&cluster.namespace, rule("", &["secrets"], &["get", "patch"]))]).await;
     let powerless = cluster.user("powerless", &[], &[]).await;
 
-    // What cannot be, with the reason, and nothing changed.
+    // Imports that fail, with the reason and without any change.
     let site = Site::bare();
     for (kubeconfig, secret, more, reason) in [
         (&powerless, named("cacerts"), vec![], "have the right to get and patch it"),
@@ -94,18 +94,22 @@ async fn a_secret_is_imported_and_loses_its_key_only_when_all_is_proven() {
     let bundle = |name: &str| std::fs::read_to_string(site.bundle().join(name)).unwrap();
     assert_eq!((bundle("ca-cert.pem"), bundle("root-cert.pem")), (plug_in.ca_cert.clone(), plug_in.root_cert.clone()));
 
-    // Other names, and the key taken out.
+    // Other key names, and the private key removed.
     let names = ["--secret-ca-cert=cert", "--secret-ca-key=private", "--secret-root-cert=roots"];
     let remove = ["--remove-key-from-secret", "--i-have-a-backup"];
     let told = import(&site, &kubeconfig, &named("other"), &[&names[..], &remove].concat()).unwrap();
     assert!(told.contains("took the private key out of Secret"), "{told}");
     assert_eq!(key_of(&api, "other", "private").await, None);
-    assert_eq!(key_of(&api, "other", "cert").await.as_deref(), Some(plug_in.ca_cert.as_bytes()), "the rest stays");
-    // The API server wants a tls.key in such a Secret: it is empty.
+    assert_eq!(
+        key_of(&api, "other", "cert").await.as_deref(),
+        Some(plug_in.ca_cert.as_bytes()),
+        "other values were removed"
+    );
+    // The API server requires a tls.key in such a Secret: it becomes empty.
     import(&site, &kubeconfig, &named("tls"), &remove).unwrap();
     assert_eq!(key_of(&api, "tls", "tls.key").await.as_deref(), Some(b"".as_slice()));
 
-    // A second token that holds the key is as good as a backup.
+    // A second token with the key counts as a backup.
     let second = Site::bare();
     import(&second, &kubeconfig, &named("cacerts"), &[]).unwrap();
     let edit = Patch::Merge(json!({"metadata": {"annotations": {"by": "hand"}}}));
@@ -114,7 +118,7 @@ async fn a_secret_is_imported_and_loses_its_key_only_when_all_is_proven() {
     assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await, None);
 }
 
-/// The Secret is changed after it was read, and before its key is taken out.
+/// The Secret is changed after it was read and before its key is removed.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
 async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
@@ -131,7 +135,7 @@ async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
     proxy.redirect(&kubeconfig, &EAST.url);
     let site = std::sync::Arc::new(Site::bare());
     let remove = || {
-        // One connection reads the Secret, the next is to change it.
+        // One connection reads the Secret; the next one would change it.
         proxy.hold_after(1);
         let (site, kubeconfig, named) = (std::sync::Arc::clone(&site), kubeconfig.clone(), named.clone());
         let flags = ["--remove-key-from-secret", "--i-have-a-backup"];
@@ -141,7 +145,7 @@ async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
         api.patch("cacerts", &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
     };
 
-    // A note, another key, other roots: whatever it is, it stays as the other one wrote it, and so does all the rest.
+    // An annotation, other roots, another key: concurrent changes are kept, whatever they are.
     for change in [
         json!({"metadata": {"annotations": {"by": "hand"}}}),
         json!({"stringData": {"root-cert.pem": format!("{0}{0}", plug_in.root_cert)}}),
@@ -157,11 +161,11 @@ async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
         assert!(refused.contains("see who changed it, and import again"), "{refused}");
         assert!(refused.contains(&named) && !refused.contains("PRIVATE KEY"), "{refused}");
         assert_eq!(api.get("cacerts").await.unwrap(), theirs, "{change}");
-        // As it was, but for the note.
+        // As before, except for the annotation.
         merge(json!({"stringData": {"ca-key.pem": key, "root-cert.pem": plug_in.root_cert}})).await;
     }
 
-    // Another Secret of the same name.
+    // Another Secret with the same name.
     let running = remove();
     proxy.held().await;
     api.delete("cacerts", &DeleteParams::default()).await.unwrap();
@@ -171,7 +175,7 @@ async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
     assert!(refused.contains("was changed since it was read"), "{refused}");
     assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await.as_deref(), Some(b"somebody else's".as_slice()));
 
-    // None any more.
+    // The Secret was deleted.
     api.delete("cacerts", &DeleteParams::default()).await.unwrap();
     put(&api, "cacerts", "Opaque", &values).await;
     let running = remove();
@@ -181,7 +185,7 @@ async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
     let refused = running.await.unwrap().unwrap_err();
     assert!(refused.contains("is gone since it was read"), "{refused}");
 
-    // Nobody else: what was kept before is taken out now.
+    // Without concurrent changes, the key is removed.
     put(&api, "cacerts", "Opaque", &values).await;
     let running = remove();
     proxy.held().await;
@@ -191,7 +195,7 @@ async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
     assert_eq!(key_of(&api, "cacerts", "ca-cert.pem").await.as_deref(), Some(plug_in.ca_cert.as_bytes()));
 }
 
-/// Each right of an import: what it says without it, and what stays as it was.
+/// Each permission of an import: the error without it, and what stays unchanged.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
 async fn each_right_of_an_import_is_needed() {

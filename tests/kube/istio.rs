@@ -1,5 +1,5 @@
-//! Istio itself on the other side: the agent of a sidecar, istiod as a registration authority, and istiod as the CA, all
-//! of them the code of istio.io/istio (tests/istio), with a real API server. Runs by `make test-istio`.
+//! Istio itself as the client: a sidecar's agent, istiod as a registration authority, and istiod as the CA, all with
+//! the code of istio.io/istio (tests/istio) and a real API server. Run by `make test-istio`.
 
 use std::{
     collections::BTreeSet,
@@ -18,10 +18,10 @@ use super::{
 };
 use testkit::{api_server::EAST, daemon::SERVER, plug_in::PlugIn};
 
-/// Runs Istio's code; gives the certificates that it took.
+/// Runs Istio's code; returns the certificates that it accepted.
 ///
 /// # Panics
-/// When it refuses one.
+/// If it rejects one.
 fn istio(arguments: &[&str]) -> Vec<Value> {
     let output = Command::new(judge()).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -78,12 +78,12 @@ async fn the_agent_of_a_sidecar_asks_by_token_rotates_and_asks_by_certificate() 
             assert_eq!(one["identity"], format!("spiffe://cluster.local/ns/{namespace}/sa/web"));
             let seconds = one["seconds"].as_i64().unwrap();
             assert!((3500..=3600).contains(&seconds), "{one}");
-            // The agent's chain is the whole reply: leaf, CA, root; its roots the last element.
+            // The agent's chain is the whole reply: leaf, CA, root; its roots are the last element.
             assert_eq!((&one["certificates"], &one["roots"]), (&Value::from(3), &Value::from(1)));
         }
         let serials: BTreeSet<&str> = told.iter().map(|told| told["serial"].as_str().unwrap()).collect();
-        assert_eq!(serials.len(), 4, "each is a new one");
-        // What the agent wrote for the proxy, by openssl.
+        assert_eq!(serials.len(), 4, "serial numbers repeat");
+        // The files that the agent wrote for the proxy, verified with openssl.
         let file = |name: &str| out.join(name).display().to_string();
         let (anchors, chain) = (file("root-cert.pem"), file("cert-chain.pem"));
         let verify = ["verify", "-CAfile", &anchors, "-untrusted", &chain, &chain];
@@ -105,7 +105,7 @@ async fn istiod_as_a_registration_authority_has_its_workloads_signed() {
     let cluster = Cluster::new(&EAST, "ra").await;
     let namespace = cluster.namespace.as_str();
     let signer = format!("{namespace}.example.com/istio");
-    // As Istio's chart gives them to istiod.
+    // As Istio's chart grants them to istiod.
     let rights = [
         rule("certificates.k8s.io", &["certificatesigningrequests"], &["update", "create", "get", "delete", "watch"]),
         rule("certificates.k8s.io", &["certificatesigningrequests/approval"], &["update"]),
@@ -136,7 +136,7 @@ async fn istiod_as_a_registration_authority_has_its_workloads_signed() {
     assert_eq!(told[0]["roots"], 1);
 }
 
-/// Istio's chart lets istiod approve for the signers that it is told of.
+/// Istio's chart permits istiod to approve for the configured signers.
 fn istio_signers(name: &str) -> k8s_openapi::api::rbac::v1::PolicyRule {
     let mut signers = rule("certificates.k8s.io", &["signers"], &["approve"]);
     signers.resource_names = Some(vec![name.to_owned()]);
@@ -158,6 +158,6 @@ async fn istiod_as_the_ca_takes_the_intermediate_that_it_is_given() {
     let told = istio(&["plugged", &format!("--from={}", files.path().display()), &format!("--identity={identity}")]);
     assert_eq!(steps(&told), ["plugged"]);
     assert_eq!(told[0]["identity"], identity);
-    // The leaf, the intermediate, and the CA in the token, whose root is the anchor.
+    // The leaf, the intermediate, and the CA in the token, whose root is the trust anchor.
     assert!(told[0]["certificates"].as_i64().unwrap() >= 3, "{told:?}");
 }

@@ -1,5 +1,5 @@
-//! The five controllers as tests drive them: what to configure, what makes each do all that it may, and when all is
-//! as it should be.
+//! The five controllers in tests: their configuration, what makes each perform all its operations, and when all objects
+//! are in the desired state.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +50,7 @@ impl Kind {
         }
     }
 
-    /// Its part of a cluster's configuration.
+    /// Its section in a cluster's configuration.
     pub fn toml(self, cluster: &Cluster) -> String {
         let namespace = &cluster.namespace;
         match self {
@@ -65,7 +65,7 @@ impl Kind {
         }
     }
 
-    /// Makes work of every sort: something to be made, to be mended, and to be removed.
+    /// Prepares all kinds of work: objects to be created, corrected and removed.
     pub async fn prepare(self, cluster: &Cluster) {
         match self {
             Self::Roots => {
@@ -95,7 +95,8 @@ impl Kind {
         }
     }
 
-    /// Where one Secret is all its work, that Secret is there and wrong, so that it is to be mended and not made.
+    /// For controllers with a single Secret: the Secret exists with wrong content, so that it is corrected rather than
+    /// created.
     pub async fn prepare_to_mend(self, cluster: &Cluster) {
         match self {
             Self::Istiod => {
@@ -109,7 +110,7 @@ impl Kind {
         }
     }
 
-    /// An approved request for a certificate.
+    /// Creates an approved CertificateSigningRequest.
     pub async fn ask(self, cluster: &Cluster, name: &str) {
         let namespace = &cluster.namespace;
         let api: Api<CertificateSigningRequest> = Api::all(cluster.client.clone());
@@ -131,7 +132,7 @@ impl Kind {
         api.patch_subresource("approval", &name, &PatchParams::default(), &approved).await.unwrap();
     }
 
-    /// Whether everything is as it should be: the certificates' serial numbers by object; `None` where it is not yet.
+    /// The certificates' serial numbers by object once all objects are in the desired state; `None` before.
     pub async fn serials(self, cluster: &Cluster) -> Option<BTreeMap<String, String>> {
         let secrets: Api<Secret> = cluster.api();
         let mut serials = BTreeMap::new();
@@ -172,18 +173,18 @@ impl Kind {
         Some(serials)
     }
 
-    /// How many certificates it takes to have everything as it should be.
+    /// Number of certificates needed to reach the desired state.
     pub fn certificates(self) -> u64 {
         match self {
             Self::Roots => 0,
             Self::Istiod | Self::Intermediate | Self::Signer => 1,
-            // Those of the test's own accounts come to these.
+            // The Secrets of the test's own accounts add to these.
             Self::Workloads => 2,
         }
     }
 }
 
-/// A Secret of ours with nothing in it that serves.
+/// A Secret with our label but without usable content.
 async fn broken(cluster: &Cluster, name: &str, kind: &str, account: &str) {
     let secret = json!({
         "metadata": {

@@ -1,4 +1,4 @@
-//! Leader election: one leads, another takes over when it is gone, and nobody leads who cannot renew.
+//! Leader election: one replica leads, another takes over, and no replica leads that cannot renew.
 
 use std::time::{Duration, Instant};
 
@@ -57,12 +57,12 @@ async fn one_leads_and_another_takes_over() {
     let mut first = Replica::start(&cluster, cluster.client.clone(), "a");
     first.until(true).await;
     let mut second = Replica::start(&cluster, cluster.client.clone(), "b");
-    // Longer than a Lease lasts: renewals hold it.
+    // Longer than the Lease's duration: renewals keep it.
     tokio::time::sleep(QUICK.lease * 2).await;
     assert!(first.leads() && !second.leads());
     assert_eq!(holder(&cluster).await, "a");
 
-    // Stopped in good order: the Lease is given up, and nobody waits for its end.
+    // Regular stop: the Lease is released, and the next replica need not wait.
     first.stop.cancel();
     first.task.await.unwrap();
     assert!(!*first.leading.borrow());
@@ -70,7 +70,7 @@ async fn one_leads_and_another_takes_over() {
     let spec = lease(&cluster).await.spec.unwrap();
     assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("b"), Some(2)));
 
-    // Killed: another waits for the Lease's end, by its own clock, and not longer.
+    // Killed: another replica waits until the Lease ends by its own clock, and not longer.
     let mut third = Replica::start(&cluster, cluster.client.clone(), "c");
     tokio::time::sleep(QUICK.retry * 3).await;
     let killed = Instant::now();
@@ -86,7 +86,7 @@ async fn who_is_robbed_of_the_lease_leads_no_more() {
     let cluster = Cluster::new(&EAST, "robbed").await;
     let mut first = Replica::start(&cluster, cluster.client.clone(), "a");
     first.until(true).await;
-    // A holder that renews by hand; a clock far behind ours says nothing.
+    // A holder that renews by hand, with a clock far behind ours, which does not matter.
     let leases: Api<Lease> = cluster.api();
     let robbed = async {
         loop {
@@ -102,7 +102,7 @@ async fn who_is_robbed_of_the_lease_leads_no_more() {
         () = first.until(false) => {}
         () = robbed => {}
     }
-    // The robber is silent now; its Lease ends by itself.
+    // The other holder stops renewing, and its Lease expires.
     first.until(true).await;
     assert_eq!(holder(&cluster).await, "a");
 }
@@ -115,7 +115,7 @@ async fn each_right_on_leases_is_needed() {
     let mut hold = rule("coordination.k8s.io", &["leases"], &["get", "update"]);
     hold.resource_names = Some(vec!["lease".into()]);
     let ns = cluster.namespace.as_str();
-    // (what it may, whether it leads where there is no Lease yet, and whether it goes on leading)
+    // (permissions, whether it leads if there is no Lease yet, and whether it continues to lead)
     let without = |verb: &str| {
         let mut rule = hold.clone();
         rule.verbs.retain(|other| other != verb);
@@ -151,7 +151,7 @@ async fn each_right_on_leases_is_needed() {
     assert_eq!(cluster.api::<Lease>().create(&PostParams::default(), &lease).await.unwrap().name_any(), "other");
 }
 
-/// Whether a daemon says that its controllers lead.
+/// Whether a daemon reports that it is the leader.
 fn leads(daemon: &Daemon) -> bool {
     daemon.get("/metrics").1.lines().any(|line| line == "istio_hsm_ca_leader 1")
 }
@@ -182,13 +182,13 @@ async fn a_replica_killed_while_it_leads_is_followed_by_the_other() {
     first.signal(Signal::SIGKILL);
     let killed = Instant::now();
     while !leads(&second) {
-        // The endpoint runs on every replica, whoever leads.
+        // The endpoint runs on every replica, whichever leads.
         assert!(second.send(second.ask()).await.is_ok());
-        assert!(killed.elapsed() < SOON, "nobody follows:\n{}", second.stderr());
+        assert!(killed.elapsed() < SOON, "no replica takes over:\n{}", second.stderr());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     drop(first);
-    // Ended in good order, the Lease is given up, and the next one need not wait for its end.
+    // Regular end: the Lease is released, and the next replica need not wait.
     let third = serve(0);
     let (status, log) = second.stop();
     assert!(status.success() && log.contains("released the Lease"), "{log}");

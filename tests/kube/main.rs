@@ -1,7 +1,7 @@
-//! Kubernetes, by a real API server: etcd and kube-apiserver as built by tests/kube/api-server.sh.
+//! Kubernetes with a real API server: etcd and kube-apiserver as built by tests/kube/api-server.sh.
 //!
-//! Every test is ignored, so that `make test` needs no Go; `make test-kube` builds what they need and runs them. `istio` needs
-//! Istio's code besides: `make test-istio`.
+//! Every test is ignored, so that `make test` needs no Go; `make test-kube` builds what they need and runs them.
+//! `istio` also needs Istio's code: `make test-istio`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

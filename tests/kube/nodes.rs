@@ -1,4 +1,4 @@
-//! Node impersonation: ztunnel asks for the workloads of its node, and every other question is refused.
+//! Node impersonation: ztunnel requests certificates for workloads on its node; all other requests are rejected.
 
 use k8s_openapi::api::rbac::v1::PolicyRule;
 
@@ -8,7 +8,7 @@ use testkit::{
     daemon::{Daemon, Site},
 };
 
-/// A cluster with a ztunnel on node-1, a workload there and one on node-2, and the daemon.
+/// A cluster with a ztunnel and a workload on node-1, a workload on node-2, and the daemon.
 pub async fn serve(name: &str, rights: &[PolicyRule]) -> (Cluster, Site, Daemon) {
     let cluster = Cluster::new(&EAST, name).await;
     for account in ["ztunnel", "web", "far", "idle"] {
@@ -48,14 +48,14 @@ async fn a_nodes_proxy_gets_what_its_node_runs_and_nothing_else() {
 
     assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "issued");
     let line = daemon.wait_line(|line| line["message"] == "issued" && line["names"] == format!("URI:{}", id("web")));
-    assert_eq!(line["identity"], id("ztunnel").as_str(), "the line keeps who asked");
+    assert_eq!(line["identity"], id("ztunnel").as_str(), "the line has the caller");
     let recorded = std::fs::read_dir(site.log()).unwrap().flat_map(|entry| {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
         text.lines().map(str::to_owned).collect::<Vec<_>>()
     });
     let record = recorded.into_iter().find(|line| line.contains(&id("web")) && line.contains(&id("ztunnel")));
-    assert!(record.is_some(), "the issuance log keeps both");
-    assert_eq!(ask(&daemon, &ztunnel, "Kubernetes", &id("ztunnel")).await, "issued", "and for itself");
+    assert!(record.is_some(), "the issuance log lacks one of them");
+    assert_eq!(ask(&daemon, &ztunnel, "Kubernetes", &id("ztunnel")).await, "issued", "for itself");
 
     let refused = [
         (id("far"), "PermissionDenied", "no pod of"),
@@ -77,10 +77,10 @@ async fn a_nodes_proxy_gets_what_its_node_runs_and_nothing_else() {
     let untrusted = cluster.token("web", "istio-ca", Some(&web)).await;
     assert_eq!(ask_for(&daemon, &untrusted, &id("ztunnel")).await, "PermissionDenied");
 
-    // A pod that has only just come: looked up, not refused.
+    // A pod that was just created: looked up, not rejected.
     cluster.pod("idle-1", "idle", "node-1").await;
     assert_eq!(ask_for(&daemon, &ztunnel, &id("idle")).await, "issued");
-    // One that has failed, or is not on a node yet, does not count.
+    // Pods that failed or are not on a node yet are ignored.
     cluster.phase("idle-1", "Failed").await;
     eventually("the failed pod's end", async || {
         (ask_for(&daemon, &ztunnel, &id("idle")).await == "PermissionDenied").then_some(())
@@ -90,7 +90,7 @@ async fn a_nodes_proxy_gets_what_its_node_runs_and_nothing_else() {
     cluster.pod("late-1", "late", "").await;
     assert_eq!(ask_for(&daemon, &ztunnel, &id("late")).await, "PermissionDenied");
 
-    // The caller's own pod, replaced by another of its name: the old token is nobody's on this node any more.
+    // The caller's own pod was replaced by another one of the same name: the old JWT does not match it.
     cluster.delete_pod("ztunnel-1").await;
     cluster.pod("ztunnel-1", "ztunnel", "node-2").await;
     eventually("the end of the old pod's rights", async || {
@@ -129,7 +129,7 @@ async fn a_token_checked_by_published_keys_serves_as_well() {
     assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "issued");
     let line = daemon.wait_line(|line| line["message"] == "issued" && line["names"] == format!("URI:{}", id("web")));
     assert_eq!(line["method"], "jwt");
-    // Such a token outlives its pod, since nobody asks the API server about it; its rights on the node do not.
+    // Such a JWT outlives its pod, since the API server does not review it; its permissions on the node do not.
     cluster.delete_pod("ztunnel-1").await;
     eventually("the end of the deleted pod's rights", async || {
         (ask_for(&daemon, &ztunnel, &id("web")).await == "PermissionDenied").then_some(())
@@ -142,7 +142,7 @@ async fn a_token_checked_by_published_keys_serves_as_well() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
 async fn a_cache_that_sees_nothing_refuses_nobody() {
-    // Without the right to watch and list all, the cache stays empty; each pod is still looked up by name.
+    // Without permission to watch and list, the cache stays empty; each pod is still looked up by name.
     let (cluster, _site, daemon) =
         serve("nowatch", &[may_review(), super::harness::rule("", &["pods"], &["get", "list"])]).await;
     let pod = cluster.pod("ztunnel-1", "ztunnel", "node-1").await;
@@ -161,7 +161,7 @@ async fn without_the_right_to_see_pods_nothing_is_decided() {
     let ztunnel = cluster.token("ztunnel", "istio-ca", Some(&pod)).await;
     let id = |account: &str| format!("spiffe://cluster.local/ns/{}/sa/{account}", cluster.namespace);
     assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "Unavailable");
-    assert_eq!(ask(&daemon, &ztunnel, "Kubernetes", &id("ztunnel")).await, "issued", "for itself it needs no pods");
+    assert_eq!(ask(&daemon, &ztunnel, "Kubernetes", &id("ztunnel")).await, "issued", "pods are needed for itself");
     assert!(
         daemon.lines().iter().any(|line| line["reason"].as_str().is_some_and(|reason| reason.contains("forbidden")))
     );

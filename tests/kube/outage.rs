@@ -1,4 +1,4 @@
-//! An API server that is silent, gone, and back; and watches that are cut with it.
+//! An API server that hangs, is killed, and comes back; and the watches interrupted by it.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -7,16 +7,16 @@ use nix::sys::signal::Signal;
 use super::harness::{Cluster, ask, ask_for, cluster_toml, eventually, may_review, may_see_pods, rule, site};
 use testkit::{api_server::ApiServer, daemon::Daemon};
 
-/// One that no other test needs.
+/// An API server used by no other test.
 static AWAY: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://away.kube.test"));
 
-/// How long the API server is away; `KUBE_OUTAGE_SECONDS` sets another.
+/// Duration of the API server's outage; `KUBE_OUTAGE_SECONDS` overrides it.
 pub fn outage() -> Duration {
     let seconds = std::env::var("KUBE_OUTAGE_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(20))
 }
 
-/// Callers whose authentication needs no API server, served all the while.
+/// Callers whose authentication needs no API server are served all the time.
 async fn served_on(daemon: &Daemon, time: Duration) {
     let end = std::time::Instant::now() + time;
     while std::time::Instant::now() < end {
@@ -55,7 +55,7 @@ async fn an_api_server_comes_back_and_everything_with_it() {
     assert_eq!(ask_for(&daemon, &ztunnel, &id("web")).await, "issued");
     assert_eq!(ask(&daemon, &web, "Kubernetes", &id("web")).await, "issued");
 
-    // Silent: it takes connections and answers nothing. What needs it is put off, not refused.
+    // Stopped: it accepts connections but does not answer. Requests that need it fail temporarily.
     AWAY.signal(Signal::SIGSTOP);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(ask(&daemon, &web, "Kubernetes", &id("web")).await, "Unavailable");
@@ -64,7 +64,7 @@ async fn an_api_server_comes_back_and_everything_with_it() {
     AWAY.signal(Signal::SIGCONT);
     back(&daemon, &ztunnel, &web, &id).await;
 
-    // Gone, and its store with it.
+    // Killed, and its store with it.
     AWAY.kill();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(ask(&daemon, &web, "Kubernetes", &id("web")).await, "Unavailable");
@@ -74,7 +74,7 @@ async fn an_api_server_comes_back_and_everything_with_it() {
     AWAY.run();
     back(&daemon, &ztunnel, &web, &id).await;
 
-    // The cut watch goes on: a pod that is deleted after it counts no more, one that comes does.
+    // The interrupted watch recovers: a pod deleted later is removed, a new one is added.
     cluster.delete_pod("web-1").await;
     cluster.pod("new-1", "new", "node-1").await;
     eventually("the new pod", async || (ask_for(&daemon, &ztunnel, &id("new")).await == "issued").then_some(())).await;
@@ -91,7 +91,7 @@ async fn back(daemon: &Daemon, ztunnel: &str, web: &str, id: &impl Fn(&str) -> S
     word(daemon, true).await;
 }
 
-/// Waits until `/readyz` says how the API server is: it is asked every 10 s, and has 5 s to answer.
+/// Waits until `/readyz` reports the API server's state: it is probed every 10 s with a timeout of 5 s.
 async fn word(daemon: &Daemon, good: bool) {
     eventually("the API server in /readyz", async || {
         daemon.get("/readyz").1.contains("cluster Kubernetes: ok") == good

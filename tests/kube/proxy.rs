@@ -1,4 +1,4 @@
-//! A proxy before an API server, by which a test cuts what goes through it and leaves the API server to itself.
+//! A proxy in front of an API server with which a test interrupts connections while the API server keeps running.
 
 use std::{
     fs,
@@ -17,10 +17,10 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// How a connection fares.
+/// State of a connection.
 struct Connection {
     task: AbortHandle,
-    /// Its two ends, held open when it is to be silent.
+    /// Keeps both ends open without passing data.
     silent: Arc<AtomicBool>,
 }
 
@@ -29,15 +29,15 @@ pub struct Proxy {
     pub address: SocketAddr,
     connections: Arc<Mutex<Vec<Connection>>>,
     closed: Arc<AtomicBool>,
-    /// How many connections pass freely; the others wait.
+    /// Number of connections that pass; further ones wait.
     free: Arc<AtomicUsize>,
-    /// Whether one waits, and whether it is to go on.
+    /// Whether a connection waits, and whether it may continue.
     waits: watch::Sender<bool>,
     goes_on: watch::Sender<bool>,
 }
 
 impl Proxy {
-    /// Listens, and passes every connection on to `to`.
+    /// Listens, and forwards every connection to `to`.
     pub async fn start(to: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -74,25 +74,25 @@ impl Proxy {
         Self { address, connections, closed, free, waits, goes_on }
     }
 
-    /// Has so many more connections pass, and the next one wait.
+    /// Lets this number of connections pass, and the next one wait.
     pub fn hold_after(&self, count: usize) {
         self.waits.send_replace(false);
         self.goes_on.send_replace(false);
         self.free.store(count, Ordering::SeqCst);
     }
 
-    /// Waits for the one that waits.
+    /// Waits until a connection waits.
     pub async fn held(&self) {
         self.waits.subscribe().wait_for(|waits| *waits).await.unwrap();
     }
 
-    /// Lets it go on, and all that follow.
+    /// Lets it and all following connections continue.
     pub fn release(&self) {
         self.free.store(usize::MAX, Ordering::SeqCst);
         self.goes_on.send_replace(true);
     }
 
-    /// Has a kubeconfig lead through it.
+    /// Changes a kubeconfig to use the proxy.
     pub fn redirect(&self, kubeconfig: &Path, url: &str) {
         let text = fs::read_to_string(kubeconfig).unwrap();
         let through = text.replace(url, &format!("https://{}", self.address));
@@ -100,21 +100,21 @@ impl Proxy {
         fs::write(kubeconfig, through).unwrap();
     }
 
-    /// Cuts every connection, so that both sides see it.
+    /// Closes every connection, visibly for both sides.
     pub fn cut(&self) {
         for connection in self.connections.lock().unwrap().drain(..) {
             connection.task.abort();
         }
     }
 
-    /// Every connection there is stays open and carries nothing any more; new ones are passed on.
+    /// Keeps existing connections open without passing data; new ones are forwarded.
     pub fn silence(&self) {
         for connection in self.connections.lock().unwrap().iter() {
             connection.silent.store(true, Ordering::SeqCst);
         }
     }
 
-    /// Whether new connections are ended at once.
+    /// Sets whether new connections are closed at once.
     pub fn close(&self, closed: bool) {
         self.closed.store(closed, Ordering::SeqCst);
     }

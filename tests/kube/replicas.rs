@@ -1,4 +1,4 @@
-//! Two daemons with tokens, of which one leads: everything it keeps is there, and the other takes over.
+//! Two daemons with tokens, one of them the leader: all its objects exist, and the other takes over.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ async fn when_the_leader_is_killed_the_other_goes_on() {
     let second = two.serve(&toml("two"));
 
     let (secrets, configmaps): (Api<Secret>, Api<ConfigMap>) = (cluster.api(), cluster.api());
-    // The token host, too, signs for istiod's names and this intermediate.
+    // The token host, too, permits istiod's names and this intermediate.
     for name in ["istiod-tls", "cacerts"] {
         eventually(name, async || secrets.get_opt(name).await.unwrap()).await;
     }

@@ -1,5 +1,5 @@
-//! The controllers of one replica, with a CA whose key is in software, so that a test can take it away, and with lives
-//! that are over while a test waits. The daemon itself, with a token, is in `replicas`.
+//! The controllers of one replica, with a CA key in software that a test can make unavailable, and with short
+//! lifetimes. The daemon itself, with a token, is tested in `replicas`.
 
 use std::{
     fs,
@@ -47,7 +47,7 @@ pub struct Rig {
     pub ca: Arc<CertificateAuthority>,
     pub leading: watch::Sender<bool>,
     pub readiness: Readiness,
-    /// The account under which it runs.
+    /// The account it runs under.
     pub account: Client,
     clusters: Clusters,
     log: Log,
@@ -56,7 +56,7 @@ pub struct Rig {
     _files: tempfile::TempDir,
 }
 
-/// What signs, while it is there.
+/// Signs while it is available.
 struct Software {
     authorities: Mutex<Vec<Arc<PlugIn>>>,
     away: AtomicBool,
@@ -102,7 +102,7 @@ pub fn issuer(plug_in: &PlugIn) -> Arc<Issuer> {
 }
 
 impl Rig {
-    /// A replica that leads, under an account that may do just what the program says it needs, less `without`.
+    /// A leading replica under an account with exactly the permissions that the program reports, minus `without`.
     pub async fn start(
         cluster: &Cluster,
         plug_in: PlugIn,
@@ -110,7 +110,7 @@ impl Rig {
         change: impl Fn(&mut Config),
         without: Option<&Permission>,
     ) -> Self {
-        // What is counted before is lost.
+        // What is counted earlier is lost.
         let _all = metrics::install();
         let files = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut config = configuration(&cluster.admin(), cluster, toml);
@@ -163,14 +163,14 @@ impl Rig {
         }
     }
 
-    /// Takes another CA certificate or roots, as a reload does.
+    /// Changes the CA certificate or roots, as a reload does.
     pub fn replace(&self, plug_in: PlugIn) {
         let plug_in = Arc::new(plug_in);
         self.signer.authorities.lock().unwrap().push(Arc::clone(&plug_in));
         self.ca.replace_issuer(issuer(&plug_in));
     }
 
-    /// Takes the token away, or brings it back.
+    /// Makes the token unavailable or available.
     pub fn take_token(&self, away: bool) {
         self.signer.away.store(away, Ordering::SeqCst);
     }
@@ -180,7 +180,7 @@ impl Rig {
         self.clusters.first().unwrap().controller_status(controller).borrow().clone()
     }
 
-    /// What `/readyz` says against one of its controllers; the daemon stays ready all the same.
+    /// The problem of a controller on `/readyz`; the daemon stays ready.
     pub fn remark(&self, controller: &str) -> Option<String> {
         let report = self.readiness.watch().borrow().clone();
         assert!(report.ready());
@@ -188,7 +188,7 @@ impl Rig {
         report.parts.into_iter().find(|part| part.name == name).unwrap().trouble
     }
 
-    /// How many objects the metrics say are not as they should be.
+    /// Number of failing objects according to the metrics.
     pub fn in_error(&self) -> f64 {
         let cluster = format!("cluster=\"{}\"", self.clusters.first().unwrap().name());
         let text = metrics::install().render()();
@@ -197,12 +197,12 @@ impl Rig {
         lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
     }
 
-    /// How many certificates were ever to be signed.
+    /// Number of certificates in the log.
     pub fn intents(&self) -> u64 {
         self.log.stats().intents
     }
 
-    /// Has a certificate issued that has to do with no cluster.
+    /// Issues a certificate that is unrelated to any cluster.
     pub async fn sign(&self) {
         let request = Request {
             id: RequestId::random().into(),
@@ -216,7 +216,7 @@ impl Rig {
         self.ca.issue(request).await.unwrap();
     }
 
-    /// Gives its account one more right.
+    /// Grants its account one more permission.
     pub async fn grant(&self, cluster: &Cluster, permission: &Permission) {
         let (namespace, rule) = rule(permission);
         match namespace {
@@ -252,14 +252,14 @@ pub fn configuration(kubeconfig: &Path, cluster: &Cluster, toml: &str) -> Config
     Config::parse(&text, "").unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
-/// What the program says it needs, but for the Lease, which nobody takes here.
+/// The permissions that the program reports, without those for the Lease, which is not used here.
 pub fn permissions(config: &Config) -> Vec<Permission> {
     let settings = config.kubernetes.as_ref().unwrap();
     let all = permissions::needed(settings, &settings.clusters[0], settings.namespace.as_ref());
     all.into_iter().filter(|permission| permission.resource != "leases").collect()
 }
 
-/// A permission as a rule, and its namespace.
+/// A permission as an RBAC rule, with its namespace.
 pub fn rule(permission: &Permission) -> (Option<String>, PolicyRule) {
     let rule = PolicyRule {
         api_groups: Some(vec![permission.group.to_owned()]),
@@ -271,7 +271,7 @@ pub fn rule(permission: &Permission) -> (Option<String>, PolicyRule) {
     (permission.namespace.clone(), rule)
 }
 
-/// Runs openssl on files of these contents, named 0, 1, ...
+/// Runs openssl on files with these contents, named 0, 1, ...
 pub fn openssl(files: &[&[u8]], arguments: &[&str]) -> Result<String, String> {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     for (number, content) in files.iter().enumerate() {
@@ -286,7 +286,7 @@ pub fn openssl(files: &[&[u8]], arguments: &[&str]) -> Result<String, String> {
     if output.status.success() { Ok(text) } else { Err(text) }
 }
 
-/// The first certificate of a PEM text: its serial number, and the end of its validity.
+/// The first certificate in PEM: serial number and notAfter.
 pub fn certificate(pem: &[u8]) -> (String, SystemTime) {
     use x509_cert::{Certificate, der::DecodePem};
     let text = std::str::from_utf8(pem).unwrap();

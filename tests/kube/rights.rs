@@ -1,4 +1,4 @@
-//! The chart's rights: with them everything works, and without any one of them something does not.
+//! The chart's permissions: everything works with them, and something fails without any one of them.
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{
     nodes::serve,
 };
 
-/// The objects of a file of deploy/manifests, which a test elsewhere holds against the chart.
+/// The objects of a file in deploy/manifests, which another test compares with the chart.
 fn manifest(name: &str) -> Vec<Value> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests").join(name);
     let text = std::fs::read_to_string(&file).unwrap();
@@ -22,7 +22,7 @@ fn manifest(name: &str) -> Vec<Value> {
     format!("\n{text}").split("\n---").map(parse).filter(|object| !object.is_null()).collect()
 }
 
-/// The cluster-wide rules of the chart for TokenReview and node impersonation, one verb each.
+/// The chart's cluster-wide rules for TokenReview and node impersonation, one verb each.
 fn rules() -> Vec<PolicyRule> {
     let mut rules = Vec::new();
     let objects = manifest("all-features.yaml");
@@ -39,7 +39,7 @@ fn rules() -> Vec<PolicyRule> {
     rules
 }
 
-/// What does not work with these rights.
+/// What fails with these permissions.
 async fn broken(name: &str, rights: &[PolicyRule]) -> Vec<&'static str> {
     let (cluster, _site, daemon) = serve(name, rights).await;
     let id = |account: &str| format!("spiffe://cluster.local/ns/{}/sa/{account}", cluster.namespace);
@@ -59,7 +59,7 @@ async fn broken(name: &str, rights: &[PolicyRule]) -> Vec<&'static str> {
         broken.push("ztunnel is not served");
         return broken;
     }
-    // A pod that the cache leaves out, and that is therefore asked for by name.
+    // A pod that the cache omits and that is therefore looked up by name.
     cluster.phase("ztunnel-1", "Failed").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     if ask_for(&daemon, &ztunnel, &id("web")).await != "PermissionDenied" {
@@ -80,11 +80,11 @@ async fn each_right_is_needed_and_no_other() {
         let mut fewer = all.clone();
         let without = fewer.remove(index);
         let broken = broken(&format!("without-{index}"), &fewer).await;
-        assert!(!broken.is_empty(), "nothing needs {without:?}");
+        assert!(!broken.is_empty(), "nothing fails without {without:?}");
     }
 }
 
-/// Everything on: what the program says it needs is what the chart grants.
+/// With all features on, the chart grants exactly the permissions that the program reports.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
 async fn the_chart_grants_what_the_program_says_it_needs() {
@@ -115,7 +115,7 @@ async fn the_chart_grants_what_the_program_says_it_needs() {
     assert_eq!(granted, needed);
 }
 
-/// A rule's permissions in the words of [`Permission`].
+/// A rule's permissions in the format of [`Permission`].
 fn texts(rule: &PolicyRule, namespace: Option<&str>) -> Vec<String> {
     let mut all = Vec::new();
     let names = rule.resource_names.clone().unwrap_or_default();

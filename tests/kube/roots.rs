@@ -1,4 +1,4 @@
-//! The roots in every namespace that is to have them.
+//! The roots in every selected namespace.
 
 use istio_hsm_ca::kubernetes::controllers::root_configmap::{KEY, LABEL};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
@@ -20,7 +20,7 @@ fn configmaps(cluster: &Cluster, namespace: &str) -> Api<ConfigMap> {
     Api::namespaced(cluster.client.clone(), namespace)
 }
 
-/// Waits until a namespace has just these roots.
+/// Waits until a namespace has exactly these roots.
 async fn has(cluster: &Cluster, namespace: &str, roots: &str) {
     eventually("the roots", async || {
         let found = configmaps(cluster, namespace).get_opt(NAME).await.unwrap()?;
@@ -55,8 +55,8 @@ async fn every_namespace_that_matches_has_the_roots_whatever_happens_to_them() {
     let rig = Rig::start(&cluster, plug_in, &toml, |_| (), None).await;
 
     has(&cluster, one, &roots).await;
-    assert!(configmaps(&cluster, &other).get_opt(NAME).await.unwrap().is_none(), "it does not match");
-    assert!(configmaps(&cluster, &ignored).get_opt(NAME).await.unwrap().is_none(), "it is left out");
+    assert!(configmaps(&cluster, &other).get_opt(NAME).await.unwrap().is_none(), "the namespace does not match");
+    assert!(configmaps(&cluster, &ignored).get_opt(NAME).await.unwrap().is_none(), "the namespace is ignored");
     label(&cluster, &other).await;
     has(&cluster, &other, &roots).await;
 
@@ -82,7 +82,7 @@ async fn every_namespace_that_matches_has_the_roots_whatever_happens_to_them() {
     has(&cluster, one, &both).await;
     has(&cluster, &other, &both).await;
 
-    // A replica that does not lead leaves everything as it is.
+    // A replica that does not lead changes nothing.
     rig.leading.send_replace(false);
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     api.delete(NAME, &DeleteParams::default()).await.unwrap();

@@ -1,4 +1,4 @@
-//! A large cluster: how much memory the daemon takes, and how long it needs to know everything. Numbers, printed; run by
+//! A large cluster: how much memory the daemon uses, and how long it takes to list everything. Prints figures; run by
 //! benches/kube-scale.sh.
 
 use std::{
@@ -20,7 +20,7 @@ use testkit::{
     daemon::Daemon,
 };
 
-/// One that no other test needs.
+/// An API server used by no other test.
 static LARGE: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://large.kube.test"));
 
 const AT_ONCE: usize = 32;
@@ -119,7 +119,7 @@ async fn pods_of_a_large_cluster_are_followed() {
         .await;
     println!("every pod changed within {:.0} s: daemon {:.1} MiB", began.elapsed().as_secs_f64(), mebibytes(&daemon));
 
-    // The API server away and back: from its readiness until a pod that came since is known.
+    // The API server is restarted: time from its readiness until a new pod is known.
     LARGE.kill();
     tokio::time::sleep(Duration::from_secs(5)).await;
     LARGE.run();

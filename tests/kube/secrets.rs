@@ -1,4 +1,4 @@
-//! istiod's certificate and istiod's CA, as Secrets.
+//! istiod's certificate and istiod's CA as Secrets.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn serial(secret: &Secret, key: &str) -> Option<String> {
     bytes.starts_with(b"-----BEGIN").then(|| certificate(&bytes).0)
 }
 
-/// Waits for a Secret whose certificate has another serial number than the last.
+/// Waits for a Secret whose certificate has another serial number.
 async fn another(api: &Api<Secret>, name: &str, key: &str, last: &str) -> Secret {
     eventually("another certificate", async || {
         let found = api.get_opt(name).await.unwrap()?;
@@ -72,12 +72,12 @@ async fn istiod_has_a_certificate_that_is_never_old_and_never_wrong() {
     let public = openssl(&[&key], &["pkey", "-in", "0", "-pubout"]).unwrap();
     assert_eq!(openssl(&[&chain], &["x509", "-in", "0", "-noout", "-pubkey"]).unwrap(), public);
 
-    // At half of its life, and not before.
+    // At half its lifetime, and not before.
     let first = serial(&made, "tls.crt").unwrap();
     tokio::time::sleep(Duration::from_secs(8)).await;
-    assert_eq!(serial(&api.get("istiod-tls").await.unwrap(), "tls.crt").unwrap(), first, "it is young");
+    assert_eq!(serial(&api.get("istiod-tls").await.unwrap(), "tls.crt").unwrap(), first, "renewed too early");
     let renewed = another(&api, "istiod-tls", "tls.crt", &first).await;
-    assert!(clock::now() < certificate(&chain).1, "the old one was still good");
+    assert!(clock::now() < certificate(&chain).1, "the old one has expired");
 
     // Edited in each way, and deleted.
     let mut last = serial(&renewed, "tls.crt").unwrap();
@@ -94,7 +94,7 @@ async fn istiod_has_a_certificate_that_is_never_old_and_never_wrong() {
     api.delete("istiod-tls", &DeleteParams::default()).await.unwrap();
     last = serial(&another(&api, "istiod-tls", "tls.crt", &last).await, "tls.crt").unwrap();
 
-    // A token that is away for a while.
+    // A token that is temporarily unavailable.
     rig.take_token(true);
     api.delete("istiod-tls", &DeleteParams::default()).await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -134,7 +134,7 @@ async fn istiod_has_a_ca_of_its_own_and_a_foreign_one_is_not_touched() {
     let rig = Rig::start(&cluster, plug_in, &toml, short, None).await;
     let wrong = "istio_hsm_ca_objects_in_error{controller=\"intermediate\",cluster=\"cacerts-test\"} 1";
     eventually("the metric", async || metrics.render()().contains(wrong).then_some(())).await;
-    assert_eq!(api.get("cacerts").await.unwrap().resource_version(), foreign.resource_version(), "it is not touched");
+    assert_eq!(api.get("cacerts").await.unwrap().resource_version(), foreign.resource_version(), "it was modified");
 
     api.delete("cacerts", &DeleteParams::default()).await.unwrap();
     let made = another(&api, "cacerts", "ca-cert.pem", "").await;
@@ -150,7 +150,7 @@ async fn istiod_has_a_ca_of_its_own_and_a_foreign_one_is_not_touched() {
         "{text}"
     );
     openssl(&[roots.as_bytes(), &chain], &["verify", "-CAfile", "0", "-untrusted", "1", "1"]).unwrap();
-    // What istiod does with it: a leaf under it, to the root.
+    // What istiod does with it: issues a leaf, which verifies up to the root.
     openssl(
         &[&ca, &key],
         &[
@@ -183,7 +183,7 @@ async fn istiod_has_a_ca_of_its_own_and_a_foreign_one_is_not_touched() {
 
     let last = serial(&made, "ca-cert.pem").unwrap();
     let renewed = another(&api, "cacerts", "ca-cert.pem", &last).await;
-    assert!(clock::now() < certificate(&ca).1, "the old one was still good");
+    assert!(clock::now() < certificate(&ca).1, "the old one has expired");
     assert_ne!(value(&renewed, "ca-key.pem"), key);
     rig.end().await;
 }

@@ -1,4 +1,4 @@
-//! TokenReview: real tokens of real service accounts, and each way in which one proves nothing.
+//! TokenReview: real JWTs of real service accounts, and all kinds of invalid ones.
 
 use std::{
     sync::Arc,
@@ -28,14 +28,14 @@ fn id(cluster: &Cluster, account: &str) -> String {
     format!("spiffe://cluster.local/ns/{}/sa/{account}", cluster.namespace)
 }
 
-/// A token as the API server would sign it, with its own key.
+/// A JWT as the API server would sign it, with its own key.
 fn forged(server: &ApiServer, cluster: &Cluster, audience: &str, at: SystemTime) -> String {
     let issuer = TokenIssuer::new(server.token_key.as_bytes(), server.issuer.into(), audience.into()).unwrap();
     let workload = Workload { namespace: cluster.namespace.clone(), service_account: "web".into() };
     issuer.mint(&workload, at, Duration::from_secs(600)).unwrap()
 }
 
-/// What the API server itself says of a token, without what we check of it before.
+/// The API server's own result, without our checks.
 async fn review(cluster: &Cluster, kubeconfig: &std::path::Path, token: &str) -> Review {
     let settings = format!("kubeconfig = '{}'", kubeconfig.display());
     let own = ["cluster.local".parse().unwrap()];
@@ -60,11 +60,11 @@ async fn tokens_prove_who_they_are_issued_for_and_nothing_else() {
     assert_eq!(ask(&daemon, &good, "Kubernetes", &id(&cluster, "web")).await, "issued");
     let line = daemon.wait_line(|line| line["message"] == "issued");
     assert_eq!(line["method"], "token_review");
-    assert_eq!(ask(&daemon, &good, "", &id(&cluster, "web")).await, "issued", "no cluster is the default one");
+    assert_eq!(ask(&daemon, &good, "", &id(&cluster, "web")).await, "issued", "no cluster means the default one");
     assert_eq!(ask(&daemon, &good, "other", &id(&cluster, "web")).await, "Unauthenticated");
     assert_eq!(ask(&daemon, &good, "Kubernetes", &id(&cluster, "other")).await, "PermissionDenied");
 
-    // The issuer's other way of being checked goes on beside it.
+    // The issuer's other authentication method still works.
     let answer = daemon.send(daemon.ask()).await;
     assert!(answer.is_ok(), "{answer:?}");
 
@@ -73,7 +73,7 @@ async fn tokens_prove_who_they_are_issued_for_and_nothing_else() {
 
     let elsewhere = cluster.token("web", "https://other.test", Some(&pod)).await;
     assert_eq!(ask(&daemon, &elsewhere, "Kubernetes", &id(&cluster, "web")).await, "Unauthenticated");
-    assert!(!review(&cluster, &kubeconfig, &elsewhere).await.authenticated, "the API server says so too");
+    assert!(!review(&cluster, &kubeconfig, &elsewhere).await.authenticated, "the API server accepts it");
 
     let signature = good.rfind('.').unwrap() + 10;
     let mut tampered = good.clone();
@@ -85,11 +85,11 @@ async fn tokens_prove_who_they_are_issued_for_and_nothing_else() {
     assert_eq!(ask(&daemon, &expired, "Kubernetes", &id(&cluster, "web")).await, "Unauthenticated");
     assert!(!review(&cluster, &kubeconfig, &expired).await.authenticated);
 
-    // Signed with the API server's key, for an account that was never there under this UID.
+    // Signed with the API server's key, for an account that never existed with this UID.
     let invented = forged(&EAST, &cluster, "istio-ca", now);
     assert_eq!(ask(&daemon, &invented, "Kubernetes", &id(&cluster, "web")).await, "Unauthenticated");
 
-    // Gone with its pod; the answer is remembered for a second.
+    // Deleted with its pod; the result is cached for a second.
     cluster.delete_pod("web-1").await;
     eventually("the end of a deleted pod's token", async || {
         (ask(&daemon, &good, "Kubernetes", &id(&cluster, "web")).await == "Unauthenticated").then_some(())
@@ -105,7 +105,7 @@ async fn tokens_prove_who_they_are_issued_for_and_nothing_else() {
 
     let log = daemon.stderr();
     for token in [&good, &unbound, &elsewhere, &expired] {
-        assert!(!log.contains(token.rsplit('.').next().unwrap()), "a token stands in the log");
+        assert!(!log.contains(token.rsplit('.').next().unwrap()), "a JWT is in the log");
     }
 }
 
@@ -129,12 +129,12 @@ async fn each_cluster_judges_its_own_tokens() {
     let west_id = format!("spiffe://west.local/ns/{}/sa/web", west.namespace);
     assert_eq!(ask(&daemon, &east_token, "east", &id(&east, "web")).await, "issued");
     assert_eq!(ask(&daemon, &west_token, "west", &west_id).await, "issued");
-    // Whatever cluster the bearer names, the other API server never judges it.
+    // Whichever cluster the client sends, the other API server never reviews it.
     for (token, named) in [(&east_token, "west"), (&west_token, "east"), (&west_token, "north")] {
         assert_eq!(ask(&daemon, token, named, &id(&east, "web")).await, "Unauthenticated");
         assert_eq!(ask(&daemon, token, named, &west_id).await, "Unauthenticated");
     }
-    // A token that names east's issuer and is signed by west: east sees it, and refuses.
+    // A JWT with east's issuer signed by west: east reviews and rejects it.
     let west_key = TokenIssuer::new(WEST.token_key.as_bytes(), EAST.issuer.into(), "istio-ca".into()).unwrap();
     let workload = Workload { namespace: east.namespace.clone(), service_account: "web".into() };
     let forged = west_key.mint(&workload, clock::now(), Duration::from_secs(600)).unwrap();

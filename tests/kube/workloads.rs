@@ -1,4 +1,4 @@
-//! Secrets for service accounts, as until Istio 1.5.
+//! Secrets for service accounts, as in Istio until 1.5.
 
 use std::time::Duration;
 
@@ -61,11 +61,11 @@ async fn each_service_account_has_a_secret_and_nobody_elses_is_touched() {
     openssl(&[roots.as_bytes(), &chain], &["verify", "-CAfile", "0", "-untrusted", "1", "1"]).unwrap();
     let text = openssl(&[&chain], &["x509", "-in", "0", "-noout", "-text"]).unwrap();
     assert!(text.contains(&format!("spiffe://cluster.local/ns/{namespace}/sa/web")), "{text}");
-    // In a namespace without controllers there is no account but the two (and the daemon's own).
+    // A namespace without controllers has only these two accounts (and the daemon's own).
     cluster.account("later").await;
     another(&secrets, "istio.later", "").await;
 
-    // Deleted, edited, and at half of its life.
+    // Deleted, edited, and at half its lifetime.
     let began = std::time::Instant::now();
     secrets.delete("istio.web", &DeleteParams::default()).await.unwrap();
     last = another(&secrets, "istio.web", &last).await.1;
