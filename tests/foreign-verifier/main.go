@@ -1,9 +1,9 @@
-// Command foreign-verifier checks an issuance log with code that none of its authors wrote: the Go project's signed
+// Command foreign-verifier checks an issuance log with an independent implementation: the Go project's signed
 // notes (golang.org/x/mod/sumdb/note) and transparency-log trees (golang.org/x/mod/sumdb/tlog).
 //
 //	foreign-verifier VERIFIER-KEY LOG-DIRECTORY PROOF LEAF
 //
-// PROOF is what `istio-hsm-ca log prove` prints, LEAF the line that it is about, without its newline. The roots are
+// PROOF is the output of `istio-hsm-ca log prove`, LEAF the proven line without its newline. The roots are
 // computed from the lines, and every checkpoint in the directory must be signed and agree with them.
 package main
 

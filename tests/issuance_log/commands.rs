@@ -1,4 +1,4 @@
-//! `istio-hsm-ca log` by its real program: what it prints, and its exit status.
+//! `istio-hsm-ca log` with the real program: output and exit status.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::writer::{self, LogKey, ORIGIN};
 
-/// Runs the program; gives exit status, standard output and standard error.
+/// Runs the program; returns exit status, standard output and standard error.
 fn run(words: &[&str]) -> (i32, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca")).arg("log").args(words).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -28,7 +28,7 @@ fn json(words: &[&str]) -> Value {
     serde_json::from_str(&out).unwrap()
 }
 
-/// A certificate of a recorded TBS. Its signature is not looked at.
+/// A certificate of a recorded TBSCertificate, with an arbitrary signature, which is not verified.
 fn certificate(tbs: &[u8]) -> Vec<u8> {
     let body = [tbs, b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02\x03\x02\x00\x00"].concat();
     [&[0x30, 0x82], &u16::try_from(body.len()).unwrap().to_be_bytes()[..], &body].concat()
@@ -59,14 +59,14 @@ fn verify_says_whether_the_log_is_sound() {
     assert_eq!((&told["sound"], &told["intents"], &told["lines"]), (&true.into(), &12.into(), &24.into()));
     assert_eq!(told["checkpointed"], 24);
 
-    // No key, and another's key.
+    // Without a key, and with another log's key.
     assert_eq!(run(&["verify", "--directory", &directory]).0, 2);
     let (status, _, error) = run(&["verify", "--directory", &directory, "--verifier-key", &other]);
     assert!(status == 1 && error.contains("no given verifier key"), "{status} {error}");
     let (status, out, _) = run(&["verify", "--directory", &directory, "--without-signatures"]);
     assert!(status == 0 && out.contains("signatures    not checked"), "{out}");
 
-    // One changed line is named, whatever the form of the output.
+    // A changed line is reported, regardless of the output format.
     let first = Path::new(&directory).join("00000000000000000000.jsonl");
     let text = fs::read_to_string(&first).unwrap();
     fs::write(
@@ -107,7 +107,7 @@ fn show_filters() {
         let shown = json(&[&["show", "--directory", &directory], filter].concat());
         assert_eq!(shown.as_array().unwrap().len(), count, "{filter:?}");
         let (_, text, _) = run(&[&["show", "--directory", &directory], filter].concat());
-        assert_eq!(text.lines().count(), count + 1, "a heading, and a row each: {text}");
+        assert_eq!(text.lines().count(), count + 1, "not a heading and one row per entry: {text}");
     }
     let (_, text, _) = run(&["show", "--directory", &directory, "--serial", serial]);
     assert!(text.contains("spiffe://cluster.local/ns/shop/sa/a4") && text.contains("issued by one"), "{text}");
@@ -140,7 +140,7 @@ fn prove_and_check_certificate() {
         let (status, out, error) = run(&["check-certificate", "--directory", &directory, file.to_str().unwrap()]);
         assert!(status == 0 && out.contains("is in the books as intent 7"), "{out}{error}");
     }
-    // The same serial number with another content, and a certificate that nobody recorded.
+    // The same serial number with other content, and a certificate that was not recorded.
     let serial_at = bytes.windows(3).position(|bytes| bytes == [0x02, 0x11, 0x00]).unwrap();
     let end = bytes.len() - 40;
     for (at, what) in [(end, "and another content"), (serial_at + 9, "NOT in the books (SHA-256")] {
@@ -173,7 +173,7 @@ fn follow_shows_lines_as_they_come() {
     for number in 0..4 {
         assert_eq!(next()["line"], number);
     }
-    // New lines, over the ends of several segments.
+    // New lines, across the ends of several segments.
     writer::runtime().block_on(async {
         let (log, _) = Log::open(settings, Some(Arc::new(LogKey::new(1)))).unwrap();
         writer::record(&log, &writer::Intents::new(), 20).await;

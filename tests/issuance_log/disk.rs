@@ -1,4 +1,4 @@
-//! Disks that refuse: failed flushes by strace's fault injection, a full disk by a small tmpfs.
+//! Failing disks: failed flushes by strace's fault injection, a full disk by a small tmpfs.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use super::{
 };
 use audit_log::{Settings, prove};
 
-/// A job on a log that is there already, so that the writer's thread makes no other flushes than those of records.
+/// A job on an existing log, so that the writer's thread only flushes for records.
 fn begun(scratch: &Path) -> Job {
     let job = Job { checkpoint: Duration::from_secs(3600), count: 40, ..Job::new(scratch) };
     writer::written(settings(&job), 5);
@@ -23,7 +23,7 @@ fn settings(job: &Job) -> Settings {
     Settings::new(&job.directory, writer::ORIGIN)
 }
 
-/// Runs a job under strace with faults; returns what was told.
+/// Runs a job under strace with faults; returns its reports.
 fn with_faults(job: &Job, faults: &[&str]) -> Vec<String> {
     let trace = job.acks.with_extension("trace");
     let mut words = vec!["strace", "-f", "-qq", "-o", trace.to_str().unwrap(), "-e", "trace=fdatasync,fsync,ftruncate"];
@@ -62,7 +62,7 @@ fn one_failed_flush_refuses_one_group_and_the_log_recovers() {
     let refused: Vec<_> = told.iter().filter(|line| line.starts_with("refused")).collect();
     assert_eq!(refused.len(), 1, "{told:#?}");
     assert!(refused[0].contains("Unavailable") && refused[0].contains("os error 5"), "{refused:?}");
-    // The index of the record that was refused is the next one's.
+    // The index of the failed record is used for the next one.
     assert_eq!(job.acknowledged().into_keys().collect::<Vec<_>>(), (5..45).collect::<Vec<_>>());
     assert_eq!(sealed_lines(&job.directory).len(), 1);
     assert_eq!(lines_files(&job.directory).len(), 2);
@@ -81,20 +81,20 @@ fn a_disk_that_refuses_for_a_while() {
     let ill = position(&told, "health Input/output error");
     let well = ill + position(&told[ill..], "health well");
     assert!(told[ill..well].iter().all(|line| !line.starts_with("ack")), "{told:#?}");
-    assert!(told[well..].iter().any(|line| line.starts_with("ack")), "well again by itself: {told:#?}");
+    assert!(told[well..].iter().any(|line| line.starts_with("ack")), "it did not recover: {told:#?}");
     assert_eq!(job.acknowledged().into_keys().collect::<Vec<_>>(), (5..45).collect::<Vec<_>>());
-    assert_eq!(sealed_lines(&job.directory).len(), 1, "only the attempt that succeeded counts");
+    assert_eq!(sealed_lines(&job.directory).len(), 1, "only the successful attempt is recorded");
     assert_eq!(job.check(), 45);
     writer::written(settings(&job), 1);
     assert_eq!(job.check(), 46);
 }
 
-/// The bytes of the failed write stay behind the segment's end: they do not count for any reader.
+/// The bytes of the failed write remain after the segment's end, where readers ignore them.
 #[test]
 fn a_disk_that_does_not_even_truncate() {
     let scratch = tempfile::tempdir().unwrap();
     let job = begun(scratch.path());
-    // Where the segment is sealed as well, and where a crash-like failure has prevented its seal.
+    // Once with the segment sealed, and once with the seal prevented, as by a crash.
     with_faults(&job, &["inject=fdatasync:error=EIO:when=7", "inject=ftruncate:error=EIO"]);
     let first = &lines_files(&job.directory)[0];
     let whole = fs::metadata(first).unwrap().len();
@@ -110,11 +110,11 @@ fn a_disk_that_does_not_even_truncate() {
         }
     }
     writer::written(settings(&job), 1);
-    assert!(fs::metadata(first).unwrap().len() < whole, "the next start has cut it off");
+    assert!(fs::metadata(first).unwrap().len() < whole, "not truncated at the next start");
     assert_eq!(job.check(), 46);
 }
 
-/// The first record of a segment fails: its file is taken over, since it holds no line.
+/// The first record of a segment fails: its file is reused, since it has no line.
 #[test]
 fn a_segment_that_never_had_a_line() {
     let scratch = tempfile::tempdir().unwrap();
@@ -141,7 +141,7 @@ fn full_disk_refuses_records_until_there_is_room() {
     let told = job.told();
     assert!(told.iter().any(|line| line.starts_with("health") && line.contains("os error 28")), "{told:#?}");
     let acknowledged = job.acknowledged().len();
-    // While it is full, what is there verifies.
+    // While the disk is full, the existing log verifies.
     job.check();
     fs::remove_file(ballast).unwrap();
     job.wait_for("recovery", |told| told.iter().filter(|line| line.starts_with("ack")).count() > acknowledged + 50);

@@ -1,5 +1,5 @@
-//! A verifier that none of us wrote: the Go project's signed notes and transparency-log trees (tests/foreign-verifier).
-//! Runs by `make test-foreign`.
+//! Verifies with an independent implementation: the Go project's signed notes and transparency-log trees
+//! (tests/foreign-verifier). Run by `make test-foreign`.
 
 use std::{fs, path::Path, process::Command};
 
@@ -27,7 +27,7 @@ fn another_implementation_verifies_checkpoints_roots_and_proofs() {
     });
     assert!(built.success(), "the foreign verifier was not built; the reason is above");
 
-    // Trees of many sizes, and a log that has grown over several segments and checkpoints.
+    // Trees of many sizes, and a log with several segments and checkpoints.
     for records in [1, 2, 3, 4, 5, 7, 8, 13, 16, 40] {
         let directory = scratch.path().join(format!("log-{records}"));
         let settings = Settings { segment_bytes: 9000, ..Settings::new(&directory, ORIGIN) };
@@ -47,7 +47,7 @@ fn another_implementation_verifies_checkpoints_roots_and_proofs() {
             let proof = prove::by_serial(&directory, &entry.intent.serial).unwrap();
             assert_eq!(run(&key, &proof), (true, String::new()), "{records}");
         }
-        // It is a judge: it refuses another key, another leaf, another path, and a changed log.
+        // The verifier can fail: it rejects another key, another leaf, another path, and a changed log.
         let sound = prove::by_serial(&directory, &entries[0].intent.serial).unwrap();
         assert!(!run(&LogKey::new(2).verifier_key(), &sound).0);
         let mut other = sound.clone();

@@ -1,4 +1,4 @@
-//! SIGKILL under load: what was acknowledged is in the log.
+//! SIGKILL under load: every acknowledged record is in the log.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ fn thirty_kills_under_load() {
         let before = job.told().len();
         let running = job.start(&[]);
         job.wait_for("load", |told| told.len() >= before + 30);
-        // Not always at the same distance from a flush.
+        // At varying distances from a flush.
         std::thread::sleep(Duration::from_micros(round * 1_700 % 23_000));
         running.kill();
         let now = job.check();
@@ -21,7 +21,7 @@ fn thirty_kills_under_load() {
         intents = now;
     }
     assert!(job.acknowledged().len() >= 900);
-    // The last crash's remains are taken up as well.
+    // The log is recovered after the last crash, too.
     super::writer::written(audit_log::Settings::new(&job.directory, super::writer::ORIGIN), 1);
     assert_eq!(job.check(), intents + 1);
 }

@@ -1,5 +1,5 @@
-//! The issuance log at its boundaries: a disk that refuses, a process that is killed, the order of system calls, and the
-//! commands that read what was written.
+//! The issuance log at its boundaries: failing disks, killed processes, the order of system calls, and the commands
+//! that read the log.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test ends at the first thing that fails")]
 
 mod commands;

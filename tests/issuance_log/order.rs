@@ -7,17 +7,17 @@ use std::{
 
 use super::writer::Job;
 
-/// Begin or end of a system call, as strace tells it.
+/// Begin or end of a system call in strace's output.
 #[derive(Debug)]
 struct Call<'a> {
     thread: &'a str,
     name: &'a str,
     arguments: &'a str,
-    /// None while it is under way.
+    /// `None` while it is in progress.
     result: Option<i64>,
 }
 
-/// Reads a line of `strace -f -y`: a call as a whole is its begin and its end.
+/// Parses a line of `strace -f -y`; a complete call is a begin and an end.
 fn calls(line: &str) -> Vec<Call<'_>> {
     let Some((thread, rest)) = line.split_once(' ') else { return Vec::new() };
     let rest = rest.trim_start();
@@ -39,7 +39,7 @@ fn serials(arguments: &str) -> impl Iterator<Item = String> {
     arguments.split(r#"serial\":\""#).skip(1).map(|rest| rest.chars().take(32).collect())
 }
 
-/// How many acknowledgements there were; or the first that came too early.
+/// The number of acknowledgements, or the first premature one.
 fn judge(trace: &str) -> Result<usize, String> {
     let mut acknowledged = 0;
     let (mut written, mut durable) = (BTreeSet::new(), BTreeSet::new());
@@ -54,7 +54,7 @@ fn judge(trace: &str) -> Result<usize, String> {
                 let lines = writing.remove(call.thread).unwrap_or_default();
                 written.extend(lines.into_iter().filter(|_| result > 0));
             }
-            // Only what was written before the flush began is covered by it.
+            // A flush covers only what was written before it began.
             ("fdatasync", None) if call.arguments.contains(".jsonl>") => {
                 flushing.insert(call.thread, written.clone());
             }
@@ -87,7 +87,7 @@ fn no_record_is_acknowledged_before_its_flush() {
     job.start(&["strace", "-f", "-y", "-qq", "-s", "1000000", "-o", file, "-e", "trace=write,fdatasync"]).ended();
     let trace = fs::read_to_string(trace).unwrap();
     assert_eq!(judge(&trace), Ok(120));
-    // The judge sees a log without flushes, with failed ones, and with flushes that come too late.
+    // The check detects a log without flushes, with failed ones, and with late ones.
     let without: Vec<_> = trace.lines().filter(|line| !line.contains("fdatasync")).collect();
     assert!(judge(&without.join("\n")).is_err());
     let failed: Vec<_> = trace

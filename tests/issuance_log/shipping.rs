@@ -1,4 +1,4 @@
-//! Checkpoints that are shipped by a command, and a signer or a command that fails: issuance goes on.
+//! Checkpoints shipped by a command; issuance continues while a signer or the command fails.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use audit_log::{
 
 use super::writer::{Intents, LogKey, ORIGIN, record, runtime};
 
-/// A token that is away until it is told to be there.
+/// A token that is unavailable until the test makes it available.
 #[derive(Debug)]
 struct Away {
     key: LogKey,
@@ -79,7 +79,7 @@ fn a_command_takes_each_checkpoint() {
         checkpoints.push((Checkpoint::parse_note(&note).unwrap().size.to_string(), note));
     }
     assert!(checkpoints.len() >= 2, "{}", checkpoints.len());
-    assert!(checkpoints.iter().any(|(size, _)| size == "24"), "the last one covers every line");
+    assert!(checkpoints.iter().any(|(size, _)| size == "24"), "the last one does not cover every line");
     let report = verify::verify(&verify::Request { directory, keys: Some(keys()), checkpoints }).unwrap();
     assert_eq!(report.findings, []);
 }
@@ -93,7 +93,7 @@ fn a_command_that_fails_is_told() {
             let (log, _) = Log::open(settings, Some(Arc::new(LogKey::new(1)))).unwrap();
             record(&log, &Intents::new(), 2).await;
             until(&log, |health| matches!(health, CheckpointHealth::Failing(why) if why.contains(words))).await;
-            // Issuance goes on, and the log keeps its own copy.
+            // Issuance continues, and the log keeps its own copy.
             record(&log, &Intents::new(), 2).await;
             assert_eq!(log.health().borrow().writable, Ok(()));
             log.close().await;

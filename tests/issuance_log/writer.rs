@@ -1,7 +1,7 @@
-//! A log that is written: in this process, or by a child that a test traces, starves or kills.
+//! Writes a log, in this process or in a child that a test traces, starves or kills.
 //!
-//! The child is this very test program, told by its environment what to do. For each acknowledged record it writes a
-//! line to a file, with one system call, after `record` has returned: what stands there was acknowledged.
+//! The child is this test program, controlled by environment variables. For each acknowledged record it writes a line
+//! to a file with one system call after `record` has returned, so every line there is an acknowledged record.
 
 use std::{
     collections::BTreeMap,
@@ -56,7 +56,7 @@ impl CheckpointSigner for LogKey {
     }
 }
 
-/// Makes intents: one issuer, one workload key, serial numbers of their own.
+/// Creates intents with one issuer, one workload key and unique serial numbers.
 pub struct Intents {
     issuer: Arc<Issuer>,
     workload: PublicKey,
@@ -90,7 +90,7 @@ impl Intents {
     }
 }
 
-/// The present time as certificates say it.
+/// The current time with the precision of certificates.
 fn whole_second() -> std::time::SystemTime {
     let since = process::clock::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     std::time::UNIX_EPOCH + Duration::from_secs(since.as_secs())
@@ -105,7 +105,7 @@ pub fn written(settings: Settings, count: u64) {
     });
 }
 
-/// Records some intents, each with its outcome, under the accounts `a0`, `a1` and so on.
+/// Records intents and their outcomes, for the accounts `a0`, `a1` and so on.
 pub async fn record(log: &Log, intents: &Intents, count: u64) {
     for number in 0..count {
         let recorded = log.record(intents.next(&format!("a{number}"))).await.unwrap();
@@ -117,14 +117,14 @@ pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// What a child is to do.
+/// Parameters of a child.
 pub struct Job {
     pub directory: PathBuf,
-    /// Where it tells what happens.
+    /// The file with its reports.
     pub acks: PathBuf,
-    /// How many records it makes before it ends by itself, refused ones not counted.
+    /// Number of successful records after which it ends.
     pub count: u64,
-    /// How many at a time.
+    /// Number of concurrent records.
     pub tasks: u64,
     pub segment_bytes: u64,
     pub checkpoint: Duration,
@@ -142,7 +142,7 @@ impl Job {
         }
     }
 
-    /// Starts the child, with a program and its arguments before it.
+    /// Starts the child, optionally under another program with arguments.
     pub fn start(&self, before: &[&str]) -> Running {
         let me = std::env::current_exe().unwrap();
         let me = me.to_str().unwrap();
@@ -162,7 +162,7 @@ impl Job {
         Running(child)
     }
 
-    /// What the child has told, line by line; one that is not whole is left out.
+    /// The child's reports, one per line, without an incomplete last line.
     pub fn told(&self) -> Vec<String> {
         let text = fs::read_to_string(&self.acks).unwrap_or_default();
         text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned).collect()
@@ -174,13 +174,13 @@ impl Job {
         for line in self.told() {
             if let ["ack", index, serial] = line.split(' ').collect::<Vec<_>>()[..] {
                 let before = all.insert(index.parse().unwrap(), serial.to_owned());
-                assert_eq!(before, None, "the index {index} was given twice");
+                assert_eq!(before, None, "the index {index} was used twice");
             }
         }
         all
     }
 
-    /// Waits until the child has told something.
+    /// Waits until the child has reported something.
     pub fn wait_for(&self, what: &str, enough: impl Fn(&[String]) -> bool) {
         eventually_blocking(
             std::fmt::from_fn(|f| write!(f, "{what} did not happen; the last told: {:?}", self.told().last())),
@@ -188,8 +188,8 @@ impl Job {
         );
     }
 
-    /// Checks the log as a whole: it verifies, indices have no gap, and every acknowledged record stands in it.
-    /// Returns the number of intents.
+    /// Checks the whole log: it verifies, indices have no gaps, and it contains every acknowledged record. Returns the
+    /// number of intents.
     pub fn check(&self) -> u64 {
         let keys = Some(VerifierKeys::parse(&[LogKey::new(1).verifier_key()]).unwrap());
         let request = verify::Request { directory: self.directory.clone(), keys, checkpoints: Vec::new() };
@@ -197,7 +197,7 @@ impl Job {
         assert_eq!(report.findings, [], "{report:?}");
         let entries = show::entries(&self.directory, &show::Filter::default()).unwrap();
         for (entry, index) in entries.iter().zip(0..) {
-            assert_eq!(entry.intent.index, index, "indices have no gap");
+            assert_eq!(entry.intent.index, index, "the indices have a gap");
         }
         let count = u64::try_from(entries.len()).unwrap();
         assert_eq!(count, report.intents);
@@ -210,17 +210,17 @@ impl Job {
     }
 }
 
-/// A child; it does not outlive the test.
+/// A child that is killed when dropped.
 pub struct Running(Child);
 
 impl Running {
-    /// Ends it at once (SIGKILL).
+    /// Sends SIGKILL.
     pub fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// Waits until it ends by itself, with success.
+    /// Waits until it ends successfully.
     pub fn ended(mut self) {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
@@ -238,13 +238,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Has ended already where all is well.
+        // Usually it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// The child's part; does nothing as a test.
+/// Code of the child; does nothing when run as a test.
 #[test]
 fn child() {
     let (Some(directory), Some(acks), Ok(numbers)) =
@@ -281,7 +281,7 @@ async fn work(log: Log, intents: Arc<Intents>, left: Arc<AtomicU64>, acks: Arc<F
             let intent = intents.next("a");
             let serial = intent.tbs.serial().to_hex();
             let result = log.record(intent).await;
-            // By whoever tells of the record, so that the two keep their order.
+            // Reported by the task that reports the record, so that both stay in order.
             if health.has_changed().unwrap() {
                 let writable = health.borrow_and_update().writable.clone();
                 tell(&acks, &format!("health {}", writable.err().unwrap_or_else(|| "well".to_owned())));
@@ -301,7 +301,7 @@ async fn work(log: Log, intents: Arc<Intents>, left: Arc<AtomicU64>, acks: Arc<F
     }
 }
 
-/// One line, one system call.
+/// Writes one line with one system call.
 fn tell(mut acks: &File, line: &str) {
     acks.write_all(format!("{line}\n").as_bytes()).unwrap();
 }
