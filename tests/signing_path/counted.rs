@@ -1,5 +1,5 @@
-//! A host counts what it signs, and the daemon compares that with its log: a host that has signed for somebody else is
-//! found out. Between the daemon and a real host somebody tells more than was signed.
+//! A host counts what it signs, and the daemon compares that with its log, which detects a host that has signed for
+//! others. Here a proxy between the daemon and a real host reports a higher count.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use testkit::{
     plug_in::PlugIn,
 };
 
-/// A host that ends with the test.
+/// A host that is killed when dropped.
 struct Host(Child);
 
 impl Drop for Host {
@@ -54,7 +54,7 @@ fn start(site: &Site, socket: &Path) -> Host {
     Host(host.unwrap())
 }
 
-/// Passes on what one says to the other, until either ends.
+/// Forwards data in one direction until either side closes.
 fn pass(mut from: UnixStream, mut to: UnixStream, mut change: impl FnMut(&mut Vec<u8>) -> Vec<u8>) {
     let (mut held, mut bytes) = (Vec::new(), [0; 65_536]);
     while let Ok(count @ 1..) = from.read(&mut bytes) {
@@ -66,7 +66,7 @@ fn pass(mut from: UnixStream, mut to: UnixStream, mut change: impl FnMut(&mut Ve
     let _already_gone = to.shutdown(std::net::Shutdown::Both);
 }
 
-/// Every whole frame; a host's count of leaves is `more` higher.
+/// Forwards whole frames, with the host's count of leaves increased by `more`.
 fn told_more(held: &mut Vec<u8>, more: u64) -> Vec<u8> {
     let mut out = Vec::new();
     while let Some((frame, length)) = Frame::split(held).unwrap() {
@@ -85,7 +85,7 @@ fn told_more(held: &mut Vec<u8>, more: u64) -> Vec<u8> {
     out
 }
 
-/// The socket of somebody between the daemon and its host.
+/// The socket of a proxy between the daemon and its host.
 fn between(socket: &Path, host: &Path, more: &Arc<AtomicU64>) {
     let listener = UnixListener::bind(socket).unwrap();
     let (host, more) = (host.to_owned(), Arc::clone(more));
@@ -114,9 +114,9 @@ async fn a_host_that_signs_more_than_the_log_holds_raises_the_alarm() {
         daemon.send(daemon.ask()).await.unwrap();
     }
     let excess = || Scraped::new(&daemon).of("istio_hsm_ca_excess_signatures", &[]);
-    // Long enough for the count to be told several times.
+    // Long enough for the count to be reported several times.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(excess(), Some(0.0), "all that was signed is in the log");
+    assert_eq!(excess(), Some(0.0), "signatures without a line in the log");
     more.store(5, Ordering::Relaxed);
     eventually(std::fmt::from_fn(|f| write!(f, "{:?}", excess())), async || excess() == Some(5.0)).await;
     assert!(daemon.get("/readyz").1.starts_with("ready"), "an alarm, and no outage");

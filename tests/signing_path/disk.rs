@@ -1,4 +1,5 @@
-//! The log's disk fills up under a running daemon: nothing is issued, everybody is told, and it mends itself.
+//! The log's disk fills up under a running daemon: nothing is issued, the condition is reported, and the daemon
+//! recovers.
 
 use std::fs;
 use testkit::wait::eventually;
@@ -30,16 +31,16 @@ async fn a_full_disk_stops_issuance_in_words_and_heals_by_itself() {
 
     let ballast = small.join("ballast");
     let mut filled = fs::File::create(&ballast).unwrap();
-    // Until there is no room at all.
+    // Until there is no space at all.
     while std::io::Write::write_all(&mut filled, &[1; 512]).is_ok() {}
     let channel = daemon.connect(None).await;
     let deadline = std::time::Instant::now() + SOON;
-    // What was reserved ahead still takes lines; then no certificate, but a code that an agent tries again.
+    // Preallocated space still accepts lines; then requests fail with a code that an agent retries.
     let status = loop {
         if let Err(status) = daemon.ask().send(channel.clone()).await {
             break status;
         }
-        assert!(std::time::Instant::now() < deadline, "a full disk refuses nothing");
+        assert!(std::time::Instant::now() < deadline, "requests succeed with a full disk");
     };
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert!(status.message().contains("the issuance log cannot be written now"), "{status}");

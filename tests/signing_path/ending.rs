@@ -1,4 +1,4 @@
-//! SIGTERM drains, a restart goes on with the log, and the log holds every certificate that was received.
+//! SIGTERM drains, a restart continues the log, and the log has every certificate that clients received.
 
 use std::{fs, path::Path, process::Output, time::Duration};
 
@@ -35,7 +35,7 @@ fn succeeded(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// `log verify` with the key of the receipt, and the number of its intents.
+/// `log verify` with the key of the receipt; returns the number of intents.
 fn verified_intents(site: &Site) -> u64 {
     let receipts = fs::read_dir(site.bundle())
         .unwrap()
@@ -73,7 +73,7 @@ async fn requests_under_way_are_answered_and_the_log_goes_on_after_a_restart() {
     }
     let asks: Vec<Ask> = (0..REQUESTS).map(|_| daemon.ask()).collect();
 
-    // The token stands still, so that the requests are under way when the signal comes.
+    // The token is stopped, so that requests are in flight when the signal arrives.
     let hosts = children(daemon.pid());
     assert_eq!(hosts.len(), 1);
     nix::sys::signal::kill(hosts[0], Signal::SIGSTOP).unwrap();
@@ -89,10 +89,10 @@ async fn requests_under_way_are_answered_and_the_log_goes_on_after_a_restart() {
     assert_eq!(metric(&daemon, "citadel_server_csr_count_total") - before, 100.0);
     daemon.signal(Signal::SIGTERM);
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(daemon.running(), "it waits for what is under way");
+    assert!(daemon.running(), "it does not wait for requests in flight");
     nix::sys::signal::kill(hosts[0], Signal::SIGCONT).unwrap();
     for task in tasks {
-        let reply = task.await.unwrap().expect("a request under way was dropped");
+        let reply = task.await.unwrap().expect("a request in flight was dropped");
         judge("drained", &reply, process::clock::now());
         received.push(reply[0].clone());
     }
@@ -103,17 +103,17 @@ async fn requests_under_way_are_answered_and_the_log_goes_on_after_a_restart() {
     });
     daemon.wait_line(|line| line["message"] == "ended");
 
-    // 101 agents' and the serving certificate.
+    // 101 agents' certificates and the serving certificate.
     assert_eq!(verified_intents(&site), 102);
     let daemon = site.serve("");
     received.push(daemon.send(daemon.ask()).await.unwrap()[0].clone());
     let (status, text) = daemon.stop();
     assert_eq!(status.code(), Some(0), "{text}");
-    assert_eq!(verified_intents(&site), 104, "the second run went on with the first one's log");
+    assert_eq!(verified_intents(&site), 104, "the second run did not continue the log");
     for certificate in &received {
         is_in_the_log(&site, certificate);
     }
-    // And what nobody recorded is not.
+    // A certificate that was not recorded is not in the log.
     let (strange, _) = testkit::plug_in::leaf(&PlugIn::intermediate().ca, IDENTITY, |_| {});
     let file = site.softhsm.path().join("strange.pem");
     fs::write(&file, strange).unwrap();
@@ -148,13 +148,13 @@ async fn the_operator_issues_through_the_daemon_and_alone() {
     judged(issue(&[]));
     daemon.wait_line(|line| line["message"] == "listening");
     let output = issue(&["--alone"]);
-    assert_eq!(output.status.code(), Some(1), "the daemon has the log");
+    assert_eq!(output.status.code(), Some(1), "the log is not locked");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("log"), "{text}");
-    // A name that is not configured is the operator's neither.
+    // The operator cannot obtain a name that is not configured, either.
     let foreign = ["issue", "--config", &config, "--csr", &request, "--dns-name", "google.com"];
     assert_eq!(site.run(&foreign).status.code(), Some(1));
-    // What is no request is refused before anybody is asked, by the file's name.
+    // A malformed request is rejected before the daemon is contacted, with the file's name.
     daemon.wait_line(|line| line["message"] == "operator request refused");
     let before = daemon.stderr().matches("operator request refused").count();
     let certificate = site.bundle().join("ca-cert.pem").display().to_string();
@@ -171,7 +171,7 @@ async fn the_operator_issues_through_the_daemon_and_alone() {
     assert_eq!(no_identity.status.code(), Some(2));
     let (status, text) = daemon.stop();
     assert_eq!(status.code(), Some(0), "{text}");
-    assert!(!site.socket().exists(), "the socket goes with the daemon");
+    assert!(!site.socket().exists(), "the socket is not removed");
     judged(issue(&["--alone"]));
     assert_eq!(verified_intents(&site), 4);
 }
@@ -193,11 +193,12 @@ async fn a_daemon_that_was_killed_goes_on_with_its_log() {
     for certificate in &received {
         is_in_the_log(&site, certificate);
     }
-    // 15 agents' and four serving certificates.
+    // 15 agents' certificates and four serving certificates.
     assert_eq!(verified_intents(&site), 19);
 }
 
-/// A crash of a process that held a key or a PIN writes no core file, and no other process of the user looks into it.
+/// A crash of a process with a key or a PIN writes no core file, and no other process of the same user can read its
+/// memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_process_leaves_its_memory_behind() {
     let site = Site::new(&PlugIn::intermediate());
@@ -207,7 +208,7 @@ async fn no_process_leaves_its_memory_behind() {
     for process in hosts.into_iter().chain([daemon.pid()]) {
         let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
         let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
-        // The hard limit too: the soft one is 0 on many machines without us.
+        // The hard limit, too: the soft limit is 0 on many machines anyway.
         assert_eq!(line.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{line}");
     }
 }

@@ -1,4 +1,4 @@
-//! Who judges a reply: OpenSSL's command, rustls-webpki (and so ztunnel), and Istio's own description of the leaf.
+//! Verifiers of a reply: OpenSSL's command, rustls-webpki (as in ztunnel), and Istio's own description of the leaf.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ pub fn ders(text: &str) -> Vec<Vec<u8>> {
     pem::blocks(text.as_bytes()).unwrap().into_iter().map(|block| block.der.to_vec()).collect()
 }
 
-/// OpenSSL and webpki take the leaf for both usages, with the last element's roots and the elements between.
+/// OpenSSL and webpki accept the leaf for both usages, with the last element as roots and the others as intermediates.
 pub fn judge(name: &str, reply: &[String], now: SystemTime) {
     let [leaf, between @ .., roots] = reply else { panic!("{name}: {} elements", reply.len()) };
     openssl(name, leaf, between, roots);
@@ -42,7 +42,8 @@ fn openssl(name: &str, leaf: &str, between: &[String], roots: &str) {
     for purpose in ["sslserver", "sslclient"] {
         let mut command = Command::new("openssl");
         command.args(["verify", "-x509_strict", "-no-CApath", "-no-CAstore", "-purpose", purpose, "-CAfile"]);
-        // What Istio's samples are (no key identifiers, basicConstraints not critical) is not strict itself.
+        // Certificates like Istio's samples (no key identifiers, basicConstraints not critical) fail strict
+        // verification.
         if name.contains("without SKI") {
             command = Command::new("openssl");
             command.args(["verify", "-no-CApath", "-no-CAstore", "-purpose", purpose, "-CAfile"]);
@@ -57,7 +58,7 @@ fn openssl(name: &str, leaf: &str, between: &[String], roots: &str) {
     }
 }
 
-/// The leaf is what Istio's own CA issues, field by field (security/pkg/pki/util, `generate_cert.go`).
+/// The leaf equals that of Istio's own CA, field by field (security/pkg/pki/util, `generate_cert.go`).
 pub fn is_istios(name: &str, leaf: &str, ca: &str, csr: &str, identity: &str, (asked, lifetime): (SystemTime, u64)) {
     let (leaf, ca) = (Certificate::from_pem(leaf).unwrap(), Certificate::from_pem(ca).unwrap());
     let (tbs, ca) = (leaf.tbs_certificate(), ca.tbs_certificate());
@@ -66,7 +67,7 @@ pub fn is_istios(name: &str, leaf: &str, ca: &str, csr: &str, identity: &str, (a
     let serial = tbs.serial_number().as_bytes();
     assert!(serial.iter().any(|byte| *byte != 0) && serial.len() <= 17, "{name}: serial {serial:02x?}");
     let algorithm = match ca.subject_public_key_info().to_der().unwrap().len() {
-        // SubjectPublicKeyInfo of P-256 and of P-384; all longer ones are RSA.
+        // Lengths of SubjectPublicKeyInfo for P-256 and P-384; all longer ones are RSA.
         91 => "1.2.840.10045.4.3.2",
         120 => "1.2.840.10045.4.3.3",
         _ => "1.2.840.113549.1.1.11",
@@ -111,7 +112,7 @@ pub fn is_istios(name: &str, leaf: &str, ca: &str, csr: &str, identity: &str, (a
     assert_eq!(found, wanted, "{name}: extensions, in Go's order");
 }
 
-/// The keyIdentifier of a CA's certificate.
+/// The keyIdentifier of a CA certificate.
 fn key_id(ca: &x509_cert::TbsCertificate) -> Option<Vec<u8>> {
     let extension = ca.extensions()?.iter().find(|extension| extension.extn_id.to_string() == "2.5.29.14")?;
     Some(der::asn1::OctetString::from_der(extension.extn_value.as_bytes()).unwrap().as_bytes().to_vec())

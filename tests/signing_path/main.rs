@@ -1,4 +1,5 @@
-//! The whole signing path on real parts: `import` into a SoftHSM token, `serve`, gRPC over TLS, an agent's requests.
+//! The whole issuance pipeline with real parts: `import` into a SoftHSM token, `serve`, gRPC over TLS, agents'
+//! requests.
 //!
 //! Each test has a token, a bundle and a daemon of its own.
 

@@ -1,4 +1,5 @@
-//! What no client sends, at the wire: the daemon answers or closes, stays up, and does not grow.
+//! Malformed input on the wire: the daemon answers or closes the connection, keeps running, and its memory does not
+//! grow.
 
 use std::{
     fs,
@@ -15,17 +16,17 @@ use testkit::{
     plug_in::PlugIn,
 };
 
-/// How much the daemon may grow by all of this: a debug build with its thread stacks is at some 40 MiB.
+/// Permitted growth of the daemon's memory: a debug build with its thread stacks uses some 40 MiB.
 const GROWTH: u64 = 64 * 1024 * 1024;
 
-/// The largest resident set so far, in bytes.
+/// Peak resident set size in bytes.
 fn peak(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// Reproducible bytes (xorshift).
+/// Reproducible random bytes (xorshift).
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..length)
@@ -38,7 +39,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Requests that are almost requests: bytes changed, cut, repeated; and noise in every wrapping.
+/// Almost valid CSRs: bytes changed, truncated, repeated; and random bytes in every encoding.
 fn corpus(good: &str) -> Vec<String> {
     let (label, der) = der::pem::decode_vec(good.as_bytes()).unwrap();
     let pem = |der: &[u8]| pki::pem::encode(label, der);
@@ -57,7 +58,7 @@ fn corpus(good: &str) -> Vec<String> {
     }
     corpus.push(good.replace("-----END", "-----BEGIN"));
     corpus.push("-----BEGIN ".repeat(1400));
-    // DER that claims lengths it has not, and nests without end.
+    // DER with too large lengths, and with deep nesting.
     for head in
         [&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff][..], &[0x30, 0x80], &[0x30, 0x88, 1, 1, 1, 1, 1, 1, 1, 1], &[0xff; 40]]
     {
@@ -67,7 +68,7 @@ fn corpus(good: &str) -> Vec<String> {
     corpus
 }
 
-/// A value of lists in lists.
+/// A value of nested lists.
 fn nested(depth: usize) -> Value {
     (0..depth).fold(Value { kind: Some(Kind::NullValue(0)) }, |value, _| Value {
         kind: Some(Kind::ListValue(ListValue { values: vec![value] })),
@@ -83,7 +84,7 @@ async fn broken_requests_are_refused_one_by_one() {
     let before = peak(&daemon);
     let good = daemon.ask().csr;
     for csr in corpus(&good) {
-        // A change in a name is a request for a foreign name; a second block after a good one is not read.
+        // A change in a name requests a foreign name; a second PEM block after a valid one is not read.
         match daemon.ask().csr(csr.as_str()).send(channel.clone()).await {
             Ok(_) => assert!(csr.starts_with(&good), "issued for {csr}"),
             Err(status) => {
@@ -131,7 +132,7 @@ async fn broken_headers_and_bytes_harm_nobody() {
             let sent = [prefix, &value].concat();
             let asked = raw(own, name, &sent, &daemon);
             let answer = tokio::time::timeout(SOON, asked).await.expect("it hangs");
-            // Headers of 100,000 bytes are beyond the limit; a broken token proves nothing; others are ignored.
+            // Headers of 100,000 bytes exceed the limit; a malformed JWT is rejected; other headers are ignored.
             assert_eq!(
                 answer.is_err(),
                 name == "authorization" || value.len() > 16 * 1024 || name == "clusterid" && value.is_ascii(),
@@ -151,7 +152,7 @@ async fn broken_headers_and_bytes_harm_nobody() {
     assert!(!daemon.stderr().contains("panicked"));
 }
 
-/// One request with a header of any bytes that HTTP/2 can carry (RFC 9113, section 8.2.1: opaque from 0x80 on).
+/// Sends a request with a header of any bytes that HTTP/2 permits (RFC 9113, section 8.2.1: opaque from 0x80 on).
 async fn raw(
     channel: tonic::transport::Channel,
     name: &'static str,

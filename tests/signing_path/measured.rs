@@ -1,4 +1,4 @@
-//! `bench token` and `bench endpoint`: what they print, for people and for machines.
+//! `bench token` and `bench endpoint`: their text and JSON output.
 
 use std::fs;
 
@@ -75,7 +75,7 @@ async fn an_endpoint_beside_its_token() {
     }
     let latency = |field: &str| report["latency"][field].as_u64().unwrap();
     assert!(0 < latency("p50_us") && latency("p50_us") <= latency("p99_us"), "{report}");
-    // Each stream has an identity of its own.
+    // Each stream has its own identity.
     for number in 0..6 {
         let identity = format!("spiffe://cluster.local/ns/bench/sa/w{number}");
         daemon.wait_line(|line| line["message"] == "issued" && line["identity"] == identity.as_str());
@@ -83,7 +83,7 @@ async fn an_endpoint_beside_its_token() {
     let text = String::from_utf8(site.run_bench(&all).stdout).unwrap();
     assert!(text.contains("p50") && text.contains("p99"), "{text}");
 
-    // Each wrong word is named.
+    // All invalid arguments are reported.
     let broken = site.softhsm.path().join("broken.pem");
     fs::write(&broken, "nothing").unwrap();
     let broken = broken.display().to_string();

@@ -1,4 +1,4 @@
-//! What does not come from a request's content, too, moves a series: limits, files that are refused, a shared flush.
+//! Metrics that do not depend on a request's content: limits, rejected files, a shared flush.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use testkit::{
     plug_in::PlugIn,
 };
 
-/// Waits until a series has grown beyond a value.
+/// Waits until a series exceeds a value.
 async fn grows(daemon: &Daemon, name: &str, labels: &[(&str, &str)], beyond: f64) {
     let state = std::fmt::from_fn(|f| {
         let value = Scraped::new(daemon).of(name, labels);
@@ -44,7 +44,7 @@ async fn every_limit_has_its_series() {
     let outcome = |outcome: &'static str| [("outcome", outcome)];
     let channel = daemon.connect(None).await;
 
-    // One identity too often.
+    // Too many requests of one identity.
     let mut limited = 0;
     for _ in 0..3 {
         if let Err(status) = daemon.ask().send(channel.clone()).await {
@@ -58,7 +58,7 @@ async fn every_limit_has_its_series() {
         Some(f64::from(limited))
     );
 
-    // More at once than there are places.
+    // More concurrent requests than permitted.
     let asks: Vec<Ask> = (0..40).map(|number| workload(&site, number)).collect();
     let tasks: Vec<_> = asks.into_iter().map(|ask| tokio::spawn(ask.send(channel.clone()))).collect();
     let mut overload = 0;
@@ -69,13 +69,13 @@ async fn every_limit_has_its_series() {
             overload += 1;
         }
     }
-    assert!(overload > 0, "40 requests at once find two places");
+    assert!(overload > 0, "40 concurrent requests did not exceed the limit of two");
     assert_eq!(
         Scraped::new(&daemon).of("istio_hsm_ca_requests_total", &outcome("overload")),
         Some(f64::from(overload))
     );
 
-    // A handshake that is none, and one that never comes.
+    // A failed handshake, and one that never starts.
     let before = Scraped::new(&daemon);
     let failed =
         |reason: &'static str| before.of("istio_hsm_ca_handshakes_failed_total", &[("reason", reason)]).unwrap_or(0.0);
@@ -143,7 +143,7 @@ async fn one_flush_serves_many_certificates() {
     let channel = daemon.connect(None).await;
     daemon.ask().send(channel.clone()).await.unwrap();
     let flushes = || Scraped::new(&daemon).of("istio_hsm_ca_log_flushes_total", &[]).unwrap();
-    // What is counted elsewhere is set once a second.
+    // Metrics counted elsewhere are set once per second.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     let before = flushes();
     let asks: Vec<Ask> = (0..CERTIFICATES).map(|_| daemon.ask()).collect();
@@ -157,7 +157,7 @@ async fn one_flush_serves_many_certificates() {
     assert!(each > 0.0);
 }
 
-/// By Prometheus' own parser and its linter of names, units and help texts.
+/// Checked with Prometheus' own parser and its linter of names, units and help texts.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs promtool: make test-foreign"]
 async fn prometheus_takes_the_metrics_as_they_are() {
@@ -177,7 +177,7 @@ async fn prometheus_takes_the_metrics_as_they_are() {
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let told = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    // Istio's own names are as Istio made them.
+    // Istio's own names are as Istio defined them.
     let ours: Vec<&str> = told.lines().filter(|line| !line.starts_with("citadel_server_")).collect();
     assert!(ours.is_empty(), "{ours:#?}");
     assert!(matches!(output.status.code(), Some(0 | 3)), "{told}");

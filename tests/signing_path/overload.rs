@@ -1,6 +1,6 @@
-//! More is asked of a token than it can do: who goes first, who is told to come again, and what never reaches it.
+//! More requests than a token can sign: priorities, retryable errors, and requests that never reach the token.
 //!
-//! The token is slow on command, and its module keeps books of what the CA's key was asked to sign, and when.
+//! The token is slow on command, and its module records what the CA key signs, and when.
 
 use std::time::{Duration, Instant};
 
@@ -14,18 +14,18 @@ use testkit::{
     plug_in::PlugIn,
 };
 
-/// The one identity that is configured to go first.
+/// The only identity with high priority.
 const ISTIOD: &str = "spiffe://cluster.local/ns/istio-system/sa/istiod";
 
-/// What the daemon hands to a host of one session ahead of its turn.
+/// Number of requests that the daemon sends in advance to a host with one session.
 const WINDOW: f64 = 32.0;
 
-/// One identity goes first; and nobody's time is over on a machine that does other things besides.
+/// One identity has high priority; deadlines are long enough for busy machines.
 fn two_classes() -> String {
     format!("[ca]\nfirst_class = [\"{ISTIOD}\"]\n[listen.limits]\nrequest_timeout = \"60s\"")
 }
 
-/// A daemon on a token that can be slowed down.
+/// A daemon with a token that can be slowed down.
 struct Slow {
     site: Site,
     control: Control,
@@ -42,7 +42,7 @@ impl Slow {
         Self { site, control, daemon }
     }
 
-    /// Requests at once, over connections of a hundred each.
+    /// Sends concurrent requests, a hundred per connection.
     async fn send(&self, asks: Vec<Ask>) -> Vec<JoinHandle<Result<Vec<String>, Status>>> {
         let mut tasks = Vec::new();
         let mut channel = self.daemon.connect(None).await;
@@ -59,7 +59,7 @@ impl Slow {
         (0..count).map(|_| self.daemon.ask()).collect()
     }
 
-    /// For whom the CA's key was asked to sign, in order, since the books were as long as that.
+    /// The subjects of certificates that the CA key signed, in order, after a mark of the records.
     fn signed_since(&self, mark: u64) -> Vec<String> {
         let (id, intents) = (self.site.key_id(), self.site.intents());
         let signed = self.control.books_since(mark).signed;
@@ -73,9 +73,9 @@ async fn the_first_class_goes_first_the_bulk_ages_and_nobody_chooses() {
     let slow = Slow::new(&two_classes());
     let first_token = slow.site.token("istio-system", "istiod");
     let mark = slow.control.mark();
-    // Two calls a signature.
+    // Two calls per signature.
     slow.control.breaks("C_Sign delay=8");
-    // Whatever a workload says of itself.
+    // Whatever a workload sends.
     let bulk = slow.bulk(240).into_iter().map(|ask| {
         ask.header("x-priority", "first")
             .header("priority", "u=0")
@@ -87,19 +87,20 @@ async fn the_first_class_goes_first_the_bulk_ages_and_nobody_chooses() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     let first = slow.send((0..40).map(|_| Ask::new(ISTIOD).token(&first_token)).collect()).await;
     for task in bulk.into_iter().chain(first) {
-        task.await.unwrap().expect("nobody is refused for good");
+        task.await.unwrap().expect("a request failed permanently");
     }
     let order = slow.signed_since(mark);
     assert_eq!(order.len(), 280);
     let is_first: Vec<bool> = order.iter().map(|identity| identity == ISTIOD).collect();
     let begin = is_first.iter().position(|first| *first).unwrap();
     let end = is_first.iter().rposition(|first| *first).unwrap();
-    // From their first one on: three of the first class for one of the bulk, but for those that came a moment later.
+    // From the first one on: three of high priority for each one of normal priority, except for those that came a
+    // little later.
     let between = is_first[begin..end].iter().filter(|first| !**first).count();
     assert!((8..=30).contains(&between), "{between} of the bulk between forty of the first class");
-    assert!(order.len() - end > 60, "the first class waited for the bulk: {begin}..{end} of {}", order.len());
+    assert!(order.len() - end > 60, "high priority waited for normal: {begin}..{end} of {}", order.len());
 
-    // The name of the first class is not to be had either.
+    // Workloads cannot obtain the name with high priority, either.
     let status = slow.daemon.send(Ask::new(ISTIOD).token(&slow.daemon.token)).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
 }
@@ -118,13 +119,13 @@ async fn a_flood_of_the_first_class_does_not_starve_the_bulk() {
     }
     let order = slow.signed_since(mark);
     let last_bulk = order.iter().rposition(|identity| identity != ISTIOD).unwrap();
-    assert!(last_bulk < order.len() - 30, "the bulk came last: {last_bulk} of {}", order.len());
+    assert!(last_bulk < order.len() - 30, "normal priority starved: {last_bulk} of {}", order.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_waits_for_any_more_never_reaches_the_token() {
     let slow = Slow::new("");
-    // Deadlines that pass: in the daemon's queue and at the host.
+    // Deadlines that pass in the daemon's queue and at the host.
     let mark = slow.control.mark();
     slow.control.breaks("C_Sign delay=100");
     let late: Vec<Ask> = slow.bulk(150).into_iter().map(|ask| ask.header("grpc-timeout", "1500m")).collect();
@@ -140,7 +141,7 @@ async fn what_nobody_waits_for_any_more_never_reaches_the_token() {
     let reached = slow.signed_since(mark).len();
     assert!(reached <= 12, "{reached} of 150 reached a token that can do seven in that time");
 
-    // Callers who leave, and say no deadline: also what the host has already is not signed for them.
+    // Callers that disconnect without a deadline: requests that the host already has are not signed, either.
     let mark = slow.control.mark();
     let tasks = slow.send(slow.bulk(150)).await;
     let began = Instant::now();
@@ -149,14 +150,14 @@ async fn what_nobody_waits_for_any_more_never_reaches_the_token() {
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     let at_the_host = Scraped::new(&slow.daemon).of("istio_hsm_ca_token_in_flight", &[]);
-    assert_eq!(at_the_host, Some(WINDOW), "the host holds as many as it may");
+    assert_eq!(at_the_host, Some(WINDOW), "the host's window is not full");
     tasks.iter().for_each(JoinHandle::abort);
     let reached = slow.signed_since(mark).len();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     slow.control.works();
     slow.daemon.send(slow.daemon.ask()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
-    // The one that was under way, one that was taken before the host heard of it, and the last one.
+    // The one in progress, one that was taken before the host was notified, and the last one.
     let more = slow.signed_since(mark).len() - reached;
     assert!((1..=3).contains(&more), "{more} reached the token when their callers had left, {reached} before");
 }
@@ -187,12 +188,12 @@ async fn beyond_its_places_the_daemon_says_come_again_and_then_serves_everybody(
     is_told(&slow.daemon, "overload", told);
 }
 
-/// So many refusals of one reason are in the metrics and on the status page.
+/// Metrics and the status page show this number of rejections for one reason.
 fn is_told(daemon: &Daemon, reason: &str, refusals: usize) {
     let counted = Scraped::new(daemon).of("istio_hsm_ca_requests_total", &[("outcome", reason)]);
     assert_eq!(counted.map(|count| count.to_string()), Some(refusals.to_string()), "{reason}");
     let page = daemon.status_page();
-    // The reason's bar, and the newest refusals.
+    // The reason's bar, and the newest rejections.
     assert!(page.contains(&format!("<span>{reason}</span><span>{refusals}</span>")), "{reason} {refusals}: {page}");
     assert!(page.contains(&format!("class=\"w\">{reason}</td>")), "{reason}: {page}");
 }
@@ -220,7 +221,7 @@ async fn a_full_queue_is_told_to_its_class_counted_and_shown() {
         (served, refused)
     };
     slow.control.breaks("C_Sign delay=50");
-    // The bulk fills the host and its own queue, and leaves the first class's to it.
+    // Normal priority fills the host and its own queue, but not the queue of high priority.
     let bulk = slow.send(slow.bulk(150)).await;
     tokio::time::sleep(Duration::from_millis(600)).await;
     let firsts = slow.send(first(40)).await;
@@ -234,7 +235,7 @@ async fn a_full_queue_is_told_to_its_class_counted_and_shown() {
     assert!(firsts.1 >= 20 && firsts.0 >= QUEUE, "{firsts:?}");
     assert_eq!((bulk.0 + bulk.1, firsts.0 + firsts.1), (150, 40));
     is_told(&slow.daemon, "queue_full", bulk.1 + firsts.1);
-    // Whoever comes again finds room.
+    // A retry succeeds.
     slow.control.works();
     for (served, refused) in
         [of_class(slow.send(slow.bulk(QUEUE)).await).await, of_class(slow.send(first(QUEUE)).await).await]

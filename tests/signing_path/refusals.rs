@@ -1,4 +1,4 @@
-//! Every refusal and its gRPC code, as an agent sees it.
+//! Every rejection and its gRPC code, as seen by an agent.
 
 use std::{process::Command, time::Duration};
 
@@ -12,7 +12,7 @@ use testkit::{
     softhsm::PIN,
 };
 
-/// What Istio's agent tries again (pkg/security/retry.go).
+/// Codes that Istio's agent retries (pkg/security/retry.go).
 const RETRIED: [Code; 6] = [
     Code::Cancelled,
     Code::DeadlineExceeded,
@@ -34,7 +34,7 @@ fn uri(name: &str) -> SanType {
     SanType::URI(name.try_into().unwrap())
 }
 
-/// A request with an RSA key of 1024 bits, made by openssl: the libraries here refuse to.
+/// A CSR with an RSA key of 1024 bits, made by openssl, since the libraries here refuse to.
 fn weak() -> String {
     let directory = tempfile::tempdir().unwrap();
     let output = Command::new("openssl")
@@ -47,7 +47,7 @@ fn weak() -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A request whose signature has one other bit.
+/// A CSR with one bit of its signature changed.
 fn forged() -> String {
     let request = WorkloadKey::generate(KeyKind::P256).unwrap().request(IDENTITY).unwrap();
     let (label, mut der) = der::pem::decode_vec(request.as_bytes()).unwrap();
@@ -137,7 +137,7 @@ async fn every_refusal_has_its_code_and_leaves_its_reason_in_the_log() {
         let known = line["identity"].as_str();
         assert_eq!(known, (code != Code::Unauthenticated).then_some(IDENTITY), "{name}");
     }
-    // A message beyond the limit never reaches the service.
+    // A message above the limit never reaches the service.
     let status = daemon.ask().csr("x".repeat(1 << 20)).send(channel.clone()).await.unwrap_err();
     assert!(!RETRIED.contains(&status.code()), "{status}");
 

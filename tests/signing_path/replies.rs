@@ -1,4 +1,4 @@
-//! What a workload gets, for every shape of plug-in CA: by token, then by the certificate it got.
+//! Replies to a workload for every form of plug-in CA: by JWT, then by the certificate obtained.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ fn p384() -> KeyPair {
     KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap()
 }
 
-/// Issues by token and renews by certificate; `between` are the elements that must stand between leaf and roots.
+/// Issues by JWT and renews by certificate; `between` are the expected elements between leaf and roots.
 async fn obtain(name: &str, plug_in: &PlugIn, between: &[String]) {
     let site = Site::new(plug_in);
     let daemon = site.serve("");
@@ -40,11 +40,11 @@ async fn obtain(name: &str, plug_in: &PlugIn, between: &[String]) {
         let csr = renewal.csr.clone();
         let renewed = renewal.send(channel).await.unwrap_or_else(|status| panic!("{name}: renewal: {status}"));
         check(name, &renewed, plug_in, between);
-        // Nothing asked for is a day.
+        // The default lifetime is a day.
         is_istios(name, &renewed[0], &plug_in.ca_cert, &csr, IDENTITY, (now, 86_400));
         assert_ne!(reply[0], renewed[0]);
     }
-    // Lines are written a moment after the reply.
+    // Log lines are written a moment after the reply.
     let issued = || daemon.lines().into_iter().filter(|line| line["message"] == "issued").collect::<Vec<_>>();
     let deadline = Instant::now() + Duration::from_secs(5);
     while issued().len() < 4 && Instant::now() < deadline {
@@ -56,14 +56,14 @@ async fn obtain(name: &str, plug_in: &PlugIn, between: &[String]) {
 }
 
 fn check(name: &str, reply: &[String], plug_in: &PlugIn, between: &[String]) {
-    assert!(reply.len() >= 2, "{name}: agents take one element for an error");
+    assert!(reply.len() >= 2, "{name}: agents treat one element as an error");
     let (roots, others) = reply.split_last().unwrap();
-    assert_eq!(roots, &plug_in.root_cert, "{name}: the roots, byte for byte");
+    assert_eq!(roots, &plug_in.root_cert, "{name}: the roots are changed");
     assert!(others.iter().all(|element| ders(element).len() == 1), "{name}: one certificate an element");
-    assert!(others.iter().all(|element| element.ends_with('\n')), "{name}: clients concatenate the elements");
+    assert!(others.iter().all(|element| element.ends_with('\n')), "{name}: elements must end with a newline");
     let (found, wanted): (Vec<_>, Vec<_>) =
         (others[1..].iter().map(|text| ders(text)).collect(), between.iter().map(|text| ders(text)).collect());
-    assert_eq!(found, wanted, "{name}: the path from the CA up to the root");
+    assert_eq!(found, wanted, "{name}: not the path from the CA up to the root");
     judge(name, reply, process::clock::now());
 }
 
@@ -130,7 +130,7 @@ async fn a_chain_that_lacks_the_ca() {
 async fn several_roots_byte_for_byte() {
     let mut plug_in = PlugIn::intermediate();
     let other = new_root("Another root").pem();
-    // Comments, empty lines and CRLF are the operator's.
+    // Comments, empty lines and CRLF in the operator's file.
     plug_in.root_cert =
         format!("# mesh roots\n{}\n\n# next year's\n{}", plug_in.root_cert, other.replace('\n', "\r\n"));
     plug_in.cert_chain = String::new();

@@ -1,5 +1,5 @@
-//! What keeps `serve` from starting is named, with what to do: another daemon on the same log, an address or a socket
-//! in use, a configuration with several mistakes. And readiness from the first moment.
+//! What prevents `serve` from starting is reported with a remedy: another daemon on the same log, an address or socket
+//! in use, a configuration with several mistakes. Also tests readiness from the start.
 
 use std::{
     fs,
@@ -28,7 +28,7 @@ async fn daemon_that_says_ready_at_its_start_issues_at_once() {
         assert!(started.elapsed() < SOON, "{answers:?}");
         answers.extend(readyz(admin));
     }
-    // No retry: a client that trusted the answer has its first connection refused otherwise.
+    // Without a retry: a client that relies on the readiness must not have its first connection rejected.
     daemon.send(daemon.ask()).await.unwrap();
     assert!(answers.iter().all(|answer| answer.contains("gRPC endpoint: ")), "{answers:?}");
     assert!(answers.len() > 1, "the start was not seen");
@@ -69,7 +69,7 @@ fn a_second_daemon_is_told_what_the_first_one_has() {
         assert!(reasons.iter().all(|reason| last.contains(reason)), "{more}: {last}");
     }
     let (status, text) = daemon.stop();
-    assert_eq!(status.code(), Some(0), "the first one was not harmed: {text}");
+    assert_eq!(status.code(), Some(0), "the first one was affected: {text}");
 }
 
 /// What the daemon keeps beside its log for token hosts and its own next start.

@@ -1,4 +1,4 @@
-//! A new bundle is taken while requests run; one that must not be taken is refused, and the old one stays.
+//! A new bundle is applied while requests are in flight; an invalid one is rejected, and the old one stays in use.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use testkit::{
 const CONNECTIONS: usize = 10;
 const STREAMS: usize = 8;
 
-/// Another CA below another root; its roots are both, as while a mesh changes its root.
+/// Another CA issued by another root; its roots file has both roots, as during a root rotation.
 fn successor(of: &PlugIn) -> PlugIn {
     let mut plug_in = PlugIn::below(new_root("Next root"), p256(), true);
     plug_in.root_cert = format!("{}{}", of.root_cert, plug_in.root_cert);
@@ -47,7 +47,7 @@ async fn issuer_in_use(daemon: &Daemon) -> String {
 async fn a_thousand_requests_during_a_swap_and_none_is_lost() {
     let first = PlugIn::intermediate();
     let site = Site::new(&first);
-    // One thread, whatever the machine: the other tests have one for each core.
+    // One thread on all machines; the other tests use one per core.
     let daemon = site.serve("[listen]\nthreads = 1");
     let second = successor(&first);
     let done = Arc::new(AtomicBool::new(false));
@@ -65,7 +65,7 @@ async fn a_thousand_requests_during_a_swap_and_none_is_lost() {
             }));
         }
     }
-    // The key goes into the same token while it signs, the files into the same directory.
+    // The key is imported into the same token while it signs, the files into the same directory.
     tokio::task::block_in_place(|| {
         daemon.wait_line(|line| line["message"] == "issued");
         site.import(&second);
@@ -82,7 +82,7 @@ async fn a_thousand_requests_during_a_swap_and_none_is_lost() {
             let [_, ca, roots] = reply.as_slice() else { panic!("{reply:?}") };
             let bundle = if *ca == first.ca_cert { "first" } else { "second" };
             let plug_in = if bundle == "first" { &first } else { &second };
-            assert_eq!((ca, roots), (&plug_in.ca_cert, &plug_in.root_cert), "an answer of two bundles");
+            assert_eq!((ca, roots), (&plug_in.ca_cert, &plug_in.root_cert), "a reply from two bundles");
             *by_bundle.entry(bundle).or_default() += 1;
             let signed_by = issuer_of(&reply[0]);
             assert_eq!(signed_by, issuer_of_key(plug_in), "{bundle}: the leaf is the other CA's");
@@ -93,7 +93,7 @@ async fn a_thousand_requests_during_a_swap_and_none_is_lost() {
     for (bundle, reply) in judged {
         judge(bundle, &reply, process::clock::now());
     }
-    // The serving certificate follows, as istiod's does.
+    // The serving certificate is renewed, as istiod's is.
     let mut later = daemon;
     later.roots = second.root_cert.clone();
     assert_eq!(issuer_in_use(&later).await, second.ca_cert);
@@ -131,7 +131,7 @@ async fn a_bundle_that_must_not_be_taken_leaves_the_old_one() {
     refused(&daemon, "is missing");
     assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
 
-    // Its key is in the token; its only root is not the mesh's.
+    // Its key is in the token, but its only root is not the mesh's.
     let mut other = successor(&first);
     other.root_cert = other.root.as_ref().unwrap().pem();
     site.import_to(&other, &site.softhsm.path().join("aside"));
@@ -139,7 +139,7 @@ async fn a_bundle_that_must_not_be_taken_leaves_the_old_one() {
     refused(&daemon, "lacks a root");
     assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);
 
-    // Not even a new token host, which reads the bundle afresh, loses the key in use.
+    // The key in use survives even a new token host, which reads the bundle again.
     for broken in ["", "-----BEGIN CERTIFICATE-----\nnothing\n"] {
         if !broken.is_empty() {
             fs::write(site.bundle().join("ca-cert.pem"), broken).unwrap();
@@ -205,7 +205,7 @@ async fn a_root_may_be_dropped_where_that_is_allowed() {
     second.root_cert = second.root.as_ref().unwrap().pem();
     site.import(&second);
     daemon.wait_line(|line| line["message"] == "the new bundle is in use");
-    // The serving certificate follows, or nobody with the new root alone could connect.
+    // The serving certificate is renewed; otherwise clients with only the new root could not connect.
     daemon.roots = second.root_cert.clone();
     let tls = bench::agent::Tls::new(daemon.roots.as_bytes(), testkit::daemon::SERVER, None).unwrap();
     eventually("the serving certificate is still the old CA's", async || {
@@ -230,7 +230,7 @@ async fn a_start_refuses_what_a_reload_refuses_and_says_what_to_do() {
     first.write_public(&site.bundle());
     site.serve("").stop();
 
-    // Another CA, which the token holds, without the root that workloads trust.
+    // Another CA whose key is in the token, but without the root that workloads trust.
     let mut other = successor(&first);
     let both = other.root_cert.clone();
     other.root_cert = other.root.as_ref().unwrap().pem();
@@ -243,7 +243,7 @@ async fn a_start_refuses_what_a_reload_refuses_and_says_what_to_do() {
     let text = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
     assert!(text.contains("lacks a root that was in use"), "{text}");
     site.serve("[ca]\nallow_root_removal = true").stop();
-    // Once it was allowed, the roots in use are the new ones.
+    // Once permitted, the new roots are those in use.
     site.serve("").stop();
     other.root_cert = both;
     other.write_public(&site.bundle());

@@ -1,4 +1,4 @@
-//! What Prometheus scrapes and probes read, parsed as Prometheus would, after a request of each outcome.
+//! Metrics and probes after a request with each outcome, parsed like Prometheus does.
 
 use std::fs;
 use testkit::wait::eventually;
@@ -12,7 +12,7 @@ use testkit::{
     plug_in::PlugIn,
 };
 
-/// What a scrape gave.
+/// Result of a scrape.
 pub struct Scraped(Scrape);
 
 impl Scraped {
@@ -20,13 +20,13 @@ impl Scraped {
         let (status, text) = daemon.get("/metrics");
         assert_eq!(status, 200);
         let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
-        // The parser skips what it does not understand: everything must be understood.
+        // The parser skips unknown syntax; here everything must be parsed.
         let mut names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         names.sort_unstable();
         let before = names.len();
         names.dedup();
         assert_eq!(names.len(), before, "a metric is described twice");
-        // A histogram's sum and count are samples of their own for it.
+        // The parser treats a histogram's sum and count as separate samples.
         let of_histogram = |name: &str| name.ends_with("_sum") || name.ends_with("_count");
         let samples = scrape.samples.iter().filter(|sample| !of_histogram(&sample.metric));
         let untyped: Vec<_> = samples.filter(|sample| matches!(sample.value, Value::Untyped(_))).collect();
@@ -34,7 +34,7 @@ impl Scraped {
         Self(scrape)
     }
 
-    /// The sum of a series' samples whose labels are these; a histogram's count.
+    /// The sum of a series' samples with these labels; the count for a histogram.
     pub fn of(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let samples = self.0.samples.iter().filter(|sample| {
             sample.metric == name && labels.iter().all(|(key, value)| sample.labels.get(key) == Some(*value))
@@ -52,7 +52,7 @@ impl Scraped {
 
 type Series = (&'static str, &'static [(&'static str, &'static str)]);
 
-/// A series and the least that it must be.
+/// A series and its minimum increase.
 type AtLeast = (&'static str, &'static [(&'static str, &'static str)], f64);
 
 const REQUESTS: &str = "istio_hsm_ca_requests_total";
@@ -124,7 +124,7 @@ async fn the_expected_series_are_there() {
     let site = Site::new(&PlugIn::intermediate());
     let daemon = site.serve("");
     daemon.send(daemon.ask()).await.unwrap();
-    // What is counted elsewhere is set once a second.
+    // Metrics counted elsewhere are set once per second.
     tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
     let scraped = Scraped::new(&daemon);
     let token: &'static [(&'static str, &'static str)] = &[("token", "softhsm")];
@@ -168,7 +168,7 @@ async fn the_expected_series_are_there() {
         );
     }
     assert_eq!(scraped.of("istio_hsm_ca_excess_signatures", &[]).unwrap_or(0.0), 0.0);
-    assert!(!daemon.get("/metrics").1.contains(IDENTITY), "a caller's name is no label");
+    assert!(!daemon.get("/metrics").1.contains(IDENTITY), "a caller's name is a label");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,8 +191,8 @@ async fn probes_say_in_words_that_the_token_is_away() {
     })
     .await;
     assert!(body.starts_with("not ready\n") && body.contains("tokens: no token signs"), "{body}");
-    assert_eq!(daemon.get("/livez").0, 200, "a dead token is no reason to start the daemon again");
-    // It waits two seconds for the token, and no longer.
+    assert_eq!(daemon.get("/livez").0, 200, "a dead token must not restart the daemon");
+    // A request waits two seconds for the token, and no longer.
     let asked = std::time::Instant::now();
     let status = daemon.send(daemon.ask()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
@@ -228,7 +228,7 @@ async fn each_function_of_the_module_is_measured() {
     eventually(state, async || {
         let scraped = Scraped::new(&daemon);
         let counted = functions.iter().all(|function| {
-            // There is one token; its name has quotes, which the parser does not take back.
+            // There is one token; its name has quotes, which the parser does not unescape.
             let calls = scraped.of("istio_hsm_ca_pkcs11_call_duration_seconds", &[("function", function)]);
             calls.is_some_and(|calls| calls >= 1.0)
         });
@@ -246,7 +246,7 @@ fn hosts_log_as_the_daemon_does() {
     let of_the_host = |line: &serde_json::Value| line["message"] == "the token host is logged in";
     let line = daemon.wait_line(of_the_host);
     assert_eq!((&line["level"], &line["name"]), (&"INFO".into(), &"softhsm".into()), "{line}");
-    // The serving certificate's signature, told by the host below the default level.
+    // The serving certificate's signature, logged by the host below the default level.
     daemon.wait_line(|line| line["message"] == "signed" && line["level"] == "DEBUG");
     let stray: Vec<_> = daemon.stderr().lines().filter(|line| !line.starts_with('{')).map(str::to_owned).collect();
     assert!(stray.is_empty(), "{stray:?}");

@@ -1,4 +1,4 @@
-//! The endpoint's TLS: 1.3, HTTP/2, post-quantum key exchange; nothing else unless configured.
+//! The endpoint's TLS: 1.3, HTTP/2, post-quantum key exchange; other versions only if configured.
 
 use std::{
     io::{self, Read, Write},
@@ -20,7 +20,7 @@ use testkit::{
     plug_in::{PlugIn, authority, p256},
 };
 
-/// What a handshake came to.
+/// Result of a handshake.
 #[derive(Debug, PartialEq)]
 struct Spoken {
     version: ProtocolVersion,
@@ -48,7 +48,7 @@ fn handshake(
     let mut socket = TcpStream::connect(daemon.address)?;
     socket.set_read_timeout(Some(SOON))?;
     let mut stream = Stream::new(&mut connection, &mut socket);
-    // The server's first word tells that it took the handshake: HTTP/2's SETTINGS, or nothing.
+    // The server's first data shows whether it accepted the handshake: HTTP/2 SETTINGS, or nothing.
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
     let mut frame = [0; 9];
     stream.read_exact(&mut frame)?;
@@ -68,7 +68,7 @@ async fn tls_1_3_with_http_2_and_a_post_quantum_exchange() {
     let best =
         Spoken { version: ProtocolVersion::TLSv1_3, protocol: Some(b"h2".to_vec()), group: NamedGroup::X25519MLKEM768 };
     assert_eq!(spoken, best);
-    // ztunnel with COMPLIANCE_POLICY=pqc offers nothing else; older clients offer it not at all.
+    // ztunnel with COMPLIANCE_POLICY=pqc offers nothing else; older clients do not offer it at all.
     assert_eq!(handshake(&daemon, &TLS13, h2, Some(aws_lc_rs::kx_group::X25519MLKEM768)).unwrap(), best);
     let classic = handshake(&daemon, &TLS13, h2, Some(aws_lc_rs::kx_group::X25519)).unwrap();
     assert_eq!(classic.group, NamedGroup::X25519);
@@ -81,7 +81,7 @@ async fn tls_1_3_with_http_2_and_a_post_quantum_exchange() {
     let mut answer = Vec::new();
     let _reset_or_closed = plain.read_to_end(&mut answer);
     assert!(!answer.starts_with(&[0, 0]), "no HTTP/2 in the clear: {answer:02x?}");
-    daemon.send(daemon.ask()).await.expect("all of that harms nobody else");
+    daemon.send(daemon.ask()).await.expect("other clients are affected");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +93,7 @@ async fn tls_1_2_where_it_is_configured() {
     }
 }
 
-/// A CA that ends soon cuts the serving certificate's life to its own, so that half of it can be waited for.
+/// A CA that expires soon limits the serving certificate's lifetime, so that the test can wait for half of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_serving_certificate_is_renewed_at_half_its_life() {
     const LIFE: Duration = Duration::from_secs(40);
