@@ -1,5 +1,5 @@
-//! Faults on command, at the pool: the module in `tests/faulty-token` stands between host and SoftHSM. The matrix of
-//! all of them, with the daemon and its clients, is `tests/fault_matrix`.
+//! Faults on command, at the pool: the module in `tests/faulty-token` is between host and SoftHSM. The matrix of all
+//! faults, with the daemon and its clients, is `tests/fault_matrix`.
 
 use std::{
     sync::Arc,
@@ -17,7 +17,7 @@ use super::harness::{LOG_ORIGIN, Mill, PATIENCE, Site, hosts_of, is, pool};
 use testkit::faulty::{Control, MODULE, once, through, times, until};
 use token::key;
 
-/// A token that breaks on command.
+/// A token that fails on command.
 struct Faulty {
     control: Control,
     name: String,
@@ -25,7 +25,7 @@ struct Faulty {
     site: Site,
 }
 
-/// How long a call may take here.
+/// Call timeout in these tests.
 const CALL: Duration = Duration::from_secs(2);
 
 impl Faulty {
@@ -102,8 +102,8 @@ async fn no_wrong_signature_leaves() {
         faulty.breaks(&format!("C_Sign {action} {}", once()));
         faulty.mill.issue().await.unwrap_or_else(|error| panic!("{action}: {error}"));
     }
-    assert_eq!(faulty.mill.snapshot(0).wrong, 0, "what is too short or too long is not even handed on");
-    // For good: every one is found, and the token goes out of service.
+    assert_eq!(faulty.mill.snapshot(0).wrong, 0, "a signature of wrong length left the host");
+    // Permanently: every wrong signature is detected, and the token goes out of service.
     faulty.breaks("C_Sign wrong");
     let recorded = faulty.mill.recorded().await;
     for _ in 0..3 {
@@ -113,7 +113,7 @@ async fn no_wrong_signature_leaves() {
         faulty.pool().verdict(&signed.source, false);
     }
     faulty.mill.until("out of service", |health| !health.is_ready()).await;
-    // The canary's signature is verified: while it is wrong no request is let through, however long one waits.
+    // The canary's signature is verified: while it is wrong, no request is sent to the token.
     let mark = faulty.control.mark();
     let end = async {
         tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -182,7 +182,7 @@ async fn failing_log_and_canary_keys_cause_no_outage_and_no_new_host() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fewer_sessions_than_configured_are_enough() {
     let faulty = Faulty::new("faulty-sessions", |_| {}).await;
-    // One for the login and one to sign with.
+    // One session for the login and one to sign with.
     faulty.breaks("C_OpenSession sessions=2");
     faulty.kill_host();
     for _ in 0..20 {
@@ -202,9 +202,9 @@ async fn a_full_queue_refuses_at_once_and_the_rest_is_served() {
     let full = answers.iter().filter(|answer| matches!(answer, Err(SignError::QueueFull))).count();
     let signed = answers.iter().filter(|answer| answer.is_ok()).count();
     assert_eq!(full + signed, 200, "{:?}", answers.iter().find(|answer| answer.is_err()));
-    // Two sessions' windows, the queue, and what was signed while the others came.
+    // Two sessions' windows, the queue, and what was signed while the others arrived.
     assert!((QUEUE + 64..QUEUE + 100).contains(&signed), "{signed}");
-    // The other priority has a queue of its own.
+    // The other priority has a separate queue.
     let (mut bulk, mut first) = (Vec::new(), Vec::new());
     for _ in 0..120 {
         bulk.push(sign());
@@ -215,7 +215,7 @@ async fn a_full_queue_refuses_at_once_and_the_rest_is_served() {
         futures_util::future::join_all(first.into_iter().take(QUEUE)).await
     });
     assert!(bulk.iter().any(|answer| matches!(answer, Err(SignError::QueueFull))));
-    assert!(first.iter().all(Result::is_ok), "the bulk filled the first priority's queue");
+    assert!(first.iter().all(Result::is_ok), "normal priority filled the other queue");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,8 +253,8 @@ async fn slow_and_failed_calls_are_told_by_function() {
     faulty.mill.issue().await.unwrap();
     let told = until("the failed call", &|calls| !calls.errors.is_empty()).await;
     assert_eq!(told.errors, [("C_SignInit", "CKR_SESSION_HANDLE_INVALID", 1)]);
-    assert!(slow(&told) >= 1, "what earlier hosts counted stays: {told:?}");
-    // The host's own count of what it signed, which the daemon compares with the log.
+    assert!(slow(&told) >= 1, "counters of earlier hosts are lost: {told:?}");
+    // The host's own count of signatures, which the daemon compares with the log.
     eventually(std::fmt::from_fn(|f| write!(f, "{:?}", faulty.mill.snapshot(0))), async || {
         faulty.mill.snapshot(0).reported >= faulty.mill.snapshot(0).signed
     })
@@ -271,7 +271,7 @@ async fn keys_that_a_token_hides_at_first_are_found() {
     let text = text.as_bytes();
     let log_keys = faulty.pool().log_keys();
     assert_eq!(log_keys.len(), 1);
-    // The library says that somebody is logged in, and nobody is; and then a token that shows nothing for a while.
+    // The library reports a login although there is none; and then a token that hides its objects for a while.
     let hidden = Duration::from_secs(2);
     for command in [format!("C_Login return=0x100 {}", once()), format!("C_FindObjects hide {}", until(hidden))] {
         let mark = faulty.control.mark();
@@ -295,7 +295,7 @@ async fn keys_that_a_token_hides_at_first_are_found() {
 async fn what_failed_last_in_a_host_that_ends_itself_is_counted() {
     let faulty = Faulty::new("faulty-last", |_| {}).await;
     let errors = || faulty.pool().calls().remove(0).errors;
-    // Of a signature, and of the start, which the daemon never hears of otherwise: no keep-alive comes so soon.
+    // Failures of a signature, and of the start, which reach the daemon only this way: no keep-alive comes that soon.
     let mut expected = Vec::new();
     for (function, code, name) in [
         ("C_SignInit", 0x30, "CKR_DEVICE_ERROR"),
@@ -330,8 +330,8 @@ async fn a_session_is_dropped_after_any_failed_signature() {
         signed.source.session
     };
     let mut before = session().await;
-    assert_eq!(before, session().await, "and one that works stays");
-    // One code of each priority that does not end the host.
+    assert_eq!(before, session().await, "a working session was closed");
+    // One code of each class that does not end the host.
     for code in [0x6, 0x21, 0x31, 0x70, 0x90, 0x101] {
         for function in ["C_Sign", "C_SignInit"] {
             faulty.breaks(&format!("{function} return=0x{code:x} {}", once()));
@@ -340,7 +340,7 @@ async fn a_session_is_dropped_after_any_failed_signature() {
             before = after;
         }
     }
-    assert_eq!(faulty.mill.snapshot(0).hosts, 1, "all in the same host");
+    assert_eq!(faulty.mill.snapshot(0).hosts, 1, "the host was replaced");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -353,22 +353,22 @@ async fn a_token_that_comes_back_signs_its_canary_and_then_one_request_until_tha
     };
     let recorded = faulty.mill.recorded().await;
     let sign = || faulty.mill.sign(&recorded, istio_hsm_ca::signer::Priority::Normal, PATIENCE);
-    // In the host that is there: the request fails twice, and is what is let through.
+    // In the existing host: the request fails twice and is the one that is let through.
     let mark = faulty.control.mark();
     faulty.breaks(&format!("C_Sign return=0x31 {}", times(2)));
     let signed = sign().await.unwrap();
-    assert_eq!(by_ca(mark), [false, true], "the canary, and then one of the CA's");
+    assert_eq!(by_ca(mark), [false, true], "not the canary and then one of the CA");
     faulty.pool().verdict(&signed.source, true);
     faulty.mill.until("serving", is(0, Phase::Serving)).await;
     // In a new one.
     let mark = faulty.control.mark();
     faulty.kill_host();
     faulty.mill.until("half-open", is(0, Phase::HalfOpen)).await;
-    assert_eq!(by_ca(mark), [false], "the canary alone has signed");
+    assert_eq!(by_ca(mark), [false], "not only the canary signed");
     let asked: Vec<_> = (0..10).map(|_| Box::pin(sign())).collect();
     let (first, _, rest) = futures_util::future::select_all(asked).await;
     tokio::time::sleep(Duration::from_millis(700)).await;
-    assert_eq!(by_ca(mark), [false, true], "one request, however many wait");
+    assert_eq!(by_ca(mark), [false, true], "more than one request of many");
     faulty.pool().verdict(&first.unwrap().source, true);
     for answer in futures_util::future::join_all(rest).await {
         answer.unwrap();
@@ -378,7 +378,7 @@ async fn a_token_that_comes_back_signs_its_canary_and_then_one_request_until_tha
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_that_a_token_drops_when_idle_cost_no_request() {
     const IDLE: Duration = Duration::from_millis(2500);
-    // So many that they do not all have their turn with the keep-alive's own question before they are idle.
+    // So many that they do not all get a turn with the keep-alive before they are idle.
     const SESSIONS: u32 = 8;
     let with = async |name: &str, keep_alive: Duration| {
         let faulty = Faulty::new(name, |settings| {
@@ -399,7 +399,7 @@ async fn sessions_that_a_token_drops_when_idle_cost_no_request() {
     let (faulty, lost) = with("faulty-idle", Duration::from_millis(800)).await;
     let snapshot = faulty.mill.snapshot(0);
     assert_eq!((lost, snapshot.faults, snapshot.hosts), (0, 0, 1), "{snapshot:?}");
-    // Without it they do.
+    // Without it they are.
     let (_faulty, lost) = with("faulty-idle-lost", Duration::from_secs(60)).await;
-    assert!(lost > 0, "the token dropped none");
+    assert!(lost > 0, "the token closed no session");
 }

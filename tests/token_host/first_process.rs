@@ -1,7 +1,7 @@
-//! A supervised host as the first process of a container: it hears no signal that it has no handler for, and even
-//! SIGKILL does not reach it from within.
+//! A supervised host as the first process of a container: it receives no signal without a handler, and even SIGKILL
+//! from within the container does not reach it.
 //!
-//! Needs root, to make a process namespace; elsewhere the tests fail and say so.
+//! Needs root, to create a process namespace; otherwise the tests fail with a message.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use super::{
 };
 use testkit::{faulty::MODULE, softhsm::module_path};
 
-/// How long a call may take here.
+/// Call timeout in these tests.
 const CALL: Duration = Duration::from_secs(1);
 
 /// A host that `unshare` made the first process of a namespace.
@@ -80,7 +80,7 @@ impl Container {
         Forger::connect(&self.socket())
     }
 
-    /// `unshare` ends as its child does: with its status, or by a signal.
+    /// `unshare` ends like its child: with its status, or by a signal.
     fn ends_within(&mut self, limit: Duration) -> ExitStatus {
         let began = Instant::now();
         loop {
@@ -107,7 +107,7 @@ fn it_ends_when_told_while_a_daemon_is_connected_and_closes_its_sessions() {
     daemon.hello(b"");
     kill(container.host, Signal::SIGTERM).unwrap();
     assert!(container.ends_within(Duration::from_secs(10)).success());
-    assert_eq!(daemon.ask(&Request::Ping), None, "the daemon sees that the host is gone");
+    assert_eq!(daemon.ask(&Request::Ping), None, "the host still answers");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A daemon that is not ours any more gets nothing out of a host but what the host's own rules allow.
+//! A compromised daemon gets only what the host's own limits permit.
 
 use std::{
     collections::BTreeSet,
@@ -27,13 +27,13 @@ use token_host::{
 use super::harness::{LOG_ORIGIN, MAX_VALIDITY, PATIENCE, PROGRAM, Site, soft_issuer, template};
 use testkit::faulty::{Control, MODULE, through};
 
-/// A server's name that no host here allows beside an identity.
+/// A server name that no host here permits together with an identity.
 const SERVER: &str = "ca.test";
 
-/// Who has it may raise priorities; its number in capabilities(7).
+/// Permits raising priorities; its number in capabilities(7).
 const CAP_SYS_NICE: u32 = 23;
 
-/// The other end of a host, byte by byte.
+/// The daemon's side of the connection to a host, byte by byte.
 pub struct Forger {
     socket: UnixStream,
     buffer: Vec<u8>,
@@ -41,7 +41,7 @@ pub struct Forger {
 }
 
 impl Forger {
-    /// Connects to a host's socket. Its file is there a moment before somebody listens.
+    /// Connects to a host's socket. The file exists a moment before the host listens.
     pub fn connect(socket: &Path) -> Self {
         let began = Instant::now();
         loop {
@@ -58,7 +58,7 @@ impl Forger {
         Self { socket, buffer: Vec::new(), correlation: 0 }
     }
 
-    /// A reply; none when the host hangs up.
+    /// Sends a request and returns the reply; `None` if the host closes the connection.
     pub fn ask(&mut self, request: &Request<'_>) -> Option<Reply> {
         self.correlation += 1;
         let mut bytes = Vec::new();
@@ -67,7 +67,7 @@ impl Forger {
         self.reply()
     }
 
-    /// Asks several things at once, in one write, and gives the replies in their order; waits for none that never come.
+    /// Sends several requests in one write and returns the replies in their order, without those that never come.
     fn ask_all(&mut self, requests: &[Request<'_>]) -> Vec<Reply> {
         self.send(requests);
         self.answers(requests.len())
@@ -82,7 +82,7 @@ impl Forger {
         self.socket.write_all(&bytes).unwrap();
     }
 
-    /// The answers to the last requests, in the requests' order; threads of the host answer as they get done.
+    /// The replies to the last requests in the requests' order; the host's threads reply in any order.
     fn answers(&mut self, count: usize) -> Vec<Reply> {
         let mut replies: Vec<_> = std::iter::from_fn(|| self.frame()).take(count).collect();
         replies.sort_by_key(|(correlation, _)| *correlation);
@@ -123,7 +123,7 @@ impl Forger {
         self.ask(&Request::Sign(Sign { kind, key, request_id: "forged", deadline_ms: 30_000, message }))
     }
 
-    /// Sends bytes and tells whether the host hangs up on them.
+    /// Sends bytes and returns whether the host closes the connection.
     fn hangs_up(mut self, bytes: &[u8]) -> bool {
         self.socket.write_all(bytes).unwrap();
         self.reply().is_none()
@@ -135,7 +135,7 @@ fn child(site: &Site) -> (Child, Forger) {
     child_of(Command::new(PROGRAM), site)
 }
 
-/// The same, with this in front of the arguments.
+/// The same, started by this command.
 fn child_of(mut command: Command, site: &Site) -> (Child, Forger) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = command
@@ -166,7 +166,7 @@ fn intermediate(issuer: &Arc<Issuer>) -> Vec<u8> {
     })
 }
 
-/// The elements that a SEQUENCE is made of.
+/// The elements of a SEQUENCE.
 fn parts(sequence: &[u8]) -> Vec<Vec<u8>> {
     let mut reader = SliceReader::new(AnyRef::from_der(sequence).unwrap().value()).unwrap();
     let mut parts = Vec::new();
@@ -176,14 +176,14 @@ fn parts(sequence: &[u8]) -> Vec<Vec<u8>> {
     parts
 }
 
-/// A TBSCertificate with another field in this place (0 version ... 6 public key, 7 extensions).
+/// A TBSCertificate with one field replaced (0 version ... 6 public key, 7 extensions).
 fn with(tbs: &[u8], at: usize, field: &[u8]) -> Vec<u8> {
     let mut fields = parts(tbs);
     fields[at] = field.to_vec();
     element(Tag::Sequence, &[&fields.concat()])
 }
 
-/// A TBSCertificate whose list of extensions was changed.
+/// A TBSCertificate with a changed list of extensions.
 fn extended(tbs: &[u8], change: impl FnOnce(&mut Vec<Vec<u8>>)) -> Vec<u8> {
     let fields = parts(tbs);
     let mut extensions = parts(AnyRef::from_der(&fields[7]).unwrap().value());
@@ -210,7 +210,7 @@ fn rsa(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
     spki(b"\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01\x05\x00", &key)
 }
 
-/// A leaf of a hundred years, by another builder.
+/// A leaf valid for a hundred years, from another builder.
 fn hundred_years(issuer: &Arc<Issuer>) -> Vec<u8> {
     let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -222,7 +222,7 @@ fn hundred_years(issuer: &Arc<Issuer>) -> Vec<u8> {
     x509_cert::Certificate::from_der(certificate.der()).unwrap().tbs_certificate().to_der().unwrap()
 }
 
-/// The key by which a message is to be signed.
+/// The key for a message.
 #[derive(Clone, Copy, Debug)]
 enum By {
     Ca,
@@ -233,13 +233,13 @@ enum By {
 
 /// A message that no host may sign.
 struct Forgery {
-    /// The rule that it breaks: kind and field in SECURITY.md's table.
+    /// The violated rule: kind and field in SECURITY.md's table.
     rule: (&'static str, &'static str),
     name: &'static str,
     kind: Kind,
     by: By,
     message: Vec<u8>,
-    /// A part of the refusal.
+    /// A part of the reason.
     word: &'static str,
 }
 
@@ -256,7 +256,7 @@ fn forgery(
 const ROOT: &str = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
 const OTHER_ROOT: &str = "57DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
 
-/// The honest messages that a host has signed before it is asked for the forged ones.
+/// The valid messages that a host has signed before it receives the forged ones.
 struct Honest {
     serial: Serial,
     leaf: Vec<u8>,
@@ -444,7 +444,7 @@ fn forgeries(issuer: &Arc<Issuer>, honest: &Honest) -> Vec<Forgery> {
 const P256_ALGORITHM: &[u8] = b"\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07";
 const P384_ALGORITHM: &[u8] = b"\x30\x10\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x05\x2b\x81\x04\x00\x22";
 
-/// Where intermediates are allowed.
+/// Where intermediates are permitted.
 fn forged_intermediates(issuer: &Arc<Issuer>) -> Vec<Forgery> {
     let good = intermediate(issuer);
     let unbounded = extension(b"\x55\x1d\x13", Some(0xff), b"\x30\x03\x01\x01\xff");
@@ -474,7 +474,7 @@ impl Forger {
         }
     }
 
-    /// Has a host sign with its CA key or one of its own.
+    /// Requests a signature with the CA key or one of the host's own keys.
     fn signs(&mut self, kind: Kind, key: &PublicKey, message: &[u8]) {
         match self.sign(kind, key.fingerprint(), message) {
             Some(Reply::Signed { signature, .. }) => {
@@ -506,7 +506,7 @@ impl Forger {
     }
 }
 
-/// Has a host sign what is honest, refuse everything forged, and sign the same honest messages again.
+/// Expects a host to sign what is valid, refuse everything forged, and sign the same valid messages again.
 pub fn refuses_all(forger: &mut Forger, issuer: &Arc<Issuer>) {
     let key = issuer.public_key();
     let open = Request::Open { key: key.fingerprint(), known: b"" };
@@ -533,7 +533,7 @@ pub fn refuses_all(forger: &mut Forger, issuer: &Arc<Issuer>) {
     forger.signs(Kind::Checkpoint, &log_key, format!("{LOG_ORIGIN}\n43\n{OTHER_ROOT}\n").as_bytes());
 }
 
-/// SECURITY.md promises each rule, and each has a message that breaks it; what it does not promise, no test expects.
+/// Each rule in SECURITY.md has a message that violates it, and no test expects any other rule.
 #[test]
 fn every_rule_of_the_security_page_has_its_forgery() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/SECURITY.md")).unwrap();
@@ -586,14 +586,14 @@ fn host_signs_no_more_certificates_than_its_limit() {
                 other => panic!("{other:?}"),
             }
         }
-        // The same certificate again is no further one.
+        // The same certificate again does not count.
         leaves.iter().for_each(|leaf| forger.signs(Kind::Leaf, key, leaf));
         drop(forger);
         assert!(host.wait().unwrap().success());
     }
 }
 
-/// The last head is kept over restarts, also of a host that was killed.
+/// The last head is stored over restarts, even if the host was killed.
 #[test]
 fn next_host_process_knows_the_last_checkpoint() {
     let site = Site::new();
@@ -625,7 +625,7 @@ fn a_forged_daemon_gets_nothing_that_the_host_does_not_allow() {
     let again = forger.ask(&Request::Hello { version: VERSION, settings: &settings });
     assert!(matches!(again, Some(Reply::Refused { .. })), "{again:?}");
     drop(forger);
-    assert!(host.wait().unwrap().success(), "a host whose daemon hangs up ends well");
+    assert!(host.wait().unwrap().success(), "the host fails when the daemon disconnects");
 }
 
 #[test]
@@ -636,7 +636,7 @@ fn what_is_not_the_protocol_ends_the_connection() {
     let cases: [(&str, bool, Vec<u8>); 6] = [
         ("a gigabyte", true, vec![0x40, 0, 0, 0]),
         ("an empty frame", true, vec![0; 4]),
-        // Correlation 1, and an empty body of the unknown number 15.
+        // Correlation 1, and an empty body with the unknown number 15.
         ("an unknown body", true, vec![0, 0, 0, 4, 0x08, 1, 0x7a, 0]),
         ("a reply", true, reply),
         ("HTTP", true, b"GET / HTTP/1.1\r\n\r\n".to_vec()),
@@ -673,10 +673,10 @@ fn a_host_shows_nothing_of_itself() {
     let process = std::path::PathBuf::from(format!("/proc/{}", host.id()));
     let limits = std::fs::read_to_string(process.join("limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
-    // The hard limit too: the soft one is 0 on many machines without us.
+    // The hard limit, too: the soft limit is 0 on many machines anyway.
     assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
-    // A process that is not dumpable belongs to root in /proc, whoever runs it; as root that shows nothing, and
-    // `supervised` has it for another user.
+    // Files in /proc of a process that is not dumpable belong to root, whoever runs it; as root this test shows
+    // nothing, and `supervised` verifies it for another user.
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(process.join("mem")).unwrap());
     assert_eq!(owner, 0);
     for secret in ["environ", "cmdline"] {
@@ -687,7 +687,7 @@ fn a_host_shows_nothing_of_itself() {
     host.wait().unwrap();
 }
 
-/// The settings with the module that breaks on command, one whose calls may take long.
+/// Settings with the module that fails on command, and a long call timeout.
 fn faulty_settings(site: &Site) -> Vec<u8> {
     let mut settings = site.host_settings();
     settings.uri = through(&MODULE, &settings.uri);
@@ -707,14 +707,14 @@ fn what_is_late_at_the_host_is_not_signed() {
         |deadline_ms| Request::Sign(Sign { kind: Kind::Leaf, key, request_id: "late", deadline_ms, message: &message });
     assert_eq!(forger.ask(&sign(0)), Some(Reply::Expired));
     assert!(matches!(forger.ask(&sign(30_000)), Some(Reply::Signed { .. })));
-    // Behind one that takes long, the second one's time is over; the third one's is not.
+    // After a slow request, the second one's deadline has passed, but not the third one's.
     control.breaks("C_Sign delay=300");
     let mark = control.mark();
     let replies = forger.ask_all(&[sign(30_000), sign(100), sign(30_000)]);
     assert!(matches!(replies[..], [Reply::Signed { .. }, Reply::Expired, Reply::Signed { .. }]), "{replies:?}");
-    assert_eq!(control.books_since(mark).signed.len(), 2, "it reached the token");
-    // When the host has seen that the token is slow it reads ahead: now the second one's time is over while it waits for
-    // the session, which the first one has.
+    assert_eq!(control.books_since(mark).signed.len(), 2, "the expired request reached the token");
+    // Once the host has detected that the token is slow, it reads ahead: now the second one's deadline passes while it
+    // waits for the session that the first one uses.
     control.breaks("C_Sign delay=30");
     assert_eq!(forger.ask_all(&std::array::from_fn::<_, 8, _>(|_| sign(30_000))).len(), 8);
     control.breaks("C_Sign delay=1000");
@@ -724,14 +724,14 @@ fn what_is_late_at_the_host_is_not_signed() {
     forger.send(&[sign(100), sign(30_000)]);
     let replies = forger.answers(3);
     assert!(matches!(replies[..], [Reply::Signed { .. }, Reply::Expired, Reply::Signed { .. }]), "{replies:?}");
-    assert_eq!(control.books_since(mark).signed.len(), 2, "it reached the token");
+    assert_eq!(control.books_since(mark).signed.len(), 2, "the expired request reached the token");
     let Some(Reply::Status(status)) = forger.ask(&Request::Ping) else { panic!() };
     assert_eq!(status.expired, 3);
     drop(forger);
     host.wait().unwrap();
 }
 
-/// Neither the parent's death nor a call's limit is at hand here: the watchdog sees that the daemon has hung up.
+/// Here neither the parent's death nor a call's timeout applies: the watchdog detects that the daemon has disconnected.
 #[test]
 fn a_host_whose_daemon_hangs_up_ends_although_a_call_hangs() {
     for supervised in [false, true] {
@@ -757,7 +757,7 @@ fn a_host_whose_daemon_hangs_up_ends_although_a_call_hangs() {
         let mut bytes = Vec::new();
         Request::Sign(sign).encode(99, &mut bytes).unwrap();
         forger.socket.write_all(&bytes).unwrap();
-        eventually_blocking("it was not asked", || control.books_since(mark).faults_of("C_Sign") != 0);
+        eventually_blocking("the module is called", || control.books_since(mark).faults_of("C_Sign") != 0);
         drop(forger);
         let began = Instant::now();
         let status = loop {
@@ -774,12 +774,12 @@ fn a_host_whose_daemon_hangs_up_ends_although_a_call_hangs() {
     }
 }
 
-/// A host goes before the daemon, with all its threads, where the system lets it.
+/// A host has a higher priority than the daemon, in all its threads, if the system permits it.
 #[test]
 fn a_host_has_a_higher_priority_if_it_may() {
     let nice = |task: &Path| -> i32 {
         let stat = std::fs::read_to_string(task.join("stat")).unwrap();
-        // The name, in parentheses, may hold anything; nice is the 19th field, the 17th after it.
+        // The name, in parentheses, may contain anything; nice is the 19th field, the 17th after it.
         stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().parse().unwrap()
     };
     let site = Site::new();
@@ -791,7 +791,7 @@ fn a_host_has_a_higher_priority_if_it_may() {
     let may = u64::from_str_radix(capabilities, 16).unwrap() & (1 << CAP_SYS_NICE) != 0;
     let expected = if may { (own - 10).max(-20) } else { own };
     let tasks: Vec<_> = std::fs::read_dir(format!("/proc/{}/task", host.id())).unwrap().flatten().collect();
-    assert!(tasks.len() > 1, "the watchdog at least");
+    assert!(tasks.len() > 1, "there is no watchdog thread");
     for task in tasks {
         assert_eq!(nice(&task.path()), expected, "{}", task.path().display());
     }
@@ -808,7 +808,7 @@ fn a_host_keeps_no_descriptor_of_whoever_started_it() {
     let mut shell = Command::new("sh");
     shell.args(["-c", "exec 7<\"$1\" 9>>\"$2\"; shift 2; exec \"$@\"", "sh"]).args(&theirs).arg(PROGRAM);
     let (mut host, mut forger) = child_of(shell, &site);
-    // No module is loaded before it is told which.
+    // No module is loaded before the hello selects one.
     forger.hello(&serde_json::to_vec(&site.host_settings()).unwrap());
     let open = |process: u32| -> Vec<(u32, String)> {
         let listing = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
@@ -823,7 +823,7 @@ fn a_host_keeps_no_descriptor_of_whoever_started_it() {
         descriptors.iter().filter(|(_, to)| to.starts_with("socket:")).collect();
     let sockets: std::collections::BTreeSet<_> =
         sockets.into_iter().map(|(_, to)| to).filter(|to| *to != error).collect();
-    assert_eq!(sockets.len(), 1, "its own alone: {descriptors:?}");
+    assert_eq!(sockets.len(), 1, "more than its own: {descriptors:?}");
     let module = site.directory.path().join("tokens").display().to_string();
     for (number, to) in &descriptors {
         let known = *number <= 2 || sockets.contains(to) || to.starts_with(&module);

@@ -1,4 +1,4 @@
-//! A CA whose key is in one or several tokens, a log, and a pool over the tokens' hosts.
+//! A CA whose key is in one or more tokens, a log, and a pool with the tokens' hosts.
 
 use std::{
     collections::BTreeMap,
@@ -30,17 +30,17 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsage
 
 use testkit::softhsm::Directory;
 
-/// The built program.
+/// Path of the token host's program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_istio-hsm-ca-token-host");
 /// The label of the test's token.
 pub const TOKEN: &str = "istio-ca";
 /// The only workload.
 pub const WORKLOAD: &str = "spiffe://cluster.local/ns/default/sa/httpbin";
-/// The host's own maximum.
+/// The host's own maximum validity.
 pub const MAX_VALIDITY: Duration = Duration::from_secs(24 * 3600);
-/// The origin of a mill's log.
+/// Origin of a mill's log.
 pub const LOG_ORIGIN: &str = "token-host.test/log";
-/// How long anything may take on a busy machine before a test fails.
+/// Timeout of all operations, for busy machines.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 static WORKLOAD_KEY: LazyLock<PublicKey> = LazyLock::new(|| {
@@ -48,18 +48,18 @@ static WORKLOAD_KEY: LazyLock<PublicKey> = LazyLock::new(|| {
     PublicKey::from_spki_der(&pair.subject_public_key_info()).unwrap()
 });
 
-/// A CA of P-256, imported once.
+/// A P-256 CA, imported once.
 static P256: LazyLock<Ca> =
     LazyLock::new(|| Ca::import(&KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()));
 
-/// A plugged CA: its bundle, and a token that holds its key.
+/// A plug-in CA: its bundle, and a token with its key.
 pub struct Ca {
     directory: Directory,
     pub issuer: Arc<Issuer>,
 }
 
 impl Ca {
-    /// Imports a key by the command, as an operator does.
+    /// Imports a key with the command, as an operator does.
     pub fn import(pair: &KeyPair) -> Self {
         let directory = Directory::new();
         directory.init_token(TOKEN);
@@ -103,7 +103,7 @@ impl Ca {
     }
 }
 
-/// A CA whose key is in no token.
+/// A CA whose key is not in any token.
 pub fn soft_issuer() -> Arc<Issuer> {
     issuer(&root(&KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()))
 }
@@ -129,7 +129,7 @@ fn root(pair: &KeyPair) -> String {
     params.self_signed(pair).unwrap().pem()
 }
 
-/// One token's directory, and how its host is configured.
+/// A token's directory, and the configuration of its host.
 pub struct Site {
     pub directory: Directory,
     pub uri: String,
@@ -138,7 +138,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// One with the P-256 key.
+    /// A site with the P-256 key.
     pub fn new() -> Self {
         P256.site()
     }
@@ -183,7 +183,7 @@ impl Site {
     }
 }
 
-/// A pool that issues: the path of `issue` without its front.
+/// A pool that issues: the pipeline of `issue` without its front end.
 pub struct Mill {
     pub pool: Pool,
     pub log: Log,
@@ -191,13 +191,13 @@ pub struct Mill {
     _log_directory: tempfile::TempDir,
 }
 
-/// The tokens of a pool with the defaults.
+/// The settings of a pool of these tokens, with defaults.
 pub fn pool(tokens: Vec<TokenSettings>) -> Settings {
     Settings::new(tokens)
 }
 
 impl Mill {
-    /// Starts the hosts; does not wait for them.
+    /// Starts the hosts without waiting for them.
     pub fn start(settings: Settings, issuer: &Arc<Issuer>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let log = audit_log::Settings::new(directory.path().join("log"), LOG_ORIGIN);
@@ -206,7 +206,7 @@ impl Mill {
         Self { pool, log, issuer: Arc::clone(issuer), _log_directory: directory }
     }
 
-    /// Starts the hosts and has each prove that it holds the key.
+    /// Starts the hosts; each must prove that it has the key.
     pub async fn proven(settings: Settings, issuer: &Arc<Issuer>) -> Self {
         let mill = Self::start(settings, issuer);
         for proof in mill.prove().await {
@@ -262,7 +262,7 @@ impl Mill {
         self.pool.snapshot().remove(at)
     }
 
-    /// Waits until the health is as wanted.
+    /// Waits until the health is as expected.
     pub async fn until(&self, what: &str, wanted: impl Fn(&PoolHealth) -> bool) -> PoolHealth {
         let mut health = self.pool.health();
         let waited = tokio::time::timeout(PATIENCE, health.wait_for(|health| wanted(health))).await;
@@ -277,7 +277,7 @@ impl Mill {
     }
 }
 
-/// What a leaf of one hour is made of.
+/// Content of a leaf valid for one hour.
 pub fn template() -> Template {
     let now = UNIX_EPOCH + Duration::from_secs(seconds(clock::now()));
     Template {
@@ -293,12 +293,12 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// Whether the token of a place is in a phase.
+/// Whether the token at an index is in a phase.
 pub fn is(at: usize, phase: Phase) -> impl Fn(&PoolHealth) -> bool {
     move |health| health.tokens.get(at).is_some_and(|token| token.phase == phase)
 }
 
-/// The processes that have this process as parent, or `parent`, and run as a host of a token of this name.
+/// Child processes of this process, or of `parent`, that are hosts of a token with this name.
 pub fn hosts_of(parent: u32, name: &str) -> Vec<u32> {
     let argument = format!("--child\0{name}\0");
     let children = fs::read_dir("/proc").unwrap().filter_map(|entry| {
@@ -312,14 +312,14 @@ pub fn hosts_of(parent: u32, name: &str) -> Vec<u32> {
     children.collect()
 }
 
-/// The one host of a token of this process's pools.
+/// The only host of a token in this process's pools.
 pub fn host_of(name: &str) -> nix::unistd::Pid {
     let hosts = hosts_of(std::process::id(), name);
     assert_eq!(hosts.len(), 1, "{name}: {hosts:?}");
     nix::unistd::Pid::from_raw(hosts[0].try_into().unwrap())
 }
 
-/// OpenSSL's opinion of a leaf under its root.
+/// Verifies a leaf up to its root with OpenSSL.
 pub fn openssl_verifies(issued: &Issued, root: &str) {
     let directory = tempfile::tempdir().unwrap();
     let (leaf, roots) = (directory.path().join("leaf.pem"), directory.path().join("root.pem"));

@@ -17,7 +17,7 @@ use nix::{
 
 use super::harness::{Mill, PATIENCE, Site, host_of, hosts_of, is, pool};
 
-/// Requests under way while something is done; each must end well.
+/// Runs requests during an operation; each must succeed.
 async fn under_load(mill: &Arc<Mill>, least: usize, during: impl Future<Output = ()>) -> usize {
     let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let callers: Vec<_> = (0..16)
@@ -55,7 +55,7 @@ async fn a_killed_host_costs_nothing_that_could_wait() {
     mill.issue().await.unwrap();
     let mut kills = 0;
     let done = under_load(&mill, 20, async {
-        // A host that is quicker than the callers may have nothing in hand when it is killed.
+        // A fast host may have no requests when it is killed.
         while kills < 3 || (mill.snapshot(0).retried == 0 && kills < 30) {
             pause(200).await;
             mill.until("serving", is(0, Phase::Serving)).await;
@@ -88,7 +88,7 @@ async fn a_stopped_host_is_replaced_under_load_and_idle() {
     kill(stopped, Signal::SIGSTOP).unwrap();
     mill.issue().await.unwrap();
     assert_eq!((mill.snapshot(0).hung, mill.snapshot(0).hosts), (1, 2));
-    // Nobody asks for anything: the keep-alive finds it.
+    // Without requests, the keep-alive detects it.
     mill.until("serving", is(0, Phase::Serving)).await;
     kill(host_of("stopped"), Signal::SIGSTOP).unwrap();
     mill.until("down", is(0, Phase::Down)).await;
@@ -108,7 +108,7 @@ async fn two_tokens_share_the_work_and_one_is_enough() {
     let before = [mill.snapshot(0).signed, mill.snapshot(1).signed];
     assert!(before.iter().all(|signed| *signed > 0), "{before:?}");
     mill.until("serving", |health| is(0, Phase::Serving)(health) && is(1, Phase::Serving)(health)).await;
-    // One token goes away, library configuration and all, and comes back.
+    // One token, including its library's configuration, becomes unavailable and comes back.
     let (conf, away) = (right.directory.conf(), right.directory.path().join("away"));
     under_load(&mill, 50, async {
         fs::rename(&conf, &away).unwrap();
@@ -151,7 +151,7 @@ async fn without_a_token_requests_wait_for_a_while_and_no_longer() {
     mill.end().await;
 }
 
-/// Hosts of this name, whoever their parent is.
+/// Hosts with this name, whatever their parent.
 fn anywhere(name: &str) -> Vec<i32> {
     let argument = format!("--child\0{name}\0");
     let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
@@ -164,7 +164,7 @@ fn anywhere(name: &str) -> Vec<i32> {
 
 const DAEMON: &str = "TEST_TOKEN_HOST_DAEMON";
 
-/// The daemon that is killed; started by the test below alone.
+/// The daemon that is killed; started only by the test below.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a helper process"]
 async fn child_daemon() {
@@ -204,7 +204,7 @@ fn no_host_outlives_its_daemon() {
             assert!(began.elapsed() < Duration::from_secs(5), "{name} lives on");
             std::thread::sleep(Duration::from_millis(10));
         }
-        // It was killed and could not tidy up.
+        // It was killed and could not clean up.
         let directory = PathBuf::from(line.split_once("at work in ").unwrap().1.trim());
         let _already_gone = fs::remove_dir_all(directory);
     }

@@ -1,7 +1,6 @@
-//! The token host as a process, and the pool that keeps it alive: real processes, a real module, real kills.
+//! The token host as a process, and the pool that supervises it: real processes, a real module, real kills.
 //!
-//! The hosts are the built program; each test has SoftHSM tokens of its own.
-//! `suite` runs on other modules as well.
+//! The hosts run the built program; each test has its own SoftHSM tokens. `suite` runs with other modules as well.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

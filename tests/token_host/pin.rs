@@ -1,4 +1,4 @@
-//! A wrong PIN is tried once, whoever starts whatever again.
+//! A wrong PIN is tried once, whichever process restarts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ use testkit::{
     softhsm::{PIN, module_path},
 };
 
-/// OpenSC's module that notes every call and passes it on.
+/// OpenSC's module that logs and forwards every call.
 fn spy() -> PathBuf {
     let places =
         ["/usr/lib/x86_64-linux-gnu/pkcs11-spy.so", "/usr/lib/pkcs11/pkcs11-spy.so", "/usr/lib64/pkcs11-spy.so"];
@@ -28,7 +28,7 @@ fn spy() -> PathBuf {
     found.unwrap_or_else(|| panic!("pkcs11-spy.so is missing: install the package opensc-pkcs11"))
 }
 
-/// The token with every call noted.
+/// The token with every call logged.
 fn spied(site: &Site, name: &str, sessions: u32) -> (TokenSettings, PathBuf) {
     let calls = site.directory.path().join("calls");
     let mut settings = site.host_settings();
@@ -58,7 +58,7 @@ async fn a_wrong_pin_is_tried_once_and_never_again_until_its_file_changes() {
         mill.until("refused", is(0, Phase::PinRefused)).await;
         eventually("three hosts", async || mill.snapshot(0).hosts >= 3).await;
         assert_eq!(logins(&calls), 1, "start {start}");
-        // Nobody waits for a PIN.
+        // Requests do not wait for a PIN.
         let error = mill.issue().await.unwrap_err();
         assert!(matches!(&error, SignError::Unavailable(reason) if reason.contains("pin")), "{error}");
         assert!(!error.to_string().contains("wrong-pin"));
@@ -75,11 +75,11 @@ async fn a_wrong_pin_is_tried_once_and_never_again_until_its_file_changes() {
     }
     mill.issue().await.unwrap();
     assert_eq!(logins(&calls), 2);
-    assert!(!site.marker().exists(), "a right PIN clears the marker");
+    assert!(!site.marker().exists(), "the correct PIN did not clear the marker");
     mill.end().await;
 }
 
-/// The token behind the module that breaks on command, with so many sessions.
+/// The token with the module that fails on command and this number of sessions.
 fn faulty(site: &Site, name: &str, sessions: u32) -> (TokenSettings, Control) {
     let control = Control::new(site.directory.path());
     let mut settings = site.host_settings();
@@ -92,7 +92,7 @@ fn faulty(site: &Site, name: &str, sessions: u32) -> (TokenSettings, Control) {
     (token, control)
 }
 
-/// Two more hosts have been started, or connected to, since there were so many.
+/// Waits until two more hosts have been started or connected to.
 async fn two_more_hosts(mill: &Mill, before: u64) {
     eventually("two more hosts", async || mill.snapshot(0).hosts >= before + 2).await;
 }
@@ -105,7 +105,7 @@ async fn a_pin_that_became_wrong_is_tried_once_by_all_sessions_together() {
     settings.recovery_wait = PATIENCE;
     let mill = Mill::proven(settings, &site.issuer).await;
     mill.issue().await.unwrap();
-    // All sessions are open, and in use.
+    // All sessions are open and in use.
     for answer in futures_util::future::join_all((0..100).map(|_| mill.issue())).await {
         answer.unwrap();
     }
@@ -141,7 +141,7 @@ async fn the_last_try_is_not_spent_and_a_locked_pin_is_not_tried() {
         kill(host_of("pin-last"), Signal::SIGKILL).unwrap();
         let told = |health: &_| is(0, Phase::PinRefused)(health) && health.reason().contains(word);
         mill.until(state, told).await;
-        // What is known does not depend on what the token says next, as long as the file is the same.
+        // The stored result applies whatever the token reports next, as long as the file is unchanged.
         control.works();
         two_more_hosts(&mill, mill.snapshot(0).hosts).await;
         mill.until(state, told).await;
@@ -152,7 +152,7 @@ async fn the_last_try_is_not_spent_and_a_locked_pin_is_not_tried() {
         mill.issue().await.unwrap();
         assert_eq!(control.books_since(mark).logins.len(), 1, "{state}");
     }
-    // A wrong try of somebody else's is no reason.
+    // A wrong attempt of another application does not matter.
     control.breaks("C_GetTokenInfo pin=low");
     kill(host_of("pin-last"), Signal::SIGKILL).unwrap();
     mill.issue().await.unwrap();

@@ -1,4 +1,4 @@
-//! Several tokens: who gets the work, and that a token that holds another key gets none.
+//! Several tokens: distribution of requests, and that a token with another key gets none.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use rcgen::KeyPair;
 use super::harness::{Ca, Mill, PATIENCE, Site, host_of, is, pool};
 use testkit::faulty::{Control, MODULE, once, through};
 
-/// The site's token behind the module that breaks on command.
+/// The site's token with the module that fails on command.
 fn faulty(site: &Site, name: &str, control: &Control) -> TokenSettings {
     let mut settings = site.host_settings();
     settings.uri = through(&MODULE, &settings.uri);
@@ -26,7 +26,7 @@ fn faulty(site: &Site, name: &str, control: &Control) -> TokenSettings {
     token
 }
 
-/// One request after the other, and one for each token.
+/// Sends requests one after the other until each token has signed one.
 async fn both_serve(mill: &Mill) {
     for at in [0, 1] {
         mill.until("half-open", is(at, Phase::HalfOpen)).await;
@@ -37,7 +37,7 @@ async fn both_serve(mill: &Mill) {
     }
 }
 
-/// A token that serves before one that breaks on command, whose calls may take this long.
+/// A healthy token, and one that fails on command, with this call timeout.
 async fn behind(name: &str, call: Duration) -> (Mill, Control, [Site; 2]) {
     let sites = [Site::new(), Site::new()];
     let control = Control::new(sites[1].directory.path());
@@ -63,7 +63,7 @@ async fn a_token_behind_a_serving_one_is_proven_by_the_first_request() {
         mill.until("serving", is(1, Phase::Serving)).await;
         assert_eq!(mill.snapshot(1).signed, before + 1);
     }
-    // Slower than a caller should wait: another token does it, and the signature that comes late is proof enough.
+    // Slower than a caller should wait: another token signs, and the late signature is sufficient proof.
     kill(host_of("proven"), Signal::SIGKILL).unwrap();
     mill.until("half-open", is(1, Phase::HalfOpen)).await;
     control.breaks(&format!("C_Sign delay=1500 {}", once()));
@@ -73,7 +73,7 @@ async fn a_token_behind_a_serving_one_is_proven_by_the_first_request() {
     assert_eq!([mill.snapshot(0).signed, mill.snapshot(1).signed], [before[0] + 1, before[1]]);
     mill.until("serving", is(1, Phase::Serving)).await;
     assert_eq!(mill.snapshot(1).signed, before[1] + 1);
-    // A caller with little time is no trial.
+    // A request with little time left is not used as a probe.
     kill(host_of("proven"), Signal::SIGKILL).unwrap();
     mill.until("half-open", is(1, Phase::HalfOpen)).await;
     mill.issue_within(Duration::from_millis(400)).await.unwrap();
@@ -90,7 +90,7 @@ async fn a_trial_that_fails_costs_its_caller_nothing() {
         mill.until("half-open", is(1, Phase::HalfOpen)).await;
         control.breaks(&format!("C_Sign {action}"));
         let (faults, before) = (control.mark(), mill.snapshot(0).signed);
-        // All the while one after the other, and for longer than the module may hang.
+        // Requests one after the other, for longer than the module may hang.
         let began = Instant::now();
         let (mut longest, mut count) = (Duration::ZERO, 0);
         while began.elapsed() < call * 2 {
@@ -102,10 +102,10 @@ async fn a_trial_that_fails_costs_its_caller_nothing() {
         }
         assert!(control.books_since(faults).faults_of("C_Sign") > 0, "{action}: the trial did not happen");
         assert_eq!(mill.snapshot(0).signed - before, count, "{action}");
-        assert!(longest < Duration::from_millis(1500), "{action}: somebody waited for {longest:?}");
+        assert!(longest < Duration::from_millis(1500), "{action}: a request waited for {longest:?}");
         println!("{action}: {count} certificates, the longest took {} ms", longest.as_millis());
         control.works();
-        // Back in by itself, with one request at a time.
+        // In service again automatically, with one request at a time.
         let deadline = Instant::now() + PATIENCE;
         while !is(1, Phase::Serving)(&mill.pool.health().borrow().clone()) {
             assert!(Instant::now() < deadline, "{action}: {:?}", mill.pool.health().borrow());
@@ -123,7 +123,7 @@ async fn the_token_with_the_least_work_is_first() {
     let tokens = vec![faulty(&slow, "slow", &control), fast.token("fast")];
     let mill = Arc::new(Mill::proven(pool(tokens), &slow.issuer).await);
     both_serve(&mill).await;
-    // Two calls a signature: a fifth of a second each.
+    // Two calls per signature: a fifth of a second.
     control.breaks("C_Sign delay=100");
     let before = [mill.snapshot(0).signed, mill.snapshot(1).signed];
     let callers = (0..4).map(|_| {
@@ -139,7 +139,7 @@ async fn the_token_with_the_least_work_is_first() {
     }
     let [slow, fast] = [mill.snapshot(0).signed - before[0], mill.snapshot(1).signed - before[1]];
     assert_eq!(slow + fast, 200);
-    // By turns it would be a hundred each.
+    // With round-robin it would be a hundred each.
     assert!(slow > 0 && fast > 2 * slow, "slow {slow}, fast {fast}");
 }
 
@@ -147,7 +147,7 @@ async fn the_token_with_the_least_work_is_first() {
 async fn a_token_of_another_key_is_found_out_at_the_start_and_after_a_recovery() {
     let stranger = Ca::import(&KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()).site();
     let (good, swapped) = (Site::new(), Site::new());
-    // At the start: the token has a key, and it is not this CA's. Its host is told of this CA's certificate.
+    // At the start: the token has a key, but not this CA's. Its host is given this CA's certificate.
     let mut settings = stranger.host_settings();
     settings.bundle.clone_from(&good.bundle);
     let mut tokens = vec![good.token("good"), swapped.token("swapped"), stranger.token_with("stranger", settings)];
@@ -165,7 +165,7 @@ async fn a_token_of_another_key_is_found_out_at_the_start_and_after_a_recovery()
     }
     assert_eq!(mill.snapshot(2).signed, 0);
 
-    // After a recovery: the token's files are exchanged for the stranger's while its host is away.
+    // After a recovery: the token's files are replaced by the other token's while its host is not running.
     let tokens = swapped.directory.path().join("tokens");
     fs::rename(&tokens, swapped.directory.path().join("away")).unwrap();
     let copy = stranger.directory.duplicate();
@@ -182,9 +182,9 @@ async fn a_token_of_another_key_is_found_out_at_the_start_and_after_a_recovery()
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(mill.pool.health().borrow().tokens[1].keys, 0);
     let (swapped_now, total_wrong) = (mill.snapshot(1), mill.snapshot(0).wrong + mill.snapshot(1).wrong);
-    assert_eq!((swapped_now.signed, total_wrong), (before, 0), "nothing of another key was even asked for");
+    assert_eq!((swapped_now.signed, total_wrong), (before, 0), "the token with another key got a request");
 
-    // The right key is back: the token is, too, by itself.
+    // The correct key is back, and the token returns automatically.
     fs::rename(&tokens, swapped.directory.path().join("stranger")).unwrap();
     fs::rename(swapped.directory.path().join("away"), &tokens).unwrap();
     kill(host_of("swapped"), Signal::SIGKILL).unwrap();

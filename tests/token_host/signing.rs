@@ -1,4 +1,4 @@
-//! What works when nothing fails.
+//! Operation without faults.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::harness::{Ca, LOG_ORIGIN, Mill, PATIENCE, Site, hosts_of, is, openssl
 async fn a_recorded_leaf_is_signed_and_verifies() {
     let site = Site::new();
     let mill = Mill::proven(pool(vec![site.token("happy")]), &site.issuer).await;
-    // The breaker lets one through until its verdict.
+    // The breaker lets one request through until its verdict.
     let issued = mill.issue().await.unwrap();
     openssl_verifies(&issued, site.issuer.roots_pem());
     mill.until("serving", is(0, Phase::Serving)).await;
@@ -43,7 +43,7 @@ async fn the_log_key_signs_checkpoints_and_nothing_else() {
     let key = PublicKey::from_spki_der(&made.log_key).unwrap();
     key.verify(key.signature_algorithm(), text, &made.signed.signature).unwrap();
     assert_eq!(mill.pool.log_keys(), [("checkpoint".into(), made.log_key)]);
-    // A certificate is no checkpoint, whatever the daemon calls it.
+    // A certificate is not a checkpoint, whatever the daemon calls it.
     let tbs = mill.recorded().await;
     let refused = mill.pool.sign_checkpoint(tbs.value().der(), deadline()).await;
     assert!(matches!(refused, Err(SignError::Refused(_))), "{refused:?}");

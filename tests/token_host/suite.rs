@@ -1,9 +1,9 @@
-//! The token suite: what `import`, `generate`, `inspect`, `check` and `serve` do, on each module that there is for tests.
+//! The token suite: `import`, `generate`, `inspect`, `check` and `serve` with each module available for tests.
 //!
-//! SoftHSM's part runs with the others (`make test`); the other modules' parts are ignored until `make test-tokens` has
-//! put the modules there. What a module cannot do is a predicate with its reason ([`modules::Module::cannot`]), and a
-//! module that suddenly can fails the test. To add a module: its place, its way to make a token, what it cannot, and
-//! an annotated configuration in `hsm-config/`.
+//! SoftHSM's part runs with the other tests (`make test`); the other modules' parts are ignored until `make
+//! test-tokens` has installed the modules. What a module cannot do is a predicate with its reason
+//! ([`modules::Module::cannot`]), and a module that unexpectedly can do it fails the test. To add a module: its path,
+//! how it creates a token, what it cannot do, and an annotated configuration in `hsm-config/`.
 
 mod cases;
 mod modules;

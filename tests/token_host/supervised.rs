@@ -1,6 +1,6 @@
-//! The host under a user of its own: what the daemon's user can and cannot do.
+//! The host under a separate user: what the daemon's user can and cannot do.
 //!
-//! Needs root, to start processes as other users; elsewhere the tests fail and say so.
+//! Needs root, to start processes as other users; otherwise the tests fail with a message.
 
 use std::{
     fs,
@@ -26,15 +26,15 @@ use super::{
     harness::{LOG_ORIGIN, Mill, PATIENCE, PROGRAM, Site, is, pool},
 };
 
-/// The host's user, the daemon's, and somebody else's: numbers that no system gives out.
+/// The users of the host, the daemon, and an unrelated process: numbers that no system assigns.
 const HOST: u32 = 64_211;
 const DAEMON: u32 = 64_212;
 const STRANGER: u32 = 64_213;
 
-/// The name of the daemon's own certificate, which the host allows.
+/// The name of the daemon's own certificate, which the host permits.
 const SERVER: &str = "ca.test";
 
-/// Where a helper process finds what is public.
+/// Where a helper process finds the public files.
 const SHARED: &str = "TEST_TOKEN_HOST_SHARED";
 
 struct Stage {
@@ -50,7 +50,7 @@ impl Drop for Stage {
     }
 }
 
-/// A process that ends with the test.
+/// A process that is killed when dropped.
 struct Ending(Child);
 
 impl Drop for Ending {
@@ -73,14 +73,14 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Copies a program for everybody to run. By a process of its own: what this one has open for writing, a child that another
-/// test starts meanwhile holds open too, and then nobody can run it ("Text file busy").
+/// Copies a program for all users, in a separate process: a child that another test starts meanwhile would inherit a
+/// file that this process has open for writing, and then the program could not be executed ("Text file busy").
 fn install(from: &Path, to: &Path) {
     let status = Command::new("install").args(["-m", "755"]).args([from, to]).status().unwrap();
     assert!(status.success());
 }
 
-/// A host at work under its own user.
+/// A running host with its own user.
 fn stage() -> Stage {
     assert!(
         nix::unistd::geteuid().is_root(),
@@ -99,7 +99,8 @@ fn stage() -> Stage {
     fs::create_dir(&run).unwrap();
     mode(&run, 0o755);
     give(&run, HOST);
-    // The program may stand where other users cannot go, and may have been built for its owner alone (umask 077).
+    // The program may be in a directory inaccessible to other users, and may be executable by its owner only (umask
+    // 077).
     let program = shared.path().join("istio-hsm-ca-token-host");
     install(Path::new(PROGRAM), &program);
     install(Path::new(env!("CARGO_BIN_EXE_istio-hsm-ca")), &shared.path().join("istio-hsm-ca"));
@@ -154,7 +155,7 @@ fn start(program: &Path, private: &Path, socket: &Path) -> Child {
 
 /// Runs one of the ignored tests below as another user.
 fn run_as(uid: u32, test: &str, stage: &Stage) {
-    // The test's own program may stand where other users cannot go, too.
+    // The test's own program may be in a directory inaccessible to other users, too.
     let program = stage.shared.path().join("test");
     if !program.exists() {
         install(&std::env::current_exe().unwrap(), &program);
@@ -206,7 +207,7 @@ async fn helper_daemon() {
     for _ in 0..20 {
         mill.issue().await.unwrap();
     }
-    // What would let this user sign by itself.
+    // What would allow this user to sign.
     let private = shared.join("private");
     for secret in ["pin", "tokens", "softhsm2.conf", "token-host.toml"] {
         denied(&private.join(secret));
@@ -219,7 +220,7 @@ async fn helper_daemon() {
     let host = i32::try_from(mill.pool.snapshot().len()).unwrap();
     assert_eq!(host, 1);
     mill.end().await;
-    // Whoever serves a socket must be the one that was configured.
+    // The process that serves a socket must have the configured user.
     let mill = Mill::start(pool(vec![token(&shared, Some(0))]), &issuer(&shared));
     mill.until("down", |health| is(0, Phase::Down)(health) && health.reason().contains("not by user 0")).await;
 }
@@ -229,7 +230,7 @@ async fn helper_daemon() {
 fn helper_forger() {
     let Some(shared) = shared() else { return };
     let mut forger = Forger::connect(&shared.join("run/host.sock"));
-    // What a daemon asks of its child means nothing to a supervised host.
+    // A supervised host ignores what a daemon sends to its child.
     forger.hello(br#"{"max_validity": "4000000000s", "allow_intermediate": true}"#);
     refuses_all(&mut forger, &issuer(&shared));
 }
@@ -336,7 +337,7 @@ async fn the_whole_daemon_serves_agents_as_another_user_than_its_host() {
     assert!(status.contains(&format!("\nUid:\t{DAEMON}\t{DAEMON}\t{DAEMON}\t{DAEMON}\n")), "{status}");
 }
 
-/// A host is not dumpable: another process of its own user, which is not root, sees nothing of its memory.
+/// A host is not dumpable: another process of its user, unless root, cannot read its memory.
 #[test]
 fn not_even_a_process_of_the_hosts_user_looks_into_it() {
     let stage = stage();
@@ -368,7 +369,7 @@ fn helper_neighbour() {
     let mut forger = Forger::new(ours);
     forger.hello(&serde_json::to_vec(&settings).unwrap());
     hides(&child.0.id().to_string());
-    // What that is worth: this process itself, which is an ordinary one, can be looked into.
+    // For comparison: this process itself, an ordinary one, can be read.
     fs::File::open("/proc/self/mem").unwrap();
     fs::read_dir(format!("/proc/{}/fd", std::process::id())).unwrap();
 }
@@ -377,10 +378,10 @@ fn helper_neighbour() {
 async fn a_supervised_host_survives_its_daemons_and_daemons_survive_it() {
     let mut stage = stage();
     let path = stage.shared.path().to_owned();
-    // Root is not listed; the host's own user is always served, so that this daemon runs as a helper does.
+    // Root is not listed; the host's own user is always served, so this daemon runs as a helper.
     run_as(HOST, "supervised::helper_daemon_of_the_hosts_user", &stage);
     run_as(HOST, "supervised::helper_daemon_of_the_hosts_user", &stage);
-    assert!(stage.host.try_wait().unwrap().is_none(), "the host went with its daemon");
+    assert!(stage.host.try_wait().unwrap().is_none(), "the host ended with its daemon");
     stage.host.kill().unwrap();
     stage.host.wait().unwrap();
     stage.host = start(&path.join("istio-hsm-ca-token-host"), &path.join("private"), &path.join("run/host.sock"));
@@ -392,7 +393,7 @@ async fn a_supervised_host_survives_its_daemons_and_daemons_survive_it() {
 #[ignore = "a helper process"]
 async fn helper_daemon_of_the_hosts_user() {
     let Some(shared) = shared() else { return };
-    // Daemons that come and go at once: each finds the host ready.
+    // Daemons that connect and disconnect at once: each finds the host ready.
     for _ in 0..5 {
         let mut settings = pool(vec![token(&shared, None)]);
         settings.recovery_wait = PATIENCE;
@@ -407,7 +408,7 @@ async fn helper_daemon_of_the_hosts_user() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(mill.snapshot(0).hosts, 1, "the host was ended while it served");
-    // A second daemon is told at once, disturbs nobody, and takes over by itself when the first one ends.
+    // A second daemon is rejected at once, without affecting the first, and takes over when the first one ends.
     let second = Mill::start(pool(vec![token(&shared, None)]), &issuer(&shared));
     second.until("told", |health| is(0, Phase::Down)(health) && health.reason().contains("another daemon")).await;
     for _ in 0..10 {

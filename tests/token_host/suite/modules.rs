@@ -10,13 +10,13 @@ use std::{
 
 use testkit::softhsm::{self, PIN, SO_PIN};
 
-/// The label of every token here.
+/// Label of every token here.
 pub const LABEL: &str = "suite";
 
 /// An independent PKCS#11 module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Module {
-    /// SoftHSM 2, of the distribution.
+    /// SoftHSM 2 of the distribution.
     SoftHsm,
     /// Kryoptic of the Latchset project, built by tests/modules.sh.
     Kryoptic,
@@ -50,24 +50,24 @@ pub enum Key {
     Rsa2048,
 }
 
-/// Something that a token does or does not.
+/// A feature that a token may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
-    /// Make such a key.
+    /// Generating such a key.
     Generate(Key),
-    /// Take such a key in the clear, and sign with it.
+    /// Importing such a key in the clear, and signing with it.
     Take(Key),
-    /// Take such a key wrapped, and sign with it.
+    /// Unwrapping such a key, and signing with it.
     Unwrap(Key),
     /// RSA-OAEP with SHA-256.
     OaepSha256,
-    /// AES-KWP under the standard's number, CKM_AES_KEY_WRAP_KWP.
+    /// AES-KWP with the standard's mechanism number, CKM_AES_KEY_WRAP_KWP.
     KwpNumber,
-    /// Wrap an extractable key out, so that the refusal to wrap ours means something.
+    /// Wrapping an extractable key, without which the refusal to wrap ours proves nothing.
     WrapOut(Key),
-    /// Restrict a key to one mechanism (CKA_ALLOWED_MECHANISMS).
+    /// Restricting a key to one mechanism (CKA_ALLOWED_MECHANISMS).
     Restrict,
-    /// Make an object unmodifiable (CKA_MODIFIABLE).
+    /// Making an object unmodifiable (CKA_MODIFIABLE).
     Unmodifiable,
 }
 
@@ -84,7 +84,7 @@ impl Key {
 }
 
 impl Module {
-    /// Why the module cannot do something; `None` when it can. Checked by every case: neither answer is believed.
+    /// Why the module cannot do something; `None` if it can. Verified in every case.
     pub fn cannot(self, what: Capability) -> Option<&'static str> {
         use Capability::{Generate, KwpNumber, OaepSha256, Take, Unwrap, WrapOut};
         match (self, what) {
@@ -112,10 +112,10 @@ impl Module {
         }
     }
 
-    /// The library.
+    /// Path of the library.
     ///
     /// # Panics
-    /// When it is missing: a missing module is a failure, never a skip.
+    /// If it is missing: a missing module is a failure, never a skip.
     pub fn path(self) -> PathBuf {
         let candidates: Vec<PathBuf> = match self {
             Self::SoftHsm => return softhsm::module_path(),
@@ -138,7 +138,7 @@ impl Module {
         found.unwrap_or_else(|| panic!("{self:?} is missing ({candidates:?}): run tests/modules.sh")).clone()
     }
 
-    /// What the library reads from its environment.
+    /// Environment variables of the library.
     pub fn environment(self, directory: &Path) -> BTreeMap<String, String> {
         let path = |name: &str| directory.join(name).display().to_string();
         let variables = match self {
@@ -156,7 +156,7 @@ impl Module {
         variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// What the library is given at C_Initialize.
+    /// Parameters of the library for C_Initialize.
     pub fn parameters(self, directory: &Path) -> Option<String> {
         (self == Self::Nss).then(|| {
             let database = directory.join("nss");
@@ -241,9 +241,9 @@ impl Module {
         servers
     }
 
-    /// Has the vendor's own tool make a P-256 key with a self-signed CA certificate; answers the certificate.
+    /// Generates a P-256 key with a self-signed CA certificate, with the vendor's own tool; returns the certificate.
     pub fn make_key(self, directory: &Path) -> String {
-        assert_eq!(self, Self::Nss, "the other modules take keys from the program");
+        assert_eq!(self, Self::Nss, "the other modules get keys by import");
         let path = |name: &str| directory.join(name).display().to_string();
         let mut noise = [0; 64];
         aws_lc_rs::rand::fill(&mut noise).unwrap();

@@ -1,4 +1,4 @@
-//! A token of one module in a directory of its own, and the commands on it.
+//! A token of one module in a separate directory, and the commands for it.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +34,7 @@ pub fn plug_in(key: Key) -> PlugIn {
     })
 }
 
-/// What a command did.
+/// Result of a command.
 #[derive(Debug)]
 pub struct Done {
     pub good: bool,
@@ -43,7 +43,7 @@ pub struct Done {
 }
 
 impl Done {
-    /// Its output; it must have succeeded.
+    /// Its output as JSON; it must have succeeded.
     pub fn json(&self) -> Value {
         assert!(self.good, "{}\n{}", self.out, self.err);
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.out))
@@ -61,7 +61,7 @@ pub fn run(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Done {
         .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     let (out, err) = (text(output.stdout), text(output.stderr));
-    assert!(!out.contains(PIN) && !err.contains(PIN), "{arguments:?} says the PIN");
+    assert!(!out.contains(PIN) && !err.contains(PIN), "{arguments:?} prints the PIN");
     assert!(!err.contains("panicked"), "{arguments:?}: {err}");
     Done { good: output.status.success(), out, err }
 }
@@ -117,7 +117,7 @@ impl Place {
         run(&self.environment(), arguments)
     }
 
-    /// `import` of a plug-in CA.
+    /// Imports a plug-in CA.
     pub fn import(&self, ca: &PlugIn, more: &[&str]) -> Done {
         ca.write(&self.path("ca"));
         let (from, uri, bundle) = (self.text("ca"), self.uri(), self.text("bundle"));
@@ -125,7 +125,7 @@ impl Place {
         self.run(&[&words, more].concat())
     }
 
-    /// A place whose token holds a P-256 CA key, however its module gets one.
+    /// A place whose token has a P-256 CA key, by whichever way its module supports.
     pub fn filled(module: Module) -> Self {
         let place = Self::new(module);
         if module.cannot(Capability::Unwrap(Key::P256)).is_none() {
@@ -165,7 +165,7 @@ impl Place {
         self.run(&["--output", "json", "inspect", "--token", &uri, "--bundle", &bundle]).json()
     }
 
-    /// `check` of a configuration with this token.
+    /// `check` for a configuration with this token.
     pub fn check(&self) -> Vec<Value> {
         let environment: Vec<String> =
             self.environment().iter().map(|(name, value)| format!("{name} = '{value}'")).collect();
@@ -185,7 +185,7 @@ impl Place {
         serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"))
     }
 
-    /// The issuer of the bundle.
+    /// Issuer of the bundle.
     pub fn issuer(&self) -> Arc<Issuer> {
         let input =
             |name: &str| Input { name: name.to_owned(), bytes: fs::read(self.path("bundle").join(name)).unwrap() };
@@ -197,12 +197,12 @@ impl Place {
         Arc::clone(Bundle::check(files, clock::now()).unwrap().issuer())
     }
 
-    /// The token for a pool.
+    /// The token's settings for a pool.
     pub fn token(&self, name: &str) -> TokenSettings {
         self.token_of(name, self.uri(), self.environment())
     }
 
-    /// The same behind the module that breaks on command; see [`Place::breaks`].
+    /// The same with the module that fails on command; see [`Place::breaks`].
     pub fn faulty_token(&self, name: &str) -> TokenSettings {
         let mut environment = self.environment();
         environment.insert("FAULTY_TOKEN_MODULE".to_owned(), self.module.path().display().to_string());
@@ -210,7 +210,7 @@ impl Place {
         self.token_of(name, self.uri_of(&faulty::MODULE), environment)
     }
 
-    /// Has the faulty module break so from now on.
+    /// Sets the commands of the faulty module.
     pub fn breaks(&self, commands: &str) {
         fs::write(self.path("faults.new"), commands).unwrap();
         fs::rename(self.path("faults.new"), self.path("faults")).unwrap();

@@ -1,4 +1,4 @@
-//! Two modules at the same time: one import, one CA, and each carries on without the other.
+//! Two modules at the same time: one import, one CA, and each works without the other.
 
 use std::{collections::BTreeMap, fs};
 
@@ -50,14 +50,14 @@ async fn both(first: Module, second: Module) {
         let before = [mill.snapshot(0).signed, mill.snapshot(1).signed];
         many(&mill).await;
         for at in [0, 1] {
-            assert!(mill.snapshot(at).signed > before[at], "token {at} has its share");
+            assert!(mill.snapshot(at).signed > before[at], "token {at} got no requests");
         }
         places[failing].breaks("* removed");
         many(&mill).await;
         mill.until("out of service", |health| !health.tokens[failing].phase.is_ready()).await;
         let before = [mill.snapshot(0).signed, mill.snapshot(1).signed];
         many(&mill).await;
-        assert_eq!(mill.snapshot(failing).signed, before[failing], "a token that is out gets no work");
+        assert_eq!(mill.snapshot(failing).signed, before[failing], "a token out of service got requests");
         assert_eq!(mill.snapshot(other).signed, before[other] + MANY);
         places[failing].breaks("");
         until_serving(&mill, failing).await;
@@ -74,7 +74,7 @@ async fn many(mill: &Mill) {
     }
 }
 
-/// A half-open breaker closes by the first request that is let through.
+/// A half-open breaker closes with the first request that is let through.
 async fn until_serving(mill: &Mill, at: usize) {
     let deadline = std::time::Instant::now() + PATIENCE;
     while !is(at, Phase::Serving)(&mill.pool.health().borrow().clone()) {
