@@ -1,4 +1,4 @@
-//! `check`: everything that would stop `serve`.
+//! `check`: reports everything that would prevent `serve` from working.
 
 use std::{
     fs,
@@ -46,7 +46,7 @@ address = "127.0.0.1:0"
         Self { machine, config }
     }
 
-    /// The configuration with one text in the place of another.
+    /// Replaces one text in the configuration.
     fn with(mut self, from: &str, to: &str) -> Self {
         assert!(self.config.contains(from), "{from}: {}", self.config);
         self.config = self.config.replace(from, to);
@@ -60,14 +60,14 @@ address = "127.0.0.1:0"
         for finding in &findings {
             let fields: Vec<_> = finding.as_object().unwrap().keys().collect();
             assert_eq!(fields, ["level", "part", "remedy", "text"], "{finding}");
-            assert_eq!(finding["remedy"].is_null(), finding["level"] == "ok", "each has its remedy: {finding}");
+            assert_eq!(finding["remedy"].is_null(), finding["level"] == "ok", "no remedy: {finding}");
         }
         let errors = findings.iter().filter(|finding| finding["level"] == "error").count();
         assert_eq!(done.status, i32::from(errors > 0), "{done:?}");
         (done, findings)
     }
 
-    /// Exactly these errors: part, and words of text and remedy.
+    /// Expects exactly these errors: part, and words of text and remedy.
     fn fails(&self, expected: &[(&str, &str, &str)]) -> Vec<Value> {
         let (_done, findings) = self.check();
         let errors: Vec<_> = findings.iter().filter(|finding| finding["level"] == "error").collect();
@@ -155,8 +155,8 @@ fn a_wrong_pin_is_tried_once_and_never_again() {
         ready.with(&format!("file:{right}"), &format!("file:{}", pin.display()))
     };
     ready.fails(&[("token hsm", "refuses the PIN", "correct the PIN file")]);
-    assert!(exists(&ready.machine.path("log/pin-refused.hsm")), "the mark that `serve` would leave");
-    // Even with the right PIN in the token it is not tried now, since the file has not changed.
+    assert!(exists(&ready.machine.path("log/pin-refused.hsm")), "there is no marker as from `serve`");
+    // The token's PIN is correct now but is not tried, since the file has not changed.
     ready.fails(&[("token hsm", "wrong-pin, and it is not tried again", "write the right PIN into that file")]);
     fs::write(&pin, format!("{}\n", testkit::softhsm::PIN)).unwrap();
     ready.fails(&[]);
@@ -181,7 +181,7 @@ fn a_wrong_pin_is_tried_once_also_where_no_daemon_has_been_yet() {
         .with(&format!("{root}/log"), &format!("{root}/new/log"));
     ready.fails(&[("token hsm", "refuses the PIN", "correct the PIN file")]);
     ready.fails(&[("token hsm", "wrong-pin, and it is not tried again", "write the right PIN into that file")]);
-    // Where no mark could be left the PIN is not tried, the right one included.
+    // If no marker can be written, the PIN is not tried, even if it is correct.
     fs::write(&pin, format!("{}\n", testkit::softhsm::PIN)).unwrap();
     ready.fails(&[]);
     fs::create_dir(ready.machine.path("new/log/pin-refused.hsm.probe")).unwrap();
@@ -190,7 +190,7 @@ fn a_wrong_pin_is_tried_once_also_where_no_daemon_has_been_yet() {
 
 #[test]
 fn tokens_keys_and_modules() {
-    // Another CA's key in the token: the bundle's is not there.
+    // The token has another CA's key but not the bundle's.
     let (ready, other) = (Ready::new(), Ready::new());
     for file in ["ca-cert.pem", "root-cert.pem", "cert-chain.pem"] {
         fs::copy(other.machine.path("bundle").join(file), ready.machine.path("bundle").join(file)).unwrap();
@@ -222,7 +222,7 @@ fn a_library_that_is_none() {
 #[test]
 fn a_token_with_an_environment_of_its_own() {
     let ready = Ready::new();
-    // The same token, copied; known by its own SOFTHSM2_CONF alone.
+    // A copy of the same token, found only with its own SOFTHSM2_CONF.
     let other: Directory = ready.machine.directory.duplicate();
     let conf = other.conf().display().to_string();
     let uri = ready.machine.directory.uri("ca");
@@ -260,22 +260,22 @@ fn check_reports_the_state_of_the_log() {
             fs::read_dir(ready.machine.path("log")).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>()
         )
     });
-    // A torn last line is what a crash leaves, and stays where it is.
+    // An incomplete last line, as left by a crash, is not moved.
     let torn = [whole.as_slice(), b"{\"half"].concat();
     fs::write(&segment, &torn).unwrap();
     assert!(warned(&ready.fails(&[]), "log", "6 bytes of a line"), "{:?}", ready.check());
     assert_eq!(fs::read(&segment).unwrap(), torn, "check changes nothing");
-    // A line that is not ours is not.
+    // A malformed line is an error.
     fs::write(&segment, [whole.as_slice(), b"{}\n"].concat()).unwrap();
     ready.fails(&[("log", "line 2", "log verify")]);
     fs::write(&segment, &whole).unwrap();
-    // Another daemon has it open.
+    // Another daemon has the log open.
     let lock = fs::File::open(ready.machine.path("log/lock")).unwrap();
     lock.lock().unwrap();
     ready.fails(&[("log", "another process has this log open", "stop it")]);
     drop(lock);
     ready.fails(&[]);
-    // A log that cannot be made.
+    // The log cannot be created.
     let root = ready.machine.directory.path().display().to_string();
     let ready = ready.with(&format!("{root}/log"), &format!("{root}/config.toml/log"));
     ready.fails(&[
@@ -291,7 +291,7 @@ fn a_clock_behind_the_log() {
     let segment = ready.machine.path("log/00000000000000000000.jsonl");
     let lines = fs::read_to_string(&segment).unwrap();
     let year = lines.find("\"time\":\"").map(|at| lines[at + 8..at + 12].to_owned()).unwrap();
-    // Not under a checkpoint yet, so that the log is sound all the same.
+    // These lines are not covered by a checkpoint yet, so the log is still valid.
     fs::write(&segment, lines.replace(&format!("\"time\":\"{year}"), "\"time\":\"2999")).unwrap();
     ready.fails(&[("clock", "behind the newest record", "set the clock right")]);
 }
@@ -305,7 +305,7 @@ fn those_who_prove_who_calls() {
     );
     let ready = ready.with("[listen]", &issuer);
     let findings = ready.fails(&[]);
-    // A set without keys is no set.
+    // A key set without keys is not valid.
     assert!(warned(&findings, "auth", "issuer https://issuer.test"), "{findings:#?}");
     ready.machine.write(
         "keys.json",

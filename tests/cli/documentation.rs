@@ -14,7 +14,7 @@ fn completions_are_generated_for_each_shell() {
     }
     let script = machine.run("completions bash", &[]).out;
     let file = machine.write("completions.bash", script);
-    // COMP_WORDS as bash sets them for `istio-hsm-ca ins<TAB>`.
+    // COMP_WORDS as set by bash for `istio-hsm-ca ins<TAB>`.
     let complete = "source \"$1\"; COMP_WORDS=(istio-hsm-ca ins); COMP_CWORD=1; \
                     _istio__hsm__ca istio-hsm-ca ins istio-hsm-ca; echo \"${COMPREPLY[@]}\"";
     let output = Command::new("bash").args(["-c", complete, "bash"]).arg(file).output().unwrap();

@@ -1,4 +1,4 @@
-//! `generate`: a root, a request, and what is refused before a key is made.
+//! `generate`: a root, a CSR, and errors reported before a key is generated.
 
 use super::harness::{Machine, exists};
 
@@ -13,7 +13,7 @@ fn a_root_as_istios_own() {
         assert_eq!(receipt["log"]["index"], 0);
         assert_eq!(receipt["certificate"]["organization"], "cluster.local");
         assert_eq!(receipt["attributes"]["extractable"], false);
-        assert_eq!(receipt["attributes"]["local"], true, "made in the token");
+        assert_eq!(receipt["attributes"]["local"], true, "not generated in the token");
         assert_eq!(receipt["installed"]["certificate"], "written");
         let key = receipt["log_verifier_key"].as_str().unwrap();
         assert!(key.starts_with("ca.test/log+"), "{key}");
@@ -28,7 +28,7 @@ fn a_root_as_istios_own() {
         let saved: serde_json::Value = serde_json::from_str(&machine.read(&format!("bundle/{saved}"))).unwrap();
         assert_eq!(saved, receipt);
 
-        // openssl's judgement.
+        // Verified by openssl.
         machine.openssl("verify -x509_strict -check_ss_sig -CAfile bundle/root-cert.pem bundle/ca-cert.pem");
         let text = machine.openssl("x509 -in bundle/ca-cert.pem -noout -text");
         for expected in ["CA:TRUE", "Certificate Sign", "O = cluster.local", "X509v3 Subject Key Identifier"] {
@@ -37,7 +37,7 @@ fn a_root_as_istios_own() {
         machine.openssl("x509 -in bundle/ca-cert.pem -noout -checkend 2500000");
         assert!(!machine.try_openssl("x509 -in bundle/ca-cert.pem -noout -checkend 2592100").0, "30 days");
 
-        // In the books, and signed with the key in the token.
+        // The certificate is in the log and signed with the key in the token.
         let books = machine.run("log check-certificate --directory $/log $/bundle/ca-cert.pem", &[]);
         assert!(books.status == 0 && books.out.contains("is in the books as intent 0"), "{books:?}");
         let view = machine.json("inspect --bundle $/bundle");
@@ -91,8 +91,8 @@ fn what_is_refused_makes_no_key() {
         "generate --algorithm p256 --self-signed --organization o --bundle $/b --log $/log --log-origin not/a+origin",
         &["origin"],
     );
-    assert_eq!(machine.token_files(), before, "no object was made");
-    assert!(!exists(&machine.path("b")), "no bundle was made");
+    assert_eq!(machine.token_files(), before, "an object was created");
+    assert!(!exists(&machine.path("b")), "a bundle was written");
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn generate_refuses_ambiguous_tokens_and_bad_pin_files() {
     assert!(!done.err.contains("999999"), "{done:?}");
     machine.run(words, &["--token".into(), machine.uri("ca")]).refused(&["no PIN for token ca", "give --pin-file"]);
     assert!(!exists(&machine.path("a.csr")));
-    // The URI may name the PIN's file.
+    // The PIN file may be given in the URI.
     let done = machine.run(words, &["--token".into(), machine.directory.uri("ca")]);
     assert_eq!(done.status, 0, "{done:?}");
 }

@@ -1,4 +1,4 @@
-//! An operator at a machine with a token.
+//! A machine with a token on which an operator runs commands.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use testkit::{
     softhsm::{Directory, PIN, module_path},
 };
 
-/// How long any command may take; RSA keys of 4096 bits take SoftHSM some seconds on a busy machine.
+/// Timeout of any command; RSA keys of 4096 bits take SoftHSM some seconds on a busy machine.
 const LONGEST: Duration = Duration::from_secs(120);
 
 /// A machine with one token, `ca`.
@@ -25,7 +25,7 @@ pub struct Machine {
     pub directory: Directory,
 }
 
-/// What a command did.
+/// Result of a command.
 #[derive(Debug)]
 pub struct Done {
     pub status: i32,
@@ -56,7 +56,7 @@ impl Machine {
         path
     }
 
-    /// A PIN file of a content of one's own.
+    /// A PIN file with this content.
     pub fn pin_file(&self, name: &str, pin: &str) -> PathBuf {
         let path = self.write(name, pin);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -68,13 +68,13 @@ impl Machine {
         format!("pkcs11:token={token}?module-path={}", module_path().display())
     }
 
-    /// The arguments that name the token `ca` and the right PIN.
+    /// Arguments for the token `ca` with the correct PIN.
     pub fn token(&self) -> Vec<String> {
         let pin = self.directory.pin_file();
         vec!["--token".into(), self.uri("ca"), "--pin-file".into(), pin.display().to_string()]
     }
 
-    /// The words as arguments, `$` replaced by the machine's directory. The PIN is never said.
+    /// The words as arguments, with `$` replaced by the machine's directory. They never include the PIN.
     fn arguments(&self, words: &str, more: &[String]) -> Vec<String> {
         let root = self.directory.path().display().to_string();
         let mut arguments: Vec<String> = words.split_whitespace().map(|word| word.replace('$', &root)).collect();
@@ -101,27 +101,27 @@ impl Machine {
         self.run_with(words, more, &[])
     }
 
-    /// Runs the binary with this on its standard input.
+    /// Runs the binary with this standard input.
     pub fn run_with(&self, words: &str, more: &[String], input: &[u8]) -> Done {
         let command = self.command(env!("CARGO_BIN_EXE_istio-hsm-ca"));
         self.finish(command, self.arguments(words, more), input)
     }
 
-    /// Runs the binary with more variables.
+    /// Runs the binary with additional environment variables.
     pub fn run_in(&self, words: &str, more: &[String], environment: &[(String, String)]) -> Done {
         let mut command = self.command(env!("CARGO_BIN_EXE_istio-hsm-ca"));
         command.envs(environment.iter().cloned());
         self.finish(command, self.arguments(words, more), &[])
     }
 
-    /// What the system allows the binary while it waits for the end of its standard input.
+    /// Resource limits of the binary while it reads its standard input.
     pub fn limits_while_it_reads(&self, words: &str, more: &[String]) -> String {
         let arguments = self.arguments(words, more);
         let mut child =
             self.command(env!("CARGO_BIN_EXE_istio-hsm-ca")).args(&arguments).stdin(Stdio::piped()).spawn().unwrap();
         let proc = PathBuf::from(format!("/proc/{}", child.id()));
         let deadline = Instant::now() + LONGEST;
-        // Asleep in read(), which is system call 0 on x86-64 and 63 on arm64.
+        // Blocked in read(), system call 0 on x86-64 and 63 on arm64.
         let reads = || {
             let call = fs::read_to_string(proc.join("syscall")).unwrap_or_default();
             matches!(call.split(' ').next(), Some("0" | "63"))
@@ -137,7 +137,7 @@ impl Machine {
         limits
     }
 
-    /// A configuration for the token `ca` that the daemon would take.
+    /// A valid configuration of the daemon for the token `ca`.
     pub fn configuration(&self) -> String {
         let root = self.directory.path().display();
         format!(
@@ -157,7 +157,7 @@ impl Machine {
         let out = collect(child.stdout.take().unwrap());
         let err = collect(child.stderr.take().unwrap());
         if let Some(mut stdin) = child.stdin.take() {
-            // Who has read enough closes it, which is no failure here.
+            // A command that has read enough may close its input, which is not an error here.
             let _closed = stdin.write_all(input);
         }
         let deadline = Instant::now() + LONGEST;
@@ -173,24 +173,24 @@ impl Machine {
         };
         let (out, err) = (out.join().unwrap(), err.join().unwrap());
         for text in [&out, &err] {
-            assert!(!text.contains(PIN), "{arguments:?} says the PIN: {text}");
+            assert!(!text.contains(PIN), "{arguments:?} prints the PIN: {text}");
             assert!(!text.contains("panicked"), "{arguments:?}: {text}");
         }
         Done { status: status.code().unwrap_or_else(|| panic!("{arguments:?} was killed: {status}\n{err}")), out, err }
     }
 
-    /// Runs the binary at a terminal (of script(1), from util-linux) where somebody types an answer once its prompt
-    /// stands there. Returns the exit status and all that the terminal showed.
+    /// Runs the binary on a terminal (by script(1) of util-linux) and types answers when their prompts appear. Returns
+    /// the exit status and the terminal's output.
     pub fn at_terminal(&self, words: &str, more: &[String], typed: &[(&str, &str)]) -> (i32, String) {
         self.program_at_terminal(env!("CARGO_BIN_EXE_istio-hsm-ca"), words, more, typed)
     }
 
-    /// Runs istio-hsm-ca-bench at a terminal.
+    /// Runs istio-hsm-ca-bench on a terminal.
     pub fn bench_at_terminal(&self, words: &str, more: &[String]) -> (i32, String) {
         self.program_at_terminal(BENCH_PROGRAM.to_str().unwrap(), words, more, &[])
     }
 
-    /// Runs istio-hsm-ca-bench to its end.
+    /// Runs istio-hsm-ca-bench to completion.
     pub fn bench(&self, words: &str, more: &[String]) -> std::process::Output {
         self.command(BENCH_PROGRAM.to_str().unwrap()).args(self.arguments(words, more)).output().unwrap()
     }
@@ -227,7 +227,7 @@ impl Machine {
             if let Some((prompt, answer)) = next
                 && String::from_utf8_lossy(&shown[seen..]).contains(prompt)
             {
-                // The prompt stands before echoing is off: nobody types that fast.
+                // The prompt appears before echo is disabled; no user types that fast.
                 std::thread::sleep(Duration::from_millis(300));
                 keyboard.write_all(format!("{answer}\n").as_bytes()).unwrap();
                 seen = shown.len();
@@ -235,35 +235,35 @@ impl Machine {
             }
         }
         let shown = String::from_utf8_lossy(&shown).into_owned();
-        assert!(next.is_none(), "nobody was asked {next:?}: {shown}");
+        assert!(next.is_none(), "no prompt for {next:?}: {shown}");
         (child.wait().unwrap().code().unwrap(), shown)
     }
 
-    /// As [`Machine::run`] on the token `ca` with the right PIN, which must succeed.
+    /// Like [`Machine::run`] on the token `ca` with the correct PIN; it must succeed.
     pub fn done(&self, words: &str) -> Done {
         let done = self.run(words, &self.token());
         assert_eq!(done.status, 0, "{words}\n{}\n{}", done.out, done.err);
         done
     }
 
-    /// As [`Machine::done`], answering JSON.
+    /// Like [`Machine::done`], with JSON output.
     pub fn json(&self, words: &str) -> Value {
         let done = self.done(&format!("{words} --output json"));
         serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{words}: {error}: {}", done.out))
     }
 
-    /// As [`Machine::run`] on the token `ca` with the right PIN, which must be refused with these words.
+    /// Like [`Machine::run`] on the token `ca` with the correct PIN; it must fail with these reasons.
     pub fn refused(&self, words: &str, reasons: &[&str]) {
         self.run(words, &self.token()).refused(reasons);
     }
 
-    /// What the token holds, as `inspect` shows it: to see that nothing was changed.
+    /// Contents of the token as shown by `inspect`, to detect changes.
     pub fn contents(&self) -> Value {
         let view = self.json("inspect");
         serde_json::json!([view["keys"], view["certificates"]])
     }
 
-    /// Everything in the token's directory: to see that nothing at all was changed.
+    /// All files in the token's directory, to detect any change.
     pub fn token_files(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = Vec::new();
         let mut directories = vec![self.path("tokens")];
@@ -272,7 +272,7 @@ impl Machine {
                 let path = entry.unwrap().path();
                 match path.is_dir() {
                     true => directories.push(path),
-                    // SoftHSM rewrites its counters when somebody logs in.
+                    // SoftHSM rewrites its counters at login.
                     false
                         if path.ends_with("token.object")
                             || path.ends_with("token.lock")
@@ -293,7 +293,7 @@ impl Machine {
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// The same; it must succeed.
+    /// Runs openssl successfully.
     pub fn openssl(&self, words: &str) -> String {
         let (good, text) = self.try_openssl(words);
         assert!(good, "openssl {words}: {text}");
@@ -302,7 +302,7 @@ impl Machine {
 }
 
 impl Done {
-    /// It must have been refused, with these words.
+    /// Expects a failure with these reasons.
     pub fn refused(&self, reasons: &[&str]) {
         assert_eq!(self.status, 1, "{self:?}");
         for reason in reasons {
@@ -310,7 +310,7 @@ impl Done {
         }
     }
 
-    /// It must have been wrong usage, with these words.
+    /// Expects a usage error with these reasons.
     pub fn usage(&self, reasons: &[&str]) {
         assert_eq!(self.status, 2, "{self:?}");
         for reason in reasons {
@@ -327,7 +327,7 @@ fn collect(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<Stri
     })
 }
 
-/// The library that writes down every call of another one.
+/// The library that logs all calls of another library.
 pub fn pkcs11_spy() -> PathBuf {
     let places =
         ["/usr/lib/x86_64-linux-gnu/pkcs11-spy.so", "/usr/lib/pkcs11/pkcs11-spy.so", "/usr/lib64/pkcs11-spy.so"];

@@ -1,4 +1,4 @@
-//! `import`: good plug-in CAs go in, bad ones are refused with every reason and the token is left as it was.
+//! `import`: valid plug-in CAs are imported; invalid ones are rejected with all reasons, and the token is not modified.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -50,7 +50,7 @@ impl Files {
     }
 }
 
-/// A good plug-in CA in `ca`.
+/// Writes a valid plug-in CA to `ca`.
 pub fn good(machine: &Machine) {
     Files::new().write(machine);
 }
@@ -75,7 +75,7 @@ fn a_plug_in_ca_goes_in_and_again_changes_nothing() {
     good(&machine);
     let dry = machine.json(&format!("{IMPORT} --dry-run"));
     assert_eq!(dry["dry_run"], true);
-    assert_eq!(machine.json("inspect")["keys"].as_array().unwrap().len(), 0, "a dry run makes nothing");
+    assert_eq!(machine.json("inspect")["keys"].as_array().unwrap().len(), 0, "a dry run created keys");
     assert!(!exists(&machine.path("bundle")));
 
     let done = imports(&machine, IMPORT);
@@ -88,7 +88,7 @@ fn a_plug_in_ca_goes_in_and_again_changes_nothing() {
     let receipt: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(token["receipt"].as_str().unwrap()).unwrap()).unwrap();
     assert_eq!(receipt["attributes"]["extractable"], false);
-    assert_eq!(receipt["attributes"]["local"], false, "an imported key was outside");
+    assert_eq!(receipt["attributes"]["local"], false, "an imported key is not local");
     assert_eq!(receipt["key_sha256"], again["key_sha256"]);
     assert_eq!(
         (&receipt["token"]["label"], &receipt["read_attempt"]),
@@ -106,7 +106,7 @@ fn a_plug_in_ca_goes_in_and_again_changes_nothing() {
     for name in ["decrypt", "unwrap", "derive", "modifiable"] {
         assert_ne!(receipt["attributes"][name], true, "{name}: {receipt}");
     }
-    assert!(exists(&machine.path("ca/ca-key.pem")), "the key file stays unless it is named");
+    assert!(exists(&machine.path("ca/ca-key.pem")), "the key file was removed");
 }
 
 #[test]
@@ -207,17 +207,17 @@ fn other_names_and_the_layout_of_a_tls_secret() {
         (machine.read("bundle/cert-chain.pem"), machine.read("bundle/root-cert.pem")),
         (String::new(), machine.read("tls/ca.crt"))
     );
-    // Any names; the chain may be left out.
+    // Any file names; the chain may be omitted.
     let names = "--ca-cert $/tls/tls.crt --ca-key $/tls/tls.key --root-cert $/tls/ca.crt";
     machine.done(&format!("import {names} --bundle $/bundle2"));
     machine.done(&format!("import {names} --cert-chain $/ca/cert-chain.pem --bundle $/bundle3"));
     assert_eq!(machine.read("bundle3/cert-chain.pem"), machine.read("ca/cert-chain.pem"));
-    // One of the directory's files in another place.
+    // One of the directory's files in another location.
     machine.write("elsewhere.pem", p256().serialize_pem());
     machine.refused(&format!("{IMPORT} --ca-key $/elsewhere.pem"), &["elsewhere.pem: is not the key of"]);
 }
 
-/// The shape of Istio's own sample: RSA in PKCS#1, no key identifiers, basicConstraints not critical, a DNS name.
+/// The form of Istio's own sample: RSA in PKCS#1, no key identifiers, basicConstraints not critical, a DNS name.
 #[test]
 fn a_ca_of_the_shape_of_istios_sample() {
     let machine = Machine::new();
@@ -232,7 +232,7 @@ fn a_ca_of_the_shape_of_istios_sample() {
     assert!(!done.err.contains("warning"), "{done:?}");
 }
 
-/// A command that holds a key writes no core file: looked at while it waits for the rest of its standard input.
+/// A command that holds a key writes no core file; checked while it reads its standard input.
 #[test]
 fn no_command_leaves_its_memory_behind() {
     let machine = Machine::new();
@@ -265,7 +265,7 @@ fn import_refuses_ambiguous_and_unknown_tokens() {
     with("nowhere").refused(&["no token in", "`ca`"]);
     with("twin").refused(&["several tokens in", "add serial="]);
     assert!(!exists(&machine.path("bundle")));
-    // Into two tokens at once.
+    // Import into two tokens at once.
     machine.directory.init_token("second");
     let both: Vec<String> = ["--token", &machine.uri("ca"), "--token", &machine.uri("second"), "--pin-file", &pin]
         .map(str::to_owned)
@@ -274,13 +274,13 @@ fn import_refuses_ambiguous_and_unknown_tokens() {
     assert_eq!(done.status, 0, "{done:?}");
     let value: serde_json::Value = serde_json::from_str(&done.out).unwrap();
     assert_eq!(value["tokens"].as_array().unwrap().len(), 2);
-    // The second holds it, so that the file may go.
+    // The second token holds it, so the file may be removed.
     let done = machine.run(&format!("{IMPORT} --remove-key-file"), &both);
     assert_eq!(done.status, 0, "{done:?}");
     assert!(!exists(&machine.path("ca/ca-key.pem")), "{done:?}");
 }
 
-/// Any function that an import needs may fail: nothing half-made stays, and the next import is as if it never was.
+/// Each function that an import needs may fail: nothing incomplete is left, and the next import succeeds.
 #[test]
 fn each_function_may_fail() {
     let machine = Machine::new();
@@ -312,7 +312,7 @@ fn each_function_may_fail() {
     assert!(keys() > 0);
 }
 
-/// A command that only counts: it delays nothing.
+/// This command only counts and does not delay.
 #[test]
 fn the_wrapping_pair_is_generated_once() {
     let machine = Machine::new();
@@ -335,7 +335,7 @@ fn several_tokens_are_told_each_for_itself() {
     let pin = machine.directory.pin_file().display().to_string();
     let uris = ["ca", "second"].map(|name| through(&MODULE, &machine.uri(name)));
     let both = ["--token", &uris[0], "--token", &uris[1], "--pin-file", &pin].map(str::to_owned);
-    // The first one's log key, canary key and the CA's.
+    // The first token's log key, canary key and CA key.
     control.breaks(&format!("C_CopyObject return=0x30 {}", times(3)));
     let done = machine.run(&format!("{IMPORT} --output json --remove-key-file"), &both);
     assert_eq!(done.status, 1, "{done:?}");
@@ -344,7 +344,7 @@ fn several_tokens_are_told_each_for_itself() {
     assert!(told(0)["error"].as_str().unwrap().contains("CKR_DEVICE_ERROR"), "{value}");
     assert!(told(1)["error"].is_null() && told(1)["receipt"].is_string(), "{value}");
     assert!(done.err.contains("not every token took the key") && exists(&machine.path("ca/ca-key.pem")), "{done:?}");
-    // What is done stays done, and the rest is made up for.
+    // What is done stays done, and the rest is completed.
     let done = machine.run(&format!("{IMPORT} --output json --remove-key-file"), &both);
     assert_eq!(done.status, 0, "{done:?}");
     let value: serde_json::Value = serde_json::from_str(&done.out).unwrap();

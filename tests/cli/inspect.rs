@@ -22,7 +22,7 @@ fn a_module_lists_its_tokens_without_a_login() {
     let mut labels: Vec<_> = listing["tokens"].as_array().unwrap().iter().map(|token| &token["label"]).collect();
     labels.sort_by_key(|label| label.to_string());
     assert_eq!(labels, ["ca", "second"]);
-    // A URI must select one.
+    // A URI must match exactly one token.
     let uri = ["--token".to_owned(), format!("pkcs11:?module-path={}", module_path().display())];
     machine.run("inspect", &uri).usage(&["selects no token"]);
 }
@@ -48,7 +48,7 @@ fn keys_and_certificates_are_shown() {
     for expected in ["pairs with ca-cert.pem", "!extractable", "O=Mesh", "99 days left", "its key is in the token"] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
-    // Without a PIN nothing private is seen, and nothing is claimed of it.
+    // Without a PIN private objects are hidden, and nothing is claimed about them.
     let public = machine.run("inspect --bundle $/bundle", &["--token".into(), machine.uri("ca")]);
     assert_eq!(public.status, 0, "{public:?}");
     assert!(public.out.contains("hidden without a login") && !public.out.contains("pairs"), "{public:?}");
@@ -93,7 +93,7 @@ fn malformed_token_information_costs_that_field_only() {
     assert!(listing["library"]["description"].as_str().is_some_and(|text| text.contains("PKCS11")), "{listing}");
     let text = machine.run("inspect", &module).out;
     assert!(text.contains("malformed: the clock reads \"        05:49:45\""), "{text}");
-    // Such a token is found, and used.
+    // Such a token can be selected and used.
     let token: Vec<_> = machine.token().iter().map(|argument| through(&MODULE, argument)).collect();
     let made = machine.run("generate --algorithm p256 --csr $/ca.csr --subject CN=ca", &token);
     assert_eq!(made.status, 0, "{made:?}");

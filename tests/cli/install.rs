@@ -1,8 +1,8 @@
-//! `install`: the certificate that the root's owner signed.
+//! `install`: a certificate signed by the root's owner.
 
 use super::harness::{Machine, exists};
 
-/// A machine with a key in the token, its request, and an offline root in root.key and root.pem.
+/// A machine with a key in the token, its CSR, and an offline root in root.key and root.pem.
 fn requested(algorithm: &str) -> Machine {
     let machine = Machine::new();
     machine.done(&format!("generate --algorithm {algorithm} --csr $/ca.csr --subject O=Company,CN=Mesh"));
@@ -17,7 +17,7 @@ fn root(machine: &Machine, name: &str) {
     ));
 }
 
-/// The root's owner signs what the request asks for.
+/// The root's owner signs the CSR.
 fn sign(machine: &Machine, root: &str, out: &str, days: u32) {
     machine.openssl(&format!(
         "x509 -req -in ca.csr -CA {root}.pem -CAkey {root}.key -days {days} -copy_extensions copyall -out {out}"
@@ -33,7 +33,7 @@ fn path(machine: &Machine, name: &str) -> String {
     machine.path(&format!("signed/{name}")).display().to_string()
 }
 
-/// The three files of the signed CA, in signed/.
+/// Writes the three files of the signed CA to signed/.
 fn signed(machine: &Machine, root: &str, days: u32) {
     sign(machine, root, "ca.pem", days);
     machine.write("signed/ca-cert.pem", machine.read("ca.pem"));
@@ -57,7 +57,7 @@ fn the_signed_certificate_is_installed_and_renewed() {
         assert_eq!(view["bundle"]["key_in_token"], true);
         assert_eq!(view["certificates"].as_array().unwrap().len(), 1);
 
-        // The same again changes nothing; a renewed one takes its place.
+        // Installing the same again changes nothing; a renewed certificate replaces the old one.
         let before = machine.contents();
         assert_eq!(machine.json("install --from $/signed --bundle $/bundle")["certificate"], "unchanged");
         assert_eq!(machine.contents(), before);
@@ -96,10 +96,10 @@ fn every_reason_is_told_and_the_token_is_not_asked() {
     signed(&machine, "root", 365);
     root(&machine, "other");
     let before = machine.token_files();
-    // Under another root than the one given.
+    // Issued by another root than the given one.
     machine.write("signed/root-cert.pem", machine.read("other.pem"));
     machine.refused("install --from $/signed --bundle $/bundle", &["nothing was installed", "ca-cert.pem"]);
-    // Two files at once, by JSON.
+    // Two invalid files at once, with JSON output.
     std::fs::remove_file(machine.path("signed/root-cert.pem")).unwrap();
     std::fs::remove_file(machine.path("signed/cert-chain.pem")).unwrap();
     let done = machine.run("install --from $/signed --bundle $/bundle --output json", &machine.token());

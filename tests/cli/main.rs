@@ -1,5 +1,5 @@
-//! The commands as an operator drives them, also wrongly: the real binary, each test with a SoftHSM directory of its
-//! own. Certificates and requests are judged by openssl.
+//! The commands as operators run them, including mistakes: the real binary, each test with its own SoftHSM directory.
+//! Certificates and CSRs are verified with openssl.
 
 #![allow(
     clippy::expect_used,

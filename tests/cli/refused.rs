@@ -1,4 +1,5 @@
-//! `import`: every bad plug-in CA, token, PIN and bundle is refused with every reason, and the token is left as it was.
+//! `import`: every invalid plug-in CA, token, PIN and bundle is rejected with all reasons, and the token is not
+//! modified.
 
 use std::fs;
 
@@ -13,7 +14,7 @@ use testkit::{
     softhsm::module_path,
 };
 
-/// What is done to good files, and the words with which they are refused.
+/// Name, modification of valid files, and the expected reasons.
 type Bad = (&'static str, fn(&Machine), &'static [&'static str]);
 
 /// Every bad plug-in CA.
@@ -156,7 +157,7 @@ fn damage(machine: &Machine, file: &str) {
     machine.write(&format!("ca/{file}"), format!("{first}\n!{rest}"));
 }
 
-/// A self-signed CA with a key that openssl makes.
+/// A self-signed CA with a key made by openssl.
 fn openssl_key(machine: &Machine, make: &str) {
     machine.openssl(make);
     machine.openssl("req -x509 -key ca/ca-key.pem -days 3650 -subj /CN=self -out ca/ca-cert.pem");
@@ -202,7 +203,7 @@ fn every_reason_is_told_at_once() {
     assert_eq!(error["reasons"].as_array().unwrap().len(), 4, "{error}");
     assert!(!done.err.contains("999999"), "{done:?}");
 
-    // A file that is missing hides nothing of the others, nor of the token; a key that is missing neither.
+    // A missing file does not hide problems of other files or of the token; neither does a missing key.
     fs::remove_file(machine.path("ca/cert-chain.pem")).unwrap();
     let all = ["cert-chain.pem: is missing", "expired at 2021", "keyCertSign", "is not the key of", "refuses the PIN"];
     let done = machine.run(IMPORT, &token);
@@ -229,7 +230,7 @@ fn every_reason_is_told_at_once() {
     ]);
 }
 
-/// The token hides its objects, so that what has been made in it is not found again.
+/// The token hides its objects, so that objects created in it are not found again.
 #[test]
 fn an_import_that_fails_half_way_leaves_the_token_and_the_key_file_as_they_were() {
     let machine = Machine::new();
@@ -245,17 +246,17 @@ fn an_import_that_fails_half_way_leaves_the_token_and_the_key_file_as_they_were(
     assert!(done.out.contains("FAILED: ") && done.out.contains("the token holds no private key"), "{done:?}");
     assert!(!done.out.contains("bundle:"), "none is claimed: {done:?}");
     assert!(done.err.contains("not every token took the key"), "{done:?}");
-    assert!(control.books_since(0).faults_of("C_FindObjects") > 3, "the fault did not happen");
-    assert_eq!(machine.contents(), before, "what was made is gone, and only that");
-    assert!(exists(&machine.path("ca/ca-key.pem")), "the key file stays");
-    assert!(!exists(&machine.path("bundle")), "and there is no bundle");
+    assert!(control.books_since(0).faults_of("C_FindObjects") > 3, "the fault did not occur");
+    assert_eq!(machine.contents(), before, "not exactly the created objects were removed");
+    assert!(exists(&machine.path("ca/ca-key.pem")), "the key file was removed");
+    assert!(!exists(&machine.path("bundle")), "a bundle was written");
     control.breaks("");
     let done = machine.run_in(&words, &token, &control.environment());
     assert_eq!(done.status, 0, "{done:?}");
     assert!(!exists(&machine.path("ca/ca-key.pem")));
 }
 
-/// By pkcs11-spy, which writes down every call.
+/// Verified with pkcs11-spy, which logs every call.
 #[test]
 fn a_wrong_pin_is_tried_once_whatever_else_is_wrong() {
     let machine = Machine::new();
@@ -294,7 +295,7 @@ fn a_token_that_lacks_the_mechanism_is_refused() {
         IMPORT,
         &["nothing was imported", "the token `ca` cannot sign with a P-256 key", "use a token that can"],
     );
-    // It signs, and cannot unwrap.
+    // The token can sign but not unwrap.
     fs::write(&conf, format!("{usual}slots.mechanisms = CKM_ECDSA,CKM_RSA_PKCS_KEY_PAIR_GEN\n")).unwrap();
     machine.refused(IMPORT, &["cannot unwrap a P-256 key", "--allow-plaintext-import imports it in the clear"]);
     assert_eq!(machine.token_files(), before);

@@ -1,4 +1,4 @@
-//! What is typed at a terminal, and a key that comes by standard input.
+//! Input on a terminal, and a key from standard input.
 
 use std::fs;
 
@@ -83,7 +83,7 @@ fn a_key_comes_by_standard_input() {
     machine
         .run_with(&import, &machine.token(), "x".repeat(70_000).as_bytes())
         .refused(&["standard input: larger than 64 KiB"]);
-    // There would be no file to remove.
+    // There is no file to remove.
     let removing = format!("{import} --remove-key-file --i-have-a-backup");
     machine.run_with(&removing, &machine.token(), &key).refused(&["standard input", "leave --remove-key-file out"]);
     assert!(!exists(&machine.path("bundle")));

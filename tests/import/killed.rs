@@ -1,7 +1,7 @@
-//! A hundred imports killed at any moment: never is there half a key that `serve` would take, and the next import
-//! succeeds.
+//! A hundred imports killed at random moments: the token never has a partial key that `serve` would use, and the next
+//! import succeeds.
 //!
-//! The test starts itself again as the program to be killed, on a token directory of its own each time.
+//! The test runs itself as the program to be killed, each time with another token directory.
 
 use std::{
     fs,
@@ -38,7 +38,7 @@ const KEY_DIRECTORY: &str = "TEST_IMPORT_KEY_DIRECTORY";
 fn a_hundred_kills_leave_no_half_key() {
     let template = Directory::new();
     template.init_token(TOKEN);
-    // What an import takes here and now, so that the kills fall within it.
+    // Duration of an import on this machine, so that the kills fall within it.
     let whole = {
         let directory = prepared(&template);
         let (mut child, _open) = start(&directory, "killed::child_import");
@@ -85,16 +85,16 @@ fn a_hundred_kills_leave_no_half_key() {
     assert!(killed >= ROUNDS / 3, "too few imports were killed half-way to prove anything: {killed}");
 }
 
-/// Waits for the moment to kill; repeatable, since the machine is random enough. A quarter is spread evenly over the
-/// import, most of which is the making of the wrapping pair; the rest falls where it writes: as soon as the token holds
-/// that many files more, and up to two milliseconds later.
+/// Waits for the moment to kill. The moments are deterministic; the machine is random enough. A quarter are spread
+/// evenly over the import, most of which generates the wrapping pair; the others are when it writes: as soon as the
+/// token has this number of additional files, and up to two milliseconds later.
 fn await_moment(round: u32, whole: Duration, directory: &Directory, child: &mut Child) {
     if round.is_multiple_of(4) {
         thread::sleep(whole * (round * 37 % ROUNDS) / ROUNDS);
         return;
     }
     let before = files(directory);
-    // Four objects of the two service keys, the mark, three objects of the CA's key; a lock file beside each.
+    // Four objects of the two service keys, the marker, three objects of the CA key; each with a lock file.
     let wanted = before + 1 + usize::try_from(round).unwrap() % 16;
     while files(directory) < wanted && child.try_wait().unwrap().is_none() {
         thread::sleep(Duration::from_micros(50));
@@ -115,7 +115,7 @@ fn prepared(template: &Directory) -> Directory {
     directory
 }
 
-/// Starts this test program for one test, and waits until it says that it begins.
+/// Starts this test program for one test, and waits until it reports that it has begun.
 fn start(directory: &Directory, test: &str) -> (Child, impl Iterator<Item = String> + use<>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", test, "--nocapture", "--test-threads=1"])

@@ -1,4 +1,4 @@
-//! The CA's key goes into a token and does not come out again.
+//! The CA key is imported into a token and cannot be extracted.
 
 mod killed;
 
@@ -29,7 +29,7 @@ fn options(allow_plaintext: bool) -> Options {
     Options { label: LABEL.to_owned(), allow_plaintext, kwp_mechanism: None, accepted: Accepted::default() }
 }
 
-/// Plans and runs an import in a session of its own, as the command does.
+/// Plans and runs an import in a separate session, as the command does.
 fn import_with(
     token: &TestToken,
     ca: &TestCa,
@@ -50,7 +50,7 @@ fn signs(session: &Session, key: &PublicKey) {
     key.verify(key.signature_algorithm(), b"message", &signature).unwrap();
 }
 
-/// Everything in the token that a login shows: to see that nothing was changed.
+/// Everything in the token that is visible after login, to detect changes.
 fn snapshot(session: &Session) -> Vec<String> {
     let mut objects = Vec::new();
     let classes = [
@@ -77,7 +77,7 @@ fn of_class(session: &Session, class: ObjectClass, key: &PublicKey) -> Vec<Objec
         .unwrap()
 }
 
-/// A private object with the key's ID that is another key's.
+/// A private object with the key's ID that belongs to another key.
 fn impostor(session: &Session, key: &PublicKey, label: &str) -> ObjectHandle {
     session
         .create_object(&[
@@ -128,17 +128,17 @@ fn imports_wrapped(ca: &TestCa) {
         assert_ne!(forbidden, Some(true), "{flags:?}");
     }
     for never in [flags.local, flags.always_sensitive, flags.never_extractable] {
-        assert_ne!(never, Some(true), "an imported key was outside: {flags:?}");
+        assert_ne!(never, Some(true), "an imported key claims to be local: {flags:?}");
     }
 
-    // In another session, as `serve` finds it; and nothing but three objects of it is there.
+    // In another session, as in `serve`; the token has exactly three objects of the key.
     let other = token.session();
     signs(&other, key);
     for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY, ObjectClass::CERTIFICATE] {
         assert_eq!(of_class(&other, class, key).len(), 1, "{class}");
     }
     assert!(other.find_objects(&[Attribute::Token(false)]).unwrap().is_empty(), "session objects are left");
-    assert!(other.find_objects(&[Attribute::Class(ObjectClass::DATA)]).unwrap().is_empty(), "the mark is left");
+    assert!(other.find_objects(&[Attribute::Class(ObjectClass::DATA)]).unwrap().is_empty(), "the marker is left");
     let private = key::find_private_key(&other, key).unwrap();
     assert!(other.update_attributes(private, &[Attribute::Unwrap(true)]).is_err(), "the key can be changed");
     assert!(other.copy_object(private, &[Attribute::Extractable(true)]).is_err(), "a copy can be extractable");
@@ -191,7 +191,7 @@ fn the_flag_allows_the_clear_and_does_not_ask_for_it() {
 
 #[test]
 fn every_type_can_go_in_the_clear() {
-    // What tokens that cannot unwrap are given; this one can, so that the way is gone by hand.
+    // For tokens that cannot unwrap; this one can, so the import in the clear is selected explicitly.
     let token = TestToken::new("clear");
     let session = token.session();
     for ca in [TestCa::rsa(RsaKeySize::_2048), TestCa::p256(), TestCa::p384(), TestCa::ed25519()] {
@@ -213,7 +213,7 @@ fn a_wrong_pin_is_tried_once() {
     let wrong = SecretString::from("wrong-pin");
     let problems = import::plan(&token.module, &token.uri, &wrong, ca.key.public_key(), &options(false)).unwrap_err();
     assert!(matches!(problems.as_slice(), [Problem::Login(LoginError::WrongPin { .. })]), "{problems:?}");
-    assert!(!format!("{problems:?} {}", problems[0]).contains("wrong-pin\""), "the PIN is told");
+    assert!(!format!("{problems:?} {}", problems[0]).contains("wrong-pin\""), "the PIN is printed");
     assert_eq!(token.token.current_info().unwrap().pin, PinState::CountLow);
     import::plan(&token.module, &token.uri, &pin(), ca.key.public_key(), &options(false)).unwrap();
     assert_eq!(token.token.current_info().unwrap().pin, PinState::Normal);
@@ -275,7 +275,7 @@ fn a_renewed_certificate_takes_the_place_of_the_old_one() {
     let left = key::objects::certificates(&session, Some(&key.key_id())).unwrap();
     let ours: Vec<_> = left.iter().filter(|(_, label, _)| label == LABEL).collect();
     assert!(matches!(ours.as_slice(), [(_, _, value)] if *value == renewed));
-    assert!(left.iter().any(|(object, ..)| *object == foreign), "somebody else's certificate was deleted");
+    assert!(left.iter().any(|(object, ..)| *object == foreign), "a foreign certificate was deleted");
 }
 
 #[test]
@@ -342,7 +342,7 @@ fn what_an_interrupted_import_left_is_told_and_cleared() {
     let report = import::run(ready, &ca.key, &ca.certificate).unwrap();
     assert_eq!(report.cleared.len(), 2, "{report:?}");
     assert!(matches!(report.private_key, How::Wrapped { .. }));
-    assert!(session.find_objects(&[Attribute::Class(ObjectClass::DATA)]).unwrap().is_empty(), "the mark is left");
+    assert!(session.find_objects(&[Attribute::Class(ObjectClass::DATA)]).unwrap().is_empty(), "the marker is left");
     signs(&session, key);
 }
 
@@ -364,7 +364,7 @@ fn another_keys_interrupted_import_is_only_told() {
 fn a_failure_removes_what_was_made() {
     let token = TestToken::new("undo");
     let ca = TestCa::p256();
-    // The first one keeps the login; the second may not write token objects, so that the import fails half-way.
+    // The first session keeps the login; the second may not write token objects, so that the import fails half-way.
     let writing = token.session();
     let before = snapshot(&writing);
     let reading = token.token.open_session(false).unwrap();
@@ -403,7 +403,7 @@ fn generated_keys_sign_and_are_never_overwritten() {
         assert_eq!(snapshot(&session), before);
     }
     let contents = inspect::contents(&session).unwrap();
-    assert_eq!(contents.keys.len(), 7, "five and the two of service");
+    assert_eq!(contents.keys.len(), 7, "not five and the two service keys");
     assert!(contents.keys.iter().all(|key| key.unfit.is_none() && key.key_sha256.is_some()));
 }
 
