@@ -1,4 +1,4 @@
-//! The chart by Helm itself: lint, the schema's refusals, the manifests' age, Istio's overlays.
+//! The chart with Helm itself: lint, values rejected by the schema, up-to-date manifests, Istio's overlays.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -10,7 +10,7 @@ use crate::{
     tools::{chart, helm, minimal_below, template, tool, values_file},
 };
 
-/// Every file of values that is meant for the chart as it is.
+/// All values files for the chart as it is.
 pub fn values() -> Vec<PathBuf> {
     let directory = root().join("deploy/manifests/values");
     let mut found: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -18,7 +18,7 @@ pub fn values() -> Vec<PathBuf> {
     found
 }
 
-/// Values over others, for one mode of Istio: the file, and the files that it lies over.
+/// Values files of an Istio mode, each with the files that it overrides.
 pub fn overlays() -> Vec<PathBuf> {
     let modes = fs::read_dir(root().join("deploy/istio")).unwrap().map(|entry| entry.unwrap().path());
     let files = modes.filter(|mode| mode.is_dir()).flat_map(|mode| fs::read_dir(mode).unwrap());
@@ -29,7 +29,7 @@ pub fn overlays() -> Vec<PathBuf> {
     files
 }
 
-/// What the chart must refuse: a value over `minimal.yaml`, and a word of the reason.
+/// Values the chart must reject: a value on top of `minimal.yaml`, and a word of the reason.
 const REFUSED: [(&str, &str); 34] = [
     ("replicas=0", "replicas"),
     ("replicas=two", "replicas"),
@@ -67,7 +67,8 @@ const REFUSED: [(&str, &str); 34] = [
     ("image.digest=sha256:1", "digest"),
 ];
 
-/// What the program must refuse in the rendered configuration: a value over `minimal.yaml`, and words of the reason.
+/// Values the program must reject in the rendered configuration: a value on top of `minimal.yaml`, and words of the
+/// reason.
 const REFUSED_BY_PROGRAM: [(&str, &str); 13] = [
     ("config.ca.trust_domains=", "[ca] trust_domains"),
     ("config.ca.trust_domains[0]=Cluster Local", "[ca] trust_domains"),
@@ -103,9 +104,9 @@ fn what_is_wrong_is_refused_with_its_name() {
     template(&["--values", minimal]).unwrap();
     let directory = tempfile::tempdir().unwrap();
     for (set, word) in REFUSED {
-        // A comma inside a value separates two.
+        // A comma inside a value separates two values.
         match template(&["--values", &minimal_below(set, directory.path()), "--set", set]) {
-            Ok(_) => panic!("{set} is taken"),
+            Ok(_) => panic!("{set} is accepted"),
             Err(reason) => assert!(reason.contains(word), "{set}: {reason}"),
         }
     }
@@ -125,7 +126,7 @@ fn what_is_wrong_is_refused_with_its_name() {
         "--set",
         "serviceMonitor.enabled=true",
     ]);
-    assert!(!monitor.status.success(), "a ServiceMonitor where the API is not");
+    assert!(!monitor.status.success(), "a ServiceMonitor without the API");
     assert!(
         !helm(&["template", chart().to_str().unwrap(), "--kube-version=1.28.0", "--values", minimal]).status.success()
     );
@@ -176,12 +177,12 @@ fn the_notes_warn_of_what_is_dangerous() {
     assert!(notes(&["--values", &values_file("ra")]).contains("as powerful as the CA"));
 }
 
-/// The schema knows every value that has a default, and documents none that is not there.
+/// The schema has every value that has a default, and no others.
 #[test]
 fn the_schema_and_the_values_name_the_same_things() {
     fn names(schema: &Value, values: &Value, path: &str) {
         let (Some(properties), Some(values)) = (schema["properties"].as_object(), values.as_object()) else { return };
-        // The program validates `config`.
+        // The program validates `config`, not the schema.
         for (name, value) in values.iter().filter(|(name, _)| *name != "config") {
             assert!(properties.contains_key(name), "values.schema.json lacks {path}{name}");
             names(&properties[name], value, &format!("{path}{name}."));
@@ -196,7 +197,7 @@ fn the_schema_and_the_values_name_the_same_things() {
     names(&schema, &values[0], "");
 }
 
-/// Istio's values name the address that our certificate is for.
+/// Istio's values contain the address in our certificate.
 #[test]
 fn istios_values_lead_to_the_endpoint() {
     let rendered = crate::rendered::all().remove(1).1;
@@ -222,7 +223,7 @@ fn istios_values_lead_to_the_endpoint() {
         }
     }
     assert_eq!(seen, 5);
-    // RA mode: Istio and we name one signer.
+    // RA mode: Istio and we use the same signer name.
     let signer = |path: &str| objects(&fs::read_to_string(root().join(path)).unwrap()).remove(0);
     let (ours, istios) = (signer("deploy/istio/ra/ca.yaml"), signer("deploy/istio/ra/istiod.yaml"));
     let name = &ours["config"]["kubernetes"]["cluster"][0]["signer"][0]["name"];

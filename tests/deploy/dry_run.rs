@@ -1,5 +1,5 @@
-//! Every rendering, each feature on and off, against a real API server: a dry run on its side, under the restricted Pod
-//! Security Standard, no warning allowed.
+//! Every rendering, with each feature on and off, is applied to a real API server as a dry run under the restricted Pod
+//! Security Standard, without any warning.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use crate::{
     tools::{Cluster, minimal_below, template, values_file},
 };
 
-/// Each feature alone over `minimal.yaml`, and each taken out of `all-features.yaml`.
+/// Each feature alone on top of `minimal.yaml`, and each removed from `all-features.yaml`.
 const FEATURES: [(&str, &str); 17] = [
     ("config.kubernetes.cluster[0].token_review.issuers[0]=i", "config.kubernetes.cluster[0].token_review=null"),
     (
@@ -93,7 +93,7 @@ fn the_api_server_takes_every_rendering_without_a_warning() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && error.is_empty(), "{arguments:?}: {error}");
     }
-    // The judge can say no: what is not restricted is warned about, and what is unknown is refused.
+    // The check can fail: an unrestricted pod causes a warning, an unknown field an error.
     let path = directory.path().join("0.yaml");
     let good = fs::read_to_string(&path).unwrap();
     for (from, to) in [

@@ -1,4 +1,4 @@
-//! docs/GUIDE.md: the blocks that say so are run, in order, in one shell, against a real API server and SoftHSM.
+//! docs/GUIDE.md: the marked blocks are run in order, in one shell, against a real API server and SoftHSM.
 
 use std::{
     fmt::Write,
@@ -16,18 +16,18 @@ use crate::{
 const RUN: &str = "```sh run";
 pub const SYSTEMD: &str = "```sh systemd";
 
-/// The programs that an installation has in its path.
+/// Programs that an installation has in its PATH.
 pub const PROGRAMS: [(&str, &str); 2] = [
     ("istio-hsm-ca", env!("CARGO_BIN_EXE_istio-hsm-ca")),
     ("istio-hsm-ca-token-host", env!("CARGO_BIN_EXE_istio-hsm-ca-token-host")),
 ];
 
-/// The page.
+/// The guide's text.
 pub fn page() -> String {
     fs::read_to_string(root().join("docs/GUIDE.md")).unwrap()
 }
 
-/// The blocks of a page with this fence, each with its line.
+/// The blocks of a page with this fence, each with its line number.
 fn blocks(page: &str, fence: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut lines = page.lines().enumerate();
@@ -40,7 +40,7 @@ fn blocks(page: &str, fence: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// One script of all blocks with this fence, which tells where it is before each.
+/// One script of all blocks with this fence, which prints its position before each block.
 pub fn script(page: &str, fence: &str) -> String {
     let mut script = String::from("set -euo pipefail\n");
     for (line, block) in blocks(page, fence) {
@@ -74,7 +74,7 @@ fn the_guide_works_as_it_is_written() {
     for name in ["kubectl", "helm"] {
         symlink(tool(name), programs.join(name)).unwrap();
     }
-    // The page is read in a checkout.
+    // The guide's commands run in a checkout.
     let checkout = directory.path().join("checkout");
     fs::create_dir(&checkout).unwrap();
     for name in ["deploy", "scripts", "softhsm"] {
@@ -96,7 +96,7 @@ fn the_guide_works_as_it_is_written() {
     let tail: Vec<_> = tail.into_iter().rev().collect();
     assert!(output.status.success(), "{tail:#?}\n{}", String::from_utf8_lossy(&output.stdout));
 
-    // What the page says is so: the public files are in the ConfigMap, the key is in no Secret any more.
+    // The result is as described: the public files are in the ConfigMap, and no Secret has the key any more.
     let bundle = server.must(&["get", "configmap", "istio-hsm-ca-bundle", "-n", "istio-system", "-o", "json"]);
     for file in ["ca-cert.pem", "root-cert.pem", "cert-chain.pem"] {
         assert!(bundle.contains(file), "{file}");

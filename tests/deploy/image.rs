@@ -1,5 +1,6 @@
-//! deploy/image: what build.sh makes is an image to others' eyes, holds no more than it should, and runs: the trial's
-//! pod, container by container as the chart renders it, under its own users and over read-only root file systems.
+//! deploy/image: independent tools accept the images that build.sh makes, the images contain nothing unnecessary, and
+//! they run: the trial's pod, container by container as the chart renders it, with its users and read-only root file
+//! systems.
 
 use std::{
     fs,
@@ -21,7 +22,7 @@ use crate::{
     tools::{ports, template, values_file},
 };
 
-/// Runs a program that a package brings, and must succeed.
+/// Runs a program of a Debian package, which must succeed.
 fn must(program: &str, package: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
     let output = output.unwrap_or_else(|_| panic!("{program} is missing; run: sudo apt-get install {package}"));
@@ -34,7 +35,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Both images, built once for all tests and unpacked.
+/// Both images, built and unpacked once for all tests.
 struct Images {
     directory: tempfile::TempDir,
 }
@@ -112,12 +113,12 @@ fn the_image_holds_what_the_program_needs_and_nothing_else() {
     }
     programs.sort();
     let ours = ["usr/bin/istio-hsm-ca", "usr/bin/istio-hsm-ca-token-host"].map(PathBuf::from);
-    assert_eq!(programs, ours, "no shell, no other program");
-    assert!(rootfs.join("var/lib/dpkg/status.d/libc6").exists(), "scanners see the packages");
+    assert_eq!(programs, ours, "unexpected programs");
+    assert!(rootfs.join("var/lib/dpkg/status.d/libc6").exists(), "no package list for scanners");
     assert!(rootfs.join("usr/share/doc/libc6/copyright").exists());
     let packed = fs::metadata(IMAGES.layout("plain").with_extension("tar")).unwrap().len();
     assert!(packed < 40 << 20, "{packed} bytes are not small");
-    // The same program makes the same image.
+    // The build is reproducible.
     let again = tempfile::tempdir().unwrap();
     let image = again.path().join("again");
     let build = root().join("deploy/image/build.sh");
@@ -126,19 +127,19 @@ fn the_image_holds_what_the_program_needs_and_nothing_else() {
     assert_eq!(index(&image), index(&IMAGES.layout("plain")));
 }
 
-/// One container: a root file system, what is mounted into it, a user.
+/// A container: a root file system, its mounts, a user.
 struct Container {
     script: String,
-    /// Where the root file system is mounted.
+    /// Mount point of the root file system.
     _place: tempfile::TempDir,
 }
 
 impl Container {
-    /// Volumes are (here, there, read-only).
+    /// Volumes are (source, mount path, read-only).
     fn new(rootfs: &Path, volumes: &[(&Path, &str, bool)], user: &Value, environment: &[(&str, &str)]) -> Self {
         let place = tempfile::tempdir().unwrap();
         let at = place.path().display();
-        // A container's runtime makes the places before the root becomes read-only.
+        // Like a container runtime, creates mount points before the root becomes read-only.
         let mut script = format!("set -e\nmount --bind '{}' '{at}'\n", rootfs.display());
         for (here, there, _) in volumes {
             let make = if here.is_dir() { "mkdir -p" } else { "touch" };
@@ -157,7 +158,7 @@ impl Container {
         for (name, value) in environment {
             script.push_str(&format!("'{name}={value}' "));
         }
-        // The group of the volumes besides its own, and no rights beyond its user's.
+        // With the volumes' group as a supplementary group, and no privileges beyond the user's.
         script.push_str(&format!("/usr/sbin/chroot --userspec={user}:{user} --groups=10000 '{at}' \"$@\"\n"));
         Self { script, _place: place }
     }
@@ -209,7 +210,7 @@ impl Running {
     }
 }
 
-/// A directory that belongs to the volumes' group, as the kubelet makes it.
+/// A directory with the volumes' group, as created by the kubelet.
 fn volume(parent: &Path, name: &str) -> PathBuf {
     let path = parent.join(name);
     fs::create_dir_all(&path).unwrap();
@@ -218,7 +219,8 @@ fn volume(parent: &Path, name: &str) -> PathBuf {
     path
 }
 
-/// The daemon's configuration as rendered, but on ports of its own and without an API server, which is not here.
+/// The daemon's configuration as rendered, but with other ports and without an API server, which this test does not
+/// have.
 fn without_api_server(text: &str, ports: [u16; 2]) -> String {
     let mut table: toml::Table = toml::from_str(text).unwrap();
     table.remove("kubernetes").unwrap();
@@ -261,7 +263,7 @@ fn the_trials_pod_runs_as_it_is_rendered() {
     let config = write("config.toml", &without_api_server(&data("istio-hsm-ca", "config.toml"), ports));
     let host_config = write("token-host.toml", &data("istio-hsm-ca-token-softhsm", "token-host.toml"));
 
-    // The Job: the token, then the key; from files, since there is no API server.
+    // The Job: creates the token, then imports the key; from files, since there is no API server.
     let environment = [("SOFTHSM2_CONF", list(&host["env"])[0]["value"].as_str().unwrap())];
     let rootfs = IMAGES.rootfs("softhsm");
     let volumes: [(&Path, &str, bool); 3] =
@@ -272,7 +274,7 @@ fn the_trials_pod_runs_as_it_is_rendered() {
     container.must(&init);
     let pin = fs::read_to_string(softhsm.join("istio-ca/pin")).unwrap();
     container.must(&init);
-    assert_eq!(fs::read_to_string(softhsm.join("istio-ca/pin")).unwrap(), pin, "a second start makes nothing anew");
+    assert_eq!(fs::read_to_string(softhsm.join("istio-ca/pin")).unwrap(), pin, "a second start changed the PIN");
     let arguments = texts(&list(&job["containers"])[0]["args"]);
     let from_files = arguments.iter().map(|argument| match argument.as_str() {
         secret if secret.starts_with("--from-secret=") => "--from=/cacerts",
@@ -282,7 +284,7 @@ fn the_trials_pod_runs_as_it_is_rendered() {
     container.must(&[&["/usr/bin/istio-hsm-ca"], arguments.as_slice()].concat());
     let bundle = import.join("files");
 
-    // The pod: the token host, then the daemon out of the image that has no SoftHSM.
+    // The pod: the token host, then the daemon from the image without SoftHSM.
     let volumes: [(&Path, &str, bool); 6] = [
         (&softhsm, "/var/lib/softhsm", false),
         (&config, "/etc/istio-hsm-ca/config.toml", true),

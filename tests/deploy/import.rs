@@ -1,4 +1,4 @@
-//! The import Job against a real API server, under its own account and with exactly the permissions that are rendered.
+//! The import Job against a real API server, with its own account and exactly the permissions of the manifests.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::{
     tools::{Cluster, template, values_file},
 };
 
-/// A SoftHSM token, and the Job's command over it.
+/// A SoftHSM token, and the Job's command for it.
 struct Job {
     directory: tempfile::TempDir,
     token: String,
@@ -31,7 +31,7 @@ impl Job {
         Self { directory, token, arguments }
     }
 
-    /// The Job's command as rendered, but for where the token and the bundle's directory are.
+    /// Runs the Job's command as rendered, except for the paths of the token and the bundle.
     fn run(&self, kubeconfig: &Path) -> Output {
         let directory = self.directory.path();
         let arguments = self.arguments.iter().map(|argument| match argument.split_once('=') {
@@ -88,7 +88,7 @@ fn the_job_works_with_its_permissions_and_needs_each_of_them() {
     }
     assert!(data.keys().any(|key| key.starts_with("import-receipt-")), "{:?}", data.keys());
     assert!(!get().to_string().contains("PRIVATE KEY"));
-    // What another token's import has written stays.
+    // The data of another token's import is kept.
     let other = json!({"data": {"import-receipt-other.json": "{}"}}).to_string();
     cluster.must(&[&["patch"], &bundle[..], &["--patch", &other]].concat());
     works("again");

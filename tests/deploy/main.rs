@@ -1,7 +1,7 @@
-//! deploy/: the chart and what is rendered from it, the units, the images.
+//! deploy/: the chart and the manifests, the systemd units, the images.
 //!
-//! Tests that need no more than Rust and SoftHSM run in `make test`; what needs Helm, an API server, systemd or an
-//! image is ignored there and runs in `make test-deploy`.
+//! Tests that need only Rust and SoftHSM run in `make test`; those that need Helm, an API server, systemd or an image
+//! are ignored there and run in `make test-deploy`.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -1,4 +1,4 @@
-//! What deploy/manifests says, held against the program that reads it.
+//! Compares deploy/manifests with the program.
 
 use std::{
     collections::BTreeSet,
@@ -17,10 +17,10 @@ use crate::{
     tools::template,
 };
 
-/// The name of a file of values, and the objects that the chart renders from it.
+/// Name of a values file, and the objects that the chart renders from it.
 type Rendering = (String, Vec<Value>);
 
-/// What holds for every rendering.
+/// Checks of every rendering.
 const CHECKS: [(&str, fn(&[Rendering])); 8] = [
     ("containers_are_restricted", containers_are_restricted),
     ("daemon_sees_neither_pin_nor_module", daemon_sees_neither_pin_nor_module_and_hosts_see_no_api_server),
@@ -50,14 +50,14 @@ fn renderings_of_all_values_pass_every_check() {
     }
 }
 
-/// The rendering of every file of values.
+/// The renderings of all values files.
 fn every() -> Vec<Rendering> {
     let name = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
     let render = |path: &Path| objects(&template(&["--values", path.to_str().unwrap()]).unwrap());
     values().iter().map(|path| (name(path), render(path))).collect()
 }
 
-/// The pods' specs, of StatefulSets and Jobs.
+/// The pod specs of StatefulSets and Jobs.
 fn pods(objects: &[Value]) -> Vec<&Value> {
     objects.iter().map(|object| &object["spec"]["template"]["spec"]).filter(|spec| !spec.is_null()).collect()
 }
@@ -66,12 +66,12 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
     list(&pod["initContainers"]).iter().chain(list(&pod["containers"]))
 }
 
-/// The names of the volumes that a container mounts.
+/// Names of the volumes that a container mounts.
 fn mounts(container: &Value) -> BTreeSet<&str> {
     list(&container["volumeMounts"]).iter().map(|mount| mount["name"].as_str().unwrap()).collect()
 }
 
-/// The configuration of the daemon, and those of the token hosts, which derive their limits from it.
+/// The daemon's configurations, and those of the token hosts, whose limits are derived from them.
 fn configurations(objects: &[Value]) -> (Vec<Config>, Vec<token_host::Settings>) {
     let maps = of_kind(objects, "ConfigMap");
     let texts = |key: &str| maps.iter().filter_map(|map| map["data"][key].as_str()).collect::<Vec<_>>();
@@ -162,14 +162,14 @@ fn daemon_sees_neither_pin_nor_module_and_hosts_see_no_api_server(renderings: &[
                 assert!(mounts(host).iter().all(|mount| !mount.starts_with("cluster-")), "{about}");
                 assert_ne!(host["securityContext"]["runAsUser"], daemon["securityContext"]["runAsUser"], "{about}");
                 assert_ne!(host["securityContext"]["runAsGroup"], daemon["securityContext"]["runAsGroup"], "{about}");
-                // One volume holds the log and what the host remembers, but neither sees the other's part.
+                // The log and the host's state share one volume, but neither process sees the other's part.
                 let part = |container: &Value| {
                     let mounts = list(&container["volumeMounts"]).to_vec();
                     mounts.into_iter().find(|mount| mount["name"] == "log").unwrap()["subPath"].clone()
                 };
                 assert_ne!(part(host), part(daemon), "{about}");
                 assert!(part(host).as_str().is_some_and(|part| part.starts_with("token-")), "{about}");
-                // The hosts' PINs are their own.
+                // Each token host has its own PIN.
                 let others = hosts.iter().filter(|other| other["name"] != host["name"]);
                 for other in others {
                     let shared: Vec<_> = mounts(host)
@@ -197,7 +197,10 @@ fn trials_carry_a_warning(renderings: &[Rendering]) {
         let warned =
             set.iter().any(|set| !set["spec"]["template"]["metadata"]["annotations"]["istio-hsm-ca/warning"].is_null());
         assert_eq!(warned, *name == "trial");
-        assert!(*name != "trial" || set.iter().all(|set| set["spec"]["replicas"] == 1), "one volume, one replica");
+        assert!(
+            *name != "trial" || set.iter().all(|set| set["spec"]["replicas"] == 1),
+            "more than one replica for one volume"
+        );
     }
 }
 
@@ -243,13 +246,13 @@ fn disabled_features_have_no_permission() {
     assert!(!rules("ra").contains("tokenreviews") && rules("sidecar").contains("tokenreviews"));
     assert!(!rules("remote-rbac").contains("leases"));
     let without_api = of_kind(&one("minimal"), "StatefulSet")[0].to_string();
-    assert!(!without_api.contains("serviceAccountToken"), "no token of the API server where none is asked");
+    assert!(!without_api.contains("serviceAccountToken"), "a token although no API server is used");
 }
 
-/// One verb that somebody needs or has: where (none is the whole cluster), on what, on which object.
+/// A permission for one verb: namespace (`None` for the whole cluster), verb, resource, object.
 type Right = (Option<String>, String, String, Option<String>, String);
 
-/// What the chart grants the daemon's account; the import's has its own.
+/// The permissions that the chart grants to the daemon's account; the import has its own account.
 fn granted(objects: &[Value]) -> BTreeSet<Right> {
     let mut found = BTreeSet::new();
     let bindings = objects.iter().filter(|object| object["roleRef"].is_object());
@@ -294,7 +297,7 @@ fn roles_grant_exactly_what_the_program_needs(renderings: &[Rendering]) {
     assert!(compared + 1 >= renderings.len() / 2, "{compared} of {}", renderings.len());
 }
 
-/// Everything on: the limits of a host that has none of its own, and the program that derives them.
+/// With all features on: a token host without limits of its own, and the program that derives them.
 #[test]
 fn host_starts_with_limits_derived_from_the_daemons_configuration() {
     let objects = all().remove(0).1;

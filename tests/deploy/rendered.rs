@@ -1,15 +1,15 @@
-//! Kubernetes objects out of YAML, as JSON.
+//! Kubernetes objects from YAML, as JSON.
 
 use std::{fs, path::PathBuf};
 
 use serde_json::Value;
 
-/// The checkout.
+/// Root directory of the repository.
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The objects of one YAML text.
+/// The objects in a YAML text.
 pub fn objects(text: &str) -> Vec<Value> {
     let parse = |document| serde_saphyr::from_str::<Value>(document).unwrap();
     format!("\n{text}").split("\n---").map(parse).filter(|object| !object.is_null()).collect()
@@ -31,17 +31,17 @@ pub fn all() -> Vec<(String, Vec<Value>)> {
     found
 }
 
-/// The objects of one kind.
+/// The objects of a kind.
 pub fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
 }
 
-/// An array's elements; none where there is none.
+/// An array's elements; empty if it is absent.
 pub fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// The texts of an array.
+/// The strings of an array.
 pub fn texts(value: &Value) -> Vec<String> {
     list(value).iter().map(|text| text.as_str().unwrap().to_owned()).collect()
 }

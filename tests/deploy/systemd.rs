@@ -1,4 +1,4 @@
-//! deploy/systemd: the units are well formed, hardened, and fit the program that they start.
+//! deploy/systemd: the units are valid, hardened, and match the program.
 
 use std::{
     fs,
@@ -19,11 +19,11 @@ use testkit::{
     plug_in::PlugIn,
 };
 
-/// systemd's own marks, from 0 (safe) to 100. The hosts may map memory
-/// that is writable and executable, as vendors' modules do.
+/// systemd's exposure levels, from 0 (safe) to 100. The token hosts may map writable and executable memory, as vendors'
+/// modules do.
 const THRESHOLDS: [(&str, u32); 2] = [("istio-hsm-ca.service", 13), ("istio-hsm-ca-token@hsm.service", 15)];
 
-/// A tree as it is after installation, with the program.
+/// A root directory as after installation, with the program.
 fn installed() -> tempfile::TempDir {
     let tree = tempfile::tempdir().unwrap();
     let units = tree.path().join("usr/lib/systemd/system");
@@ -35,7 +35,7 @@ fn installed() -> tempfile::TempDir {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
         if name.ends_with(".service") || name.ends_with(".target") {
-            // An absolute path stands where the tests run, and the program does not.
+            // An absolute path exists on the test machine, but the program does not.
             let text = fs::read_to_string(&path).unwrap().replace("/usr/bin/istio-hsm-ca", program);
             fs::write(units.join(name.replace('@', "@hsm")), &text).unwrap();
             fs::write(units.join(name), text).unwrap();
@@ -63,7 +63,7 @@ fn the_units_are_well_formed() {
     for unit in ["istio-hsm-ca.service", "istio-hsm-ca-token@hsm.service", "istio-hsm-ca-token.target"] {
         let (passed, text) = analyze(&["verify", "--man=no", "--recursive-errors=no", &format!("./{unit}")], &units);
         assert!(passed, "{unit}: {text}");
-        // What is only warned about counts too.
+        // Warnings count, too.
         let ours: Vec<_> = text.lines().filter(|line| line.contains("istio-hsm-ca")).collect();
         assert!(ours.is_empty(), "{unit}: {ours:#?}");
     }
@@ -71,7 +71,7 @@ fn the_units_are_well_formed() {
     let broken = fs::read_to_string(&path).unwrap().replace("ProtectSystem=strict", "ProtectSistem=strict");
     fs::write(&path, broken).unwrap();
     let (_, text) = analyze(&["verify", "--man=no", "--recursive-errors=no", "./istio-hsm-ca.service"], &units);
-    assert!(text.contains("ProtectSistem"), "a mistake is seen: {text}");
+    assert!(text.contains("ProtectSistem"), "the mistake is not found: {text}");
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn the_units_are_hardened() {
         };
         let (passed, text) = security(threshold);
         assert!(passed, "{unit}: {text}");
-        assert!(!security(0).0, "the threshold is looked at");
+        assert!(!security(0).0, "the threshold is not applied");
     }
 }
 
@@ -120,7 +120,7 @@ fn the_hosts_configuration_parses_and_names_the_credential() {
     }
 }
 
-/// As systemd sees it: the daemon listens, is ready, ends.
+/// systemd's view: the daemon listens, is ready, stops.
 #[test]
 fn the_daemon_tells_systemd_how_it_is() {
     let site = Site::new(&PlugIn::intermediate());
@@ -141,7 +141,7 @@ fn the_daemon_tells_systemd_how_it_is() {
         let mut buffer = [0; 4096];
         while !told.iter().any(|line: &String| line == wanted) {
             let length =
-                socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted} is not told: {error}; {told:?}"));
+                socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted} is not reported: {error}; {told:?}"));
             told.extend(std::str::from_utf8(&buffer[..length]).unwrap().lines().map(str::to_owned));
         }
     };
@@ -152,8 +152,8 @@ fn the_daemon_tells_systemd_how_it_is() {
     assert!(daemon.wait().unwrap().success());
 }
 
-/// Makes systemd the first process of a namespace, with a network of its own, over copies of /etc, /usr and /var that
-/// vanish with it, and with no units but ours.
+/// Makes systemd the first process of a namespace, with its own network, on temporary copies of /etc, /usr and /var,
+/// and only with our units.
 const OUTER: &str = r#"
 set -e
 mount --make-rprivate /
@@ -178,7 +178,7 @@ export container=other
 exec /lib/systemd/systemd --system --unit=test.target --log-target=null --show-status=no
 "#;
 
-/// Before the page's blocks: a token, a sample CA, a drop-in by which the host may reach SoftHSM's files.
+/// Runs before the guide's blocks: a token, a sample CA, a drop-in that gives the host access to SoftHSM's files.
 const BEFORE: &str = r#"
 set -euo pipefail
 umask 022
@@ -196,7 +196,7 @@ printf '[Service]\nEnvironment=SOFTHSM2_CONF=%s\nReadWritePaths=/var/lib/softhsm
   > /etc/systemd/system/istio-hsm-ca-token@hsm.service.d/softhsm.conf
 "#;
 
-/// After them: what the page says is so.
+/// Runs after them: checks that the result is as the guide describes.
 const AFTER: &str = r#"
 # SoftHSM alone: its files belong to the host's user. They did not while the import ran, and the host did not start.
 chown -R istio-hsm-ca-token: /var/lib/softhsm-trial
@@ -247,7 +247,7 @@ echo passed > "$WORK/passed"
 #[test]
 #[ignore = "needs systemd and root: make test-deploy"]
 fn the_units_run_under_systemd_as_the_guide_says() {
-    assert!(nix::unistd::geteuid().is_root(), "a systemd of its own needs root; run it as root");
+    assert!(nix::unistd::geteuid().is_root(), "systemd in a namespace needs root; run it as root");
     let directory = tempfile::tempdir().unwrap();
     let work = directory.path();
     fs::create_dir_all(work.join("checkout")).unwrap();

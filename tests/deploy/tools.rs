@@ -1,4 +1,4 @@
-//! Programs that the tests need and no distribution packages: Helm, kubectl, an API server with its etcd.
+//! Programs that the tests need and no distribution provides: Helm, kubectl, an API server with its etcd.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 use crate::rendered::root;
 use testkit::api_server::ApiServer;
 
-/// The chart.
+/// Directory of the chart.
 pub fn chart() -> PathBuf {
     root().join("deploy/helm/istio-hsm-ca")
 }
@@ -24,13 +24,13 @@ pub fn tool(name: &str) -> PathBuf {
     Path::new(String::from_utf8(output.stdout).unwrap().trim()).join(name)
 }
 
-/// What Helm says; the version of Kubernetes is the oldest that the chart takes, plus what the values need.
+/// Runs Helm with the oldest Kubernetes version that the chart supports, plus what the values need.
 pub fn helm(arguments: &[&str]) -> Output {
     static HELM: OnceLock<PathBuf> = OnceLock::new();
     Command::new(HELM.get_or_init(|| tool("helm"))).args(arguments).output().unwrap()
 }
 
-/// The rendering of the chart with these arguments, or what Helm has against it.
+/// The rendering of the chart with these arguments, or Helm's error.
 pub fn template(arguments: &[&str]) -> Result<String, String> {
     let chart = chart();
     let mut all = vec!["template", "istio-hsm-ca", chart.to_str().unwrap(), "--namespace", "istio-system"];
@@ -41,12 +41,12 @@ pub fn template(arguments: &[&str]) -> Result<String, String> {
     if output.status.success() { Ok(String::from_utf8(output.stdout).unwrap()) } else { Err(error) }
 }
 
-/// A file of values in deploy/manifests/values.
+/// A values file in deploy/manifests/values.
 pub fn values_file(name: &str) -> String {
     root().join("deploy/manifests/values").join(name).with_extension("yaml").to_str().unwrap().to_owned()
 }
 
-/// `minimal.yaml` as the base of `--set`: without its `kubernetes: null`, below which Helm cannot set anything.
+/// `minimal.yaml` as a base for `--set`: without its `kubernetes: null`, below which Helm cannot set anything.
 pub fn minimal_below(set: &str, directory: &Path) -> String {
     let minimal = values_file("minimal");
     if !set.contains("config.kubernetes.") {
@@ -93,7 +93,7 @@ impl Cluster {
         )
     }
 
-    /// The kubeconfig of a service account of istio-system.
+    /// The kubeconfig of a service account in istio-system.
     pub fn account(&self, name: &str) -> PathBuf {
         let token = self.must(&["create", "token", name, "--namespace", "istio-system"]);
         let path = self.directory.path().join(format!("{name}.kubeconfig"));
@@ -106,14 +106,14 @@ impl Cluster {
         self.directory.path().join("kubeconfig")
     }
 
-    /// What kubectl says.
+    /// Runs kubectl.
     pub fn kubectl(&self, arguments: &[&str]) -> Output {
         static KUBECTL: OnceLock<PathBuf> = OnceLock::new();
         let mut command = Command::new(KUBECTL.get_or_init(|| tool("kubectl")));
         command.args(arguments).env("KUBECONFIG", self.kubeconfig()).output().unwrap()
     }
 
-    /// What kubectl says, where it must not fail.
+    /// Runs kubectl, which must succeed, and returns its output.
     pub fn must(&self, arguments: &[&str]) -> String {
         let output = self.kubectl(arguments);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -122,7 +122,7 @@ impl Cluster {
     }
 }
 
-/// Ports that nobody listens on.
+/// Ports that are not in use.
 pub fn ports<const N: usize>() -> [u16; N] {
     let listeners: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
