@@ -1,4 +1,4 @@
-//! What the log, the module and the clients have seen must fit together.
+//! Compares the records of the log, the module and the clients.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use der::{Decode, Encode};
@@ -8,7 +8,7 @@ use x509_cert::Certificate;
 use super::clients::Seen;
 use testkit::{daemon::Site, faulty::Books};
 
-/// Compares the books of a daemon that has ended. Answers what is wrong with them.
+/// Compares the records after a daemon has ended. Returns the differences.
 pub fn compare(site: &Site, module: &Books, seen: &Seen) -> Vec<String> {
     let mut wrong = Vec::new();
     let report = site.verified_log();
@@ -17,7 +17,7 @@ pub fn compare(site: &Site, module: &Books, seen: &Seen) -> Vec<String> {
         wrong.push(format!("the log holds {} different intents, and `log verify` tells {report}", intents.len()));
     }
     let id = site.key_id();
-    // What the CA's key was asked to sign is the hash of a certificate that the log had before.
+    // All inputs signed with the CA key are hashes of certificates that were in the log before.
     let signed: Vec<&String> = module.signed.iter().filter(|(key, _)| *key == id).map(|(_, input)| input).collect();
     for input in signed.iter().filter(|input| !intents.contains_key(**input)) {
         wrong.push(format!("the CA's key was asked to sign {input}, which is not in the log"));

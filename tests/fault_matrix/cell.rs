@@ -1,13 +1,13 @@
 //! One cell: a fault under load, its end, and everything that must hold meanwhile.
 //!
-//! - No bad certificate is released, and nobody is told anything that an agent would not try again for (`clients`).
-//! - The daemon is the same process before and after, and `/livez` is good all the time.
-//! - While nobody gets a certificate the health service says NOT_SERVING.
-//! - A PIN that the token refused is tried once.
-//! - The fault did happen, and the service is back within two seconds of its end; where it was about the PIN, of the
-//!   PIN file's change.
+//! - No bad certificate is released, and clients only get errors that an agent retries (`clients`).
+//! - The daemon's process is the same before and after, and `/livez` succeeds all the time.
+//! - While no certificates are issued, the health service reports NOT_SERVING.
+//! - A PIN that the token rejected is tried once.
+//! - The fault did occur, and the service recovers within two seconds of its end or, if the fault concerned the PIN, of
+//!   the PIN file's change.
 //!
-//! That the log has a line for each signature is seen at the end of the daemon (`books`).
+//! That the log has a line for each signature is checked when the daemon has ended (`books`).
 
 use std::time::{Duration, Instant};
 
@@ -19,29 +19,29 @@ use super::{
 };
 use testkit::faulty::{once, until};
 
-/// How soon after a fault's end every client must have a certificate.
+/// Maximum time after a fault's end until every client has a certificate.
 pub const BACK: Duration = Duration::from_secs(2);
 
-/// How long a fault of seconds lasts.
+/// Duration of a fault of limited time.
 const SECONDS: Duration = Duration::from_secs(3);
 
-/// How long a fault for good lasts: the backoff is at its longest after less than two.
+/// Duration of a permanent fault: the backoff reaches its maximum in less than half of it.
 const FOR_GOOD: Duration = Duration::from_millis(4500);
 
-/// How long the service is waited for before a cell is given up.
+/// Maximum wait for recovery before a cell fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long after the last certificate the health service may still say SERVING.
+/// Time after the last certificate during which the health service may still report SERVING.
 const SLOW_HEALTH: Duration = Duration::from_secs(1);
 
-/// How much of that time it may say SERVING: a token whose canary signs, and of which nobody has asked anything for a
-/// while, is ready for one real request, which may fail.
+/// Fraction of that time in which it may report SERVING: a token whose canary signs is ready for one real request,
+/// which may fail.
 const SERVING_MOST: f64 = 0.1;
 
-/// How long nobody tries a refused PIN again, at least.
+/// Minimum time without another attempt of a rejected PIN.
 const NO_RETRY: Duration = Duration::from_millis(1300);
 
-/// What was seen of a cell.
+/// Result of a cell.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub function: &'static str,
@@ -49,13 +49,13 @@ pub struct Outcome {
     pub lasts: Lasts,
     /// From the fault's end to the last client's first certificate.
     pub back: Duration,
-    /// Certificates while it lasted.
+    /// Certificates issued during the fault.
     pub served: usize,
-    /// How much of the time without certificates the health service said SERVING.
+    /// Fraction of the time without certificates in which the health service reported SERVING.
     pub serving: f64,
-    /// Hosts that were started because of it.
+    /// Number of token hosts started because of the fault.
     pub hosts: usize,
-    /// Whether the PIN's file had to be written anew.
+    /// Whether the PIN file had to be rewritten.
     pub pin: bool,
 }
 
@@ -83,7 +83,7 @@ pub async fn run(
     lane.control.breaks(&format!("{function} return=0x{:x} {limit}\n{more}\n", code.code));
     let mut killed = if trigger == Trigger::Restart { lane.kill_hosts().await } else { 0 };
 
-    // Until it has happened.
+    // Until the fault has occurred.
     while lane.control.books_since(mark).faults_of(function) == 0 {
         if began.elapsed() > PATIENCE {
             return Err("the fault never happened".to_owned());
@@ -98,7 +98,7 @@ pub async fn run(
         Lasts::ForGood => began + FOR_GOOD,
     };
     if trigger == Trigger::Session && lasts != Lasts::Once {
-        // The start of a host meets it too.
+        // The fault also affects the next start of a token host.
         tokio::time::sleep_until((began + Duration::from_secs(1)).into()).await;
         killed += lane.kill_hosts().await;
     }
@@ -124,7 +124,7 @@ pub async fn run(
     Ok(Outcome { function, code, lasts, back, served: lane.load.served_between(began, end).len(), serving, hosts, pin })
 }
 
-/// While nobody is served the health service says so.
+/// While no certificates are issued, the health service must report it.
 pub fn health_told(lane: &Lane, began: Instant, end: Instant) -> Result<(), String> {
     let share = serving_unserved(lane, began, end);
     if share > SERVING_MOST {
@@ -134,7 +134,7 @@ pub fn health_told(lane: &Lane, began: Instant, end: Instant) -> Result<(), Stri
     Ok(())
 }
 
-/// How much of the time in which nobody was served any more the health service said SERVING.
+/// Fraction of the time without certificates in which the health service reported SERVING.
 fn serving_unserved(lane: &Lane, began: Instant, end: Instant) -> f64 {
     let quiet = lane.load.served_between(began, end).last().copied().unwrap_or(began) + SLOW_HEALTH;
     if end.saturating_duration_since(quiet) < Duration::from_millis(500) {
@@ -144,14 +144,14 @@ fn serving_unserved(lane: &Lane, began: Instant, end: Instant) -> f64 {
 }
 
 impl Outcome {
-    /// Whether it was back in time, and the health service said that it was away.
+    /// Whether it recovered in time, and the health service reported the outage.
     pub fn is_good(&self) -> bool {
         self.back <= BACK && self.serving <= SERVING_MOST
     }
 }
 
-/// The daemon is the same process, and ready within [`BACK`]. A fault that happens once may hit after the clients' next
-/// certificates were signed: they are served, and the token is tested again after that.
+/// The daemon is the same process and ready within [`BACK`]. A fault that occurs once may do so after the clients' next
+/// certificates were signed: they are served, and the token is probed again after that.
 pub async fn still_there(lane: &mut Lane) -> Result<(), String> {
     let began = Instant::now();
     loop {

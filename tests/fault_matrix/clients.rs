@@ -1,4 +1,4 @@
-//! Agents that ask for certificates all the time, and whoever watches the daemon's health meanwhile.
+//! Agents that request certificates all the time, and a watcher of the daemon's health.
 
 use std::{
     cell::RefCell,
@@ -21,36 +21,36 @@ use x509_cert::request::CertReq;
 
 use testkit::daemon::{Daemon, IDENTITY, SOON};
 
-/// Agents beside each other.
+/// Number of concurrent agents.
 pub const CLIENTS: usize = 3;
 
-/// How long an agent rests after an answer.
+/// Pause of an agent after a response.
 const PAUSE: Duration = Duration::from_millis(150);
 
-/// What an agent may be told while a token fails: what it asks again for, by Istio's agent.
+/// Codes that clients may get while a token fails: those that Istio's agent retries.
 const PASSING: [Code; 3] = [Code::DeadlineExceeded, Code::ResourceExhausted, Code::Unavailable];
 
-/// What clients and watchers have seen.
+/// What clients and watchers observed.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Certificates: by whom, when, and the leaf.
+    /// Certificates: client, time, and leaf.
     pub received: Vec<(usize, Instant, Vec<u8>)>,
-    /// Refusals that time mends.
+    /// Number of temporary errors.
     pub refused: usize,
-    /// What must not be seen.
+    /// Observations that must not occur.
     pub wrong: Vec<String>,
-    /// The health service's news.
+    /// Changes reported by the health service.
     pub health: Vec<(Instant, bool)>,
 }
 
-/// The load on one daemon. Ends with it.
+/// The load on a daemon, which ends with it.
 pub struct Load {
     pub seen: Rc<RefCell<Seen>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    /// Starts it; within a `LocalSet`.
+    /// Starts the load; must run in a `LocalSet`.
     pub async fn start(daemon: &Daemon) -> Self {
         let seen = Rc::new(RefCell::new(Seen::default()));
         let mut tasks = Vec::new();
@@ -70,7 +70,7 @@ impl Load {
         Self { seen, tasks }
     }
 
-    /// How long after a moment the last agent had its first certificate; none if that takes longer than `most`.
+    /// Time from a moment until the last agent had its first certificate; `None` if it takes longer than `most`.
     pub async fn all_served_after(&self, moment: Instant, most: Duration) -> Option<Duration> {
         loop {
             let first = |client| {
@@ -95,7 +95,7 @@ impl Load {
         seen.received.iter().map(|(_, at, _)| *at).filter(|at| *at >= from && *at < to).collect()
     }
 
-    /// How much of the time between two moments the health service said SERVING.
+    /// Fraction of the time between two moments in which the health service reported SERVING.
     pub fn share_serving(&self, from: Instant, to: Instant) -> f64 {
         let seen = self.seen.borrow();
         let (mut since, mut serving, mut share) = (from, false, Duration::ZERO);
@@ -109,7 +109,7 @@ impl Load {
         share.as_secs_f64() / to.saturating_duration_since(from).as_secs_f64().max(0.001)
     }
 
-    /// Ends it, and hands over what was seen.
+    /// Ends the load and returns the observations.
     pub async fn end(self) -> Seen {
         for task in &self.tasks {
             task.abort();
@@ -159,7 +159,7 @@ impl Client {
     }
 }
 
-/// The leaf, if it is for this key, and under the CA and its root.
+/// Verifies that the leaf is for this key and issued by the CA; returns it.
 fn verify(chain: &[String], roots: &str, public_key: &[u8]) -> Result<Vec<u8>, String> {
     let ders = |text: &str| -> Vec<CertificateDer<'static>> {
         let blocks = pem::blocks(text.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! A daemon on a token that breaks on command, with its clients.
+//! A daemon with a token that fails on command, and its clients.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use testkit::{
 /// A plug-in CA in a token, imported once.
 static IMPORTED: LazyLock<Site> = LazyLock::new(|| Site::new(&PlugIn::intermediate()));
 
-/// One daemon and all about it.
+/// A daemon and everything that belongs to it.
 pub struct Lane {
     pub site: Site,
     pub control: Control,
@@ -32,12 +32,12 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// A daemon at work; within a `LocalSet`.
+    /// A running daemon; must run in a `LocalSet`.
     pub async fn start() -> Self {
         Self::start_on(&MODULE, Duration::from_secs(5)).await
     }
 
-    /// The same with a copy of the module, and so that a call may take so long.
+    /// The same with a copy of the module and another call timeout.
     pub async fn start_on(module: &Path, call_timeout: Duration) -> Self {
         let site = IMPORTED.duplicate();
         let control = Control::new(site.softhsm.path());
@@ -49,12 +49,12 @@ impl Lane {
         Self { site, control, load, daemon }
     }
 
-    /// Whether the daemon is still the one that was started.
+    /// Whether the daemon is still the process that was started.
     pub fn running(&mut self) -> bool {
         self.daemon.running()
     }
 
-    /// Kills the daemon's token hosts, but none within its login; answers how many there were.
+    /// Kills the daemon's token hosts, except during login; returns how many there were.
     pub async fn kill_hosts(&self) -> usize {
         self.control.signal(|| self.hosts(), Signal::SIGKILL).await
     }
@@ -64,7 +64,7 @@ impl Lane {
         hosts_of(self.daemon.pid())
     }
 
-    /// SIGKILL for the daemon; its token hosts, as they were just before.
+    /// Sends SIGKILL to the daemon; returns its token hosts.
     pub fn kill_daemon(mut self) -> Vec<Pid> {
         let hosts = self.hosts();
         self.daemon.signal(Signal::SIGKILL);
@@ -72,7 +72,7 @@ impl Lane {
         hosts
     }
 
-    /// Writes the PIN's file anew, with the same PIN.
+    /// Rewrites the PIN file with the same PIN.
     pub fn change_pin_file(&self) {
         let pin = self.site.softhsm.path().join("pin");
         let beside = self.site.softhsm.path().join("pin-new");
@@ -80,7 +80,7 @@ impl Lane {
         fs::rename(beside, pin).unwrap();
     }
 
-    /// The value of a metric, of any labels.
+    /// The value of a metric, with any labels.
     pub async fn metric(&self, name: &str) -> u64 {
         let text = self.get("/metrics").await;
         let line = text.lines().find(|line| line.starts_with(name) && !line.starts_with('#'));
@@ -88,7 +88,7 @@ impl Lane {
         format!("{value:.0}").parse().unwrap()
     }
 
-    /// GET at the admin address: the whole answer.
+    /// GET on the admin address: the complete response.
     pub async fn get(&self, path: &str) -> String {
         let answer = async {
             let mut stream = TcpStream::connect(self.daemon.admin).await?;
@@ -100,7 +100,7 @@ impl Lane {
         tokio::time::timeout(SOON, answer).await.expect("the admin address does not answer").unwrap()
     }
 
-    /// What the daemon said last, for a failure's message.
+    /// The daemon's last output, for a failure message.
     pub async fn last_words(&self) -> String {
         let text = self.daemon.stderr();
         let lines: Vec<&str> = text.lines().collect();
@@ -108,7 +108,7 @@ impl Lane {
         format!("{}\n{last}", self.get("/readyz").await)
     }
 
-    /// Ends the daemon, and compares everybody's books. Answers the module's, and what is wrong.
+    /// Ends the daemon and compares all records. Returns the module's records and the differences.
     pub async fn end(self) -> (Books, Vec<String>) {
         let excess = self.metric("istio_hsm_ca_excess_signatures").await;
         let Self { site, control, load, mut daemon } = self;

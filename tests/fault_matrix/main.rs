@@ -1,9 +1,9 @@
-//! The fault matrix: each PKCS#11 function that a token host calls, times each class of return code, times once, three
-//! seconds and for good; each cell under the load of real clients of a real daemon, with a token of its own.
+//! The fault matrix: each PKCS#11 function that a token host calls, with each class of return code, once, for three
+//! seconds and permanently; each cell under the load of real clients of a real daemon with its own token.
 //!
-//! What each cell proves is in `cell`; what a daemon's books must say after its cells, in `books`. CI runs a sample of
-//! one code a class, drawn by a seed that is printed (`FAULT_SEED=N` repeats it); `make faults` and `make test-long`
-//! run every code of the standard, and `make faults` writes docs/FAULTS.md.
+//! `cell` describes what each cell verifies, `books` what the daemon's records must show afterwards. CI runs a sample
+//! with one code per class, selected by a seed that is printed (`FAULT_SEED=N` repeats it); `make faults` and `make
+//! test-long` run all codes of the standard, and `make faults` writes docs/FAULTS.md.
 
 #![allow(
     clippy::unwrap_used,

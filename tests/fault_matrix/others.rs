@@ -1,6 +1,6 @@
-//! What is no return code: slow, hanging and crashing modules, wrong signatures, lost logins, renumbered objects,
-//! removed tokens, replaced libraries, vanished PIN files, killed processes. The same daemon, clients and books as in
-//! the matrix.
+//! Faults other than return codes: slow, hanging and crashing modules, wrong signatures, lost logins, renumbered
+//! objects, removed tokens, replaced libraries, missing PIN files, killed processes. Same daemon, clients and records
+//! as in the matrix.
 
 use std::{
     fs,
@@ -22,38 +22,38 @@ use testkit::{
     softhsm::module_path,
 };
 
-/// How long a call may take here, before its host counts as hung.
+/// Call timeout, after which the token host ends.
 const CALL: Duration = Duration::from_secs(2);
 
-/// What is done to the host besides.
+/// Signal sent to the host in addition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Besides {
     Nothing,
-    /// SIGKILL, so that one starts with the fault.
+    /// SIGKILL, so that a host starts during the fault.
     Kill,
     /// SIGSTOP.
     Stop,
 }
 
-/// What becomes of the service.
+/// Expected effect on the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Service {
-    /// It goes on, in the same host.
+    /// Uninterrupted, in the same host.
     GoesOn,
-    /// It may be interrupted, and is back by itself.
+    /// May be interrupted and recovers automatically.
     Recovers,
-    /// There is none until the fault ends, and the health service says so.
+    /// Unavailable until the fault ends, as reported by the health service.
     Out,
 }
 
-/// A fault: its commands, how long it lasts, and what becomes of the service.
+/// A fault: its commands, duration, and effect on the service.
 struct Case {
     name: &'static str,
     commands: String,
     besides: Besides,
     lasts: Duration,
     service: Service,
-    /// Whether signatures are found to be wrong.
+    /// Whether wrong signatures are detected.
     wrong: bool,
 }
 
@@ -106,7 +106,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// Runs something on a daemon of its own, and compares the books afterwards.
+/// Runs a test on its own daemon, and compares the records afterwards.
 fn on_a_lane(call: Duration, test: impl AsyncFnOnce(&mut Lane) -> Result<(), String>) -> Result<(), String> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
@@ -116,7 +116,7 @@ fn on_a_lane(call: Duration, test: impl AsyncFnOnce(&mut Lane) -> Result<(), Str
     })
 }
 
-/// Runs something on a daemon of its own with a copy of the module, and hands it over.
+/// Runs a test on its own daemon with a copy of the module, and returns it.
 async fn uncompared(
     module: &Path,
     call: Duration,
@@ -133,14 +133,14 @@ fn ensure(holds: bool, otherwise: &str) -> Result<(), String> {
     if holds { Ok(()) } else { Err(otherwise.to_owned()) }
 }
 
-/// The daemon is not ready, and names the file for whose sake.
+/// The daemon is not ready and reports this file as the cause.
 async fn unready(lane: &Lane, file: &Path) -> Result<(), String> {
     let ready = lane.get("/readyz").await;
     let named = ready.starts_with("HTTP/1.0 503") && ready.contains(&file.display().to_string());
     ensure(named, &format!("{} is not named: {ready}", file.display()))
 }
 
-/// Every client has a certificate soon after a moment.
+/// Every client gets a certificate soon after a moment.
 async fn served(lane: &Lane, after: Instant, within: Duration) -> Result<Duration, String> {
     let took = lane.load.all_served_after(after, within.max(PATIENCE)).await;
     took.filter(|took| *took <= within)
@@ -177,11 +177,11 @@ async fn run(case: &Case, lane: &mut Lane) -> Result<(), String> {
         }
         Service::GoesOn | Service::Recovers => {}
     }
-    // A call that hangs at that moment has its time first.
+    // A call that hangs at that moment first runs into its timeout.
     let hangs = case.commands.contains("hang") || case.besides == Besides::Stop;
     let within = if hangs { BACK + CALL + Duration::from_millis(500) } else { BACK };
     let took = served(lane, end, within).await?;
-    // Nobody can tell a call that hangs from one that is slow, before its time is over.
+    // A hanging call cannot be distinguished from a slow one before its timeout.
     let known = if hangs { began + CALL + Duration::from_millis(500) } else { began };
     health_told(lane, known, end)?;
     let wrong = lane.metric("istio_hsm_ca_wrong_signatures_total").await - wrong_before;
@@ -204,7 +204,7 @@ fn every_other_fault_ends_with_the_service_back() {
         for _ in 0..12 {
             scope.spawn(|| {
                 while let Some(name) = { names.lock().unwrap().pop() } {
-                    // Each try has limits that no earlier one has used up.
+                    // Each attempt needs limits that no earlier one has used up.
                     let once = || on_a_lane(CALL, async |lane| run(&case_of(name), lane).await);
                     if let Err(reason) = beside_or_alone(name, once) {
                         failures.lock().unwrap().push(format!("{name}: {reason}"));
@@ -232,16 +232,16 @@ fn the_modules_file_may_be_replaced() {
             fs::rename(beside, &module).unwrap();
         };
         put(&MODULE);
-        // The books of the module that keeps none cannot be compared.
+        // This module keeps no records, so they cannot be compared.
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let test = async |lane: &mut Lane| {
-            // Another version takes its place: the host that runs keeps what it has loaded...
+            // Another version is installed: the running host keeps the loaded one...
             let hosts = lane.hosts();
             put(&module_path());
             tokio::time::sleep(Duration::from_secs(1)).await;
             served(lane, Instant::now(), BACK).await?;
             ensure(lane.hosts() == hosts, "the host was replaced")?;
-            // ...and the next one loads the new one, which keeps no books.
+            // ...and the next host loads the new one, which keeps no records.
             let mark = lane.control.mark();
             lane.kill_hosts().await;
             served(lane, Instant::now(), BACK + BACK).await?;
@@ -249,7 +249,7 @@ fn the_modules_file_may_be_replaced() {
             tokio::time::sleep(Duration::from_millis(300)).await;
             ensure(lane.control.mark() == mark, "the old version still signs")?;
 
-            // What is no library is named, and waited for.
+            // A file that is not a library is reported, and the daemon waits for a valid one.
             fs::write(directory.path().join("garbage"), "no library").unwrap();
             put(&directory.path().join("garbage"));
             let began = Instant::now();
@@ -261,7 +261,7 @@ fn the_modules_file_may_be_replaced() {
             served(lane, end, BACK).await?;
             health_told(lane, began, end)?;
 
-            // Overwritten in place, as nobody should: whatever it does to the host, a new one starts.
+            // Overwritten in place, which operators should not do: whatever happens to the host, a new one starts.
             let bytes = fs::read(&*MODULE).unwrap();
             fs::write(&module, &bytes[..bytes.len() / 2]).unwrap();
             tokio::time::sleep(Duration::from_millis(500)).await;

@@ -1,4 +1,4 @@
-//! docs/FAULTS.md: two of its tables are made here, and CI sees to it that the committed page fits the code.
+//! docs/FAULTS.md: two of its tables are generated here, and CI checks that the committed page is up to date.
 
 use std::{fmt::Write, fs, path::PathBuf, time::Duration};
 
@@ -13,7 +13,7 @@ fn path() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/FAULTS.md")
 }
 
-/// After a run of every code: keeps what was measured and, if `FAULTS_PAGE=write`, puts it into the page.
+/// After a run of all codes: stores the measurements and, with `FAULTS_PAGE=write`, inserts them into the page.
 pub fn measured(outcomes: &[Outcome]) {
     let table = measured_table(outcomes);
     fs::write(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fault-matrix.md"), &table).unwrap();
@@ -24,7 +24,7 @@ pub fn measured(outcomes: &[Outcome]) {
     }
 }
 
-/// Functions by recovery; in each cell the three durations.
+/// Functions by recovery; each cell has the three durations.
 fn measured_table(outcomes: &[Outcome]) -> String {
     let names: Vec<String> =
         RECOVERIES.iter().map(|recovery| format!("{recovery:?} ({})", codes(*recovery).len())).collect();
@@ -50,7 +50,7 @@ fn measured_table(outcomes: &[Outcome]) -> String {
     table
 }
 
-/// The worst of the codes with one recovery: tenths of seconds, and by what means.
+/// The worst of the codes with one recovery: tenths of seconds, and the means of recovery.
 fn worst(outcomes: &[&Outcome]) -> String {
     let Some(back) = outcomes.iter().map(|outcome| outcome.back).max() else { return "-".to_owned() };
     let tenths = back.as_millis().div_ceil(100).max(1);
@@ -103,9 +103,9 @@ fn heading(recovery: Recovery) -> &'static str {
 #[test]
 fn the_page_fits_the_code() {
     let page = fs::read_to_string(path()).unwrap();
-    assert_eq!(section(&page, "codes"), codes_table(), "the table of codes is not the code's: run `make faults`");
+    assert_eq!(section(&page, "codes"), codes_table(), "the table of codes is outdated: run `make faults`");
     for recovery in RECOVERIES {
-        assert!(page.lines().any(|line| line.starts_with(heading(recovery))), "nothing is said about {recovery:?}");
+        assert!(page.lines().any(|line| line.starts_with(heading(recovery))), "no row for {recovery:?}");
     }
     let rows: Vec<Vec<&str>> = section(&page, "measured")
         .lines()

@@ -1,4 +1,4 @@
-//! Which cells there are.
+//! The cells of the matrix.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -7,17 +7,17 @@ use token::error::{Entry, Recovery, TABLE, entry};
 /// What makes a host call a function that it does not call for each signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// A host that ends well, after a broken signature.
+    /// A host that ends regularly, after a wrong signature.
     End,
     /// Every request.
     Load,
     /// The start of a host.
     Restart,
-    /// A session that is dropped, after a failed signature, and another one in its place.
+    /// A session that is replaced after a failed signature.
     Session,
 }
 
-/// The functions that a host calls. `the_functions_are_those_that_a_host_calls` keeps the list.
+/// The functions that a host calls; verified by `the_functions_are_those_that_a_host_calls`.
 pub const FUNCTIONS: [(&str, Trigger); 15] = [
     ("C_GetFunctionList", Trigger::Restart),
     ("C_Initialize", Trigger::Restart),
@@ -48,21 +48,21 @@ pub const RECOVERIES: [Recovery; 8] = [
     Recovery::FixConfiguration,
 ];
 
-/// How long a fault lasts.
+/// Duration of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lasts {
     /// One call.
     Once,
     /// Three seconds.
     Seconds,
-    /// Until it is taken away, after every backoff has reached its longest.
+    /// Until it is removed, after every backoff has reached its maximum.
     ForGood,
 }
 
-/// The three.
+/// All durations.
 pub const LASTING: [Lasts; 3] = [Lasts::Once, Lasts::Seconds, Lasts::ForGood];
 
-/// Cells for one daemon, one after the other: a function with codes of one recovery.
+/// Cells run one after the other on one daemon: a function with codes of one recovery.
 #[derive(Clone, Debug)]
 pub struct Job {
     pub function: &'static str,
@@ -71,21 +71,21 @@ pub struct Job {
     pub cells: Vec<(Entry, Lasts)>,
 }
 
-/// Most codes for one daemon.
+/// Maximum number of codes per daemon.
 const CODES_MOST: usize = 4;
 
-/// The codes of a recovery: the standard's, and two that no standard knows.
+/// The codes with a recovery: the standard's, and two unknown ones.
 pub fn codes(recovery: Recovery) -> Vec<Entry> {
     let unknown = [entry(0x300), entry(0x8000_0001)];
     TABLE.iter().copied().chain(unknown).filter(|entry| entry.recovery == recovery).collect()
 }
 
-/// Every code at every function.
+/// All codes for all functions.
 pub fn all() -> Vec<Job> {
     jobs(|_, recovery| codes(recovery))
 }
 
-/// One code of each recovery at every function.
+/// One code of each recovery for every function.
 pub fn sample(seed: u64) -> Vec<Job> {
     let mut state = seed;
     jobs(|_, recovery| {
@@ -114,7 +114,7 @@ fn jobs(mut choose: impl FnMut(&'static str, Recovery) -> Vec<Entry>) -> Vec<Job
     jobs
 }
 
-/// SplitMix64: small, and the same everywhere.
+/// SplitMix64: small, and the same on all platforms.
 fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut mixed = *state;

@@ -1,4 +1,4 @@
-//! Runs the cells, many daemons beside each other; a cell that is late there is tried again beside few, and then alone.
+//! Runs the cells with many concurrent daemons; a cell that is late is repeated with few others, and then alone.
 
 use std::{
     collections::VecDeque,
@@ -17,7 +17,7 @@ use super::{
     plan::{FUNCTIONS, Job, Lasts, all, sample, seed},
 };
 
-/// Daemons beside each other, which mostly wait, in each round; what is late goes into the next. The last ones are alone.
+/// Concurrent daemons per round; they mostly wait. Late cells go to the next round; the last rounds run them alone.
 const LANES: [usize; 4] = [20, 5, 1, 1];
 
 struct Results {
@@ -26,10 +26,10 @@ struct Results {
     wrong: Vec<String>,
 }
 
-/// Runs all jobs, and answers how each cell ended. `FAULT_ONLY` picks some, such as `C_Login Pin`.
+/// Runs all jobs and returns the result of each cell. `FAULT_ONLY` selects some, such as `C_Login Pin`.
 ///
 /// # Panics
-/// When anything that must hold does not; each failure is named.
+/// If any requirement is violated; the message lists all failures.
 fn matrix(mut jobs: Vec<Job>) -> Vec<Outcome> {
     if let Ok(only) = std::env::var("FAULT_ONLY") {
         jobs.retain(|job| format!("{} {:?}", job.function, job.recovery).contains(&only));
@@ -69,7 +69,7 @@ fn name(function: &str, code: &Entry, lasts: Lasts) -> String {
     format!("{function} {} (0x{:x}) {lasts:?}:", code.name, code.code)
 }
 
-/// A job on a daemon of its own; on another one after a failure.
+/// Runs a job on its own daemon, and continues with another one after a failure.
 fn drive(job: &Job, results: &Mutex<Results>) {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
@@ -99,7 +99,7 @@ fn drive(job: &Job, results: &Mutex<Results>) {
                     lane.control.works();
                     lane.change_pin_file();
                     if lane.load.all_served_after(Instant::now(), Duration::from_secs(10)).await.is_none() {
-                        // It is beyond repair; the books of this one are not compared.
+                        // It cannot be used any more; its records are not compared.
                         lane = Lane::start().await;
                     }
                 }

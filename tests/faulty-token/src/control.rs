@@ -1,4 +1,4 @@
-//! The commands, one a line: `FUNCTION ACTION [LIMIT]`; and the books that are kept meanwhile.
+//! The commands, one per line: `FUNCTION ACTION [LIMIT]`; and the records written meanwhile.
 //!
 //! - FUNCTION: a PKCS#11 function, `C_SignInit:CKA_ID` (hexadecimal) for one key, or `*` for each function.
 //! - ACTION: `return=CKR` (a number, also hexadecimal), `delay=MILLISECONDS`, `hang`, `abort`, `segv`, `exit`,
@@ -11,9 +11,10 @@
 //! - LIMIT: `times=N,ID` (N times in all processes together; ID is one that no earlier command had),
 //!   `until=MILLISECONDS` (of the Unix epoch), none: for good.
 //!
-//! Beside the commands' file stands one of the same name with the ending `calls`, to which lines are added:
-//! `calls FUNCTION` at the first call of a process, `fault FUNCTION ACTION` for each one that happened, `login
-//! PROCESS` before and `done PROCESS` after each C_Login, `sign CKA_ID INPUT` in hexadecimal before each signature that is really asked for.
+//! Records are appended to a file next to that of the commands, with the extension `calls`: `calls FUNCTION` at the
+//! first call of a process, `fault FUNCTION ACTION` for each fault that occurred, `login PROCESS` before and `done
+//! PROCESS` after each C_Login, `sign CKA_ID INPUT` in hexadecimal before each signature that is requested from the
+//! real module.
 
 use std::{
     collections::HashSet,
@@ -27,7 +28,7 @@ use std::{
 
 use cryptoki_sys::{CK_FLAGS, CK_RV, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_LOCKED};
 
-/// What is left to do by the function itself.
+/// Faults that the function itself must implement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Hide,
@@ -50,17 +51,17 @@ fn path() -> Option<&'static PathBuf> {
     PATH.get_or_init(|| std::env::var_os("FAULTY_TOKEN_CONTROL").map(PathBuf::from)).as_ref()
 }
 
-/// Adds a line to the books.
+/// Appends a line to the records.
 pub fn note(line: &str) {
     static BOOKS: OnceLock<Option<File>> = OnceLock::new();
     let open = || OpenOptions::new().append(true).create(true).open(path()?.with_extension("calls")).ok();
     if let Some(mut books) = BOOKS.get_or_init(open).as_ref() {
-        // One write, so that lines of several threads and processes do not mix.
+        // A single write, so that lines of several threads and processes do not mix.
         let _ = books.write_all(format!("{line}\n").as_bytes());
     }
 }
 
-/// Notes the first call of a function.
+/// Records the first call of a function.
 pub fn note_call(function: &'static str) {
     static CALLED: Mutex<Option<HashSet<&str>>> = Mutex::new(None);
     let mut called = CALLED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,18 +90,17 @@ pub fn note_signature(id: &[u8], input: &[u8]) {
     note(&format!("sign {} {}", hex(id), hex(input)));
 }
 
-/// The fault of a call, which counts as one of its times; what needs no answer is done here.
+/// Takes the fault of a call, which counts against its limit; faults that return nothing are executed here.
 pub fn fault(function: &str) -> Option<Action> {
     find(function, true)
 }
 
-/// The fault of a call, if it is one that the function does itself; uses nothing up.
+/// The fault of a call if the function itself must implement it; does not count against the limit.
 pub fn peek(function: &str) -> Option<Action> {
     find(function, false)
 }
 
-/// The commands. A file that is the same one as at the last call is not read again, since the benches count this
-/// module's time as the token's.
+/// The commands. An unchanged file is not read again, since the benches count this module's time as the token's.
 fn commands() -> Option<Arc<str>> {
     static READ: Mutex<Option<(State, Arc<str>)>> = Mutex::new(None);
     let metadata = fs::metadata(path()?).ok()?;
@@ -117,7 +117,7 @@ fn commands() -> Option<Arc<str>> {
     }
 }
 
-/// Which file the commands are, and since when.
+/// Identity and time of change of the commands' file.
 #[derive(PartialEq, Eq)]
 struct State {
     inode: u64,
@@ -200,7 +200,7 @@ fn act(action: &str, now: bool) -> Option<Action> {
     None
 }
 
-/// What a token says of its user's PIN.
+/// The token flag for a state of the user PIN.
 fn pin_flag(state: &str) -> CK_FLAGS {
     match state {
         "low" => CKF_USER_PIN_COUNT_LOW,
@@ -212,6 +212,6 @@ fn pin_flag(state: &str) -> CK_FLAGS {
 
 fn segv() {
     let nowhere = std::hint::black_box(8_usize) as *mut u8;
-    // SAFETY: none; this is the crash that the test asks for.
+    // SAFETY: none; this is the crash that the test requests.
     unsafe { std::ptr::write_volatile(nowhere, 1) };
 }

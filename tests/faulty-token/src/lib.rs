@@ -1,7 +1,7 @@
-//! A PKCS#11 module that passes everything to another one, and breaks on command.
+//! A PKCS#11 module that forwards all calls to another one, and fails on command.
 //!
-//! `FAULTY_TOKEN_MODULE` names the real module, `FAULTY_TOKEN_CONTROL` a file with the commands, read at each call:
-//! see [`control`]. Only tests load it.
+//! `FAULTY_TOKEN_MODULE` is the path of the real module, `FAULTY_TOKEN_CONTROL` a file with commands that is read at
+//! each call: see [`control`]. Only tests load it.
 
 mod control;
 mod rest;
@@ -25,29 +25,29 @@ use cryptoki_sys::{
     CKR_TOKEN_NOT_PRESENT, Pkcs11,
 };
 
-/// The real module's functions.
+/// The real module's function list.
 static REAL: OnceLock<CK_FUNCTION_LIST> = OnceLock::new();
-/// What the caller gets.
+/// The function list returned to the caller.
 static LIST: OnceLock<CK_FUNCTION_LIST> = OnceLock::new();
-/// The session that was opened last, through which a login can be taken away.
+/// The session opened last, which is used to lose the login.
 static LAST_SESSION: AtomicU64 = AtomicU64::new(0);
-/// Sessions that are open now.
+/// Number of open sessions.
 static OPEN_SESSIONS: AtomicU64 = AtomicU64::new(0);
-/// The slot in which a session was opened last.
+/// Slot of the session opened last.
 static LAST_SLOT: AtomicU64 = AtomicU64::new(0);
-/// By how much the caller's object handles are higher than the real ones.
+/// Offset of the caller's object handles from the real ones.
 static OFFSET: AtomicU64 = AtomicU64::new(0);
-/// Whether the token was out of its slot since its sessions were last ended.
+/// Whether the token was removed after its sessions were last closed.
 static WAS_REMOVED: AtomicBool = AtomicBool::new(false);
 /// CKA_ID of the key with which each session is about to sign.
 static SIGNING: Mutex<Option<HashMap<CK_SESSION_HANDLE, Vec<u8>>>> = Mutex::new(None);
-/// When each session was opened or last signed.
+/// When each session was opened or last used to sign.
 static USED: Mutex<Option<HashMap<CK_SESSION_HANDLE, Instant>>> = Mutex::new(None);
 
-/// The function list, with faults in front of it.
+/// Returns the function list with faults.
 ///
 /// # Safety
-/// `list` must be null or point to a place for a pointer, as PKCS#11 says of C_GetFunctionList.
+/// `list` must be null or valid for writing a pointer, as PKCS#11 requires for C_GetFunctionList.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> CK_RV {
     if let Some(rv) = before("C_GetFunctionList") {
@@ -73,7 +73,7 @@ pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> 
     if list.is_null() {
         return CKR_GENERAL_ERROR;
     }
-    // SAFETY: the caller's pointer is not null and valid, by the contract above; nobody writes through the list.
+    // SAFETY: the caller's pointer is valid and not null, by the contract above; nothing writes through the list.
     unsafe { *list = std::ptr::from_ref(faulty).cast_mut() };
     CKR_OK
 }
@@ -83,28 +83,28 @@ fn real() -> Option<&'static CK_FUNCTION_LIST> {
         return Some(real);
     }
     let path = std::env::var_os("FAULTY_TOKEN_MODULE")?;
-    // SAFETY: the path is the test's, and names a PKCS#11 module.
+    // SAFETY: the path is from the test and refers to a PKCS#11 module.
     let library = unsafe { Pkcs11::new(path) }.ok()?;
     let mut list = std::ptr::null_mut();
-    // SAFETY: the pointer is to a local, as C_GetFunctionList wants.
+    // SAFETY: the pointer is to a local, as C_GetFunctionList requires.
     let rv = unsafe { library.C_GetFunctionList(&raw mut list) };
-    // The library stays loaded for as long as the process lives.
+    // The library stays loaded for the lifetime of the process.
     std::mem::forget(library);
     if rv != CKR_OK || list.is_null() {
         return None;
     }
-    // SAFETY: the module answered CKR_OK, and so the list is there, for good.
+    // SAFETY: the module returned CKR_OK, so the list is valid for the lifetime of the process.
     Some(REAL.get_or_init(|| unsafe { *list }))
 }
 
-/// What happens before a call; a value is the call's answer.
+/// Executes the fault of a call; `Some` is the call's return value.
 fn before(function: &'static str) -> Option<CK_RV> {
     control::note_call(function);
     match control::fault(function)? {
         Action::Return(rv) => Some(rv),
         Action::Logout => {
             if let Some(logout) = real().and_then(|real| real.C_Logout) {
-                // SAFETY: a session's number, valid or not, is all that C_Logout takes.
+                // SAFETY: C_Logout accepts any session handle, valid or not.
                 let _ = unsafe { logout(LAST_SESSION.load(Ordering::Relaxed)) };
             }
             None
@@ -126,12 +126,12 @@ fn before(function: &'static str) -> Option<CK_RV> {
     }
 }
 
-/// What a library says while its token is out of the slot. The sessions are gone for good.
+/// What a library returns while its token is removed. The sessions are closed permanently.
 fn removed(function: &str) -> Option<CK_RV> {
     if !WAS_REMOVED.swap(true, Ordering::Relaxed)
         && let Some(close) = real().and_then(|real| real.C_CloseAllSessions)
     {
-        // SAFETY: a slot's number, valid or not, is all that C_CloseAllSessions takes.
+        // SAFETY: C_CloseAllSessions accepts any slot ID, valid or not.
         let _ = unsafe { close(LAST_SLOT.load(Ordering::Relaxed)) };
     }
     match function {
@@ -143,7 +143,7 @@ fn removed(function: &str) -> Option<CK_RV> {
 
 /// The real module's handle of an object.
 fn object(handle: CK_OBJECT_HANDLE) -> CK_OBJECT_HANDLE {
-    // One from before a renumbering may come out as no object's, or as another one's: so it is with tokens.
+    // A handle from before a renumbering may match no object or another one, as with real tokens.
     handle.wrapping_sub(OFFSET.load(Ordering::Relaxed))
 }
 
@@ -156,7 +156,7 @@ macro_rules! pass_on {
                     return rv;
                 }
                 match real().and_then(|real| real.$name) {
-                    // SAFETY: the caller's arguments, as they came.
+                    // SAFETY: the caller's arguments, unchanged.
                     Some(function) => unsafe { function($($argument),*) },
                     None => CKR_FUNCTION_NOT_SUPPORTED,
                 }
@@ -189,12 +189,12 @@ unsafe extern "C" fn slot_list(present: CK_BBOOL, slots: *mut CK_SLOT_ID, count:
         return rv;
     }
     if present != 0 && control::peek("C_GetSlotList") == Some(Action::Removed) && !count.is_null() {
-        // SAFETY: the caller's pointer is not null, and to a count, as C_GetSlotList wants.
+        // SAFETY: the caller's pointer to a count is not null, as C_GetSlotList requires.
         unsafe { *count = 0 };
         return CKR_OK;
     }
     let Some(function) = real().and_then(|real| real.C_GetSlotList) else { return CKR_FUNCTION_NOT_SUPPORTED };
-    // SAFETY: the caller's arguments, as they came.
+    // SAFETY: the caller's arguments, unchanged.
     unsafe { function(present, slots, count) }
 }
 
@@ -204,15 +204,15 @@ unsafe extern "C" fn token_info(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> C
         return rv;
     }
     let Some(function) = real().and_then(|real| real.C_GetTokenInfo) else { return CKR_FUNCTION_NOT_SUPPORTED };
-    // SAFETY: the caller's arguments, as they came.
+    // SAFETY: the caller's arguments, unchanged.
     let rv = unsafe { function(slot, info) };
     if rv == CKR_OK {
-        // SAFETY: the real module has just written there.
+        // SAFETY: the real module has just written to it.
         let info = unsafe { &mut *info };
         match told {
             Some(Action::Pin(flags)) => info.flags |= flags,
             Some(Action::Malformed) => {
-                // As IBM's SoftTok has it.
+                // As in IBM's SoftTok.
                 info.flags |= CKF_CLOCK_ON_TOKEN;
                 info.utcTime = *b"        05:49:45";
                 info.label.iter_mut().rev().take_while(|byte| **byte == b' ').for_each(|byte| *byte = 0);
@@ -232,7 +232,7 @@ unsafe extern "C" fn login(
     control::note(&format!("login {}", std::process::id()));
     let rv = match (before("C_Login"), real().and_then(|real| real.C_Login)) {
         (Some(rv), _) => rv,
-        // SAFETY: the caller's arguments, as they came.
+        // SAFETY: the caller's arguments, unchanged.
         (None, Some(function)) => unsafe { function(session, user, pin, length) },
         (None, None) => CKR_FUNCTION_NOT_SUPPORTED,
     };
@@ -250,7 +250,7 @@ unsafe extern "C" fn find_objects(
         && control::fault("C_FindObjects").is_some()
         && !count.is_null()
     {
-        // SAFETY: the caller's pointer is not null, and to a count, as C_FindObjects wants.
+        // SAFETY: the caller's pointer to a count is not null, as C_FindObjects requires.
         unsafe { *count = 0 };
         return CKR_OK;
     }
@@ -258,12 +258,12 @@ unsafe extern "C" fn find_objects(
         return rv;
     }
     let Some(function) = real().and_then(|real| real.C_FindObjects) else { return CKR_FUNCTION_NOT_SUPPORTED };
-    // SAFETY: the caller's arguments, as they came.
+    // SAFETY: the caller's arguments, unchanged.
     let rv = unsafe { function(session, found, most, count) };
     if rv == CKR_OK {
-        // SAFETY: the real module has just written the count there.
+        // SAFETY: the real module has just written the count.
         for at in 0..usize::try_from(unsafe { *count }).unwrap_or(0) {
-            // SAFETY: the real module has just written so many handles there.
+            // SAFETY: the real module has just written that number of handles.
             unsafe { *found.add(at) = (*found.add(at)).wrapping_add(OFFSET.load(Ordering::Relaxed)) };
         }
     }
@@ -280,7 +280,7 @@ unsafe extern "C" fn attribute_value(
         return rv;
     }
     let Some(function) = real().and_then(|real| real.C_GetAttributeValue) else { return CKR_FUNCTION_NOT_SUPPORTED };
-    // SAFETY: the caller's arguments, but for the number of the object.
+    // SAFETY: the caller's arguments, except for the object handle.
     unsafe { function(session, object(handle), template, count) }
 }
 
@@ -306,19 +306,19 @@ unsafe extern "C" fn sign_init(
     let mut signing = SIGNING.lock().unwrap_or_else(PoisonError::into_inner);
     signing.get_or_insert_default().insert(session, id);
     drop(signing);
-    // SAFETY: the caller's arguments, but for the number of the object.
+    // SAFETY: the caller's arguments, except for the object handle.
     unsafe { function(session, mechanism, key) }
 }
 
-/// How long a session has not been used to sign, or since when it is open; it is in use from now on.
+/// Time since the session last signed or was opened; it counts as used from now on.
 fn idle_since_last(session: CK_SESSION_HANDLE) -> Duration {
     let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Instant::now();
     used.get_or_insert_default().insert(session, now).map_or(Duration::ZERO, |last| now.duration_since(last))
 }
 
-/// CKA_ID of an object; empty when it has none. Asked for once, since the benches count this module's time as the
-/// token's; a handle stays its object's as long as the process lives.
+/// CKA_ID of an object; empty if it has none. Read once, since the benches count this module's time as the token's; a
+/// handle refers to the same object for the lifetime of the process.
 fn id_of(session: CK_SESSION_HANDLE, handle: CK_OBJECT_HANDLE) -> Vec<u8> {
     static KNOWN: Mutex<Option<HashMap<CK_OBJECT_HANDLE, Vec<u8>>>> = Mutex::new(None);
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -340,7 +340,7 @@ fn read_id(session: CK_SESSION_HANDLE, handle: CK_OBJECT_HANDLE) -> Vec<u8> {
         ulValueLen: CK_ULONG::try_from(id.len()).unwrap_or(0),
     };
     let Some(function) = real().and_then(|real| real.C_GetAttributeValue) else { return Vec::new() };
-    // SAFETY: one attribute, with room of the length that it tells.
+    // SAFETY: one attribute, with a buffer of the given length.
     let rv = unsafe { function(session, handle, &raw mut attribute, 1) };
     let length = usize::try_from(attribute.ulValueLen).unwrap_or(usize::MAX);
     id.get(..length).filter(|_| rv == CKR_OK).map(<[u8]>::to_vec).unwrap_or_default()
@@ -362,13 +362,13 @@ unsafe extern "C" fn open_session(
         return rv;
     }
     let Some(function) = real().and_then(|real| real.C_OpenSession) else { return CKR_FUNCTION_NOT_SUPPORTED };
-    // SAFETY: the caller's arguments, as they came.
+    // SAFETY: the caller's arguments, unchanged.
     let rv = unsafe { function(slot, flags, application, notify, session) };
     if rv == CKR_OK {
         OPEN_SESSIONS.fetch_add(1, Ordering::Relaxed);
         WAS_REMOVED.store(false, Ordering::Relaxed);
         LAST_SLOT.store(slot, Ordering::Relaxed);
-        // SAFETY: the real module has just written there.
+        // SAFETY: the real module has just written to it.
         let session = unsafe { *session };
         LAST_SESSION.store(session, Ordering::Relaxed);
         let _new = idle_since_last(session);
@@ -381,7 +381,7 @@ unsafe extern "C" fn close_session(session: CK_SESSION_HANDLE) -> CK_RV {
         return rv;
     }
     let Some(function) = real().and_then(|real| real.C_CloseSession) else { return CKR_FUNCTION_NOT_SUPPORTED };
-    // SAFETY: the caller's argument, as it came.
+    // SAFETY: the caller's argument, unchanged.
     let rv = unsafe { function(session) };
     if rv == CKR_OK {
         OPEN_SESSIONS.fetch_sub(1, Ordering::Relaxed);
@@ -390,15 +390,15 @@ unsafe extern "C" fn close_session(session: CK_SESSION_HANDLE) -> CK_RV {
 }
 
 unsafe extern "C" {
-    /// prctl(2), of the C library that is linked anyway.
+    /// prctl(2) of the C library, which is linked anyway.
     fn prctl(option: c_int, ...) -> c_int;
 }
 
-/// Has this thread's sleeps end when they should: the kernel may add 50 us else, which counts where a call takes 5 ms.
+/// Makes this thread's sleeps exact: the kernel may otherwise add 50 us, which matters where a call takes 5 ms.
 fn exact_timers() {
     const PR_SET_TIMERSLACK: c_int = 29;
     thread_local! {
-        // SAFETY: this option takes one number, nanoseconds, and concerns the calling thread's timers alone.
+        // SAFETY: this option takes one number, nanoseconds, and affects only the calling thread's timers.
         static SET: c_int = unsafe { prctl(PR_SET_TIMERSLACK, 1 as c_ulong) };
     }
     SET.with(|_| ());
@@ -414,7 +414,7 @@ unsafe extern "C" fn sign(
     let began = Instant::now();
     control::note_call("C_Sign");
     let action = match control::peek("C_Sign") {
-        // A call that only asks for the length uses nothing up.
+        // A call that only queries the length does not count against the limit.
         Some(action @ (Action::Long | Action::Takes(_) | Action::Truncate | Action::Wrong)) if signature.is_null() => {
             Some(action)
         }
@@ -429,11 +429,11 @@ unsafe extern "C" fn sign(
         let signing = SIGNING.lock().unwrap_or_else(PoisonError::into_inner);
         let id = signing.as_ref().and_then(|signing| signing.get(&session)).cloned().unwrap_or_default();
         drop(signing);
-        // SAFETY: the caller's input, of the length that it tells.
+        // SAFETY: the caller's input with the given length.
         let input = unsafe { std::slice::from_raw_parts(data, usize::try_from(data_length).unwrap_or(0)) };
         control::note_signature(&id, input);
     }
-    // SAFETY: the caller's arguments, as they came.
+    // SAFETY: the caller's arguments, unchanged.
     let rv = unsafe { function(session, data, data_length, signature, length) };
     let _used = idle_since_last(session);
     if rv != CKR_OK {
@@ -441,10 +441,10 @@ unsafe extern "C" fn sign(
     }
     match action {
         Some(Action::Wrong) if !signature.is_null() => {
-            // SAFETY: the real module has just written a signature of this length, which is never empty, there.
+            // SAFETY: the real module has just written a signature of this length, which is never empty.
             unsafe { *signature.add(usize::try_from(*length).unwrap_or(1) - 1) ^= 1 };
         }
-        // SAFETY: the real module has just written the length there.
+        // SAFETY: the real module has just written the length.
         Some(Action::Truncate) if !signature.is_null() => unsafe { *length -= 1 },
         Some(Action::Takes(all)) if !signature.is_null() => {
             exact_timers();
@@ -452,10 +452,10 @@ unsafe extern "C" fn sign(
         }
         Some(Action::Long) => {
             if !signature.is_null() {
-                // SAFETY: the caller's buffer has the length that was told when it was asked for, one byte more.
+                // SAFETY: the caller's buffer has the length returned by the query, which is one byte more.
                 unsafe { *signature.add(usize::try_from(*length).unwrap_or(0)) = 0x5a };
             }
-            // SAFETY: the real module has just written the length there.
+            // SAFETY: the real module has just written the length.
             unsafe { *length += 1 };
         }
         _ => {}

@@ -1,5 +1,5 @@
-//! The functions that a token host never calls: whoever else does (`import`, `generate`) can be failed as well. They pass
-//! on and break as the others do; but `renumber` leaves the objects that are told to them as they are.
+//! Functions that a token host never calls. Calls by other commands (`import`, `generate`) can fail on command as well,
+//! like those of other functions, but `renumber` does not change the object handles passed to them.
 
 use std::ffi::c_void;
 

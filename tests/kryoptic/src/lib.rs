@@ -1,4 +1,4 @@
-//! Exports the one function by which a PKCS#11 module is found; all others follow from its list.
+//! Exports the function that every PKCS#11 module must export; all others are in its list.
 
 use kryoptic_lib::{
     fns::general::fn_get_function_list,
