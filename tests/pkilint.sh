@@ -2,7 +2,7 @@
 # Checks the leaf certificates written by `cargo test -p istio-hsm-ca-pki --test certificates` with pkilint (RFC 5280).
 # Usage: tests/pkilint.sh [DIRECTORY]
 #
-# The linter is installed once into a cache outside the tree, at a fixed version; PKILINT names another program.
+# The linter is installed once into a cache outside the tree, at a pinned version; PKILINT selects another program.
 set -euo pipefail
 directory=${1:-target/tmp/leaf}
 
@@ -11,23 +11,23 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/istio-hsm-ca/pkilint-$version
 linter=${PKILINT:-$tools/bin/lint_pkix_cert}
 if [[ -z ${PKILINT:-} && ! -x $linter ]]; then
     echo "installing pkilint $version into $tools, once"
-    # Put in place as a whole, so that an interrupted installation is not taken for one.
+    # Moved into place as a whole, so that an interrupted installation is not used.
     rm -rf "$tools" "$tools.new"
     python3 -m venv "$tools.new"
     "$tools.new/bin/pip" install --quiet --disable-pip-version-check "pkilint==$version"
     mv "$tools.new" "$tools"
-    # A virtual environment knows its own path; this one has moved.
+    # A virtual environment contains its own path, and this one was moved.
     sed -i "s|$tools.new|$tools|g" "$tools"/bin/lint_*
 fi
 command -v "$linter" >/dev/null || { echo "$linter is missing: unset PKILINT, and it is installed" >&2; exit 1; }
 
-# What pkilint finds in Istio's own leaves too, each with its reason; it must be found, and nothing else.
+# Findings that Istio's own leaves have as well, each with its reason; exactly these must be found.
 expected_for() {
-    # keyEncipherment on EC keys: Istio sets it whatever the key.
+    # keyEncipherment on EC keys: Istio sets it for all keys.
     echo pkix.key_usage_value_prohibited_for_ec
-    # No key identifier in the CA's certificate, so none of the authority in the leaf's.
+    # The CA certificate has no subject key identifier, so the leaf has no authority key identifier.
     case $1 in */no-key-id-*) echo pkix.authority_key_identifier_extension_absent ;; esac
-    # pkilint takes no SPIFFE ID for a URI.
+    # pkilint does not accept SPIFFE IDs as URIs.
     case $1 in *-server.leaf.pem) ;; *) echo pkix.invalid_uri_syntax ;; esac
 }
 
@@ -36,7 +36,7 @@ failed=0
 for leaf in "$directory"/*.leaf.pem; do
     [ -e "$leaf" ] || break
     count=$((count + 1))
-    # The exit status is the number of findings; a linter that does not run finds less than what is expected.
+    # The exit status is the number of findings; a linter that does not run lacks expected findings.
     report=$("$linter" lint -s ERROR "$leaf" || true)
     found=$(printf '%s\n' "$report" | sed -nE 's/^ *([a-z0-9_.]+) \((ERROR|FATAL)\).*/\1/p' | sort)
     expected=$(expected_for "$leaf" | sort)

@@ -1,4 +1,4 @@
-//! Client certificates: what proves a workload, every way to prove nothing, and what changes between two requests.
+//! Client certificates: accepted ones, all kinds of invalid ones, and changes between two requests.
 
 use std::{
     io::Write,
@@ -32,7 +32,7 @@ impl Ca {
         Self::until(name, key, at(NOW + 1_000_000))
     }
 
-    /// One that is valid on the machine's own clock.
+    /// A CA that is valid now, by the machine's clock.
     pub fn living() -> Self {
         let now = process::clock::now();
         let key = KeyPair::generate().unwrap();
@@ -58,7 +58,7 @@ impl Ca {
         params
     }
 
-    /// A CA below this one.
+    /// An intermediate CA issued by this one.
     fn below(&self, name: &str) -> Self {
         let (params, key) = (Self::params(name, at(NOW + 1_000_000)), KeyPair::generate().unwrap());
         Self { pem: params.signed_by(&key, &self.issuer).unwrap().pem(), issuer: Issuer::new(params, key) }
@@ -263,7 +263,7 @@ fn previous_cas_by_list_only() {
 
     std::fs::write(list.path(), &older.pem).unwrap();
     with.reload().unwrap();
-    assert_eq!(new.check(&with, &of_old), "certificate_signature", "although its signature was seen to be good");
+    assert_eq!(new.check(&with, &of_old), "certificate_signature", "although its signature was cached");
     assert_eq!(new.check(&with, &of_older), CART);
 }
 
@@ -288,7 +288,7 @@ fn the_denylist_holds_at_once() {
     let (good, denied) = (CART.to_owned(), "certificate_denied".to_owned());
     assert_eq!(both(), (good.clone(), good.clone()));
     std::fs::write(list.path(), format!("sha256:{hex}\n")).unwrap();
-    assert_eq!(both(), (good.clone(), good.clone()), "read only when told");
+    assert_eq!(both(), (good.clone(), good.clone()), "read only on reload");
     checker.reload().unwrap();
     assert_eq!(both(), (denied.clone(), good.clone()));
     std::fs::write(list.path(), format!("{CART}\n")).unwrap();

@@ -1,4 +1,4 @@
-//! The methods in their order, with the issuer of a checked bundle.
+//! All authentication methods in their order, with the issuer of a checked bundle.
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! Keys over real HTTP on loopback: rotation, failures, storms, discovery.
+//! Fetching keys over HTTP on loopback: rotation, failures, many concurrent requests, discovery.
 
 use std::{
     net::SocketAddr,
@@ -26,7 +26,7 @@ use super::{
 
 const GOOD: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 
-/// A server whose answers a test sets.
+/// A server whose responses a test sets.
 struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -132,7 +132,7 @@ async fn a_storm_of_unknown_key_ids_causes_no_fetches_and_no_waiting() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
-    assert_eq!(server.hits(), 1, "the first fetch, and no other within the pause");
+    assert_eq!(server.hits(), 1, "only the first fetch within the pause");
     assert_eq!(reason(&check(&jwt, &key.token(&claims())).await), GOOD);
 }
 
@@ -236,7 +236,7 @@ async fn discovery_speaks_only_for_its_issuer_and_keeps_the_token_to_itself() {
     assert!(!shown.is_empty() && shown.iter().all(Option::is_none), "{shown:?}");
 }
 
-/// Answers every connection with one key set over TLS, by a certificate of `ca`.
+/// Serves one key set over TLS on every connection, with a certificate of `ca`.
 async fn https(ca: &Ca, key: &Key) -> SocketAddr {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let server_key = rcgen::KeyPair::generate().unwrap();

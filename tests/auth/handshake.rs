@@ -1,4 +1,4 @@
-//! The handshake with [`AcceptAny`]: any client certificate passes, possession of its key is proven.
+//! The handshake with [`AcceptAny`]: any client certificate is accepted, possession of its key is verified.
 
 use std::{process::Command, sync::Arc};
 
@@ -16,13 +16,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::P
 
 use super::certificates::Ca;
 
-/// Sends one certificate, with a key that need not be its own.
+/// Sends one certificate with a key that may not match.
 #[derive(Debug)]
 struct Sends(Arc<CertifiedKey>);
 
 impl ResolvesClientCert for Sends {
     fn resolve(&self, hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        assert!(hints.is_empty(), "no hints, so that every client sends what it has");
+        assert!(hints.is_empty(), "hints that limit the client's certificates");
         Some(Arc::clone(&self.0))
     }
 
@@ -35,7 +35,7 @@ fn pkcs8(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(key.serialize_der()).into()
 }
 
-/// Shakes hands; gives what the server then holds of the client's chain.
+/// Runs a handshake; returns the client's chain as seen by the server.
 fn shake(
     version: &'static SupportedProtocolVersion,
     client_certificate: Option<(CertificateDer<'static>, &KeyPair)>,
@@ -118,7 +118,7 @@ fn bytes_that_are_no_certificate_fail() {
     }
 }
 
-/// `openssl x509 -req` without extensions makes certificates of version 1, as some old CAs do.
+/// `openssl x509 -req` without extensions creates version 1 certificates, as some old CAs do.
 #[test]
 fn a_certificate_of_version_1_passes() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Keys that sign tokens, and tokens.
+//! Keys that sign JWTs, and JWTs.
 
 use std::{
     sync::LazyLock,
@@ -120,7 +120,7 @@ pub fn jwks(keys: &[&Key]) -> String {
     json!({"keys": keys.iter().map(|key| key.jwk()).collect::<Vec<_>>()}).to_string()
 }
 
-/// The claims of a pod's token as Kubernetes makes it.
+/// Claims of a pod's JWT as Kubernetes creates it.
 pub fn claims() -> Value {
     json!({
         "iss": ISSUER, "aud": ["istio-ca"], "sub": "system:serviceaccount:shop:cart",
@@ -134,7 +134,7 @@ pub fn claims() -> Value {
     })
 }
 
-/// The same with some claims set, or taken away by `null`.
+/// The same with some claims changed, or removed by `null`.
 pub fn with(changes: Value) -> Value {
     let mut claims = claims();
     let object = claims.as_object_mut().unwrap();

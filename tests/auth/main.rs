@@ -1,4 +1,4 @@
-//! Who calls: every way to be refused, and the ways to be known.
+//! Authentication: all reasons for rejection, and the methods that succeed.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! Tokens whose issuer's keys lie in a file: the table of refusals, and what is remembered.
+//! JWTs whose issuer's keys are in a file: the table of rejections, and the cache.
 
 use std::io::Write;
 
@@ -249,7 +249,7 @@ async fn an_issuer_speaks_for_its_cluster_only() {
     ));
     let ask = async |token: &str, cluster| reason(&jwt.check(BearerToken::new(token), cluster, at(NOW)).await);
     let (of_east, of_west) = (east.token(&claims()), west.token(&claims()));
-    // Twice, since the second answer is the remembered one.
+    // Twice, since the second result is from the cache.
     for _ in 0..2 {
         assert_eq!(ask(&of_east, ClusterId::Default).await, GOOD);
         assert_eq!(ask(&of_east, ClusterId::Named("Kubernetes")).await, GOOD);
@@ -270,7 +270,7 @@ async fn an_answer_never_outlives_its_token() {
     assert_eq!(ask(NOW).await, GOOD);
     assert_eq!(ask(NOW + 9).await, GOOD);
     assert_eq!(ask(NOW + 10).await, "jwt_expired");
-    assert_eq!(ask(NOW - 1).await, "jwt_not_yet_valid", "also when the clock goes back");
+    assert_eq!(ask(NOW - 1).await, "jwt_not_yet_valid", "after the clock was set back");
 }
 
 #[tokio::test]
@@ -283,12 +283,12 @@ async fn keys_that_went_from_the_file_are_forgotten() {
     assert_eq!(reason(&check(&jwt, &of_old).await), GOOD);
     std::fs::write(keys.path(), jwks(&[&new])).unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-    assert_eq!(reason(&check(&jwt, &of_new).await), GOOD, "an unknown key ID has the file read again");
-    assert_eq!(reason(&check(&jwt, &of_old).await), "jwt_unknown_key", "the remembered answer went with its key");
+    assert_eq!(reason(&check(&jwt, &of_new).await), GOOD, "an unknown key ID triggers a reload");
+    assert_eq!(reason(&check(&jwt, &of_old).await), "jwt_unknown_key", "the cached result outlives its key");
     std::fs::write(keys.path(), "{").unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-    assert_eq!(reason(&check(&jwt, &of_old).await), "jwt_keys_stale", "a broken file is no answer");
-    assert_eq!(reason(&check(&jwt, &of_new).await), GOOD, "and does not lose the keys");
+    assert_eq!(reason(&check(&jwt, &of_old).await), "jwt_keys_stale", "a malformed file is an error");
+    assert_eq!(reason(&check(&jwt, &of_new).await), GOOD, "the keys are lost");
 }
 
 #[tokio::test]

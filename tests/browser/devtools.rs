@@ -1,5 +1,5 @@
-//! A headless Chromium, told what to do over its pipe: JSON messages that end with a zero byte, on its descriptors 3
-//! (to it) and 4 (from it). <https://chromedevtools.github.io/devtools-protocol/>
+//! A headless Chromium controlled over a pipe: JSON messages terminated by a zero byte, on its descriptors 3 (input)
+//! and 4 (output). <https://chromedevtools.github.io/devtools-protocol/>
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,23 +16,23 @@ use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Where the browser is looked for, in this order; CHROMIUM names another.
+/// Names of the browser, tried in this order; CHROMIUM selects another one.
 const NAMES: &[&str] = &["chromium", "chromium-browser", "google-chrome"];
 
-/// A browser of its own, with a profile of its own; killed when dropped.
+/// A browser with its own profile; killed when dropped.
 pub struct Browser {
     process: Child,
     to: File,
     from: mpsc::Receiver<Value>,
     next: u64,
-    /// Whatever it told without being asked.
+    /// Events received so far.
     pub events: Vec<Value>,
     session: Option<String>,
     _profile: tempfile::TempDir,
 }
 
 impl Browser {
-    /// Starts it with one empty page, and has it tell what it loads and what goes wrong.
+    /// Starts it with one empty page, and enables events about loaded resources and errors.
     pub fn start() -> Self {
         let profile = tempfile::tempdir().unwrap();
         let (to, from) = (profile.path().join("to"), profile.path().join("from"));
@@ -44,7 +44,7 @@ impl Browser {
             .args([&to, &from])
             .arg(program())
             .args(["--headless=new", "--remote-debugging-pipe", "--no-first-run", "--disable-gpu", "--hide-scrollbars"])
-            // As root, as in CI, its sandbox does not start; it looks at our own page alone.
+            // The sandbox does not start as root, as in CI; the browser only opens our own page.
             .args(["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"])
             .arg(format!("--user-data-dir={}", profile.path().join("profile").display()))
             .stdin(Stdio::null())
@@ -91,7 +91,7 @@ impl Browser {
         answer["result"].clone()
     }
 
-    /// Waits for a message; events before it are kept.
+    /// Waits for a message; earlier events are stored.
     fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + SOON;
         loop {
@@ -106,13 +106,13 @@ impl Browser {
         }
     }
 
-    /// Goes to an address and waits until all of it is loaded.
+    /// Opens an address and waits until it is completely loaded.
     pub fn open(&mut self, address: &str) {
         self.call("Page.navigate", json!({ "url": address }));
         self.until(|message| message["method"] == "Page.loadEventFired");
     }
 
-    /// A window of this width, in light or dark.
+    /// Sets the window's width and the light or dark colour scheme.
     pub fn look(&mut self, width: u32, dark: bool) {
         let screen = json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500 });
         self.call("Emulation.setDeviceMetricsOverride", screen);
@@ -121,7 +121,7 @@ impl Browser {
         self.call("Emulation.setEmulatedMedia", features);
     }
 
-    /// Whether pages may run scripts.
+    /// Enables or disables scripts.
     pub fn scripts(&mut self, allowed: bool) {
         self.call("Emulation.setScriptExecutionDisabled", json!({ "value": !allowed }));
     }
@@ -143,19 +143,19 @@ impl Browser {
         }
     }
 
-    /// A picture of the whole page, PNG.
+    /// A screenshot of the whole page, PNG.
     pub fn picture(&mut self) -> Vec<u8> {
         let picture = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true }));
         BASE64_STANDARD.decode(picture["data"].as_str().unwrap()).unwrap()
     }
 
-    /// The addresses that were asked for.
+    /// Requested URLs.
     pub fn requested(&self) -> Vec<String> {
         let requests = self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
         requests.map(|event| event["params"]["request"]["url"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// What a person would see as an error in the console.
+    /// Errors that the console would show.
     pub fn errors(&self) -> Vec<Value> {
         let is_error = |event: &&Value| {
             let method = event["method"].as_str();
@@ -167,7 +167,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Its helpers are of its group.
+        // Its helper processes are in its process group.
         let group = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
         let _already_ended = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
         let _status = self.process.wait();

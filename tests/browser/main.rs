@@ -1,6 +1,6 @@
-//! The status page in a real browser: a daemon with traffic, and Chromium that looks at it.
+//! The status page in a real browser: Chromium opens the page of a daemon with traffic.
 //!
-//! Runs by `make test-browser`, which installs Chromium. What is seen is kept as pictures in target/tmp/status-page.
+//! Run by `make test-browser`, which installs Chromium. Screenshots are kept in target/tmp/status-page.
 
 mod devtools;
 mod page;

@@ -1,4 +1,4 @@
-//! What the page shows, in which window, and what it must never do.
+//! Content of the page in different windows, and what it must never do.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -10,7 +10,7 @@ use testkit::{
     plug_in::PlugIn,
 };
 
-/// Marks up, runs and loads, wherever it is not escaped.
+/// Markup that runs a script and loads a resource unless it is escaped.
 const HOSTILE: &str = "<img src=x onerror=alert(1)>";
 
 const KUBECONFIG: &str = r#"{"apiVersion": "v1", "kind": "Config", "current-context": "x",
@@ -18,7 +18,7 @@ const KUBECONFIG: &str = r#"{"apiVersion": "v1", "kind": "Config", "current-cont
     "users": [{"name": "u", "user": {"token": "t"}}],
     "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}]}"#;
 
-/// A daemon that has issued and refused.
+/// A daemon that has issued certificates and rejected requests.
 struct Scene {
     _site: Site,
     daemon: Daemon,
@@ -28,7 +28,7 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let site = Site::new(&PlugIn::named(HOSTILE));
-        // A cluster whose API server is away, which is no reason not to be ready.
+        // A cluster with an unreachable API server, which does not make the daemon unready.
         let kubeconfig = site.softhsm.path().join("kubeconfig");
         fs::write(&kubeconfig, KUBECONFIG).unwrap();
         let daemon = site.serve(&format!(
@@ -58,7 +58,7 @@ impl Scene {
     }
 }
 
-/// A request whose URI name is this text, whatever it is.
+/// A CSR with this text as its URI name.
 fn request_for(uri: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).display().to_string();
@@ -81,7 +81,7 @@ fn pictures() -> PathBuf {
     directory
 }
 
-/// Every part of the page that must be there, scripts or not.
+/// Parts of the page that must be shown with and without scripts.
 const PARTS: &[&str] = &[
     "ready",
     "Certificates",
@@ -124,7 +124,7 @@ async fn the_page_is_right_in_every_window_and_harms_nobody() {
         for (width, dark) in [(1400, false), (1400, true), (360, false), (360, true)] {
             browser.look(width, dark);
             browser.open(&scene.address);
-            // Upper case is the style's, and what is seen.
+            // The text as displayed; upper case comes from the style sheet.
             let text = browser.value("document.body.innerText").as_str().unwrap().to_lowercase();
             for part in PARTS {
                 assert!(text.contains(&part.to_lowercase()), "{part}: {width} {dark} {scripts}\n{text}");
@@ -146,17 +146,17 @@ async fn the_page_is_right_in_every_window_and_harms_nobody() {
             fs::write(pictures().join(name), browser.picture()).unwrap();
         }
     }
-    // What strangers and the CA's own certificate said is text, and nothing else.
+    // Text from clients and from the CA's certificate is shown as text only.
     assert_eq!(browser.value("document.querySelectorAll('img, iframe, object, embed, form').length"), 0);
     assert_eq!(browser.value("document.querySelectorAll('script').length"), 1);
     let shown = browser.value("document.body.innerText.split('<img src=x onerror=alert(1)>').length - 1");
-    assert!(shown.as_u64().unwrap() >= 2, "the text of refusals is shown as it is: {shown}");
-    // A name is written with RFC 4514's own escapes.
+    assert!(shown.as_u64().unwrap() >= 2, "rejections are not shown as text: {shown}");
+    // Names are written with RFC 4514 escapes.
     assert_eq!(browser.value("document.body.innerText.includes('CN=\\\\<img src=x onerror=alert(1)\\\\>')"), true);
     quiet(&browser, &scene.address);
 }
 
-/// It asks its own address alone, and nothing stands in the console.
+/// The page requests only its own address, and the console is empty.
 fn quiet(browser: &Browser, address: &str) {
     let foreign = |asked: &String| asked != address && !asked.starts_with("data:") && asked != "about:blank";
     let foreign: Vec<String> = browser.requested().into_iter().filter(foreign).collect();
@@ -188,13 +188,13 @@ async fn the_page_keeps_itself_up_to_date_with_and_without_scripts() {
         let before = browser.value(rows).as_u64().unwrap();
         scene.daemon.send(scene.daemon.ask()).await.unwrap();
         browser.wait(&format!("{rows} > {before}"));
-        // The policy lets the page ask its own address, or this would not have come.
+        // The policy permits requests to the page's own address; otherwise this would not have worked.
         quiet(&browser, &scene.address);
     }
     browser.scripts(true);
     browser.open(&scene.address);
     assert_eq!(browser.value("document.getElementById('lost').hidden"), true);
-    // A page that stands still says so.
+    // A page that is no longer updated indicates it.
     let Scene { daemon, address: _, _site } = scene;
     drop(daemon);
     browser.wait("!document.getElementById('lost').hidden && document.title.startsWith('?')");
@@ -204,7 +204,7 @@ async fn the_page_keeps_itself_up_to_date_with_and_without_scripts() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Chromium: make test-browser"]
 async fn an_injected_script_is_stopped_by_the_policy_as_well() {
-    // The page's own escaping is one wall; this is the other: what is loaded from elsewhere does not load.
+    // Besides the template's escaping there is the policy: external resources are not loaded.
     let scene = Scene::new().await;
     let mut browser = Browser::start();
     browser.open(&scene.address);

@@ -1,11 +1,11 @@
-//! The agent's side against the real endpoint: roots, names, client certificates, and many agents at once.
+//! The agent against the real endpoint: roots, names, client certificates, and many concurrent agents.
 
 use clap::Parser;
 use bench::{BenchArguments, agent::{AgentError, KeyKind, Tls, TokenIssuer, WorkloadKey, connect, create_certificate}};
 
 use super::harness::{Pki, settings, start};
 
-/// Runs a bench to its end, from a thread that may block.
+/// Runs a bench to completion, on a thread that may block.
 async fn measure(arguments: &[&str]) -> anyhow::Result<()> {
     let arguments = ["istio-hsm-ca-bench", "--output", "json"].iter().chain(arguments);
     let arguments = BenchArguments::try_parse_from(arguments).unwrap();
@@ -74,7 +74,7 @@ async fn the_endpoint_is_measured_in_closed_and_open_loop() {
         let arguments: Vec<&str> = common.iter().chain(&rate).flatten().copied().collect();
         measure(&arguments).await.unwrap();
     }
-    // Nobody answers: the bench fails instead of printing zeros.
+    // Nothing listens: the bench fails instead of printing zeros.
     drop(running);
     let mut arguments: Vec<&str> = common.iter().flatten().copied().collect();
     arguments[3] = "127.0.0.1:1";

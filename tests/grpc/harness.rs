@@ -1,4 +1,4 @@
-//! An endpoint with a service that only says what it saw, and clients for it.
+//! An endpoint with a service that returns what it saw, and clients for it.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -32,10 +32,10 @@ use tonic::{
 
 pub type Client = IstioCertificateServiceClient<Channel>;
 
-/// Nothing here may hang.
+/// Timeout of all operations.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// Answers with who it saw; `sleep:MS` in the place of a request makes it slow.
+/// Returns the client's address and number of certificates; the request `sleep:MS` makes it slow.
 pub struct Echo;
 
 #[tonic::async_trait]
@@ -53,7 +53,7 @@ impl IstioCertificateService for Echo {
     }
 }
 
-/// A CA made for the test.
+/// A CA for one test.
 pub struct Pki {
     pub issuer: CertifiedIssuer<'static, KeyPair>,
 }
@@ -69,7 +69,7 @@ impl Pki {
         self.issuer.der().clone()
     }
 
-    /// A leaf for a DNS name: certificate and key, as PEM.
+    /// A leaf for a DNS name: certificate and key in PEM.
     pub fn leaf(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
@@ -101,7 +101,7 @@ impl Drop for Running {
     }
 }
 
-/// The default settings on a free port of the loopback.
+/// The default settings with a free port on loopback.
 pub fn settings() -> Settings {
     Settings { address: "127.0.0.1:0".parse().unwrap(), ..Settings::default() }
 }
@@ -139,7 +139,7 @@ fn roots(pki: &Pki) -> RootCertStore {
     roots
 }
 
-/// A client of the endpoint's CA, with a provider and versions of its own.
+/// Configuration of a client that trusts the endpoint's CA, with a given provider and TLS versions.
 pub fn client_config(
     pki: &Pki,
     provider: CryptoProvider,

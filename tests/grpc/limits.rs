@@ -1,4 +1,4 @@
-//! What strangers may use up, and no more.
+//! Limits on the resources that unauthenticated clients can use.
 
 use std::{
     sync::Arc,
@@ -29,7 +29,7 @@ async fn plain(limits: Limits) -> Running {
     start_with(Settings { plaintext: true, ..limited(limits) }, Pki::new(), None).await
 }
 
-/// Reads to the end; how long the endpoint let a silent client wait.
+/// Reads to the end; returns how long the endpoint kept a silent client's connection open.
 async fn closed_after(mut stream: TcpStream) -> Duration {
     let started = Instant::now();
     let mut rest = Vec::new();
@@ -209,7 +209,7 @@ async fn an_oversized_message_is_refused_for_good() {
     let mut client = Client::new(channel(&running).await.unwrap());
     assert!(client.create_certificate(ask(&"x".repeat(1000))).await.is_ok());
     let status = client.create_certificate(ask(&"x".repeat(1025))).await.unwrap_err();
-    assert_eq!(status.code(), Code::OutOfRange, "not one that Istio's agent tries again: {status:?}");
+    assert_eq!(status.code(), Code::OutOfRange, "a code that Istio's agent retries: {status:?}");
 }
 
 #[tokio::test]
@@ -258,14 +258,14 @@ async fn a_silent_connection_is_pinged_and_a_dead_one_ends() {
     while raw.next_within(Duration::from_secs(5)).await.is_some() {}
 }
 
-/// ztunnel pings each 30 s, more often than gRPC servers in Go allow by default: here a client may.
+/// ztunnel pings every 30 s, more often than gRPC servers in Go allow by default; this endpoint allows it.
 #[tokio::test]
 async fn a_client_may_ping_as_often_as_it_likes() {
     let running = plain(Limits::default()).await;
     let mut raw = Raw::connect(running.address).await;
     for round in 0..20_u64 {
         raw.send(&frame(frames::PING, 0, 0, &round.to_be_bytes())).await;
-        let pong = raw.next_of(frames::PING).await.expect("the connection stands");
+        let pong = raw.next_of(frames::PING).await.expect("the connection is open");
         assert_eq!((pong.flags & frames::ACK, pong.payload), (frames::ACK, round.to_be_bytes().to_vec()));
     }
 }
@@ -331,7 +331,7 @@ async fn an_old_connection_is_asked_to_end() {
     assert_eq!(goaway.code_at(4), 0, "without an error");
 }
 
-/// Both versions of reflection describe the service, as grpcurl asks for it.
+/// Both versions of reflection describe the service, as grpcurl requests it.
 #[tokio::test]
 async fn reflection_describes_the_service_if_configured() {
     use tonic_reflection::pb::v1::{

@@ -1,4 +1,4 @@
-//! The endpoint's own certificate: from files, and a key of its own.
+//! The endpoint's own certificate: from files, or issued for a generated key.
 
 use std::{sync::Arc, time::Duration};
 
@@ -43,7 +43,7 @@ async fn files_are_reloaded_and_halves_that_do_not_match_are_ignored() {
     let first = certificate.current().unwrap();
     write(&files, Some(&new.0), None);
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    assert!(Arc::ptr_eq(&first, &certificate.current().unwrap()), "the old pair serves on");
+    assert!(Arc::ptr_eq(&first, &certificate.current().unwrap()), "the old pair stays in use");
     write(&files, None, Some(&new.1));
     tokio::time::timeout(SOON, async {
         while Arc::ptr_eq(&first, &certificate.current().unwrap()) {

@@ -1,4 +1,4 @@
-//! What the handshake takes and refuses.
+//! What the TLS handshake accepts and rejects.
 
 use std::sync::Arc;
 

@@ -1,11 +1,11 @@
-// Istio's own code as a client and as a judge of istio-hsm-ca.
+// Istio's own code as a client and verifier of istio-hsm-ca.
 //
-//	istio-judge agent     the agent of a sidecar: asks by token, rotates, asks by certificate
-//	istio-judge ra        istiod as a registration authority: asks by a Kubernetes CertificateSigningRequest
+//	istio-judge agent     the agent of a sidecar: requests by JWT, rotates, renews by certificate
+//	istio-judge ra        istiod as a registration authority, with a Kubernetes CertificateSigningRequest
 //	istio-judge plugged   istiod as the CA itself, with the files of a cacerts Secret
 //
-// Nothing here decides anything: packages of istio.io/istio do, at the version in go.mod. Each step that went well is a line
-// of JSON on standard output; the first that did not is the exit's reason. Called by tests/kube/istio.rs.
+// All decisions are made by packages of istio.io/istio at the version in go.mod. Each successful step is a line
+// of JSON on standard output; the first failure ends the program. Used by tests/kube/istio.rs.
 package main
 
 import (
@@ -42,7 +42,7 @@ func main() {
 	}
 }
 
-// told is a certificate that Istio's code has taken.
+// told is a certificate that Istio's code has accepted.
 type told struct {
 	Step         string `json:"step"`
 	Serial       string `json:"serial"`
@@ -74,7 +74,7 @@ func agent(arguments []string) error {
 	}
 	options.WorkloadRSAKeySize = 2048
 	options.SecretTTL = time.Duration(*seconds) * time.Second
-	// Two seconds after a certificate has come it is time for the next one.
+	// Rotate two seconds after each certificate.
 	options.SecretRotationGracePeriodRatio = 1 - 2/float64(*seconds)
 	identity := fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", options.TrustDomain, options.WorkloadNamespace, options.ServiceAccount)
 
@@ -83,7 +83,7 @@ func agent(arguments []string) error {
 	if err := secrets("token", &byToken, &citadel.TLSOptions{RootCert: *roots}, identity, *rotations); err != nil {
 		return err
 	}
-	// As an agent that has lost its token: key and chain that it was given before are all it has.
+	// Like an agent that has lost its JWT: it has only the previous key and chain.
 	file := func(name string) string { return filepath.Join(options.OutputKeyCertToDir, name) }
 	own := &citadel.TLSOptions{RootCert: *roots, Key: file("key.pem"), Cert: file("cert-chain.pem")}
 	byCertificate := options
@@ -91,7 +91,7 @@ func agent(arguments []string) error {
 	return secrets("certificate", &byCertificate, own, identity, 0)
 }
 
-// secrets has the agent's cache of secrets get the workload's certificate and its roots, and rotate them.
+// secrets lets the agent's secret cache obtain the workload's certificate and its roots, and rotate them.
 func secrets(step string, options *security.Options, tls *citadel.TLSOptions, identity string, rotations int) error {
 	client, err := citadel.NewCitadelClient(options, tls)
 	if err != nil {
@@ -189,13 +189,13 @@ func plugged(arguments []string) error {
 	return signed("plugged", authority, *identity)
 }
 
-// signer is what istiod asks for certificates in either way.
+// signer is istiod's interface for requesting certificates, in both modes.
 type signer interface {
 	Sign(csrPEM []byte, opts ca.CertOpts) ([]byte, error)
 	GetCAKeyCertBundle() *util.KeyCertBundle
 }
 
-// signed has istiod's CA sign as its server does for a workload, and judges the reply that the server would make of it.
+// signed signs with istiod's CA as its server does for a workload, and verifies the resulting reply.
 func signed(step string, authority signer, identity string) error {
 	request, key, err := util.GenCSR(util.CertOptions{Host: identity, ECSigAlg: util.EcdsaSigAlg})
 	if err != nil {
@@ -209,7 +209,7 @@ func signed(step string, authority signer, identity string) error {
 	return judged(step, key, append(leaf, bundle.GetCertChainPem()...), bundle.GetRootCertPem(), identity)
 }
 
-// judged has Istio verify a key, its chain and the roots, and tells.
+// judged lets Istio verify a key, its chain and the roots, and reports the result.
 func judged(step string, key, chain, roots []byte, identity string) error {
 	expected := &util.VerifyFields{
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

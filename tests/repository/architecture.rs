@@ -1,4 +1,5 @@
-//! Who may import whom (ARCHITECTURE.md), kept by reading the sources: a new module must be placed in the table first.
+//! Verifies the imports between modules (ARCHITECTURE.md) from the sources: a new module must be added to the table
+//! first.
 
 use std::{
     collections::BTreeSet,
@@ -9,16 +10,16 @@ use std::{
 /// What every module of the program may import: limits, traces and metrics.
 const COMMON: &[&str] = &["limits", "telemetry"];
 
-/// A module of the program, and what it may import in addition to [`COMMON`]: a module, or one item of it. `*` is any
-/// module but those named after it with a `!`; `*Error` any item whose name ends so. Cargo keeps the boundaries between
-/// the packages.
+/// A module of the program, and what it may import in addition to [`COMMON`]: a module, or one item of it. `*` means
+/// any module except those that follow with a `!`; `*Error` any item whose name ends like this. Cargo enforces the
+/// boundaries between the packages.
 const TABLE: &[(&str, &[&str])] = &[
     ("auth", &[]),
     ("bundle_files", &[]),
     ("cli", &["auth", "bundle_files", "config", "daemon", "grpc", "issue", "kubernetes", "signer", "token_pool"]),
     ("config", &["*", "!cli", "!daemon"]),
     ("daemon", &["*", "!cli"]),
-    // The errors and the refusals are what `issue` returns, and one match turns them into gRPC codes.
+    // These are the errors that `issue` returns, which one match maps to gRPC codes.
     ("grpc", &["auth", "issue", "policy::Asked", "policy::Denied", "policy::Kind", "signer::*Error"]),
     ("issue", &["auth::Caller", "auth::DenylistCheck", "policy", "signer"]),
     (
@@ -40,22 +41,22 @@ const TABLE: &[(&str, &[&str])] = &[
     ("token_pool", &["signer"]),
 ];
 
-/// What a caller is made of counts as `auth::Caller`.
+/// Types that make up a caller are covered by `auth::Caller`.
 const CALLER: &[&str] = &["BoundPod", "Caller", "ClusterName", "Identity", "InternalCaller", "Method"];
 
-/// Code that only computes: no clock, no files, no network, no threads, no traces.
+/// Code that only computes: no clock, files, network, threads or traces.
 const PURE: &[&str] = &["crates/pki/src", "src/policy"];
 
-/// What pure code does not name.
+/// What pure code must not use.
 const IMPURE: &[&str] =
     &["Instant::now", "SystemTime::now", "std::env", "std::fs", "std::process", "std::thread", "tokio::", "tracing::"];
 
-/// Lines of a file before its tests; beyond, it is split.
+/// Maximum number of lines of a file before its tests.
 const LINES_MAX: usize = 500;
 
 struct Source {
     path: PathBuf,
-    /// The folder in crates/; `None` for the program itself.
+    /// The directory in crates/; `None` for the program itself.
     package: Option<String>,
     /// The module path within the crate: `["pki", "csr"]` for src/pki/csr.rs.
     module: Vec<String>,
@@ -115,7 +116,7 @@ fn pure_code_only_computes() {
     }
 }
 
-/// Whether `code` names something that begins with `name`, as a word of its own.
+/// Whether `code` contains something that begins with `name` at a word boundary.
 fn names(code: &str, name: &str) -> bool {
     code.match_indices(name)
         .any(|(at, _)| !code[..at].ends_with(|before: char| before.is_alphanumeric() || "_:".contains(before)))
@@ -178,7 +179,7 @@ fn sources_of(root: PathBuf, package: Option<String>) -> impl Iterator<Item = So
             }
         }
     }
-    assert!(!files.is_empty(), "the sources are not where this test looks: {}", root.display());
+    assert!(!files.is_empty(), "the sources are not found in {}", root.display());
     files.sort();
     files.into_iter().filter_map(move |path| {
         let relative = path.strip_prefix(&root).unwrap().with_extension("");
@@ -198,13 +199,13 @@ fn sources_of(root: PathBuf, package: Option<String>) -> impl Iterator<Item = So
     })
 }
 
-/// Cuts line comments off. A `//` within a string cuts too much, which could only hide the rest of that line; a path
-/// after a URL on one line does not occur.
+/// Removes line comments. A `//` in a string removes too much, but only from that line; a path after a URL on the same
+/// line does not occur.
 fn without_comments(code: &str) -> String {
     code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// The paths into our crate that code of a module at `depth` names: by `crate::`, or by enough `super::`.
+/// The paths into our crate in the code of a module at `depth`: by `crate::`, or by enough `super::`.
 fn imports(code: &str, depth: usize) -> BTreeSet<Vec<String>> {
     let mut found = BTreeSet::new();
     for prefix in ["crate::".to_owned(), "super::".repeat(depth)] {
@@ -219,7 +220,7 @@ fn imports(code: &str, depth: usize) -> BTreeSet<Vec<String>> {
     found
 }
 
-/// Reads one use tree: `a::b`, `a::{b, c::d}`, `a::*`.
+/// Parses one use tree: `a::b`, `a::{b, c::d}`, `a::*`.
 fn tree(rest: &mut &str, path: &mut Vec<String>, found: &mut BTreeSet<Vec<String>>) {
     let depth = path.len();
     loop {
@@ -236,7 +237,7 @@ fn tree(rest: &mut &str, path: &mut Vec<String>, found: &mut BTreeSet<Vec<String
         let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '*')).unwrap_or(rest.len());
         let (name, after) = rest.split_at(end);
         if name.is_empty() {
-            // Not a path after all; leave nothing that a caller's loop could stand still at.
+            // Not a path; consume a character so that the caller's loop terminates.
             *rest = rest.get(1..).unwrap_or_default();
             break;
         }
@@ -245,7 +246,7 @@ fn tree(rest: &mut &str, path: &mut Vec<String>, found: &mut BTreeSet<Vec<String
         match rest.strip_prefix("::") {
             Some(after) => *rest = after,
             None => {
-                // `a as b` within braces: the new name is of no interest.
+                // `a as b` within braces: the new name does not matter.
                 if let Some(renamed) = rest.strip_prefix(" as ") {
                     *rest = renamed.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
                 }

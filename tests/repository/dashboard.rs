@@ -1,4 +1,4 @@
-//! deploy/grafana: what it asks for is there to be asked for, and Prometheus takes its rules.
+//! deploy/grafana: all metrics it uses exist, and Prometheus accepts its rules.
 use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
 fn read(path: &str) -> String {
@@ -13,14 +13,14 @@ fn names(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The quoted names in the source: those that are described.
+/// The quoted metric names in the source, i.e. those with a description.
 fn described() -> BTreeSet<String> {
     let source = read("src/telemetry/metrics.rs");
     let help = source.split_once("fn describe()").unwrap().1.to_owned() + &read("crates/token/src/call_metrics.rs");
     help.split('"').filter(|word| names(word).contains(*word)).map(str::to_owned).collect()
 }
 
-/// A series' metric: a histogram's parts are the histogram's.
+/// The metric of a series: a histogram's parts belong to the histogram.
 fn metric(name: &str) -> &str {
     ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name)
 }
@@ -35,12 +35,12 @@ fn every_metric_exists() {
         for name in asked {
             let base = if described.contains(&name) { &name } else { metric(&name) };
             let histogram = base.ends_with("_seconds") && base != name;
-            assert!(described.contains(base) && (histogram || base == name), "{file}: there is no metric {name}");
+            assert!(described.contains(base) && (histogram || base == name), "{file}: unknown metric {name}");
         }
     }
 }
 
-/// Values of the label `outcome` are the labels of refusals.
+/// Values of the label `outcome` are labels of rejections.
 #[test]
 fn every_outcome_exists() {
     let sources: Vec<String> =
@@ -84,7 +84,7 @@ fn the_dashboard_is_whole() {
     assert!(panels.len() > 15);
 }
 
-/// By Prometheus' own tool.
+/// Checked with Prometheus' own tool.
 #[test]
 #[ignore = "needs promtool: make test-foreign"]
 fn promtool_takes_the_rules() {

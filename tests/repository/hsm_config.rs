@@ -1,4 +1,4 @@
-//! Each annotated configuration is one that the daemon takes, also with every commented value in force.
+//! Each annotated configuration is valid for the daemon, also with every commented value enabled.
 
 use istio_hsm_ca::config::Config;
 
@@ -24,7 +24,7 @@ fn every_annotated_configuration_parses() {
     assert_eq!(seen, ["kryoptic", "nss", "softhsm"]);
 }
 
-/// What is not verified says so, for each token that is named.
+/// Unverified tokens are marked as such.
 #[test]
 fn the_other_tokens_are_marked_as_unverified() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/hsm-config/VENDORS.md")).unwrap();
@@ -39,7 +39,7 @@ fn the_other_tokens_are_marked_as_unverified() {
     }
 }
 
-/// The text with its Kubernetes part in force, which needs more than the daemon's defaults.
+/// The text with its Kubernetes section enabled, which needs more than the daemon's defaults.
 fn with_kubernetes(text: &str) -> String {
     let Some((before, rest)) = text.split_once("\n#   [kubernetes]\n") else { return text.to_owned() };
     let (part, after) = rest.split_once("\n[admin]").unwrap();
@@ -48,7 +48,7 @@ fn with_kubernetes(text: &str) -> String {
     format!("{before}\n[kubernetes]{part}\n[admin]{after}")
 }
 
-/// docs/KUBERNETES.md names every setting, and what it says of defaults is so.
+/// docs/KUBERNETES.md mentions every setting, and its defaults are correct.
 #[test]
 fn the_reference_of_kubernetes_is_true() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/KUBERNETES.md")).unwrap();
@@ -61,16 +61,16 @@ fn the_reference_of_kubernetes_is_true() {
         );
         Config::parse(&text, "").unwrap_or_else(|problems| panic!("{problems:#?}\n{text}")).kubernetes.unwrap()
     };
-    // What has no default, and nothing else.
+    // Only the settings without a default.
     let kept = ["issuers", "namespaces = [\"legacy\"]", "name = \"hsm", "username", "may", "identity"];
     let least = |line: &&str| line.starts_with('[') || kept.iter().any(|kept| line.starts_with(kept));
     let mut written = frame(block);
     let least = frame(&block.lines().filter(least).collect::<Vec<_>>().join("\n"));
-    // These are the pod's to say.
+    // The defaults of these come from the pod.
     assert!(written.namespace.take().is_some() && least.namespace.is_none());
     assert_eq!(written, least);
 
-    // The block names every field of the settings.
+    // The block contains every field of the settings.
     let read = |path: &str| std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let settings = read("src/kubernetes/settings.rs");
     let policy = read("src/policy/clusters.rs");

@@ -1,4 +1,4 @@
-//! What must hold of the issuance log whatever has happened.
+//! Invariants of the issuance log, whatever has happened.
 
 use std::{collections::HashSet, fs, path::Path};
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::clients::{Held, hash};
 use testkit::daemon::{Daemon, Site};
 
-/// The intents of a log, by the hash of what was to be signed; their indices have no gap.
+/// The intents of a log, by the hash of the TBSCertificate; their indices have no gaps.
 pub fn intents(directory: &Path) -> HashSet<Vec<u8>> {
     let mut lines = Follow::new(directory, Filter::default()).unwrap();
     let mut intents = HashSet::new();
@@ -22,19 +22,19 @@ pub fn intents(directory: &Path) -> HashSet<Vec<u8>> {
             assert_eq!(intent.index, next, "the indices have a gap");
             next += 1;
             let new = intents.insert(hash(&BASE64_STANDARD.decode(&intent.tbs).unwrap()));
-            assert!(new, "intent {} is there twice", intent.index);
+            assert!(new, "intent {} is duplicated", intent.index);
         }
     }
     intents
 }
 
-/// Every certificate that a client holds is in the log, the log verifies, and its indices have no gap. Returns how many
-/// intents there are.
+/// Every certificate of a client is in the log, the log verifies, and its indices have no gaps. Returns the number of
+/// intents.
 pub fn are_right(site: &Site, held: &Held) -> u64 {
     let intents = intents(&site.log());
     let hashes = held.hashes();
     let missing = hashes.iter().filter(|hash| !intents.contains(*hash)).count();
-    assert_eq!(missing, 0, "of {} certificates that clients hold, so many are in no line", hashes.len());
+    assert_eq!(missing, 0, "not in the log, of {} certificates of clients", hashes.len());
     let report = verify(site);
     assert_eq!(report["sound"], true, "{report}");
     assert_eq!(report["signatures_checked"], true, "{report}");
@@ -44,7 +44,7 @@ pub fn are_right(site: &Site, held: &Held) -> u64 {
     let per_key: u64 =
         report["intents_per_ca_key"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
     assert_eq!(per_key, counted, "{report}");
-    // The operator's own command, on some.
+    // The operator's own command, for some certificates.
     for certificate in held.sample().iter().rev().take(5) {
         let file = site.softhsm.path().join("held.pem");
         fs::write(&file, certificate).unwrap();
@@ -71,7 +71,7 @@ fn verify(site: &Site) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// A metric without labels, or with these.
+/// A metric with these labels, or without labels.
 pub fn metric(daemon: &Daemon, name: &str) -> f64 {
     let text = daemon.get("/metrics").1;
     let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));

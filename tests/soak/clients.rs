@@ -1,5 +1,5 @@
-//! Istio agents at work: each with an identity, a key and a token of its own, on connections of their own, asking again
-//! when they are refused. Every certificate is judged when it comes, and what was held is remembered.
+//! Istio agents, each with its own identity, key and JWT, on separate connections, retrying after errors. Every
+//! certificate is verified when it arrives and recorded.
 
 use std::{
     collections::BTreeMap,
@@ -21,17 +21,17 @@ use x509_cert::{Certificate, request::CertReq};
 
 use testkit::daemon::{ISSUER, SERVER, Site, mint};
 
-/// How long one request may take: a daemon that was killed on the way does not tell.
+/// Timeout of one request: a killed daemon may not close the connection.
 const ANSWER: Duration = Duration::from_secs(20);
-/// The pause after a refusal.
+/// Pause after an error.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How often an agent gets a new token; they are valid for an hour.
+/// How often an agent gets a new JWT; they are valid for an hour.
 const NEW_TOKEN: Duration = Duration::from_secs(600);
 
-/// What the clients got, all together.
+/// What all clients together received.
 #[derive(Default)]
 pub struct Held {
-    /// The part of each leaf that is signed.
+    /// The TBSCertificate of each leaf.
     signed_parts: Mutex<Vec<Vec<u8>>>,
     /// The newest leaves, PEM; the oldest are dropped.
     sample: Mutex<Vec<String>>,
@@ -44,7 +44,7 @@ impl Held {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// SHA-256 of the signed part of each leaf, in order.
+    /// SHA-256 of the TBSCertificate of each leaf, in order.
     pub fn hashes(&self) -> Vec<Vec<u8>> {
         let mut hashes = self.signed_parts.lock().unwrap().clone();
         hashes.sort_unstable();
@@ -56,7 +56,7 @@ impl Held {
         self.sample.lock().unwrap().clone()
     }
 
-    /// How often which gRPC code, or no connection.
+    /// Number of errors by gRPC code, or of failed connections.
     pub fn refusals(&self) -> BTreeMap<String, u64> {
         self.refusals.lock().unwrap().clone()
     }
@@ -80,7 +80,7 @@ pub fn hash(bytes: &[u8]) -> Vec<u8> {
     aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().to_vec()
 }
 
-/// What every agent of a site needs.
+/// What all agents of a site share.
 pub struct Mesh {
     tls: Tls,
     issuer: TokenIssuer,
@@ -102,7 +102,7 @@ impl Mesh {
         }
     }
 
-    /// What webpki, another author's, says about a reply, and whether it is for this key and identity.
+    /// Verifies a reply with webpki, an independent implementation, and that it is for this key and identity.
     fn judge(&self, agent: &Agent, reply: &[String]) -> Result<Certificate, String> {
         let [leaf, between @ .., _roots] = reply else { return Err(format!("{} elements", reply.len())) };
         let der = |text: &String| {
@@ -147,14 +147,14 @@ impl Agent {
     }
 }
 
-/// Agents at work.
+/// Running agents.
 pub struct Clients {
     stop: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Clients {
-    /// Lets agents ask back to back, but for `pause` between two requests of one.
+    /// Starts agents that send requests back to back, with `pause` between two requests.
     pub fn start(mesh: &Arc<Mesh>, held: &Arc<Held>, address: SocketAddr, agents: usize, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let tasks = (0..agents).map(|number| {
@@ -164,10 +164,10 @@ impl Clients {
         Self { tasks: tasks.collect(), stop }
     }
 
-    /// Lets each end its last request.
+    /// Lets each agent finish its last request.
     ///
     /// # Panics
-    /// When one of them held a certificate that is not good.
+    /// If an agent received an invalid certificate.
     pub async fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -207,7 +207,7 @@ async fn work(
                     held.take(&reply[0], &certificate);
                     tokio::time::sleep(pause).await;
                 }
-                // Istio's agents make a new connection after any error.
+                // Istio's agents open a new connection after any error.
                 Ok(Err(status)) => {
                     held.refused(format!("{:?}", status.code()));
                     tokio::time::sleep(PAUSE).await;

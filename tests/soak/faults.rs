@@ -1,6 +1,6 @@
-//! A token that fails at random under load: nothing grows, nothing wrong is released, and at the end all is well.
+//! A token with random faults under load: nothing leaks, nothing wrong is released, and at the end everything works.
 //!
-//! A minute by default; `SOAK_SECONDS` makes it longer.
+//! Runs for a minute by default; `SOAK_SECONDS` makes it longer.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -23,12 +23,12 @@ use testkit::{
 };
 
 const AGENTS: usize = 8;
-/// Between two requests of one agent: a load that leaves room to see that a fault has ended.
+/// Pause between two requests of an agent: a load at which the end of a fault is noticeable.
 const PAUSE: Duration = Duration::from_millis(30);
-/// How long the token may take to sign again once it can: a second of backoff, a host's start, a busy machine.
+/// Maximum time until the token signs again after a fault: a second of backoff, a host's start, a busy machine.
 const BACK: Duration = Duration::from_secs(15);
 
-/// Functions that a host calls while it works, and such as it calls when it starts or opens a session.
+/// Functions that a host calls while it works, and those it calls when it starts or opens a session.
 const FUNCTIONS: [&str; 12] = [
     "C_Sign",
     "C_Sign",
@@ -44,11 +44,11 @@ const FUNCTIONS: [&str; 12] = [
     "C_Initialize",
 ];
 
-/// A code of each class but the PIN's: after one of those nobody tries again until the PIN's file changes.
+/// A code of each class except the PIN's: after those, no retry happens until the PIN file changes.
 const CODES: [&str; 14] =
     ["0x5", "0x6", "0x2", "0x21", "0x30", "0x31", "0x54", "0x60", "0x82", "0xb1", "0xb3", "0xe0", "0x101", "0x130"];
 
-/// A fault: what it is called, what the module is told, what happens to the host, and how long it lasts.
+/// A fault: name, command for the module, signal to the host, and duration.
 struct Fault {
     name: String,
     command: String,
@@ -68,7 +68,7 @@ fn fault(random: &mut Random) -> Fault {
         0..=3 => {
             let (function, code) = (*random.of(&FUNCTIONS), *random.of(&CODES));
             let mut fault = with("code", format!("{function} return={code} {limit}"));
-            // What only a start calls fails at a start.
+            // Functions called only at the start fail at a start.
             fault.signal = random.between(0, 3).eq(&0).then_some(Signal::SIGKILL);
             fault
         }
@@ -87,12 +87,12 @@ fn fault(random: &mut Random) -> Fault {
     }
 }
 
-/// The one host; none while it is being replaced.
+/// The token host; `None` while it is being replaced.
 fn host(daemon: &Daemon) -> Option<Pid> {
     children(daemon.pid()).first().copied()
 }
 
-/// What daemon and host held: the median of several moments, since both breathe.
+/// Usage of daemon and host: the median of several moments, since both vary.
 async fn usage(daemon: &Daemon, of: Duration) -> (Usage, Usage) {
     let (mut daemons, mut hosts) = (Vec::new(), Vec::new());
     let until = Instant::now() + of;
@@ -117,7 +117,7 @@ fn median(all: &[Usage]) -> Usage {
     }
 }
 
-/// Nothing has grown but by chance: memory by a quarter and 8 MiB (allocators keep what they had once), threads and
+/// Nothing has grown beyond variation: memory by a quarter and 8 MiB (allocators keep freed memory), threads and
 /// descriptors by a few.
 fn has_not_grown(what: &str, before: Usage, after: Usage) {
     println!("{what}: {before:?} at first, {after:?} at last");
@@ -126,11 +126,11 @@ fn has_not_grown(what: &str, before: Usage, after: Usage) {
     assert!(after.descriptors <= before.descriptors + 8, "{what}: descriptors grow: {before:?}, then {after:?}");
 }
 
-/// Waits for so many more certificates.
+/// Waits for this number of further certificates.
 async fn more(held: &Held, daemon: &Daemon, count: u64, what: &str) -> Duration {
     let (wanted, began) = (held.count() + count, Instant::now());
     while held.count() < wanted {
-        assert!(began.elapsed() < BACK, "not well {BACK:?} after {what}: {:?}\n{}", held.refusals(), tail(daemon));
+        assert!(began.elapsed() < BACK, "not recovered {BACK:?} after {what}: {:?}\n{}", held.refusals(), tail(daemon));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     began.elapsed()
@@ -160,7 +160,7 @@ async fn a_token_that_fails_at_random_costs_nothing_for_good() {
     let clients = Clients::start(&mesh, &held, daemon.address, AGENTS, PAUSE);
     let end = Instant::now() + Duration::from_secs(seconds);
 
-    // Warm: one fault of each kind that replaces something, and then what is held without any.
+    // Warm-up: one fault of each kind that replaces something, then the usage without a fault.
     for command in ["C_Sign abort", "C_Sign wrong", "C_SignInit logout", "C_Sign return=0x30"] {
         more(&held, &daemon, 50, "the start").await;
         control.breaks(&format!("{command} {}", once()));
@@ -189,7 +189,7 @@ async fn a_token_that_fails_at_random_costs_nothing_for_good() {
         most = most.most(Usage::of(daemon.pid()).expect("the daemon has ended"));
         tokio::time::sleep(Duration::from_millis(random.between(0, 500))).await;
     }
-    // The last host settles as the first one did.
+    // The last host settles like the first one.
     more(&held, &daemon, 200, "all faults").await;
     let (daemon_after, host_after) = usage(&daemon, Duration::from_secs(2)).await;
     assert!(daemon.running());
@@ -211,7 +211,7 @@ async fn a_token_that_fails_at_random_costs_nothing_for_good() {
     signed_nothing_else(&site, &control);
 }
 
-/// What the module was asked to sign with the CA's key, by its own books, is all in the log.
+/// Everything that the module signed with the CA key, by its own records, is in the log.
 fn signed_nothing_else(site: &Site, control: &Control) {
     let ca_key = ca_key_id(site);
     let intents: HashSet<String> = books::intents(&site.log()).iter().map(|hash| hex(hash)).collect();
@@ -219,10 +219,10 @@ fn signed_nothing_else(site: &Site, control: &Control) {
     let by_ca: Vec<_> = signed.iter().filter(|(id, _)| *id == ca_key).collect();
     assert!(by_ca.len() > 100, "{} of {}", by_ca.len(), signed.len());
     let strange = by_ca.iter().filter(|(_, input)| !intents.contains(input)).count();
-    assert_eq!(strange, 0, "of {} signatures so many have no line in the log", by_ca.len());
+    assert_eq!(strange, 0, "not in the log, of {} signatures", by_ca.len());
 }
 
-/// CKA_ID of the CA's key: SHA-1 of the public key's bits, as `import` sets it.
+/// CKA_ID of the CA key: SHA-1 of the public key's bits, as set by `import`.
 fn ca_key_id(site: &Site) -> String {
     use x509_cert::der::DecodePem;
     let pem = std::fs::read(site.bundle().join("ca-cert.pem")).unwrap();
@@ -240,7 +240,7 @@ fn inline(table: &toml::Table) -> String {
     format!("{{ {} }}", pairs.join(", "))
 }
 
-/// A metric, summed over its labels.
+/// A metric summed over its labels.
 fn sum(daemon: &Daemon, name: &str) -> f64 {
     let text = daemon.get("/metrics").1;
     let lines = text.lines().filter(|line| line.starts_with(name));

@@ -1,4 +1,4 @@
-//! SIGKILL of the daemon under load, again and again on one log and one token: what a client holds is in the books.
+//! SIGKILL of the daemon under load, repeatedly on one log and one token: clients' certificates are in the log.
 
 use std::{
     fs,
@@ -22,14 +22,14 @@ use testkit::{daemon::Site, plug_in::PlugIn};
 const KILLS: usize = 30;
 const AGENTS: usize = 8;
 
-/// Small segments and many checkpoints, so that kills fall between two of each; a host that often tells its count.
+/// Small segments and many checkpoints, so that kills happen between two of each; a host that reports its count often.
 const CONFIGURATION: &str = r#"
 [log]
 segment_bytes = 65536
 checkpoint_lines = 40
 "#;
 
-/// A host ends by itself, however its daemon ended.
+/// A host ends even if its daemon is killed.
 async fn ended(host: Pid, kill: usize) {
     let since = Instant::now();
     while lives(host) {
@@ -38,7 +38,7 @@ async fn ended(host: Pid, kill: usize) {
     }
 }
 
-/// The log's files with this ending, oldest first.
+/// The log's files with this extension, oldest first.
 fn files(log: &Path, ending: &str) -> Vec<PathBuf> {
     let all = fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = all.filter(|path| path.extension().is_some_and(|extension| extension == ending)).collect();
@@ -46,15 +46,15 @@ fn files(log: &Path, ending: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Adds half a line, as a power cut leaves one that was being written: nobody was told that it is there. Not to a segment
-/// that is sealed, on which nobody writes: the kill came before the next one was made.
+/// Appends half a line, as left by a power failure during a write that was not acknowledged. Not to a sealed segment,
+/// which is never written: the kill happened before the next one was created.
 fn tear(log: &Path) -> bool {
     let newest = files(log, "jsonl").pop().unwrap();
     if newest.with_extension("seal").exists() {
         return false;
     }
     let text = fs::read(&newest).unwrap();
-    // The space that is kept for more is no line.
+    // Preallocated space is not a line.
     let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     let file = fs::OpenOptions::new().write(true).open(&newest).unwrap();
     file.write_all_at(br#"{"type":"intent","index":7,"time":"20"#, end.try_into().unwrap()).unwrap();
@@ -80,17 +80,17 @@ async fn a_daemon_killed_thirty_times_under_load_leaves_sound_books() {
             async || held.count() >= before + 30,
         )
         .await;
-        // Not always at the same distance from a flush, a checkpoint, a segment's end.
+        // At varying distances from a flush, a checkpoint, a segment's end.
         tokio::time::sleep(Duration::from_micros(random.between(0, 150_000))).await;
         let hosts = children(daemon.pid());
         assert_eq!(hosts.len(), 1, "kill {kill}: {hosts:?}");
         if kill.is_multiple_of(5) {
-            // Time for the host's count to be told and compared.
+            // Time for the host's count to be reported and compared.
             tokio::time::sleep(Duration::from_millis(1300)).await;
             assert_eq!(books::metric(&daemon, "istio_hsm_ca_excess_signatures"), 0.0, "kill {kill}: a false alarm");
         }
         if kill.is_multiple_of(2) {
-            // At the very moment at which somebody has a certificate: its line must be there already.
+            // As soon as a client has a certificate, its line must be in the log.
             let now = held.count();
             while held.count() == now {
                 tokio::task::yield_now().await;
@@ -109,7 +109,7 @@ async fn a_daemon_killed_thirty_times_under_load_leaves_sound_books() {
             torn += 1;
         }
     }
-    // The last one's remains are taken up as well.
+    // The log is recovered after the last kill, too.
     let daemon = site.serve(&configuration);
     let before = held.count();
     let clients = Clients::start(&mesh, &held, daemon.address, AGENTS, Duration::from_millis(5));
@@ -117,12 +117,12 @@ async fn a_daemon_killed_thirty_times_under_load_leaves_sound_books() {
     assert_eq!(books::metric(&daemon, "istio_hsm_ca_excess_signatures"), 0.0, "a false alarm");
     clients.stop().await;
     assert!(held.count() > before);
-    assert_eq!(files(&site.log(), "torn").len(), torn, "each line that was cut was set aside");
+    assert_eq!(files(&site.log(), "torn").len(), torn, "incomplete lines set aside");
     let (status, text) = daemon.stop();
     assert_eq!(status.code(), Some(0), "{text}");
     let intents = books::are_right(&site, &held);
     println!("killed: {} certificates held, {intents} intents, refusals {:?}", held.count(), held.refusals());
-    // What was cut short is no more than what was in flight, and each run's serving certificate.
+    // Intents without a certificate: at most the requests in flight and the serving certificate of each run.
     let most = held.count() + u64::try_from((KILLS + 1) * (AGENTS + 1)).unwrap();
     assert!(intents <= most, "{intents} intents for {} certificates", held.count());
 }

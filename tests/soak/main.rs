@@ -1,8 +1,8 @@
-//! The daemon over time, under load of real clients: killed again and again, with a token that fails at random, and
-//! when all agents of a mesh come at once.
+//! The daemon over a longer time, under load of real clients: killed repeatedly, with a token that fails at random, and
+//! when all agents of a mesh start at once.
 //!
-//! Each test has a token, a log and a daemon of its own. `SOAK_SECONDS`, `SOAK_SEED` and `STORM_AGENTS` make them
-//! longer, repeat one, or larger: `make test-long` does.
+//! Each test has its own token, log and daemon. `SOAK_SECONDS` makes them longer, `SOAK_SEED` repeats a run, and
+//! `STORM_AGENTS` sets the number of agents; `make test-long` uses larger values.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,10 +1,10 @@
-//! Other processes by /proc (proc(5)): children, memory, threads, descriptors.
+//! Other processes from /proc (proc(5)): children, memory, threads, descriptors.
 
 use std::fs;
 
 use nix::unistd::Pid;
 
-/// The children of a process that are not dead.
+/// The children of a process that have not ended.
 pub fn children(of: Pid) -> Vec<Pid> {
     let parent = |pid: i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -19,13 +19,13 @@ pub fn children(of: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// Whether a process is there and not a zombie that its new parent has not looked at yet.
+/// Whether a process exists and is not a zombie that its new parent has not reaped yet.
 pub fn lives(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
 }
 
-/// What a process holds.
+/// Resource usage of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Resident memory in KiB.
@@ -35,10 +35,10 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// What it holds now; none when it has just ended.
+    /// Its current usage; `None` if it has just ended.
     ///
     /// # Panics
-    /// When the descriptors cannot be seen: daemon and hosts are not dumpable, so that only root may count them.
+    /// If the descriptors cannot be read: daemon and hosts are not dumpable, so only root may count them.
     pub fn of(pid: Pid) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let number = |name: &str| -> Option<u64> {
@@ -56,7 +56,7 @@ impl Usage {
         Some(Self { memory: number("VmRSS:")?, threads: number("Threads:")?, descriptors })
     }
 
-    /// The larger of each.
+    /// The maximum of each figure.
     pub fn most(self, other: Self) -> Self {
         Self {
             memory: self.memory.max(other.memory),

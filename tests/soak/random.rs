@@ -1,10 +1,10 @@
-//! Chance that can be repeated: SplitMix64, seeded by SOAK_SEED or the clock.
+//! Repeatable randomness: SplitMix64, seeded by SOAK_SEED or the clock.
 
-/// A generator; the same seed gives the same numbers.
+/// A generator; the same seed produces the same numbers.
 pub struct Random(u64);
 
 impl Random {
-    /// Seeds it, and prints the seed, which repeats the run.
+    /// Seeds it, and prints the seed, with which the run can be repeated.
     pub fn seeded(test: &str) -> Self {
         let seed = match std::env::var("SOAK_SEED") {
             Ok(text) => text.parse().expect("SOAK_SEED must be a number"),
@@ -25,12 +25,12 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number from `low` to `high`, both included.
+    /// A number from `low` to `high`, inclusive.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.next() % (high - low + 1)
     }
 
-    /// One of several.
+    /// One of several values.
     pub fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         let last = u64::try_from(all.len()).unwrap() - 1;
         &all[usize::try_from(self.between(0, last)).unwrap()]

@@ -1,7 +1,7 @@
 //! All agents of a mesh connect at once from one address, as behind a NAT, by the program's own `bench endpoint --storm`, with
 //! Istio's five tries: all are served, and the daemon's memory is bounded by what a connection may cost.
 //!
-//! A thousand by default; `STORM_AGENTS` makes them more.
+//! A thousand agents by default; `STORM_AGENTS` sets another number.
 
 use std::{fs, time::Duration};
 
@@ -14,7 +14,7 @@ use testkit::{
     plug_in::PlugIn,
 };
 
-/// What one connection may cost, in KiB, and what the work on many at once may cost besides.
+/// Permitted memory per connection in KiB, and for the work on many of them at once.
 const EACH: u64 = 64;
 const BESIDES: u64 = 96 * 1024;
 

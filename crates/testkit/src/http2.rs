@@ -1,4 +1,4 @@
-//! HTTP/2 by hand (RFC 9113), for what no decent client would send.
+//! HTTP/2 frames written by hand (RFC 9113), for what no regular client sends.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -60,11 +60,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
-        // The other end may have closed already: the caller looks at what it said before.
+        // The peer may have closed already: the caller checks what it sent before.
         let _ = self.0.write_all(bytes).await;
     }
 
-    /// The next frame; none when the connection ends.
+    /// The next frame; `None` when the connection ends.
     pub async fn next(&mut self) -> Option<Frame> {
         self.next_within(SOON).await
     }
@@ -79,10 +79,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
             Some(Frame { kind, flags, stream: u32::from_be_bytes([s1, s2, s3, s4]), payload })
         })
         .await
-        .expect("the endpoint says nothing")
+        .expect("the endpoint does not answer")
     }
 
-    /// Skips to the next frame of a kind.
+    /// Skips to the next frame of a type.
     pub async fn next_of(&mut self, kind: u8) -> Option<Frame> {
         loop {
             let frame = self.next().await?;
@@ -99,7 +99,7 @@ impl Frame {
         u32::from_be_bytes(self.payload[offset..offset + 4].try_into().unwrap())
     }
 
-    /// The settings of a SETTINGS frame.
+    /// A setting of a SETTINGS frame.
     pub fn setting(&self, id: u16) -> Option<u32> {
         self.payload
             .chunks(6)
