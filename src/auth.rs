@@ -1,11 +1,11 @@
-//! Who asks: credentials in, [`Caller`] out.
+//! Authentication: turns credentials into a [`Caller`].
 //!
-//! The order is Istio's (`pilot/pkg/bootstrap/server.go`): client certificate, then a token, which its issuer's
-//! published keys or the API server of its issuer's cluster prove. What cannot be proven is nobody. Who is proven may
-//! ask for somebody else where `node` allows it.
+//! The order is Istio's (`pilot/pkg/bootstrap/server.go`): client certificate, then JWT, which is verified with its
+//! issuer's published keys or by the API server of its issuer's cluster. Without a valid credential, the request is
+//! rejected. An authenticated caller may impersonate another identity if `node` permits it.
 //!
-//! It never decides what a caller may have (that is `policy`), and never reads a clock. The admin
-//! socket and the daemon create their callers with [`Caller::operator`] and [`Caller::internal`].
+//! This module never decides what a caller may obtain (`policy` does), and never reads a clock. The admin socket and
+//! the daemon create their callers with [`Caller::operator`] and [`Caller::internal`].
 
 pub mod authenticator;
 pub mod client_certificate;
@@ -45,20 +45,20 @@ impl DenylistCheck {
     }
 }
 
-/// How a caller proved who it is.
+/// How a caller was authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// `spec.username` of a Kubernetes CertificateSigningRequest, which the API server stamps.
+    /// `spec.username` of a Kubernetes CertificateSigningRequest, which is set by the API server.
     CertificateSigningRequest,
     /// An X.509 leaf of this CA, by mutual TLS.
     ClientCertificate,
-    /// The daemon itself (its serving certificate, controllers).
+    /// The daemon itself (serving certificate, controllers).
     Internal,
-    /// A JSON Web Token checked with its issuer's published keys.
+    /// A JWT verified with its issuer's published keys.
     Jwt,
-    /// The operator, by the admin socket or by the command that runs alone.
+    /// The operator, by the admin socket or by a command without the daemon.
     Operator,
-    /// A Kubernetes token, checked by the API server.
+    /// A Kubernetes JWT, verified by the API server.
     TokenReview,
 }
 
@@ -77,33 +77,33 @@ impl Method {
     }
 }
 
-/// Which part of the daemon asks.
+/// A part of the daemon as a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum InternalCaller {
     /// The endpoint's own TLS certificate.
     ServingCertificate,
 }
 
-/// Who a caller is.
+/// The identity of a caller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// A controller that acts on a cluster.
+    /// A controller in a cluster.
     Controller {
         /// The cluster.
         cluster: ClusterName,
         /// The controller's name.
         name: &'static str,
-        /// The service account that the certificate is for, if it is for one.
+        /// The service account in the certificate, if it is for one.
         subject: Option<SpiffeId>,
     },
     /// A part of the daemon.
     Internal(InternalCaller),
-    /// The operator: the user id at the admin socket, or of the command.
+    /// The operator, identified by the user ID of the admin socket's peer or of the command.
     Operator {
-        /// The Unix user id.
+        /// The Unix user ID.
         uid: u32,
     },
-    /// Somebody who asked by a Kubernetes CertificateSigningRequest.
+    /// The requester of a Kubernetes CertificateSigningRequest.
     Requester {
         /// The cluster.
         cluster: ClusterName,
@@ -133,7 +133,7 @@ impl std::fmt::Display for Identity {
     }
 }
 
-/// The pod that a Kubernetes token is bound to.
+/// The pod that a Kubernetes JWT is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BoundPod {
     /// The pod's name.
@@ -142,7 +142,7 @@ pub struct BoundPod {
     pub uid: String,
 }
 
-/// Somebody whose identity is proven. Only this module makes one.
+/// An authenticated caller. Only this module constructs it.
 #[derive(Clone, Debug)]
 pub struct Caller {
     method: Method,
@@ -164,7 +164,7 @@ impl From<&Caller> for CallerField {
 }
 
 impl Caller {
-    /// The operator of this machine; the caller's uid is the kernel's word (SO_PEERCRED or getuid).
+    /// The operator of this machine; the user ID comes from the kernel (SO_PEERCRED or getuid).
     #[must_use]
     pub fn operator(uid: u32) -> Self {
         Self::plain(Method::Operator, Identity::Operator { uid })
@@ -176,14 +176,14 @@ impl Caller {
         Self::plain(Method::Internal, Identity::Internal(who))
     }
 
-    /// A controller of the daemon. `subject` is the service account that the certificate is for, if it is for one.
+    /// A controller of the daemon. `subject` is the service account in the certificate, if it is for one.
     #[must_use]
     pub fn controller(cluster: ClusterName, name: &'static str, subject: Option<SpiffeId>) -> Self {
         let identity = Identity::Controller { cluster: cluster.clone(), name, subject };
         Self { cluster: Some(cluster), ..Self::plain(Method::Internal, identity) }
     }
 
-    /// Somebody who asks by a CertificateSigningRequest; `username` is what the API server stamped.
+    /// The requester of a CertificateSigningRequest; `username` is set by the API server.
     #[must_use]
     pub fn requester(cluster: ClusterName, signer: &str, username: &str) -> Self {
         let identity =
@@ -191,13 +191,13 @@ impl Caller {
         Self { cluster: Some(cluster), ..Self::plain(Method::CertificateSigningRequest, identity) }
     }
 
-    /// A workload, for the unit tests of the modules that take callers.
+    /// A workload, for unit tests of modules that use callers.
     #[cfg(test)]
     pub(crate) fn workload(id: SpiffeId, method: Method) -> Self {
         Self::plain(method, Identity::Workload(id))
     }
 
-    /// The same caller, found to speak for somebody else.
+    /// The same caller, permitted to impersonate another identity.
     #[must_use]
     pub(crate) fn acting_for(self, id: SpiffeId) -> Self {
         Self { acts_for: Some(id), ..self }
@@ -207,37 +207,37 @@ impl Caller {
         Self { method, identity, cluster: None, pod: None, peer: None, acts_for: None }
     }
 
-    /// How the caller proved who it is.
+    /// How the caller was authenticated.
     #[must_use]
     pub fn method(&self) -> Method {
         self.method
     }
 
-    /// Who the caller is.
+    /// Identity of the caller.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// The cluster that the caller belongs to, where its method knows one.
+    /// The caller's cluster, if its authentication method determines one.
     #[must_use]
     pub fn cluster(&self) -> Option<&str> {
         self.cluster.as_ref().map(ClusterName::as_str)
     }
 
-    /// The pod that the caller's token is bound to, if it is.
+    /// The pod that the caller's JWT is bound to, if any.
     #[must_use]
     pub fn pod(&self) -> Option<&BoundPod> {
         self.pod.as_deref()
     }
 
-    /// The workload that the caller was found to speak for, instead of for itself.
+    /// The workload that the caller impersonates, if any.
     #[must_use]
     pub fn acts_for(&self) -> Option<&SpiffeId> {
         self.acts_for.as_ref()
     }
 
-    /// The workload for whose sake the request is made: the one that the caller acts for, else the caller.
+    /// The workload the request is for: the impersonated one, otherwise the caller.
     #[must_use]
     pub fn for_whom(&self) -> Option<&SpiffeId> {
         match (&self.acts_for, &self.identity) {
@@ -252,7 +252,7 @@ impl Caller {
         }
     }
 
-    /// Where the caller's connection comes from.
+    /// Source address of the caller's connection.
     #[must_use]
     pub fn peer(&self) -> Option<IpAddr> {
         self.peer

@@ -1,4 +1,4 @@
-//! The methods in their order, composed: credentials in, [`Caller`] or [`AuthError`] out.
+//! Combines the authentication methods in their order: credentials in, [`Caller`] or [`AuthError`] out.
 
 use std::{
     borrow::Cow,
@@ -22,60 +22,60 @@ use super::{
 use pki::{Issuer, identity::TrustDomain};
 use process::error::{Advice, Remedy, Report, chain};
 
-/// The longest configured file in bytes.
+/// Maximum size of a configured file in bytes.
 const MOST: u64 = 4 * 1024 * 1024;
 
-/// The part `[auth]` of the configuration.
+/// `[auth]`.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Issuers of tokens.
+    /// JWT issuers.
     pub jwt: Vec<jwt::Settings>,
     /// Client certificates.
     pub client_certificate: client_certificate::Settings,
-    /// The cluster of callers that name none.
+    /// The cluster of callers that send none.
     pub default_cluster: ClusterName,
 }
 
-/// Why authentication cannot be set up, or not be reloaded.
+/// Authentication cannot be set up or reloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A line of a denylist.
+    /// A line of a denylist is malformed.
     #[error("{file}: {source}")]
     Denylist {
-        /// The denylist.
+        /// Path of the denylist.
         file: PathBuf,
-        /// The line and its fault.
+        /// The line and its error.
         source: DenylistError,
     },
     /// A file cannot be read.
     #[error("{file} cannot be read: {source}")]
     File {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// Why not.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// An issuer's source of keys cannot be used.
+    /// An issuer's key source cannot be used.
     #[error("issuer {issuer}: {source}")]
     KeySource {
         /// The issuer.
         issuer: String,
-        /// Why not.
+        /// The error.
         source: FetchError,
     },
-    /// No trust domain for an issuer's workloads.
+    /// There is no trust domain for an issuer's workloads.
     #[error("issuer {issuer}: set its trust_domain, or one of the CA's own")]
     NoTrustDomain {
         /// The issuer.
         issuer: String,
     },
-    /// A file of previous CAs.
+    /// A file of previous CAs is malformed.
     #[error("{file}: {source}")]
     PreviousCa {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// What is wrong.
+        /// The parser's error.
         source: PreviousCaError,
     },
     /// Two entries for one issuer in one cluster.
@@ -86,10 +86,10 @@ pub enum SetupError {
         /// The cluster.
         cluster: String,
     },
-    /// A file is longer than anybody needs.
+    /// A file is too large.
     #[error("{file} is longer than 4 MiB")]
     TooLong {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
     },
 }
@@ -108,7 +108,7 @@ impl Remedy for SetupError {
     }
 }
 
-/// An issuer whose tokens cannot be checked yet.
+/// An issuer whose JWTs cannot be verified yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotReady {
     /// The issuer.
@@ -123,19 +123,19 @@ impl std::fmt::Display for NotReady {
     }
 }
 
-/// What each method said; `None` where the caller brought nothing for it. For logs, never for the client.
+/// The error of each method; `None` for those without credentials. For logs, never for the client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refusals {
-    /// The client certificate.
+    /// Error of the client certificate.
     pub client_certificate: Option<CertificateError>,
-    /// The token, by its issuer's published keys.
+    /// Error of the JWT, verified with its issuer's published keys.
     pub jwt: Option<JwtError>,
-    /// The token, by the API server of its issuer's cluster.
+    /// Error of the JWT, verified by the API server of its issuer's cluster.
     pub token_review: Option<ReviewError>,
 }
 
 impl Refusals {
-    /// The label of the last method that had something to say: a bounded set.
+    /// The label of the last method with an error: a bounded set.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match (&self.token_review, &self.jwt, self.client_certificate) {
@@ -163,20 +163,20 @@ impl fmt::Display for Refusals {
     }
 }
 
-/// Why a caller is nobody.
+/// The caller was not authenticated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// No method proves who it is: gRPC's UNAUTHENTICATED.
+    /// No method authenticates the caller: gRPC's UNAUTHENTICATED.
     #[error("the caller is not authenticated ({0})")]
     Refused(Refusals),
-    /// It cannot be decided now, since an issuer's keys or API server are not available: gRPC's UNAVAILABLE, which
-    /// Istio's agents try again.
+    /// Authentication is not possible now, since an issuer's keys or API server are unavailable: gRPC's UNAVAILABLE,
+    /// which Istio's agents retry.
     #[error("the caller cannot be authenticated now ({0})")]
     Unavailable(Refusals),
 }
 
 impl AuthError {
-    /// What each method said.
+    /// The error of each method.
     #[must_use]
     pub fn refusals(&self) -> &Refusals {
         match self {
@@ -191,7 +191,7 @@ impl AuthError {
     }
 }
 
-/// All methods of authentication.
+/// All authentication methods.
 #[derive(Debug)]
 pub struct Authenticator {
     client_certificates: Arc<ClientCertificates>,
@@ -202,12 +202,11 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Sets the methods up from the configuration: `own` are the trust domains in which this CA issues. Files are
-    /// read; the network is not touched before [`Authenticator::start`], and whatever it answers then, the daemon
-    /// stays up.
+    /// Sets up the methods from the configuration: `own` are the trust domains in which this CA issues. Files are read;
+    /// the network is not used before [`Authenticator::start`], and failures there do not stop the daemon.
     ///
     /// # Errors
-    /// Every file and setting that cannot be used.
+    /// All files and settings that cannot be used.
     pub fn new(settings: &Settings, own: &[TrustDomain]) -> Result<Self, Vec<SetupError>> {
         let client_certificates = ClientCertificates::load(settings.client_certificate.clone(), own);
         let jwt = Jwt::new(&settings.jwt, settings.default_cluster.clone(), own);
@@ -223,21 +222,21 @@ impl Authenticator {
         }
     }
 
-    /// Has clusters' API servers judge their tokens, and their nodes' proxies ask for others.
+    /// Adds TokenReview by the clusters' API servers, and node impersonation.
     #[must_use]
     pub fn with_clusters(self, token_reviews: TokenReviews, nodes: Nodes) -> Self {
         Self { token_reviews, nodes, ..self }
     }
 
-    /// Starts to fetch the issuers' keys in the background, until this value is dropped. Needs a Tokio runtime.
+    /// Starts fetching the issuers' keys in the background, until this value is dropped. Needs a Tokio runtime.
     pub fn start(&self) {
         self.jwt.start();
     }
 
-    /// Reads the denylist and the previous CAs again, and has the issuers' keys fetched.
+    /// Reads the denylist and the previous CAs again, and triggers fetching the issuers' keys.
     ///
     /// # Errors
-    /// Every file that cannot be used; what was read before stays.
+    /// All files that cannot be used; the previous content stays in use.
     pub fn reload(&self) -> Result<(), Vec<SetupError>> {
         self.jwt.refresh();
         self.client_certificates.reload()
@@ -255,11 +254,11 @@ impl Authenticator {
         self.jwt.not_ready()
     }
 
-    /// Finds out who calls: by client certificate, else by token. The issuer is the one with which the request
+    /// Authenticates a caller by client certificate, otherwise by JWT. The issuer is the one with which the request
     /// started.
     ///
     /// # Errors
-    /// When nothing proves who it is, or not yet.
+    /// If no credential is valid, or cannot be verified yet.
     pub async fn authenticate(
         &self,
         credentials: &Credentials<'_>,
@@ -297,11 +296,11 @@ impl Authenticator {
         Err(if temporary { AuthError::Unavailable(refusals) } else { AuthError::Refused(refusals) })
     }
 
-    /// Has a proven caller speak for somebody else, where a cluster allows that. Where none does, the caller comes
-    /// back as it is, and `policy` refuses what it asks.
+    /// Lets an authenticated caller impersonate another identity if its cluster permits it. Without node impersonation,
+    /// the caller is returned unchanged, and `policy` denies the request.
     ///
     /// # Errors
-    /// When it may not, or when that cannot be known now.
+    /// If it is not permitted, or if that cannot be determined now.
     pub async fn impersonate(&self, caller: Caller, asked: &str) -> Result<Caller, ImpersonationError> {
         if self.nodes.is_empty() {
             return Ok(caller);

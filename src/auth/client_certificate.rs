@@ -1,9 +1,8 @@
-//! Who calls, by a client certificate that this CA issued itself.
+//! Authentication by a client certificate that this CA issued.
 //!
-//! The handshake proves possession of the key and nothing else ([`accept_any`]); everything about the certificate
-//! is decided here, at every request: its issuer, its time, its age, the denylist. Only the outcome of the
-//! signature check is remembered. A certificate that proves nothing is no reason to refuse the caller: its token
-//! is looked at next.
+//! The handshake only verifies possession of the key ([`accept_any`]); everything about the certificate is checked here
+//! at every request: issuer, validity, age, denylist. Only the result of the signature check is cached. An invalid
+//! certificate does not reject the caller: its JWT is checked next.
 
 pub mod accept_any;
 pub mod denylist;
@@ -30,18 +29,18 @@ use pki::{
     identity::{Name, SpiffeId, TrustDomain},
 };
 
-/// How many signature checks are remembered: some hundred bytes each.
+/// Maximum number of cached signature checks, some hundred bytes each.
 const REMEMBERED: usize = 16_384;
 
-/// The part `[auth.client_certificate]` of the configuration.
+/// `[auth.client_certificate]`.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Client certificates prove nothing; every request needs a token.
+    /// Client certificates are ignored; every request needs a JWT.
     pub disabled: bool,
-    /// PEM files with certificates of CAs that issued before this one, and whose leaves still renew.
+    /// PEM files with certificates of previous CAs, whose leaves can still be renewed.
     pub previous_ca_certificates: Vec<PathBuf>,
-    /// Trust domains besides our own whose certificates are accepted.
+    /// Accepted trust domains of certificates, in addition to our own.
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// The file that names identities and keys that get no certificate ([`Denylist`]).
     pub denylist: Option<PathBuf>,
@@ -64,56 +63,56 @@ pub enum DenylistScope {
 }
 
 impl Settings {
-    /// The files that are read, and read again when they change.
+    /// The files that are read at start and when they change.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         self.previous_ca_certificates.iter().chain(&self.denylist).cloned().collect()
     }
 }
 
-/// Why a client certificate proves nothing.
+/// A client certificate is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
-    /// A CA's certificate, not a leaf.
+    /// It is a CA certificate, not a leaf.
     #[error("the certificate is a CA certificate")]
     Ca,
-    /// An identity or a key of the denylist.
+    /// Its identity or key is on the denylist.
     #[error("the certificate's identity or key is on the denylist")]
     Denied,
-    /// The configuration has client certificates switched off.
+    /// Client certificates are disabled in the configuration.
     #[error("client certificate authentication is disabled")]
     Disabled,
-    /// The handshake gave an empty chain.
+    /// The handshake's chain is empty.
     #[error("the client sent no certificate")]
     Empty,
-    /// notAfter has passed, or that of its issuer.
+    /// Its notAfter, or its issuer's, has passed.
     #[error("the certificate, or its issuer's, has expired")]
     Expired,
-    /// extendedKeyUsage does not say clientAuth, or keyUsage not digitalSignature.
+    /// Its extendedKeyUsage lacks clientAuth, or its keyUsage lacks digitalSignature.
     #[error("the certificate does not allow client authentication")]
     KeyUsage,
-    /// Not a certificate, or one with an extension that is critical and unknown.
+    /// It is not a certificate, or has an unknown critical extension.
     #[error("the certificate is malformed")]
     Malformed,
-    /// The subject alternative names are not one URI with a workload's SPIFFE ID.
+    /// Its subject alternative names are not a single URI with a workload's SPIFFE ID.
     #[error("the certificate does not have exactly one workload SPIFFE ID as its name")]
     Names,
-    /// notBefore has not come yet.
+    /// Its notBefore is in the future.
     #[error("the certificate is not valid yet")]
     NotYetValid,
-    /// The issuer's name is right, its signature is not.
+    /// The issuer's name matches, but the signature does not verify.
     #[error("the certificate's signature does not verify with its issuer's key")]
     Signature,
-    /// Older than the configured age.
+    /// It is older than the configured maximum age.
     #[error("the certificate is older than the configured age; authenticate with a JWT")]
     TooOld,
-    /// A SPIFFE ID of a foreign trust domain.
+    /// Its SPIFFE ID is in a foreign trust domain.
     #[error("the certificate's trust domain is not one of this CA's")]
     TrustDomain,
-    /// Not issued directly by this CA nor by a configured previous one.
+    /// It was issued neither by this CA nor by a configured previous one.
     #[error("the certificate was not issued by this CA")]
     UnknownIssuer,
-    /// Not X.509 version 3.
+    /// It is not X.509 version 3.
     #[error("the certificate is not of version 3")]
     Version,
 }
@@ -141,7 +140,7 @@ impl CertificateError {
     }
 }
 
-/// Checks client certificates.
+/// Verifies client certificates.
 #[derive(Debug)]
 pub struct ClientCertificates {
     settings: Settings,
@@ -150,28 +149,28 @@ pub struct ClientCertificates {
     proven: CredentialCache<Proven>,
 }
 
-/// What is read from files, and read again by a reload, as one.
+/// Content of files that a reload replaces as a whole.
 #[derive(Debug)]
 struct Files {
     previous: Vec<PreviousCa>,
     denylist: Denylist,
 }
 
-/// A leaf whose signature verified with that key.
+/// A leaf whose signature verified with this key.
 #[derive(Debug)]
 struct Proven {
     key: PublicKey,
     leaf: Leaf,
 }
 
-/// A CA whose direct leaves are accepted.
+/// A CA whose leaves are accepted.
 #[derive(Clone, Copy, Debug)]
 pub struct Accepted<'a> {
     /// DER Name of its subject, byte for byte.
     pub subject: &'a [u8],
-    /// Its key.
+    /// Its public key.
     pub key: &'a PublicKey,
-    /// When it ends, and every leaf of it too.
+    /// Its notAfter, which also limits its leaves.
     pub not_after: SystemTime,
 }
 
@@ -182,10 +181,10 @@ impl<'a> From<&'a Issuer> for Accepted<'a> {
 }
 
 impl ClientCertificates {
-    /// Reads the files that the settings name.
+    /// Reads the files in the settings.
     ///
     /// # Errors
-    /// Every file that cannot be read or is malformed.
+    /// All files that cannot be read or are malformed.
     pub fn load(settings: Settings, own: &[TrustDomain]) -> Result<Self, Vec<SetupError>> {
         let files = Files::read(&settings)?;
         let trust_domains = own.iter().chain(&settings.trust_domain_aliases).cloned().collect();
@@ -197,19 +196,19 @@ impl ClientCertificates {
         })
     }
 
-    /// Reads the files again: all are taken, or none.
+    /// Reads the files again; replaces all or none.
     ///
     /// # Errors
-    /// Every file that cannot be read or is malformed; what was read before stays.
+    /// All files that cannot be read or are malformed; the previous content stays in use.
     pub fn reload(&self) -> Result<(), Vec<SetupError>> {
         self.files.store(Arc::new(Files::read(&self.settings)?));
         Ok(())
     }
 
-    /// Decides who a chain proves at a time; `current` is the CA that issues now.
+    /// Returns the workload that a chain authenticates at a time; `current` is the issuing CA.
     ///
     /// # Errors
-    /// When it proves nobody.
+    /// If the certificate is not accepted.
     pub fn check(
         &self,
         chain: &[CertificateDer<'_>],
@@ -256,7 +255,7 @@ impl ClientCertificates {
         Ok((proven, ca.not_after))
     }
 
-    /// What may change between two requests of one connection.
+    /// Checks that may change between two requests of one connection.
     fn judge(
         &self,
         leaf: &Leaf,

@@ -1,7 +1,7 @@
 //! Cache of verified credentials, keyed by their SHA-256. Bounded and concurrent.
 //!
-//! The cache does not decide whether an entry is still valid: the caller checks its validity and key again. Only
-//! results that a verified signature supports are inserted, so that unauthenticated clients cannot evict entries.
+//! The cache does not decide whether an entry is still valid: the caller checks validity and key again. Only results
+//! backed by a verified signature are inserted, so that unauthenticated clients cannot evict entries.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use quick_cache::sync::Cache;
 /// The SHA-256 of a credential.
 pub type Hash = [u8; 32];
 
-/// What is known about verified credentials.
+/// Cached results of verified credentials.
 pub type CredentialCache<V> = Cache<Hash, Arc<V>>;
 
 /// The SHA-256 of a credential.

@@ -1,6 +1,6 @@
-//! What a request says about its caller, before any of it is believed.
+//! The credentials of a request, unverified.
 //!
-//! Header rules are those of Istio's server (`pkg/security/security.go`, `pilot/.../kube_jwt.go`).
+//! Headers are parsed as in Istio's server (`pkg/security/security.go`, `pilot/.../kube_jwt.go`).
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -10,37 +10,37 @@ use crate::limits::Client;
 
 /// The scheme of an `authorization` value, case-sensitive as in Istio's server.
 const BEARER: &str = "Bearer ";
-/// The longest cluster name in bytes: an RFC 1123 subdomain's, which is how Istio's users name clusters.
+/// Maximum length of a cluster name in bytes: that of an RFC 1123 subdomain, the usual form in Istio.
 const CLUSTER_MAX: usize = 253;
 
-/// Everything by which a caller may prove who it is.
+/// All credentials of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Credentials<'a> {
-    /// The token of the `authorization` header, without its scheme; [`bearer`] finds it.
+    /// The JWT of the `authorization` header, without its scheme; see [`bearer`].
     pub bearer: Option<BearerToken<'a>>,
-    /// The cluster that the caller says it belongs to.
+    /// The cluster sent by the caller.
     pub cluster_id: ClusterId<'a>,
-    /// The certificates of the TLS handshake, leaf first; the handshake proved possession of the leaf's key and
-    /// nothing else ([`super::AcceptAny`]).
+    /// The certificates of the TLS handshake, leaf first; the handshake only verified possession of the leaf's key
+    /// ([`super::AcceptAny`]).
     pub client_chain: Option<&'a [CertificateDer<'a>]>,
-    /// Where the connection comes from.
+    /// Source address of the connection.
     pub peer: Option<IpAddr>,
     /// The same as limits count it.
     pub client: Option<Client>,
 }
 
-/// A bearer token as it was sent. Its `Debug` shows only its length.
+/// A JWT as sent by the client. Its `Debug` shows only its length.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct BearerToken<'a>(&'a str);
 
 impl<'a> BearerToken<'a> {
-    /// Takes a token without its scheme.
+    /// Wraps a JWT without its scheme.
     #[must_use]
     pub fn new(text: &'a str) -> Self {
         Self(text)
     }
 
-    /// The token. It is a secret.
+    /// The JWT, which is a secret.
     #[must_use]
     pub fn expose(self) -> &'a str {
         self.0
@@ -53,24 +53,24 @@ impl fmt::Debug for BearerToken<'_> {
     }
 }
 
-/// The token of a request's `authorization` values: the first one with the scheme `Bearer `.
+/// The JWT of a request's `authorization` values: the first one with the scheme `Bearer `.
 #[must_use]
 pub fn bearer<'a>(values: impl IntoIterator<Item = &'a str>) -> Option<BearerToken<'a>> {
     values.into_iter().find_map(|value| value.strip_prefix(BEARER)).map(BearerToken)
 }
 
-/// The cluster that a request names.
+/// The cluster in a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClusterId<'a> {
-    /// None, an empty one, or several: the default cluster.
+    /// No, an empty, or more than one value: the default cluster.
     #[default]
     Default,
-    /// Exactly one.
+    /// Exactly one value.
     Named(&'a str),
 }
 
 impl<'a> ClusterId<'a> {
-    /// Reads the values of the `clusterid` header.
+    /// Parses the values of the `clusterid` header.
     #[must_use]
     pub fn from_values(values: impl IntoIterator<Item = &'a str>) -> Self {
         let mut values = values.into_iter();
@@ -80,7 +80,7 @@ impl<'a> ClusterId<'a> {
         }
     }
 
-    /// The name of the cluster, given the default one's.
+    /// The name of the cluster, given the default one.
     #[must_use]
     pub fn or(self, default: &'a ClusterName) -> &'a str {
         match self {
@@ -90,18 +90,18 @@ impl<'a> ClusterId<'a> {
     }
 }
 
-/// A configured cluster's name.
+/// Name of a configured cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(try_from = "String")]
 pub struct ClusterName(Arc<str>);
 
-/// The text is not a cluster's name.
+/// Not a valid cluster name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a cluster's name has 1 to 253 visible ASCII characters")]
 pub struct ClusterNameError;
 
 impl ClusterName {
-    /// The name as text.
+    /// The name as a string.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

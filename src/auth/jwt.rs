@@ -1,8 +1,8 @@
-//! Who calls, by a JSON Web Token (RFC 7519) checked with its issuer's published keys.
+//! Authentication by a JSON Web Token (RFC 7519), verified with its issuer's published keys.
 //!
-//! A token is only ever checked with the keys of the issuer that it names, in the cluster that its bearer names
-//! (an issuer's name alone may stand for several clusters). Nothing in a token says which key or algorithm is
-//! trusted: `jwk`, `jku`, `x5c` and `x5u` are not read.
+//! A JWT is only verified with the keys of the issuer in its `iss`, in the cluster that the client sends (the same
+//! issuer name may be configured for several clusters). Nothing in a JWT determines which key or algorithm is trusted:
+//! `jwk`, `jku`, `x5c` and `x5u` are ignored.
 
 pub mod claims;
 pub mod compact;
@@ -35,11 +35,11 @@ use super::{
 };
 use pki::identity::{SpiffeId, TrustDomain};
 
-/// How many answers are kept: some hundred bytes each.
+/// Maximum number of cached results, some hundred bytes each.
 const REMEMBERED: usize = 16_384;
-/// How many keys a token without a key ID is tried with: a signature check costs up to 100 microseconds.
+/// Maximum number of keys tried for a JWT without a key ID: a verification costs up to 100 microseconds.
 const TRIES: usize = 4;
-/// How long a request waits for its issuer's keys to be fetched again.
+/// Maximum time that a request waits for its issuer's keys to be fetched again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a token proves nothing: what it says, and what is configured.
@@ -129,7 +129,7 @@ impl JwtError {
         }
     }
 
-    /// Whether the same token may be good later, without a change to it or to the configuration.
+    /// Whether the same JWT may be accepted later, without a change of it or of the configuration.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
@@ -145,18 +145,18 @@ impl JwtError {
     }
 }
 
-/// What a token proves.
+/// The content of a verified JWT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proven {
     /// The workload.
     pub identity: SpiffeId,
     /// Its cluster.
     pub cluster: ClusterName,
-    /// The pod that the token is bound to, if it is.
+    /// The pod that the JWT is bound to, if any.
     pub pod: Option<Arc<BoundPod>>,
 }
 
-/// Checks tokens.
+/// Verifies JWTs.
 #[derive(Debug)]
 pub struct Jwt {
     issuers: Vec<Issuer>,
@@ -164,7 +164,7 @@ pub struct Jwt {
     cache: CredentialCache<Answer>,
 }
 
-/// An issuer of tokens.
+/// A JWT issuer.
 #[derive(Debug)]
 struct Issuer {
     name: Box<str>,
@@ -175,7 +175,7 @@ struct Issuer {
     keys: Keys,
 }
 
-/// What is remembered of a token that was good: with which generation of which issuer's keys, and until when.
+/// A cached result of a valid JWT: the generation of the issuer's keys that verified it, and its expiry.
 #[derive(Debug)]
 struct Answer {
     issuer: usize,
@@ -186,11 +186,10 @@ struct Answer {
 }
 
 impl Jwt {
-    /// Sets the issuers up and reads the keys that come from files. Keys that come from the network are fetched
-    /// once [`Jwt::start`] is called.
+    /// Sets up the issuers and reads keys from files. Keys from the network are fetched after [`Jwt::start`].
     ///
     /// # Errors
-    /// Every setting that contradicts another or names a file that cannot be used.
+    /// All settings that contradict each other or name files that cannot be used.
     pub fn new(
         settings: &[Settings],
         default_cluster: ClusterName,
@@ -230,21 +229,21 @@ impl Jwt {
         }
     }
 
-    /// Starts to fetch keys in the background; ends when this value is dropped. Needs a Tokio runtime.
+    /// Starts fetching keys in the background, until this value is dropped. Needs a Tokio runtime.
     pub fn start(&self) {
         for issuer in &self.issuers {
             issuer.keys.start();
         }
     }
 
-    /// Has every issuer's keys fetched again soon.
+    /// Triggers fetching every issuer's keys.
     pub fn refresh(&self) {
         for issuer in &self.issuers {
             issuer.keys.refresh();
         }
     }
 
-    /// The issuers whose keys are not available, with the reason.
+    /// Issuers whose keys are unavailable, with the reason.
     #[must_use]
     pub fn not_ready(&self) -> Vec<NotReady> {
         let one = |issuer: &Issuer| {
@@ -253,10 +252,10 @@ impl Jwt {
         self.issuers.iter().filter_map(one).collect()
     }
 
-    /// Decides who a token proves at a time.
+    /// Verifies a JWT at a time.
     ///
     /// # Errors
-    /// When it proves nobody, or nobody yet ([`JwtError::is_temporary`]).
+    /// If it is not accepted, or not yet ([`JwtError::is_temporary`]).
     pub async fn check(
         &self,
         token: BearerToken<'_>,
@@ -300,7 +299,7 @@ impl Jwt {
         Ok(proven)
     }
 
-    /// Whether a remembered answer still holds: never past the token's own end, whatever the leeway; not after the
+    /// Whether a cached result is still valid: not after the JWT's expiry, regardless of the leeway; not after the
     /// issuer's keys changed; and only for the issuer's cluster.
     fn holds(&self, answer: &Answer, cluster: &str, now: SystemTime) -> bool {
         now < answer.expires
@@ -333,8 +332,8 @@ impl Jwt {
 }
 
 impl Issuer {
-    /// A set that holds a key for the token: the current one, or the one that a fetch brings. A stranger's unknown
-    /// key IDs cause no more fetches than [`keys::Pace`] allows.
+    /// A key set with a key for the JWT: the current one, or one that is fetched now. Unknown key IDs cause no more
+    /// fetches than [`keys::Pace`] permits.
     async fn keys_for(&self, compact: &Compact<'_>, algorithm: Algorithm) -> Result<Arc<KeySet>, JwtError> {
         let has = |keys: &KeySet| keys.of(compact.header.kid.as_deref(), algorithm).next().is_some();
         let current = self.keys.current().ok_or_else(|| JwtError::NotReady(self.name.clone()))?;
@@ -356,7 +355,7 @@ impl Issuer {
 }
 
 impl Jwk {
-    /// Whether this key made the token's signature.
+    /// Whether this key verifies the JWT's signature.
     fn made(&self, compact: &Compact<'_>) -> bool {
         jsonwebtoken::crypto::verify(
             compact.signature,

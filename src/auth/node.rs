@@ -1,9 +1,8 @@
-//! Who may ask for whom: a node's proxy (ztunnel) for the workloads of its own node.
+//! Node impersonation: ztunnel requests certificates for the workloads on its own node.
 //!
-//! The rules are Istio's (security/pkg/server/ca/node_auth.go) with its gaps closed: the trust domain is compared, the
-//! identity that is asked for is parsed strictly, and the caller's token must be bound to a pod. The pods come from
-//! `kubernetes`, as [`Pods`]. It runs once the caller is authenticated. `policy` still decides what a
-//! certificate may contain.
+//! The rules are Istio's (security/pkg/server/ca/node_auth.go) with stricter checks: the trust domain is compared, the
+//! requested identity is parsed strictly, and the caller's JWT must be bound to a pod. `kubernetes` provides the pods
+//! as [`Pods`]. Runs after the caller is authenticated; `policy` still decides what a certificate may contain.
 
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use super::{
 };
 use pki::identity::{NameError, Namespace, ServiceAccount, SpiffeId, TrustDomain};
 
-/// A pod as far as it matters here.
+/// The relevant fields of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// `metadata.uid`.
@@ -24,10 +23,10 @@ pub struct Pod {
     pub node: String,
 }
 
-/// One cluster's pods that have not failed. An implementation may remember them, but asks the API server once before
-/// it says that there is none.
+/// A cluster's pods that have not failed. An implementation may cache them, but must query the API server once before
+/// it reports a pod as missing.
 pub trait Pods: std::fmt::Debug + Send + Sync {
-    /// The pod of a name; one with this UID where it can be found.
+    /// The pod with a name, preferably with this UID.
     fn pod<'a>(
         &'a self,
         namespace: &'a Namespace,
@@ -35,7 +34,7 @@ pub trait Pods: std::fmt::Debug + Send + Sync {
         uid: &'a str,
     ) -> BoxFuture<'a, Result<Option<Pod>, Unanswered>>;
 
-    /// Whether a node has a pod of a service account.
+    /// Whether a node runs a pod of a service account.
     fn runs<'a>(
         &'a self,
         node: &'a str,
@@ -44,22 +43,22 @@ pub trait Pods: std::fmt::Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<bool, Unanswered>>;
 }
 
-/// Why a caller may not ask for somebody else.
+/// A caller may not impersonate another identity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImpersonationError {
-    /// The caller's pod is not what the token says.
+    /// The caller's pod differs from the JWT.
     #[error("the caller's pod {0} is not found with the UID and service account of its token")]
     CallerPod(String),
     /// The caller's cluster has no node impersonation.
     #[error("impersonation is not enabled for the caller's cluster")]
     Cluster,
-    /// What is asked for is no workload's identity.
+    /// The requested identity is not a workload's SPIFFE ID.
     #[error(transparent)]
     Identity(#[from] NameError),
-    /// The caller's pod has no node yet.
+    /// The caller's pod is not assigned to a node yet.
     #[error("the caller's pod {0} is not on a node")]
     NoNode(String),
-    /// Nobody of that name on the caller's node.
+    /// No pod of the requested workload is on the caller's node.
     #[error("no pod of {namespace}/{account} is on node {node}, where the caller is")]
     NotOnNode {
         /// The namespace.
@@ -72,18 +71,18 @@ pub enum ImpersonationError {
     /// The caller is not one of the trusted accounts.
     #[error("the caller's service account may not impersonate other identities")]
     NotTrusted,
-    /// The token is not bound to a pod.
+    /// The JWT is not bound to a pod.
     #[error("the caller's token is not bound to a pod")]
     NotBound,
-    /// Another trust domain than the caller's.
+    /// The requested identity is in another trust domain than the caller.
     #[error("the trust domain {0} is not the caller's")]
     TrustDomain(TrustDomain),
-    /// The API server is away, and the pod not remembered.
+    /// The API server is unreachable, and the pod is not cached.
     #[error("the pods of cluster {cluster} cannot be looked up: {source}")]
     Unanswered {
         /// The cluster.
         cluster: ClusterName,
-        /// Why not.
+        /// The error.
         source: Unanswered,
     },
 }
@@ -106,12 +105,12 @@ impl ImpersonationError {
     }
 }
 
-/// A cluster in which accounts may ask for the workloads of their node.
+/// A cluster with node impersonation.
 #[derive(Debug)]
 pub struct NodeCluster {
     /// The cluster.
     pub cluster: ClusterName,
-    /// The accounts that may.
+    /// The accounts that may impersonate workloads on their node.
     pub trusted: Vec<(Namespace, ServiceAccount)>,
     /// The cluster's pods.
     pub pods: Arc<dyn Pods>,
@@ -122,22 +121,22 @@ pub struct NodeCluster {
 pub struct Nodes(Vec<NodeCluster>);
 
 impl Nodes {
-    /// Puts the clusters together.
+    /// Combines the clusters.
     #[must_use]
     pub fn new(clusters: Vec<NodeCluster>) -> Self {
         Self(clusters)
     }
 
-    /// Whether there is none.
+    /// Whether there are no clusters.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Decides whether a caller may ask for an identity, and parses it.
+    /// Checks whether a caller may impersonate an identity, and parses it.
     ///
     /// # Errors
-    /// The first rule that does not hold, or that the pods cannot be known now.
+    /// The first violated rule, or that the pods cannot be determined now.
     pub async fn authorize(&self, caller: &Caller, asked: &str) -> Result<SpiffeId, ImpersonationError> {
         let Identity::Workload(own) = caller.identity() else { return Err(ImpersonationError::NotTrusted) };
         let cluster = self.0.iter().find(|one| caller.cluster() == Some(one.cluster.as_str()));
@@ -179,7 +178,7 @@ mod tests {
     const CALLER: &str = "spiffe://td/ns/istio-system/sa/ztunnel";
     const WORKLOAD: &str = "spiffe://td/ns/shop/sa/web";
 
-    /// One ztunnel pod on a node, and who is on that node.
+    /// A ztunnel pod on a node, and the workloads on that node.
     #[derive(Debug)]
     struct Fixed {
         caller: Result<Option<Pod>, Unanswered>,

@@ -1,11 +1,10 @@
-//! Who calls, by a Kubernetes service account's token that an API server judges (authentication.k8s.io/v1
+//! Authentication by a Kubernetes service account's JWT that an API server verifies (authentication.k8s.io/v1
 //! TokenReview).
 //!
-//! A token goes to the API server that its `iss` is configured for and to no other, whatever cluster its bearer names;
-//! `iss` is read before anything is proven, but a token that lies about it only reaches an API server that refuses it.
-//! What the token says of itself is checked first, so that a stranger's tokens cost no API server anything; the answer
-//! is checked after, against more than Istio's own server asks for (its audiences must be ours). `kubernetes`
-//! provides the API servers as [`Reviewer`]s.
+//! A JWT is only sent to the API server configured for its `iss`, whatever cluster the client sends. `iss` is read
+//! before verification, but a JWT with a false one only reaches an API server that rejects it. Claims are validated
+//! before the request, so that invalid JWTs cost no API server anything, and the response is checked more strictly than
+//! in Istio's own server (its audiences must include ours). `kubernetes` provides the API servers as [`Reviewer`]s.
 
 mod error;
 
@@ -34,7 +33,7 @@ use crate::{
 };
 use pki::identity::{Namespace, SpiffeId, TrustDomain};
 
-/// How many answers are kept: some hundred bytes each.
+/// Maximum number of cached results, some hundred bytes each.
 const REMEMBERED: usize = 16_384;
 /// How many refusals are kept: some hundred bytes each.
 const REFUSALS: usize = 16_384;
@@ -43,22 +42,22 @@ const REFUSED_FOR: Duration = Duration::from_secs(10);
 /// How many reviews are under way at one API server. More wait for their turn, as long as one may take, in a fair order
 /// over addresses and connections: a stranger's forged tokens make others wait for their next turn only.
 const AT_ONCE: usize = 32;
-/// How far an API server's clock may be from ours.
+/// Tolerated difference between an API server's clock and ours.
 const LEEWAY: Duration = Duration::from_secs(60);
 /// The group of every service account.
 const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 
-/// A future in a box.
+/// A boxed future.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What an API server answered (TokenReview's status).
+/// Response of an API server (the status of a TokenReview).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Review {
     /// `authenticated`.
     pub authenticated: bool,
-    /// `error`, where it is not empty.
+    /// `error`, if not empty.
     pub error: Option<String>,
-    /// `audiences`: those of the token's that were asked for.
+    /// `audiences`: the requested ones that the JWT has.
     pub audiences: Vec<String>,
     /// `user.username`.
     pub username: String,
@@ -70,14 +69,14 @@ pub struct Review {
     pub pod_uid: Option<String>,
 }
 
-/// An API server did not answer the question.
+/// An API server did not respond.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unanswered(pub String);
 
-/// One cluster's API server, asked about tokens.
+/// An API server that reviews JWTs.
 pub trait Reviewer: std::fmt::Debug + Send + Sync {
-    /// Asks whether a token is good for one of the audiences.
+    /// Requests a review of a JWT for these audiences.
     fn review<'a>(
         &'a self,
         token: BearerToken<'a>,
@@ -85,28 +84,28 @@ pub trait Reviewer: std::fmt::Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<Review, Unanswered>>;
 }
 
-/// A cluster whose API server judges its tokens.
+/// A cluster whose API server reviews its JWTs.
 #[derive(Debug)]
 pub struct Reviewed {
     /// The cluster.
     pub cluster: ClusterName,
-    /// The issuers of its tokens; no other cluster has any of them.
+    /// The issuers of its JWTs; each belongs to one cluster only.
     pub issuers: Vec<String>,
-    /// One of these must be the token's.
+    /// A JWT must be for one of these audiences.
     pub audiences: Vec<String>,
-    /// The namespaces whose workloads may have certificates; empty means all.
+    /// Namespaces whose workloads may obtain certificates; empty means all.
     pub namespaces: Vec<Namespace>,
     /// The trust domain of its workloads.
     pub trust_domain: TrustDomain,
-    /// How long an answer is believed.
+    /// How long a result is cached.
     pub cache: Duration,
-    /// How long the API server may take.
+    /// Timeout of a review.
     pub timeout: Duration,
     /// The API server.
     pub reviewer: Arc<dyn Reviewer>,
 }
 
-/// Checks tokens by asking the API servers that issued them.
+/// Verifies JWTs with the API servers that issued them.
 #[derive(Debug)]
 pub struct TokenReviews {
     clusters: Vec<Cluster>,
@@ -121,7 +120,7 @@ struct Cluster {
     turns: Arc<Turns>,
 }
 
-/// What is remembered of a token that was good, and until when.
+/// A cached result of a valid JWT, and its expiry.
 #[derive(Debug)]
 struct Answer {
     proven: Proven,
@@ -129,7 +128,7 @@ struct Answer {
     until: SystemTime,
 }
 
-/// What is remembered of a token that the API server refused, and until when.
+/// A cached rejection by the API server, and its expiry.
 #[derive(Debug)]
 struct Refusal {
     error: ReviewError,
@@ -138,7 +137,7 @@ struct Refusal {
 }
 
 impl TokenReviews {
-    /// Puts the clusters together.
+    /// Combines the clusters.
     #[must_use]
     pub fn new(clusters: Vec<Reviewed>) -> Self {
         let cluster = |settings: Reviewed| Cluster {
@@ -157,8 +156,8 @@ impl TokenReviews {
         }
     }
 
-    /// Decides who a token proves at a time; `None` when its issuer is none of these clusters', which also holds for
-    /// what is no token at all.
+    /// Verifies a JWT at a time; `None` if its issuer is not configured for any of these clusters, which includes text
+    /// that is not a JWT.
     pub async fn check(
         &self,
         credentials: &Credentials<'_>,
@@ -237,7 +236,8 @@ impl TokenReviews {
         refusal.map_or(Ok(()), |refusal| Err(refusal.error.clone()))
     }
 
-    /// An answer that still holds, for the cluster that the bearer names. A clock that was set back ends it too.
+    /// A cached result that is still valid, for the cluster that the client sends. Setting the clock back invalidates
+    /// it, too.
     fn remembered(&self, hash: &Hash, named: &str, now: SystemTime) -> Option<Proven> {
         let answer = self.cache.get(hash)?;
         let holds = (answer.from..answer.until).contains(&now) && answer.proven.cluster.as_str() == named;
@@ -266,7 +266,7 @@ impl Cluster {
         })
     }
 
-    /// Whom the API server's answer names (ISTIO: security/pkg/k8s/tokenreview/k8sauthn.go, and the audiences).
+    /// The workload in the API server's response (ISTIO: security/pkg/k8s/tokenreview/k8sauthn.go, and the audiences).
     fn subject(&self, review: &Review) -> Result<Subject, ReviewError> {
         let refused = |reason: &str| ReviewError::Refused {
             cluster: self.settings.cluster.clone(),

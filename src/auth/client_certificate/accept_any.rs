@@ -1,8 +1,7 @@
-//! The handshake's view of client certificates: any is taken, possession of its key is proven, nothing else.
+//! Client certificates in the handshake: any certificate is accepted, and only possession of its key is verified.
 //!
-//! Agents that migrate from another CA present its certificate first; a handshake that failed on it would keep
-//! them from ever using their token. So the certificate is judged at the request
-//! ([`super::ClientCertificates`]), never here.
+//! Agents that migrate from another CA first present its certificate; if the handshake failed, they could never use
+//! their JWT. Therefore the certificate is checked at the request ([`super::ClientCertificates`]), not here.
 
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
@@ -12,7 +11,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
 
-/// Takes any client certificate, or none.
+/// Accepts any client certificate, or none.
 #[derive(Debug)]
 pub struct AcceptAny {
     algorithms: WebPkiSupportedAlgorithms,
@@ -31,7 +30,7 @@ impl ClientCertVerifier for AcceptAny {
         false
     }
 
-    /// No hints: a client then sends whatever certificate it has.
+    /// No hints, so that clients send whatever certificate they have.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -54,8 +53,8 @@ impl ClientCertVerifier for AcceptAny {
         verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
-    /// Takes the key out of the certificate without webpki, which refuses whole certificates (version 1, unknown
-    /// critical extensions) that other CAs have issued, before it looks at the signature.
+    /// Reads the key from the certificate without webpki, which rejects certificates that other CAs have issued
+    /// (version 1, unknown critical extensions) before it checks the signature.
     fn verify_tls13_signature(
         &self,
         message: &[u8],

@@ -13,7 +13,7 @@ use pki::{
     pem,
 };
 
-/// What leads the hash of a key.
+/// Prefix of a key's hash.
 const KEY: &str = "sha256:";
 
 /// The entries of a denylist.
@@ -23,17 +23,17 @@ pub struct Denylist {
     keys: HashSet<Hash>,
 }
 
-/// A line that is no entry.
+/// A malformed line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {source}")]
 pub struct DenylistError {
     /// The line, counted from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// The error.
     pub source: EntryError,
 }
 
-/// Why a line is no entry.
+/// Not a valid entry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
     /// Neither a SPIFFE ID nor a key.
@@ -45,10 +45,10 @@ pub enum EntryError {
 }
 
 impl Denylist {
-    /// Reads the text of a denylist.
+    /// Parses a denylist.
     ///
     /// # Errors
-    /// Every line that is no entry: a denylist of which a part is not understood is not taken at all.
+    /// All malformed lines: a denylist with any of them is not used at all.
     pub fn parse(text: &str) -> Result<Self, Vec<DenylistError>> {
         let mut denylist = Self::default();
         let mut errors = Vec::new();

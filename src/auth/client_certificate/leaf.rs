@@ -1,6 +1,6 @@
-//! A client's leaf: parsed, its signature checked with its issuer's key, its form compared with what this CA issues.
+//! A client's leaf: parsed, verified with its issuer's key, and compared with what this CA issues.
 //!
-//! Pure. What changes with time (validity, age, denylist) is not decided here.
+//! Pure. Checks that depend on time or configuration (validity, age, denylist) are not made here.
 
 use std::time::SystemTime;
 
@@ -15,13 +15,13 @@ use super::CertificateError;
 use crate::auth::credential_cache::{Hash, sha256};
 use pki::{PublicKey, SignatureAlgorithm, identity::SpiffeId};
 
-/// The longest leaf in bytes: ours stay below 2 KiB also with RSA-4096 keys and the longest SPIFFE ID.
+/// Maximum size of a leaf in bytes: ours are below 2 KiB even with RSA-4096 keys and the longest SPIFFE ID.
 const MOST: usize = 8192;
 
-/// What a proven leaf says.
+/// Content of a verified leaf.
 #[derive(Debug)]
 pub struct Leaf {
-    /// DER Name of its issuer.
+    /// DER Name of the issuer.
     pub issuer: Vec<u8>,
     /// The workload.
     pub identity: SpiffeId,
@@ -33,14 +33,14 @@ pub struct Leaf {
     pub not_after: SystemTime,
 }
 
-/// A certificate of which nothing is proven yet.
+/// A certificate that has not been verified.
 #[derive(Debug)]
 pub struct Unproven<'a> {
     parsed: Certificate,
     raw: Raw<'a>,
 }
 
-/// The parts of a certificate as they were sent: a signature covers bytes, not their meaning.
+/// The encoded parts of a certificate: the signature covers these bytes.
 #[derive(Debug)]
 struct Raw<'a> {
     tbs: &'a [u8],
@@ -58,7 +58,7 @@ impl<'a> Unproven<'a> {
     /// Parses a certificate.
     ///
     /// # Errors
-    /// When it is malformed, or longer than any leaf of ours.
+    /// If it is malformed, or larger than any leaf of ours.
     pub fn parse(der: &'a [u8]) -> Result<Self, CertificateError> {
         if der.len() > MOST {
             return Err(CertificateError::Malformed);
@@ -67,14 +67,13 @@ impl<'a> Unproven<'a> {
         Ok(Self { parsed: Certificate::from_der(der).map_err(malformed)?, raw: Raw::split(der).map_err(malformed)? })
     }
 
-    /// DER Name of the issuer that it claims.
+    /// DER Name of the claimed issuer.
     #[must_use]
     pub fn issuer(&self) -> &'a [u8] {
         self.raw.issuer
     }
 
-    /// Whether the key made its signature. The algorithm stands twice and must be the same (RFC 5280, section
-    /// 4.1.1.2).
+    /// Whether the key verifies its signature. Both algorithm fields must be equal (RFC 5280, section 4.1.1.2).
     #[must_use]
     pub fn signed_by(&self, key: &PublicKey) -> bool {
         let algorithm = self.parsed.signature_algorithm();
@@ -87,10 +86,10 @@ impl<'a> Unproven<'a> {
             })
     }
 
-    /// Compares its form with what this CA issues to workloads (`security/pkg/pki/util/generate_cert.go`).
+    /// Checks that its form is what this CA issues to workloads (`security/pkg/pki/util/generate_cert.go`).
     ///
     /// # Errors
-    /// What no leaf of ours looks like.
+    /// The first difference.
     pub fn lint(self) -> Result<Leaf, CertificateError> {
         let tbs = self.parsed.tbs_certificate();
         if tbs.version() != Version::V3 {
@@ -118,7 +117,7 @@ impl<'a> Unproven<'a> {
     }
 }
 
-/// The one name: our serving certificates carry DNS names, and a workload's never does.
+/// Its only name: our serving certificates have DNS names, which a workload's never has.
 fn identity(tbs: &TbsCertificate) -> Result<SpiffeId, CertificateError> {
     let names = tbs.get_extension::<SubjectAltName>().map_err(|_| CertificateError::Malformed)?;
     let Some((_, SubjectAltName(names))) = names else { return Err(CertificateError::Names) };
@@ -128,7 +127,7 @@ fn identity(tbs: &TbsCertificate) -> Result<SpiffeId, CertificateError> {
     }
 }
 
-/// A critical extension that is not understood refuses the certificate (RFC 5280, section 4.2).
+/// Rejects unknown critical extensions (RFC 5280, section 4.2).
 fn known_extensions(tbs: &TbsCertificate) -> Result<(), CertificateError> {
     const KNOWN: [ObjectIdentifier; 5] = [
         db::rfc5280::ID_CE_AUTHORITY_KEY_IDENTIFIER,

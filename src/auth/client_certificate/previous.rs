@@ -1,4 +1,4 @@
-//! CAs that issued before this one, whose leaves may still renew themselves.
+//! Previous CAs, whose leaves can still be renewed.
 //!
 //! Pure.
 
@@ -15,10 +15,10 @@ use pki::{
     pem::{self, PemError},
 };
 
-/// The most certificates in one file.
+/// Maximum number of certificates in one file.
 const MOST: usize = 64;
 
-/// A CA whose direct leaves are accepted besides the current one's.
+/// A CA whose leaves are accepted in addition to the current one's.
 #[derive(Clone, Debug)]
 pub struct PreviousCa {
     subject: Vec<u8>,
@@ -26,19 +26,19 @@ pub struct PreviousCa {
     not_after: SystemTime,
 }
 
-/// Why a file holds no previous CA's certificates.
+/// A file does not contain valid CA certificates.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PreviousCaError {
-    /// No PEM certificate.
+    /// There is no PEM certificate.
     #[error("the file holds no certificate")]
     Empty,
-    /// A key that this CA does not check signatures with.
+    /// The key type is not supported.
     #[error("certificate {0}: {1}")]
     Key(usize, #[source] KeyError),
-    /// Not a certificate.
+    /// A block is not a certificate.
     #[error("certificate {0} is malformed")]
     Malformed(usize),
-    /// Not a CA's certificate.
+    /// A certificate is not a CA certificate.
     #[error("certificate {0} is not a CA certificate")]
     NotCa(usize),
     /// The PEM text is malformed.
@@ -50,7 +50,7 @@ pub enum PreviousCaError {
 }
 
 impl PreviousCa {
-    /// Reads all certificates of a PEM file.
+    /// Parses all certificates of a PEM file.
     ///
     /// # Errors
     /// At the first certificate that is malformed or no CA's, counted from 1.
@@ -81,7 +81,7 @@ impl PreviousCa {
         })
     }
 
-    /// What a leaf of this CA is checked with.
+    /// The data for verifying a leaf of this CA.
     #[must_use]
     pub fn accepted(&self) -> Accepted<'_> {
         Accepted { subject: &self.subject, key: &self.key, not_after: self.not_after }

@@ -1,6 +1,6 @@
-//! What a token says (RFC 7519, section 4.1, and Kubernetes' own claims), and whether that holds for us.
+//! Claims of a JWT (RFC 7519, section 4.1, and Kubernetes' own claims), and their validation.
 //!
-//! Pure. The signature has been checked by [`super::Jwt`] before anything but `iss` is used.
+//! Pure. [`super::Jwt`] has verified the signature before anything but `iss` is used.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,13 +10,13 @@ use crate::auth::{BoundPod, received::Received};
 use audit_log::timestamp;
 use pki::identity::{Namespace, ServiceAccount};
 
-/// What leads the subject of a ServiceAccount's token.
+/// Prefix of the subject of a service account's JWT.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
-/// Names of audiences that are looked at; Kubernetes' tokens have one or two.
+/// Maximum number of audiences that are checked; Kubernetes' JWTs have one or two.
 const MOST_AUDIENCES: usize = 64;
-/// The longest pod name and UID in bytes: an RFC 1123 subdomain.
+/// Maximum length of a pod name and UID in bytes: that of an RFC 1123 subdomain.
 const MOST_NAME: usize = 253;
-/// The last second of the year 9999, behind which no time is believed.
+/// The last second of the year 9999; later times are rejected.
 const LAST_SECOND: u64 = 253_402_300_799;
 
 /// Why what a token says is refused: what it says, and what is configured.
@@ -95,18 +95,18 @@ impl ClaimsError {
     }
 }
 
-/// What an issuer's tokens must say.
+/// Required claims of an issuer's JWTs.
 #[derive(Clone, Debug)]
 pub struct Rules {
     /// One of these must be in `aud`.
     pub audiences: Vec<String>,
-    /// The namespaces that the issuer speaks for; empty means all.
+    /// The namespaces of the issuer's workloads; empty means all.
     pub namespaces: Vec<Namespace>,
-    /// How far the issuer's clock may be from ours.
+    /// Tolerated difference between the issuer's clock and ours.
     pub leeway: Duration,
 }
 
-/// A token's claims, unchecked.
+/// The claims of a JWT, not validated.
 #[derive(Debug, Deserialize)]
 pub struct Claims {
     /// The issuer.
@@ -123,27 +123,27 @@ pub struct Claims {
     kubernetes: Option<Kubernetes>,
 }
 
-/// When a token holds.
+/// Validity period of a JWT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
-    /// Not before this, leeway included.
+    /// Start, including the leeway.
     pub not_before: SystemTime,
-    /// Until this, without the leeway.
+    /// End, without the leeway.
     pub expires: SystemTime,
 }
 
-/// Whom a token speaks of.
+/// Workload of a JWT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// The namespace.
     pub namespace: Namespace,
-    /// The ServiceAccount.
+    /// The service account.
     pub service_account: ServiceAccount,
-    /// The pod that the token is bound to, if it is.
+    /// The pod that the JWT is bound to, if any.
     pub pod: Option<BoundPod>,
 }
 
-/// RFC 7519, section 4.1.3: one text or a list.
+/// RFC 7519, section 4.1.3: a string or a list.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Audience {
@@ -151,7 +151,7 @@ enum Audience {
     Many(Vec<String>),
 }
 
-/// The private claim of bound ServiceAccount tokens (`kubernetes/pkg/serviceaccount/claims.go`).
+/// The private claim of bound service account tokens (`kubernetes/pkg/serviceaccount/claims.go`).
 #[derive(Debug, Deserialize)]
 struct Kubernetes {
     namespace: String,
@@ -167,7 +167,7 @@ struct Reference {
     uid: Option<String>,
 }
 
-/// Seconds since 1970 (RFC 7519, section 2), fractions cut.
+/// Seconds since 1970 (RFC 7519, section 2), without fractions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct NumericDate(Duration);
 
@@ -192,18 +192,18 @@ impl<'de> Deserialize<'de> for NumericDate {
 }
 
 impl Claims {
-    /// Reads a payload.
+    /// Parses a payload.
     ///
     /// # Errors
-    /// When it is not a JSON object with the claims that are needed.
+    /// If it is not a JSON object with the required claims.
     pub fn parse(payload: &[u8]) -> Result<Self, ClaimsError> {
         serde_json::from_slice(payload).map_err(|error| ClaimsError::Malformed(Received::new(&error.to_string())))
     }
 
-    /// Checks `exp`, `nbf`, `iat` and `aud`.
+    /// Validates `exp`, `nbf`, `iat` and `aud`.
     ///
     /// # Errors
-    /// When the token does not hold now, or not for us.
+    /// If the JWT is not valid now, or not for our audiences.
     pub fn times(&self, rules: &Rules, now: SystemTime) -> Result<Times, ClaimsError> {
         let latest = now + rules.leeway;
         if now >= self.exp.time() + rules.leeway {
@@ -233,10 +233,10 @@ impl Claims {
         Ok(Times { not_before, expires: self.exp.time() })
     }
 
-    /// Reads the workload out of `sub` and `kubernetes.io`, which must agree.
+    /// Reads the workload from `sub` and `kubernetes.io`, which must match.
     ///
     /// # Errors
-    /// When they name no ServiceAccount, different ones, or one that the issuer does not speak for.
+    /// If they contain no service account, different ones, or a namespace that is not configured for the issuer.
     pub fn subject(&self, rules: &Rules) -> Result<Subject, ClaimsError> {
         let foreign = || ClaimsError::Subject(Received::new(&self.sub));
         let names = self.sub.strip_prefix(SERVICE_ACCOUNT).ok_or_else(foreign)?;
@@ -261,7 +261,7 @@ impl Claims {
 }
 
 impl Reference {
-    /// A pod's name and UID: plain text that later stands in log lines and is compared with the API server's word.
+    /// A pod's name and UID: printable text for log lines and for comparison with the API server's response.
     fn pod(&self) -> Result<BoundPod, ClaimsError> {
         let plain = |text: &str| {
             !text.is_empty()

@@ -1,6 +1,6 @@
-//! The compact serialization of a JWS (RFC 7515, section 7.1), taken apart within limits.
+//! The compact serialization of a JWS (RFC 7515, section 7.1), parsed within limits.
 //!
-//! Pure; nothing here is believed yet.
+//! Pure. Nothing is verified here.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::de::IgnoredAny;
@@ -9,24 +9,24 @@ use crate::auth::received::Received;
 
 /// The longest token in bytes. Kubernetes' have 1 to 2 KiB; tonic's default for all headers is 16 KiB.
 const MOST: usize = 16 * 1024;
-/// The longest header in bytes, decoded.
+/// Maximum length of a decoded header in bytes.
 const MOST_HEADER: usize = 4 * 1024;
-/// The longest signature in base64url: RSA-8192's.
+/// Maximum length of a signature in base64url: that of RSA-8192.
 const MOST_SIGNATURE: usize = 1366;
 
-/// Why a text is not a token.
+/// The text is not a valid JWT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompactError {
-    /// The header demands something (RFC 7515, section 4.1.11); nothing of the kind is understood.
+    /// The header has critical parameters (RFC 7515, section 4.1.11), of which none is supported.
     #[error("the token's header names critical parameters")]
     Critical,
-    /// The header is no JSON object with `alg`.
+    /// The header is not a JSON object with `alg`.
     #[error("the token's header is malformed")]
     Header,
-    /// Not three parts in base64url.
+    /// There are not exactly three parts in base64url.
     #[error("the token is not a compact JWS")]
     Malformed,
-    /// More than 16 KiB.
+    /// It is longer than 16 KiB.
     #[error("the token is longer than 16 KiB")]
     TooLong,
 }
@@ -44,7 +44,7 @@ impl CompactError {
     }
 }
 
-/// The header's parameters that are looked at (RFC 7515, section 4.1).
+/// The header parameters in use (RFC 7515, section 4.1).
 #[derive(Debug, serde::Deserialize)]
 pub struct Header {
     /// The algorithm's name.
@@ -56,23 +56,23 @@ pub struct Header {
     crit: Option<IgnoredAny>,
 }
 
-/// A token in its parts.
+/// A JWT split into its parts.
 #[derive(Debug)]
 pub struct Compact<'a> {
     /// The header.
     pub header: Header,
     /// The payload, decoded.
     pub payload: Vec<u8>,
-    /// What the signature covers.
+    /// The signed part.
     pub signed: &'a str,
     /// The signature in base64url.
     pub signature: &'a str,
 }
 
-/// Refuses a token before anything is done with it.
+/// Checks the length before anything else.
 ///
 /// # Errors
-/// When it is longer than 16 KiB.
+/// If it is longer than 16 KiB.
 pub fn within_limit(text: &str) -> Result<&str, CompactError> {
     if text.len() > MOST { Err(CompactError::TooLong) } else { Ok(text) }
 }
@@ -87,7 +87,7 @@ impl<'a> Compact<'a> {
     /// Takes a token apart.
     ///
     /// # Errors
-    /// When its form is wrong, or its header demands what is not understood.
+    /// If it is malformed, or has critical header parameters.
     pub fn parse(text: &'a str) -> Result<Self, CompactError> {
         let text = within_limit(text)?;
         let (signed, signature) = text.rsplit_once('.').ok_or(CompactError::Malformed)?;
@@ -101,7 +101,7 @@ impl<'a> Compact<'a> {
             return Err(CompactError::Header);
         }
         let header: Header = serde_json::from_slice(&header).map_err(|_| CompactError::Header)?;
-        // `null` reads as absent; RFC 7515 has no such `crit`, and nothing can follow from it.
+        // `null` counts as absent; RFC 7515 has no such `crit`, and it has no effect.
         if header.crit.is_some() {
             return Err(CompactError::Critical);
         }

@@ -1,7 +1,7 @@
-//! JSON Web Key Sets (RFC 7517): the public keys in them that tokens may be checked with.
+//! JSON Web Key Sets (RFC 7517): the public keys for verifying JWTs.
 //!
-//! Pure. Keys of other kinds, for other uses or algorithms are passed over, since an issuer may publish more than we
-//! can use; a key that claims to be of ours and is malformed refuses the set.
+//! Pure. Keys of other types, uses or algorithms are ignored, since an issuer may publish more than we support; a
+//! malformed key of a supported type rejects the whole set.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::DecodingKey;
@@ -9,31 +9,31 @@ use serde::Deserialize;
 
 use super::Algorithm;
 
-/// The most keys in a set; Kubernetes publishes one to three.
+/// Maximum number of keys in a set; Kubernetes publishes one to three.
 const MOST: usize = 64;
-/// The longest key ID in bytes.
+/// Maximum length of a key ID in bytes.
 const MOST_KID: usize = 1024;
-/// The sizes of RSA moduli in bytes: 2048 to 8192 bits, what aws-lc-rs checks signatures with.
+/// Sizes of RSA moduli in bytes: 2048 to 8192 bits, which aws-lc-rs supports for verification.
 const RSA_SIZES: std::ops::RangeInclusive<usize> = 256..=1024;
 
-/// Why a key set is refused as a whole.
+/// A key set is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwksError {
-    /// No key that can be used.
+    /// There is no usable key.
     #[error("the key set holds no public key for RS256, ES256 or ES384")]
     Empty,
-    /// A key of a kind that is used, but malformed.
+    /// A key of a supported type is malformed.
     #[error("key {0} of the set is malformed")]
     Key(usize),
     /// Not a key set.
     #[error("the document is not a JSON Web Key Set")]
     Malformed,
-    /// More keys than any issuer publishes.
+    /// There are more keys than any issuer publishes.
     #[error("the key set holds more than {MOST} keys")]
     TooMany,
 }
 
-/// A public key for tokens.
+/// A public key for verifying JWTs.
 #[derive(Clone)]
 pub struct Jwk {
     kid: Option<String>,
@@ -42,7 +42,7 @@ pub struct Jwk {
     decoding_key: DecodingKey,
 }
 
-/// What makes two keys the same.
+/// The key material, for comparing two keys.
 #[derive(Clone, PartialEq, Eq)]
 enum Material {
     Ec { x: Vec<u8>, y: Vec<u8> },
@@ -77,10 +77,10 @@ struct Entry {
     e: Option<String>,
 }
 
-/// Reads a key set.
+/// Parses a key set.
 ///
 /// # Errors
-/// When it is malformed or holds nothing that can be used.
+/// If it is malformed or has no usable key.
 pub fn parse(json: &[u8]) -> Result<Vec<Jwk>, JwksError> {
     let document: Document = serde_json::from_slice(json).map_err(|_| JwksError::Malformed)?;
     if document.keys.len() > MOST {
@@ -96,7 +96,7 @@ pub fn parse(json: &[u8]) -> Result<Vec<Jwk>, JwksError> {
 }
 
 impl Entry {
-    /// The algorithm that the key is for, if it is one of ours: a key has exactly one (RFC 8725, section 3.1).
+    /// The algorithm of the key, if it is supported: a key has exactly one (RFC 8725, section 3.1).
     fn algorithm(&self) -> Option<Algorithm> {
         let algorithm = match (self.kty.as_str(), self.crv.as_deref()) {
             ("RSA", _) => Algorithm::Rs256,
@@ -139,13 +139,13 @@ impl Jwk {
         self.kid.as_deref()
     }
 
-    /// The one algorithm that the key is used with.
+    /// The only algorithm that the key is used with.
     #[must_use]
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The key for the library that checks signatures.
+    /// The key for the verification library.
     #[must_use]
     pub fn decoding_key(&self) -> &DecodingKey {
         &self.decoding_key
@@ -164,14 +164,14 @@ impl std::fmt::Debug for Jwk {
     }
 }
 
-/// RFC 7518, section 6.3.1. A small or even exponent is nobody's honest key.
+/// RFC 7518, section 6.3.1. Small or even exponents are rejected.
 fn rsa(n: Vec<u8>, e: Vec<u8>) -> Option<Material> {
     let exponent = e.iter().try_fold(0u32, |value, byte| value.checked_mul(256)?.checked_add(u32::from(*byte)))?;
     let leads = n.first().is_some_and(|first| *first != 0);
     (RSA_SIZES.contains(&n.len()) && leads && exponent >= 3 && exponent % 2 == 1).then_some(Material::Rsa { n, e })
 }
 
-/// RFC 7518, section 6.2.1: both coordinates have the field's full length.
+/// RFC 7518, section 6.2.1: both coordinates have the full length of the field.
 fn ec(x: Vec<u8>, y: Vec<u8>, size: usize) -> Option<Material> {
     (x.len() == size && y.len() == size).then_some(Material::Ec { x, y })
 }

@@ -1,8 +1,8 @@
-//! An issuer's keys as they are now, and the task that keeps them so.
+//! An issuer's current keys, and the task that refreshes them.
 //!
-//! Fetches happen in the background only: at an interval, after failures with a growing pause, and soon after a
-//! token names a key ID that is not known. Whatever strangers send, two fetches are never closer than the
-//! configured pause. Keys that were good stay when a fetch fails.
+//! Keys are only fetched in the background: at an interval, after failures with a growing delay, and soon after a JWT
+//! has an unknown key ID. Whatever clients send, two fetches are never closer than the configured pause. A failed fetch
+//! does not remove valid keys.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -19,19 +19,19 @@ use tokio::{
 use super::{Algorithm, jwks::Jwk, settings::IssuerName, source::Source};
 use process::error::{Report, chain};
 
-/// The first pause after a failed fetch; it doubles up to the interval.
+/// Delay after the first failed fetch; it doubles up to the interval.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often keys are fetched.
+/// Timing of fetches.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Between two fetches when nothing asks for one.
+    /// Interval of fetches.
     pub interval: Duration,
-    /// The least time between two fetches that a request asks for.
+    /// Minimum time between two fetches triggered by requests.
     pub pause: Duration,
 }
 
-/// A set of keys with the number of its generation: another one whenever the content changed.
+/// A set of keys with its generation number, which changes with the content.
 #[derive(Debug)]
 pub struct KeySet {
     generation: u64,
@@ -39,7 +39,7 @@ pub struct KeySet {
 }
 
 impl KeySet {
-    /// The generation.
+    /// The generation number.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
@@ -74,7 +74,7 @@ struct Shared {
     state: watch::Sender<State>,
 }
 
-/// What became of the fetches so far.
+/// State of the fetches.
 #[derive(Clone, Debug)]
 struct State {
     attempts: u64,
@@ -83,7 +83,7 @@ struct State {
 }
 
 impl Keys {
-    /// Keys of a source; those of a file are read at once.
+    /// Keys of a source; those in a file are read at once.
     #[must_use]
     pub fn new(issuer: &IssuerName, source: Source, pace: Pace) -> Self {
         let never = Report { problem: "they have not been fetched yet".to_owned(), remedy: None };
@@ -117,7 +117,7 @@ impl Keys {
         }
     }
 
-    /// Starts to keep the keys fresh, until this value is dropped. Needs a Tokio runtime.
+    /// Starts refreshing the keys, until this value is dropped. Needs a Tokio runtime.
     pub fn start(&self) {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if task.is_none() {
@@ -125,13 +125,13 @@ impl Keys {
         }
     }
 
-    /// Asks for a fetch, as soon as the pause since the last one is over.
+    /// Triggers a fetch as soon as the pause since the last one is over.
     pub fn refresh(&self) {
         self.shared.wanted.notify_one();
     }
 
-    /// Asks for a fetch and waits for its end, unless the pause forbids one now. Tells whether the newest fetch
-    /// succeeded: if so, what is not in the set does not exist at the issuer.
+    /// Triggers a fetch and waits for it, unless the pause forbids one now. Returns whether the newest fetch succeeded:
+    /// if so, a key that is not in the set does not exist at the issuer.
     pub async fn fetched_again(&self, patience: Duration) -> bool {
         let mut state = self.shared.state.subscribe();
         let seen = state.borrow_and_update().clone();

@@ -1,4 +1,4 @@
-//! The part `[[auth.jwt]]` of the configuration: an issuer of tokens and how its keys are found.
+//! `[[auth.jwt]]`: a JWT issuer and the source of its keys.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -8,46 +8,45 @@ use super::keys::Pace;
 use crate::auth::{ClusterName, positive_duration};
 use pki::identity::{Namespace, TrustDomain};
 
-/// The longest issuer and URL in bytes.
+/// Maximum length of an issuer and a URL in bytes.
 const MOST: usize = 2048;
 
-/// An issuer of tokens.
+/// A JWT issuer.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// `iss` of its tokens, compared byte for byte.
+    /// `iss` of its JWTs, compared byte by byte.
     pub issuer: IssuerName,
-    /// Where its keys are published.
+    /// Source of its keys.
     pub keys: KeySource,
-    /// One of these must be in `aud`. Istio's agents ask for `istio-ca`.
+    /// A JWT must be for one of these audiences. Istio's agents request `istio-ca`.
     #[serde(default = "istio_ca")]
     pub audiences: Vec<String>,
-    /// The trust domain of its workloads; without one, the first of our own.
+    /// The trust domain of its workloads. Default: the first of our own.
     #[serde(default)]
     pub trust_domain: Option<TrustDomain>,
-    /// The cluster whose tokens it issues; without one, the default cluster.
+    /// The cluster of its JWTs. Default: the default cluster.
     #[serde(default)]
     pub cluster: Option<ClusterName>,
-    /// The namespaces that it speaks for; empty means all.
+    /// The namespaces of its workloads; empty means all.
     #[serde(default)]
     pub namespaces: Vec<Namespace>,
-    /// The algorithms of its tokens.
+    /// The accepted algorithms.
     #[serde(default = "Algorithm::all")]
     pub algorithms: Vec<Algorithm>,
-    /// How far its clock may be from ours.
+    /// Tolerated difference between its clock and ours.
     #[serde(default)]
     pub leeway: Leeway,
-    /// How often its keys are fetched again; by default every 5 minutes from the network and every 10 seconds from a
-    /// file.
+    /// Interval of fetching its keys; by default 5 minutes from the network and 10 seconds from a file.
     #[serde(default, deserialize_with = "positive_duration")]
     pub refresh: Option<Duration>,
-    /// The shortest interval between two fetches, regardless of unknown key IDs in tokens.
+    /// Minimum time between two fetches, regardless of unknown key IDs in JWTs.
     #[serde(default, deserialize_with = "positive_duration")]
     pub pause: Option<Duration>,
 }
 
 impl Settings {
-    /// How often keys are fetched.
+    /// Timing of fetches.
     #[must_use]
     pub fn pace(&self) -> Pace {
         let (interval, pause) = match self.keys {
@@ -63,16 +62,16 @@ fn istio_ca() -> Vec<String> {
     vec!["istio-ca".to_owned()]
 }
 
-/// Where an issuer's keys are published.
+/// Source of an issuer's keys.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum KeySource {
     /// The issuer's own discovery document (OpenID Connect Discovery 1.0, section 4).
     Discovery {
-        /// PEM roots for the server's certificate; without them, the system's.
+        /// PEM roots for the server's certificate. Default: the system's.
         #[serde(default)]
         ca_file: Option<PathBuf>,
-        /// A bearer token to show to the issuer itself: Kubernetes' API server asks for one.
+        /// A file with a bearer token for the issuer: Kubernetes' API server requires one.
         #[serde(default)]
         token_file: Option<PathBuf>,
     },
@@ -81,20 +80,20 @@ pub enum KeySource {
         /// Its path.
         path: PathBuf,
     },
-    /// A URL that answers with a JSON Web Key Set.
+    /// A URL of a JSON Web Key Set.
     Url {
         /// The URL.
         url: FetchUrl,
-        /// PEM roots for the server's certificate; without them, the system's.
+        /// PEM roots for the server's certificate. Default: the system's.
         #[serde(default)]
         ca_file: Option<PathBuf>,
-        /// A bearer token to show to the server.
+        /// A file with a bearer token for the server.
         #[serde(default)]
         token_file: Option<PathBuf>,
     },
 }
 
-/// The signature algorithms of tokens (RFC 7518, section 3.1).
+/// Signature algorithms of JWTs (RFC 7518, section 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 pub enum Algorithm {
     /// ECDSA on P-256 with SHA-256.
@@ -115,7 +114,7 @@ impl Algorithm {
         vec![Self::Es256, Self::Es384, Self::Rs256]
     }
 
-    /// The name in headers and keys.
+    /// The name in JWT headers and keys.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -136,27 +135,27 @@ impl From<Algorithm> for jsonwebtoken::Algorithm {
     }
 }
 
-/// Why a text is not what the configuration asks for.
+/// An invalid setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
-    /// Empty, too long, or with white space or control characters.
+    /// An issuer is empty, too long, or has white space or control characters.
     #[error("an issuer is the exact text of iss: 1 to 2048 bytes without white space")]
     Issuer,
-    /// More than five minutes.
+    /// A leeway is more than five minutes.
     #[error("a leeway is a duration from \"0s\" to \"300s\"")]
     Leeway,
-    /// Not an https URL, nor an http one of this machine.
+    /// A URL is neither https nor http on this machine.
     #[error("a key URL starts with https:// (http:// only on loopback) and carries no user name")]
     Url,
 }
 
-/// An issuer's name as it stands in its tokens.
+/// An issuer's name as in its JWTs.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "String")]
 pub struct IssuerName(String);
 
 impl IssuerName {
-    /// The name.
+    /// The name as a string.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -182,7 +181,7 @@ impl fmt::Display for IssuerName {
     }
 }
 
-/// How far two clocks may be apart: 60 seconds unless configured.
+/// Tolerated clock difference: 60 seconds by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "Serde<Duration>")]
 pub struct Leeway(Duration);
@@ -208,7 +207,7 @@ impl From<Leeway> for Duration {
     }
 }
 
-/// A URL from which keys may be fetched.
+/// A URL from which keys can be fetched.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "String")]
 pub struct FetchUrl(reqwest::Url);

@@ -1,7 +1,7 @@
-//! Where an issuer's keys come from: a file, a URL, or the issuer's own discovery document.
+//! Sources of an issuer's keys: a file, a URL, or the issuer's discovery document.
 //!
-//! It only fetches, once, within limits of time and size; when to fetch is [`super::keys`]' matter. Redirects are
-//! not followed and no proxy is used: keys come from where the operator said.
+//! Fetches once, within limits of time and size; [`super::keys`] decides when. Redirects are not followed and no proxy
+//! is used: keys come only from the configured location.
 
 use std::{
     borrow::Cow,
@@ -19,18 +19,18 @@ use super::{
 use crate::auth::received::Received;
 use process::error::{Advice, Remedy, Report};
 
-/// The longest document in bytes: 64 keys of RSA-8192 with certificates stay below it.
+/// Maximum size of a document in bytes: 64 RSA-8192 keys with certificates are smaller.
 const MOST: usize = 512 * 1024;
-/// The longest bearer token file in bytes.
+/// Maximum size of a bearer token file in bytes.
 const MOST_TOKEN: usize = 16 * 1024;
-/// How long a fetch may take in all.
+/// Timeout of a fetch.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may take.
+/// Timeout of a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Where a discovery document stands below its issuer (OpenID Connect Discovery 1.0, section 4).
+/// Path of a discovery document below its issuer (OpenID Connect Discovery 1.0, section 4).
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 
-/// Why keys were not fetched.
+/// Keys were not fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The roots for https cannot be used.
@@ -73,10 +73,10 @@ pub enum FetchError {
     /// The bearer token is not one line of visible characters.
     #[error("{0} does not contain a bearer token{advice}", advice = Advice(self))]
     Token(PathBuf),
-    /// More than any issuer publishes.
+    /// The document is larger than any issuer publishes.
     #[error("the document is longer than {MOST} bytes")]
     TooLong,
-    /// A URL that keys are not fetched from.
+    /// The URL is not permitted for fetching keys.
     #[error(transparent)]
     Url(#[from] SettingError),
 }
@@ -123,25 +123,25 @@ impl FetchError {
 pub enum Source {
     /// A discovery document, then the key set that it points to.
     Discovery {
-        /// How to ask.
+        /// The HTTP client.
         web: Web,
-        /// Where the document stands.
+        /// URL of the document.
         url: FetchUrl,
-        /// Whom it must speak for.
+        /// The expected issuer.
         issuer: IssuerName,
     },
-    /// A file.
+    /// A key set in a file.
     File(PathBuf),
-    /// A key set.
+    /// A key set at a URL.
     Url {
-        /// How to ask.
+        /// The HTTP client.
         web: Web,
-        /// Where it stands.
+        /// URL of the key set.
         url: FetchUrl,
     },
 }
 
-/// An HTTP client with what it needs to be let in.
+/// An HTTP client with its credentials.
 #[derive(Debug)]
 pub struct Web {
     client: Client,
@@ -155,10 +155,10 @@ struct Document {
 }
 
 impl Source {
-    /// Sets a source up; nothing is fetched yet.
+    /// Creates a source without fetching anything.
     ///
     /// # Errors
-    /// When a file of roots cannot be used, or the issuer's name is not a URL to find a document at.
+    /// If a file of roots cannot be used, or the issuer's name is not a URL with a discovery document.
     pub fn new(issuer: &IssuerName, settings: &KeySource) -> Result<Self, FetchError> {
         Ok(match settings {
             KeySource::Discovery { ca_file, token_file } => Self::Discovery {
@@ -173,7 +173,7 @@ impl Source {
         })
     }
 
-    /// Reads the keys where that needs no network.
+    /// Reads the keys if that needs no network.
     #[must_use]
     pub fn read_now(&self) -> Option<Result<Vec<Jwk>, FetchError>> {
         match self {
@@ -185,7 +185,7 @@ impl Source {
     /// Fetches the keys.
     ///
     /// # Errors
-    /// When they cannot be had, or cannot be used.
+    /// If they cannot be fetched, or cannot be used.
     pub async fn fetch(&self) -> Result<Vec<Jwk>, FetchError> {
         match self {
             Self::Discovery { web, url, issuer } => {
@@ -275,7 +275,7 @@ fn without_url(error: reqwest::Error) -> FetchError {
     FetchError::Http(error.without_url())
 }
 
-/// Reads the token again: Kubernetes replaces the file every hour.
+/// Reads the bearer token each time: Kubernetes replaces the file every hour.
 fn bearer(path: &Path) -> Result<reqwest::header::HeaderValue, FetchError> {
     let wrong = || FetchError::Token(path.to_owned());
     let bytes = zeroize::Zeroizing::new(read(path, MOST_TOKEN)?);
@@ -289,7 +289,7 @@ fn bearer(path: &Path) -> Result<reqwest::header::HeaderValue, FetchError> {
     Ok(value)
 }
 
-/// Reads a file of at most so many bytes.
+/// Reads a file up to a maximum size.
 fn read(path: &Path, most: usize) -> Result<Vec<u8>, FetchError> {
     let wrong = |source| FetchError::File(path.to_owned(), source);
     let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);

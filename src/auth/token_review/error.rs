@@ -1,9 +1,9 @@
-//! Why a token that an API server judges proves nothing.
+//! Errors of authentication by TokenReview.
 
 use super::Unanswered;
 use crate::auth::{credentials::ClusterName, jwt::claims::ClaimsError, received::Received};
 
-/// Why a token proves nothing.
+/// A JWT is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReviewError {
     /// The answer is for audiences that are not ours.
@@ -44,7 +44,7 @@ pub enum ReviewError {
     Unanswered {
         /// The cluster.
         cluster: ClusterName,
-        /// Why not.
+        /// The error.
         source: Unanswered,
     },
     /// The issuer is another cluster's.
@@ -74,7 +74,7 @@ impl ReviewError {
         }
     }
 
-    /// Whether the same token may be good later, without a change to it or to the configuration.
+    /// Whether the same JWT may be accepted later, without a change of it or of the configuration.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {

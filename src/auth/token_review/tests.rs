@@ -1,4 +1,4 @@
-//! The rules, with API servers that answer what they are told; real ones are asked in tests/kube.
+//! The rules, with API servers whose responses are set by the tests; tests/kube uses real ones.
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-/// A token of `iss`; nobody here looks at its signature.
+/// A JWT of `iss`; its signature is not verified here.
 fn token(iss: &str, change: impl FnOnce(&mut Value)) -> String {
     let mut claims = json!({
         "iss": iss, "sub": "system:serviceaccount:shop:web", "aud": ["istio-ca"], "exp": NOW + 600, "iat": NOW - 5,
@@ -102,7 +102,7 @@ impl Two {
         Self { east, west, reviews }
     }
 
-    /// `spiffe://...`, the label of the refusal, or "" when the token is nobody's here.
+    /// `spiffe://...`, the label of the rejection, or "" if no cluster has the issuer.
     async fn check(&self, token: &str, cluster: &str, now: u64) -> String {
         let default = ClusterName::try_from("east".to_owned()).unwrap();
         let cluster_id = ClusterId::from_values(Some(cluster).filter(|cluster| !cluster.is_empty()));
@@ -193,7 +193,7 @@ async fn answers_are_believed_for_a_while_and_never_past_the_tokens_end() {
     assert_eq!(two.check(&short, "east", NOW).await, EAST_WEB);
     two.east.say(Ok(Review { authenticated: false, ..review() }));
     assert_eq!(two.check(&short, "east", NOW + 9).await, EAST_WEB);
-    assert_eq!(two.check(&short, "east", NOW + 10).await, "review_refused", "asked again at its end");
+    assert_eq!(two.check(&short, "east", NOW + 10).await, "review_refused", "reviewed again after expiry");
     assert_eq!(two.check(&long, "east", NOW - 1).await, "review_refused", "a clock set back ends it too");
 }
 
