@@ -1,7 +1,7 @@
-//! The configuration: one TOML file, and flags that lie over it.
+//! The configuration: one TOML file, and flags that override it.
 //!
-//! Unknown keys are refused, and all mistakes are reported at once. The settings of a module are that module's
-//! own settings; here they are put together and compared with each other.
+//! Unknown keys are rejected, and all mistakes are reported at once. Each module defines its own settings; here they
+//! are combined and checked against each other.
 
 mod clusters;
 pub mod document;
@@ -22,17 +22,17 @@ use process::{
 };
 pub use sections::{Admin, Ca, HostLimits, Token};
 
-/// The largest configuration file in bytes.
+/// Maximum size of the configuration file in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
 
-/// The configuration as a whole.
+/// The complete configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `[ca]`.
     pub ca: Ca,
-    /// `[[token]]`: one or more that hold the CA's key.
+    /// `[[token]]`: one or more tokens with the CA key.
     pub tokens: Vec<Token>,
-    /// `[token_host]`: what the hosts that the daemon starts sign.
+    /// `[token_host]`: limits of the hosts that the daemon starts.
     pub token_host: HostLimits,
     /// `[listen]`.
     pub listen: grpc::settings::Settings,
@@ -48,33 +48,33 @@ pub struct Config {
     pub admin: Admin,
     /// `[rate_limits]`.
     pub rate_limits: limits::Settings,
-    /// `[kubernetes]`; without it no API server is asked anything.
+    /// `[kubernetes]`; without it, no API server is used.
     pub kubernetes: Option<crate::kubernetes::Settings>,
     /// `[logging]`.
     pub logging: logging::Settings,
 }
 
-/// Why there is no configuration.
+/// The configuration cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("{}: the file cannot be read{}", path.display(), Advice(self))]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The I/O error.
         #[source]
         source: std::io::Error,
     },
-    /// The file is no configuration.
+    /// The configuration is invalid.
     #[error("{}: {}", path.display(), list(problems))]
     Problems {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Every mistake.
+        /// All mistakes.
         problems: Vec<Problem>,
     },
-    /// The file is too large to be a configuration.
+    /// The file is too large.
     #[error("{}: larger than 1 MiB, which is too large for a configuration{}", .0.display(), Advice(self))]
     TooLarge(PathBuf),
 }
@@ -99,10 +99,10 @@ fn list(problems: &[Problem]) -> String {
 }
 
 impl Config {
-    /// Reads a file and lays the flags, as TOML, over it.
+    /// Reads a file and applies the flags, given as TOML.
     ///
     /// # Errors
-    /// When the file cannot be read, or every mistake in it.
+    /// If the file cannot be read, or all mistakes in it.
     pub fn read(path: &Path, flags: &str) -> Result<Self, ConfigError> {
         let failed = |source| ConfigError::File { path: path.to_owned(), source };
         if std::fs::metadata(path).map_err(failed)?.len() > FILE_MAX {
@@ -112,10 +112,10 @@ impl Config {
         Self::parse(&text, flags).map_err(|problems| ConfigError::Problems { path: path.to_owned(), problems })
     }
 
-    /// Reads a text and lays the flags, as TOML, over it.
+    /// Parses a text and applies the flags, given as TOML.
     ///
     /// # Errors
-    /// Every mistake.
+    /// All mistakes.
     pub fn parse(text: &str, flags: &str) -> Result<Self, Vec<Problem>> {
         let mut document = Document::parse(text);
         document.overlay(flags);
@@ -230,7 +230,7 @@ directory = "/var/lib/istio-hsm-ca/log"
         assert_eq!(config.ca.bundle, Path::new("/other"));
     }
 
-    /// Each change of the good configuration, and what must be told.
+    /// Changes of the valid configuration, and the expected messages.
     #[test]
     fn mistakes_are_named() {
         let cases: &[(&str, &str, &str)] = &[
@@ -286,7 +286,7 @@ directory = "/var/lib/istio-hsm-ca/log"
         }
     }
 
-    /// Each as if it were the only one: none hides another, and consequences of a mistake are not reported.
+    /// All mistakes together: none hides another, and consequences of a mistake are not reported.
     #[test]
     fn all_mistakes_are_told_at_once() {
         let text = r#"

@@ -1,7 +1,7 @@
-//! The gRPC endpoint: TLS, limits, health, reflection, and a thin service over the one path.
+//! The gRPC endpoint: TLS, limits, health, reflection, and a thin service in front of the issuance pipeline.
 //!
-//! Decides nothing about certificates: who asks is `auth`'s word, what they get is [`crate::issue`]'s. Started by
-//! the daemon with [`server::serve`].
+//! Makes no decisions about certificates: `auth` authenticates, [`crate::issue`] issues. Started with
+//! [`server::serve`].
 
 pub mod admission;
 pub mod connection;

@@ -1,4 +1,4 @@
-//! The rules of policy, and the limits of the token hosts that follow from `[kubernetes]`.
+//! The rules of policy, and the token hosts' limits that follow from `[kubernetes]`.
 
 use std::time::Duration;
 
@@ -29,19 +29,19 @@ impl Config {
             .filter_map(|(cluster, ca)| Some(cluster.rules(ca?)))
     }
 
-    /// The server names in certificates for clusters.
+    /// The server names in certificates of clusters.
     pub(super) fn cluster_names(&self) -> Vec<Name> {
         self.cluster_rules().flat_map(|rules| rules.server_names()).collect()
     }
 
-    /// The longest lifetime of a certificate for a controller.
+    /// Maximum lifetime of certificates for controllers.
     pub(super) fn cluster_ttl(&self) -> Duration {
         let rules = self.cluster_rules().flat_map(|rules| rules.controllers);
         rules.map(|rules| rules.ttl).max().unwrap_or_default()
     }
 }
 
-/// The DNS names of a list, and its addresses.
+/// Splits names into DNS names and IP addresses.
 pub(super) fn split(names: Vec<Name>) -> (Vec<DnsName>, Vec<std::net::IpAddr>) {
     let (mut dns, mut ip) = (Vec::new(), Vec::new());
     for name in names {

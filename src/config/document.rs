@@ -1,4 +1,4 @@
-//! A TOML document read section by section, to report all mistakes at once, each with its line.
+//! Parses a TOML document section by section and reports all mistakes at once, each with its line.
 
 mod explain;
 
@@ -9,13 +9,13 @@ use toml::{
     de::{DeArray, DeTable, DeValue, ValueDeserializer},
 };
 
-/// The place of what did not come from the file.
+/// The span of values that are not from the file.
 const NOWHERE: std::ops::Range<usize> = 0..0;
 
 /// One mistake in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The line of the file, counted from 1; none for what is missing, or came by a flag.
+    /// Line of the file, counted from 1; `None` for missing keys and for flags.
     pub line: Option<usize>,
     /// The section or key, such as `[listen]` or `[[token]] 2`.
     pub place: String,
@@ -32,7 +32,7 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// A document being taken apart; what is left at the end is unknown.
+/// A document whose sections are taken one by one; those left at the end are unknown.
 #[derive(Debug)]
 pub struct Document<'i> {
     text: &'i str,
@@ -41,7 +41,7 @@ pub struct Document<'i> {
 }
 
 impl<'i> Document<'i> {
-    /// Parses a text as TOML; syntax errors are all kept for the end.
+    /// Parses a text as TOML; all syntax errors are reported at the end.
     #[must_use]
     pub fn parse(text: &'i str) -> Self {
         let (table, errors) = DeTable::parse_recoverable(text);
@@ -53,7 +53,7 @@ impl<'i> Document<'i> {
         document
     }
 
-    /// Lays another document over this one, as the flags do: its tables are merged, its other values replace.
+    /// Merges another document into this one, as for flags: tables are merged, other values replaced.
     pub fn overlay(&mut self, text: &'i str) {
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in errors {
@@ -62,7 +62,7 @@ impl<'i> Document<'i> {
         merge(&mut self.table, table.into_inner());
     }
 
-    /// Takes a section that must be there.
+    /// Takes a required section.
     pub fn section<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
         match self.take(name) {
             Some(value) => self.read(&format!("[{name}]"), value),
@@ -73,7 +73,7 @@ impl<'i> Document<'i> {
         }
     }
 
-    /// Takes a section that may be absent; it then has its defaults.
+    /// Takes an optional section; if absent, it has its defaults.
     pub fn section_or_default<T: DeserializeOwned + Default>(&mut self, name: &str) -> Option<T> {
         match self.take(name) {
             Some(value) => self.read(&format!("[{name}]"), value),
@@ -81,12 +81,12 @@ impl<'i> Document<'i> {
         }
     }
 
-    /// Takes a section that may be absent.
+    /// Takes an optional section.
     pub fn optional_section<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
         self.take(name).and_then(|value| self.read(&format!("[{name}]"), value))
     }
 
-    /// Takes every element of an array of tables; `None` for one of which nothing could be made.
+    /// Takes all elements of an array of tables; `None` for an unusable element.
     pub fn sections<T: DeserializeOwned>(&mut self, name: &str) -> Vec<Option<T>> {
         let Some(value) = self.take(name) else { return Vec::new() };
         let start = value.span().start;
@@ -99,7 +99,7 @@ impl<'i> Document<'i> {
         elements.map(|(i, value)| self.read(&format!("[[{name}]] {}", i + 1), value)).collect()
     }
 
-    /// Whether there is such a section or array that nobody has taken.
+    /// Whether there is such a section or array that has not been taken.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.table.keys().any(|key| key.as_ref() == name)
@@ -126,7 +126,7 @@ impl<'i> Document<'i> {
         }
     }
 
-    /// Every mistake, with one for each section that nobody took.
+    /// All mistakes, including one for each section that was not taken.
     #[must_use]
     pub fn finish(mut self) -> Vec<Problem> {
         let unknown: Vec<_> = self.table.keys().map(|key| (key.span().start, key.as_ref().to_string())).collect();
@@ -142,8 +142,8 @@ impl<'i> Document<'i> {
         self.table.remove(&Spanned::new(0..0, std::borrow::Cow::Owned(name.to_owned())))
     }
 
-    /// Reads one section. After an error the key that caused it, however deep, is set aside and the rest is read again,
-    /// so that one mistake does not hide the next. What is read without them serves for further checks only.
+    /// Parses one section. After an error, the key that caused it, at any depth, is removed and the rest is parsed
+    /// again, so that one mistake does not hide the next. The result is used for further checks only.
     fn read<T: DeserializeOwned>(&mut self, place: &str, mut value: Spanned<DeValue<'i>>) -> Option<T> {
         let mut aside: Vec<String> = Vec::new();
         loop {
@@ -181,7 +181,7 @@ impl<'i> Document<'i> {
     }
 }
 
-/// Whether a mistake is only that something was set aside: its field is missing, or what it stood in is empty.
+/// Whether a mistake is only a consequence of a removed value: its field is missing, or its parent is empty.
 fn follows(message: &str, path: Option<&str>, aside: &[String]) -> bool {
     let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split_once('`'));
     aside.iter().any(|gone| {
@@ -235,7 +235,7 @@ fn set_aside<'i>(value: &mut DeValue<'i>, at: usize) -> Option<(String, DeValue<
     }
 }
 
-/// Merges tables; what comes by a flag has no place in the file, so that its span is empty.
+/// Merges tables; values of flags have an empty span, since they are not in the file.
 fn merge<'i>(below: &mut DeTable<'i>, above: DeTable<'i>) {
     for (key, value) in above {
         let key = Spanned::new(NOWHERE, key.into_inner());

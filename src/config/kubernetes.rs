@@ -1,4 +1,4 @@
-//! Checks of `[kubernetes]`, also against the other sections. Each controller checks its own section.
+//! Checks of `[kubernetes]`, also against other sections. Each controller checks its own section.
 
 use super::{Ca, HostLimits, document::Document};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// Reports every mistake in the section.
+/// Reports all mistakes in the section.
 pub(super) fn check(
     settings: &Settings,
     ca: &Ca,
@@ -67,7 +67,7 @@ fn check_token_review(
         document.refuse(&format!("{place}.audiences"), "is empty; the default is [\"istio-ca\"]");
     }
     for issuer in &review.issuers {
-        // With one issuer for two clusters, the cluster that the client names would decide which API server receives its
+        // With one issuer in two clusters, the cluster sent by the client would decide which API server receives its
         // JWT.
         let elsewhere = before.iter().filter_map(|other| other.token_review.as_ref());
         if elsewhere.into_iter().any(|other| other.issuers.contains(issuer)) {

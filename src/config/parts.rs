@@ -1,4 +1,4 @@
-//! What the configuration means for each part of the daemon.
+//! Derives the settings of the daemon's parts from the configuration.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -6,7 +6,7 @@ use super::{Config, Token, clusters};
 use crate::token_pool;
 use pki::identity::Name;
 
-/// The keys of a host's settings that the daemon's configuration determines unless the host's own file does.
+/// Keys of a host's settings that are derived from the daemon's configuration unless the host's own file has them.
 const DERIVED: [&str; 10] = [
     "allow_intermediate",
     "bundle",
@@ -21,7 +21,7 @@ const DERIVED: [&str; 10] = [
 ];
 
 impl Config {
-    /// What the tokens' client takes.
+    /// Settings of the token pool.
     #[must_use]
     pub fn pool_settings(&self) -> token_pool::Settings {
         let tokens = self.tokens.iter().map(|token| self.token_settings(token)).collect();
@@ -51,11 +51,11 @@ impl Config {
         }
     }
 
-    /// The settings of a host that another supervisor starts: its own configuration file, completed with the limits
-    /// that follow from this configuration.
+    /// Settings of a separately supervised host: its own configuration file, completed with the limits that follow from
+    /// this configuration.
     ///
     /// # Errors
-    /// When the host's file is not TOML, or has an unknown key or a wrong value.
+    /// If the host's file is not TOML, or has an unknown key or an invalid value.
     pub fn supervised_host(&self, own: &str) -> Result<token_host::Settings, toml::de::Error> {
         let mut settings = self.host_limits(String::new(), PathBuf::new());
         settings.ca_certificates.clone_from(&self.auth.client_certificate.previous_ca_certificates);
@@ -67,7 +67,7 @@ impl Config {
         table.try_into()
     }
 
-    /// The settings of a host that the daemon starts.
+    /// Settings of a host that the daemon starts.
     fn host_settings(&self, token: &Token, uri: String) -> token_host::Settings {
         let mut settings = self.host_limits(uri, self.pin_marker(token));
         settings.ca_certificates = vec![self.ca_in_use()];
@@ -77,7 +77,7 @@ impl Config {
         settings
     }
 
-    /// The limits of every host: `[token_host]`, and what it leaves out from the other sections.
+    /// Limits of all hosts: `[token_host]`, with defaults from the other sections.
     fn host_limits(&self, uri: String, pin_marker: PathBuf) -> token_host::Settings {
         let limits = &self.token_host;
         let longest =
@@ -96,25 +96,25 @@ impl Config {
         settings
     }
 
-    /// Where the CA certificate in use is kept for the hosts that the daemon starts: beside the log.
+    /// Where the CA certificate in use is stored for the hosts that the daemon starts: next to the log.
     #[must_use]
     pub fn ca_in_use(&self) -> PathBuf {
         self.log.directory.join("ca-in-use.pem")
     }
 
-    /// Where the roots in use are kept, for the next start.
+    /// Where the roots in use are stored for the next start.
     #[must_use]
     pub fn roots_in_use(&self) -> PathBuf {
         self.log.directory.join("roots-in-use.pem")
     }
 
-    /// Where it is remembered that a token's PIN was refused: beside the log, which outlives restarts.
+    /// The file that records a token's rejected PIN: next to the log, which is kept over restarts.
     #[must_use]
     pub fn pin_marker(&self, token: &Token) -> PathBuf {
         self.token_file("pin-refused", token)
     }
 
-    /// A file for one token, in the log's directory.
+    /// A file of one token, in the log's directory.
     fn token_file(&self, what: &str, token: &Token) -> PathBuf {
         let name: String =
             token.name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();

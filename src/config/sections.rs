@@ -1,6 +1,6 @@
-//! The sections of the configuration that belong to no other module, and what is wrong within each.
+//! Sections of the configuration that belong to no other module, and their checks.
 //!
-//! Read by `config`, which puts them together; values and their comparison only, nothing is opened here.
+//! Values and their comparison only; no file is opened here.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -20,31 +20,31 @@ use token_host::SOCKET_PATH_MAX;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// `[ca]`: the plugged-in CA and what it issues.
+/// `[ca]`: the plug-in CA and what it issues.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ca {
     /// The directory of ca-cert.pem, root-cert.pem and cert-chain.pem, as `import` wrote it.
     pub bundle: PathBuf,
-    /// The trust domains in which this CA issues; the first is the mesh's own.
+    /// The trust domains in which this CA issues; the first is the mesh's.
     #[serde(default = "Ca::cluster_local")]
     pub trust_domains: Vec<TrustDomain>,
-    /// The lifetime of a certificate when none is asked for. Istio: DEFAULT_WORKLOAD_CERT_TTL, 24 h.
+    /// Default lifetime of a certificate. Istio: DEFAULT_WORKLOAD_CERT_TTL, 24 h.
     #[serde(default = "Ca::default_ttl", with = "humantime_serde")]
     pub default_ttl: Duration,
-    /// The longest lifetime that may be asked for. Istio: MAX_WORKLOAD_CERT_TTL, 90 d.
+    /// Maximum lifetime of a certificate. Istio: MAX_WORKLOAD_CERT_TTL, 90 d.
     #[serde(default = "Ca::max_ttl", with = "humantime_serde")]
     pub max_ttl: Duration,
-    /// The values of `CertSigner` in a request that are served; any other is refused.
+    /// Accepted values of `CertSigner` in a request; all others are rejected.
     #[serde(default)]
     pub cert_signers: Vec<String>,
-    /// Identities whose requests go first: istiod's and the gateways'.
+    /// Identities whose requests have high priority: istiod's and the gateways'.
     #[serde(default)]
     pub first_class: Vec<SpiffeId>,
-    /// How many requests of each class may wait for a token; more are told to come again (RESOURCE_EXHAUSTED).
+    /// Maximum number of requests of each priority that wait for a token; further ones fail with RESOURCE_EXHAUSTED.
     #[serde(default = "Ca::queue")]
     pub queue: NonZeroUsize,
-    /// Take a new bundle even though it drops a root. Workloads that trust only that root then fail.
+    /// Accept a new bundle even if it drops a root. Workloads that trust only that root then fail.
     #[serde(default)]
     pub allow_root_removal: bool,
 }
@@ -67,32 +67,34 @@ impl Ca {
     }
 }
 
-/// `[[token]]`: a token that holds the CA's key, by its URI, or the socket of a host that somebody else runs.
+/// `[[token]]`: a token with the CA key, by its URI, or by the socket of a separately started host.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Token {
     /// The name in logs and metrics.
     pub name: String,
-    /// The token, for a host that the daemon starts; its pin-source names the PIN's file.
+    /// The token, for a host that the daemon starts; its pin-source is the PIN file.
     #[serde(default)]
     pub uri: Option<TokenUri>,
-    /// The socket of a host that is started by others.
+    /// The socket of a separately started host.
     #[serde(default)]
     pub socket: Option<PathBuf>,
-    /// The user id that the host behind `socket` must have.
+    /// The user ID that the host behind `socket` must have.
     #[serde(default)]
     pub socket_uid: Option<u32>,
-    /// How many sessions sign at once: 1 suits P-256 on SoftHSM, one a core RSA, as many as the HSM has cores else.
+    /// Number of concurrent sessions: 1 suits P-256 on SoftHSM, one per core RSA, otherwise as many as the HSM has
+    /// cores.
     #[serde(default = "Token::one")]
     pub sessions: NonZeroU32,
-    /// How long one PKCS#11 call may take before the host counts as hung and is replaced.
+    /// Timeout of one PKCS#11 call, after which the host counts as hung and is replaced.
     #[serde(default = "Token::call_timeout", with = "humantime_serde")]
     pub call_timeout: Duration,
-    /// How often an idle token is exercised, so that links and sessions do not go stale. A session that was used
-    /// since the last time has its turn only the next time: half of what token or firewall allow, or less.
+    /// Interval of exercising an idle token, so that connections and sessions stay open. A session that was used since
+    /// the last time is skipped until the next time: set at most half of what token or firewall allow.
     #[serde(default = "Token::keep_alive", with = "humantime_serde")]
     pub keep_alive: Duration,
-    /// Variables that the vendor's module reads, such as SOFTHSM2_CONF. Never secrets: a PIN is not taken from here.
+    /// Environment variables of the vendor's module, such as SOFTHSM2_CONF. Never secrets: the PIN is not read from
+    /// here.
     #[serde(default)]
     pub environment: std::collections::BTreeMap<String, String>,
 }
@@ -111,24 +113,25 @@ impl Token {
     }
 }
 
-/// `[token_host]`: what the token hosts sign, whatever the daemon asks. Left out, it follows `[ca]` and `[serving]`.
+/// `[token_host]`: limits of the token hosts, whatever the daemon requests. Defaults follow from `[ca]` and
+/// `[serving]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HostLimits {
-    /// The longest validity of a leaf.
+    /// Maximum validity of a leaf.
     #[serde(with = "humantime_serde")]
     pub max_validity: Option<Duration>,
     /// The trust domains of workloads.
     pub trust_domains: Option<Vec<TrustDomain>>,
-    /// The DNS names of servers.
+    /// The permitted DNS names of servers.
     pub dns_names: Option<Vec<DnsName>>,
-    /// The addresses of servers.
+    /// The permitted IP addresses of servers.
     pub ip_addresses: Option<Vec<IpAddr>>,
-    /// Whether intermediates (path length 0) are signed.
+    /// Whether intermediates (path length 0) may be signed.
     pub allow_intermediate: bool,
-    /// Most certificates in an hour that each host signs; as many at once after an hour without any.
+    /// Maximum number of certificates per hour that each host signs, which is also the burst after an hour without any.
     pub max_certificates_per_hour: Option<NonZeroU32>,
-    /// Most certificates that each host signs from its start to its end.
+    /// Maximum number of certificates that each host signs during the lifetime of its process.
     pub max_certificates: Option<NonZeroU64>,
 }
 
@@ -136,11 +139,11 @@ pub struct HostLimits {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// Where `/livez`, `/readyz` and `/metrics` are served.
+    /// Address of `/livez`, `/readyz` and `/metrics`.
     pub address: Option<SocketAddr>,
-    /// Whether there is a status page.
+    /// Whether to serve the status page.
     pub status_page: bool,
-    /// Where the status page is served; it shows identities. Left out, it is [`Admin::STATUS`] if that is free.
+    /// Address of the status page, which shows identities. Default: [`Admin::STATUS`] if that is free.
     pub status_address: Option<SocketAddr>,
     /// Host names by which both may be asked, besides `localhost` and IP addresses.
     pub hosts: Vec<DnsName>,
@@ -161,12 +164,12 @@ impl Default for Admin {
 }
 
 impl Admin {
-    /// Where the status page is served unless the configuration says otherwise: to this machine alone.
+    /// Default address of the status page: reachable from this machine only.
     pub const STATUS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15016);
 }
 
 impl Ca {
-    /// Tells what is wrong within the section.
+    /// Reports mistakes in the section.
     pub(super) fn check(&self, document: &mut Document<'_>) {
         if self.trust_domains.is_empty() {
             document.refuse("[ca] trust_domains", "names no trust domain; write for example [\"cluster.local\"]");
@@ -215,7 +218,7 @@ pub(super) fn check_log_token(name: &str, tokens: &[Option<Token>], document: &m
 
 /// Tells what is wrong within the sections of tokens.
 ///
-/// `configured` says whether there are any, be they understood or not.
+/// `configured` is whether there are any, valid or not.
 pub(super) fn check_tokens(tokens: &[Option<Token>], configured: bool, document: &mut Document<'_>) {
     if !configured {
         document.refuse("[[token]]", "no token is configured; add one with name and uri");

@@ -34,12 +34,12 @@ const BURST: usize = 4096;
 /// Why a stranger's connection ends.
 const TOO_MUCH: &str = "the client sent too much before a certificate was issued to it";
 
-/// Who is at the other end of a connection; in the extensions of each of its requests.
+/// The peer of a connection, available in the extensions of each request.
 #[derive(Clone)]
 pub struct Peer {
-    /// The address, IPv4 in its own form also where it came through an IPv6 socket.
+    /// The address; IPv4-mapped addresses are converted to IPv4.
     pub address: SocketAddr,
-    /// The client's certificate chain, leaf first; its key is proven, nothing else. Empty when it sent none.
+    /// The client's certificate chain, leaf first; only possession of its key is verified. Empty without a certificate.
     pub certificates: Arc<[CertificateDer<'static>]>,
     /// What the connection counts for in the limits.
     pub standing: Arc<Standing>,
@@ -133,7 +133,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// The bytes of a connection.
+/// The byte stream of a connection.
 #[derive(Debug)]
 pub enum Transport {
     /// Without TLS: loopback only.
@@ -152,11 +152,11 @@ impl Transport {
     }
 }
 
-/// A connection as HTTP/2 sees it.
+/// A connection for HTTP/2.
 pub struct Connection {
     transport: Transport,
     peer: Peer,
-    /// Runs until the client has sent its preface.
+    /// Timeout of the client's preface.
     preface: Option<(Pin<Box<Sleep>>, usize)>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     outgoing: Outgoing,
@@ -202,7 +202,7 @@ impl Connection {
         }
     }
 
-    /// Watches the time until the preface has arrived.
+    /// Enforces the timeout until the preface has arrived.
     fn check_preface(&mut self, context: &mut Context<'_>, read: usize) -> io::Result<()> {
         let Some((sleep, so_far)) = &mut self.preface else { return Ok(()) };
         *so_far += read;

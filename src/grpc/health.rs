@@ -1,6 +1,6 @@
-//! `grpc.health.v1.Health`: whether a certificate could be issued now. The daemon says so through a watch channel.
+//! `grpc.health.v1.Health`: whether a certificate can be issued now, as reported by the daemon through a watch channel.
 //!
-//! Watches end when the daemon drains, so that they do not hold it up.
+//! Watches end when the daemon drains, so that they do not delay it.
 
 use std::pin::Pin;
 
@@ -17,14 +17,14 @@ use tonic_health::pb::{
 
 use istio_api::istio_certificate_service_server::SERVICE_NAME;
 
-/// The health of the endpoint.
+/// State of the health service.
 #[derive(Clone, Debug)]
 pub struct Reporter {
     ready: watch::Receiver<bool>,
     stop: CancellationToken,
 }
 
-/// The health service; it answers for the whole server (`""`) and for the certificate service, which are one.
+/// The health service. The whole server (`""`) and the certificate service have the same status.
 #[must_use]
 pub fn service(ready: watch::Receiver<bool>, stop: CancellationToken) -> HealthServer<Reporter> {
     HealthServer::new(Reporter { ready, stop })
@@ -57,7 +57,7 @@ impl Health for Reporter {
     }
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        // An unknown service is watched too, as the protocol has it: it may appear later. Here none ever does.
+        // An unknown service can be watched, too, as the protocol requires, although it never appears here.
         if !is_known(&request.get_ref().service) {
             let unknown = futures_util::stream::once(std::future::ready(Ok(reply(ServingStatus::ServiceUnknown))));
             let silence = futures_util::stream::pending().take_until(self.stop.clone().cancelled_owned());

@@ -1,4 +1,4 @@
-//! Accepts connections and takes them through TLS, within limits that hold before anybody is known.
+//! Accepts connections and performs the TLS handshakes, within limits that apply before authentication.
 //!
 //! A connection first waits for its client's whole ClientHello, which costs next to nothing and has a deadline. It then
 //! waits for its turn, in a fair order over the addresses: when a whole mesh comes at once, to do all handshakes at once
@@ -37,18 +37,18 @@ use super::{
 use crate::limits::{Full, Turns};
 use process::error::{Advice, Remedy};
 
-/// Connections that are ready and wait for HTTP/2 to take them; it does so at once.
+/// Maximum number of established connections waiting for HTTP/2, which accepts them at once.
 const READY: usize = 64;
-/// Connections that the kernel holds for us until we accept them; it takes the smaller of this and net.core.somaxconn.
+/// Maximum number of connections queued by the kernel; the smaller of this and net.core.somaxconn applies.
 const BACKLOG: u32 = 4096;
-/// How long nothing is accepted after the system refused (out of descriptors or memory), so that others can end.
+/// Pause in accepting after the system ran out of descriptors or memory, so that connections can end.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often a line tells of connections that were turned away: a flood of them must not become one of lines.
+/// Interval of log lines about rejected connections, so that a flood of them does not flood the log.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How much TLS holds for a client that does not read, in bytes: two records.
 const TLS_BUFFER: usize = 32 * 1024;
 
-/// Why the endpoint cannot listen.
+/// The endpoint cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address is taken, not ours, or needs a privilege.
@@ -62,7 +62,7 @@ pub enum ListenError {
     /// Plaintext on an address that others can reach.
     #[error("refusing to serve plaintext on {0}, which is not a loopback address{advice}", advice = Advice(self))]
     PlaintextOffLoopback(SocketAddr),
-    /// TLS is wanted and there is no configuration for it.
+    /// TLS is required but not configured.
     #[error("BUG: the endpoint on {0} has no TLS configuration, and plaintext is not configured")]
     NoTls(SocketAddr),
 }
@@ -116,10 +116,10 @@ impl std::fmt::Debug for Gate {
 }
 
 impl Listener {
-    /// Binds the configured address. `tls` is needed unless the settings ask for plaintext.
+    /// Binds the configured address. `tls` is required unless the settings enable plaintext.
     ///
     /// # Errors
-    /// When the address cannot be bound, or plaintext is asked for on an address that is not loopback.
+    /// If the address cannot be bound, or plaintext is enabled on an address that is not loopback.
     pub async fn bind(settings: &Settings, tls: Option<Arc<ServerConfig>>) -> Result<Self, ListenError> {
         let address = settings.address;
         let tls = match (settings.plaintext, tls) {
@@ -137,22 +137,22 @@ impl Listener {
         Ok(Self { socket, gate })
     }
 
-    /// Where it listens; tells the port when the configured one is 0.
+    /// Its address, with the actual port if the configured one is 0.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// If the system does not return it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// The count of connections, for metrics.
+    /// The connection counters, for metrics.
     #[must_use]
     pub fn connections(&self) -> Connections {
         self.gate.connections.clone()
     }
 
-    /// Starts to accept, until `stop` is cancelled: then the socket closes, and handshakes under way end.
-    /// `cut` ends the connections that were handed out.
+    /// Accepts connections until `stop` is cancelled: then the socket is closed, and handshakes in progress end. `cut`
+    /// closes the connections that were returned.
     pub fn incoming(
         self,
         stop: CancellationToken,
@@ -185,7 +185,7 @@ impl Listener {
                         let ready = ready.clone();
                         handshakes.spawn(async move {
                             if let Some(connection) = handshake.await {
-                                // The server has ended when nobody receives; the connection then ends as well.
+                                // Without a receiver the server has ended, and the connection ends, too.
                                 let _ = ready.send(Ok(connection)).await;
                             }
                         });
@@ -213,7 +213,7 @@ impl Gate {
         let standing = self.connections.admit(address.ip(), cut)?;
         let gate = self.clone();
         Ok(async move {
-            // Replies are small and complete: to wait for more would only delay them.
+            // Replies are small and complete: Nagle's algorithm would only delay them.
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(peer = %address, %error, "cannot set TCP_NODELAY on a connection");
             }
@@ -244,7 +244,7 @@ impl Gate {
     }
 }
 
-/// Why a connection got no TLS.
+/// Why a connection has no TLS.
 #[derive(Debug, thiserror::Error)]
 enum NoTls {
     #[error("the connection was dropped for another one, or at the end of the drain")]
@@ -342,16 +342,16 @@ impl NoTls {
     }
 }
 
-/// Listens, with room for many that come at once.
+/// Listens, with a backlog for many simultaneous connections.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // As tokio's own bind does: a restart need not wait for the connections of the last run.
+    // Like tokio's own bind: a restart need not wait for the connections of the last run.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Whether an error of accept(2) belongs to the connection that was about to be accepted, not to the socket.
+/// Whether an error of accept(2) concerns the connection rather than the socket.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -362,7 +362,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Connections turned away since the last line about them.
+/// Connections rejected since the last log line about them.
 #[derive(Default)]
 struct TurnedAway {
     count: u64,

@@ -1,4 +1,4 @@
-//! The endpoint at work: HTTP/2 with its limits over the listener's connections, and the drain at its end.
+//! Runs the endpoint: HTTP/2 with its limits on the listener's connections, and the drain at the end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,31 +18,31 @@ use istio_api::{
     istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
 };
 
-/// How long connections that are cut at the end of the drain may take to notice.
+/// Maximum time for closed connections to end after the drain.
 const CUT: Duration = Duration::from_secs(1);
 
-/// How much later than the service's own deadline the endpoint's comes.
+/// How much later than the service's own deadline the endpoint's applies.
 const LATER: Duration = Duration::from_secs(1);
 
-/// Why the endpoint ended other than by a drain.
+/// The endpoint ended other than by a drain.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The descriptor for reflection is damaged.
+    /// The descriptor for reflection is invalid.
     #[error("BUG: the descriptor of the service cannot be parsed")]
     Reflection(#[source] tonic_reflection::server::Error),
-    /// HTTP/2 ended.
+    /// The HTTP/2 server failed.
     #[error("the gRPC endpoint ended")]
     Transport(#[source] tonic::transport::Error),
 }
 
-/// How a drain ended.
+/// Result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Every request under way was answered.
+    /// All requests in flight were answered.
     Clean,
-    /// Connections that were still open when the time was over were cut.
+    /// Connections that were still open after the timeout were closed.
     Cut {
-        /// How many.
+        /// Number of connections.
         connections: usize,
     },
 }
@@ -50,7 +50,7 @@ pub enum Drained {
 /// The services of the endpoint: certificates, health, and reflection if configured.
 ///
 /// # Errors
-/// When our own descriptor is damaged.
+/// If our own descriptor is invalid.
 pub fn routes(
     certificates: impl IstioCertificateService,
     settings: &Settings,
@@ -76,11 +76,11 @@ pub fn routes(
     Ok(routes)
 }
 
-/// Serves until `stop` is cancelled; then takes no new connection, lets requests under way end within the drain's
-/// time, and cuts what is left.
+/// Serves until `stop` is cancelled; then accepts no new connections, lets requests in flight finish within the drain
+/// timeout, and closes the remaining connections.
 ///
 /// # Errors
-/// When the endpoint ended without being asked to.
+/// If the endpoint ends unexpectedly.
 pub async fn serve(
     listener: Listener,
     routes: Routes,
@@ -103,7 +103,7 @@ pub async fn serve(
         () = overdue => {
             let left = connections.len();
             cut.cancel();
-            // Their tasks end by themselves once woken; whether all do so in time changes nothing for us.
+            // Their tasks end once woken; it does not matter whether all of them do so in time.
             let _ = tokio::time::timeout(CUT, served).await;
             Ok(Drained::Cut { connections: left })
         }
@@ -124,7 +124,7 @@ fn builder(limits: &Limits) -> Server {
         .initial_connection_window_size(message.clamp(0xffff, 1 << 20) * 4)
         // Ends a request whose body never comes. A complete one is ended by the service, whose answer says so better.
         .timeout(limits.request_timeout + LATER);
-    // No grace beside it: with one, tonic cuts the connection where it should ask it to end.
+    // Without an additional grace period: with one, tonic closes the connection instead of requesting its end.
     match limits.connection_age {
         Some(age) => server.max_connection_age(age),
         None => server,

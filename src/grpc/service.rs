@@ -1,6 +1,7 @@
-//! `istio.v1.auth.IstioCertificateService`: from a message to the one path and back, and one log line.
+//! `istio.v1.auth.IstioCertificateService`: converts a message to a request of the pipeline and back; writes one log
+//! line.
 //!
-//! Knows the protocol's field names and nothing about certificates.
+//! Handles the protocol's fields only, not certificates.
 
 mod metadata;
 pub(super) mod request_log;
@@ -28,7 +29,7 @@ use istio_api::{
     IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService,
 };
 
-/// The certificate service. Clones share their parts.
+/// The certificate service. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct CertificateService {
     ca: Arc<CertificateAuthority>,
@@ -37,7 +38,7 @@ pub struct CertificateService {
 }
 
 impl CertificateService {
-    /// Puts the service before the path.
+    /// Creates the service in front of the issuance pipeline.
     #[must_use]
     pub fn new(ca: Arc<CertificateAuthority>, authenticator: Arc<Authenticator>, limits: &Limits) -> Self {
         Self { ca, authenticator, timeout: limits.request_timeout }
@@ -113,7 +114,7 @@ impl IstioCertificateService for CertificateService {
     }
 }
 
-/// What a request says about its caller. Values that are not text count as absent, as for Istio's server.
+/// The credentials of a request. Values that are not text count as absent, as in Istio's server.
 fn credentials<'a>(headers: &'a MetadataMap, peer: Option<&'a Peer>) -> Credentials<'a> {
     let values = |name: &'static str| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     Credentials {

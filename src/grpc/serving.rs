@@ -1,7 +1,7 @@
-//! The endpoint's own certificate: issued by this CA and renewed at half its life, or taken from files.
+//! The endpoint's own certificate: issued by this CA and renewed at half its lifetime, or read from files.
 //!
-//! The key of an issued one is made in memory for each renewal. What fails is tried again while the old certificate
-//! serves on; once that has expired the endpoint is not ready. Started by the daemon with [`spawn`].
+//! The key of an issued one is generated in memory for each renewal. Failures are retried while the old certificate
+//! stays in use; when that has expired, the endpoint is not ready. Started with [`spawn`].
 
 pub mod files;
 pub mod key;
@@ -34,29 +34,29 @@ use pki::{Issuer, identity::Name};
 
 use process::error::{Advice, Remedy, chain};
 
-/// How often files are read, and the clock is compared with the certificate's validity.
+/// Interval of reading files, and of comparing the clock with the certificate's validity.
 const LOOK: Duration = Duration::from_secs(2);
-/// The wait after a first failure; it doubles up to [`BACKOFF_MOST`].
+/// Delay after the first failure; it doubles up to [`BACKOFF_MOST`].
 const BACKOFF: Duration = Duration::from_secs(1);
-/// The longest wait between two tries: a token that is back is found soon.
+/// Maximum delay between two attempts, short enough to notice a recovered token soon.
 const BACKOFF_MOST: Duration = Duration::from_secs(30);
 
-/// Why there is no serving certificate, or no new one.
+/// No serving certificate, or no new one.
 #[derive(Debug, thiserror::Error)]
 pub enum ServingError {
-    /// The files give none.
+    /// The files cannot be used.
     #[error(transparent)]
     Files(#[from] FilesError),
     /// Only one of the two files is configured.
     #[error("[serving] certificate_file and key_file go together{advice}", advice = Advice(self))]
     Half,
-    /// The CA issued none.
+    /// The CA issued no certificate.
     #[error("the serving certificate was not issued")]
     Issue(#[from] IssueError),
-    /// No key could be made.
+    /// No key could be generated.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// What was issued or read is not a certificate.
+    /// The certificate issued or read is malformed.
     #[error("the serving certificate cannot be parsed")]
     Malformed,
 }
@@ -71,7 +71,7 @@ impl Remedy for ServingError {
     }
 }
 
-/// Where the certificate comes from.
+/// Source of the certificate.
 #[derive(Debug)]
 enum Source {
     Files { files: Files, tried: Option<Content> },
@@ -84,16 +84,16 @@ impl std::fmt::Debug for Content {
     }
 }
 
-/// A certificate with the time that it serves until.
+/// A certificate and its notAfter.
 struct Current {
     certified: Arc<CertifiedKey>,
     not_after: SystemTime,
 }
 
-/// The files that the settings name, if they name any.
+/// The files in the settings, if any.
 ///
 /// # Errors
-/// When they name only one of the two.
+/// If only one of the two is configured.
 pub fn files(settings: &Serving) -> Result<Option<Files>, ServingError> {
     match (&settings.certificate_file, &settings.key_file) {
         (None, None) => Ok(None),
@@ -110,7 +110,7 @@ pub fn files(settings: &Serving) -> Result<Option<Files>, ServingError> {
 /// accept, `None` when there is; the first is tried at once.
 ///
 /// # Errors
-/// When the settings name only one of the two files. A failure that may pass is only logged and retried.
+/// If the settings contain only one of the two files. Temporary failures are only logged and retried.
 pub fn spawn(
     ca: Arc<CertificateAuthority>,
     settings: &Serving,
@@ -124,7 +124,7 @@ pub fn spawn(
     Ok(start(source, certificate, stop))
 }
 
-/// As [`spawn`], for an endpoint without a CA of its own: the files alone.
+/// Like [`spawn`], for an endpoint without its own CA: only from files.
 #[must_use]
 pub fn spawn_files(
     files: Files,
@@ -225,7 +225,7 @@ impl Source {
         std::future::pending().await
     }
 
-    /// Obtains a certificate; none when the files are the same as before.
+    /// Obtains a certificate; `None` if the files are unchanged.
     async fn obtain(&mut self) -> Result<Option<Current>, ServingError> {
         match self {
             Self::Files { files, tried } => {
@@ -233,7 +233,7 @@ impl Source {
                 if tried.as_ref() == Some(&content) {
                     return Ok(None);
                 }
-                // Remembered before it is parsed, to report the same mistake once.
+                // Stored before parsing, to report the same mistake only once.
                 let content = tried.insert(content);
                 let parsed = files.parse(content, process::clock::now());
                 // The same files are good later.
@@ -247,7 +247,7 @@ impl Source {
     }
 }
 
-/// Has the CA issue a certificate for a new key, on the path that every certificate takes.
+/// Issues a certificate for a new key, through the issuance pipeline.
 async fn issued(ca: &CertificateAuthority) -> Result<Arc<CertifiedKey>, ServingError> {
     let key = ServingKey::generate()?;
     let request = Request {

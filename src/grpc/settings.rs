@@ -1,6 +1,6 @@
-//! What an operator may set about the gRPC endpoint, each default with its reason.
+//! Settings of the gRPC endpoint, each default with its reason.
 //!
-//! Read by `config`; the values are only carried here, what they mean for each other is checked where they are used.
+//! Values only; they are checked where they are used.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -12,25 +12,25 @@ use std::{
 use pki::identity::DnsName;
 use serde::Deserialize;
 
-/// The endpoint as a whole.
+/// Settings of the endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where to listen. The default is istiod's port for certificates, on every address.
+    /// Address to listen on. The default is istiod's port for certificates, on every address.
     pub address: SocketAddr,
     /// Serve without TLS; refused unless `address` is a loopback address. For a sidecar that terminates TLS.
     pub plaintext: bool,
-    /// Answer reflection, by which `grpcurl` finds the service's description; it tells nothing that is not public.
+    /// Enable reflection, with which `grpcurl` finds the service's description; it exposes only public information.
     pub reflection: bool,
-    /// How long requests under way may take to end after SIGTERM. Kubernetes kills after 30 s.
+    /// How long requests in flight may take to finish after SIGTERM. Kubernetes kills after 30 s.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
-    /// Threads that serve requests; without it as many as there are cores (of the container, where it is limited). The
-    /// token hosts and the issuance log's writer have threads of their own. At most 255.
+    /// Threads that serve requests; by default one per core (of the container, if limited). The token hosts and the
+    /// issuance log's writer have their own threads. Maximum 255.
     pub threads: Option<NonZeroU8>,
     /// What connections and requests may use up.
     pub limits: Limits,
-    /// Versions of TLS.
+    /// TLS versions.
     pub tls: Tls,
 }
 
@@ -68,7 +68,7 @@ pub struct Limits {
     /// Handshakes that are computed at once: they cost the most that a stranger can ask for. More wait for their turn, and
     /// requests in progress for no more than these, at 0.3 ms each.
     pub handshakes: usize,
-    /// How long a connection may wait for its turn. Ten thousand agents at once take some ten seconds of one core, and
+    /// How long a connection may wait for a slot. Ten thousand agents at once take some ten seconds of one core, and
     /// gRPC's clients wait for 20 s.
     #[serde(with = "humantime_serde")]
     pub handshake_wait: Duration,
@@ -81,16 +81,16 @@ pub struct Limits {
     /// Complete requests in progress in all; more are refused at once. At 4,000 certificates a second it is a second's
     /// work.
     pub requests: usize,
-    /// How long a request may take, from its headers to the reply; a caller's own shorter limit counts first.
+    /// Timeout of a request from its headers to the reply; a caller's own shorter deadline takes precedence.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
-    /// Streams at once of one connection. ztunnel uses 8.
+    /// Concurrent streams per connection. ztunnel uses 8.
     pub streams: u32,
-    /// The largest request message in bytes. A CSR is at most 16 KiB.
+    /// Maximum size of a request message in bytes. A CSR has at most 16 KiB.
     pub message_bytes: usize,
-    /// The largest header list in bytes. A service account's token is 1 to 2 KiB.
+    /// Maximum size of the header list in bytes. A service account's JWT has 1 to 2 KiB.
     pub header_bytes: u32,
-    /// Streams that a client may have reset before we have looked at them; then the connection ends (CVE-2023-44487).
+    /// Number of reset streams not yet processed after which the connection is closed (CVE-2023-44487).
     pub pending_resets: usize,
     /// How long a client may leave 16 KiB unread before its connection ends.
     #[serde(with = "humantime_serde")]
@@ -98,10 +98,10 @@ pub struct Limits {
     /// How often a silent connection is pinged, so that half-open ones end.
     #[serde(with = "humantime_serde")]
     pub keepalive_interval: Duration,
-    /// How long a ping may stay unanswered.
+    /// Timeout of a ping.
     #[serde(with = "humantime_serde")]
     pub keepalive_timeout: Duration,
-    /// The age at which a connection is asked to end, so that clients spread over replicas again; none by default.
+    /// Age at which a connection is asked to end, so that clients are redistributed over replicas; none by default.
     #[serde(with = "humantime_serde")]
     pub connection_age: Option<Duration>,
 }
@@ -132,11 +132,11 @@ impl Default for Limits {
     }
 }
 
-/// Versions of TLS. ztunnel speaks 1.3; Istio's agents speak both.
+/// TLS versions. ztunnel uses 1.3; Istio's agents support both.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
-    /// Accept TLS 1.2 as well, for clients that have nothing newer.
+    /// Accept TLS 1.2 as well, for clients that do not support 1.3.
     pub allow_tls12: bool,
 }
 

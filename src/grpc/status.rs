@@ -1,9 +1,9 @@
-//! From a refusal to a gRPC status: one exhaustive match for each kind.
+//! Maps errors to gRPC statuses, with one exhaustive match for each type.
 //!
-//! The code decides whether Istio's agent tries again (`pkg/security/retry.go`): Canceled, DeadlineExceeded,
-//! ResourceExhausted, Aborted, Internal and Unavailable are retried, all others are not. So a failure that may pass
-//! gets one of these, and one that only a person can fix never does. The client reads a short fixed text and the id of
-//! its request; the log has the rest under that id.
+//! The code decides whether Istio's agent retries (`pkg/security/retry.go`): Canceled, DeadlineExceeded,
+//! ResourceExhausted, Aborted, Internal and Unavailable are retried, all others are not. So temporary failures get one
+//! of these, and permanent ones never do. The client gets a short fixed text and the request ID; the log has the
+//! details under that ID.
 
 use tonic::{Code, Status};
 
@@ -17,22 +17,22 @@ use crate::{
 use audit_log::LogError;
 use pki::{csr::CsrError, tbs::TbsError, verify::VerifyError};
 
-/// Why the service answers with an error.
+/// Error of the service.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// Nobody is known.
+    /// The caller is not authenticated.
     #[error(transparent)]
     Auth(#[from] AuthError),
-    /// The deadline passed before there was an answer.
+    /// The deadline passed.
     #[error("the deadline passed")]
     Deadline,
-    /// The caller may not ask for somebody else.
+    /// The caller may not impersonate the requested identity.
     #[error(transparent)]
     Impersonation(#[from] ImpersonationError),
-    /// The path gave no certificate.
+    /// The issuance pipeline failed.
     #[error(transparent)]
     Issue(#[from] IssueError),
-    /// The request's metadata cannot be understood.
+    /// The request's metadata is malformed.
     #[error("the metadata's {field} {reason}")]
     Metadata {
         /// The key of the Struct.
@@ -40,7 +40,7 @@ pub enum Refusal {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// As many requests are under way as may be.
+    /// The maximum number of requests in flight is reached.
     #[error("too many concurrent requests")]
     Overload,
 }
@@ -60,10 +60,10 @@ impl Refusal {
     }
 }
 
-/// A code and what the client may read.
+/// A code and the text for the client.
 pub type Answer = (Code, &'static str);
 
-/// The status that a client gets: a short fixed text, and the id under which the log has the reason.
+/// The status for the client: a short fixed text, and the ID under which the log has the reason.
 #[must_use]
 pub fn status(refusal: &Refusal, id: &RequestId) -> Status {
     let (code, text) = answer(refusal);
@@ -81,7 +81,7 @@ fn limit(refusal: &Refusal) -> Option<String> {
     }
 }
 
-/// Decides on code and text.
+/// Code and text of an error.
 #[must_use]
 pub fn answer(refusal: &Refusal) -> Answer {
     match refusal {
@@ -101,7 +101,7 @@ fn auth(error: &AuthError) -> Answer {
     }
 }
 
-/// ztunnel tries every code again, and so finds a pod that was not there yet.
+/// ztunnel retries every code, and thereby finds a pod that was not there yet.
 fn impersonation(error: &ImpersonationError) -> Answer {
     match error {
         ImpersonationError::CallerPod(_) | ImpersonationError::NoNode(_) => {
@@ -138,7 +138,7 @@ fn issue(error: &IssueError) -> Answer {
     }
 }
 
-/// The request itself is wrong, independently of its sender.
+/// The request itself is invalid, regardless of the caller.
 fn csr(error: &CsrError) -> &'static str {
     match error {
         CsrError::CaRequested => "the certificate request asks for a CA certificate",
@@ -166,7 +166,7 @@ fn denied(error: &Denied) -> Answer {
         Denied::MixedNames => "an identity and other names are requested together",
         Denied::NoNames => "no name is requested",
         Denied::NoServingNames => "no serving name is configured",
-        // Answers to controllers and to CertificateSigningRequests, which do not come by gRPC.
+        // For controllers and CertificateSigningRequests, which do not use gRPC.
         Denied::IntermediateName(_)
         | Denied::IntermediatePath
         | Denied::Namespace(_)
@@ -197,7 +197,8 @@ fn sign(error: &SignError) -> Answer {
 fn verify(error: &VerifyError) -> Answer {
     match error {
         VerifyError::Field(_) | VerifyError::Lint(_) => (Code::Internal, "internal error of the CA"),
-        // A token that signs wrongly is taken out; another, or the same one after recovery, may serve the next try.
+        // A token that signs wrongly is taken out of service; a retry may be served by another one, or the same after
+        // recovery.
         VerifyError::Signature => (Code::Unavailable, "the token cannot sign now"),
     }
 }
@@ -234,7 +235,7 @@ mod tests {
     use pki::{identity::Name, key::KeyError, lint::Finding, pem::PemError};
     use process::clock::ClockError;
 
-    /// What Istio's agent tries again (`pkg/security/retry.go`).
+    /// Codes that Istio's agent retries (`pkg/security/retry.go`).
     const RETRIED: &[Code] = &[
         Code::Cancelled,
         Code::DeadlineExceeded,

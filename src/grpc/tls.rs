@@ -1,7 +1,6 @@
-//! TLS for the endpoint: versions, key exchange, and the certificate that may change while we serve.
+//! TLS of the endpoint: versions, key exchange, and the certificate, which can change while serving.
 //!
-//! Whether a client's certificate proves anything is decided at each request, by `auth`; the handshake only checks
-//! that the client holds its key.
+//! `auth` checks the client's certificate at each request; the handshake only verifies that the client holds its key.
 
 use std::{fmt, sync::Arc};
 
@@ -20,23 +19,23 @@ use super::settings::Tls;
 /// must fit the client's next ClientHello.
 const SESSION_MAX: usize = 6 * 1024;
 
-/// The endpoint's certificate and key, which a renewal replaces; clones share it.
+/// The endpoint's certificate and key, replaced by renewals; clones share it.
 #[derive(Clone, Default)]
 pub struct ServingCertificate(Arc<ArcSwapOption<CertifiedKey>>);
 
 impl ServingCertificate {
-    /// One that is not there yet: handshakes fail until [`replace`](Self::replace) is called.
+    /// No certificate yet: handshakes fail until [`replace`](Self::replace) is called.
     #[must_use]
     pub fn absent() -> Self {
         Self::default()
     }
 
-    /// Takes another certificate for the handshakes from now on; connections that stand are not touched.
+    /// Uses another certificate for new handshakes; existing connections are not affected.
     pub fn replace(&self, certificate: Arc<CertifiedKey>) {
         self.0.store(Some(certificate));
     }
 
-    /// The certificate of new handshakes, if there is one.
+    /// The certificate for new handshakes, if any.
     #[must_use]
     pub fn current(&self) -> Option<Arc<CertifiedKey>> {
         self.0.load_full()
@@ -55,7 +54,7 @@ impl ResolvesServerCert for ServingCertificate {
     }
 }
 
-/// The server's side of TLS: 1.3 (1.2 only if configured), HTTP/2, hybrid post-quantum key exchange preferred.
+/// The server's TLS configuration: 1.3 (1.2 only if configured), HTTP/2, hybrid post-quantum key exchange preferred.
 ///
 /// Sessions are kept by the client, encrypted in its ticket with keys that only this process has and that change every six
 /// hours; here no memory is used for them. A ticket has the client's chain, so a resumed connection speaks for the same
@@ -63,7 +62,7 @@ impl ResolvesServerCert for ServingCertificate {
 /// replayed.
 ///
 /// # Errors
-/// When the library refuses its own provider, which would be a fault of the build.
+/// If the library rejects its own provider, which would be an error in the build.
 pub fn server_config(
     settings: &Tls,
     certificate: ServingCertificate,

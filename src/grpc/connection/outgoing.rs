@@ -1,9 +1,9 @@
-//! What a connection is about to send, held back until the tasks that are ready now have run.
+//! Outgoing bytes of a connection, delayed until all currently runnable tasks have run.
 //!
-//! HTTP/2 asks for a flush after each frame of data, so that a reply alone would be two TLS records and two writes, and
-//! replies that become ready together would each be two. Here a flush is put off once, to the end of the scheduler's
-//! round: what comes meanwhile goes in the same record and write. It never waits for time to pass, and holds a
-//! bounded number of bytes.
+//! HTTP/2 requests a flush after each data frame, so a single reply would take two TLS records and two writes, and so
+//! would each of several replies that become ready together. Here a flush is delayed once, to the end of the
+//! scheduler's round: bytes that arrive meanwhile share the record and the write. It never waits for a period of time,
+//! and the buffer is bounded.
 
 use std::{
     future::Future,
@@ -18,13 +18,13 @@ use std::{
 
 use tokio::io::AsyncWrite;
 
-/// How many bytes are held back: what one TLS record holds (RFC 8446, section 5.1).
+/// Maximum number of delayed bytes: the content of one TLS record (RFC 8446, section 5.1).
 const MOST: usize = 16 * 1024;
 
 /// The end of the scheduler's round.
 type Yielded = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The bytes held back and when they go.
+/// The delayed bytes, and when they are sent.
 #[derive(Default)]
 pub(super) struct Outgoing {
     buffer: Vec<u8>,
@@ -35,7 +35,7 @@ pub(super) struct Outgoing {
     round: Option<(Yielded, Arc<Over>)>,
 }
 
-/// Told when the round is over.
+/// Woken when the round is over.
 struct Over {
     over: AtomicBool,
     task: Mutex<Waker>,
@@ -49,7 +49,7 @@ impl Wake for Over {
 }
 
 impl Outgoing {
-    /// Takes bytes, or waits until there is room.
+    /// Buffers bytes, or waits until there is room.
     pub(super) fn poll_write<W: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -68,7 +68,7 @@ impl Outgoing {
         Poll::Ready(Ok(self.buffer.len() - before))
     }
 
-    /// Says that all is flushed, and sees to it that this is true at the end of the scheduler's round: the task is
+    /// Reports all as flushed, and makes sure that this becomes true at the end of the scheduler's round: the task is
     /// then woken, and [`Outgoing::poll_due`] or the next flush sends.
     pub(super) fn poll_flush<W: AsyncWrite + Unpin>(
         &mut self,
@@ -97,13 +97,13 @@ impl Outgoing {
         }
     }
 
-    /// Sends what was put off, if its round is over. The connection polls this whenever it is woken, so that nothing
-    /// stays behind.
+    /// Sends delayed bytes if their round is over. The connection polls this whenever it is woken, so that no bytes
+    /// stay in the buffer.
     pub(super) fn poll_due<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, inner: &mut W) -> io::Result<()> {
         match &self.round {
             Some((_, round)) if round.over.load(Ordering::Acquire) => match self.poll_drain(cx, inner) {
                 Poll::Ready(result) => result,
-                // The transport wakes the task when it can go on.
+                // The transport wakes the task when it can continue.
                 Poll::Pending => Ok(()),
             },
             _ => Ok(()),
@@ -160,7 +160,7 @@ mod tests {
         }
         let mut read = [0; 64];
         assert!(futures_util::FutureExt::now_or_never(far.read(&mut read)).is_none(), "sent before the round was over");
-        // The task is woken at the end of the round, and what it polls then sends.
+        // The task is woken at the end of the round and then sends.
         let mut polls = 0;
         poll_fn(|cx| {
             polls += 1;

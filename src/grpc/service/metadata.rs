@@ -1,4 +1,4 @@
-//! What a request carries beside its CSR: the metadata Struct, and gRPC's own deadline. Pure.
+//! Content of a request in addition to its CSR: the metadata Struct, and gRPC's deadline. Pure.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use tonic::metadata::MetadataMap;
 
 use crate::grpc::status::Refusal;
 
-/// Which signer is wished for; Istio's agent always sends it, mostly empty.
+/// The requested signer; Istio's agent always sends it, usually empty.
 pub const CERT_SIGNER: &str = "CertSigner";
-/// For whom a node's proxy asks; sent by ztunnel.
+/// The impersonated identity; sent by ztunnel.
 pub const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
 
-/// The longest value in bytes: a SPIFFE ID (SPIFFE-ID, section 2.3).
+/// Maximum length of a value in bytes: that of a SPIFFE ID (SPIFFE-ID, section 2.3).
 const TEXT_MAX: usize = 2048;
 
-/// A text of the metadata; an empty one counts as absent. Keys that nobody asks for are ignored, as Istio does.
+/// A string of the metadata; an empty one counts as absent. Unknown keys are ignored, as in Istio.
 ///
 /// # Errors
-/// When the value is no string, or longer than any that we know.
+/// If the value is not a string, or longer than any valid one.
 pub fn text(metadata: Option<&Struct>, field: &'static str) -> Result<Option<String>, Refusal> {
     let Some(value) = metadata.and_then(|metadata| metadata.fields.get(field)) else { return Ok(None) };
     match &value.kind {
@@ -32,8 +32,8 @@ pub fn text(metadata: Option<&Struct>, field: &'static str) -> Result<Option<Str
     }
 }
 
-/// How long the caller waits: the `grpc-timeout` header, 1 to 8 digits and a unit (gRPC over HTTP/2). A malformed
-/// one counts as absent.
+/// How long the caller waits: the `grpc-timeout` header, 1 to 8 digits and a unit (gRPC over HTTP/2). A malformed one
+/// counts as absent.
 #[must_use]
 pub fn timeout(headers: &MetadataMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;

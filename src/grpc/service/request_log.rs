@@ -1,4 +1,4 @@
-//! The one record of a gRPC request: a log line, metrics and the status page. Also written if the client disconnects.
+//! The record of a gRPC request: a log line, metrics and the status page. Also written if the client disconnects.
 //!
 //! Holds names and numbers, never a token or a key. Lines that any client can cause have a `kind`, by which
 //! [`process::logging`] aggregates them.
@@ -34,7 +34,7 @@ impl RequestLog {
         Self { id, peer, info, is_recorded: false }
     }
 
-    /// The request's id.
+    /// The request ID.
     #[must_use]
     pub fn id(&self) -> &RequestId {
         &self.id

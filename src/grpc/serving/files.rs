@@ -1,4 +1,4 @@
-//! The endpoint's certificate from files that somebody else renews, such as a Secret's mount.
+//! The endpoint's certificate from files that are renewed by another program, such as a mounted Secret.
 
 use std::{borrow::Cow, io, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -19,10 +19,10 @@ use audit_log::timestamp;
 use pki::identity::Name;
 use process::error::{Advice, Remedy};
 
-/// The largest file that is read: a long chain is some 10 KiB.
+/// Maximum size of a file: a long chain has some 10 KiB.
 const FILE_MAX: u64 = 1 << 20;
 
-/// Where certificate and key are.
+/// Paths of certificate and key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
     /// PEM certificate chain, leaf first.
@@ -33,10 +33,10 @@ pub struct Files {
     pub names: Vec<Name>,
 }
 
-/// Why the files give no certificate.
+/// The files contain no usable certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
-    /// No certificate, or one that is not PEM.
+    /// There is no certificate in PEM.
     #[error("{}: no certificate in PEM{}", .0.display(), Advice(self))]
     Certificate(PathBuf),
     /// The leaf has expired.
@@ -50,7 +50,7 @@ pub enum FilesError {
     /// No key, or a kind that is not known.
     #[error("{}: no private key in PEM that can sign (RSA, ECDSA or Ed25519)", .0.display())]
     Key(PathBuf),
-    /// Key and certificate are not of one pair.
+    /// Key and certificate do not match.
     #[error("{}: the key is not that of {}{}", .0.key.display(), .0.certificate.display(), Advice(self))]
     Mismatch(Files),
     /// The leaf lacks a name that clients use.
@@ -77,13 +77,13 @@ pub enum FilesError {
     /// A file cannot be read.
     #[error("{}: cannot be read", path.display())]
     Read {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's reason.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// A file is too large to be what it should be.
+    /// A file is too large.
     #[error("{}: larger than 1 MiB", .0.display())]
     TooLarge(PathBuf),
 }
@@ -105,7 +105,7 @@ impl Remedy for FilesError {
     }
 }
 
-/// Both files as they were read at one time; a change in either is seen by comparing.
+/// Content of both files; changes are detected by comparison.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Content {
     certificate: Vec<u8>,
@@ -116,7 +116,7 @@ impl Files {
     /// Reads both files.
     ///
     /// # Errors
-    /// When one cannot be read.
+    /// If one cannot be read.
     pub fn read(&self) -> Result<Content, FilesError> {
         let certificate = read(&self.certificate)?.to_vec();
         Ok(Content { certificate, key: read(&self.key)? })
@@ -210,6 +210,6 @@ fn read(path: &std::path::Path) -> Result<Zeroizing<Vec<u8>>, FilesError> {
     if length > FILE_MAX {
         return Err(FilesError::TooLarge(path.to_owned()));
     }
-    // `fs::read` sizes its buffer by the file's length, so that no copy of a key is left behind by its growth.
+    // `fs::read` sizes its buffer by the file's length, so no reallocation leaves a copy of the key behind.
     std::fs::read(path).map(Zeroizing::new).map_err(failed)
 }

@@ -1,6 +1,6 @@
-//! The key of a certificate that the daemon issues to itself: made in memory, never encoded, gone with the process.
+//! The key of a certificate that the daemon issues to itself: generated in memory, never encoded, never stored.
 //!
-//! It lives inside aws-lc, which cleanses it when it is freed.
+//! It is held by aws-lc, which zeroizes it when it is freed.
 
 use std::{fmt, sync::Arc};
 
@@ -23,13 +23,13 @@ use x509_cert::{
     request::{CertReq, CertReqInfo, Version},
 };
 
-/// A key or its request could not be made: the crypto library or the system's random generator failed.
+/// A key or its CSR could not be created: the crypto library or the system's random generator failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The request could not be encoded.
+    /// The CSR could not be encoded.
     #[error("BUG: the request for the serving certificate cannot be encoded")]
     Encoding(#[from] der::Error),
-    /// aws-lc made no key or no signature.
+    /// aws-lc returned no key or no signature.
     #[error("the key of the serving certificate cannot be generated")]
     Crypto,
 }
@@ -49,10 +49,10 @@ impl fmt::Debug for ServingKey {
 }
 
 impl ServingKey {
-    /// Makes a key.
+    /// Generates a key.
     ///
     /// # Errors
-    /// When the system's generator fails.
+    /// If the system's random generator fails.
     pub fn generate() -> Result<Self, KeyError> {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(|_| KeyError::Crypto)?;
         let spki: PublicKeyX509Der<'_> = pair.public_key().as_der().map_err(|_| KeyError::Crypto)?;
@@ -60,10 +60,10 @@ impl ServingKey {
         Ok(Self { pair: Arc::new(pair), spki })
     }
 
-    /// A PEM request for a certificate of this key (RFC 2986): no subject and no names, which policy knows itself.
+    /// A CSR in PEM for this key (RFC 2986), without subject and names, which policy determines.
     ///
     /// # Errors
-    /// When encoding or signing fails.
+    /// If encoding or signing fails.
     pub fn request(&self) -> Result<String, KeyError> {
         let info = CertReqInfo {
             version: Version::V1,
