@@ -41,29 +41,29 @@ use token_host::{
     protocol::{Fingerprint, Kind},
 };
 
-/// Replaces this process by the token host's program. Returns only if that fails, with the reason.
+/// Replaces this process with the token host's program. Returns only if that fails, with the error.
 #[must_use]
 pub fn exec_host(arguments: &[OsString]) -> io::Error {
     child::exec(arguments)
 }
 
-/// How to reach a token's host.
+/// How the daemon reaches a token host.
 #[derive(Clone, Debug)]
 pub enum HostEndpoint {
     /// The daemon starts it as its child, connected by a socket pair.
     Child {
         /// The host's settings.
         settings: Box<token_host::Settings>,
-        /// The executable; `None` is the daemon's own.
+        /// The executable; `None` means the daemon's own.
         program: Option<PathBuf>,
-        /// Variables added to the child's environment: where a vendor's module looks for its own configuration.
+        /// Environment variables of the child, such as the path of a vendor module's configuration.
         environment: BTreeMap<String, String>,
     },
-    /// It is supervised by another program and listens on a Unix socket.
+    /// It is supervised separately and listens on a Unix socket.
     Socket {
         /// The socket.
         path: PathBuf,
-        /// The user id that the host must run under; `None` trusts the permissions of the socket's directory.
+        /// The user ID that the host must have; `None` trusts the permissions of the socket's directory.
         uid: Option<u32>,
     },
 }
@@ -75,7 +75,7 @@ pub struct TokenSettings {
     pub name: Arc<str>,
     /// How to reach its host.
     pub endpoint: HostEndpoint,
-    /// The limit of one PKCS#11 call. A host that does not answer for longer is replaced.
+    /// Timeout of one PKCS#11 call. A host that does not answer for longer is replaced.
     pub call_timeout: Duration,
     /// Keep-alive interval.
     pub keep_alive: Duration,
@@ -89,7 +89,7 @@ pub struct TokenSettings {
 pub struct Settings {
     /// The tokens.
     pub tokens: Vec<TokenSettings>,
-    /// The limit of each of the two queues, in requests.
+    /// Maximum length of each of the two queues, in requests.
     pub queue: usize,
     /// How long a request waits for a token to recover, within its deadline.
     pub recovery_wait: Duration,
@@ -119,7 +119,7 @@ pub enum PoolError {
     /// Two tokens have the same name.
     #[error("two tokens are named {0}; give each [[token]] a name of its own")]
     SameName(Arc<str>),
-    /// The program of the token host is not installed, or the operating system refuses a thread.
+    /// The token host's program is not installed, or no thread can be started.
     #[error("token hosts cannot be started")]
     Spawner(#[source] io::Error),
 }
@@ -127,7 +127,7 @@ pub enum PoolError {
 /// A token is not proven to hold a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProveError {
-    /// The host refuses the key, or the token does not hold it.
+    /// The host rejects the key, or the token does not hold it.
     #[error("{0}")]
     Refused(String),
     /// The token's host is not running.
@@ -144,7 +144,7 @@ pub struct Proof {
     pub result: Result<(), ProveError>,
 }
 
-/// A checkpoint's signature and the key that made it; each token has a log key of its own.
+/// A checkpoint's signature and the key that made it; each token has its own log key.
 #[derive(Clone, Debug)]
 pub struct CheckpointSignature {
     /// The signature.
@@ -165,7 +165,7 @@ impl Pool {
     /// Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// When the settings hold no token or two of one name, or no thread can be started.
+    /// If there is no token or two have the same name, or no thread can be started.
     pub fn start(settings: Settings) -> Result<Self, PoolError> {
         if settings.tokens.is_empty() {
             return Err(PoolError::NoToken);
@@ -205,7 +205,7 @@ impl Pool {
         self.shared.calls()
     }
 
-    /// The number of requests in the queues: bulk, first.
+    /// The number of queued requests: normal, high priority.
     #[must_use]
     pub fn queued(&self) -> (usize, usize) {
         self.shared.queued()
@@ -217,7 +217,8 @@ impl Pool {
         supervisor::prove(&self.shared, key.fingerprint(), deadline).await
     }
 
-    /// Stops looking for a key of an earlier [`Pool::prove`]. Requests that need it are still signed where it was found.
+    /// Stops looking for a key of an earlier [`Pool::prove`]. Requests that need it are still signed where it was
+    /// found.
     pub fn forget(&self, key: &PublicKey) {
         self.shared.forget(&key.fingerprint());
     }
@@ -245,7 +246,7 @@ impl Pool {
         supervisor::canaries(&self.shared).await
     }
 
-    /// Refuses new requests, lets those in flight finish until `deadline`, and ends the hosts.
+    /// Rejects new requests, lets those in flight finish until `deadline`, and ends the hosts.
     pub async fn shutdown(&self, deadline: Instant) {
         self.shared.close();
         while self.shared.in_flight() > 0 && Instant::now() < deadline {
@@ -278,7 +279,7 @@ impl Pool {
     }
 }
 
-/// A placeholder: each host has only one log key and one canary key, and they need no fingerprint.
+/// A placeholder: each host has only one log key and one canary key, which need no fingerprint.
 const OWN_KEY: Fingerprint = [0; 32];
 
 impl Signer for Pool {

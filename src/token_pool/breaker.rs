@@ -1,7 +1,7 @@
 //! The circuit breaker of one token: a pure table from state and event to the next state and the actions.
 //!
-//! [`transition`] is the whole state machine. [`Breaker`] adds what the table counts: repeated failures and the time of
-//! the next probe. The table is rendered into docs/FAULTS.md, and a test compares every row.
+//! [`transition`] is the whole state machine. [`Breaker`] adds the counters: repeated failures and the time of the next
+//! probe. The table is rendered into docs/FAULTS.md, and a test compares every row.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use token_host::protocol::Recovery;
 
 /// Consecutive wrong signatures after which a serving token is taken out of service.
 const MAX_WRONG_SIGNATURES: u32 = 3;
-/// Consecutive requests that a serving token may fail without another sign of trouble.
+/// Consecutive requests that a serving token may fail while it shows no other failure.
 const MAX_REQUEST_FAULTS: u32 = 4;
 /// Consecutive failed probes after which a host is replaced.
 const MAX_FAILED_PROBES: u32 = 3;
-/// First and longest interval between two attempts to probe a token or to start a host.
+/// Initial and maximum delay between two attempts to probe a token or to start a host.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
@@ -25,11 +25,11 @@ pub(super) enum State {
     Starting,
     /// The last host is gone.
     Down,
-    /// The last host ended because its PIN was refused.
+    /// The last host ended because its PIN was rejected.
     PinRefused,
     /// Open: the canary key is probed.
     Probing,
-    /// Open, and only another host process helps.
+    /// Open, and only a new host process helps.
     Replacing,
     /// A probe has passed; one real request at a time.
     HalfOpen,
@@ -90,7 +90,7 @@ pub(super) enum Action {
     Trust,
     /// Forget wrong signatures.
     ForgetWrong,
-    /// Free the place of the half-open token's real request.
+    /// End the half-open token's real request.
     EndTrial,
     /// Make the host close the session of the wrong signature.
     DropSession,
@@ -127,7 +127,7 @@ pub(super) const fn transition(state: State, event: Event) -> (State, &'static [
             (Replacing, &[TakeOutOfService, EndTrial, DropSession])
         }
 
-        // The canary signed and the real request did not: that counts as a failed probe.
+        // The canary signed and the real request did not: this counts as a failed probe.
         (Event::RequestFault | Event::TokenFault, HalfOpen) => (Probing, &[TakeOutOfService, EndTrial, DelayProbe]),
         (Event::TokenFault, Serving) => (Probing, OUT),
         (Event::HostFault, HalfOpen | Serving) => (Replacing, OUT),
@@ -136,7 +136,7 @@ pub(super) const fn transition(state: State, event: Event) -> (State, &'static [
 
         (Event::TrialEnded, HalfOpen) => (HalfOpen, &[EndTrial]),
 
-        // Nothing is in flight to a host that is not connected, and late answers do not change the state.
+        // Nothing is in flight to a host that is not connected, and late replies do not change the state.
         (
             Event::ProbePassed
             | Event::ProbeFailed

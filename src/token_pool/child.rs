@@ -1,8 +1,8 @@
-//! Starts token hosts as children, and sees to it that none outlives its use.
+//! Starts token hosts as children, and makes sure that none outlives its use.
 //!
-//! The host's end of the socket pair is its standard input: no descriptor has to be numbered, so that nothing unsafe
-//! happens between fork and exec. Children are started by a thread of their own, since the signal that a child gets
-//! when its parent dies (PR_SET_PDEATHSIG) is in truth about the thread that started it.
+//! The host's end of the socket pair is its standard input: no descriptor has to be numbered, so nothing unsafe happens
+//! between fork and exec. Children are started by a dedicated thread, because the parent death signal
+//! (PR_SET_PDEATHSIG) is sent when the thread that started the child ends.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ use process::logging;
 /// How long a child may take to end after its socket was closed; its module closes its sessions meanwhile.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// How long a killed child is waited for; one in uninterruptible sleep is left to the kernel.
+/// How long to wait for a killed child; one in uninterruptible sleep is left to the kernel.
 const REAP: Duration = Duration::from_secs(2);
 
 struct Order {
@@ -35,11 +35,11 @@ struct Order {
     child: oneshot::Sender<io::Result<Child>>,
 }
 
-/// The thread that starts children. It ends with the last handle on it.
+/// The thread that starts children. It ends with its last handle.
 #[derive(Clone, Debug)]
 pub(super) struct Spawner {
     orders: mpsc::Sender<Order>,
-    /// Hosts log as the daemon does, on its standard error.
+    /// Log settings of the hosts, as the daemon's; they log to its standard error.
     logging: [String; 4],
     /// The token host's program, opened once, so that an upgrade on disk does not mix two versions.
     program: Option<Arc<OwnedFd>>,
@@ -61,7 +61,7 @@ impl Spawner {
         Ok(Self { orders, logging: logging.map(str::to_owned), program })
     }
 
-    /// Starts a host: its process, and our end of the socket.
+    /// Starts a host; returns its process and our end of the socket.
     pub(super) async fn spawn(
         &self,
         name: &str,
@@ -107,7 +107,7 @@ fn open_sibling() -> io::Result<OwnedFd> {
     Ok(program)
 }
 
-/// Replaces this process by the token host's program. Returns only if that fails, with the reason.
+/// Replaces this process with the token host's program. Returns only if that fails, with the error.
 pub(super) fn exec(arguments: &[OsString]) -> io::Error {
     match sibling_path() {
         Ok(path) => {
@@ -123,12 +123,12 @@ pub(super) fn exec(arguments: &[OsString]) -> io::Error {
 pub(super) struct Running(Child);
 
 impl Running {
-    /// Ends the child, gently unless it hangs, and reaps it; tells how it ended.
+    /// Ends the child, with SIGKILL if it hangs, and reaps it; returns how it ended.
     pub(super) async fn end(mut self, hung: bool) -> String {
         if !hung && let Some(status) = self.wait(GRACE).await {
             return status;
         }
-        // It may have ended in between.
+        // It may have ended meanwhile.
         let _ = self.0.kill();
         self.wait(REAP).await.unwrap_or_else(|| "it could not be ended".to_owned())
     }
@@ -151,7 +151,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if !matches!(self.0.try_wait(), Ok(Some(_))) {
             let _ = self.0.kill();
-            // After SIGKILL this is a matter of moments.
+            // After SIGKILL this takes only moments.
             let _ = self.0.wait();
         }
     }

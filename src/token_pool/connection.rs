@@ -1,7 +1,7 @@
 //! The two tasks of a connection to a host: one writes the outbox, one reads the answers.
 //!
-//! The socket is registered for reading only. Registered for writing as well, it would wake the daemon each time that
-//! the host has read something. Writability is awaited only after a write that did not fit.
+//! The socket is registered for reading only. If it were registered for writing as well, the daemon would be woken each
+//! time the host has read something. Writability is awaited only after an incomplete write.
 
 use std::{
     io::{self, Read, Write},
@@ -18,10 +18,10 @@ use tokio::{
 use super::{state::Shared, token::Handle};
 use token_host::protocol::{Frame, ProtocolError, Reply};
 
-/// Room for one read, more than a frame.
+/// Size of one read, more than a frame.
 const BUFFER: usize = 64 * 1024;
 
-/// How long the replies of a host that takes no more requests are waited for.
+/// How long replies are awaited from a host that no longer accepts requests.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Why a connection ended.
@@ -57,7 +57,7 @@ impl HostConnection {
     pub(super) async fn ended(&mut self) -> ConnectionError {
         let ended = tokio::select! {
             ended = &mut self.reader => ended,
-            // What the host sent before it closed is read first.
+            // Replies that the host sent before it closed are read first.
             ended = &mut self.writer => match tokio::time::timeout(DRAIN_TIMEOUT, &mut self.reader).await {
                 Ok(reader) => reader,
                 Err(_) => ended,
@@ -78,7 +78,7 @@ async fn writer(shared: Arc<Shared>, handle: Arc<Handle>, host: u64, socket: Uni
     let mut buffer = Vec::new();
     loop {
         handle.writer.notified().await;
-        // Lets the other ready tasks put their frames into the same write.
+        // Lets the other runnable tasks add their frames to the same write.
         tokio::task::yield_now().await;
         shared.take_outbox(handle.id, host, &mut buffer);
         if let Err(error) = write_all(&socket, &buffer).await {
@@ -98,7 +98,7 @@ fn watched(socket: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStr
     AsyncFd::with_interest(socket, interest)
 }
 
-/// Writes everything, waiting for room in the socket where necessary.
+/// Writes everything, waiting for room in the socket if necessary.
 async fn write_all(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
     let mut room: Option<AsyncFd<UnixStream>> = None;
     while !bytes.is_empty() {
@@ -122,7 +122,7 @@ async fn write_all(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 async fn reader(shared: Arc<Shared>, handle: Arc<Handle>, host: u64, socket: AsyncFd<UnixStream>) -> ConnectionError {
-    // The rest of a frame and one more read have room.
+    // Room for the rest of a frame and one more read.
     let mut buffer = vec![0; 2 * BUFFER];
     let mut filled = 0;
     let mut replies = Vec::new();
@@ -148,7 +148,7 @@ async fn reader(shared: Arc<Shared>, handle: Arc<Handle>, host: u64, socket: Asy
     }
 }
 
-/// Decodes every whole frame, and returns how many bytes they take.
+/// Decodes all whole frames, and returns their length in bytes.
 fn decode(buffer: &[u8], replies: &mut Vec<(u64, Reply)>) -> Result<usize, ProtocolError> {
     let mut used = 0;
     while let Some((frame, length)) = Frame::split(buffer.get(used..).unwrap_or_default())? {

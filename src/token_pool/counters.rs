@@ -7,7 +7,7 @@ use std::sync::{
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Counters of one token; only ever rising.
+        /// Counters of one token; they never decrease.
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[$doc])* pub $name: AtomicU64,)*
@@ -32,18 +32,18 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Signatures that came back.
+    /// Signatures received.
     signed,
     /// Certificates that its hosts have signed for this process by their own count. Reported at each keep-alive, so it
     /// lags behind `signed`.
     reported,
     /// Signatures that did not verify.
     wrong,
-    /// Requests that the host's own rules refused.
+    /// Requests that the host's own limits forbade.
     refused,
-    /// Requests for certificates that a limit of the host on their number refused.
+    /// Requests for certificates rejected by a limit of the host on their number.
     limited,
-    /// Requests that a PKCS#11 error failed.
+    /// Requests that failed with a PKCS#11 error.
     faults,
     /// Requests whose deadline passed at the token.
     expired,
@@ -63,7 +63,7 @@ counters! {
     busy_nanoseconds,
 }
 
-/// Counts one.
+/// Increments a counter.
 pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }

@@ -1,15 +1,15 @@
-//! What readiness sees of the tokens.
+//! Health of the tokens for readiness.
 
 use std::{sync::Arc, time::Instant};
 
-/// Where a token stands; the breaker's state included.
+/// A token's phase, including the breaker's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Its host cannot be reached, or fails; retried automatically.
     Down,
     /// Its host is up and its canary signs; one real request at a time until one verifies.
     HalfOpen,
-    /// Its PIN is wrong or locked; nobody tries until the PIN's file changes.
+    /// Its PIN is wrong or locked; it is not tried again until the PIN file changes.
     PinRefused,
     /// It failed a request or signed wrongly and is probed with the canary key.
     Probing,
@@ -33,7 +33,7 @@ impl Phase {
         }
     }
 
-    /// The same for people.
+    /// The description for users.
     #[must_use]
     pub fn in_words(self) -> &'static str {
         match self {
@@ -61,13 +61,13 @@ impl Phase {
 pub struct TokenHealth {
     /// The token.
     pub token: Arc<str>,
-    /// Where it stands.
+    /// Its phase.
     pub phase: Phase,
-    /// Why, in words; empty while it serves.
+    /// The reason; empty while it serves.
     pub reason: String,
-    /// Since when.
+    /// Start of the phase.
     pub since: Instant,
-    /// How many CA keys were found in it.
+    /// Number of CA keys found in it.
     pub keys: usize,
     /// How each was found.
     pub found: Vec<String>,
@@ -87,14 +87,14 @@ pub struct PoolHealth {
 }
 
 impl PoolHealth {
-    /// Whether at least one token signs. Half-open may count ([`TokenHealth::ready`]): without a request there is none
-    /// that could close the breaker, and a daemon that is not ready gets no requests.
+    /// Whether at least one token signs. Half-open may count ([`TokenHealth::ready`]): only a request can close the
+    /// breaker, and a daemon that is not ready gets no requests.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.tokens.iter().any(|token| token.ready)
     }
 
-    /// Why no token signs, in words.
+    /// Why no token signs.
     #[must_use]
     pub fn reason(&self) -> String {
         let mut text = String::new();

@@ -14,7 +14,7 @@ use token_host::protocol::{Fingerprint, Kind, Sign};
 /// The maximum number of attempts for one request: at its own token, at another, and at both again after a recovery.
 const MAX_ATTEMPTS: u32 = 4;
 
-/// The bytes to be signed; shared, so that waiting costs no copy.
+/// The bytes to be signed; shared, so that queueing them costs no copy.
 #[derive(Debug)]
 pub(super) enum Message {
     Bytes(Arc<[u8]>),
@@ -30,7 +30,7 @@ impl Message {
     }
 }
 
-/// A request, from the moment it is submitted to its one answer.
+/// A request, from its submission to its only answer.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) kind: Kind,
@@ -107,7 +107,7 @@ impl Job {
         }
     }
 
-    /// Notes a failed attempt; `false` when no attempt is left.
+    /// Records a failed attempt; `false` if no attempt is left.
     pub(super) fn may_try_again(&mut self, failed_at: &Arc<str>) -> bool {
         self.attempts += 1;
         self.failed_at = Some(Arc::clone(failed_at));

@@ -1,4 +1,4 @@
-//! Two bounded queues for requests that wait for a token; first come, first served within each.
+//! Two bounded queues of requests waiting for a token; first in, first out within each.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +13,7 @@ use crate::signer::{Priority, SignError};
 /// [`Pool`](super::Pool).
 const SWEEP_INTERVAL: Duration = Duration::from_millis(25);
 
-/// While both queues hold requests, every fourth one is taken from the bulk queue, which therefore never starves.
+/// While both queues have requests, every fourth one is taken from the normal queue, which therefore never starves.
 const BULK_SHARE: u32 = 4;
 
 /// The two queues.
@@ -37,7 +37,7 @@ impl Queues {
         }
     }
 
-    /// The number of waiting requests: bulk, first.
+    /// The number of queued requests: normal, high priority.
     pub(super) fn len(&self) -> (usize, usize) {
         (self.bulk.len(), self.first.len())
     }

@@ -1,4 +1,4 @@
-//! The state that callers, writers, readers and supervisors share: one mutex, never held across I/O.
+//! State shared by callers, writers, readers and supervisors: one mutex, never held across I/O.
 
 mod answers;
 mod connections;
@@ -58,7 +58,7 @@ impl Tokens {
         self.of_log().filter_map(Token::has_log_key).reduce(|one, other| one || other)
     }
 
-    /// Whether all tokens refuse their PIN, so that waiting does not help.
+    /// Whether all tokens reject their PIN, so that waiting does not help.
     fn all_pins_refused(&self) -> bool {
         self.iter().filter(|token| !token.handle.log_only).all(|token| token.phase() == Phase::PinRefused)
     }
@@ -68,7 +68,7 @@ impl Tokens {
         self.iter().any(|token| token.handle.id != id && token.serves(job))
     }
 
-    /// Whether a token may have a request now. The token that failed it last is used again only when no other serves.
+    /// Whether a token may get a request now. The token that failed it last is used again only if no other serves.
     fn may(&self, id: TokenId, job: &Job) -> bool {
         let token = &self[id];
         let dedicated = job.kind != Kind::Checkpoint || self.of_log().any(|token| token.handle.id == id);
@@ -94,7 +94,7 @@ impl IndexMut<TokenId> for Tokens {
 struct Inner {
     tokens: Tokens,
     queues: Queues,
-    /// CA keys that each token is to hold.
+    /// CA keys that each token must hold.
     keys: Vec<Fingerprint>,
     closing: bool,
 }
@@ -206,7 +206,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What the writer is to write; empty when there is nothing.
+    /// The bytes to be written; empty if there are none.
     pub(super) fn take_outbox(&self, id: TokenId, host: u64, into: &mut Vec<u8>) {
         into.clear();
         let mut inner = self.lock();
@@ -216,7 +216,7 @@ impl Shared {
         }
     }
 
-    /// Sends a host a request that is not a caller's. `None` when that host is gone.
+    /// Sends a host a request of the pool itself. `None` if that host is gone.
     pub(super) fn call(&self, id: TokenId, host: u64, request: &Request<'_>) -> Option<oneshot::Receiver<Reply>> {
         let (answer, answered) = oneshot::channel();
         let mut inner = self.lock();
@@ -229,7 +229,7 @@ impl Shared {
         Some(answered)
     }
 
-    /// Removes abandoned requests, refuses those that no token has served for too long, and supervises trials.
+    /// Removes abandoned requests, fails those that no token has served for too long, and supervises trials.
     pub(super) fn sweep(&self, now: Instant) {
         let mut inner = self.lock();
         self.tend_trials(&mut inner, now);
@@ -261,7 +261,7 @@ impl Shared {
 }
 
 impl Inner {
-    /// Gives a token as many of the waiting requests as its window holds.
+    /// Gives a token as many of the waiting requests as its window permits.
     fn pump(&mut self, id: TokenId, now: Instant) {
         while self.tokens[id].has_room() {
             let Some(job) = self.queues.take(|job| self.tokens.may(id, job)) else { return };

@@ -26,12 +26,12 @@ use token_host::{
     protocol::{Kind, Recovery, Reply, Request, Sign, VERSION},
 };
 
-/// Added to the limit of one call before a host counts as hung, so that its own watchdog acts first.
+/// Added to the timeout of one call before a host counts as hung, so that its own watchdog acts first.
 const WATCHDOG_GRACE: Duration = Duration::from_millis(500);
-/// The limit of one call, times this, is the limit of a host's start: it loads the module, logs in and looks up keys.
+/// The timeout of a host's start as a multiple of one call's: it loads the module, logs in and looks up keys.
 const STARTING_CALLS: u32 = 3;
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// How often missing keys are looked for; an import into the token raises no event.
+/// Interval of looking for missing keys; an import into the token causes no event.
 const KEY_LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How a probe has passed.
@@ -123,7 +123,8 @@ impl Supervisor {
             stream.into_std().and_then(|stream| HostConnection::start(&self.shared, &self.handle, host, stream));
         let mut end = match started {
             Ok(mut connection) => tokio::select! {
-                // A host that cannot begin says why and closes: its reason counts, not the end of the connection.
+                // A host that cannot start reports the reason and closes: report the reason, not the end of the
+                // connection.
                 biased;
                 end = self.watch(host) => end,
                 error = connection.ended() => End::down(error.to_string()),
@@ -202,8 +203,8 @@ impl Supervisor {
                 looked = Instant::now();
             }
             if asked.elapsed() >= self.settings.keep_alive {
-                // One session may be busy while the others fall idle. The answer counts as a sign of life and its
-                // absence as a hang; behind other work it is not awaited.
+                // One session may be busy while the others are idle. The reply counts as a sign of life and its absence
+                // as a hang; behind other work it is not awaited.
                 if !idle {
                     drop(self.shared.call(id, host, &Request::Ping));
                 } else if let Err(end) = self.ping(host).await {
@@ -323,7 +324,7 @@ impl Supervisor {
     }
 }
 
-/// The end of a host whose answer is not the expected one.
+/// The end of a host whose reply is not the expected one.
 fn unexpected(reply: Reply) -> End {
     match reply {
         Reply::Fault(fault) => End {

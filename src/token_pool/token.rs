@@ -1,5 +1,5 @@
-//! One token in the pool's state: its breaker and which requests it may have. `in_flight` has what its host has yet to
-//! answer, `report` what the host reports about itself.
+//! One token in the pool's state: its breaker and the requests it may get. `in_flight` has the requests its host has
+//! not answered, `report` what the host reports about itself.
 
 mod in_flight;
 mod report;
@@ -22,15 +22,15 @@ use super::{
 use token::calls;
 use token_host::protocol::{Fingerprint, Kind, Status};
 
-/// How long a token that has failed must be half-open without a request before it counts as ready. Where requests
-/// come, the first of them decides sooner.
+/// How long a token that has failed must be half-open without a request before it counts as ready. If there are
+/// requests, the first of them decides sooner.
 const READY_WITHOUT_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The position of a token in the configuration. Made by `state` for its own entries only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TokenId(pub(super) usize);
 
-/// What the tasks of one token share without a lock.
+/// State that the tasks of one token share without a lock.
 #[derive(Debug)]
 pub(super) struct Handle {
     pub(super) id: TokenId,
@@ -57,7 +57,7 @@ pub(super) struct FoundKey {
 pub(super) struct Token {
     pub(super) handle: Arc<Handle>,
     pub(super) breaker: Breaker,
-    /// The number of the present host: an answer of an earlier host is not attributed to it.
+    /// Number of the current host: a reply of an earlier host is not attributed to it.
     pub(super) host: u64,
     pub(super) connected: bool,
     pub(super) status: Status,
@@ -74,7 +74,7 @@ pub(super) struct Token {
     pub(super) outstanding: HashMap<u64, Pending>,
     pub(super) jobs: usize,
     pub(super) outbox: Vec<u8>,
-    /// When the host last answered, or was first asked after it had answered everything.
+    /// When the host last replied, or got its first request after it had answered everything.
     pub(super) last_reply_at: Instant,
     pub(super) trial: Option<Trial>,
     window: usize,
@@ -137,7 +137,7 @@ impl Token {
     }
 
     /// Whether it counts as able to sign. Half-open does, since a daemon that is not ready may get no request that
-    /// could close the breaker; after a failure, only once no request has come for a while.
+    /// could close the breaker; after a failure, only once no request has arrived for a while.
     fn is_ready(&self, now: Instant) -> bool {
         let waited = |since: Instant| now.saturating_duration_since(since) >= READY_WITHOUT_REQUEST_TIMEOUT;
         let ready = match self.phase() {
@@ -196,7 +196,7 @@ impl Token {
         self.host
     }
 
-    /// Takes everything back from a host that is gone, the newest first.
+    /// Takes all requests back from a host that is gone, the newest first.
     pub(super) fn disconnected(&mut self, event: Event, reason: &str) -> Vec<Job> {
         self.connected = false;
         self.host += 1;
@@ -213,7 +213,7 @@ impl Token {
         jobs.collect()
     }
 
-    /// Applies an event to the breaker and does what it demands, except for what concerns a session or a key.
+    /// Applies an event to the breaker and performs its actions, except those for a session or a key.
     pub(super) fn apply(&mut self, event: Event, reason: &str) -> &'static [Action] {
         let from = self.phase();
         let actions = self.breaker.apply(event, reason, Instant::now());

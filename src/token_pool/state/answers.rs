@@ -1,4 +1,4 @@
-//! Effects of a host's answers, and of the verdicts on its signatures.
+//! Effects of a host's replies, and of the verdicts on its signatures.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -19,7 +19,7 @@ use crate::signer::{SignError, Signed, Source};
 use token_host::protocol::{Fault, Fingerprint, ProtocolError, Recovery, Reply};
 
 impl Shared {
-    /// Takes the answers of one read from a host.
+    /// Processes the replies of one read from a host.
     pub(in super::super) fn answered(
         &self,
         id: TokenId,
@@ -42,7 +42,7 @@ impl Shared {
                 }
                 None => tracing::warn!(token = &**token.name(), correlation, "unexpected answer from the token host"),
                 Some(Pending::Control(answer)) => {
-                    // The receiver is gone where a ping was sent without waiting for its answer.
+                    // There is no receiver if a ping was sent without waiting for its reply.
                     if let Err(Reply::Status(status)) = answer.send(reply) {
                         token.reported(*status);
                     }
@@ -92,7 +92,7 @@ impl Shared {
             Reply::Refused { reason, limit } => {
                 count(if limit { &counters.limited } else { &counters.refused });
                 let on_trial = token.phase() == Phase::HalfOpen;
-                // The rules of a host on trial may differ from those of the others, which decide; and another host may
+                // The limits of a host on trial may differ from those of the others, which decide; and another host may
                 // have some of its number of certificates left.
                 if (on_trial || limit) && inner.tokens.others_serve(id, &job) && job.may_try_again(&handle.name) {
                     count(&counters.retried);
@@ -168,7 +168,7 @@ impl Shared {
         }
     }
 
-    /// Applies the verdict on a signature of a token's present host.
+    /// Applies the verdict on a signature of a token's current host.
     pub(super) fn judge(&self, inner: &mut Inner, id: TokenId, session: u32, verified: bool) {
         let token = &mut inner.tokens[id];
         let before = token.phase();

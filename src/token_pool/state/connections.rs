@@ -13,7 +13,7 @@ use crate::signer::SignError;
 use token_host::protocol::{Fingerprint, Status};
 
 impl Shared {
-    /// A connection to a host is established; returns the host's number.
+    /// A connection to a host was established; returns the host's number.
     pub(in super::super) fn connected(&self, id: TokenId) -> u64 {
         let mut inner = self.lock();
         let host = inner.tokens[id].connected();
@@ -88,7 +88,7 @@ impl Shared {
         inner.pump_all();
     }
 
-    /// Remembers a key that each token is to hold.
+    /// Remembers a key that each token must hold.
     pub(in super::super) fn want(&self, key: Fingerprint) {
         let mut inner = self.lock();
         if !inner.keys.contains(&key) {
@@ -115,7 +115,7 @@ impl Shared {
         inner.keys.iter().filter(|key| !opened.contains(*key)).copied().collect()
     }
 
-    /// Reads something from a token's state.
+    /// Reads from a token's state.
     pub(in super::super) fn view<T>(&self, handle: &Handle, look: impl FnOnce(&Token) -> T) -> T {
         look(&self.lock().tokens[handle.id])
     }

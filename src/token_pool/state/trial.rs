@@ -1,8 +1,7 @@
 //! The one real request that closes a half-open token's breaker, chosen so that a failure costs its caller nothing.
 //!
-//! Where another token serves, the first request with enough time left goes to the token on trial. When that token does
-//! not answer soon, another one takes the request over. The late signature is verified here, since no caller waits for
-//! it.
+//! If another token serves, the first request with enough time left goes to the token on trial. If that token does not
+//! reply soon, another one takes the request over. The late signature is verified here, since no caller waits for it.
 
 use std::{
     sync::Arc,
@@ -25,10 +24,10 @@ use token_host::protocol::Reply;
 /// How long a half-open breaker waits for the verdict on the request that it let through.
 const VERDICT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The longest time before another token takes over a request on trial.
+/// Maximum time before another token takes over a request on trial.
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The part of a request's remaining time that its trial may take, as a divisor.
+/// The fraction of a request's remaining time that its trial may take, as a divisor.
 const TAKE_OVER_SHARE: u32 = 3;
 
 /// The time that a request must have left to be put on trial while another token serves.
@@ -118,7 +117,7 @@ impl Shared {
         self.judge(inner, id, session, verified);
     }
 
-    /// Takes a host's answer to a request that was taken over.
+    /// Processes a host's reply to a request that was taken over.
     pub(super) fn answered_late(&self, inner: &mut Inner, id: TokenId, correlation: u64, tbs: &Arc<Tbs>, reply: Reply) {
         match reply {
             Reply::Signed { session, signature } => self.verify_late(inner, id, tbs, &signature, session),

@@ -54,7 +54,7 @@ pub(super) async fn open_key(
     }
 }
 
-/// How often a host that is not up yet is looked at again.
+/// Interval of checking a host that is not ready yet.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// As [`Pool::prove`](super::super::Pool::prove).

@@ -11,17 +11,17 @@ use super::{
 use pki::Tbs;
 use token_host::protocol::{ProtocolError, Reply, Request};
 
-/// Something that a host has yet to answer.
+/// An unanswered request.
 #[derive(Debug)]
 pub(in super::super) enum Pending {
     Control(oneshot::Sender<Reply>),
-    /// A caller's request; `cancelled` once the host knows that the caller is gone.
+    /// A caller's request; `cancelled` once the host was notified that the caller is gone.
     Job {
         job: Box<Job>,
         sent: Instant,
         cancelled: bool,
     },
-    /// Another token has taken the request over; this one's answer still shows whether it signs.
+    /// Another token has taken the request over; this one's reply still shows whether it signs.
     TakenOver(Arc<Tbs>),
 }
 
@@ -99,7 +99,7 @@ impl Token {
                 let Pending::Job { job, cancelled: cancelled @ false, .. } = pending else { continue };
                 if job.is_abandoned() && trial != Some(*correlation) {
                     *cancelled = true;
-                    // Of fixed size, far below the limit.
+                    // Has a fixed size, far below the limit.
                     let _ = Request::Cancel { correlation: *correlation }.encode(0, &mut self.outbox);
                 }
             }
@@ -109,7 +109,7 @@ impl Token {
 
     /// Makes the host close a session.
     pub(in super::super) fn discard(&mut self, session: u32) {
-        // Of fixed size, far below the limit; the host does not answer it.
+        // Has a fixed size, far below the limit; the host does not reply to it.
         let _ = Request::Discard { session }.encode(0, &mut self.outbox);
     }
 }

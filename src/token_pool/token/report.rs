@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use super::Token;
 use token_host::protocol::{Kind, Status};
 
-/// Requests in flight to a host for each of its sessions: enough for batches, and few enough that the others wait in
-/// the queues, where expired requests are dropped.
+/// Maximum number of requests in flight to a host per session: enough for batches, and few enough that the others wait
+/// in the queues, where expired requests are dropped.
 const WINDOW_PER_SESSION: usize = 32;
 
 impl Token {
-    /// Takes the call statistics of a host that ends itself.
+    /// Adds the call statistics of a host that ends.
     pub(in super::super) fn final_report(&mut self, status: Status) {
         self.add_calls(&status);
         (self.status.instance, self.status.calls) = (status.instance, status.calls);
@@ -24,7 +24,7 @@ impl Token {
         self.calls.add((&status.calls, &status.call_errors), before);
     }
 
-    /// Takes a host's report, and counts the certificates that it has signed since the last one.
+    /// Processes a host's status, and counts the certificates that it has signed since the last one.
     pub(in super::super) fn reported(&mut self, status: Status) {
         self.window = WINDOW_PER_SESSION * usize::try_from(status.sessions.max(1)).unwrap_or(1);
         let signed = certificates(&status);
