@@ -61,19 +61,19 @@ enum Command {
     TokenHost(token_host::Args),
 }
 
-/// Parses the command line, runs the command, and gives the process's exit status: 0 done, 1 refused or failed,
-/// 2 usage.
+/// Parses the command line, runs the command, and returns the exit status: 0 success, 1 refused or failed, 2 usage
+/// error.
 #[must_use]
 pub fn main() -> ExitCode {
     let Cli { command, output } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // clap's own text and status: 0 for help and version, 2 for wrong usage.
+            // clap's own text and exit status: 0 for help and version, 2 for usage errors.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    // The host hardens itself, after it has taken its socket.
+    // The token host hardens itself after it has taken its socket.
     let command = match command {
         Command::TokenHost(args) => {
             return token_host::run(args).map_or_else(|error| output.fail(&error), |()| ExitCode::SUCCESS);

@@ -12,7 +12,7 @@ use nix::{
     libc::{O_NOFOLLOW, O_NONBLOCK},
 };
 
-/// The largest other file of the directory that is carried over: receipts are a few KiB.
+/// Maximum size of other files in the directory that are kept: receipts are a few KiB.
 const CARRY_MAX: u64 = 1024 * 1024;
 
 /// A bundle directory could not be written.
@@ -30,11 +30,11 @@ fn failed(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> WriteErr
     move |source| WriteError { path, what, source }
 }
 
-/// Whether a bundle could be written there, before anything else is done: the directory is one or could be made, and
-/// what is above it can be written. Leaves nothing behind.
+/// Checks in advance whether a bundle can be written there: the directory exists or can be created, and its parent is
+/// writable. Leaves nothing behind.
 ///
 /// # Errors
-/// What stands in the way.
+/// The obstacle.
 pub fn check(directory: &Path) -> Result<(), WriteError> {
     if directory.exists() && !directory.is_dir() {
         let source = io::ErrorKind::NotADirectory.into();
@@ -71,19 +71,19 @@ fn holds_certificates_alone(path: &Path) -> bool {
 fn writable_above(path: &Path) -> Result<(), WriteError> {
     let above = path.ancestors().skip(1).find(|path| path.as_os_str().is_empty() || path.exists());
     let above = above.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A file without a name, where the file system has that.
+    // An unnamed file, if the file system supports it.
     let probed = tempfile::tempfile_in(above).map(drop);
     probed.map_err(failed(above, "cannot be written; this user must be allowed to create files there"))
 }
 
-/// Writes `files` (name and content) into `directory`, replacing those of the same name and keeping the others.
+/// Writes `files` (name and content) into `directory`, replacing those with the same name and keeping the others.
 ///
-/// The files are made in a directory beside it, flushed, and then exchanged with it in one step
-/// (`renameat2(RENAME_EXCHANGE)`). Where that is impossible (a mount point, a file system that cannot), each file
-/// is renamed into place separately, in the order given.
+/// The files are written and flushed in a temporary directory next to it, which is then exchanged with it in one step
+/// (`renameat2(RENAME_EXCHANGE)`). If that is impossible (a mount point, an unsupported file system), each file is
+/// renamed into place separately, in the given order.
 ///
 /// # Errors
-/// When something cannot be written; the directory then is as it was.
+/// If something cannot be written; the directory is unchanged then.
 pub fn write(directory: &Path, files: &[(&str, &[u8])]) -> Result<(), WriteError> {
     let parent = match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -165,10 +165,10 @@ fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Writes one private file (a key's receipt has none; a request has none either) so that it exists whole or not at all.
+/// Writes a single file (a receipt or a certificate request, neither of which contains a key) atomically.
 ///
 /// # Errors
-/// When it cannot be written.
+/// If it cannot be written.
 pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), WriteError> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -183,7 +183,7 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), WriteErr
         .map_err(failed(path, "cannot be written"))
 }
 
-/// The name of a command's receipt, one a token: by its serial number, which comes from the token and is no path.
+/// Name of a command's receipt, one per token, with the token's serial number made safe for a file name.
 #[must_use]
 pub fn receipt_name(command: &str, serial: &str) -> String {
     let serial: String = serial.chars().filter(char::is_ascii_alphanumeric).collect();
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(fs::read(bundle.join("receipt.json")).unwrap(), b"{}");
         let after = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&bundle).unwrap());
         assert_ne!(after, before, "the directory was exchanged as a whole");
-        assert_eq!(fs::read_dir(temp.path().join("a")).unwrap().count(), 1, "no leftovers beside it");
+        assert_eq!(fs::read_dir(temp.path().join("a")).unwrap().count(), 1, "no leftovers next to it");
     }
 
     #[test]

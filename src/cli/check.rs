@@ -1,8 +1,8 @@
-//! `check`: everything that would stop `serve`, all at once, each with its remedy.
+//! `check`: reports everything that would prevent `serve` from working, with remedies.
 //!
-//! Changes nothing but this: a PIN that a token refuses is remembered as `serve` remembers it, so that neither tries it
-//! again. Each token's library is loaded in a process of its own, as `serve` does it, since it may crash, hang, or need
-//! an environment of its own.
+//! Changes nothing except this: a PIN that a token rejects is recorded as `serve` records it, so that neither tries it
+//! again. Each token's library is loaded in a separate process, as in `serve`, since it may crash, hang, or need its
+//! own environment.
 
 mod clusters;
 mod finding;
@@ -29,10 +29,10 @@ pub struct Args {
     probe: Option<String>,
 }
 
-/// Checks.
+/// Runs all checks.
 ///
 /// # Errors
-/// When something would stop `serve`; what was found has been printed then.
+/// If something would prevent `serve` from working; the findings have been printed then.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     if let Some(name) = &args.probe {
         return process::answer(&args.config.read()?, name);
@@ -50,7 +50,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     }
 }
 
-/// What is wrong with the configuration itself; nothing else can be looked at then.
+/// Errors in the configuration itself, which prevent all other checks.
 fn configuration(error: &ConfigError) -> Vec<Finding> {
     let mut found = Findings::about("configuration");
     match error {

@@ -1,4 +1,4 @@
-//! The arguments of the commands that read the configuration: the file, and flags that lie over it.
+//! Arguments of commands that read the configuration: the file, and flags that override it.
 
 use std::{net::SocketAddr, num::NonZeroU8, path::PathBuf};
 
@@ -14,19 +14,19 @@ pub struct ConfigArgs {
     /// `[ca] bundle`: the directory of ca-cert.pem, root-cert.pem and cert-chain.pem
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// `[ca] trust_domains`: replaces the list; may be given again
+    /// `[ca] trust_domains`: replaces the list; may be repeated
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Vec<String>,
-    /// `[[token]]`: replaces the configured tokens; may be given again
+    /// `[[token]]`: replaces the configured tokens; may be repeated
     #[arg(long, value_name = "URI")]
     token: Vec<TokenUri>,
     /// `[listen] address`
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
-    /// `[listen] threads`: how many serve requests; as many as there are cores by default
+    /// `[listen] threads`: threads that serve requests [default: one per core]
     #[arg(long, value_name = "NUMBER")]
     threads: Option<NonZeroU8>,
-    /// `[serving] dns_names`: replaces the list; may be given again
+    /// `[serving] dns_names`: replaces the list; may be repeated
     #[arg(long, value_name = "NAME")]
     serving_dns_name: Vec<String>,
     /// `[log] directory`
@@ -35,10 +35,10 @@ pub struct ConfigArgs {
     /// `[admin] address`
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin: Option<SocketAddr>,
-    /// `[admin] status_address`: where the status page is served
+    /// `[admin] status_address`: address of the status page
     #[arg(long, value_name = "ADDRESS:PORT")]
     status: Option<SocketAddr>,
-    /// `[admin] socket`: where `istio-hsm-ca issue` asks
+    /// `[admin] socket`: socket used by `istio-hsm-ca issue`
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
     /// `[logging] filter`: a level, or target=level directives
@@ -53,15 +53,15 @@ impl ConfigArgs {
     /// Reads the configuration.
     ///
     /// # Errors
-    /// Every mistake in it.
+    /// All mistakes in it.
     pub fn read(&self) -> anyhow::Result<Config> {
         Ok(self.configuration()?)
     }
 
-    /// The same, with the error as it is.
+    /// Like [`Self::read`], with the typed error.
     ///
     /// # Errors
-    /// Every mistake in it.
+    /// All mistakes in it.
     pub fn configuration(&self) -> Result<Config, ConfigError> {
         Config::read(&self.config, &self.overlay())
     }

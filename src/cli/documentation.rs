@@ -29,7 +29,7 @@ pub struct ManArgs {
 /// Prints the completions of a shell.
 ///
 /// # Errors
-/// When standard output cannot be written.
+/// If standard output cannot be written.
 pub fn completions(args: &CompletionsArgs) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "istio-hsm-ca", &mut script);
@@ -39,7 +39,7 @@ pub fn completions(args: &CompletionsArgs) -> anyhow::Result<()> {
 /// Writes the man pages.
 ///
 /// # Errors
-/// When the directory is missing or cannot be written.
+/// If the directory is missing or cannot be written.
 pub fn man(args: &ManArgs) -> anyhow::Result<()> {
     let directory = args.directory.display();
     clap_mangen::generate_to(Cli::command(), &args.directory)

@@ -1,7 +1,7 @@
-//! `generate`: makes the CA's key in the token; a self-signed root, or a request for the root's owner to sign.
+//! `generate`: generates the CA key in the token, with a self-signed root or a CSR for the root's owner.
 //!
-//! All that can be refused is refused before the key is made. Nothing that exists is overwritten, neither a key nor a
-//! file; what fails after the key was made says what exists and what to do.
+//! All checks run before the key is generated. Nothing that exists is overwritten, neither a key nor a file; an error
+//! after the key was generated reports what exists and what to do.
 
 mod ceremony;
 mod request;
@@ -21,9 +21,9 @@ use token::{
     key::Accepted,
 };
 
-/// The life of Istio's own self-signed root in days (CITADEL_SELF_SIGNED_CA_CERT_TTL).
+/// Lifetime of Istio's own self-signed root in days (CITADEL_SELF_SIGNED_CA_CERT_TTL).
 const DAYS: u16 = 3650;
-/// The longest life of a root in days: thirty years.
+/// Maximum lifetime of a root in days: thirty years.
 const DAYS_MAX: i64 = 10_950;
 
 /// Arguments of `generate`.
@@ -38,16 +38,16 @@ pub struct Args {
     /// CKA_LABEL of the key's objects
     #[arg(long, default_value = "istio-ca")]
     label: String,
-    /// Sign the key's own certificate: a root, as Istio's own CA has it
+    /// Create a self-signed root, like Istio's own CA
     #[arg(long, requires_all = ["organization", "bundle", "log"])]
     self_signed: bool,
     /// The organization (O) in the root's subject
     #[arg(long, value_name = "NAME", requires = "self_signed")]
     organization: Option<String>,
-    /// The root's life in days [default: 3650]
+    /// The root's lifetime in days [default: 3650]
     #[arg(long, value_name = "NUMBER", requires = "self_signed", value_parser = clap::value_parser!(u16).range(1..=DAYS_MAX))]
     days: Option<u16>,
-    /// Where the root's public files and the receipt go; `serve` reads them there
+    /// Directory for the root's public files and the receipt; `serve` reads them from there
     #[arg(long, value_name = "DIR", requires = "self_signed")]
     bundle: Option<PathBuf>,
     /// The issuance log's directory, the daemon's own: the root is recorded there before it is signed
@@ -56,10 +56,10 @@ pub struct Args {
     /// The origin of the log, as configured by `[log]` origin [default: HOSTNAME/istio-hsm-ca]
     #[arg(long, value_name = "NAME", requires = "self_signed")]
     log_origin: Option<String>,
-    /// Write a certificate request for the root's owner to sign; its certificate comes in by `install`
+    /// Write a certificate request for the root's owner to sign; `install` installs the certificate
     #[arg(long, value_name = "FILE", requires = "subject")]
     csr: Option<PathBuf>,
-    /// The subject asked for: O=My Company,CN=My Mesh CA, in the order of the certificate
+    /// The requested subject: O=My Company,CN=My Mesh CA, in the order of the certificate
     #[arg(long, value_name = "NAME", requires = "csr")]
     subject: Option<Subject>,
     /// Make no CA key but the log key (Ed25519), in the token that `[log]` token names
@@ -69,7 +69,7 @@ pub struct Args {
     weaknesses: WeaknessArgs,
 }
 
-/// The types of keys that can be made.
+/// Supported types of generated keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Algorithm {
     Ed25519,
@@ -96,10 +96,10 @@ impl From<Algorithm> for KeyAlgorithm {
     }
 }
 
-/// Makes the key.
+/// Generates the key.
 ///
 /// # Errors
-/// When something is refused, or the token fails.
+/// If a check fails, or the token fails.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     if let Some(problem) = label_problem(&args.label) {
         bail!(problem);
@@ -119,7 +119,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
             root::run(&key, root::Root { organization, days, bundle, log, origin }, output)
         }
         (None, None, None, Some(file), Some(subject)) => request::run(&key, &file, &subject, output),
-        // The parser lets nothing else pass.
+        // The parser rejects all other combinations.
         _ => bail!("give --self-signed with --organization, --bundle and --log, or --csr with --subject"),
     }
 }
@@ -151,7 +151,7 @@ impl Key<'_> {
     }
 }
 
-/// What exists, and what to do, when something fails after the key was made.
+/// What exists, and what to do, after a failure later than the generation of the key.
 fn left_behind(made: &Generated) -> String {
     format!(
         "the key `{}` (CKA_ID {}) was made in the token {} and stays there without a certificate; fix the cause, then \

@@ -62,19 +62,19 @@ pub struct Args {
     /// Remove the key file after every proof; asks for a second token that holds the key, or --i-have-a-backup
     #[arg(long, group = "removal", conflicts_with = "from_secret")]
     remove_key_file: bool,
-    /// Take the private key out of the Secret after every proof; asks for a second token that holds the key, or
+    /// Remove the private key from the Secret after all checks; requires a second token with the key, or
     /// --i-have-a-backup
     #[arg(long, group = "removal", requires = "from_secret")]
     remove_key_from_secret: bool,
     /// Confirm that a backup of the key exists, so losing the only token does not lose the key
     #[arg(long, requires = "removal")]
     i_have_a_backup: bool,
-    /// The origin under which the log's checkpoints will be signed: makes the receipt list the verifier keys in full
+    /// The origin of the log's checkpoints, with which the receipt lists complete verifier keys
     #[arg(long, value_name = "NAME")]
     log_origin: Option<String>,
 }
 
-/// What an import did.
+/// Result of an import.
 #[derive(Debug, Serialize)]
 struct Summary {
     dry_run: bool,
@@ -90,7 +90,7 @@ struct Summary {
     key_removed_from_secret: Option<bool>,
 }
 
-/// What an import did in one token.
+/// Result of an import in one token.
 #[derive(Debug, Serialize)]
 struct TokenSummary {
     token: String,
@@ -112,10 +112,10 @@ struct Receipt {
     log_verifier_key: Option<String>,
 }
 
-/// Imports.
+/// Runs the import.
 ///
 /// # Errors
-/// Every reason to refuse; or what failed, token by token.
+/// All reasons to refuse; or what failed, by token.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     let options = Options {
         label: args.label.clone(),
@@ -168,7 +168,7 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
         }
     }
     let mut ready = Vec::new();
-    // A refusal for the files' sake does not hide one for the token's.
+    // Errors in the files do not hide errors of the token.
     let key = source.as_ref().map(|source| source.key.public_key()).or(public_key.as_ref());
     for (uri, opened) in &opened {
         let planned = match key {
@@ -266,7 +266,7 @@ fn receipt(report: ImportReport, origin: Option<&str>) -> Receipt {
     Receipt { report, log_verifier_key }
 }
 
-/// One receipt a token, named by its serial number, which comes from the token and is no path.
+/// One receipt per token, named by its serial number, which is made safe for a file name.
 fn receipt_name(report: &ImportReport) -> String {
     let serial: String = report.token.serial.chars().filter(char::is_ascii_alphanumeric).collect();
     format!("import-receipt-{}.json", if serial.is_empty() { "token" } else { &serial })
@@ -344,7 +344,7 @@ fn text(summary: &Summary) -> String {
     text
 }
 
-/// A token that was opened for an import, under its URI.
+/// An opened token and its URI.
 type Under<'a> = (&'a TokenUri, Opened);
 
 /// The path of a file for messages.
@@ -352,7 +352,7 @@ fn shown(path: &Path) -> String {
     if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
 }
 
-/// Why the public files cannot go where the operator wants them.
+/// Why the public files cannot be written to the given directory.
 fn unfit_bundle(bundle: &Path, key: Option<&Path>) -> Option<String> {
     let place = |path: &Path| Path::new(".").join(path).canonicalize().ok();
     let key_at = key.filter(|key| key.exists()).and_then(Path::parent).and_then(place);

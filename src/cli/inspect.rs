@@ -1,4 +1,4 @@
-//! `inspect`: the tokens of a module; or what one token holds, and whether it pairs with a bundle. Reads only.
+//! `inspect`: lists the tokens of a module, or what one token contains and whether it matches a bundle. Read-only.
 
 mod show;
 
@@ -30,7 +30,7 @@ pub struct Args {
     /// List all tokens of a PKCS#11 library, without a login
     #[arg(long, value_name = "PATH", conflicts_with_all = ["token", "bundle", "pin_file", "pin_fd"])]
     module: Option<PathBuf>,
-    /// A bundle's directory: is the key of its ca-cert.pem in the token?
+    /// Directory of a bundle; reports whether the key of its ca-cert.pem is in the token
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
 }
@@ -43,11 +43,11 @@ struct Listing {
     view: ModuleView,
 }
 
-/// What a token holds.
+/// Content of a token.
 #[derive(Debug, Serialize)]
 struct View {
     token: Info,
-    /// Without a login private keys stay hidden.
+    /// Without a login, private keys are hidden.
     logged_in: bool,
     keys: Vec<Key>,
     certificates: Vec<CertificateView>,
@@ -59,7 +59,7 @@ struct View {
 struct Key {
     #[serde(flatten)]
     view: KeyView,
-    /// Whether it is the key of the bundle's ca-cert.pem, shown by a signature; none without a bundle.
+    /// Whether it is the key of the bundle's ca-cert.pem, verified by a signature; `None` without a bundle.
     pairs_with_bundle: Option<bool>,
 }
 
@@ -78,12 +78,12 @@ struct BundleView {
     copies: Vec<Locator>,
 }
 
-/// Inspects.
+/// Runs the command.
 ///
 /// # Errors
-/// When module, token or bundle cannot be read, or the PIN is refused.
+/// If the module, token or bundle cannot be read, or the PIN is rejected.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
-    // The parser sees to it that one of the two is given.
+    // The parser requires one of the two.
     let Some(token) = args.token else { return list(args.module.unwrap_or_default(), output) };
     one(&TokenArgs { token, pin: args.pin }, args.bundle, output)
 }
@@ -111,7 +111,7 @@ fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Res
     output.print(&view, |view| show::view(view, clock::now()))
 }
 
-/// The CA's key by the bundle's certificate. A refused bundle is reported with all its problems.
+/// The CA key of the bundle's certificate. An invalid bundle is reported with all its problems.
 fn read_bundle(directory: PathBuf) -> anyhow::Result<(PathBuf, PublicKey)> {
     match check_directory(&directory, clock::now()) {
         Ok(bundle) => Ok((directory, bundle.issuer().public_key().clone())),

@@ -40,10 +40,10 @@ pub struct Args {
     /// The roots
     #[arg(long, value_name = "FILE", requires = "ca_cert")]
     root_cert: Option<PathBuf>,
-    /// The certificates between the CA's and a root [default: those that follow the CA's in its own file]
+    /// The intermediate certificates [default: those after the CA certificate in its file]
     #[arg(long, value_name = "FILE", requires = "ca_cert")]
     cert_chain: Option<PathBuf>,
-    /// Where the public files and the receipt go; `serve` reads them there
+    /// Directory for the public files and the receipt; `serve` reads them from there
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
     /// The origin under which the log's checkpoints will be signed: makes the receipt list the verifier key in full
@@ -81,7 +81,7 @@ struct Receipt {
 /// `install`.
 ///
 /// # Errors
-/// Every reason to refuse the files; or that the key is not in the token, or what failed.
+/// All problems of the files; or that the key is not in the token, or what failed.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     take(&args, None, output)
 }

@@ -1,6 +1,6 @@
-//! `issue`: one certificate for a request file, by the operator, on the same path as everybody's.
+//! `issue`: issues one certificate for a CSR file, for the operator, through the issuance pipeline.
 //!
-//! Through the daemon's admin socket where a daemon runs; else alone, under the log's exclusive lock.
+//! Through the daemon's admin socket if a daemon runs; otherwise alone, with an exclusive lock on the log.
 
 use std::{
     io::Read,
@@ -45,19 +45,19 @@ pub struct Args {
     /// The PEM certificate request; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     csr: PathBuf,
-    /// The SPIFFE ID that the certificate is for: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT
+    /// The SPIFFE ID in the certificate: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT
     #[arg(long, value_name = "URI", required_unless_present_any = ["dns_name", "ip_address"])]
     spiffe_id: Option<SpiffeId>,
-    /// A DNS name of those configured for serving certificates; may be given again
+    /// A DNS name, one of those configured for serving certificates; may be repeated
     #[arg(long, value_name = "NAME")]
     dns_name: Vec<DnsName>,
-    /// An address of those configured for serving certificates; may be given again
+    /// An IP address, one of those configured for serving certificates; may be repeated
     #[arg(long, value_name = "ADDRESS")]
     ip_address: Vec<IpAddr>,
     /// The lifetime, such as 24h [default: the configured one]
     #[arg(long, value_name = "DURATION", value_parser = humantime_serde::re::humantime::parse_duration)]
     ttl: Option<Duration>,
-    /// Where the chain is written [default: standard output]
+    /// Output file of the chain [default: standard output]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Run alone, even if the configuration names an admin socket; no daemon may have the log open
@@ -68,7 +68,7 @@ pub struct Args {
 /// Issues one certificate.
 ///
 /// # Errors
-/// When the request is refused, or neither daemon nor token can be reached.
+/// If the request is rejected, or neither daemon nor token can be reached.
 pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     let config = args.config.read()?;
     if let Some(out) = &args.out {

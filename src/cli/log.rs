@@ -1,4 +1,4 @@
-//! `istio-hsm-ca log`: verify, show and prove what is in the issuance log, without the daemon and without a token.
+//! `istio-hsm-ca log`: verifies and shows the issuance log, and proves inclusion, without the daemon or a token.
 
 use std::{
     io::Write,
@@ -27,15 +27,15 @@ use process::{
     output::{Output, Refused},
 };
 
-/// How often `show --follow` looks for new lines.
+/// Interval at which `show --follow` checks for new lines.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
-/// The longest file that is read whole: a checkpoint, a list of keys, a certificate.
+/// Maximum size of files that are read as a whole: a checkpoint, a list of keys, a certificate.
 const FILE_MAX: u64 = 1 << 20;
 
 /// Where the log is.
 #[derive(Debug, clap::Args)]
 pub struct Location {
-    /// The log's directory, as `serve` is configured with.
+    /// The log's directory, as in the configuration of `serve`.
     #[arg(long, value_name = "DIRECTORY")]
     directory: PathBuf,
 }
@@ -43,7 +43,7 @@ pub struct Location {
 /// Verify, show and prove what is in the issuance log.
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
-    /// Whether a certificate is in the books: whether exactly its content was recorded before it was signed.
+    /// Check whether exactly this certificate was recorded in the log before it was signed.
     CheckCertificate {
         /// The log.
         #[command(flatten)]
@@ -67,13 +67,13 @@ pub enum LogCommand {
         /// The log.
         #[command(flatten)]
         log: Location,
-        /// The serial number in hexadecimal digits.
+        /// The serial number in hexadecimal.
         #[arg(long, value_name = "HEX")]
         serial: String,
     },
-    /// The recorded certificates and what became of them.
+    /// Show the recorded certificates and their outcomes.
     Show(ShowArgs),
-    /// Whether the log is sound: its lines, its tree, its checkpoints and their signatures.
+    /// Verify the log: its lines, its tree, its checkpoints and their signatures.
     Verify(VerifyArgs),
 }
 
@@ -91,13 +91,13 @@ pub struct ShowArgs {
     /// The caller, or a name in the certificate.
     #[arg(long, value_name = "NAME")]
     identity: Option<String>,
-    /// The serial number in hexadecimal digits.
+    /// The serial number in hexadecimal.
     #[arg(long, value_name = "HEX")]
     serial: Option<String>,
-    /// Only the last so many.
+    /// Show only the last entries, up to this number.
     #[arg(long, value_name = "COUNT", conflicts_with = "follow")]
     last: Option<usize>,
-    /// Go on with new lines as they come; with `--output json` the log's own lines.
+    /// Follow new lines; with `--output json` print the log's own lines.
     #[arg(long)]
     follow: bool,
 }
@@ -107,10 +107,10 @@ pub struct ShowArgs {
 pub struct VerifyArgs {
     #[command(flatten)]
     log: Location,
-    /// An older checkpoint, or a copy that was kept elsewhere; may be given several times.
+    /// An older checkpoint, or a copy kept elsewhere; may be repeated.
     #[arg(long, value_name = "FILE")]
     checkpoint: Vec<PathBuf>,
-    /// A key whose checkpoints are believed (NAME+ID+KEY, from the receipt), or a file with one a line.
+    /// A trusted verifier key (NAME+ID+KEY, from the receipt), or a file with one per line.
     #[arg(long, value_name = "KEY|FILE", required_unless_present = "without_signatures")]
     verifier_key: Vec<String>,
     /// Verify without keys; anyone who can write the directory could have forged the whole log
@@ -125,7 +125,7 @@ fn time(text: &str) -> Result<SystemTime, String> {
 /// Runs a `log` command.
 ///
 /// # Errors
-/// When the log cannot be read, is not sound, or does not hold what was asked for.
+/// If the log cannot be read, is not valid, or does not contain what was requested.
 pub fn run(command: LogCommand, output: Output) -> anyhow::Result<()> {
     match command {
         LogCommand::CheckCertificate { log, certificate } => check_certificate(&log.directory, &certificate, output),

@@ -13,7 +13,7 @@ pub struct Args {
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When the configuration is refused, or the daemon cannot start.
+/// If the configuration is invalid, or the daemon cannot start.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config.read()?;
     let _lines = process::logging::init_in_background(&config.logging)?;

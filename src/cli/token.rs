@@ -1,5 +1,5 @@
-//! The arguments by which commands name tokens, and the PIN's way in: a file, a descriptor or a prompt, never the
-//! command line or the environment.
+//! Arguments that select tokens and provide PINs: a file, a descriptor or a prompt, never the command line or the
+//! environment.
 
 use std::{fs::File, path::PathBuf};
 
@@ -27,10 +27,10 @@ pub struct TokenArgs {
 /// Several tokens and their PINs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TokensArgs {
-    /// A token: pkcs11:token=LABEL?module-path=/path/to/module.so (RFC 7512); give it again for each further token
+    /// A token: pkcs11:token=LABEL?module-path=/path/to/module.so (RFC 7512); repeat it for each further token
     #[arg(long = "token", value_name = "URI", required = true)]
     pub tokens: Vec<TokenUri>,
-    /// A file that holds the user PIN: one for all tokens, or one for each in their order [default: the URI's pin-source, else a prompt]
+    /// A file with the user PIN: one for all tokens, or one per token in their order [default: the URI's pin-source, otherwise a prompt]
     #[arg(long, value_name = "FILE")]
     pin_file: Vec<PathBuf>,
     /// An open descriptor from which the user PIN of the only token is read
@@ -41,7 +41,7 @@ pub struct TokensArgs {
 /// Where one token's PIN comes from.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PinArgs {
-    /// A file that holds the user PIN [default: the URI's pin-source, else a prompt]
+    /// A file with the user PIN [default: the URI's pin-source, otherwise a prompt]
     #[arg(long, value_name = "FILE")]
     pin_file: Option<PathBuf>,
     /// An open descriptor from which the user PIN is read
@@ -49,27 +49,27 @@ pub struct PinArgs {
     pin_fd: Option<u32>,
 }
 
-/// A token that was found, and the PIN that was given for it, not yet tried.
+/// An opened token, and its PIN, which has not been tried.
 #[derive(Debug)]
 pub struct Opened {
     /// The token.
     pub token: Token,
-    /// The library; it lives as long as the token.
+    /// The library, which must outlive the token.
     pub module: Module,
     /// The PIN.
     pub pin: SecretString,
 }
 
 impl TokenArgs {
-    /// Finds the token and takes the PIN.
+    /// Finds the token and reads the PIN.
     ///
     /// # Errors
-    /// When the module cannot be loaded, none or several tokens match, or there is no PIN.
+    /// If the module cannot be loaded, no or several tokens match, or there is no PIN.
     pub fn open(&self) -> anyhow::Result<Opened> {
         open(&self.token, self.pin.pin_file.as_ref(), self.pin.pin_fd)
     }
 
-    /// Whether a PIN is named anywhere; without one, only what is public can be seen.
+    /// Whether a PIN is given; without one, only public objects are visible.
     #[must_use]
     pub fn names_pin(&self) -> bool {
         self.pin.pin_file.is_some() || self.pin.pin_fd.is_some() || self.token.pin_source().is_some()
@@ -77,10 +77,10 @@ impl TokenArgs {
 }
 
 impl TokensArgs {
-    /// Finds every token and takes its PIN; a failure concerns one token only.
+    /// Finds all tokens and reads their PINs; a failure affects only its token.
     ///
     /// # Errors
-    /// When the number of PIN files fits neither one nor the tokens.
+    /// If the number of PIN files is neither one nor the number of tokens.
     pub fn open(&self) -> anyhow::Result<Vec<anyhow::Result<Opened>>> {
         let (tokens, files) = (self.tokens.len(), self.pin_file.len());
         if files > 1 && files != tokens {
@@ -164,7 +164,7 @@ impl Opened {
     /// Opens a session and logs in: the PIN is tried once.
     ///
     /// # Errors
-    /// When no session can be had, or the PIN is refused.
+    /// If no session can be opened, or the PIN is rejected.
     pub fn login(&self, rw: bool) -> anyhow::Result<Session> {
         let session = self.token.open_session(rw)?;
         self.token.login(&session, &self.pin)?;
@@ -195,16 +195,16 @@ fn open(uri: &TokenUri, pin_file: Option<&PathBuf>, pin_fd: Option<u32>) -> anyh
     Ok(Opened { token, module, pin })
 }
 
-/// What is wrong with the label of a new key (CKA_LABEL), which lists show as one line.
+/// What is wrong with the label of a new key (CKA_LABEL), which must fit on one line of output.
 pub fn label_problem(label: &str) -> Option<&'static str> {
     let fit = (1..=64).contains(&label.len()) && !label.chars().any(char::is_control);
     (!fit).then_some("--label must have 1 to 64 bytes, none of them a control character")
 }
 
-/// The module's path, which every URI of ours must name.
+/// The module's path, which every URI must contain.
 ///
 /// # Errors
-/// When the URI names none.
+/// If the URI has none.
 pub fn module_path(uri: &TokenUri) -> anyhow::Result<&std::path::Path> {
     uri.module_path().with_context(|| {
         format!("the token URI {uri} names no module; add ?module-path=/path/to/the/vendor's/module.so")

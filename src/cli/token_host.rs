@@ -1,4 +1,4 @@
-//! `token-host`: replaces this process with istio-hsm-ca-token-host, on request with limits derived from the daemon's
+//! `token-host`: replaces this process with istio-hsm-ca-token-host, optionally with limits derived from the daemon's
 //! configuration.
 
 use std::{ffi::OsString, fs::File, io::Write, os::fd::AsRawFd, path::PathBuf};

@@ -1,29 +1,29 @@
-//! What `check` found.
+//! Findings of `check`.
 
 use serde::{Deserialize, Serialize};
 
 use process::error::{Remedy, Report};
 
-/// One thing that was looked at.
+/// Result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Finding {
     /// The part of the configuration: `bundle`, `token NAME`, `log`, ...
     pub(super) part: String,
     pub(super) level: Level,
     pub(super) text: String,
-    /// What to do.
+    /// The remedy.
     pub(super) remedy: Option<String>,
 }
 
-/// How much it matters.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Level {
-    /// `serve` would not start, or issue nothing.
+    /// `serve` would not start, or would not issue certificates.
     Error,
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// `serve` works, but something is worth a look.
+    /// `serve` works, but the operator should look into it.
     Warning,
 }
 
@@ -37,7 +37,7 @@ impl Level {
     }
 }
 
-/// The findings about one part.
+/// Findings about one part.
 #[derive(Debug)]
 pub(super) struct Findings {
     part: String,

@@ -108,7 +108,7 @@ pub(super) fn clock(known: Known) -> Vec<Finding> {
     found.into_vec()
 }
 
-/// Whether this user may make files in a directory, or make the directory; says so where not.
+/// Whether this user can create files in a directory, or create the directory; reports it if not.
 pub(super) fn writable(directory: &Path, what: &str, found: &mut Findings) -> bool {
     let there = directory.ancestors().find(|path| path.exists() || path.as_os_str().is_empty());
     let there = there.unwrap_or(Path::new("."));

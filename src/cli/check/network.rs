@@ -1,4 +1,4 @@
-//! Addresses, the serving certificate, and those who prove who calls.
+//! Addresses, the serving certificate, and authentication.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::{
 };
 use tokio::net::TcpListener;
 
-/// How long the issuers of tokens have to publish their keys.
+/// How long the JWT issuers may take to respond with their keys.
 const ISSUERS: Duration = Duration::from_secs(5);
 
 /// The TLS versions of the endpoint: right as they are, but which agents they exclude is good to know.
@@ -68,7 +68,7 @@ pub(super) fn addresses(
     found.into_vec()
 }
 
-/// The serving certificate's files, where they are configured.
+/// The serving certificate's files, if configured.
 pub(super) fn serving(config: &Config) -> Vec<Finding> {
     let mut found = Findings::about("serving");
     match serving::files(&config.serving) {

@@ -1,4 +1,4 @@
-//! A token's look-over in a process of its own: the library may crash, hang, or read its own environment.
+//! Checks a token in a separate process: the library may crash, hang, or read its own environment.
 
 use std::{
     io::Read,
@@ -15,16 +15,16 @@ use super::{
 };
 use crate::config::{Config, Token};
 
-/// The calls that a look-over makes, so that each may take its configured time: loading, login, a dozen of searches.
+/// Number of PKCS#11 calls in a check, for the timeout: loading, login, a dozen of searches.
 const CALLS: u32 = 16;
-/// The longest look-over.
+/// Maximum duration of a check.
 const LONGEST: Duration = Duration::from_secs(120);
-/// How often the process is asked whether it has ended.
+/// Interval of polling for the end of the process.
 const LOOK: Duration = Duration::from_millis(20);
-/// The most that is read of the process's answer: a finding has some 300 bytes.
+/// Maximum size of the process's output: a finding has some 300 bytes.
 const ANSWER_MAX: u64 = 256 * 1024;
 
-/// Looks at one configured token.
+/// Checks one configured token.
 pub(super) fn token(token: &Token) -> anyhow::Result<Vec<Finding>> {
     let mut found = Findings::about(format!("token {}", token.name));
     if let Some(path) = &token.socket {
@@ -67,7 +67,7 @@ pub(super) fn token(token: &Token) -> anyhow::Result<Vec<Finding>> {
     Ok(found.into_vec())
 }
 
-/// In the process that [`token()`] starts: looks, and prints what was found on one line.
+/// In the process started by [`token()`]: runs the checks, and prints the findings on one line.
 pub(super) fn answer(config: &Config, name: &str) -> anyhow::Result<()> {
     let token = config.tokens.iter().find(|token| token.name == name).context("BUG: the token is not configured")?;
     let findings = token::findings(config, token);
@@ -76,7 +76,7 @@ pub(super) fn answer(config: &Config, name: &str) -> anyhow::Result<()> {
 }
 
 fn start(token: &Token) -> anyhow::Result<Child> {
-    // The same words once more, so that every flag lies over the configuration there as it does here.
+    // The same arguments, so that all flags apply there as they do here.
     Command::new(std::env::current_exe().context("this program's own path is unknown")?)
         .args(std::env::args_os().skip(1))
         .arg(format!("--probe={}", token.name))
@@ -88,7 +88,7 @@ fn start(token: &Token) -> anyhow::Result<Child> {
         .context("the process that looks at a token cannot be started")
 }
 
-/// Waits for the end, or ends it.
+/// Waits for the end, or kills the process.
 fn wait(child: &mut Child, longest: Duration) -> anyhow::Result<Option<ExitStatus>> {
     let deadline = Instant::now() + longest;
     loop {

@@ -1,4 +1,4 @@
-//! One token: library, token, PIN, keys, mechanisms, sessions. Runs in a process of its own.
+//! One token: library, token, PIN, keys, mechanisms, sessions. Runs in a separate process.
 
 use std::{
     fs::DirBuilder,
@@ -25,10 +25,10 @@ use token::{
     pin_marker::{MarkerError, PinMarker, state_of},
 };
 
-/// Sessions beside those that sign: the host's own, which keeps the login.
+/// Sessions in addition to those that sign: the host's own, which keeps the login.
 const OTHER_SESSIONS: u64 = 1;
 
-/// Everything about one token of the configuration.
+/// All findings about one configured token.
 pub(super) fn findings(config: &Config, configured: &config::Token) -> Vec<Finding> {
     let mut found = Findings::about(format!("token {}", configured.name));
     if let Some(uri) = &configured.uri {
@@ -57,7 +57,7 @@ fn look(config: &Config, configured: &config::Token, uri: &TokenUri, found: &mut
         ),
         Some(_) | None => {}
     }
-    // A refused bundle is reported separately.
+    // An invalid bundle is reported separately.
     let ca = setup::bundle(config).ok().map(|bundle| bundle.issuer().public_key().clone());
     let log_only = config.log.token.as_deref() == Some(&*configured.name);
     if let Some(ca) = ca.as_ref().filter(|_| !log_only) {
@@ -102,7 +102,7 @@ fn mechanism(token: &Token, ca: &PublicKey, found: &mut Findings) {
     }
 }
 
-/// Logs in with the PIN of the file, tried once; not at all when it was refused before.
+/// Logs in with the PIN in the file, tried once; not at all if it was rejected before.
 fn login(token: &Token, pin_file: &Path, marker_path: &Path, found: &mut Findings) -> Option<Session> {
     let remedy = "write the right PIN into its file, readable for the daemon's user alone";
     let state = state_of(pin_file);
@@ -152,7 +152,7 @@ fn login(token: &Token, pin_file: &Path, marker_path: &Path, found: &mut Finding
     }
 }
 
-/// Whether a refusal could be remembered; a PIN that would be tried again and again is not tried at all.
+/// Whether a rejection can be recorded; otherwise the PIN would be tried again and again, so it is not tried at all.
 fn can_remember(marker: &PinMarker, path: &Path, found: &mut Findings) -> bool {
     let directory = path.parent().unwrap_or(Path::new("."));
     if directory.is_dir() {
@@ -165,7 +165,7 @@ fn can_remember(marker: &PinMarker, path: &Path, found: &mut Findings) -> bool {
     local::writable(directory, "the mark of a refused PIN in", found)
 }
 
-/// Leaves the mark that `serve` would leave, with the owner of the directory, which is created if it does not exist.
+/// Writes the marker that `serve` would write, with the owner of the directory, which is created if it does not exist.
 fn remember(marker: &PinMarker, path: &Path, state: &str, reason: &str) -> Result<(), MarkerError> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let owned = directory.ancestors().find(|path| path.is_dir());
@@ -179,7 +179,7 @@ fn remember(marker: &PinMarker, path: &Path, state: &str, reason: &str) -> Resul
     marker.mark(state, reason)?;
     if let Some(owner) = owner {
         for path in made {
-            // Matters only where root checks for another user.
+            // Relevant only if root runs the check for another user.
             let _ = chown(path, Some(owner.uid()), Some(owner.gid()));
         }
     }

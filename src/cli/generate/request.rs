@@ -1,4 +1,4 @@
-//! The request for the root's owner to sign.
+//! The CSR for the root's owner.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use pki::request::{CaRequest, Subject};
 use process::output::Output;
 use token::{Session, generate::Generated};
 
-/// What was made.
+/// Result of the command.
 #[derive(Debug, Serialize)]
 struct Requested {
     #[serde(flatten)]

@@ -1,4 +1,4 @@
-//! The self-signed root: on the same path as every certificate, but for policy, which does not decide on a ceremony.
+//! The self-signed root: issued through the same pipeline as every certificate, except for policy.
 
 use std::{
     path::{Path, PathBuf},
@@ -32,7 +32,7 @@ use token::{
     key::{Hints, hex},
 };
 
-/// What a root is made of.
+/// Parameters of a root.
 pub(super) struct Root {
     pub(super) organization: String,
     pub(super) days: u16,
@@ -51,7 +51,7 @@ struct Receipt {
     installed: Adopted,
     bundle: PathBuf,
     log: Recording,
-    /// The log key as a verifier key of a signed note.
+    /// The log key as a signed note verifier key.
     #[serde(skip_serializing_if = "Option::is_none")]
     log_verifier_key: Option<String>,
 }
@@ -195,7 +195,7 @@ fn sign(
     Ok((issued?, recorded.index()))
 }
 
-/// The three files are one certificate, as Istio's own CA has them; `serve` must take what is written.
+/// All three files contain the same certificate, as with Istio's own CA; `serve` must accept what is written.
 fn write(directory: &Path, issued: &Issued, receipt: &Receipt) -> anyhow::Result<()> {
     let pem = issued.to_pem();
     let input = |name: &str| Input { name: name.to_owned(), bytes: pem.clone().into_bytes() };

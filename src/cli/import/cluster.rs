@@ -1,4 +1,4 @@
-//! A plug-in CA in a Kubernetes Secret: read for an import, and its key taken out once that has passed.
+//! A plug-in CA in a Kubernetes Secret: read for an import; its key is removed after a successful import.
 
 use std::path::{Path, PathBuf};
 
@@ -18,31 +18,31 @@ use process::error::chain;
 /// Where the Secret is, and what its values are called.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct SecretArgs {
-    /// A Secret of a cluster, such as istio-system/cacerts; instead of files
+    /// Read the CA from a Secret, such as istio-system/cacerts, instead of files
     #[arg(
         long,
         value_name = "NAMESPACE/NAME",
         conflicts_with_all = ["from", "ca_cert", "ca_key", "root_cert", "cert_chain"]
     )]
     from_secret: Option<String>,
-    /// How the API server is reached [default: by the pod's service account]
+    /// Kubeconfig for the API server [default: the pod's service account]
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// The value that holds the CA's certificate [default: tls.crt if there is one, else ca-cert.pem]
+    /// The value with the CA certificate [default: tls.crt if present, otherwise ca-cert.pem]
     #[arg(long, value_name = "KEY", requires = "from_secret")]
     secret_ca_cert: Option<String>,
-    /// The value that holds the CA's private key [default: tls.key or ca-key.pem]
+    /// The value with the CA's private key [default: tls.key or ca-key.pem]
     #[arg(long, value_name = "KEY", requires = "from_secret")]
     secret_ca_key: Option<String>,
-    /// The value that holds the roots [default: ca.crt or root-cert.pem]
+    /// The value with the roots [default: ca.crt or root-cert.pem]
     #[arg(long, value_name = "KEY", requires = "from_secret")]
     secret_root_cert: Option<String>,
-    /// The value that holds the certificates between the CA's and a root [default: cert-chain.pem, or none]
+    /// The value with the intermediate certificates [default: cert-chain.pem, or none]
     #[arg(long, value_name = "KEY", requires = "from_secret")]
     secret_cert_chain: Option<String>,
 }
 
-/// What was read.
+/// Content of the Secret.
 pub(super) struct Fetched {
     pub(super) files: BundleFiles,
     pub(super) key: Zeroizing<Vec<u8>>,
@@ -61,17 +61,17 @@ pub(super) struct KeySecret {
     kubeconfig: Option<PathBuf>,
 }
 
-/// What the values are called.
+/// Names of the values.
 struct Keys {
     ca_cert: String,
     ca_key: String,
     root_cert: String,
-    /// Whether it must be there was said by the operator.
+    /// Optional unless given by the operator; `None` in the layout with tls.crt.
     cert_chain: Option<String>,
 }
 
 impl SecretArgs {
-    /// The kubeconfig, if one is named.
+    /// The kubeconfig, if one is given.
     pub(super) fn kubeconfig(&self) -> Option<&Path> {
         self.kubeconfig.as_deref()
     }
@@ -81,7 +81,7 @@ impl SecretArgs {
         self.from_secret.is_some()
     }
 
-    /// Reads the Secret that the arguments name, if they name one.
+    /// Reads the Secret, if the arguments name one.
     pub(super) fn fetch(&self) -> Option<Result<Fetched, String>> {
         let named = self.from_secret.as_deref()?;
         Some(match named.split_once('/') {
@@ -143,7 +143,7 @@ impl SecretArgs {
         Ok(Fetched { files: BundleFiles { ca_cert, cert_chain, root_cert }, key, secret })
     }
 
-    /// Istio's own two layouts (security/pkg/pki/ca, istio_ca.go), and the operator's words over them.
+    /// The names in Istio's two layouts (security/pkg/pki/ca, istio_ca.go), overridden by the operator's arguments.
     fn keys(&self, secret: &Secret) -> Keys {
         let tls = secret.data.contains_key("tls.crt") && self.secret_ca_cert.is_none();
         let take = |given: &Option<String>, tls_key: &str, plain: &str| {
@@ -159,14 +159,14 @@ impl SecretArgs {
 }
 
 impl KeySecret {
-    /// The key's value, for messages.
+    /// Name of the key's value, for messages.
     pub(super) fn key_name(&self) -> String {
         format!("{self} {}", self.key)
     }
 
-    /// Takes the key out, if the Secret is still as it was read.
+    /// Removes the key, if the Secret is unchanged since it was read.
     pub(super) fn remove_key(&self) -> anyhow::Result<()> {
-        // The API server refuses a kubernetes.io/tls Secret without tls.key; it may be empty.
+        // The API server rejects a kubernetes.io/tls Secret without tls.key; it may be empty.
         let empty: Option<Value> = (self.kind == "kubernetes.io/tls").then(Value::default);
         let metadata = ObjectMeta {
             resource_version: self.resource_version.clone(),
@@ -198,7 +198,7 @@ impl std::fmt::Display for KeySecret {
     }
 }
 
-/// A name of Kubernetes, which goes into a path.
+/// Whether a text is a valid Kubernetes name; it is used in a URL path.
 fn is_name(text: &str) -> bool {
     text.parse::<pki::identity::ServiceAccount>().is_ok()
 }
@@ -219,7 +219,7 @@ pub(super) fn runtime() -> anyhow::Result<Runtime> {
 
 pub(super) async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client> {
     let settings = settings::Cluster { kubeconfig, ..settings::Cluster::default() };
-    // The trust domain says nothing here.
+    // The trust domain does not matter here.
     let own = "cluster.local".parse().into_iter().collect::<Vec<_>>();
     let cluster = Cluster::new(settings, &own).await;
     Ok(cluster.context("give --kubeconfig, or run it in a pod")?.client())

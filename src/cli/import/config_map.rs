@@ -1,6 +1,6 @@
-//! `--bundle-configmap`: the bundle's files into a ConfigMap, where the pods mount them. They are public.
+//! `--bundle-configmap`: writes the bundle's files to a ConfigMap for pods to mount. They are public.
 //!
-//! Keys that are there and not ours stay: another token's receipt.
+//! Other keys, such as another token's receipt, are kept.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use super::cluster;
 use pki::identity::Namespace;
 use process::error::chain;
 
-/// How long the API server may take in all.
+/// Timeout for all requests to the API server.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A ConfigMap, written `namespace/name`.
@@ -71,7 +71,7 @@ fn run(
 /// Writes the files into the ConfigMap, and makes it if there is none.
 ///
 /// # Errors
-/// When there is no API server to ask, or it refuses; the files in the bundle's directory are there all the same.
+/// If the API server is unreachable or rejects the request; the files in the bundle's directory are written anyway.
 pub(super) fn write(target: &Target, kubeconfig: Option<&Path>, files: &[(&str, &[u8])]) -> anyhow::Result<()> {
     let mut data = BTreeMap::new();
     for (name, content) in files {

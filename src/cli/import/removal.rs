@@ -1,4 +1,4 @@
-//! Removes the key file, or the key from its Secret, once every proof has passed.
+//! Removes the key file, or the key from its Secret, after all checks have passed.
 
 use std::{
     fs::File,
@@ -56,7 +56,7 @@ fn overwrite(mut file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Takes the key out of its Secret. Each token is asked once more whether it holds the key.
+/// Removes the key from its Secret, after each token has proven again that it holds the key.
 pub(super) fn remove_from_secret(source: &Source, tokens: &[Under<'_>]) -> anyhow::Result<()> {
     let Some(secret) = &source.secret else { bail!("the key came from files; there is no Secret to take it out of") };
     proven(source, tokens, &format!("the key in {secret}"))?;

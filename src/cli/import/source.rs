@@ -26,7 +26,7 @@ use token::{
     pin,
 };
 
-/// The largest key file in bytes; an RSA-4096 key in PEM has 3.3 KiB.
+/// Maximum size of a key file in bytes; an RSA-4096 key in PEM has 3.3 KiB.
 const KEY_MAX: usize = 64 * 1024;
 
 /// Where the files come from.
@@ -40,7 +40,7 @@ pub(super) struct SourceArgs {
         required_unless_present_any = ["from_secret"]
     )]
     from: Option<PathBuf>,
-    /// The CA's certificate; instead of the directory's
+    /// The CA certificate, instead of the directory's
     #[arg(long, value_name = "FILE")]
     ca_cert: Option<PathBuf>,
     /// The CA's private key: PKCS#1, SEC 1 or PKCS#8, also encrypted; `-` reads standard input
@@ -49,17 +49,17 @@ pub(super) struct SourceArgs {
     /// The roots
     #[arg(long, value_name = "FILE")]
     root_cert: Option<PathBuf>,
-    /// The certificates between the CA's and a root; may be empty
+    /// The intermediate certificates; may be empty
     #[arg(long, value_name = "FILE")]
     cert_chain: Option<PathBuf>,
-    /// A file that holds the passphrase of an encrypted key [default: a prompt]
+    /// A file with the passphrase of an encrypted key [default: a prompt]
     #[arg(long, value_name = "FILE")]
     key_passphrase_file: Option<PathBuf>,
     #[command(flatten)]
     secret: cluster::SecretArgs,
 }
 
-/// A plug-in CA whose key is its certificate's.
+/// A plug-in CA whose key matches its certificate.
 pub(super) struct Source {
     pub(super) bundle: Bundle,
     pub(super) key: PrivateKey,
@@ -84,14 +84,14 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
-    /// What deserves attention and is no reason to refuse.
+    /// Remarks that do not prevent the import.
     pub(super) fn warnings(&self) -> Vec<String> {
         self.bundle.warnings().iter().map(ToString::to_string).chain(self.key_warning.clone()).collect()
     }
 }
 
 impl SourceArgs {
-    /// How the API server is reached, if not by the pod's service account.
+    /// The kubeconfig, if not the pod's service account is used.
     pub(super) fn kubeconfig(&self) -> Option<&Path> {
         self.secret.kubeconfig()
     }
@@ -136,12 +136,12 @@ impl SourceArgs {
         }
     }
 
-    /// Whether the key comes by standard input.
+    /// Whether the key is read from standard input.
     pub(super) fn is_standard_input(&self) -> bool {
         self.ca_key.as_deref() == Some(Path::new("-"))
     }
 
-    /// Where the key's file is, unless it comes otherwise.
+    /// Path of the key file, if there is one.
     pub(super) fn key_path(&self) -> Option<PathBuf> {
         (!self.secret.is_named() && !self.is_standard_input()).then(|| self.paths().ca_key)
     }
@@ -157,7 +157,7 @@ impl SourceArgs {
         }
     }
 
-    /// The key in a text.
+    /// Parses the key.
     fn key(&self, name: &str, text: &[u8]) -> Result<PrivateKey, String> {
         let failed = |error: PrivateKeyError| error.in_file(name, text).to_string();
         let passphrase = match PrivateKey::needs_passphrase(text).map_err(failed)? {
@@ -181,7 +181,7 @@ impl SourceArgs {
     }
 }
 
-/// Where the key came from.
+/// Source of the key.
 enum Origin {
     File(PathBuf),
     Secret(cluster::KeySecret),
@@ -250,7 +250,7 @@ fn read_key(path: &Path, removable: bool) -> Result<KeyText, String> {
     Ok(KeyText { text: buffer, file: is_file.then_some(file), warning })
 }
 
-/// How a key came in, in words.
+/// Describes how a key was imported.
 pub(super) fn how(report: &ImportReport) -> &'static str {
     match report.private_key {
         How::AlreadyThere => "it was there already and was not touched",

@@ -1,4 +1,4 @@
-//! What `inspect` prints for people.
+//! Text output of `inspect`.
 
 use std::{fmt::Write, time::SystemTime};
 
@@ -34,7 +34,7 @@ pub(super) fn listing(listing: &Listing) -> String {
     text
 }
 
-/// Fields of a description that break the standard; the others were read.
+/// Fields of a description that violate the standard; the others were read.
 fn malformed(text: &mut String, fields: &[String]) {
     for field in fields {
         let _ = writeln!(text, "    malformed: {}", shown(field));
@@ -142,7 +142,7 @@ fn pin(state: PinState) -> &'static str {
     }
 }
 
-/// How long a certificate still lives.
+/// Remaining lifetime of a certificate.
 fn left(not_after: &str, now: SystemTime) -> String {
     match parse_rfc3339(not_after).map(|end| end.duration_since(now)) {
         Ok(Ok(left)) => format!("{} days left", left.as_secs() / (24 * 60 * 60)),
