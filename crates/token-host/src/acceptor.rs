@@ -1,7 +1,7 @@
 //! Accepts connections for a supervised host: checks the peer, serves one daemon at a time and rejects others with a reason.
 //!
-//! A thread of its own, so that the second daemon has its answer at once instead of waiting for the first one's end.
-//! It never touches the token.
+//! Runs on a separate thread, so that a second daemon gets its answer at once instead of waiting for the first one to
+//! disconnect. It never uses the token.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use super::serve::Connection;
 use crate::protocol::{Fault, Recovery};
 
-/// How long a daemon that is to be turned away has to say hello.
+/// Timeout for the hello of a daemon that is to be rejected.
 const HELLO: Duration = Duration::from_millis(500);
 
 /// The answer to a second daemon.
@@ -32,7 +32,7 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Admits daemons of this process's user and of those listed.
+    /// Accepts daemons of this process's user and of the listed users.
     pub(super) fn open(listener: UnixListener, uids: Vec<u32>) -> io::Result<Self> {
         let (admit, admitted) = mpsc::channel();
         let taken = Arc::new(AtomicBool::new(false));
@@ -48,7 +48,7 @@ impl Acceptor {
                         continue;
                     }
                     Ok((socket, true)) => admit.send(Ok(socket)),
-                    // The host ends then, also when it hung the socket up itself.
+                    // The host ends then, also after it shut down the socket itself.
                     Err(error) => {
                         let _ = admit.send(Err(error));
                         return;
@@ -62,7 +62,7 @@ impl Acceptor {
         Ok(Self { taken, admitted })
     }
 
-    /// Waits for the next daemon; the one before is gone.
+    /// Waits for the next daemon; the previous one has disconnected.
     pub(super) fn next(&self) -> io::Result<UnixStream> {
         self.taken.store(false, Ordering::Release);
         self.admitted.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that accepts connections is gone")))

@@ -1,4 +1,4 @@
-//! `token-host`: the process that alone loads a vendor's library, reads the PIN and holds the sessions.
+//! `token-host`: the only process that loads a vendor's library, reads the PIN and holds sessions.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -13,7 +13,7 @@ use crate::{Form, run};
 #[derive(Debug, Parser)]
 #[command(name = "istio-hsm-ca-token-host", version)]
 struct Args {
-    /// Run as the daemon's child, with its socket as standard input; only `serve` does so
+    /// Run as the daemon's child, with its socket as standard input; used by `serve` only
     #[arg(long, value_name = "TOKEN", hide = true, conflicts_with_all = ["config", "socket", "uid"])]
     child: Option<String>,
     /// The host's configuration file
@@ -22,27 +22,27 @@ struct Args {
     /// The Unix socket to listen on
     #[arg(long, value_name = "PATH", required_unless_present = "child")]
     socket: Option<PathBuf>,
-    /// A user whose daemon may connect, besides this process's own; may be given again
+    /// A user ID whose daemon may connect, in addition to this process's own; may be repeated
     #[arg(long, value_name = "NUMBER")]
     uid: Vec<u32>,
-    /// How log lines are written
+    /// Format of log lines
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: Format,
     /// Which lines are logged: a level, or directives such as info,token=debug
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log_filter: Filter,
-    /// The same, by the user's name
+    /// A user name, like --uid; may be repeated
     #[arg(long, value_name = "NAME", conflicts_with = "child")]
     user: Vec<String>,
 }
 
-/// Parses the command line, runs the host until it ends, and gives the exit status. Logs to standard error.
+/// Parses the command line, runs the host until it ends, and returns the exit status. Logs to standard error.
 #[must_use]
 pub fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
-            // clap's own text and status: 0 for help and version, 2 for wrong usage.
+            // clap's own text and exit status: 0 for help and version, 2 for usage errors.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }

@@ -1,7 +1,7 @@
-//! Ends a supervised host on SIGTERM or SIGINT, its sessions closed.
+//! Ends a supervised host on SIGTERM or SIGINT after closing its sessions.
 //!
-//! Without a handler the first process of a container ignores both, and would be killed when its time is over, its
-//! sessions left behind at the token. Used by the supervised form alone; a child is ended by its daemon.
+//! Without a handler, the first process of a container ignores both signals and would be killed after a timeout,
+//! leaving its sessions open on the token. Only for supervised hosts; a child is ended by its daemon.
 
 use std::{
     io,
@@ -23,10 +23,10 @@ use nix::sys::{
 
 use super::watchdog;
 
-/// How long the sessions may take to close.
+/// Maximum time for closing the sessions.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Whether the host ends, and what has to be hung up for it.
+/// Whether the host is ending, and the sockets to be shut down for that.
 #[derive(Debug)]
 pub(super) struct Ending {
     begun: AtomicBool,
@@ -35,8 +35,8 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    /// Waits for the signals in a thread of its own. To be called before any other thread is started: each inherits
-    /// that they are blocked.
+    /// Waits for the signals on a separate thread. Must be called before any other thread is started, since threads
+    /// inherit the blocked signals.
     pub(super) fn on_signals(listener: &UnixListener) -> io::Result<Arc<Self>> {
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGINT);
@@ -59,12 +59,12 @@ impl Ending {
         Ok(ending)
     }
 
-    /// Whether the host was told to end.
+    /// Whether the host has been told to end.
     pub(super) fn begun(&self) -> bool {
         self.begun.load(Ordering::SeqCst)
     }
 
-    /// Notes the connection that is served from now on, or that none is.
+    /// Sets the connection being served, if any.
     pub(super) fn serving(&self, connection: Option<Arc<OwnedFd>>) {
         let mut serving = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         *serving = connection;
@@ -83,7 +83,7 @@ impl Ending {
 
 fn hang_up(socket: Option<&OwnedFd>) {
     if let Some(socket) = socket {
-        // It may be hung up already.
+        // It may be shut down already.
         let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
     }
 }

@@ -1,4 +1,4 @@
-//! What the host's process does to itself before it reads a secret.
+//! Isolation of the host's process, applied before it reads a secret.
 
 use std::{
     fs::OpenOptions,
@@ -17,7 +17,7 @@ use nix::{
 };
 use rustix::process::{getpriority_process, setpriority_process};
 
-/// No core dump, no debugger, no `/proc/PID/mem` for others of the same user.
+/// Prevents core dumps, debuggers, and access to `/proc/PID/mem` by other processes of the same user.
 pub(super) fn harden() -> io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     prctl::set_dumpable(false)?;
@@ -25,15 +25,15 @@ pub(super) fn harden() -> io::Result<()> {
 }
 
 /// Lowers the soft limit of open files, which the daemon raised for its connections, to the usual 1,024: vendors'
-/// libraries are written for it, and some use select(2) or close every possible descriptor.
+/// libraries expect it, and some use select(2) or close every possible descriptor.
 pub(super) fn limit_open_files() -> io::Result<()> {
     const USUAL: u64 = 1024;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, soft.min(USUAL), hard)?)
 }
 
-/// Closes every descriptor but the standard ones, and puts standard output where a vendor's library may write what it
-/// likes. To be called before anything else is opened.
+/// Closes all descriptors except the standard ones, and redirects standard output, to which a vendor's library may
+/// write. Must be called before anything else is opened.
 pub(super) fn close_inherited() -> io::Result<()> {
     let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -41,7 +41,7 @@ pub(super) fn close_inherited() -> io::Result<()> {
         .collect();
     for fd in open {
         match unistd::close(fd) {
-            // The directory that was just read is among them.
+            // The descriptor of the directory being read is among them.
             Ok(()) | Err(Errno::EBADF) => {}
             Err(error) => return Err(error.into()),
         }
@@ -50,7 +50,7 @@ pub(super) fn close_inherited() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the socket that stands in the place of standard input, and puts nothing in its place.
+/// Takes the socket on standard input, and replaces it with /dev/null.
 pub(super) fn take_stdin() -> io::Result<OwnedFd> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     let null = OpenOptions::new().read(true).open("/dev/null")?;
@@ -58,9 +58,9 @@ pub(super) fn take_stdin() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Lets this process go before the daemon where they share a core, if the system allows it (root, CAP_SYS_NICE, or a limit
-/// RLIMIT_NICE): everybody waits for the token, and work that is done in its breaks comes in larger groups. To be called
-/// before a thread is started, which takes over the nice value of the one that starts it.
+/// Raises this process's priority above the daemon's, if the system permits it (root, CAP_SYS_NICE, or RLIMIT_NICE): on
+/// a shared core all requests wait for the token, and the daemon's work is then batched. Must be called before a thread
+/// is started, since threads inherit the nice value.
 pub(super) fn go_first() {
     const LOWER: i32 = 10;
     let lowered = getpriority_process(None).and_then(|nice| setpriority_process(None, nice - LOWER));
@@ -69,8 +69,8 @@ pub(super) fn go_first() {
     }
 }
 
-/// Ends this process when its parent does, even when it is stopped; and leaves it to the daemon to end it, when
-/// somebody signals the whole group.
+/// Ends this process when its parent ends, even while it is stopped; and blocks the signals that a terminal or a
+/// supervisor sends to the whole group, so that only the daemon ends it.
 pub(super) fn follow_parent() -> io::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     let mut signals = SigSet::empty();

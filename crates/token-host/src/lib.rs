@@ -1,9 +1,10 @@
-//! The token host: a process of its own that alone loads the vendor's library, reads the PIN and holds the sessions.
+//! The token host: a separate process, the only one that loads the vendor's library, reads the PIN and holds the
+//! sessions.
 //!
-//! Two forms, one protocol: the daemon's child, which has its socket in the place of standard input and its settings
-//! from the daemon's first frame; or supervised by somebody else, under another user, with settings of its own and a
-//! Unix socket to listen on. It never touches the network, Kubernetes or the log, and signs a closed list of things
-//! ([`Kind`](protocol::Kind)) under its own limits. Started through [`main`].
+//! It has two forms with the same protocol: a child of the daemon, with its socket on standard input and its settings
+//! in the daemon's first frame; or supervised separately, under another user, with its own settings and a Unix socket
+//! to listen on. It never uses the network, Kubernetes or the log, and signs a closed list of messages
+//! ([`Kind`](protocol::Kind)) within its own limits. Started through [`main`].
 
 mod acceptor;
 mod command;
@@ -40,23 +41,23 @@ use serve::{Connection, Served};
 pub use settings::{DEFAULT_CALL_TIMEOUT, Settings};
 use watchdog::Watchdog;
 
-/// What every canary message begins with: no certificate, checkpoint or other signed thing does.
+/// Prefix of every canary message; no certificate, checkpoint or other signed data begins with it.
 const CANARY_PREFIX: &[u8] = b"istio-hsm-ca canary\0";
 
 /// The program's file name; it is installed next to the daemon's.
 pub const PROGRAM: &str = "istio-hsm-ca-token-host";
 
-/// The exit status of a host whose token or module is broken: another host may help.
+/// Exit status of a host whose token or module is broken: a new host process may help.
 pub const EXIT_TOKEN: u8 = 75;
 
-/// How long a daemon has to say hello.
+/// Timeout for a daemon's hello.
 const HELLO: Duration = Duration::from_secs(10);
 
 /// A message for the canary key to sign, different each time.
 #[must_use]
 pub fn canary_message() -> Vec<u8> {
     let mut nonce = [0; 16];
-    // Without random bytes the probe still probes.
+    // Without random bytes it is still a valid probe.
     let _ = aws_lc_rs::rand::fill(&mut nonce);
     [CANARY_PREFIX, &nonce].concat()
 }
@@ -67,62 +68,62 @@ pub const SOCKET_PATH_MAX: usize = 107;
 /// Why a host ends with a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// The operating system refuses something before the token is touched.
+    /// A system call failed before the token was used.
     #[error("the token host cannot {what}")]
     System {
-        /// What it wanted to do.
+        /// What was attempted.
         what: &'static str,
-        /// Why it cannot.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// The daemon does not speak this protocol.
+    /// The daemon violates the protocol.
     #[error("the daemon does not keep to the protocol: {0}")]
     Protocol(#[from] protocol::ProtocolError),
-    /// The settings' file cannot be read.
+    /// The settings file cannot be read.
     #[error("the token host's configuration {path} cannot be used: {reason}")]
     Settings {
-        /// The file.
+        /// File of the settings.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The token or its module is broken.
     #[error("the token host ends so that a new one can start: {0}")]
     Token(String),
-    /// The token host is not able to begin.
+    /// The host cannot start serving.
     #[error("{0}")]
     Unable(String),
 }
 
-/// How a supervised host is run.
+/// Parameters of a supervised host.
 #[derive(Clone, Debug)]
 pub struct Supervised {
     /// Its settings.
     pub settings: Settings,
-    /// The Unix socket to listen on; what stood there before is replaced.
+    /// The Unix socket to listen on; an existing one is replaced.
     pub socket: PathBuf,
-    /// The users whose daemons are served, besides this process's own.
+    /// Users whose daemons are served, in addition to this process's own.
     pub uids: Vec<u32>,
 }
 
-/// How a host is started.
+/// The form of a host.
 #[derive(Clone, Debug)]
 pub enum Form {
-    /// As the daemon's child, which calls the token by this name.
+    /// A child of the daemon, with the daemon's name for the token.
     Child(String),
-    /// By somebody else, to listen on a socket.
+    /// Supervised, listening on a socket.
     Supervised {
-        /// Its configuration.
+        /// Its configuration file.
         config: PathBuf,
         /// The Unix socket to listen on.
         socket: PathBuf,
-        /// The users whose daemons are served, besides this process's own.
+        /// Users whose daemons are served, in addition to this process's own.
         uids: Vec<u32>,
     },
 }
 
-/// Runs `token-host` and gives the process's exit status.
+/// Runs `token-host` and returns the exit status.
 #[must_use]
 fn run(form: Form) -> ExitCode {
     let result = match form {
@@ -146,10 +147,10 @@ fn run(form: Form) -> ExitCode {
     }
 }
 
-/// The daemon's child: its socket stands in the place of standard input, its settings come in the first frame.
+/// The daemon's child: its socket is on standard input, its settings are in the first frame.
 ///
 /// # Errors
-/// When it cannot begin, or ends because its token is broken.
+/// If it cannot start, or ends because its token is broken.
 pub fn run_child(name: &str) -> Result<(), HostError> {
     let system = |what| move |source| HostError::System { what, source };
     isolation::follow_parent().map_err(system("follow its parent's end"))?;
@@ -184,11 +185,11 @@ pub fn run_child(name: &str) -> Result<(), HostError> {
     }
 }
 
-/// Listens for a daemon, and serves one after another, until SIGTERM or SIGINT; a second one at the same time is rejected
-/// so, and waits its turn by asking again.
+/// Listens for daemons and serves one after the other, until SIGTERM or SIGINT; a second one at the same time is
+/// rejected as busy and retries.
 ///
 /// # Errors
-/// When it cannot begin, or ends because its token is broken: its supervisor starts it again.
+/// If it cannot start, or ends because its token is broken; its supervisor restarts it.
 pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
     let system = |what| move |source| HostError::System { what, source };
     isolation::close_inherited().map_err(system("close what it inherited"))?;
@@ -269,7 +270,7 @@ fn refuse(connection: &mut Connection, correlation: u64, recovery: Recovery, rea
     HostError::Unable(format!("the daemon's settings cannot be used: {reason}"))
 }
 
-/// A descriptor that the watchdog may keep.
+/// A descriptor for the watchdog.
 fn share(socket: &UnixStream) -> io::Result<Arc<OwnedFd>> {
     Ok(Arc::new(socket.as_fd().try_clone_to_owned()?))
 }

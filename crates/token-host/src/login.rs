@@ -1,7 +1,7 @@
-//! The token as the host's threads share it: the login, the CA certificates, what was counted.
+//! The login shared by the host's threads: the token, the CA certificates, the counters.
 //!
-//! Each thread has a [`Worker`] of its own with a session of its own, since a session is not shared; the login is the
-//! process's, made once and kept by a session that does nothing else.
+//! Each thread has its own [`Worker`] with its own session, since sessions are not shared. The login belongs to the
+//! process; it is made once and kept by a session that does nothing else.
 
 mod faults;
 mod own_keys;
@@ -48,20 +48,20 @@ pub(super) struct Counters {
     logins: AtomicU64,
 }
 
-/// A token that is open and logged in.
+/// An open token with a login.
 #[derive(Debug)]
 pub(super) struct LoginContext {
     pub(super) policy: Policy,
     pub(super) watchdog: Arc<Watchdog>,
     pub(super) counters: Counters,
-    /// Sessions that are open in workers.
+    /// Number of workers with an open session.
     pub(super) live: AtomicUsize,
     settings: Settings,
     pin_file: PathBuf,
     module: Module,
     token: Token,
     certificates: RwLock<Arc<Vec<CaCertificate>>>,
-    /// Keeps the process logged in; a thread that logs in holds it.
+    /// The session that keeps the process logged in; locked during a login.
     anchor: Mutex<Option<Session>>,
     logins: AtomicU64,
     sessions: AtomicU32,
@@ -72,17 +72,17 @@ pub(super) struct LoginContext {
     hints: Hints,
 }
 
-/// The watchdog's place of the thread that opens the login.
+/// The watchdog's slot of the thread that opens the login.
 const MAIN_THREAD: usize = 0;
 
-/// Most CA certificates that are known at once, earlier ones included, unless more are configured.
+/// Maximum number of known CA certificates, including earlier ones, unless more are configured.
 const CERTIFICATES_MOST: usize = 8;
 
-/// Most sessions that are remembered as to be dropped: more than a host ever has.
+/// Maximum number of remembered sessions to be dropped: more than a host ever has.
 const DISCARDED_MOST: usize = 256;
 
 impl LoginContext {
-    /// Loads the module, finds the token, logs in and looks around.
+    /// Loads the module, finds the token, logs in and looks up the keys.
     pub(super) fn open(name: &str, settings: Settings, watchdog: &Arc<Watchdog>) -> Result<Self, Fault> {
         let uri: TokenUri = settings.uri.parse().map_err(|error: token::uri::UriError| setting(&error))?;
         let pin_file = settings.pin_file.clone().or_else(|| uri.pin_source().map(Path::to_owned));
@@ -90,7 +90,7 @@ impl LoginContext {
         let module_path =
             uri.module_path().ok_or_else(|| fault("the token URI names no module; add module-path=/path"))?;
         let certificates = read_certificates(&settings)?;
-        // Before the library is even loaded: what is known to be wrong costs the token nothing.
+        // Before the library is loaded: a PIN known to be wrong is not tried.
         let marker = PinMarker::new(settings.pin_marker.clone());
         marker.check(&pin_file).map_err(|error| pin_fault(&chain(&error)))?;
 
@@ -124,7 +124,7 @@ impl LoginContext {
         Ok(login)
     }
 
-    /// Closes the library; all workers must be gone.
+    /// Closes the library; there must be no workers any more.
     pub(super) fn close(self) {
         let Self { module, token, anchor, watchdog, .. } = self;
         let _call = watchdog.call(MAIN_THREAD);
@@ -144,8 +144,8 @@ impl LoginContext {
         Arc::clone(&self.certificates.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the CA certificates again; they stay unchanged if they cannot be read. The earlier ones stay
-    /// known: requests that began with the old bundle end with it, and a daemon that refuses the new one goes on.
+    /// Reads the CA certificates again; they stay unchanged if that fails. Earlier ones stay known: requests that began
+    /// with the old bundle end with it, and a daemon that rejects the new bundle continues with the old one.
     pub(super) fn reread(&self) -> Result<(), Fault> {
         let mut certificates = read_certificates(&self.settings)?;
         let mut held = self.certificates.write().unwrap_or_else(PoisonError::into_inner);
@@ -158,13 +158,13 @@ impl LoginContext {
         Ok(())
     }
 
-    /// How many logins there were: a thread that finds its login lost tells with it which one.
+    /// Number of the current login, by which a thread identifies the login that it lost.
     pub(super) fn login_number(&self) -> u64 {
         self.logins.load(Ordering::Acquire)
     }
 
-    /// Logs the process in, unless another thread has since the login of that number. The PIN is read again, tried
-    /// once, and not again before its file has changed.
+    /// Logs the process in, unless another thread has done so after the login with this number. The PIN is read again
+    /// and tried once, and not again before its file has changed.
     pub(super) fn login(&self, thread: usize, lost: u64) -> Result<(), Fault> {
         let mut anchor = lock(&self.anchor);
         if self.login_number() != lost {
@@ -198,14 +198,14 @@ impl LoginContext {
         Ok(())
     }
 
-    /// Opens a session for a worker, with a number of its own.
+    /// Opens a session for a worker and numbers it.
     pub(super) fn session(&self, thread: usize) -> Result<(Session, u32), Fault> {
         let _call = self.watchdog.call(thread);
         let session = self.token.open_session(false).map_err(|error| call_fault(&error, "C_OpenSession"))?;
         Ok((session, self.sessions.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// Notes that a session makes wrong signatures.
+    /// Marks a session that made wrong signatures.
     pub(super) fn discard(&self, session: u32) {
         let mut discarded = lock(&self.discarded);
         if discarded.len() < DISCARDED_MOST {
@@ -213,7 +213,7 @@ impl LoginContext {
         }
     }
 
-    /// Whether a session is to be dropped; asked once.
+    /// Whether a session is to be dropped; `true` only once.
     pub(super) fn is_discarded(&self, session: u32) -> bool {
         let mut discarded = lock(&self.discarded);
         let at = discarded.iter().position(|other| *other == session);
@@ -252,18 +252,18 @@ impl LoginContext {
     }
 }
 
-/// What a host that cannot serve has to tell: how its calls went.
+/// The final status of a host that cannot serve: its call statistics.
 pub(super) fn last_word() -> Status {
     let (calls, call_errors) = calls::told();
     Status { version: VERSION, pid: std::process::id(), instance: instance(), calls, call_errors, ..Status::default() }
 }
 
-/// A number that no other host's process has ([`Status::instance`]).
+/// A number unique to this process ([`Status::instance`]).
 fn instance() -> u64 {
     static INSTANCE: OnceLock<u64> = OnceLock::new();
     *INSTANCE.get_or_init(|| {
         let mut bytes = [0; 8];
-        // Should there be no randomness, process ids still differ on one machine.
+        // Without randomness, process IDs are still unique on one machine.
         match aws_lc_rs::rand::fill(&mut bytes) {
             Ok(()) => u64::from_be_bytes(bytes),
             Err(_) => std::process::id().into(),
@@ -275,7 +275,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What can be read; an error only where that is nothing.
+/// The readable certificates; an error only if there are none.
 fn read_certificates(settings: &Settings) -> Result<Vec<CaCertificate>, Fault> {
     let names = ["ca-cert.pem", "tls.crt"].map(|name| settings.bundle.join(name));
     let bundle = names.iter().find(|path| path.exists()).unwrap_or(&names[0]);

@@ -1,7 +1,7 @@
-//! The host's own rules: checks each message against the host's configuration and against what it has signed before.
+//! The host's limits: checks each message against the host's configuration and against what it has signed before.
 //! SECURITY.md has the rules as a table, and `tests/token_host/forged.rs` a forged message for each of them.
 //!
-//! The daemon has decided already; this is for the day on which the daemon is not ours any more.
+//! The daemon has checked it already; this protects against a compromised daemon.
 
 mod checkpoint;
 mod limit;
@@ -28,16 +28,16 @@ use pki::{
 use process::error::{Advice, Remedy};
 use signed::{KeptHeads, SignedCertificates};
 
-/// The longest canary message: its prefix and some random bytes.
+/// Maximum length of a canary message: its prefix and some random bytes.
 const CANARY_MOST: usize = 64;
 
-/// A CA certificate of the host's own configuration.
+/// A CA certificate in the host's own configuration.
 #[derive(Clone, Debug)]
 pub(super) struct CaCertificate {
     pub(super) der: Vec<u8>,
     pub(super) key: PublicKey,
     pub(super) fingerprint: Fingerprint,
-    /// What the rules need of it.
+    /// Its data for the rules.
     ca: OwnedCa,
 }
 
@@ -75,8 +75,8 @@ impl Policy {
         }
     }
 
-    /// Admits a message that is to be signed now. `cas` are all CA certificates of the host. A message that was admitted
-    /// counts as signed, and is admitted again.
+    /// Checks a message that is about to be signed. `cas` are all CA certificates of the host. A permitted message
+    /// counts as signed, and is permitted again.
     pub(super) fn admit(&self, sign: &Sign<'_>, cas: &[CaCertificate], now: SystemTime) -> Result<(), Refusal> {
         match sign.kind {
             Kind::Canary => canary(sign.message),
@@ -94,7 +94,7 @@ impl Policy {
     }
 }
 
-/// The limits that the host was configured with.
+/// The limits that the host is configured with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rules {
     max_validity: Duration,
@@ -105,7 +105,7 @@ struct Rules {
     log_origins: Vec<String>,
 }
 
-/// Why the host does not sign.
+/// Why the host refuses to sign.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("the message is not a canary's")]
@@ -185,8 +185,8 @@ impl Remedy for Refusal {
 }
 
 impl Rules {
-    /// Holds a certificate to the rules, under one of the CA certificates with the issuer's key: a renewed one has the key
-    /// of the old one.
+    /// Checks a certificate against the rules, for one of the CA certificates with the issuer's key: a renewed one has
+    /// the same key as the old one.
     fn certificate(
         &self,
         sign: &Sign<'_>,
@@ -207,7 +207,7 @@ impl Rules {
         if cas.iter().any(|ca| ca.key.spki_der() == facts.spki) {
             return Err(Refusal::CaKey);
         }
-        // Last, since it takes longest.
+        // Last, since it takes the longest time.
         facts.public_key()?;
         Ok(())
     }
@@ -222,9 +222,9 @@ impl Rules {
         Ok(())
     }
 
-    /// A taken daemon must not stock up on certificates for the years to come, nor make any that look older than they
-    /// are. The validity begins [`CLOCK_SKEW`] before the request; the request may take as long to arrive here, and the
-    /// two clocks may differ by as much.
+    /// A compromised daemon must not obtain certificates for years in advance, or certificates that look older than
+    /// they are. The validity begins [`CLOCK_SKEW`] before the request; the request may take as long to arrive here,
+    /// and the two clocks may differ by as much.
     fn validity(&self, facts: &Facts<'_>, now: SystemTime) -> Result<(), Refusal> {
         let before = |from: SystemTime, to: SystemTime| to.duration_since(from).unwrap_or_default();
         if facts.not_after <= now || before(facts.not_before, now) > CLOCK_SKEW * 2 {
@@ -249,7 +249,7 @@ impl Rules {
     }
 }
 
-/// A canary's message is nothing that anybody could take for anything else.
+/// A canary message must not be valid as anything else.
 fn canary(message: &[u8]) -> Result<(), Refusal> {
     if message.starts_with(CANARY_PREFIX) && message.len() <= CANARY_MOST { Ok(()) } else { Err(Refusal::Canary) }
 }

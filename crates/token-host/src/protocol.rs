@@ -19,14 +19,14 @@ pub use token::Recovery;
 /// disconnected at its first frame.
 pub const VERSION: u32 = 2;
 
-/// The largest frame in bytes, its length field not counted. The largest TBSCertificate of this CA (a hundred names)
-/// stays below 32 KiB, and a whole frame must fit into the host's read buffer of 64 KiB.
+/// Maximum size of a frame in bytes, without its length field. The largest TBSCertificate of this CA (a hundred names)
+/// is below 32 KiB, and a whole frame must fit into the host's read buffer of 64 KiB.
 pub const MAX_FRAME: usize = 60 * 1024;
 
-/// The longest text in a reply, in bytes; longer ones are truncated.
+/// Maximum length of a text in a reply, in bytes; longer ones are truncated.
 const MAX_TEXT: usize = 1024;
 
-/// The longest request id in bytes.
+/// Maximum length of a request ID in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
 /// SHA-256 of a key's DER SubjectPublicKeyInfo.
@@ -35,11 +35,11 @@ pub type Fingerprint = [u8; 32];
 /// What a token host signs; no other kind exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// A probe, by the canary key alone.
+    /// A probe; signed by the canary key only.
     Canary,
-    /// The log's tree head, by the log key alone.
+    /// A tree head of the log; signed by the log key only.
     Checkpoint,
-    /// A subordinate CA's TBSCertificate, where the host's own configuration allows that.
+    /// An intermediate CA's TBSCertificate, if the host's own configuration permits it.
     Intermediate,
     /// A leaf's TBSCertificate.
     Leaf,
@@ -48,13 +48,13 @@ pub enum Kind {
 /// A request of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// Nobody waits any more for a message that was to be signed: it is answered with [`Reply::Expired`] unless it has
-    /// reached the token. Only for hosts that know it ([`Status::cancels`]). Not answered itself.
+    /// The caller of a request no longer waits: it is answered with [`Reply::Expired`] unless it has reached the token.
+    /// Only for hosts that support it ([`Status::cancels`]). There is no reply to this request itself.
     Cancel {
-        /// The correlation number of its [`Request::Sign`].
+        /// Correlation number of its [`Request::Sign`].
         correlation: u64,
     },
-    /// A session of the host made a wrong signature and is not to be used again. Not answered.
+    /// A session of the host made a wrong signature and must not be used again. There is no reply.
     Discard {
         /// The session, as in [`Reply::Signed`].
         session: u32,
@@ -66,53 +66,53 @@ pub enum Request<'a> {
         /// The host's settings in JSON from a daemon to its child; a supervised host has its own and ignores these.
         settings: &'a [u8],
     },
-    /// Look a CA key up: the host reads its CA certificates again and finds the key in the token.
+    /// Looks up a CA key: the host reads its CA certificates again and finds the key in the token.
     Open {
         /// The key.
         key: Fingerprint,
         /// What the last [`Reply::Opened`] for this key in this token said; empty if there was none.
         known: &'a [u8],
     },
-    /// Say that the token is still there, and what was signed.
+    /// Requests a status, which shows that the token is available and what was signed.
     Ping,
     /// Sign a message.
     Sign(Sign<'a>),
 }
 
-/// A message to be signed: always whole, the host hashes it itself.
+/// A message to be signed: always the whole message; the host computes the hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sign<'a> {
-    /// What the message is.
+    /// Kind of the message.
     pub kind: Kind,
-    /// The key that is to sign it.
+    /// The key that must sign it.
     pub key: Fingerprint,
-    /// The request's id, for the host's log.
+    /// The request ID, for the host's log.
     pub request_id: &'a str,
-    /// Milliseconds from now after which nobody waits for the signature any more.
+    /// Milliseconds from now after which the caller no longer waits.
     pub deadline_ms: u32,
     /// The message.
     pub message: &'a [u8],
 }
 
-/// A failure of the token or of something in front of it.
+/// A failure of the token, its library or its configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What to do next. [`Recovery::Ignore`] is sent as [`Recovery::NewSession`].
+    /// The required recovery. [`Recovery::Ignore`] is sent as [`Recovery::NewSession`].
     pub recovery: Recovery,
-    /// The CKR value (PKCS#11, section 4.11 "Return values"), 0 where none is behind it.
+    /// The CKR value (PKCS#11, section 4.11 "Return values"); 0 if there is none.
     pub code: u64,
-    /// The PKCS#11 function that failed; empty where none is behind it.
+    /// The PKCS#11 function that failed; empty if there is none.
     pub function: String,
-    /// One sentence that names the object, then what to do.
+    /// One sentence that names the object, then the remedy.
     pub text: String,
 }
 
 /// A reply of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// The deadline passed, or the message was cancelled, before the token was asked.
+    /// The deadline passed, or the request was cancelled, before the token was called.
     Expired,
-    /// The token, or something before it, failed.
+    /// The token, its library or its configuration failed.
     Fault(Fault),
     /// The key is in the token, and the host's own CA certificate names it.
     Opened {
@@ -123,19 +123,19 @@ pub enum Reply {
     },
     /// The host's own rules forbid it.
     Refused {
-        /// The rule.
+        /// The limit.
         reason: String,
-        /// Whether it is a limit on the number of certificates, which would allow the request at another time.
+        /// Whether it is a limit on the number of certificates, which may permit the request at another time.
         limit: bool,
     },
-    /// The signature: RSA as it is, ECDSA as DER ECDSA-Sig-Value.
+    /// The signature: RSA unchanged, ECDSA as DER ECDSA-Sig-Value.
     Signed {
         /// The session that made it, for [`Request::Discard`].
         session: u32,
         /// The content of signatureValue.
         signature: Vec<u8>,
     },
-    /// The host is ready; the answer to [`Request::Hello`] and [`Request::Ping`].
+    /// The host is ready; the reply to [`Request::Hello`] and [`Request::Ping`].
     Status(Box<Status>),
 }
 
@@ -148,7 +148,7 @@ pub enum ProtocolError {
     /// A field is out of range, or the body is not the expected one.
     #[error("a frame's {0} is malformed")]
     Malformed(&'static str),
-    /// Empty, or longer than [`MAX_FRAME`].
+    /// The frame is empty, or larger than [`MAX_FRAME`].
     #[error("a frame of {0} bytes is out of bounds")]
     Size(usize),
 }
@@ -162,10 +162,10 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The first whole frame of a buffer and how many bytes it takes; `None` when it is incomplete.
+    /// The first whole frame of a buffer and its length in bytes; `None` if it is incomplete.
     ///
     /// # Errors
-    /// When it is malformed. A length out of bounds is an error as soon as the length is there.
+    /// If it is malformed. A length out of bounds is detected as soon as the length field is complete.
     pub fn split(buffer: &[u8]) -> Result<Option<(Self, usize)>, ProtocolError> {
         let Some((length, rest)) = buffer.split_first_chunk::<4>() else { return Ok(None) };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);

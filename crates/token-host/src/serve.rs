@@ -25,10 +25,10 @@ use super::{
 };
 use crate::protocol::{Fault, ProtocolError, Recovery, Reply, Request};
 
-/// Room in the queue for each session: twice as much as a daemon sends ahead.
+/// Queue length per session: twice the number of requests that a daemon sends in advance.
 const QUEUE_PER_SESSION: usize = 64;
 
-/// How long a thread without a session leaves the work to the others before it tries to open one again.
+/// Interval at which a thread without a session tries to open one; meanwhile it leaves the requests to the others.
 const NO_SESSION_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A connection to a daemon.
@@ -45,12 +45,12 @@ pub(super) struct Hello {
     pub(super) settings: Vec<u8>,
 }
 
-/// How a connection ended.
+/// Result of a connection.
 #[derive(Debug)]
 pub(super) enum Served {
     /// The token or its module is broken.
     Broken(String),
-    /// The daemon hung up.
+    /// The daemon closed the connection.
     HungUp,
 }
 
@@ -59,12 +59,12 @@ impl Connection {
         Ok(Self { inbox: Inbox::new(socket.try_clone()?), socket })
     }
 
-    /// The socket, for the watchdog.
+    /// The socket for the watchdog.
     pub(super) fn socket(&self) -> io::Result<Arc<OwnedFd>> {
         share(&self.socket)
     }
 
-    /// Waits for the first frame. `None` when none comes in time.
+    /// Waits for the first frame. `None` if it does not arrive in time.
     pub(super) fn hello(&mut self, timeout: Duration) -> Result<Option<Hello>, HostError> {
         let frame = match self.inbox.next(Some(timeout)) {
             Ok(Some((frame, _))) => frame,
@@ -74,7 +74,7 @@ impl Connection {
             Err(ConnectionError::Protocol(error)) => return Err(error.into()),
         };
         match Request::decode(&frame)? {
-            // A daemon of another version learns this host's version from the answer, and decides.
+            // A daemon of another version learns this host's version from the reply, and decides.
             Request::Hello { settings, .. } => {
                 Ok(Some(Hello { correlation: frame.correlation, settings: settings.to_vec() }))
             }
@@ -100,7 +100,7 @@ impl Connection {
         let Ok(socket) = self.socket.try_clone() else { return };
         let writer = Mutex::new(socket);
         let mut outbox = Outbox::new(&writer);
-        // An error means that the daemon is gone.
+        // An error means that the daemon has disconnected.
         let pushed = replies.iter().try_for_each(|(correlation, reply)| outbox.push(*correlation, reply));
         let _ = pushed.and_then(|()| outbox.flush());
     }
@@ -150,11 +150,11 @@ impl Connection {
     }
 }
 
-/// What the threads of a connection share.
+/// State shared by the threads of a connection.
 struct Service<'a> {
     login: &'a LoginContext,
     queue: Queue,
-    /// One for each session thread. Others lock it only to keep an idle session alive.
+    /// One per session thread. Other threads lock it only to keep an idle session alive.
     sessions: Vec<Mutex<Worker<'a>>>,
     writer: Mutex<UnixStream>,
     socket: &'a UnixStream,
@@ -162,7 +162,7 @@ struct Service<'a> {
 }
 
 impl Service<'_> {
-    /// Reads frames until the daemon hangs up.
+    /// Reads frames until the daemon disconnects.
     fn read(&self, inbox: &mut Inbox) -> Result<(), ConnectionError> {
         let mut batch = Vec::new();
         while let Some(first) = inbox.next(None)? {
@@ -210,7 +210,7 @@ impl Service<'_> {
                 }
             };
             let Some((next, waiting)) = next else { return Ok(()) };
-            // A token may have no room for this session while the others work.
+            // The token may have no room for this session while the others work.
             if !lock(&self.sessions[index]).has_session() && self.login.live.load(Ordering::Relaxed) > 0 {
                 self.queue.put_back(next);
                 outbox.flush()?;
@@ -225,7 +225,7 @@ impl Service<'_> {
             match self.answer(index, &request, &next) {
                 Some(Reply::Fault(fault)) if is_broken(&fault) => {
                     let reason = fault.text.clone();
-                    // The daemon hangs up after the fault.
+                    // The daemon disconnects after the fault.
                     outbox.push(0, &Reply::Status(Box::new(last_word())))?;
                     outbox.push(correlation, &Reply::Fault(fault))?;
                     outbox.flush()?;
@@ -247,12 +247,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether only another host process helps.
+/// Whether only a new host process helps.
 fn is_broken(fault: &Fault) -> bool {
     fault.recovery == Recovery::NewProcess
 }
 
-/// The connection ended before the daemon hung up.
+/// The connection ended before the daemon disconnected.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionError {
     #[error("the socket broke: {0}")]

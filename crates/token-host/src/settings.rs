@@ -1,4 +1,4 @@
-//! What a host is configured with: in TOML where it is supervised, in JSON from the daemon to its child.
+//! The host's settings: in TOML if supervised, in JSON from the daemon to its child.
 
 use std::{
     net::IpAddr,
@@ -20,61 +20,62 @@ use pki::{
     identity::{DnsName, TrustDomain},
 };
 
-/// A host's settings. They hold no secret: the PIN is named by the path of its file.
+/// Settings of a host. They contain no secrets: the PIN is referenced by the path of its file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The token: `pkcs11:token=...?module-path=...&pin-source=file:...`.
     pub uri: String,
-    /// The PIN's file, where the URI names none.
+    /// The PIN file, if the URI names none.
     #[serde(default)]
     pub pin_file: Option<PathBuf>,
-    /// Where it is remembered that a PIN was refused; one file for each token, in a directory that outlives restarts.
+    /// The file that records a rejected PIN; one per token, in a directory that is kept over restarts.
     pub pin_marker: PathBuf,
-    /// The directory of the public bundle, whose `ca-cert.pem` or `tls.crt` names the key and the issuer.
+    /// Directory of the public bundle, whose `ca-cert.pem` or `tls.crt` determines the key and the issuer.
     pub bundle: PathBuf,
-    /// Further CA certificates of whose keys the token may be asked: PEM files.
+    /// Further CA certificates whose keys may be used: PEM files.
     #[serde(default)]
     pub ca_certificates: Vec<PathBuf>,
-    /// Sessions, each with a thread: one suits P-256, one a core RSA, as many as it has a remote HSM.
+    /// Number of sessions, each with a thread: one suits P-256, one per core RSA, as many as it has cores a remote HSM.
     #[serde(default = "one")]
     pub sessions: u32,
-    /// How long one PKCS#11 call may take; the host exits when it is exceeded.
+    /// Timeout of one PKCS#11 call; the host exits when it is exceeded.
     #[serde(default = "call_timeout", with = "humantime_serde")]
     pub call_timeout: Duration,
-    /// The longest validity of what is signed, not counting the two minutes before it that allow for clock skew.
+    /// Maximum validity of signed certificates, without the two minutes of clock skew before it.
     #[serde(with = "humantime_serde")]
     pub max_validity: Duration,
     /// The trust domains of the workloads' SPIFFE IDs.
     #[serde(with = "texts")]
     pub trust_domains: Vec<TrustDomain>,
-    /// The DNS names that certificates may carry.
+    /// The permitted DNS names in certificates.
     #[serde(default, with = "texts")]
     pub dns_names: Vec<DnsName>,
-    /// The addresses that certificates may carry.
+    /// The permitted IP addresses in certificates.
     #[serde(default)]
     pub ip_addresses: Vec<IpAddr>,
-    /// Whether subordinate CAs are signed.
+    /// Whether intermediate CAs may be signed.
     #[serde(default)]
     pub allow_intermediate: bool,
-    /// Most certificates in an hour; as many at once after an hour without any.
+    /// Maximum number of certificates per hour, which is also the burst after an hour without any.
     #[serde(default)]
     pub max_certificates_per_hour: Option<NonZeroU32>,
-    /// Most certificates from the host's start to its end.
+    /// Maximum number of certificates during the lifetime of the host's process.
     #[serde(default)]
     pub max_certificates: Option<NonZeroU64>,
-    /// The origins of the logs whose checkpoints are signed: that of each daemon that may connect.
+    /// Origins of the logs whose checkpoints may be signed: one for each daemon that may connect.
     #[serde(default = "log_origins")]
     pub log_origins: Vec<String>,
-    /// Where the last signed checkpoint of each log is kept over restarts; without it the host knows it until it ends.
+    /// The file that stores the last signed checkpoint of each log over restarts; by default it is known only until the
+    /// host ends.
     #[serde(default)]
     pub checkpoint_file: Option<PathBuf>,
 }
 
-/// The limit of one PKCS#11 call unless configured: HSMs over a network take seconds to fail over.
+/// Default timeout of one PKCS#11 call: network HSMs take seconds to fail over.
 pub const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Most sessions; more than any token allows, and each is a thread.
+/// Maximum number of sessions; more than any token allows, and each is a thread.
 const SESSIONS_MOST: u32 = 256;
 
 fn one() -> u32 {
@@ -90,7 +91,7 @@ fn call_timeout() -> Duration {
 }
 
 impl Settings {
-    /// Settings with the defaults for whatever has one.
+    /// Settings with defaults where there are any.
     #[must_use]
     pub fn new(uri: String, pin_marker: PathBuf, bundle: PathBuf, max_validity: Duration) -> Self {
         Self {
@@ -116,7 +117,7 @@ impl Settings {
     /// Reads a supervised host's configuration, a TOML file.
     ///
     /// # Errors
-    /// When it cannot be read, or a key or value in it is not known.
+    /// If it cannot be read, or has an unknown key or an invalid value.
     pub fn read(path: &Path) -> Result<Self, HostError> {
         let wrong = |reason: String| HostError::Settings { path: path.to_owned(), reason };
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
@@ -143,13 +144,13 @@ impl Settings {
         usize::try_from(self.sessions.clamp(1, SESSIONS_MOST)).unwrap_or(1)
     }
 
-    /// How many threads call the module: one a session, and the main one.
+    /// Number of threads that call the module: one per session, and the main one.
     pub(super) fn threads(&self) -> usize {
         self.session_count() + 1
     }
 }
 
-/// Names as texts, parsed on the way in.
+/// (De)serializes names as strings.
 mod texts {
     use std::{fmt::Display, str::FromStr};
 

@@ -1,7 +1,8 @@
-//! Ends the process when a PKCS#11 call outlives its limit, or when the daemon has hung up and a signing thread hangs.
+//! Ends the process if a PKCS#11 call exceeds its timeout, or if the daemon has disconnected and a signing thread
+//! hangs.
 //!
-//! A thread that hangs in a vendor's library cannot be ended alone; its process can. This thread calls nothing of
-//! the vendor's, takes no lock that a signing thread holds, and so cannot hang with it.
+//! A thread that hangs in a vendor's library cannot be ended individually, but its process can. This thread calls no
+//! vendor code and takes no lock of a signing thread, so it cannot hang with them.
 
 use std::{
     io,
@@ -19,23 +20,23 @@ use nix::{
     unistd::Pid,
 };
 
-/// How often the calls are looked at.
+/// Interval of checking the calls.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long signing threads have to end by themselves once the daemon has hung up.
+/// Time for signing threads to end after the daemon has disconnected.
 const HANG_UP_GRACE: Duration = Duration::from_secs(1);
 
-/// When each thread's call began, and whose socket is watched.
+/// Start times of all threads' calls, and the socket being watched.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     start: Instant,
     limit: Duration,
-    /// Milliseconds from `start`, plus one; 0 while no call is under way.
+    /// Start in milliseconds from `start`, plus one; 0 if no call is in progress.
     calls: Vec<AtomicU64>,
     socket: Mutex<Option<Arc<OwnedFd>>>,
 }
 
-/// A call under way; it ends with this value.
+/// A call in progress; it ends when this value is dropped.
 #[derive(Debug)]
 pub(super) struct Call<'a>(&'a AtomicU64);
 
@@ -46,7 +47,7 @@ impl Drop for Call<'_> {
 }
 
 impl Watchdog {
-    /// Starts the thread, for calls of so many threads.
+    /// Starts the thread, for calls of this number of threads.
     pub(super) fn start(threads: usize, limit: Duration) -> io::Result<Arc<Self>> {
         let watchdog = Arc::new(Self {
             start: Instant::now(),
@@ -59,12 +60,12 @@ impl Watchdog {
         Ok(watchdog)
     }
 
-    /// Watches a connection from now on: when it is hung up the process must end soon.
+    /// Watches a connection from now on: after a disconnect, the process must end soon.
     pub(super) fn watch_socket(&self, socket: Option<Arc<OwnedFd>>) {
         *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = socket;
     }
 
-    /// Notes that a thread begins a call. `None` for a thread that was not counted at the start.
+    /// Records that a thread begins a call. `None` for a thread that was not counted at the start.
     pub(super) fn call(&self, thread: usize) -> Option<Call<'_>> {
         let call = self.calls.get(thread)?;
         call.store(self.now() + 1, Ordering::Release);
@@ -77,13 +78,13 @@ impl Watchdog {
 
     fn watch(&self) {
         let limit = u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX);
-        // The connection that is watched, and since when it is hung up.
+        // The watched connection, and since when it is disconnected.
         let mut watched: Option<(Arc<OwnedFd>, Option<Instant>)> = None;
         loop {
             let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).clone();
             watched = match (socket, watched.take()) {
                 (Some(socket), Some((same, hung_up))) if Arc::ptr_eq(&socket, &same) => Some((same, hung_up)),
-                // Another connection starts over, however soon it follows.
+                // Another connection starts a new period, however soon it follows.
                 (Some(socket), _) => Some((socket, None)),
                 (None, _) => None,
             };
@@ -107,7 +108,7 @@ impl Watchdog {
 }
 
 fn is_hung_up(socket: &OwnedFd) -> bool {
-    // No event asked for: POLLHUP and POLLERR come unasked.
+    // POLLHUP and POLLERR are reported without being requested.
     let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
     let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
     match poll(&mut polled, timeout) {
@@ -122,10 +123,10 @@ fn is_hung_up(socket: &OwnedFd) -> bool {
     }
 }
 
-/// Ends the process at once. SIGKILL, since neither a handler nor an exit hook of the vendor's can hold it up.
+/// Ends the process at once with SIGKILL, which no signal handler or exit hook of the vendor can delay.
 pub(super) fn end(reason: &str) -> ! {
     tracing::error!(reason, "the token host ends itself");
     let _ = kill(Pid::this(), Signal::SIGKILL);
-    // The first process of a container gets no SIGKILL from within it; a fault ends it all the same.
+    // The first process of a container gets no SIGKILL from within the container, but abort works.
     std::process::abort()
 }

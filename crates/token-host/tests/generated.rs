@@ -1,4 +1,4 @@
-//! The checked-in protocol code matches proto/token_host.proto, so that building needs no generator.
+//! The checked-in protocol code matches proto/token_host.proto, so that the build needs no generator.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! From the token's errors to the wire's.
+//! Converts the token's errors to those of the protocol.
 
 use super::super::chain;
 use crate::protocol::Fault;
@@ -24,12 +24,12 @@ pub(super) fn pin_fault(text: &str) -> Fault {
     fault_of(Recovery::FixPin, text)
 }
 
-/// A PIN file that vanished may come back at any moment: that is no verdict on the PIN.
+/// A missing PIN file may come back at any time; it does not mean that the PIN is wrong.
 pub(super) fn pin_file_fault(text: &str) -> Fault {
     fault_of(Recovery::FixConfiguration, text)
 }
 
-/// A return code of a call that uses a key is about the key, not about the host's configuration.
+/// Recovery for a call that uses a key: the return code concerns the key, not the host's configuration.
 fn of_key(recovery: Recovery) -> Recovery {
     match recovery {
         Recovery::FixConfiguration => Recovery::FixKey,

@@ -1,7 +1,7 @@
-//! The two keys of the host's own in the token: for checkpoints and for probes.
+//! The host's own two keys in the token: for checkpoints and for probes.
 //!
-//! They are looked for when the host has logged in, and again at each keep-alive while one is missing: a token may hide
-//! them at first, a command may make them later, and a token may have none.
+//! They are looked up after login, and at each keep-alive while one is missing: a token may hide them at first, a
+//! command may generate them later, and a token may have none.
 
 use std::sync::OnceLock;
 
@@ -9,7 +9,7 @@ use super::{LoginContext, MAIN_THREAD, chain, lock};
 use pki::PublicKey;
 use token::key::{self, CANARY_KEY_LABEL, KeyError, LOG_KEY_LABEL};
 
-/// Their public halves, once they are found.
+/// Their public keys, once found.
 #[derive(Debug, Default)]
 pub(super) struct OwnKeys {
     canary: OnceLock<PublicKey>,

@@ -1,5 +1,5 @@
-//! One thread's session, and the ladder that it climbs when the token fails: a new session with the objects looked up
-//! again, a new login, and then a new process.
+//! A thread's session, and its escalation when the token fails: a new session with the objects looked up again, a new
+//! login, and then a new process.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use token::{
     mechanism,
 };
 
-/// How long to wait before a token that has no room for a session is asked again.
+/// Delay before a token that has no session left is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The part of a call's limit that one search for the CA's key may take until its last trial signature begins: a host
@@ -47,12 +47,12 @@ struct Open {
     handles: HashMap<Fingerprint, ObjectHandle>,
 }
 
-/// A thread's own part of the login.
+/// A thread's part of the login.
 pub(in super::super) struct Worker<'a> {
     login: &'a LoginContext,
     thread: usize,
     open: Option<Open>,
-    /// Whether the token has signed with it since it was last asked.
+    /// Whether the session was used since this was last queried.
     used: bool,
 }
 
@@ -102,13 +102,13 @@ impl<'a> Worker<'a> {
         second
     }
 
-    /// Takes the recovery step before the second attempt; fails when there is none.
+    /// Performs the recovery before the second attempt; fails if there is none.
     fn escalate(&mut self, fault: &Fault, login: u64, deadline: Instant) -> Result<(), Fault> {
         if Instant::now() >= deadline {
             return Err(fault.clone());
         }
         match fault.recovery {
-            // A key that was imported again has another handle, which the new session finds. And tokens hide private
+            // A key that was imported again has another handle, which the new session finds. Tokens also hide private
             // objects without a login, so a lost login may look like a lost key.
             Recovery::FixKey | Recovery::Ignore | Recovery::NewSession | Recovery::RejectRequest => {
                 match self.session_info() {
@@ -200,7 +200,7 @@ impl<'a> Worker<'a> {
                 self.escalate(&fault, login, soon)?;
                 self.find_ca_key(key).inspect_err(|_| self.drop_session())
             }
-            // Asked for again each second while a key is missing: the session stays.
+            // This is repeated each second while a key is missing, so the session is kept.
             Err(fault) if fault.recovery == Recovery::FixKey => match self.session_info() {
                 Err(lost) if lost.recovery == Recovery::Relogin => {
                     self.login.login(self.thread, login)?;
@@ -229,7 +229,7 @@ impl<'a> Worker<'a> {
         Ok(found)
     }
 
-    /// Whether the session has signed since this was last asked.
+    /// Whether the session has signed since this was last queried.
     pub(in super::super) fn take_used(&mut self) -> bool {
         std::mem::take(&mut self.used)
     }
@@ -259,7 +259,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Asks the token about the session, and recovers it if it is gone.
+    /// Queries the session from the token, and recovers it if it is lost.
     pub(in super::super) fn touch(&mut self) -> Result<(), Fault> {
         let login = self.login.login_number();
         let Err(fault) = self.session_info() else { return Ok(()) };
@@ -333,7 +333,7 @@ impl Drop for Worker<'_> {
     }
 }
 
-/// Closes the session; one that is lost is gone without it.
+/// Closes the session; a lost one needs no closing.
 fn close(open: Open) {
     let closed = calls::call(calls::Function::CloseSession, || open.session.close());
     if let Err(error) = closed {

@@ -1,4 +1,4 @@
-//! The log's tree heads: their one form, and what may follow what was signed before.
+//! The log's tree heads: their only permitted form, and which heads may follow earlier ones.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 
 use super::{Refusal, Rules};
 
-/// The longest text that is read: an origin of a few hundred bytes, a number and a hash.
+/// Maximum length of a tree head: an origin of a few hundred bytes, a number and a hash.
 const MOST: usize = 1024;
 
 /// A tree head, the text of a C2SP tlog-checkpoint without extension lines.
@@ -19,7 +19,7 @@ pub(crate) struct Checkpoint<'a> {
 }
 
 impl<'a> Checkpoint<'a> {
-    /// Reads the one form that has these three values.
+    /// Parses the only encoding of these three values.
     pub(crate) fn parse(message: &'a [u8]) -> Result<Self, Refusal> {
         let read = || {
             let text = std::str::from_utf8(message).ok().filter(|text| text.len() <= MOST)?;
@@ -35,12 +35,12 @@ impl<'a> Checkpoint<'a> {
     }
 }
 
-/// The last head that was signed of each log.
+/// The last signed head of each log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SignedHeads(BTreeMap<String, (u64, String)>);
 
 impl SignedHeads {
-    /// The heads with this one in the place of its predecessor.
+    /// The heads with this one replacing its predecessor.
     pub(crate) fn followed_by(&self, checkpoint: &Checkpoint<'_>) -> Result<Self, Refusal> {
         let Checkpoint { origin, size, root } = *checkpoint;
         match self.0.get(origin) {
@@ -57,7 +57,7 @@ impl SignedHeads {
         Ok(heads)
     }
 
-    /// Reads what [`SignedHeads::text`] has written.
+    /// Parses the output of [`SignedHeads::text`].
     pub(crate) fn parse(text: &str) -> Result<Self, Refusal> {
         let mut heads = BTreeMap::new();
         let mut rest = text;
@@ -71,14 +71,14 @@ impl SignedHeads {
         Ok(Self(heads))
     }
 
-    /// The checkpoints, one after another.
+    /// The checkpoints, one after the other.
     pub(crate) fn text(&self) -> String {
         self.0.iter().map(|(origin, (size, root))| format!("{origin}\n{size}\n{root}\n")).collect()
     }
 }
 
 impl Rules {
-    /// Holds a checkpoint to its form and to the logs that the host knows.
+    /// Checks the form of a checkpoint, and that its log is known to the host.
     pub(crate) fn checkpoint<'a>(&self, message: &'a [u8]) -> Result<Checkpoint<'a>, Refusal> {
         let checkpoint = Checkpoint::parse(message)?;
         if self.log_origins.iter().any(|listed| listed == checkpoint.origin) {
@@ -118,7 +118,7 @@ mod tests {
             good.replace("\n42", "\n42 ").into(),
             good.replace("\n42", "\n18446744073709551616").into(),
             good.replace('=', "").into(),
-            // Not the canonical Base64 of the hash: bits beyond its end are set.
+            // Not the canonical Base64 of the hash: unused bits are set.
             good.replace("FU=", "FV=").into(),
             good.replace("example.org/log", "").into(),
             good.replace('\n', "\r\n").into(),

@@ -1,4 +1,4 @@
-//! How many certificates the host signs, whoever asks.
+//! Limits the number of certificates that the host signs, whichever daemon requests them.
 
 use std::{
     num::{NonZeroU32, NonZeroU64},
@@ -15,7 +15,7 @@ pub(crate) struct Limit {
     per_hour: Option<NonZeroU32>,
     in_total: Option<NonZeroU64>,
     signed: u64,
-    /// When the hourly allowance would be whole again (generic cell rate algorithm).
+    /// When the hourly quota would be full again (generic cell rate algorithm).
     whole_at: Option<Instant>,
 }
 
@@ -24,7 +24,7 @@ impl Limit {
         Self { per_hour, in_total, signed: 0, whole_at: None }
     }
 
-    /// Counts a certificate, unless a limit is reached.
+    /// Counts a certificate unless a limit is reached.
     pub(crate) fn take(&mut self, now: Instant) -> Result<(), Refusal> {
         if let Some(most) = self.in_total.filter(|most| self.signed >= most.get()) {
             return Err(Refusal::Limit { most: most.get(), span: "since the host's start" });

@@ -1,4 +1,4 @@
-//! The serial numbers that this process has signed: none stands for two certificates.
+//! The serial numbers that this process has signed: none is used for two certificates.
 
 use std::{
     collections::HashMap,
@@ -7,14 +7,14 @@ use std::{
 
 use super::Refusal;
 
-/// How many certificates are remembered at least, and half of how many at most: more than a mesh of 60,000 workloads
-/// renews within the usual life of a certificate, a day. Both halves take 9 MB when they are full.
+/// Minimum number of remembered certificates, and half of the maximum: more than a mesh of 60,000 workloads renews
+/// within the usual lifetime of a certificate, a day. Both halves take 9 MB when full.
 const HALF: usize = 131_072;
 
-/// What was signed, as 16 bytes a certificate: hashes of serial number and content. Their key is random for each
-/// process, so that a collision cannot be sought, and happens by chance once in 10^13 certificates.
+/// Signed certificates, as 16 bytes each: hashes of serial number and content. Their key is random for each process, so
+/// collisions cannot be constructed, and happen by chance once in 10^13 certificates.
 ///
-/// Bounded: when the newer half is full, the older one is forgotten.
+/// Bounded: when the newer half is full, the older one is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct SignedSerials {
     hasher: RandomState,
@@ -23,8 +23,8 @@ pub(crate) struct SignedSerials {
 }
 
 impl SignedSerials {
-    /// Whether the certificate is a new one. A daemon asks for the same certificate again where it does not know that it
-    /// was signed, which makes no second one.
+    /// Whether the certificate is new. A daemon requests the same certificate again if it does not know that it was
+    /// signed, which does not create a second one.
     pub(crate) fn is_new(&self, serial: &[u8], tbs: &[u8]) -> Result<bool, Refusal> {
         let key = self.hasher.hash_one(serial);
         match self.newer.get(&key).or_else(|| self.older.get(&key)) {
@@ -34,7 +34,7 @@ impl SignedSerials {
         }
     }
 
-    /// Remembers a certificate.
+    /// Stores a certificate.
     pub(crate) fn insert(&mut self, serial: &[u8], tbs: &[u8]) {
         if self.newer.len() == HALF {
             self.older = std::mem::take(&mut self.newer);

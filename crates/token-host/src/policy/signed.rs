@@ -14,10 +14,10 @@ use super::{
 };
 use process::{error::chain, files};
 
-/// How often a limit that stays reached is reported.
+/// Interval of reports about a limit that remains reached.
 const ALARM_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The certificates that were signed.
+/// The signed certificates.
 #[derive(Debug)]
 pub(super) struct SignedCertificates {
     serials: SignedSerials,
@@ -47,11 +47,11 @@ impl SignedCertificates {
     }
 }
 
-/// The heads that were signed, and the file that keeps them.
+/// The signed heads, and the file that stores them.
 #[derive(Debug)]
 pub(super) struct KeptHeads {
     file: Option<PathBuf>,
-    /// `None` until the file is read, with the first checkpoint: an unreadable one stops no certificate.
+    /// `None` until the file is read at the first checkpoint: an unreadable file does not affect certificates.
     heads: Option<SignedHeads>,
 }
 
@@ -60,7 +60,7 @@ impl KeptHeads {
         Self { file, heads: None }
     }
 
-    /// Keeps a head that is about to be signed, unless an earlier one forbids it.
+    /// Stores a head that is about to be signed, unless an earlier one forbids it.
     pub(super) fn admit(&mut self, checkpoint: &Checkpoint<'_>) -> Result<(), Refusal> {
         let file = self.file.as_deref();
         let heads = match self.heads.take() {
@@ -128,7 +128,7 @@ mod tests {
         assert!(matches!(admit(&mut next, "a", 6), Err(Refusal::Smaller { signed: 7, .. })));
         assert_eq!(fs::read_to_string(&file).unwrap(), text("a", 7) + &text("b", 1), "a refusal changes nothing");
         admit(&mut next, "a", 8).unwrap();
-        // Without a file, for as long as the process lives.
+        // Without a file, for the lifetime of the process.
         let mut memory = KeptHeads::new(None);
         admit(&mut memory, "a", 7).unwrap();
         assert!(admit(&mut memory, "a", 6).is_err());

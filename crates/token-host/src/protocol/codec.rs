@@ -1,4 +1,4 @@
-//! Requests and replies to frames and back.
+//! Encodes and decodes requests and replies.
 
 use prost::Message;
 
@@ -89,7 +89,7 @@ impl<'a> Request<'a> {
     /// Appends the request's frame to a buffer.
     ///
     /// # Errors
-    /// When it is larger than [`MAX_FRAME`]; the buffer is unchanged then.
+    /// If it is larger than [`MAX_FRAME`]; the buffer is unchanged then.
     pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
         let body = match self {
             Self::Cancel { correlation } => Body::Cancel(proto::Cancel { correlation: *correlation }),
@@ -113,7 +113,7 @@ impl<'a> Request<'a> {
     /// Reads a request.
     ///
     /// # Errors
-    /// When the frame is not a valid request.
+    /// If the frame is not a valid request.
     pub fn decode(frame: &'a Frame) -> Result<Self, ProtocolError> {
         Ok(match &frame.body {
             Body::Cancel(cancel) => Self::Cancel { correlation: cancel.correlation },
@@ -147,7 +147,7 @@ impl Reply {
     /// Appends the reply's frame to a buffer.
     ///
     /// # Errors
-    /// When it is larger than [`MAX_FRAME`]; the buffer is unchanged then.
+    /// If it is larger than [`MAX_FRAME`]; the buffer is unchanged then.
     pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
         let body = match self {
             Self::Expired => Body::Expired(proto::Expired {}),
@@ -174,7 +174,7 @@ impl Reply {
     /// Reads a reply.
     ///
     /// # Errors
-    /// When the frame is not a valid reply.
+    /// If the frame is not a valid reply.
     pub fn decode(frame: Frame) -> Result<Self, ProtocolError> {
         Ok(match frame.body {
             Body::Expired(proto::Expired {}) => Self::Expired,

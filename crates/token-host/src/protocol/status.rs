@@ -1,9 +1,9 @@
-//! A host's report about itself.
+//! A host's status report.
 
 use super::{Kind, ProtocolError, proto};
 use token::calls::{FunctionCalls, FunctionErrors};
 
-/// A host's state and what it has signed since it began.
+/// A host's state and what it has signed since it started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     /// The protocol version that the host speaks.
@@ -14,46 +14,46 @@ pub struct Status {
     pub serial: String,
     /// The token's model.
     pub model: String,
-    /// The host's process id, as the host sees it.
+    /// The host's process ID in its own namespace.
     pub pid: u32,
-    /// Sessions that are open and used.
+    /// Number of open sessions.
     pub sessions: u32,
-    /// SHA-256 of the SubjectPublicKeyInfo of the CA keys that were found, in hexadecimal digits.
+    /// SHA-256 of the SubjectPublicKeyInfo of the CA keys that were found, in hexadecimal.
     pub ca_keys: Vec<String>,
-    /// DER SubjectPublicKeyInfo of the log key; empty when the token holds none.
+    /// DER SubjectPublicKeyInfo of the log key; empty if the token has none.
     pub log_key: Vec<u8>,
-    /// DER SubjectPublicKeyInfo of the canary key; empty when the token holds none.
+    /// DER SubjectPublicKeyInfo of the canary key; empty if the token has none.
     pub canary_key: Vec<u8>,
-    /// What each key has signed.
+    /// Number of signatures by key.
     pub signed: Vec<KeyCount>,
-    /// Messages that the host's own rules refused.
+    /// Messages that the host's own limits forbade.
     pub refused: u64,
-    /// Messages whose deadline had passed, or that were cancelled, before the token was asked.
+    /// Messages whose deadline had passed, or that were cancelled, before the token was called.
     pub expired: u64,
-    /// Signatures that the token failed to make.
+    /// Signatures that failed.
     pub failed: u64,
-    /// Sessions that were opened again after a failure.
+    /// Sessions reopened after a failure.
     pub sessions_reopened: u64,
-    /// Logins, the first one included.
+    /// Logins, including the first one.
     pub logins: u64,
-    /// Whether it takes [`Request::Cancel`](super::Request::Cancel).
+    /// Whether it supports [`Request::Cancel`](super::Request::Cancel).
     pub cancels: bool,
-    /// A number that each host's process makes up for itself: what it counts began with it.
+    /// A number unique to the host's process; its counters started with it.
     pub instance: u64,
-    /// How long its calls of PKCS#11 functions took.
+    /// Durations of its PKCS#11 calls.
     pub calls: Vec<FunctionCalls>,
-    /// Which of them failed.
+    /// Failures of its PKCS#11 calls.
     pub call_errors: Vec<FunctionErrors>,
 }
 
-/// How many messages of one kind a key has signed.
+/// Number of messages of one kind signed by a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyCount {
-    /// SHA-256 of the key's SubjectPublicKeyInfo in hexadecimal digits.
+    /// SHA-256 of the key's SubjectPublicKeyInfo, in hexadecimal.
     pub key: String,
-    /// What was signed.
+    /// Kind of the messages.
     pub kind: Kind,
-    /// How often.
+    /// Number of signatures.
     pub count: u64,
 }
 

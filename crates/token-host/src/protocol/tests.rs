@@ -122,7 +122,7 @@ fn framed(payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn frame_without_a_known_body_is_refused() {
-    // Correlation 1; then with an unknown field of number 15.
+    // Correlation 1; then with an unknown field number 15.
     for payload in [&[0x08, 1][..], &[0x08, 1, 0x7a, 0]] {
         assert_eq!(Frame::split(&framed(payload)), Err(ProtocolError::Malformed("body")));
     }

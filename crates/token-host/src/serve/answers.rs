@@ -1,4 +1,4 @@
-//! How a session thread answers each kind of request.
+//! Replies of a session thread to each kind of request.
 
 use std::{
     sync::{TryLockError, atomic::Ordering},
@@ -16,7 +16,7 @@ use pki::PublicKey;
 impl Service<'_> {
     pub(super) fn answer(&self, index: usize, request: &Request<'_>, frame: &Queued) -> Option<Reply> {
         Some(match request {
-            // The reader handles both.
+            // Handled by the reader.
             Request::Cancel { .. } | Request::Discard { .. } => return None,
             Request::Hello { .. } => refused("the hello was already answered"),
             Request::Open { key, known } => self.open(&mut lock(&self.sessions[index]), key, known),
@@ -28,8 +28,8 @@ impl Service<'_> {
         })
     }
 
-    /// Exercises this thread's session, and each other session that has not been used since the last time: tokens
-    /// drop idle sessions one by one.
+    /// Exercises this thread's session, and each other session that was not used since the last time: tokens drop idle
+    /// sessions individually.
     fn exercise(&self, index: usize) -> Result<(), Fault> {
         lock(&self.sessions[index]).exercise()?;
         // They may have been created after the start; a token without them is asked at each keep-alive.
@@ -38,13 +38,13 @@ impl Service<'_> {
             let mut worker = match session.try_lock() {
                 Ok(worker) => worker,
                 Err(TryLockError::Poisoned(worker)) => worker.into_inner(),
-                // Its thread uses it.
+                // Its thread is using it.
                 Err(TryLockError::WouldBlock) => continue,
             };
             if worker.take_used() {
                 continue;
             }
-            // A session that fails is opened again; a fault of the module concerns all.
+            // A failed session is reopened; a fault of the module concerns all.
             match worker.exercise() {
                 Err(fault) if is_broken(&fault) => return Err(fault),
                 Ok(()) | Err(_) => {
@@ -82,7 +82,7 @@ impl Service<'_> {
             Err(refusal) => {
                 counters.refused.fetch_add(1, Ordering::Relaxed);
                 let limit = matches!(refusal, Refusal::Limit { .. });
-                // A limit is reported by itself, and not for each certificate that comes after it is reached.
+                // Reaching a limit is reported separately, and not again for each later certificate.
                 if !limit {
                     tracing::warn!(request_id = sign.request_id, kind = ?sign.kind, reason = %refusal, "not signed");
                 }
@@ -111,7 +111,7 @@ impl Service<'_> {
         }
     }
 
-    /// The key that may sign this, by the host's own configuration.
+    /// The key that may sign this, according to the host's own configuration.
     fn permit(&self, sign: &Sign<'_>) -> Result<PublicKey, Refusal> {
         let cas = self.login.certificates();
         let key = match sign.kind {

@@ -1,4 +1,5 @@
-//! The reading end of a connection: one read takes what is there, up to 64 KiB, and is returned frame by frame.
+//! The reading end of a connection: one read takes all available bytes, up to 64 KiB, and frames are returned one by
+//! one.
 
 use std::{
     io::{self, Read},
@@ -14,7 +15,7 @@ use nix::{
 use super::ConnectionError;
 use crate::protocol::Frame;
 
-/// Room for one read; the largest frame fits.
+/// Size of one read; the largest frame fits.
 const BUFFER: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -31,7 +32,8 @@ impl Inbox {
         Self { socket, buffer: vec![0; BUFFER].into_boxed_slice(), start: 0, end: 0, read_at: Instant::now() }
     }
 
-    /// Waits for the next frame, and returns it and when its last byte was read. `None` when the daemon has hung up.
+    /// Waits for the next frame; returns it with the time at which its last byte was read. `None` if the daemon
+    /// disconnected.
     pub(super) fn next(&mut self, timeout: Option<Duration>) -> Result<Option<(Frame, Instant)>, ConnectionError> {
         loop {
             if let Some(next) = self.next_read()? {
@@ -57,7 +59,7 @@ impl Inbox {
         self.start = 0;
         let timeout = timeout.map_or(PollTimeout::NONE, |time| PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX));
         let count = loop {
-            // A blocking read(2) would also be woken when the daemon has read an answer.
+            // A blocking read(2) would also be woken when the daemon has read a reply.
             match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
                 Err(Errno::EINTR) => continue,
                 Ok(0) => return Err(io::ErrorKind::TimedOut.into()),

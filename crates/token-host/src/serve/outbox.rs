@@ -1,4 +1,4 @@
-//! The answers of one session thread, collected so that several go into one write.
+//! The replies of a session thread, collected so that several are sent in one write.
 
 use std::{
     io::{self, Write},
@@ -10,15 +10,15 @@ use std::{
 use super::lock;
 use crate::protocol::{ProtocolError, Reply};
 
-/// The maximum number of answers in one write.
+/// Maximum number of replies in one write.
 const MAX_ANSWERS: usize = 32;
 
-/// The longest time that an answer is held back while more requests wait: a few RSA signatures, and no signature of a
-/// slow token.
+/// Maximum time for which a reply is delayed while more requests wait: a few RSA signatures, but no signature of a slow
+/// token.
 const MAX_DELAY: Duration = Duration::from_millis(3);
 
-/// The same while more than twice as many requests wait as answers are held: the daemon has work, and the clients of
-/// these answers have waited longer for the token. 2 % of an RSA-2048 certificate's CPU time.
+/// The same while more than twice as many requests wait as replies are delayed: the daemon has other work, and the
+/// clients of these replies have waited longer for the token. 2 % of an RSA-2048 certificate's CPU time.
 const MAX_DELAY_UNDER_LOAD: Duration = Duration::from_millis(40);
 
 pub(super) struct Outbox<'a> {
@@ -43,8 +43,8 @@ impl<'a> Outbox<'a> {
         Ok(())
     }
 
-    /// Whether the answers must be written before another request that takes as long as the last one, with that many
-    /// requests waiting.
+    /// Whether the replies must be written before another request that takes as long as the last one, with this number
+    /// of requests waiting.
     pub(super) fn is_due(&self, now: Instant, last: Duration, waiting: usize) -> bool {
         let under_load = waiting > 2 * self.count && last < MAX_DELAY;
         let delay = if under_load { MAX_DELAY_UNDER_LOAD } else { MAX_DELAY };
@@ -55,7 +55,7 @@ impl<'a> Outbox<'a> {
         if self.count == 0 {
             return Ok(());
         }
-        // Held for the whole write: the frames of two threads must not mix.
+        // Locked for the whole write: the frames of two threads must not mix.
         lock(self.writer).write_all(&self.buffer)?;
         self.buffer.clear();
         self.count = 0;

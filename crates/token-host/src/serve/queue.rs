@@ -13,7 +13,7 @@ use crate::protocol::Frame;
 #[derive(Debug)]
 pub(super) struct Queued {
     pub(super) frame: Frame,
-    /// When the last byte was read. The deadline counts from then.
+    /// When the last byte was read. The deadline is relative to it.
     pub(super) read_at: Instant,
     /// The daemon has cancelled the request.
     pub(super) cancelled: bool,
@@ -31,7 +31,7 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct State {
     frames: VecDeque<Queued>,
-    /// Threads that wait for a frame: a wake-up is a system call even where nobody waits.
+    /// Number of threads waiting for a frame: a wake-up is a system call even if no thread waits.
     waiting: usize,
     closed: bool,
 }
@@ -41,9 +41,10 @@ impl Queue {
         Self { state: Mutex::default(), not_empty: Condvar::new(), not_full: Condvar::new(), limit }
     }
 
-    /// Moves all frames into the queue, waiting for room; dropped when the queue is closed.
+    /// Moves all frames into the queue, waiting for room; drops them if the queue is closed.
     ///
-    /// One lock for all frames of a read, and fewer sleeps of the session threads: 3 % of a P-256 certificate's CPU time.
+    /// One lock for all frames of a read, and fewer sleeps of the session threads: 3 % of a P-256 certificate's CPU
+    /// time.
     pub(super) fn push_all(&self, frames: &mut Vec<Queued>) {
         let mut frames = frames.drain(..).peekable();
         while frames.peek().is_some() {
@@ -60,7 +61,7 @@ impl Queue {
         }
     }
 
-    /// Returns a frame that its thread cannot serve; another thread takes it next.
+    /// Returns a frame that its thread cannot serve; it is taken next by another thread.
     pub(super) fn put_back(&self, frame: Queued) {
         let mut state = lock(&self.state);
         if !state.closed {
@@ -75,12 +76,12 @@ impl Queue {
         }
     }
 
-    /// Takes the next frame if there is one, and counts those that remain.
+    /// Takes the next frame, if any, and counts the remaining ones.
     pub(super) fn try_pop(&self) -> Option<(Queued, usize)> {
         self.take(&mut lock(&self.state))
     }
 
-    /// Waits for the next frame, and counts those that remain; `None` when the queue is closed.
+    /// Waits for the next frame, and counts the remaining ones; `None` if the queue is closed.
     pub(super) fn pop(&self) -> Option<(Queued, usize)> {
         let mut state = lock(&self.state);
         state.waiting += 1;
@@ -107,7 +108,7 @@ impl Queue {
         }
     }
 
-    /// Ends the work: drops what waits, and wakes every thread.
+    /// Closes the queue: drops all frames, and wakes every thread.
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
@@ -116,7 +117,7 @@ impl Queue {
         self.not_full.notify_all();
     }
 
-    /// Waits for a while; `true` when the queue is closed.
+    /// Waits for a while; `true` if the queue was closed.
     pub(super) fn closes_within(&self, time: Duration) -> bool {
         let open = |state: &mut State| !state.closed;
         let (state, _) =
