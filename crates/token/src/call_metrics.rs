@@ -1,7 +1,7 @@
-//! How long calls of PKCS#11 functions took, as the tokens' hosts have counted it, in Prometheus' text format.
+//! Durations of PKCS#11 calls, as counted by the token hosts, in Prometheus' text format.
 //!
-//! The hosts count into buckets themselves, in processes of their own; the exporter takes single values only, so that
-//! these two metrics are written here. Labels are the configuration's tokens and closed sets, never a caller's words.
+//! The hosts count into buckets in their own processes, but the exporter accepts single values only, so these two
+//! metrics are rendered here. Labels are configured tokens and closed sets, never from a caller.
 
 use std::fmt::{self, Write};
 
@@ -28,16 +28,16 @@ pub const BOUNDS: [u64; 18] = [
     10_000_000_000,
 ];
 
-/// Buckets of a histogram, the last one without a bound.
+/// Number of buckets of a histogram, including the unbounded one.
 pub const BUCKETS: usize = BOUNDS.len() + 1;
 
-/// The histogram's name.
+/// Name of the histogram.
 pub const DURATION: &str = "istio_hsm_ca_pkcs11_call_duration_seconds";
 
-/// The counter's name.
+/// Name of the counter.
 pub const ERRORS: &str = "istio_hsm_ca_pkcs11_errors_total";
 
-/// The durations of one function's calls.
+/// Durations of one function's calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
     /// Calls by bucket of [`BOUNDS`]; not cumulative.
@@ -46,30 +46,30 @@ pub struct Histogram {
     pub nanoseconds: u64,
 }
 
-/// What one token's hosts have counted.
+/// Counters of one token's hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Calls {
     /// The token's name in the configuration.
     pub token: String,
     /// Durations by function.
     pub durations: Vec<(&'static str, Histogram)>,
-    /// Failed calls by function and by the name of the return code.
+    /// Failed calls by function and name of the return code.
     pub errors: Vec<(&'static str, &'static str, u64)>,
 }
 
 impl Histogram {
-    /// The bucket of a duration.
+    /// Index of a duration's bucket.
     #[must_use]
     pub fn bucket(nanoseconds: u64) -> usize {
         BOUNDS.iter().position(|bound| nanoseconds <= *bound).unwrap_or(BOUNDS.len())
     }
 }
 
-/// Both metrics of all tokens.
+/// Renders both metrics of all tokens.
 #[must_use]
 pub fn render(calls: &[Calls]) -> String {
     let mut text = String::new();
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = write_all(&mut text, calls);
     text
 }
@@ -113,7 +113,7 @@ fn seconds(nanoseconds: u64) -> f64 {
     std::time::Duration::from_nanos(nanoseconds).as_secs_f64()
 }
 
-/// A label's value as the format has it.
+/// Escapes a label value.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

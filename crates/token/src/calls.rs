@@ -1,8 +1,7 @@
-//! Counts how long each call of a PKCS#11 function takes, and which fail: for the host's process, in which all calls
-//! of the module are made.
+//! Counts durations and failures of PKCS#11 calls, in the token host's process, which makes all calls of the module.
 //!
-//! A call costs two looks at the clock and two additions; nothing is allocated unless it fails. The counts only rise.
-//! Read by the host's status, folded together by `client`, told by the daemon's metrics.
+//! A call costs two readings of the clock and two additions; nothing is allocated unless it fails. Counters never
+//! decrease. They are part of the host's status, and become the daemon's metrics.
 
 use std::{
     collections::BTreeMap,
@@ -20,15 +19,15 @@ use crate::call_metrics::{BUCKETS, Histogram};
 
 macro_rules! functions {
     ($($name:ident,)*) => {
-        /// A function of PKCS#11 that a token host calls. The binding makes some in a row: [`Function::Sign`] then
-        /// stands for C_SignInit and C_Sign, [`Function::FindObjects`] for its begin, itself and its end, while a
-        /// failure is attributed to the function that failed.
+        /// A PKCS#11 function that a token host calls. The binding makes some calls in a row: [`Function::Sign`] then
+        /// stands for C_SignInit and C_Sign, [`Function::FindObjects`] for C_FindObjectsInit, C_FindObjects and
+        /// C_FindObjectsFinal, while a failure is attributed to the function that failed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[expect(missing_docs, reason = "each is the function of its name")]
         pub enum Function { $($name,)* }
 
         impl Function {
-            /// All of them.
+            /// All functions.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
             /// The function's name in the standard.
@@ -38,7 +37,7 @@ macro_rules! functions {
             }
 
             fn at(self) -> usize {
-                // One place for each, in order: the conversion can lose nothing.
+                // The variants are numbered in order, so the conversion loses nothing.
                 #[expect(clippy::as_conversions, reason = "a discriminant without data")]
                 { self as usize }
             }
@@ -64,7 +63,7 @@ functions! {
 }
 
 impl Function {
-    /// The function of a name in the standard.
+    /// The function with a name in the standard.
     #[must_use]
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|function| function.name() == name)
@@ -75,7 +74,7 @@ impl Function {
     }
 }
 
-/// Most pairs of function and return code that are told apart.
+/// Maximum number of distinct pairs of function and return code.
 const ERRORS_MOST: usize = 128;
 
 struct Counted {
@@ -92,7 +91,7 @@ static ERRORS: Mutex<BTreeMap<(Function, u64), u64>> = Mutex::new(BTreeMap::new(
 /// Makes a call and counts it.
 ///
 /// # Errors
-/// The call's.
+/// Those of the call.
 pub fn call<T>(function: Function, call: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     let began = Instant::now();
     let result = call();
@@ -113,25 +112,25 @@ pub fn call<T>(function: Function, call: impl FnOnce() -> Result<T, Error>) -> R
     result
 }
 
-/// One function's calls, as a host tells them.
+/// Calls of one function, as reported by a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionCalls {
     /// Its name in the standard.
     pub function: String,
     /// Calls by bucket ([`crate::call_metrics::BOUNDS`]).
     pub buckets: Vec<u64>,
-    /// The sum of all durations.
+    /// Sum of all durations in nanoseconds.
     pub nanoseconds: u64,
 }
 
-/// One function's failures of one kind, as a host tells them.
+/// Failures of one function with one return code, as reported by a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionErrors {
     /// Its name in the standard.
     pub function: String,
     /// The return code (CK_RV).
     pub code: u64,
-    /// How often.
+    /// Number of failures.
     pub count: u64,
 }
 
@@ -153,17 +152,17 @@ pub fn told() -> (Vec<FunctionCalls>, Vec<FunctionErrors>) {
     (counted.filter(|calls| calls.buckets.iter().any(|bucket| *bucket > 0)).collect(), errors.collect())
 }
 
-/// What the hosts of one token have counted, one after another.
+/// Sum over the successive hosts of one token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sum {
     durations: BTreeMap<Function, Histogram>,
-    /// By the name of the return code: unknown ones share theirs, so that the number of names is bounded.
+    /// By the name of the return code: unknown codes share a name, which bounds the number of entries.
     errors: BTreeMap<(Function, &'static str), u64>,
 }
 
 impl Sum {
-    /// Adds what a host has counted since it last told; `before` is empty for another host. Names that this version
-    /// does not know are left out.
+    /// Adds what a host has counted since its last report; `before` is empty for a new host. Names unknown to this
+    /// version are ignored.
     pub fn add(&mut self, now: (&[FunctionCalls], &[FunctionErrors]), before: (&[FunctionCalls], &[FunctionErrors])) {
         for calls in now.0 {
             let Some(function) = Function::of_name(&calls.function) else { continue };
@@ -185,7 +184,7 @@ impl Sum {
         }
     }
 
-    /// For the metrics, under the token's name.
+    /// The sum for the metrics, with the token's name.
     #[must_use]
     pub fn told(&self, token: &str) -> crate::call_metrics::Calls {
         crate::call_metrics::Calls {
@@ -209,7 +208,7 @@ mod tests {
 
     #[test]
     fn calls_and_failures_are_counted() {
-        // No test of the library makes these calls.
+        // No test of this crate makes these calls.
         let before = counted("C_Finalize");
         call(Function::Finalize, || Ok(())).unwrap();
         let failed = || Err::<(), _>(Error::Pkcs11(RvError::DeviceRemoved, cryptoki::context::Function::SignInit));

@@ -1,6 +1,6 @@
 //! PKCS#11 errors: every return code (CK_RV) maps to one [`Recovery`] step; see the table in [`codes`].
 //!
-//! The mapping names the first step only. When it does not help, the token host escalates: new session, new login, new
+//! The mapping defines the first step only. If it does not help, the token host escalates: new session, new login, new
 //! process.
 
 use std::{
@@ -19,13 +19,13 @@ mod meaning;
 
 pub use codes::{Entry, TABLE, code_of, entry};
 
-/// What to do after a return code.
+/// The recovery after a return code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Recovery {
     /// The operator must change the token, the key or the configuration. Retried rarely.
     FixConfiguration,
-    /// The key is missing, or its attributes or mechanisms do not fit. No return code says so in general: the token host
-    /// reports it for a call that uses a key and that returned a code with `FixConfiguration`.
+    /// The key is missing, or its attributes or mechanisms are not suitable. No return code means this in general: the
+    /// token host reports it for a call that uses a key and returned a code with `FixConfiguration`.
     FixKey,
     /// The PIN is wrong or unusable. Not retried until the PIN file changes.
     FixPin,

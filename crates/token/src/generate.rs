@@ -1,4 +1,4 @@
-//! Keys made in the token: the CA's by `generate`, the log's and the probes' by `generate` and `import`.
+//! Generates keys in the token: the CA key by `generate`, the log key and the canary key by `generate` and `import`.
 //!
 //! A pair is made as session objects, proves itself by a signature, and only then becomes the token's, public half
 //! first: whatever interrupts it, a private key in the token is a whole one. A token without session objects or
@@ -31,13 +31,13 @@ pub use service::{ServiceKey, ServiceKeys};
 /// 65537, big-endian.
 const PUBLIC_EXPONENT: [u8; 3] = [1, 0, 1];
 
-/// PKCS#11 v3.0's name of the curve, for tokens that do not take RFC 8410's OID.
+/// PKCS#11 v3.0's name of the curve, for tokens that do not accept RFC 8410's OID.
 const EDWARDS25519: &[u8] = b"\x13\x0cedwards25519";
 
-/// What was generated.
+/// Result of generating a key.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Generated {
-    /// The new key's public half.
+    /// The public key.
     #[serde(skip)]
     pub public_key: PublicKey,
     /// Its type.
@@ -56,7 +56,7 @@ pub struct Generated {
     pub accepted_weaknesses: Accepted,
     /// The token.
     pub token: Info,
-    /// The log's and the probes' keys.
+    /// The log key and the canary key.
     pub service_keys: ServiceKeys,
 }
 
@@ -69,34 +69,34 @@ pub enum GenerateError {
     /// The certificate cannot be installed.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    /// The private key is not there, or unfit.
+    /// The private key does not exist, or is not suitable.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// The label is taken.
+    /// A key with this label exists.
     #[error("the token holds a key with the label `{0}` already, and keys are never overwritten; give another label")]
     LabelTaken(String),
-    /// The token lacks what is needed.
+    /// The token lacks a mechanism.
     #[error("the token cannot make or use a {algorithm} key: it lacks {mechanism}; choose another type")]
     Mechanism {
         /// The key's type.
         algorithm: KeyAlgorithm,
-        /// What is lacking.
+        /// The missing mechanism.
         mechanism: &'static str,
     },
-    /// What was made could not all be taken back.
+    /// Some of the created objects could not be removed.
     #[error(
         "{source}; besides, {left} of the objects made could not be removed again: remove them by the vendor's tool"
     )]
     NotUndone {
-        /// How many are left.
+        /// Number of objects left.
         left: usize,
-        /// What went wrong at first.
+        /// The original error.
         source: Box<GenerateError>,
     },
     /// The new key does not work.
     #[error("the new key is not as it should be")]
     Proof(#[from] ProofError),
-    /// The public half cannot be read.
+    /// The public key cannot be read.
     #[error("the token's public half of the new key cannot be read: {0}")]
     PublicHalf(#[from] public::Unreadable),
     /// A key that others have made has weaknesses that nobody has accepted.
@@ -342,7 +342,7 @@ fn check_mechanisms(algorithm: KeyAlgorithm, mechanisms: &[MechanismType]) -> Re
     Ok(())
 }
 
-/// The token's objects of a class and label.
+/// The token's objects with a class and label.
 fn labelled(session: &Session, class: ObjectClass, label: &str) -> Result<Vec<ObjectHandle>, GenerateError> {
     let template = [Attribute::Class(class), Attribute::Token(true), Attribute::Label(label.as_bytes().to_vec())];
     session.find_objects(&template).map_err(|e| call("look for the label", e.into()))

@@ -41,7 +41,7 @@ pub use report::{Control, How, ImportReport, WrapAttempt};
 use wrap::Wrapping;
 pub use wrap::{KeyWrap, Level, Number, OaepHash, WrapError};
 
-/// Choices of the operator.
+/// Options of the operator.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// CKA_LABEL of the key's objects. A key that is present already keeps its label.
@@ -92,7 +92,7 @@ pub enum ImportError {
     /// The certificate is for another key.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    /// The key in the token is unfit, or several keys match.
+    /// The key in the token is not suitable, or several keys match.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// Some of the created objects could not be removed.
@@ -135,8 +135,8 @@ struct Staged {
 /// Imports a key with its certificate. If the key is present already, updates the certificate only.
 ///
 /// # Errors
-/// When the certificate or the private key does not belong to the planned key, a call fails, or the key in the token
-/// does not pass its checks.
+/// If the certificate or the private key does not belong to the planned key, a call fails, or the key in the token does
+/// not pass its checks.
 pub fn run(ready: Ready, key: &PrivateKey, ca_certificate: &[u8]) -> Result<ImportReport, ImportError> {
     let certificate = Certificate::new(ca_certificate, &ready.key)?;
     let import = Import { ready, key };
@@ -145,7 +145,7 @@ pub fn run(ready: Ready, key: &PrivateKey, ca_certificate: &[u8]) -> Result<Impo
     match import.run(&certificate, &mut made) {
         Ok((mut report, obsolete)) => {
             made.keep();
-            // The key is imported and proven: failing to tidy up is reported, but does not fail the import.
+            // The key is imported and verified: a failed cleanup is reported but does not fail the import.
             for object in obsolete {
                 if let Err(error) = session.destroy_object(object) {
                     report.notes.push(format!("an obsolete object could not be removed: {}", Pkcs11Error::from(error)));

@@ -1,4 +1,4 @@
-//! What a module and its tokens hold, for people and for `check`. Reads only.
+//! Contents of a module and its tokens, for users and for `check`. Read-only.
 
 use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
@@ -17,23 +17,23 @@ use pki::{CertificateFields, PublicKey};
 /// A token of a module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TokenView {
-    /// Its slot, for the eye alone.
+    /// Its slot, for display only.
     pub slot: u64,
-    /// What the library says of the slot; none if it cannot be read.
+    /// The slot's description from the library; `None` if it cannot be read.
     pub slot_description: Option<String>,
-    /// What it says of itself.
+    /// Its CK_TOKEN_INFO.
     #[serde(flatten)]
     pub info: Info,
 }
 
-/// What a token holds.
+/// Contents of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Contents {
-    /// The private keys; none without a login.
+    /// The private keys; empty without a login.
     pub keys: Vec<KeyView>,
     /// The certificates.
     pub certificates: Vec<CertificateView>,
-    /// Private objects that cannot be read: leftovers of a crash, which this program cannot tell apart.
+    /// Number of private objects that cannot be read, such as leftovers of a crash.
     pub unreadable: usize,
 }
 
@@ -44,16 +44,16 @@ pub struct KeyView {
     pub label: String,
     /// CKA_ID, hexadecimal.
     pub id: String,
-    /// CKA_KEY_TYPE, and the size or curve where the public half tells it.
+    /// CKA_KEY_TYPE, and the size or curve if the public key is available.
     pub kind: String,
-    /// SHA-256 of the public half's SubjectPublicKeyInfo, hexadecimal, as the token's public key object tells it.
+    /// SHA-256 of the SubjectPublicKeyInfo, hexadecimal, from the token's public key object.
     pub key_sha256: Option<String>,
     /// Its handle in the session that it was read in.
     #[serde(skip)]
     pub handle: ObjectHandle,
     /// Its attributes.
     pub attributes: Flags,
-    /// Why it is no CA's key.
+    /// Why it is not suitable as a CA key.
     pub unfit: Option<String>,
 }
 
@@ -66,11 +66,11 @@ pub struct CertificateView {
     pub id: String,
     /// SHA-256 of its DER, hexadecimal.
     pub sha256: String,
-    /// What stands in it; none if it cannot be read.
+    /// Its content; `None` if it cannot be parsed.
     pub content: Option<CertificateContent>,
 }
 
-/// What stands in a certificate.
+/// Content of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CertificateContent {
     /// Subject (RFC 4514).
@@ -79,9 +79,9 @@ pub struct CertificateContent {
     pub issuer: String,
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// Start of its validity (RFC 3339).
+    /// notBefore (RFC 3339).
     pub not_before: String,
-    /// End of its validity (RFC 3339).
+    /// notAfter (RFC 3339).
     pub not_after: String,
     /// SHA-256 of its SubjectPublicKeyInfo, hexadecimal.
     pub key_sha256: String,
@@ -89,30 +89,30 @@ pub struct CertificateContent {
     pub key_present: bool,
 }
 
-/// A library and what is in its slots.
+/// A library and the tokens in its slots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ModuleView {
-    /// What the library says of itself; none if it cannot be read.
+    /// The library's CK_INFO; `None` if it cannot be read.
     pub library: Option<LibraryInfo>,
     /// The initialised tokens.
     pub tokens: Vec<TokenView>,
-    /// The slots that cannot be read.
+    /// Slots that cannot be read.
     pub unreadable: Vec<SlotView>,
 }
 
 /// A slot that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SlotView {
-    /// Its number.
+    /// Number of the slot.
     pub slot: u64,
-    /// What the library answered.
+    /// The library's error.
     pub error: String,
 }
 
-/// A library and its tokens; no PIN is needed.
+/// A library and its tokens; needs no PIN.
 ///
 /// # Errors
-/// When the slots cannot be listed.
+/// If the slots cannot be listed.
 pub fn module(module: &Module) -> Result<ModuleView, TokenError> {
     let Slots { tokens, unreadable } = module.slots()?;
     let library =
@@ -127,10 +127,10 @@ pub fn module(module: &Module) -> Result<ModuleView, TokenError> {
     Ok(ModuleView { library, tokens: tokens.collect(), unreadable: unreadable.collect() })
 }
 
-/// What a token holds. Without a login private keys stay hidden.
+/// Contents of a token. Without a login, private keys are hidden.
 ///
 /// # Errors
-/// When a call fails.
+/// If a call fails.
 pub fn contents(session: &Session) -> Result<Contents, Pkcs11Error> {
     let mut keys = Vec::new();
     let mut unreadable = 0;

@@ -23,38 +23,38 @@ pub use search::{CaKey, FoundBy, Hints, Known, Locator, Search};
 use template::octet_string;
 pub use weakness::{Accepted, Weakness};
 
-/// The label of the key that signs the log's checkpoints (Ed25519).
+/// Label of the key that signs the log's checkpoints (Ed25519).
 pub const LOG_KEY_LABEL: &str = "istio-hsm-ca log key";
 
-/// The label of the key that probes sign with (P-256).
+/// Label of the key that signs probes (P-256).
 pub const CANARY_KEY_LABEL: &str = "istio-hsm-ca canary key";
 
-/// A private key in the token, with its public half.
+/// A private key in the token, with its public key.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// The private key, valid while the session that found it lives.
+    /// The private key; valid for the lifetime of the session that found it.
     pub handle: ObjectHandle,
-    /// Its public half, as the token's public key object tells it: not proven by a signature yet.
+    /// The public key in the token's public key object; not yet verified by a signature.
     pub public_key: PublicKey,
 }
 
-/// Why there is no usable key.
+/// No usable key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Several objects match.
     #[error("the token holds {count} private keys with {what}{advice}", advice = Advice(self))]
     Ambiguous {
-        /// How the key was looked for.
+        /// The search criterion.
         what: String,
-        /// How many there are.
+        /// Number of matches.
         count: usize,
     },
     /// A call failed.
     #[error("the token failed while the key with {what} was looked up")]
     Call {
-        /// How the key was looked for.
+        /// The search criterion.
         what: String,
-        /// What the token answered.
+        /// The call's error.
         #[source]
         source: Pkcs11Error,
     },
@@ -77,17 +77,17 @@ pub enum KeyError {
     /// The public key object is missing or cannot be read.
     #[error("the token's public key object with {what} cannot be used: {reason}{advice}", advice = Advice(self))]
     Public {
-        /// How the key was looked for.
+        /// The search criterion.
         what: String,
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The key's attributes make it unfit.
+    /// The key's attributes are not suitable.
     #[error("the private key with {what} is refused: {reason}")]
     Unfit {
-        /// How the key was looked for.
+        /// The search criterion.
         what: String,
-        /// Which attribute, and why.
+        /// The attribute.
         reason: Unfit,
     },
 }
@@ -154,7 +154,7 @@ impl Remedy for Unfit {
     }
 }
 
-/// A private key's attributes as the token tells them; none where it does not.
+/// A private key's attributes as reported by the token; `None` if it does not report one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[expect(missing_docs, reason = "each field is the attribute of its name (PKCS#11 v3.1, section 4.9)")]
 pub struct Flags {
@@ -175,10 +175,10 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// Reads them back from the token.
+    /// Reads the attributes from the token.
     ///
     /// # Errors
-    /// When the call fails; an attribute that the token does not have is no failure.
+    /// If the call fails; a missing attribute is not an error.
     pub fn read(session: &Session, handle: ObjectHandle) -> Result<Self, Pkcs11Error> {
         let wanted = [
             AttributeType::Token,
@@ -213,7 +213,7 @@ impl Flags {
                 Attribute::Local(value) => flags.local = Some(value),
                 Attribute::AlwaysSensitive(value) => flags.always_sensitive = Some(value),
                 Attribute::NeverExtractable(value) => flags.never_extractable = Some(value),
-                // The binding returns nothing that was not asked for.
+                // The binding returns only requested attributes.
                 _ => {}
             }
         }
@@ -285,7 +285,7 @@ pub fn fit(flags: &Flags, locator: &Locator, accepted: &Accepted) -> Result<(), 
 /// All token objects of the key's type and CKA_ID.
 ///
 /// # Errors
-/// When the call fails.
+/// If the call fails.
 pub fn private_keys(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
     let template = [
         Attribute::Class(ObjectClass::PRIVATE_KEY),
@@ -296,10 +296,10 @@ pub fn private_keys(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHand
     Ok(calls::call(calls::Function::FindObjects, || session.find_objects(&template))?)
 }
 
-/// A key that we made in the token ourselves, by its label ([`LOG_KEY_LABEL`], [`CANARY_KEY_LABEL`]).
+/// One of our own keys in the token, by its label ([`LOG_KEY_LABEL`], [`CANARY_KEY_LABEL`]).
 ///
 /// # Errors
-/// When there is none, more than one, one whose attributes are refused, or one whose public half cannot be read.
+/// If there is none, more than one, one with unsuitable attributes, or one whose public key cannot be read.
 pub fn find_by_label(session: &Session, label: &str) -> Result<Found, KeyError> {
     let what = format!("the label `{label}`");
     let labelled = |class| {
@@ -325,7 +325,7 @@ pub fn find_by_label(session: &Session, label: &str) -> Result<Found, KeyError> 
     Ok(Found { handle, public_key })
 }
 
-/// The key type of PKCS#11 for an algorithm.
+/// PKCS#11 key type of an algorithm.
 #[must_use]
 pub fn key_type(algorithm: KeyAlgorithm) -> KeyType {
     match algorithm {
@@ -335,7 +335,7 @@ pub fn key_type(algorithm: KeyAlgorithm) -> KeyType {
     }
 }
 
-/// Lower-case hexadecimal, as CKA_ID and fingerprints are told.
+/// Lower-case hexadecimal, for CKA_ID and fingerprints.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -1,7 +1,7 @@
-//! All that knows PKCS#11. The token holds keys and signs; everything else is software.
+//! Everything that knows PKCS#11. The token holds keys and signs; everything else is done in software.
 //!
-//! `serve` uses it from the token host's process alone, admin commands from their own. Nothing in here deletes an
-//! object that it has not made itself or recognised as the leftover of an interrupted import.
+//! `serve` uses it only in the token host's process, admin commands in their own. It never deletes an object that it
+//! did not create itself or recognize as the leftover of an interrupted import.
 
 pub mod adopt;
 pub mod call_metrics;

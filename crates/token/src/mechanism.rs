@@ -1,8 +1,8 @@
-//! How each kind of key signs, in a form that most tokens have.
+//! Signs with each type of key, with mechanisms that most tokens support.
 //!
-//! The message is hashed in software, and the token signs the hash: CKM_ECDSA and CKM_RSA_PKCS are nearly everywhere,
-//! their hashing variants are not. What comes back is checked for its exact length and, for ECDSA, turned into the
-//! form that certificates hold. Whether the signature verifies is checked by the caller, never here.
+//! The message is hashed in software, and the token signs the hash: CKM_ECDSA and CKM_RSA_PKCS are supported nearly
+//! everywhere, their hashing variants are not. The result is checked for its exact length and, for ECDSA, converted to
+//! the encoding of certificates. The caller verifies the signature.
 
 use aws_lc_rs::digest::{SHA256, SHA384, digest};
 use cryptoki::{
@@ -22,24 +22,24 @@ use pki::{KeyAlgorithm, PublicKey};
 const SHA256_DIGEST_INFO: [u8; 19] =
     [0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20];
 
-/// Why there is no signature.
+/// No signature.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
     /// The call failed.
     #[error("the token did not sign")]
     Call(#[from] Pkcs11Error),
-    /// The token gave a signature of a length that such a key cannot make.
+    /// The token returned a signature of a length that is impossible for the key.
     #[error("the token gave a signature of {actual} bytes where such a key makes {expected}")]
     Length {
-        /// What the key makes.
+        /// Expected length.
         expected: usize,
-        /// What came.
+        /// Actual length.
         actual: usize,
     },
 }
 
 impl SignError {
-    /// What to do next.
+    /// The recovery.
     #[must_use]
     pub fn recovery(&self) -> Recovery {
         match self {
@@ -49,12 +49,12 @@ impl SignError {
     }
 }
 
-/// Signs a message (C_SignInit, C_Sign) in the algorithm of [`PublicKey::signature_algorithm`]; `key` is the public
-/// half of the object. The answer is what signatureValue holds: RSA and Ed25519 as they are, ECDSA as DER
-/// ECDSA-Sig-Value (RFC 3279, section 2.2.3).
+/// Signs a message (C_SignInit, C_Sign) with the algorithm of [`PublicKey::signature_algorithm`]; `key` is the public
+/// key of the object. Returns the content of signatureValue: RSA and Ed25519 unchanged, ECDSA as DER ECDSA-Sig-Value
+/// (RFC 3279, section 2.2.3).
 ///
 /// # Errors
-/// When the token fails, or answers with a wrong length. Drop the session after any error.
+/// If the token fails, or returns a wrong length. Drop the session after any error.
 pub fn sign(session: &Session, handle: ObjectHandle, key: &PublicKey, message: &[u8]) -> Result<Vec<u8>, SignError> {
     match key.algorithm() {
         KeyAlgorithm::P256 => {
@@ -73,7 +73,7 @@ pub fn sign(session: &Session, handle: ObjectHandle, key: &PublicKey, message: &
             let mut info = SHA256_DIGEST_INFO.to_vec();
             info.extend_from_slice(digest(&SHA256, message).as_ref());
             let signature = match call(session, &Mechanism::RsaPkcs, handle, &info) {
-                // A token without the bare mechanism, or a key that was made for the hashing one alone.
+                // The token lacks the bare mechanism, or the key is restricted to the hashing one.
                 Err(fault) if fault.is(RvError::MechanismInvalid) => {
                     call(session, &Mechanism::Sha256RsaPkcs, handle, message)?
                 }
@@ -84,8 +84,8 @@ pub fn sign(session: &Session, handle: ObjectHandle, key: &PublicKey, message: &
     }
 }
 
-/// The mechanism that a key's objects are restricted to (CKA_ALLOWED_MECHANISMS): the bare one, or the hashing one
-/// where the token lacks it. None where the token has neither.
+/// The mechanism that a key's objects are restricted to (CKA_ALLOWED_MECHANISMS): the bare one, or the hashing one if
+/// the token lacks it. `None` if the token has neither.
 #[must_use]
 pub fn signing_mechanism(algorithm: KeyAlgorithm, token: &[MechanismType]) -> Option<MechanismType> {
     signing_mechanisms(algorithm, token).first().copied()
@@ -118,7 +118,7 @@ fn exactly(expected: usize, signature: Vec<u8>) -> Result<Vec<u8>, SignError> {
     Err(SignError::Length { expected, actual: signature.len() })
 }
 
-/// `r || s`, each of the field's size, to DER SEQUENCE of two INTEGERs.
+/// Converts `r || s`, each with the size of the field, to a DER SEQUENCE of two INTEGERs.
 fn ecdsa_der(raw: &[u8], field: usize) -> Result<Vec<u8>, SignError> {
     let wrong = SignError::Length { expected: 2 * field, actual: raw.len() };
     if raw.len() != 2 * field {
@@ -137,7 +137,7 @@ fn ecdsa_der(raw: &[u8], field: usize) -> Result<Vec<u8>, SignError> {
         }
         content.extend_from_slice(number);
     }
-    // At most 2 x (48 + 3) bytes, so that one length byte below 128 suffices.
+    // At most 2 x (48 + 3) bytes, so one length byte below 128 suffices.
     let length = u8::try_from(content.len()).ok().filter(|length| *length < 0x80).ok_or(wrong)?;
     let mut der = vec![0x30, length];
     der.append(&mut content);

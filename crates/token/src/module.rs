@@ -1,7 +1,7 @@
 //! The vendor's library, loaded once, and the token in it that a URI selects.
 //!
-//! Sessions are the binding's own; they must be dropped before the module is finalized. A library's state does not
-//! survive fork(2): who forks loads it afterwards.
+//! Sessions are those of the binding; they must be dropped before the module is finalized. A library's state does not
+//! survive fork(2): load it after forking.
 
 mod error;
 mod raw;
@@ -28,21 +28,21 @@ use super::{
     calls::{Function, call},
 };
 
-/// What a library's slots hold.
+/// Contents of a library's slots.
 #[derive(Clone, Debug)]
 pub struct Slots {
     /// The initialised tokens.
     pub tokens: Vec<Token>,
-    /// The slots that cannot be read.
+    /// Slots that cannot be read.
     pub unreadable: Vec<UnreadableSlot>,
 }
 
-/// A slot with a token that cannot be read.
+/// A slot whose token cannot be read.
 #[derive(Clone, Debug)]
 pub struct UnreadableSlot {
-    /// Its number.
+    /// Number of the slot.
     pub slot: u64,
-    /// What the library answered.
+    /// The call's error.
     pub source: Pkcs11Error,
 }
 
@@ -56,25 +56,25 @@ pub struct Module {
 }
 
 impl Module {
-    /// Loads and initialises the library (C_Initialize, with the system's own locks). Load each library once a
-    /// process: some crash when they are loaded twice.
+    /// Loads and initialises the library (C_Initialize, with the system's own locks). Load each library once per
+    /// process: some crash if they are loaded twice.
     ///
     /// # Errors
-    /// When the file cannot be loaded, is no PKCS#11 library, or does not initialise.
+    /// If the file cannot be loaded, is not a PKCS#11 library, or does not initialise.
     pub fn load(path: &Path) -> Result<Self, TokenError> {
         Self::load_with(path, None)
     }
 
-    /// The same, with text for the library in the reserved field of C_Initialize's arguments (PKCS#11 v3.1, section
-    /// 5.4): NSS wants its configuration there ([`TokenUri::library_parameters`]).
+    /// The same, with a string for the library in the reserved field of C_Initialize's arguments (PKCS#11 v3.1, section
+    /// 5.4): NSS expects its configuration there ([`TokenUri::library_parameters`]).
     ///
     /// # Errors
-    /// As [`Module::load`].
+    /// Those of [`Module::load`].
     pub fn load_with(path: &Path, parameters: Option<&str>) -> Result<Self, TokenError> {
         let failed = |source: Pkcs11Error| TokenError::Module { path: path.to_owned(), source };
         let pkcs11 = Pkcs11::new(path).map_err(|e| failed(e.into()))?;
         let functions = Functions::of(path).map_err(|e| failed(e.into()))?;
-        // The URI lets no control character through.
+        // The URI cannot contain control characters.
         let parameters = parameters.and_then(|text| CString::new(text).ok());
         let arguments = arguments(parameters.as_deref());
         if let Err(error) = call(Function::Initialize, || pkcs11.initialize(arguments)) {
@@ -86,22 +86,22 @@ impl Module {
         Ok(Self { pkcs11, functions, path: path.to_owned(), process: std::process::id() })
     }
 
-    /// Where the library was loaded from.
+    /// Path of the library.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The binding's own handle of the library, for what is not wrapped here: tests set up tokens with it.
+    /// The binding's own handle of the library, for functions that are not wrapped here: tests set up tokens with it.
     #[must_use]
     pub fn pkcs11(&self) -> &Pkcs11 {
         &self.pkcs11
     }
 
-    /// What the library says of itself (C_GetInfo).
+    /// Information about the library (C_GetInfo).
     ///
     /// # Errors
-    /// When the call fails.
+    /// If the call fails.
     pub fn info(&self) -> Result<LibraryInfo, Pkcs11Error> {
         Ok(LibraryInfo::from(&self.functions.info()?))
     }
@@ -109,7 +109,7 @@ impl Module {
     /// All initialised tokens, in the library's order, and the slots whose token cannot be read.
     ///
     /// # Errors
-    /// When the slots cannot be listed.
+    /// If the slots cannot be listed.
     pub fn slots(&self) -> Result<Slots, TokenError> {
         if self.process != std::process::id() {
             return Err(TokenError::Forked(self.path.clone()));
@@ -125,7 +125,7 @@ impl Module {
                     slot,
                     info: Info::from(&info),
                 }),
-                // Not initialised yet, or taken out since the slots were listed.
+                // Not initialised yet, or removed since the slots were listed.
                 Ok(_) | Err(Error::Pkcs11(RvError::TokenNotPresent, _)) => {}
                 Err(error) => {
                     let source = Pkcs11Error::from(error);
@@ -137,10 +137,10 @@ impl Module {
         Ok(slots)
     }
 
-    /// The one token that the URI selects.
+    /// The only token that the URI selects.
     ///
     /// # Errors
-    /// When none or several match (the error names those there are), or slots cannot be listed or read.
+    /// If no or several tokens match (the error lists the existing ones), or slots cannot be listed or read.
     pub fn find_token(&self, uri: &TokenUri) -> Result<Token, TokenError> {
         let Slots { tokens, unreadable } = self.slots()?;
         let (mut matching, others): (Vec<_>, Vec<_>) = tokens.into_iter().partition(|t| t.info.matches(uri));
@@ -160,16 +160,16 @@ impl Module {
         }
     }
 
-    /// Ends the library (C_Finalize); all its sessions must be dropped before.
+    /// Finalizes the library (C_Finalize); all its sessions must have been dropped.
     ///
     /// # Errors
-    /// When the library says so.
+    /// If the call fails.
     pub fn finalize(self) -> Result<(), Pkcs11Error> {
         call(Function::Finalize, || self.pkcs11.finalize()).map_err(Pkcs11Error::from)
     }
 }
 
-/// C_Initialize's arguments: the system's own locks, and the library's parameters where it has some.
+/// C_Initialize's arguments: the system's own locks, and the library's parameters if it has some.
 fn arguments(parameters: Option<&CStr>) -> CInitializeArgs {
     let flags = CInitializeFlags::OS_LOCKING_OK;
     match parameters {
@@ -180,8 +180,9 @@ fn arguments(parameters: Option<&CStr>) -> CInitializeArgs {
 
 #[expect(unsafe_code, reason = "the binding takes the reserved field as a bare pointer, and NSS takes nothing else")]
 fn reserved(flags: CInitializeFlags, text: &CStr) -> CInitializeArgs {
-    // SAFETY: the operator who sets the parameters states that this library reads a C string there, which this is; it lives
-    // until C_Initialize has returned, since the only caller holds it. No library may keep the arguments for longer.
+    // SAFETY: the operator who sets the parameters states that this library reads a C string there, which this is; it
+    // lives until C_Initialize has returned, since the only caller holds it. No library may keep the arguments for
+    // longer.
     unsafe { CInitializeArgs::new_with_reserved(flags, NonNull::from(text).cast()) }
 }
 

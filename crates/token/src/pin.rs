@@ -1,7 +1,7 @@
-//! The PIN, read from a file or a descriptor, and nowhere else: never from an argument, a variable or a URI.
+//! The PIN, read only from a file or a descriptor: never from an argument, an environment variable or a URI.
 //!
-//! The bytes are zeroized from the first one read. Whoever can write the file can have the daemon try wrong PINs
-//! until the token is locked, so a file writable by others is refused; for one that others can read there is a warning.
+//! The bytes are zeroized from the first one read. An attacker who can write the file could have wrong PINs tried until
+//! the token is locked, so a file writable by others is rejected; one readable by others causes a warning.
 
 use std::{
     borrow::Cow,
@@ -17,32 +17,32 @@ use process::error::{Advice, Remedy};
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-/// Longest PIN that is read. Tokens that tell a maximum tell at most 255 bytes (PKCS#11 sets no bound).
+/// Maximum length of a PIN. Tokens that report a maximum report at most 255 bytes (PKCS#11 sets no bound).
 const MAX_PIN: usize = 1024;
 
-/// Why a PIN or passphrase file cannot be used. Never carries any of its content.
+/// A PIN or passphrase file cannot be used. Never contains any of its content.
 #[derive(Debug)]
 pub struct PinError {
-    /// What the file holds: `PIN` or `passphrase`.
+    /// Type of content: `PIN` or `passphrase`.
     secret: &'static str,
     path: PathBuf,
     problem: PinProblem,
 }
 
-/// What is wrong with a PIN file.
+/// Problem of a PIN file.
 #[derive(Debug)]
 enum PinProblem {
     /// UTF-8 with a byte order mark, which would be sent as a part of the PIN.
     ByteOrderMark,
     /// Nothing before the end of the line.
     Empty,
-    /// A directory, a FIFO or a device.
+    /// It is a directory, a FIFO or a device.
     NotAFile,
-    /// Not UTF-8, or with control characters such as a second line.
+    /// It is not UTF-8, or has control characters such as a second line.
     NotText,
-    /// Longer than `MAX_PIN`.
+    /// It is longer than `MAX_PIN`.
     TooLong,
-    /// Cannot be opened or read.
+    /// It cannot be opened or read.
     Unreadable(io::Error),
     /// UTF-16, as some editors on Windows write it.
     Utf16,
@@ -99,25 +99,25 @@ impl Remedy for PinError {
     }
 }
 
-/// Reads the PIN from a file: its first line, which must be the only one. A file that everybody can read is reported in
+/// Reads the PIN from a file: its first line, which must be the only one. A file readable by all users is reported in
 /// the log.
 ///
 /// # Errors
-/// When the file cannot be read, is not a regular file, may be written by group or others, is empty, has more than one
-/// line or more than 1024 bytes, or is not UTF-8.
+/// If the file cannot be read, is not a regular file, is writable by group or others, is empty, has more than one line
+/// or more than 1024 bytes, or is not UTF-8.
 pub fn read(path: &Path) -> Result<SecretString, PinError> {
     read_secret(path, "PIN")
 }
 
-/// As [`read`], for a file that holds another secret; `secret` is its name in errors.
+/// Like [`read`], for a file with another secret; `secret` is its name in errors.
 ///
 /// # Errors
-/// As [`read`].
+/// Those of [`read`].
 pub fn read_secret(path: &Path, secret: &'static str) -> Result<SecretString, PinError> {
     let failed = |problem| PinError { secret, path: path.to_owned(), problem };
     let unreadable = |error| failed(PinProblem::Unreadable(error));
-    // Non-blocking, so that a FIFO in the file's place does not hold us up. Links are followed: a Kubernetes Secret's
-    // files are links.
+    // Non-blocking, so that opening a FIFO does not block. Symbolic links are followed: a Kubernetes Secret's files are
+    // links.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits() | nix::fcntl::OFlag::O_CLOEXEC.bits())
@@ -140,13 +140,13 @@ pub fn read_secret(path: &Path, secret: &'static str) -> Result<SecretString, Pi
 /// Reads the PIN from an open descriptor, pipe or terminal (`--pin-fd`); `name` is its name in errors.
 ///
 /// # Errors
-/// As [`read`], without the checks of the file's mode.
+/// Those of [`read`], without the checks of the file's mode.
 pub fn read_open(source: File, name: &Path) -> Result<SecretString, PinError> {
     read_line(source).map_err(|problem| PinError { secret: "PIN", path: name.to_owned(), problem })
 }
 
 fn read_line(mut source: File) -> Result<SecretString, PinProblem> {
-    // One fixed buffer: a growing one would leave copies behind.
+    // One fixed buffer: a reallocated one would leave copies behind.
     let mut buffer = Zeroizing::new([0_u8; MAX_PIN + 2]);
     let mut filled = 0;
     while let Some(space) = buffer.get_mut(filled..).filter(|s| !s.is_empty()) {
@@ -176,7 +176,7 @@ fn read_line(mut source: File) -> Result<SecretString, PinProblem> {
     if text.chars().any(char::is_control) {
         return Err(PinProblem::NotText);
     }
-    // Boxed at its exact size, so that no byte is moved to another place on the way into the secret.
+    // Boxed with its exact size, so that the conversion does not move any byte.
     Ok(SecretString::from(Box::<str>::from(text)))
 }
 

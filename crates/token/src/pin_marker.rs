@@ -1,9 +1,9 @@
-//! Remembers that a PIN was refused, so that nobody tries it again: not another session, not another host, not the
-//! next start of the daemon. Without it a crash loop or a few replicas lock a token within a minute.
+//! Records that a PIN was rejected, so that it is not tried again: not by another session, another host, or the next
+//! start of the daemon. Otherwise a crash loop or a few replicas would lock a token within a minute.
 //!
-//! The marker is a small file (beside the issuance log) that says which state of the PIN's file was refused: its
-//! device, inode, size and time of change, never anything of the PIN. Once the PIN's file differs, the marker has no
-//! effect. Used by the token host before each login.
+//! The marker is a small file (next to the issuance log) that identifies the rejected state of the PIN file: device,
+//! inode, size and time of change, but nothing of the PIN. Once the PIN file changes, the marker has no effect. The
+//! token host checks it before each login.
 
 use std::{
     borrow::Cow,
@@ -19,47 +19,47 @@ use process::{
     files,
 };
 
-/// Longest marker that is read.
+/// Maximum size of a marker in bytes.
 const MOST: u64 = 4096;
 
-/// Where it is remembered that a PIN was refused.
+/// The file that records a rejected PIN.
 #[derive(Clone, Debug)]
 pub struct PinMarker {
     path: PathBuf,
 }
 
-/// Why a PIN is not tried, or why it cannot be known whether it may be.
+/// A PIN must not be tried, or this cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkerError {
     /// The marker cannot be read or written.
     #[error("{path} cannot be used, which keeps a refused PIN from being tried again{advice}", advice = Advice(self))]
     Io {
-        /// The file.
+        /// Path of the marker.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// The PIN's file is not there, or not to be seen.
+    /// The PIN file does not exist or is not accessible.
     #[error("the PIN's file {path} cannot be found, so that no PIN is tried{advice}", advice = Advice(self))]
     PinFile {
-        /// The file.
+        /// Path of the PIN file.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// This PIN was refused before.
+    /// This PIN was rejected before.
     #[error(
         "the token refused the PIN in {pin_file}, and it is not tried again ({reason}){advice}",
         advice = Advice(self)
     )]
     Refused {
-        /// The PIN's file.
+        /// Path of the PIN file.
         pin_file: PathBuf,
-        /// The marker.
+        /// Path of the marker.
         marker: PathBuf,
-        /// What the token said.
+        /// The token's error.
         reason: String,
     },
 }
@@ -84,10 +84,10 @@ impl PinMarker {
         Self { path }
     }
 
-    /// Whether the PIN in a file may be tried.
+    /// Checks whether the PIN in a file may be tried.
     ///
     /// # Errors
-    /// When it was refused in this very state of the file, or when that cannot be known.
+    /// If it was rejected in this very state of the file, or if that cannot be determined.
     pub fn check(&self, pin_file: &Path) -> Result<(), MarkerError> {
         let marked = match self.read() {
             Ok(marked) => marked,
@@ -105,13 +105,13 @@ impl PinMarker {
         })
     }
 
-    /// Makes sure that a refusal could be remembered, before a PIN is tried: what cannot be remembered would be tried
-    /// again by the next process.
+    /// Makes sure that a rejection can be recorded before a PIN is tried; otherwise the next process would try it
+    /// again.
     ///
     /// # Errors
-    /// When no file can be written where the marker is kept.
+    /// If no file can be written in the marker's directory.
     pub fn ready(&self) -> Result<(), MarkerError> {
-        // Not the name that `mark` uses: another process may be about to.
+        // Not the name that `mark` uses, which another process may be about to write.
         let probe = self.beside(".probe");
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new()
@@ -124,7 +124,7 @@ impl PinMarker {
             file.write_all(&[b'\n'; 1024])?;
             drop(file);
             match fs::remove_file(&probe) {
-                // Another process tried at the same time.
+                // Another process probed at the same time.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
             }
@@ -132,21 +132,21 @@ impl PinMarker {
         write().map_err(|source| MarkerError::Io { path: self.path.clone(), source })
     }
 
-    /// Remembers that the PIN of a file was refused, durably; `state` was taken with [`state_of`] before the file was
-    /// read, so that a PIN written in between is not held to be refused.
+    /// Durably records that the PIN in a file was rejected; `state` was taken with [`state_of`] before the file was
+    /// read, so that a PIN written in between is not treated as rejected.
     ///
     /// # Errors
-    /// When the marker cannot be written.
+    /// If the marker cannot be written.
     pub fn mark(&self, state: &str, reason: &str) -> Result<(), MarkerError> {
         let io = |source| MarkerError::Io { path: self.path.clone(), source };
         let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(512).collect();
         files::replace(&self.path, format!("{state}\n{reason}\n").as_bytes()).map_err(io)
     }
 
-    /// Forgets: the PIN was right.
+    /// Removes the marker after the PIN was accepted.
     ///
     /// # Errors
-    /// When the marker is there and cannot be removed.
+    /// If the marker exists and cannot be removed.
     pub fn clear(&self) -> Result<(), MarkerError> {
         match fs::remove_file(&self.path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -156,7 +156,7 @@ impl PinMarker {
         }
     }
 
-    /// A file that belongs to this marker alone: those of several tokens lie in one directory.
+    /// A file for this marker only: the markers of several tokens share a directory.
     fn beside(&self, ending: &str) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
         name.push(ending);
@@ -170,10 +170,10 @@ impl PinMarker {
     }
 }
 
-/// What tells one state of a file from another: no content, since that is a secret.
+/// Identifies the state of a file without its content, which is a secret.
 ///
 /// # Errors
-/// When the file is not there.
+/// If the file does not exist.
 pub fn state_of(pin_file: &Path) -> Result<String, MarkerError> {
     let metadata =
         fs::metadata(pin_file).map_err(|source| MarkerError::PinFile { path: pin_file.to_owned(), source })?;
@@ -209,7 +209,7 @@ mod tests {
         let error = marker.check(&pin).unwrap_err();
         assert!(matches!(&error, MarkerError::Refused { reason, .. } if reason == "CKR_PIN_INCORRECT and more"));
         assert!(!error.to_string().contains("1234"));
-        // Another process, another start: only the file counts.
+        // Another process or another start: only the file matters.
         assert!(PinMarker::new(marker.path.clone()).check(&pin).is_err());
         fs::write(&pin, "4321").unwrap();
         marker.check(&pin).unwrap();
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(names().count(), 1, "it leaves nothing behind: {:?}", names().collect::<Vec<_>>());
         marker.mark(&state_of(&pin).unwrap(), "refused").unwrap();
         marker.ready().unwrap();
-        assert!(marker.check(&pin).is_err(), "the mark stays");
+        assert!(marker.check(&pin).is_err(), "the marker was removed");
         let nowhere = PinMarker::new(directory.path().join("nowhere/pin-refused"));
         assert!(matches!(nowhere.ready(), Err(MarkerError::Io { .. })));
     }

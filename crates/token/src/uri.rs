@@ -1,4 +1,4 @@
-//! Which token: an RFC 7512 URI such as `pkcs11:token=istio-ca?module-path=/usr/lib/m.so&pin-source=file:/run/pin`.
+//! Token URIs (RFC 7512), such as `pkcs11:token=istio-ca?module-path=/usr/lib/m.so&pin-source=file:/run/pin`.
 //!
 //! It selects a token and says how to reach it. `id=` and `object=` are hints where the CA's key is looked for first:
 //! which key it is, is decided by a signature that verifies with the CA certificate. A PIN in the URI is refused, since
@@ -12,10 +12,10 @@ use std::{
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
-/// Longest URI that is read. A label has at most 32 bytes, a path 4096; percent-encoding triples them.
+/// Maximum length of a URI. A label has at most 32 bytes, a path 4096; percent-encoding triples them.
 const MAX_URI: usize = 16 * 1024;
 
-/// CK_TOKEN_INFO's field sizes in bytes (PKCS#11 v3.1, section 3.2): what is longer can match no token.
+/// CK_TOKEN_INFO's field sizes in bytes (PKCS#11 v3.1, section 3.2): longer values match no token.
 const MAX_LABEL: usize = 32;
 const MAX_SERIAL: usize = 16;
 const MAX_MANUFACTURER: usize = 32;
@@ -24,10 +24,10 @@ const MAX_PATH: usize = 4096;
 /// Longest CKA_ID and CKA_LABEL that are looked for. The standard sets no limit; tokens do, at 255 bytes or less.
 const MAX_OBJECT: usize = 255;
 
-/// Percent-encoded by Display: all but the unreserved characters, and `/` in paths.
+/// Characters that Display percent-encodes: all but the unreserved ones, and `/` in paths.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
-/// A token's URI, checked. Holds no secret: the PIN is named by the path of its file.
+/// A valid token URI. Contains no secrets: the PIN is referenced by the path of its file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(try_from = "String")]
 pub struct TokenUri {
@@ -42,23 +42,23 @@ pub struct TokenUri {
     pin_source: Option<PathBuf>,
 }
 
-/// Why text is not a token's URI. Never carries a value, which might be a PIN in the wrong place.
+/// Not a valid token URI. Never contains a value, which might be a misplaced PIN.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
-    /// An attribute that stands twice.
+    /// An attribute occurs twice.
     #[error("the token URI has the attribute `{0}` twice; give it once")]
     Duplicate(&'static str),
-    /// A percent sign without two hex digits, a byte that must be encoded, or text that is not UTF-8.
+    /// An attribute has a percent sign without two hex digits, a byte that must be encoded, or is not UTF-8.
     #[error(
         "the token URI's attribute `{0}` is not well encoded; write bytes outside [A-Za-z0-9-._~] as %XX, in UTF-8"
     )]
     Encoding(&'static str),
-    /// Does not start with `pkcs11:`.
+    /// It does not start with `pkcs11:`.
     #[error(
         "the token URI does not start with `pkcs11:`; write pkcs11:token=LABEL?module-path=...&pin-source=file:..."
     )]
     NotPkcs11,
-    /// An attribute without `=value`, or with an empty value.
+    /// An attribute has no `=value`, or an empty value.
     #[error("the token URI's attribute `{0}` has no value; write {0}=VALUE or leave it out")]
     NoValue(&'static str),
     /// `type` of something other than a private key.
@@ -67,20 +67,20 @@ pub enum UriError {
     /// A path that is not absolute.
     #[error("the token URI's attribute `{0}` is not an absolute path; write it from the root")]
     RelativePath(&'static str),
-    /// `pin-source` that is not `file:`.
+    /// `pin-source` is not `file:`.
     #[error("the token URI's `pin-source` is not a file; write pin-source=file:/path/to/pin")]
     PinSource,
-    /// A PIN in the URI.
+    /// The URI contains a PIN.
     #[error(
         "the token URI may not hold a PIN (`pin-value`); put the PIN in a file and name it by pin-source=file:/path"
     )]
     PinValue,
-    /// A slot number.
+    /// The URI contains a slot number.
     #[error(
         "the token URI may not name a slot (`{0}`), since slots are renumbered; name the token by token= or serial="
     )]
     Slot(&'static str),
-    /// Longer than any token's field.
+    /// A value is longer than the token's field.
     #[error("the token URI's attribute `{name}` is longer than the {max} bytes that PKCS#11 gives it")]
     TooLong {
         /// The attribute.
@@ -88,15 +88,15 @@ pub enum UriError {
         /// Its limit in bytes.
         max: usize,
     },
-    /// Longer than any sensible URI.
+    /// The URI is too long.
     #[error("the token URI is longer than {MAX_URI} bytes")]
     Unbounded,
-    /// An attribute that is not known at that place.
+    /// An attribute is unknown at its position.
     #[error(
         "the token URI has the attribute `{0}`, which is not known at that place; before `?` stand token, serial, manufacturer, model, id, object (with `;`), after it module-path, library-parameters, pin-source (with `&`)"
     )]
     Unknown(String),
-    /// Neither label nor serial.
+    /// There is neither a label nor a serial number.
     #[error("the token URI selects no token; name it by token=LABEL or serial=SERIAL")]
     Unselective,
 }
@@ -144,8 +144,8 @@ impl TokenUri {
         self.module_path.as_deref()
     }
 
-    /// What the library is given at C_Initialize, in the field that the standard reserves. An attribute of our own, for
-    /// NSS, which finds its database by it and calls it so.
+    /// String for the library at C_Initialize, in the field that the standard reserves. A non-standard attribute for
+    /// NSS, which uses this name and finds its database with it.
     #[must_use]
     pub fn library_parameters(&self) -> Option<&str> {
         self.library_parameters.as_deref()
@@ -255,7 +255,7 @@ impl TokenUri {
     }
 }
 
-/// Writes the URI again, in one canonical form; nothing secret is in it.
+/// Formats the URI in one canonical form, without secrets.
 impl Display for TokenUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = [
@@ -294,7 +294,7 @@ impl Display for TokenUri {
     }
 }
 
-/// An attribute's name is shown only if it looks like one: it might be a PIN in the wrong place.
+/// An attribute's name is shown only if it looks like one: it might be a misplaced PIN.
 fn unknown(name: &str) -> UriError {
     let is_name = name.len() <= 24 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
     UriError::Unknown(if is_name { name.to_owned() } else { "...".to_owned() })

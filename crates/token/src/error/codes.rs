@@ -7,7 +7,7 @@ use cryptoki::error::RvError;
 
 use super::Recovery;
 
-/// A return code and what to do about it.
+/// A return code and its recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// CK_RV.

@@ -18,9 +18,9 @@ use process::error::chain;
 pub struct ServiceKeys {
     /// The key that signs the log's checkpoints.
     pub log: ServiceKey,
-    /// The key that probes sign with.
+    /// The key that signs probes.
     pub canary: ServiceKey,
-    /// What was found and cleared: public halves whose private half never came to be.
+    /// Leftovers that were removed: public keys without a private key.
     pub cleared: Vec<String>,
 }
 
@@ -55,22 +55,22 @@ impl ServiceKeys {
     }
 }
 
-/// One of them.
+/// State of one of the keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ServiceKey {
-    /// Made now.
+    /// Generated now.
     Made(Verifier),
-    /// There already.
+    /// Existed already.
     Present(Verifier),
     /// The token cannot have it.
     Unavailable {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// What is needed to verify the key's signatures.
+/// Data for verifying the key's signatures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verifier {
     /// CKA_LABEL.
@@ -99,7 +99,7 @@ impl Verifier {
 }
 
 impl ServiceKey {
-    /// The key's verifier, if there is a key.
+    /// The verifier, if there is a key.
     #[must_use]
     pub fn verifier(&self) -> Option<&Verifier> {
         match self {
@@ -156,7 +156,7 @@ pub(crate) fn make<'a>(
     Ok(ServiceKey::Made(Verifier::new(session, label, &found)))
 }
 
-/// A public half of our label without a private half is what an interrupted run left: the private half comes last.
+/// An interrupted run leaves a public key with our label but without a private key, which is written last.
 fn clear_orphans(session: &Session, label: &str, cleared: &mut Vec<String>) -> Result<(), GenerateError> {
     for object in labelled(session, ObjectClass::PUBLIC_KEY, label)? {
         let id = public::id_of(session, object).map_err(|source| call("tell a public key's CKA_ID", source))?;

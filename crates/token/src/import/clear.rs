@@ -1,5 +1,5 @@
-//! The way into a token that cannot unwrap: C_CreateObject with the key's numbers in the clear, which never leave this
-//! process but for the library. Only when the operator asked for it.
+//! Import into a token that cannot unwrap: C_CreateObject with the key's numbers in the clear, which leave this process
+//! only through the library. Only if the operator permits it.
 
 use cryptoki::object::Attribute;
 use zeroize::Zeroize;
@@ -10,13 +10,13 @@ use pki::private_key::{Components, PrivateKey, PrivateKeyError};
 pub struct ClearTemplate(Vec<Attribute>);
 
 impl ClearTemplate {
-    /// Adds the numbers to the flags of [`crate::key::template::private`].
+    /// Adds the numbers to the attributes of [`crate::key::template::private`].
     ///
     /// # Errors
-    /// Never for a key that was read.
+    /// Never for a parsed key.
     pub fn new(key: &PrivateKey, flags: Vec<Attribute>) -> Result<Self, PrivateKeyError> {
         let mut template = Self(flags);
-        // Room for all first: a vector that grows would leave its old memory behind, though only of pointers.
+        // Reserve first: a reallocated vector would leave its old memory behind, although it has only pointers.
         template.0.reserve(8);
         match key.components()? {
             Components::Ec { parameters, scalar: value } | Components::Ed25519 { parameters, seed: value } => {
@@ -37,7 +37,7 @@ impl ClearTemplate {
         Ok(template)
     }
 
-    /// For C_CreateObject.
+    /// The attributes for C_CreateObject.
     #[must_use]
     pub fn attributes(&self) -> &[Attribute] {
         &self.0
@@ -55,7 +55,7 @@ impl Drop for ClearTemplate {
                 | Attribute::Exponent1(bytes)
                 | Attribute::Exponent2(bytes)
                 | Attribute::Coefficient(bytes) => bytes.zeroize(),
-                // Flags, names and the public numbers.
+                // Flags, names and public numbers.
                 _ => {}
             }
         }

@@ -1,4 +1,4 @@
-//! What the token already holds of a key before it is imported.
+//! Objects of a key that exist in the token before its import.
 
 use cryptoki::{object::ObjectHandle, session::Session};
 
@@ -13,14 +13,14 @@ use crate::{
 };
 use pki::PublicKey;
 
-/// The objects of the key's CKA_ID.
+/// Objects with the key's CKA_ID.
 #[derive(Debug)]
 pub(super) struct Existing {
     /// The private key that works.
     pub(super) whole: Option<Whole>,
     /// Private objects that do not work, left by an interrupted import.
     pub(super) broken: Vec<ObjectHandle>,
-    /// Whether an import of this key was interrupted.
+    /// Markers of interrupted imports of this key.
     pub(super) interrupted: Vec<ObjectHandle>,
 }
 
@@ -82,10 +82,10 @@ pub(super) fn look(session: &Session, key: &PublicKey, accepted: &Accepted) -> R
     Ok(Existing { whole, broken, interrupted })
 }
 
-/// Clears what an interrupted import left of this key; tells what.
+/// Removes what an interrupted import of this key left; returns descriptions.
 ///
 /// # Errors
-/// When the token does not let it go.
+/// If the token does not delete it.
 pub(super) fn clear(session: &Session, key: &PublicKey, found: &Existing) -> Result<Vec<String>, ImportError> {
     let call = |source| ImportError::from(CallError { step: "clear what an interrupted import left", source });
     let mut cleared = Vec::new();
@@ -110,7 +110,7 @@ pub(super) fn clear(session: &Session, key: &PublicKey, found: &Existing) -> Res
     Ok(cleared)
 }
 
-/// Whether the failure is of the moment, and so says nothing of the object.
+/// Whether the failure is temporary and shows nothing about the object.
 fn passing(error: &ProofError) -> bool {
     let class = match error {
         ProofError::Call(fault) => fault.recovery(),

@@ -1,8 +1,8 @@
-//! The mark that an import is under way: a data object with a label of ours that names the key's CKA_ID.
+//! The marker of an import in progress: a data object with our label that contains the key's CKA_ID.
 //!
-//! It is the first token object of an import and the last to go. What bears the same CKA_ID while it stands was made by
-//! an import that was interrupted, or by one under way; without it, an object that does not work is somebody else's
-//! and is never touched. A token that takes no data objects gets none, and nothing is ever cleared there.
+//! It is the first token object that an import creates and the last that it removes. While it exists, objects with this
+//! CKA_ID are from an interrupted import or from one in progress; without it, an object that does not work is foreign
+//! and never modified. Tokens without data objects get no marker, and nothing is ever removed there.
 
 use cryptoki::{
     object::{Attribute, ObjectClass, ObjectHandle},
@@ -18,7 +18,7 @@ use pki::PublicKey;
 const APPLICATION: &str = "istio-hsm-ca";
 const PREFIX: &str = "istio-hsm-ca import under way: ";
 
-/// Marks the import of a key.
+/// Creates the marker for a key.
 pub(super) fn write(session: &Session, key: &PublicKey) -> Result<ObjectHandle, Pkcs11Error> {
     Ok(session.create_object(&[
         Attribute::Class(ObjectClass::DATA),
@@ -30,7 +30,7 @@ pub(super) fn write(session: &Session, key: &PublicKey) -> Result<ObjectHandle, 
     ])?)
 }
 
-/// The marks of a key.
+/// The markers of a key.
 pub(super) fn find(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
     Ok(session.find_objects(&[
         Attribute::Class(ObjectClass::DATA),
@@ -39,7 +39,7 @@ pub(super) fn find(session: &Session, key: &PublicKey) -> Result<Vec<ObjectHandl
     ])?)
 }
 
-/// The CKA_IDs of other keys that are marked. For a message only, so that a fault is no error.
+/// CKA_IDs of other keys with markers. Used in a message only, so errors are ignored.
 pub(super) fn others(session: &Session, key: &PublicKey) -> Vec<String> {
     let template = [
         Attribute::Class(ObjectClass::DATA),

@@ -96,7 +96,7 @@ pub enum Problem {
 /// no conflicting objects and can unwrap keys. Creates session objects only.
 ///
 /// # Errors
-/// All problems found. After a missing token or a wrong PIN the later checks are skipped.
+/// All problems found. After a missing token or a wrong PIN, later checks are skipped.
 pub fn plan(
     module: &Module,
     uri: &TokenUri,
@@ -110,7 +110,7 @@ pub fn plan(
 /// [`plan`] for a session that is logged in already.
 ///
 /// # Errors
-/// As [`plan`].
+/// Those of [`plan`].
 pub fn plan_in_session(
     token: Token,
     session: Session,
@@ -126,7 +126,7 @@ pub fn plan_in_session(
 /// (tried once).
 ///
 /// # Errors
-/// As [`plan`].
+/// Those of [`plan`].
 pub fn reach(module: &Module, uri: &TokenUri, pin: &SecretString) -> Result<(), Vec<Problem>> {
     let opened = open(module, uri, pin, None)?;
     if opened.problems.is_empty() { Ok(()) } else { Err(opened.problems) }

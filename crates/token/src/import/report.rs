@@ -1,4 +1,4 @@
-//! The receipt of an import: what went in, how, and what the token was shown to refuse.
+//! The receipt of an import: what was imported, how, and what the token refused.
 
 use cryptoki::session::Session;
 use serde::Serialize;
@@ -14,10 +14,10 @@ use crate::{
 };
 use pki::PublicKey;
 
-/// What was imported, when, how, and what was proven of it.
+/// What was imported, when and how, and the results of all checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportReport {
-    /// When, in UTC (RFC 3339).
+    /// Time of the import, in UTC (RFC 3339).
     pub at: String,
     /// The private key's type.
     pub algorithm: String,
@@ -31,38 +31,38 @@ pub struct ImportReport {
     pub certificate_sha256: String,
     /// The token.
     pub token: Info,
-    /// How the private key came in.
+    /// How the private key was imported.
     pub private_key: How,
-    /// What became of the public key object.
+    /// What was done with the public key object.
     pub public_key: Placed,
-    /// What became of the certificate object.
+    /// What was done with the certificate object.
     pub certificate: Placed,
     /// Attributes of the private key that the token did not accept and chose itself.
     pub omitted_attributes: Vec<String>,
     /// What the key allows and the operator has accepted.
     pub accepted_weaknesses: Accepted,
     /// The private key's attributes as read back. CKA_LOCAL, CKA_ALWAYS_SENSITIVE and CKA_NEVER_EXTRACTABLE are false
-    /// or absent: the key was outside a token before, and the token says so.
+    /// or absent, since the key was outside a token before.
     pub attributes: Flags,
-    /// Whether the token took CKA_ALLOWED_MECHANISMS; none for a key that was there already.
+    /// Whether the token accepted CKA_ALLOWED_MECHANISMS; `None` for a key that existed already.
     pub restricted_to_mechanism: Option<bool>,
     /// The answer to the attempt to read the private value; there is no report if it could be read.
     pub read_attempt: &'static str,
-    /// The attempt to wrap the private key out of the token.
+    /// Result of the attempt to wrap the private key out of the token.
     pub wrap_attempt: WrapAttempt,
-    /// The log's and the probes' keys.
+    /// The log key and the canary key.
     pub service_keys: ServiceKeys,
-    /// Leftovers of an interrupted import that were found and cleared.
+    /// Leftovers of an interrupted import that were removed.
     pub cleared: Vec<String>,
-    /// What the operator should know.
+    /// Remarks for the operator.
     pub notes: Vec<String>,
 }
 
-/// How a private key came into the token.
+/// How a private key was imported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "how", rename_all = "snake_case")]
 pub enum How {
-    /// It was there already and was not touched.
+    /// It existed already and was not modified.
     AlreadyThere,
     /// In the clear, by C_CreateObject.
     Clear,
@@ -79,45 +79,46 @@ pub enum How {
     },
 }
 
-/// What the token answered to the attempt to wrap the key out.
+/// Result of the attempt to wrap the key out of the token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum WrapAttempt {
-    /// Not tried, since the token cannot wrap.
+    /// Not attempted, since the token cannot wrap.
     NotTried {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The key was wrapped, which the operator has accepted.
     Accepted,
     /// Refused, as it must be.
     Refused {
-        /// The token's answer.
+        /// The token's error.
         answer: String,
-        /// Whether an extractable twin of the key was wrapped by the same means, so that the refusal means something.
+        /// Whether an extractable copy of the key could be wrapped in the same way, without which the refusal proves
+        /// little.
         control: Control,
     },
 }
 
-/// The control beside a refusal.
+/// The control experiment for a refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "twin", rename_all = "snake_case")]
 pub enum Control {
-    /// The twin could not be made or wrapped: the refusal proves little.
+    /// The copy could not be created or wrapped: the refusal proves little.
     Failed {
-        /// The token's answer.
+        /// The token's error.
         answer: String,
     },
-    /// The twin was wrapped.
+    /// The copy was wrapped.
     Wrapped,
 }
 
-/// The staged private key's story, for the report.
+/// How the staged private key was imported.
 pub(super) fn how(staged: Option<&Staged>) -> How {
     staged.map_or(How::AlreadyThere, |staged| staged.how.clone())
 }
 
-/// The time of day as RFC 3339 has it.
+/// The current time (RFC 3339).
 pub(super) fn now() -> String {
     der::DateTime::from_system_time(process::clock::now())
         .map_or_else(|_| "unknown".to_owned(), |time| time.to_string())
@@ -131,7 +132,7 @@ pub(super) fn surplus_notes(flags: &Flags) -> Vec<String> {
         .collect()
 }
 
-/// Public objects of other keys' imports that were interrupted, to be told.
+/// Interrupted imports of other keys, to be reported.
 pub(super) fn other_interruptions(session: &Session, key: &PublicKey) -> Vec<String> {
     super::marker::others(session, key)
         .into_iter()

@@ -312,7 +312,7 @@ impl Wrapping {
         self.unwraps.clone()
     }
 
-    /// How a key that was unwrapped came into the token, for the report.
+    /// How an unwrapped key was imported, for the report.
     pub(super) fn how(&self) -> How {
         let Way { level, mechanism, hash, .. } = &self.way;
         How::Wrapped { level: *level, oaep_hash: *hash, key_wrap: *mechanism, pair_bits: hash.map(|_| PAIR_BITS) }

@@ -1,4 +1,4 @@
-//! The objects that one operation makes in a token, and how it takes back what it made and only that.
+//! The objects that one operation creates in a token, so that it can remove exactly these on failure.
 
 use cryptoki::{
     object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
@@ -11,8 +11,8 @@ use super::{
 };
 use pki::PublicKey;
 
-/// Objects made by one operation. Session objects go when it is dropped; token objects go by [`Made::undo`], unless
-/// [`Made::keep`] says that all went well.
+/// Objects created by one operation. Session objects are destroyed when it is dropped; token objects are destroyed by
+/// [`Made::undo`], or kept by [`Made::keep`].
 #[derive(Debug)]
 pub struct Made<'a> {
     session: &'a Session,
@@ -22,25 +22,25 @@ pub struct Made<'a> {
 }
 
 impl<'a> Made<'a> {
-    /// Nothing made yet.
+    /// Starts without objects.
     #[must_use]
     pub fn new(session: &'a Session) -> Self {
         Self { session, scratch: Vec::new(), token: Vec::new(), guard: None }
     }
 
-    /// Notes a session object.
+    /// Records a session object.
     pub fn scratch(&mut self, object: ObjectHandle) -> ObjectHandle {
         self.scratch.push(object);
         object
     }
 
-    /// Notes a token object.
+    /// Records a token object.
     pub fn token(&mut self, object: ObjectHandle) -> ObjectHandle {
         self.token.push(object);
         object
     }
 
-    /// Notes the token object that tells of the others: it goes last, and only if all others went.
+    /// Records the token object that marks the others: it is destroyed last, and only if all others were destroyed.
     pub fn guard(&mut self, object: ObjectHandle) -> ObjectHandle {
         self.guard = Some(object);
         object
@@ -58,7 +58,7 @@ impl<'a> Made<'a> {
         self.token.clear();
     }
 
-    /// Destroys the token objects again, last one first. Answers how many could not be destroyed.
+    /// Destroys the token objects, last one first. Returns how many could not be destroyed.
     #[must_use]
     pub fn undo(mut self) -> usize {
         let mut left = 0;
@@ -81,7 +81,7 @@ impl<'a> Made<'a> {
 impl Drop for Made<'_> {
     fn drop(&mut self) {
         for object in self.scratch.drain(..) {
-            // The session's end would take it along as well; until then nobody else should find it.
+            // It would end with the session, too, but should not be found until then.
             if let Err(error) = self.session.destroy_object(object) {
                 tracing::warn!(error = %Pkcs11Error::from(error), "a session object could not be removed");
             }
@@ -89,13 +89,13 @@ impl Drop for Made<'_> {
     }
 }
 
-/// What became of an object.
+/// What was done with an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Placed {
-    /// It was there already, the same.
+    /// The same object existed already.
     Unchanged,
-    /// It took the place of another certificate for the same key.
+    /// It replaced another certificate for the same key.
     Replaced,
     /// The token does not take such an object; nothing depends on it.
     NotStored,
@@ -127,7 +127,7 @@ impl Placed {
 /// Writes the public key object, unless the token has one of this key.
 ///
 /// # Errors
-/// When a call fails.
+/// If a call fails.
 pub fn place_public(
     session: &Session,
     key: &PublicKey,
@@ -143,11 +143,11 @@ pub fn place_public(
     Ok(Placed::Written)
 }
 
-/// Writes the certificate object, unless the same is there. Answers also the objects that it replaces, to be destroyed
-/// when all else is done: certificates of the same CKA_ID and the same label, which are ours. Others are let be.
+/// Writes the certificate object, unless the same one exists. Also returns the objects that it replaces, to be
+/// destroyed at the end: certificates with the same CKA_ID and the same label, which are ours. Others are not modified.
 ///
 /// # Errors
-/// When a call fails.
+/// If a call fails.
 pub fn place_certificate(
     session: &Session,
     certificate: &Certificate,
@@ -174,10 +174,10 @@ pub fn place_certificate(
     Ok((placed, old))
 }
 
-/// The token's X.509 certificates, of one CKA_ID or all: handle, label, DER.
+/// The token's X.509 certificates with a CKA_ID, or all: handle, label, DER.
 ///
 /// # Errors
-/// When a call fails.
+/// If a call fails.
 pub fn certificates(session: &Session, id: Option<&[u8]>) -> Result<Vec<(ObjectHandle, String, Vec<u8>)>, Pkcs11Error> {
     let mut template = vec![Attribute::Class(ObjectClass::CERTIFICATE), Attribute::Token(true)];
     template.extend(id.map(|id| Attribute::Id(id.to_vec())));

@@ -1,7 +1,7 @@
-//! What a private key in the token is shown to do, and not to do, before anybody relies on it.
+//! Verifies what a private key in the token can and cannot do before it is used.
 //!
-//! A signature that verifies is the only proof that an object is the key: tokens store a public half, an ID or even
-//! another curve's scalar unchecked.
+//! Only a signature that verifies proves that an object is the key: tokens do not check a public key, an ID or even a
+//! scalar of another curve that they store.
 
 use std::borrow::Cow;
 
@@ -16,31 +16,31 @@ use crate::mechanism::{self, SignError};
 use pki::{KeyAlgorithm, PublicKey};
 use process::error::Remedy;
 
-/// Why a key in the token is not what it should be.
+/// A key in the token is not as expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
     /// A call failed.
     #[error("the token failed while its private key was examined")]
     Call(#[from] Pkcs11Error),
-    /// An attribute is not what was written.
+    /// An attribute differs from what was written.
     #[error("the token did not keep the attribute {0} as it was written; this token is not fit for the key")]
     Attribute(&'static str),
     /// The private value can be read.
     #[error("the private value could be read ({0}); this token is not fit for the key")]
     Readable(&'static str),
-    /// No signature.
+    /// The key does not sign.
     #[error("the private key does not sign")]
     Sign(#[from] SignError),
-    /// The attributes forbid its use.
+    /// Its attributes are not suitable.
     #[error("the private key is refused: {0}")]
     Unfit(#[from] Unfit),
-    /// The key could be wrapped out.
+    /// The key can be wrapped out of the token.
     #[error(
         "the private key could be wrapped out of the token although it is not extractable; use another token, or accept \
          that with --allow-extractable"
     )]
     Wrappable,
-    /// The signature is another key's.
+    /// The signature does not verify with the public key.
     #[error("the private key's signature does not verify with the public key: the object is damaged or another key")]
     WrongSignature,
 }
@@ -59,15 +59,15 @@ impl Remedy for ProofError {
     }
 }
 
-/// Has the key sign a text of our own with random bytes, and verifies it.
+/// Signs a text with random bytes, and verifies the signature.
 ///
 /// # Errors
-/// When it does not sign, or the signature does not verify.
+/// If it does not sign, or the signature does not verify.
 pub fn signs(session: &Session, handle: ObjectHandle, key: &PublicKey) -> Result<(), ProofError> {
-    // Begins with a text, so that what is signed can never be read as a certificate or a checkpoint.
+    // Begins with a text, so that it cannot be taken for a certificate or a checkpoint.
     let mut message = b"istio-hsm-ca: proof of possession, no certificate\n".to_vec();
     let mut random = [0_u8; 32];
-    // Without random bytes the proof is no weaker against damage, only repeatable.
+    // Without random bytes the proof still detects damage, but is repeatable.
     let _filled = rand::fill(&mut random);
     message.extend_from_slice(&random);
     let signature = mechanism::sign(session, handle, key, &message)?;
@@ -99,10 +99,10 @@ pub fn attributes(
     }
 }
 
-/// The attributes that allow more than a CA's key needs.
+/// Attributes that permit more than a CA key needs.
 #[must_use]
 pub fn surplus(flags: &Flags, kept: bool) -> Vec<&'static str> {
-    // Absent is harmless: the attribute is not one of this key type.
+    // A missing attribute does not exist for this key type and is harmless.
     [
         ("CKA_DECRYPT", flags.decrypt == Some(true)),
         ("CKA_UNWRAP", flags.unwrap == Some(true)),

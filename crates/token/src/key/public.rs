@@ -1,6 +1,6 @@
-//! Public keys as the token tells them.
+//! Public keys in the token.
 //!
-//! A public key object is not proof of a private key; proof is a signature that verifies with it.
+//! A public key object does not prove that there is a private key; only a signature that verifies does.
 
 use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
@@ -12,18 +12,18 @@ use super::{Pkcs11Error, key_type};
 use crate::calls;
 use pki::PublicKey;
 
-/// Why a public key object cannot be used.
+/// A public key object cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.reason())]
 pub enum Unreadable {
     /// An attribute is missing.
     Incomplete,
-    /// The attributes are not those of a key that we take.
+    /// The attributes are not those of a supported key.
     Unsupported,
 }
 
 impl Unreadable {
-    /// Why, as part of a sentence.
+    /// The reason as part of a sentence.
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self {
@@ -36,7 +36,7 @@ impl Unreadable {
 /// An object's CKA_ID.
 ///
 /// # Errors
-/// When the call fails.
+/// If the call fails.
 pub fn id_of(session: &Session, object: ObjectHandle) -> Result<Option<Vec<u8>>, Pkcs11Error> {
     let attributes = read_attributes(session, object, &[AttributeType::Id])?;
     Ok(attributes.into_iter().find_map(|attribute| match attribute {
@@ -48,7 +48,7 @@ pub fn id_of(session: &Session, object: ObjectHandle) -> Result<Option<Vec<u8>>,
 /// An object's CKA_LABEL.
 ///
 /// # Errors
-/// When the call fails.
+/// If the call fails.
 pub fn label_of(session: &Session, object: ObjectHandle) -> Result<Option<String>, Pkcs11Error> {
     let attributes = read_attributes(session, object, &[AttributeType::Label])?;
     Ok(attributes.into_iter().find_map(|attribute| match attribute {
@@ -57,10 +57,10 @@ pub fn label_of(session: &Session, object: ObjectHandle) -> Result<Option<String
     }))
 }
 
-/// The token's public key objects of a CKA_ID.
+/// The token's public key objects with a CKA_ID.
 ///
 /// # Errors
-/// When the call fails.
+/// If the call fails.
 pub fn by_id(session: &Session, id: &[u8]) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
     let template = [Attribute::Class(ObjectClass::PUBLIC_KEY), Attribute::Token(true), Attribute::Id(id.to_vec())];
     Ok(calls::call(calls::Function::FindObjects, || session.find_objects(&template))?)

@@ -11,7 +11,7 @@ use der::{Encode, asn1::OctetStringRef};
 use super::{Pkcs11Error, key_type};
 use pki::{CertificateFields, KeyAlgorithm, PublicKey};
 
-/// What names an object.
+/// ID and label of an object.
 #[derive(Clone, Debug)]
 pub struct Name<'a> {
     /// CKA_ID.
@@ -20,8 +20,8 @@ pub struct Name<'a> {
     pub label: &'a str,
 }
 
-/// A private key as a session object, for C_UnwrapKey and, with the key's numbers, C_CreateObject. `extractable` is
-/// for the twin that proves that a refusal to wrap means something; `allowed` is CKA_ALLOWED_MECHANISMS.
+/// A private key as a session object, for C_UnwrapKey and, with the key's numbers, C_CreateObject. `extractable` is for
+/// the copy that shows whether a refusal to wrap is significant; `allowed` is CKA_ALLOWED_MECHANISMS.
 #[must_use]
 pub fn private(
     algorithm: KeyAlgorithm,
@@ -161,7 +161,7 @@ pub fn public(key: &PublicKey, name: &Name<'_>) -> Vec<Attribute> {
         template.push(Attribute::Modulus(modulus.to_vec()));
         template.push(Attribute::PublicExponent(exponent.to_vec()));
     }
-    // The standard's form of the point, a DER OCTET STRING; Kryoptic takes no other.
+    // The standard's encoding of the point, a DER OCTET STRING, which Kryoptic requires.
     if let (Some(curve), Some(point)) = (key.ec_parameters_der(), key.ec_point().and_then(octet_string)) {
         template.push(Attribute::EcParams(curve.to_vec()));
         template.push(Attribute::EcPoint(point));
@@ -169,7 +169,7 @@ pub fn public(key: &PublicKey, name: &Name<'_>) -> Vec<Attribute> {
     template
 }
 
-/// The flags of a public key that verifies and does nothing else.
+/// The flags of a public key that only verifies.
 #[must_use]
 pub fn public_flags(token: bool) -> [Attribute; 6] {
     [
@@ -182,7 +182,7 @@ pub fn public_flags(token: bool) -> [Attribute; 6] {
     ]
 }
 
-/// A certificate as a token object. The names are DER Name, the serial number DER INTEGER (PKCS#11 v3.1, 4.6.3).
+/// A certificate as a token object. The names are DER Name, the serial number is DER INTEGER (PKCS#11 v3.1, 4.6.3).
 #[must_use]
 pub fn certificate(certificate: &Certificate, name: &Name<'_>) -> Vec<Attribute> {
     vec![
@@ -199,7 +199,7 @@ pub fn certificate(certificate: &Certificate, name: &Name<'_>) -> Vec<Attribute>
     ]
 }
 
-/// What a token wants to know of a certificate; parsed, and for one key.
+/// The parts of a certificate for a token object, parsed and matched with a key.
 #[derive(Clone, Debug)]
 pub struct Certificate {
     der: Vec<u8>,
@@ -208,13 +208,13 @@ pub struct Certificate {
     serial: Vec<u8>,
 }
 
-/// Why a certificate cannot stand beside a key.
+/// A certificate cannot be stored with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
-    /// Not a DER certificate.
+    /// It is not a DER certificate.
     #[error("the CA certificate is not a DER certificate")]
     Malformed,
-    /// Of another key.
+    /// It is for another key.
     #[error(
         "the CA certificate is not this key's: its public key is another; give the certificate that belongs to the key"
     )]
@@ -222,10 +222,10 @@ pub enum CertificateError {
 }
 
 impl Certificate {
-    /// Reads a DER certificate and compares its public key.
+    /// Parses a DER certificate and compares its public key.
     ///
     /// # Errors
-    /// When it is not a certificate, or is for another key.
+    /// If it is not a certificate, or is for another key.
     pub fn new(der: &[u8], key: &PublicKey) -> Result<Self, CertificateError> {
         let CertificateFields { serial, issuer, subject, spki, .. } =
             CertificateFields::parse(der).map_err(|_error| CertificateError::Malformed)?;

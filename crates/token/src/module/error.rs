@@ -1,4 +1,4 @@
-//! Why there is no module, no token or no login.
+//! Errors of modules, tokens and logins.
 
 use std::{
     borrow::Cow,
@@ -8,25 +8,25 @@ use std::{
 use crate::{Pkcs11Error, Recovery, TokenUri};
 use process::error::{Advice, Remedy};
 
-/// Why there is no module or no token.
+/// No module or no token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// Several tokens match.
     #[error("several tokens in {module} match {uri}: {candidates}{advice}", advice = Advice(self))]
     Ambiguous {
-        /// The library.
+        /// Path of the library.
         module: PathBuf,
-        /// What was asked for.
+        /// The URI.
         uri: Box<TokenUri>,
-        /// The tokens that match.
+        /// The matching tokens.
         candidates: String,
     },
     /// A call failed.
     #[error("the token's library {module} failed")]
     Call {
-        /// The library.
+        /// Path of the library.
         module: PathBuf,
-        /// What the library answered.
+        /// The call's error.
         #[source]
         source: Pkcs11Error,
     },
@@ -36,38 +36,38 @@ pub enum TokenError {
     /// The library cannot be loaded or initialised.
     #[error("the PKCS#11 library {path} cannot be used{advice}", advice = Advice(self))]
     Module {
-        /// The library.
+        /// Path of the library.
         path: PathBuf,
-        /// Why.
+        /// The error.
         #[source]
         source: Pkcs11Error,
     },
     /// No token matches.
     #[error("no token in {module} matches {uri}; it holds {candidates}")]
     NotFound {
-        /// The library.
+        /// Path of the library.
         module: PathBuf,
-        /// What was asked for.
+        /// The URI.
         uri: Box<TokenUri>,
-        /// The tokens that there are.
+        /// The existing tokens.
         candidates: String,
     },
-    /// No token that can be read matches.
+    /// No readable token matches.
     #[error(
         "no token in {module} matches {uri}; it holds {candidates}, and a token in slot {slot} that cannot be \
          read{advice}",
         advice = Advice(self)
     )]
     Unreadable {
-        /// The library.
+        /// Path of the library.
         module: PathBuf,
-        /// What was asked for.
+        /// The URI.
         uri: Box<TokenUri>,
-        /// The tokens that can be read.
+        /// The readable tokens.
         candidates: String,
         /// The first slot that cannot be read.
         slot: u64,
-        /// What the library answered.
+        /// The call's error.
         #[source]
         source: Pkcs11Error,
     },
@@ -116,7 +116,7 @@ fn softhsm_remedy(conf: Option<PathBuf>) -> String {
 }
 
 impl TokenError {
-    /// What to do next.
+    /// The recovery.
     #[must_use]
     pub fn recovery(&self) -> Recovery {
         match self {
@@ -160,12 +160,12 @@ impl PinOddity {
 /// Why the login failed or was not tried.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LoginError {
-    /// The login call or the look at the token before it failed.
+    /// The login call, or reading the token's state before it, failed.
     #[error("the login at the token `{label}` failed")]
     Call {
-        /// The token's label.
+        /// Label of the token.
         label: String,
-        /// What the token answered.
+        /// The call's error.
         #[source]
         source: Pkcs11Error,
     },
@@ -178,10 +178,10 @@ pub enum LoginError {
     /// The token has no user PIN.
     #[error("the token `{0}` has no user PIN yet{advice}", advice = Advice(self))]
     Unset(String),
-    /// Wrong PIN, which is not tried again.
+    /// The PIN is wrong and is not tried again.
     #[error("the token `{label}` refuses the PIN{advice}", advice = Advice(self))]
     WrongPin {
-        /// The token's label.
+        /// Label of the token.
         label: String,
         /// What looks odd about the PIN.
         oddity: Option<PinOddity>,
@@ -208,7 +208,7 @@ impl Remedy for LoginError {
 }
 
 impl LoginError {
-    /// What to do next.
+    /// The recovery.
     #[must_use]
     pub fn recovery(&self) -> Recovery {
         match self {

@@ -1,7 +1,7 @@
-//! The calls that describe a library, its slots and its tokens.
+//! Calls that describe a library, its slots and its tokens.
 //!
 //! The binding rejects a whole description for one malformed field (opencryptoki's clock reads `        05:49:45`) and
-//! allocates whatever a library gives as a count. Here the structures are returned as the library filled them; `token`
+//! allocates whatever a library returns as a count. Here the structures are returned as filled by the library; `token`
 //! reads them field by field. The library is the one that the binding has loaded: opening its path again adds a
 //! reference.
 
@@ -17,14 +17,14 @@ use cryptoki_sys::{
     CK_ULONG, CKR_OK, Pkcs11,
 };
 
-/// Most entries of a list: more slots or mechanisms than any library has.
+/// Maximum number of entries of a list: more slots or mechanisms than any library has.
 const MOST: usize = 4096;
 
 /// The functions of a loaded library.
 #[derive(Clone)]
 pub(super) struct Functions {
     list: CK_FUNCTION_LIST,
-    /// The functions are there for as long as the library is loaded.
+    /// The functions are valid while the library is loaded.
     _library: Arc<Pkcs11>,
 }
 
@@ -43,15 +43,15 @@ impl Functions {
         }
         let mut list = std::ptr::null_mut();
         #[expect(unsafe_code, reason = "the binding does not return the functions of a library")]
-        // SAFETY: the pointer is to a local, as C_GetFunctionList wants (PKCS#11 v3.1, section 5.4); it may be called at
-        // any time.
+        // SAFETY: the pointer is to a local, as C_GetFunctionList requires (PKCS#11 v3.1, section 5.4); it may be
+        // called at any time.
         let rv = unsafe { library.C_GetFunctionList(&raw mut list) };
         Rv::from(rv).into_result(Function::GetFunctionList)?;
         if list.is_null() {
             return Err(Error::NullFunctionPointer);
         }
         #[expect(unsafe_code, reason = "the binding does not return the functions of a library")]
-        // SAFETY: the library answered CKR_OK, and so its list is there while it is loaded.
+        // SAFETY: the library returned CKR_OK, so its list is valid while it is loaded.
         let list = unsafe { *list };
         Ok(Self { list, _library: Arc::new(library) })
     }
@@ -86,7 +86,7 @@ impl Functions {
         let present: CK_BBOOL = CK_TRUE;
         #[expect(unsafe_code, reason = "the binding allocates whatever a library gives as a count")]
         let slots = list(Function::GetSlotList, |slots: *mut CK_SLOT_ID, count| {
-            // SAFETY: the pointers are to a count, and to as many numbers or none at all.
+            // SAFETY: the pointers are to a count, and to that many numbers, or null.
             unsafe { function(present, slots, count) }
         })?;
         slots.into_iter().map(Slot::try_from).collect()
@@ -105,7 +105,7 @@ impl Functions {
 
 #[expect(unsafe_code, reason = "loading a library runs its initialization code")]
 fn open(path: &OsStr) -> Result<Pkcs11, Error> {
-    // SAFETY: the binding has loaded the library before, so that nothing runs now.
+    // SAFETY: the binding has loaded the library before, so no initialization code runs now.
     unsafe { Pkcs11::new(path) }.map_err(Error::LibraryLoading)
 }
 
@@ -115,7 +115,7 @@ fn fill<T: Default>(function: Function, call: impl FnOnce(*mut T) -> CK_RV) -> R
     Ok(filled)
 }
 
-/// Asks for the number of entries, then for the entries; again where there are more by then.
+/// Queries the number of entries, then the entries; repeats this if there are more by then.
 fn list<T: Copy + Default>(
     function: Function,
     mut call: impl FnMut(*mut T, *mut CK_ULONG) -> CK_RV,
@@ -147,11 +147,11 @@ mod tests {
 
     use super::*;
 
-    /// A list of `real` entries in a library that announces another number of them.
+    /// Reads a list of `real` entries from a library that announces another number.
     fn read(announced: CK_ULONG, real: usize, rv: CK_RV) -> Result<Vec<u64>, Error> {
         list(Function::GetSlotList, |entries: *mut u64, count: *mut CK_ULONG| {
             #[expect(unsafe_code, reason = "a library writes through pointers")]
-            // SAFETY: `list` gives a count, and as many entries or none at all.
+            // SAFETY: `list` passes a count, and that many entries or null.
             unsafe {
                 if entries.is_null() {
                     *count = announced;

@@ -1,4 +1,4 @@
-//! A token in a slot: what it says of itself, its sessions and the login. Made by [`Module`](super::Module).
+//! A token in a slot: its information, sessions and login. Created by [`Module`](super::Module).
 
 use cryptoki::{
     context::Pkcs11,
@@ -29,7 +29,7 @@ pub struct Token {
     pub(super) info: Info,
 }
 
-/// What a library says of itself (CK_INFO).
+/// Information about a library (CK_INFO).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LibraryInfo {
     /// Its manufacturer.
@@ -38,13 +38,13 @@ pub struct LibraryInfo {
     pub description: String,
     /// Its version, `major.minor`.
     pub version: String,
-    /// The version of PKCS#11 that it implements, `major.minor`.
+    /// The implemented version of PKCS#11, `major.minor`.
     pub cryptoki: String,
-    /// Fields that break the standard.
+    /// Fields that violate the standard.
     pub malformed: Vec<String>,
 }
 
-/// What a token says of itself (CK_TOKEN_INFO).
+/// Information about a token (CK_TOKEN_INFO).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Info {
     /// Its label, as the operator set it.
@@ -59,43 +59,43 @@ pub struct Info {
     pub hardware: String,
     /// Firmware version, `major.minor`.
     pub firmware: String,
-    /// Most sessions of one application at once; none if the token tells no limit.
+    /// Maximum number of concurrent sessions of one application; `None` if the token reports no limit.
     pub max_sessions: Option<u64>,
-    /// Whether new objects are refused.
+    /// Whether new objects are rejected.
     pub write_protected: bool,
-    /// What is known of the PIN.
+    /// State of the PIN.
     pub pin: PinState,
-    /// Fields that break the standard, each with what was found.
+    /// Fields that violate the standard, each with what was found.
     pub malformed: Vec<String>,
 }
 
-/// The state of the user's PIN, as the token tells it; some tokens never do.
+/// State of the user PIN as reported by the token; some tokens never report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PinState {
-    /// A wrong PIN was tried since the last good one.
+    /// A wrong PIN was tried since the last correct one.
     CountLow,
     /// One more wrong PIN locks the token.
     FinalTry,
-    /// No PIN is taken any more.
+    /// No PIN is accepted any more.
     Locked,
-    /// Nothing to remark.
+    /// Nothing to report.
     Normal,
-    /// The security officer has set none.
+    /// The security officer has set no user PIN.
     Unset,
 }
 
 impl Token {
-    /// What the token said of itself when it was found.
+    /// The information when the token was found.
     #[must_use]
     pub fn info(&self) -> &Info {
         &self.info
     }
 
-    /// What the token says of itself now (C_GetTokenInfo): for the PIN's state, and to see whether it is there.
+    /// The current information (C_GetTokenInfo): for the PIN's state, and to check that the token is present.
     ///
     /// # Errors
-    /// When the call fails.
+    /// If the call fails.
     pub fn current_info(&self) -> Result<Info, Pkcs11Error> {
         Ok(Info::from(&call(Function::GetTokenInfo, || self.functions.token_info(self.slot))?))
     }
@@ -103,17 +103,17 @@ impl Token {
     /// Opens a session; `rw` to create token objects.
     ///
     /// # Errors
-    /// When the call fails, CKR_SESSION_COUNT ([`Recovery::Retry`]) above all.
+    /// If the call fails, in particular with CKR_SESSION_COUNT ([`Recovery::Retry`]).
     pub fn open_session(&self, rw: bool) -> Result<Session, Pkcs11Error> {
         let open = || if rw { self.pkcs11.open_rw_session(self.slot) } else { self.pkcs11.open_ro_session(self.slot) };
         Ok(call(Function::OpenSession, open)?)
     }
 
-    /// Logs the whole process in at this token; one call suffices for all sessions, and lasts until the last one
-    /// closes. Somebody logged in already is a success, which then proves nothing of the PIN.
+    /// Logs the process in to this token; one call suffices for all sessions, and lasts until the last one is closed.
+    /// An existing login is a success, which then proves nothing about the PIN.
     ///
     /// # Errors
-    /// When the PIN is wrong, and without trying it when the token is locked or has one try left.
+    /// If the PIN is wrong, and without trying it if the token is locked or has one attempt left.
     pub fn login(&self, session: &Session, pin: &SecretString) -> Result<(), LoginError> {
         let label = || self.info.label.clone();
         let failed = |source| LoginError::Call { label: label(), source };
@@ -143,19 +143,19 @@ impl Token {
         }
     }
 
-    /// The mechanisms that the token has, as far as the binding knows their numbers.
+    /// The mechanisms of the token whose numbers the binding knows.
     ///
     /// # Errors
-    /// When the call fails.
+    /// If the call fails.
     pub fn mechanisms(&self) -> Result<Vec<MechanismType>, Pkcs11Error> {
         let numbers = self.functions.mechanisms(self.slot)?;
         Ok(numbers.into_iter().filter_map(|number| number.try_into().ok()).collect())
     }
 
-    /// What the library says of the slot (C_GetSlotInfo): a reader's name, or a partition of an HSM.
+    /// The library's description of the slot (C_GetSlotInfo): the name of a reader, or a partition of an HSM.
     ///
     /// # Errors
-    /// When the call fails.
+    /// If the call fails.
     pub fn slot_description(&self) -> Result<String, Pkcs11Error> {
         let info = self.functions.slot_info(self.slot)?;
         Ok(Fields::default().text("slot description", &info.slotDescription))
@@ -223,14 +223,15 @@ impl From<&CK_INFO> for LibraryInfo {
     }
 }
 
-/// Reads fields one by one: a malformed one is reported, and the others count.
+/// Reads fields one by one: a malformed one is reported, and the others are used.
 #[derive(Debug, Default)]
 struct Fields {
     malformed: Vec<String>,
 }
 
 impl Fields {
-    /// A text, padded with blanks (PKCS#11 v3.1, section 3.2); some libraries pad with zero bytes, or write a C string.
+    /// A string padded with blanks (PKCS#11 v3.1, section 3.2); some libraries pad with zero bytes, or write a C
+    /// string.
     fn text(&mut self, name: &str, field: &[u8]) -> String {
         let (text, rest) = field.split_at(field.iter().position(|byte| *byte == 0).unwrap_or(field.len()));
         let valid = std::str::from_utf8(text).is_ok();
@@ -245,8 +246,8 @@ impl Fields {
         text
     }
 
-    /// A maximum; none where the token tells no limit: 0 or all bits set (PKCS#11 v3.1, section 3.2), which some set in 32
-    /// bits only, and opencryptoki in all but the last.
+    /// A maximum; `None` if the token reports no limit: 0 or all bits set (PKCS#11 v3.1, section 3.2), which some
+    /// tokens set in 32 bits only, and opencryptoki in all but the last.
     fn limit(&mut self, most: CK_ULONG, in_use: CK_ULONG) -> Option<u64> {
         const UNKNOWN: CK_ULONG = 0xffff_fffe;
         let known = |count: CK_ULONG| Some(count).filter(|count| (1..UNKNOWN).contains(count));
@@ -260,7 +261,7 @@ impl Fields {
         }
     }
 
-    /// A time that nothing here needs: YYYYMMDDhhmmss00.
+    /// A time, which is not used here: YYYYMMDDhhmmss00.
     fn time(&mut self, field: &[u8]) {
         if !field.iter().all(u8::is_ascii_digit) {
             let text = String::from_utf8_lossy(field);
@@ -305,7 +306,7 @@ mod tests {
 
         type Change = fn(&mut CK_TOKEN_INFO);
         let cases: [(Change, &str); 6] = [
-            // As opencryptoki 3.8 does.
+            // As in opencryptoki 3.8.
             (|info| info.utcTime = *b"        05:49:45", "the clock reads \"        05:49:45\""),
             (|info| info.utcTime = [0xff; 16], "the clock reads"),
             (|info| info.label = padded(b"ca\xff", b' '), "the label is not UTF-8; it is read as \"ca\u{fffd}\""),
