@@ -1,4 +1,4 @@
-//! The checked-in code is what the proto gives.
+//! The checked-in code matches the proto file.
 
 use std::path::{Path, PathBuf};
 
@@ -6,8 +6,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The checked-in code and descriptor are what proto/ca.proto generates, so that building needs no generator.
-/// `UPDATE_GENERATED=1 cargo test -p istio-hsm-ca-istio-api` writes them again.
+/// The checked-in code and descriptor match proto/ca.proto, so that the build needs no generator. `UPDATE_GENERATED=1
+/// cargo test -p istio-hsm-ca-istio-api` writes them.
 #[test]
 fn generated_code_is_current() {
     let mut compiler = protox::Compiler::new([root().join("proto")]).unwrap();

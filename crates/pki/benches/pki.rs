@@ -1,6 +1,6 @@
-//! What the pure parts cost: the request's check, the bytes to sign with their lint, the check of the result.
+//! Cost of the pure parts: verifying the CSR, building the TBSCertificate with its lint, verifying the result.
 //!
-//! `cargo bench --bench pki`; the key types are those of the CA and, for requests, of the workload.
+//! `cargo bench --bench pki`; the key types are those of the CA and, for CSRs, of the workload.
 
 use std::{
     hint::black_box,
@@ -94,7 +94,7 @@ fn issued(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| Issued::assemble(Arc::clone(&tbs), black_box(&signature)).expect("a good certificate"));
         });
-        // The bare verification, to tell what the rest costs.
+        // Verification of the signature only, for comparison.
         group.bench_function(format!("{name}, signature alone"), |b| {
             let algorithm = public_key.signature_algorithm();
             b.iter(|| public_key.verify(algorithm, black_box(tbs.der()), &signature).is_ok());

@@ -41,7 +41,7 @@ impl std::fmt::Display for SignatureAlgorithm {
     }
 }
 
-/// Every algorithm that certificates and requests may be signed with.
+/// All supported signature algorithms of certificates and requests.
 const ALL: [SignatureAlgorithm; 7] = [
     SignatureAlgorithm::EcdsaSha256,
     SignatureAlgorithm::EcdsaSha384,
@@ -52,7 +52,7 @@ const ALL: [SignatureAlgorithm; 7] = [
     SignatureAlgorithm::RsaSha512,
 ];
 
-/// What outsiders still sign with and is refused, by the name that they know it by.
+/// Known algorithms that are rejected, with their usual names.
 const REFUSED: [(ObjectIdentifier, &str); 8] = [
     (rfc5912::DSA_WITH_SHA_1, "DSA with SHA-1"),
     (ObjectIdentifier::new_unwrap("1.2.840.10045.4.1"), "ECDSA with SHA-1"),
@@ -64,8 +64,8 @@ const REFUSED: [(ObjectIdentifier, &str); 8] = [
     (rfc8410::ID_ED_448, "Ed448"),
 ];
 
-/// The whole DER AlgorithmIdentifier: for RSA with NULL as parameters (RFC 4055, section 5), else without any
-/// (RFC 5758, section 3.2; RFC 8410, section 3).
+/// The whole DER AlgorithmIdentifier: for RSA with NULL parameters (RFC 4055, section 5), otherwise without any (RFC
+/// 5758, section 3.2; RFC 8410, section 3).
 pub(super) fn identifier(algorithm: SignatureAlgorithm) -> &'static [u8] {
     match algorithm {
         SignatureAlgorithm::EcdsaSha256 => b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02",
@@ -78,13 +78,13 @@ pub(super) fn identifier(algorithm: SignatureAlgorithm) -> &'static [u8] {
     }
 }
 
-/// The algorithm that exactly this DER AlgorithmIdentifier names.
+/// The algorithm with exactly this DER AlgorithmIdentifier.
 pub(super) fn from_identifier(der: &[u8]) -> Option<SignatureAlgorithm> {
     ALL.into_iter().find(|algorithm| identifier(*algorithm) == der)
 }
 
-/// As [`from_identifier`], but an RSA algorithm may lack its parameters, which readers have to accept (RFC 4055,
-/// section 5); the error is the refused algorithm's name.
+/// Like [`from_identifier`], but RSA algorithms may lack their parameters, which parsers must accept (RFC 4055, section
+/// 5); the error is the name of the rejected algorithm.
 pub(super) fn from_outside(der: &[u8]) -> Result<SignatureAlgorithm, &'static str> {
     if let Some(algorithm) = from_identifier(der) {
         return Ok(algorithm);

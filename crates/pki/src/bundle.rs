@@ -1,8 +1,8 @@
-//! The plugged-in CA's public files: ca-cert.pem, cert-chain.pem, root-cert.pem, checked as a whole.
+//! The plug-in CA's public files, checked as a whole: ca-cert.pem, cert-chain.pem, root-cert.pem.
 //!
-//! What a conforming plug-in CA for Istio is, is accepted: any order, the CA or the root repeated in the chain, several
-//! roots. What would make a leaf under it fail at Envoy, Go or ztunnel is refused here, with every reason at once. It
-//! reads no file and no clock (`istio_hsm_ca::bundle_files` reads the files).
+//! Every valid plug-in CA of Istio is accepted: certificates in any order, the CA or the root repeated in the chain,
+//! several roots. A bundle whose leaves Envoy, Go or ztunnel would reject is rejected here, with all reasons at once.
+//! Reads no file and no clock (`istio_hsm_ca::bundle_files` reads the files).
 
 mod certificate;
 mod constraints;
@@ -27,10 +27,10 @@ use super::{
 
 pub use self::issuer::Issuer;
 
-/// A file's content and the name by which messages call it.
+/// A file's content, and its name for messages.
 #[derive(Clone, Debug)]
 pub struct Input {
-    /// The path, or what the operator would call it.
+    /// The path, or another name that the operator knows.
     pub name: String,
     /// The content.
     pub bytes: Vec<u8>,
@@ -39,31 +39,31 @@ pub struct Input {
 /// The public files of a plug-in CA, unchecked.
 #[derive(Clone, Debug)]
 pub struct BundleFiles {
-    /// The CA's certificate: ca-cert.pem or tls.crt (its first certificate is the CA's).
+    /// The CA certificate: ca-cert.pem or tls.crt (its first certificate is the CA's).
     pub ca_cert: Input,
-    /// The certificates between the CA's and a root: cert-chain.pem; may be empty.
+    /// The intermediate certificates: cert-chain.pem; may be empty.
     pub cert_chain: Input,
     /// The roots: root-cert.pem or ca.crt.
     pub root_cert: Input,
 }
 
-/// A reason to refuse a bundle.
+/// A problem of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{file}: {reason}{}", .remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default())]
 pub struct Problem {
-    /// The file as the operator named it.
+    /// The file's name.
     pub file: String,
     /// What is wrong with it.
     pub reason: String,
-    /// What the operator can do.
+    /// How to fix it.
     pub remedy: Option<String>,
 }
 
-/// What deserves the operator's attention but is no reason to refuse.
+/// A warning that does not make the bundle invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning(pub String);
 
-/// A plug-in CA that was checked as a whole, with its files byte for byte as given.
+/// A valid plug-in CA, with its files unchanged.
 #[derive(Clone, Debug)]
 pub struct Bundle {
     files: BundleFiles,
@@ -72,7 +72,7 @@ pub struct Bundle {
 }
 
 impl Problem {
-    /// A problem whose remedy is obvious from the reason.
+    /// A problem whose reason makes the remedy obvious.
     #[must_use]
     pub fn new(file: &str, reason: impl Into<String>) -> Self {
         Self { file: file.to_owned(), reason: reason.into(), remedy: None }
@@ -92,8 +92,8 @@ impl std::fmt::Display for Warning {
 }
 
 impl BundleFiles {
-    /// The key in the CA's certificate, if that can be read and is of a kind that we sign with; also where the files
-    /// as a whole are refused.
+    /// The key in the CA certificate, if it can be read and is of a type that we sign with, even if the files as a
+    /// whole are invalid.
     #[must_use]
     pub fn ca_key(&self) -> Option<PublicKey> {
         let read = certificates(&self.ca_cert, &mut Vec::new());
@@ -112,10 +112,10 @@ impl BundleFiles {
 }
 
 impl Bundle {
-    /// Checks the files as a whole at a time.
+    /// Checks the files as a whole, at a given time.
     ///
     /// # Errors
-    /// Every reason to refuse them, not only the first.
+    /// All problems, not only the first.
     pub fn check(files: BundleFiles, now: SystemTime) -> Result<Self, Vec<Problem>> {
         Self::check_read(files, Vec::new(), None, now)
     }
@@ -178,7 +178,7 @@ impl Bundle {
         &self.files
     }
 
-    /// What signing needs of the bundle.
+    /// The issuer, for signing.
     #[must_use]
     pub fn issuer(&self) -> &Arc<Issuer> {
         &self.issuer
@@ -307,7 +307,7 @@ fn other_key(
     (Problem::with_remedy(name, reason, remedy), true)
 }
 
-/// The CA's key, which unlike a root's must be one that we sign with.
+/// The CA's key; unlike a root's key, it must be of a type that we sign with.
 fn ca_key(ca: &Certificate, problems: &mut Vec<Problem>) -> Option<PublicKey> {
     let reason = match PublicKey::from_spki_der(&ca.spki) {
         Ok(key) if key.has_usual_exponent() => return Some(key),
@@ -319,7 +319,7 @@ fn ca_key(ca: &Certificate, problems: &mut Vec<Problem>) -> Option<PublicKey> {
     None
 }
 
-/// The first path that keeps every rule; else the reasons against the one that breaks the fewest.
+/// The first path that violates no rule; otherwise the problems of the one with the fewest violations.
 fn choose<'a>(
     ca: &'a Certificate,
     others: &'a [Certificate],
@@ -403,7 +403,7 @@ fn beside(
     stray.chain(unusable).chain(soon).collect()
 }
 
-/// The beginning of a key's fingerprint, enough to compare by eye.
+/// The beginning of a key's fingerprint, for comparison by users.
 fn short(key: &PublicKey) -> String {
     key.fingerprint().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,7 +1,7 @@
-//! Certificate requests (RFC 2986): parsed within limits, key policy and self-signature checked.
+//! Certificate requests (RFC 2986): parsed within limits, with their key and self-signature checked.
 //!
-//! Never grants anything: the names read here are what somebody asks for, and `policy` decides. The signature is
-//! checked over the bytes as they came, not over an encoding of what was understood.
+//! Grants nothing: the names read here are only requested, and `policy` decides. The signature is verified over the
+//! received bytes, not over a new encoding.
 
 use std::{fmt, net::IpAddr};
 
@@ -23,30 +23,30 @@ use super::{
     pem::{self, PemError},
 };
 
-/// The largest certificate request in PEM bytes that is read: an RSA-4096 request with a long SAN is below 4 KiB.
+/// Maximum size of a CSR in PEM, in bytes: an RSA-4096 request with a long SAN is below 4 KiB.
 pub const CSR_MAX: usize = 16 * 1024;
 
-/// The most attributes that a request may have: three are in use (extensions, challenge password, name).
+/// Maximum number of attributes: three are in use (extensions, challenge password, name).
 const ATTRIBUTES_MAX: usize = 16;
-/// The most extensions that a request may ask for: RFC 5280 knows 17 for certificates.
+/// Maximum number of requested extensions: RFC 5280 defines 17 for certificates.
 const EXTENSIONS_MAX: usize = 32;
-/// The most names that a request may ask for: a server's certificate has a handful.
+/// Maximum number of requested names: a server's certificate has a handful.
 const NAMES_MAX: usize = 64;
-/// How much of an asked-for name a message repeats.
+/// Maximum length of a requested name in a message.
 const SHOWN_MAX: usize = 128;
 
-/// A request whose signer holds the private key, and whose subject alternative names have been read.
+/// A CSR with proven possession of the private key, and its requested subject alternative names.
 ///
-/// Its subject is ignored, as istiod does (security/pkg/server/ca/server.go): a certificate's subject is empty, and names
+/// The subject is ignored, as in istiod (security/pkg/server/ca/server.go): a certificate's subject is empty, and names
 /// come from the authenticated identity.
 #[derive(Clone, Debug)]
 pub struct VerifiedCsr {
     public_key: PublicKey,
-    /// The subject alternative names as asked for, unparsed.
+    /// The requested subject alternative names, unparsed.
     names: Vec<RequestedName>,
 }
 
-/// A subject alternative name as it stands in a request; not yet a name that anybody may have.
+/// A requested subject alternative name; not yet granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestedName {
     /// A dNSName.
@@ -55,12 +55,12 @@ pub enum RequestedName {
     Ip(IpAddr),
     /// A uniformResourceIdentifier.
     Uri(String),
-    /// Any other kind, which is never granted.
+    /// Any other type, which is never granted.
     Other(&'static str),
 }
 
 impl fmt::Display for RequestedName {
-    /// At most 128 characters of the name, control characters escaped: it goes into messages and logs.
+    /// At most 128 characters of the name, with control characters escaped, for messages and logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, text) = match self {
             Self::Dns(text) => ("DNS", text),
@@ -76,19 +76,19 @@ impl fmt::Display for RequestedName {
     }
 }
 
-/// Why a request is refused before its names are looked at.
+/// A CSR is rejected before its names are examined.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CsrError {
-    /// It asks for basicConstraints with CA:TRUE.
+    /// It requests basicConstraints with CA:TRUE.
     #[error("the request asks for a CA certificate (basicConstraints CA:TRUE); ask for an end entity's")]
     CaRequested,
-    /// The key is not one that this CA certifies.
+    /// This CA does not certify such a key.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// Not a DER CertificationRequest, at the part named.
+    /// It is not a DER CertificationRequest; names the malformed part.
     #[error("the request is malformed: {0}")]
     Malformed(&'static str),
-    /// No PEM block.
+    /// There is no PEM block.
     #[error("the request holds no PEM block; send one, such as CERTIFICATE REQUEST")]
     NoPem,
     /// Something that people take for a PEM request.
@@ -100,10 +100,10 @@ pub enum CsrError {
     /// The self-signature does not verify.
     #[error("the request's signature does not verify with its own key")]
     Signature,
-    /// Longer than [`CSR_MAX`].
+    /// It is larger than [`CSR_MAX`].
     #[error("the request has {0} bytes; {CSR_MAX} are read at most")]
     TooLarge(usize),
-    /// A signature algorithm that proves too little, or is unknown.
+    /// The signature algorithm is too weak or unknown.
     #[error(
         "the request's signature algorithm ({0}) is not supported \
          (RSA PKCS #1 v1.5 and ECDSA with SHA-256, SHA-384 or SHA-512, and Ed25519 are)"
@@ -111,16 +111,16 @@ pub enum CsrError {
     UnsupportedSignatureAlgorithm(&'static str),
 }
 
-/// Names the part that could not be read.
+/// Adds the name of the malformed part.
 fn at<E>(part: &'static str) -> impl Fn(E) -> CsrError {
     move |_error| CsrError::Malformed(part)
 }
 
 impl VerifiedCsr {
-    /// Reads the first PEM block of a request (any label, as istiod does) and checks it.
+    /// Parses and verifies the first PEM block of a CSR (with any label, as in istiod).
     ///
     /// # Errors
-    /// When it is too large, malformed, of a key that is not accepted, or not signed by its own key.
+    /// If it is too large or malformed, its key is not accepted, or its self-signature does not verify.
     pub fn from_pem(text: &str) -> Result<Self, CsrError> {
         if text.len() > CSR_MAX {
             return Err(CsrError::TooLarge(text.len()));
@@ -143,16 +143,17 @@ impl VerifiedCsr {
         }
     }
 
-    /// Checks a DER CertificationRequest.
+    /// Parses and verifies a DER CertificationRequest.
     ///
     /// # Errors
-    /// As [`VerifiedCsr::from_pem`].
+    /// Those of [`VerifiedCsr::from_pem`].
     pub fn from_der(der: &[u8]) -> Result<Self, CsrError> {
         if der.len() > CSR_MAX {
             return Err(CsrError::TooLarge(der.len()));
         }
-        // Clients do not always sort a SET as DER demands, and the `der` crate sorts one in quadratic time. So BER rules
-        // read it, which leave its order alone; everything else is DER, since its encoding has to give the same bytes.
+        // Clients do not always sort a SET as DER requires, and the `der` crate sorts one in quadratic time. Therefore
+        // it is parsed with BER rules, which keep the order; everything else is DER, since its encoding must give the
+        // same bytes.
         let request = CertReq::from_ber(der).map_err(|error| match error.kind() {
             ErrorKind::Value { tag: Tag::Integer } => CsrError::Malformed("the version is not 1"),
             _ => CsrError::Malformed("not a certification request"),
@@ -162,7 +163,7 @@ impl VerifiedCsr {
         }
         let info = &request.info;
         let encoded = |value: der::Result<Vec<u8>>| value.map_err(at("not a certification request"));
-        // The key's form and size are settled before any arithmetic on it.
+        // The key's form and size are checked before any arithmetic with it.
         let public_key = PublicKey::from_spki_der(&encoded(info.public_key.to_der())?)?;
         let algorithm = algorithm::from_outside(&encoded(request.algorithm.to_der())?)
             .map_err(CsrError::UnsupportedSignatureAlgorithm)?;
@@ -178,14 +179,14 @@ impl VerifiedCsr {
         &self.public_key
     }
 
-    /// The names asked for.
+    /// The requested names.
     #[must_use]
     pub fn names(&self) -> &[RequestedName] {
         &self.names
     }
 }
 
-/// The text up to the end of its first block: what follows is not looked at, as istiod does not.
+/// The text up to the end of its first block; what follows is ignored, as in istiod.
 fn first_block(text: &str) -> &str {
     let begin = text.find("-----BEGIN").unwrap_or_default();
     let end = text.get(begin..).and_then(|rest| rest.find("-----END")).map(|end| begin + end);
@@ -193,8 +194,8 @@ fn first_block(text: &str) -> &str {
     line_end.and_then(|line_end| text.get(..line_end)).unwrap_or(text)
 }
 
-/// The names in the attribute extensionRequest (RFC 2985, section 5.4.2), if there is one. Other attributes are
-/// ignored, but none may occur twice. Their order is not checked: DER defines one, but not every client keeps it.
+/// The names in the attribute extensionRequest (RFC 2985, section 5.4.2), if present. Other attributes are ignored, but
+/// none may occur twice. Their order is not checked: DER defines one, but not every client follows it.
 fn requested_names(attributes: &Attributes) -> Result<Vec<RequestedName>, CsrError> {
     let oids = attributes.iter().map(|attribute| attribute.oid);
     check_unique(oids, ATTRIBUTES_MAX, "an attribute that comes twice", "too many attributes")?;
@@ -207,8 +208,8 @@ fn requested_names(attributes: &Attributes) -> Result<Vec<RequestedName>, CsrErr
     names_among(&extensions)
 }
 
-/// The names among the requested extensions. The SAN counts whether critical (Istio's agent) or not (older
-/// ztunnel); requested key usages and the like are ignored, since the CA decides them.
+/// The names in the requested extensions. The SAN may be critical (Istio's agent) or not (older ztunnel); requested key
+/// usages and the like are ignored, since the CA decides them.
 fn names_among(extensions: &[Extension]) -> Result<Vec<RequestedName>, CsrError> {
     let oids = extensions.iter().map(|extension| extension.extn_id);
     check_unique(oids, EXTENSIONS_MAX, "a requested extension that comes twice", "too many extensions")?;
@@ -224,7 +225,7 @@ fn names_among(extensions: &[Extension]) -> Result<Vec<RequestedName>, CsrError>
     Ok(names)
 }
 
-/// At most `most` object identifiers, each once.
+/// Checks that there are at most `most` object identifiers, without duplicates.
 fn check_unique(
     oids: impl Iterator<Item = ObjectIdentifier>,
     most: usize,
@@ -244,7 +245,7 @@ fn check_unique(
     Ok(())
 }
 
-/// Refuses basicConstraints with CA:TRUE; a BOOLEAN other than FALSE counts as TRUE, also where it is not DER.
+/// Rejects basicConstraints with CA:TRUE; a BOOLEAN other than FALSE counts as TRUE, even if it is not DER.
 fn refuse_ca(value: &[u8]) -> Result<(), CsrError> {
     let fields: Vec<AnyRef<'_>> = Vec::from_der(value).map_err(at::<der::Error>("the requested basicConstraints"))?;
     match fields.first() {
@@ -253,8 +254,8 @@ fn refuse_ca(value: &[u8]) -> Result<(), CsrError> {
     }
 }
 
-/// GeneralNames (RFC 5280, section 4.2.1.6). x509-cert's type does not know x400Address, and would not tell the
-/// caller which kind of name was refused.
+/// GeneralNames (RFC 5280, section 4.2.1.6). x509-cert's type does not support x400Address, and would not report which
+/// type of name was rejected.
 fn general_names(value: &[u8]) -> Result<Vec<RequestedName>, CsrError> {
     let malformed = "the subject alternative name";
     let names: Vec<AnyRef<'_>> = Vec::from_der(value).map_err(at::<der::Error>(malformed))?;

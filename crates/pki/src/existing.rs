@@ -1,7 +1,6 @@
-//! A certificate that this CA issued some time ago, read back from where it was put.
+//! A certificate issued earlier by this CA, read back from storage.
 //!
-//! Says whose key it certifies, for which names and how long, once its signature has verified with the CA's key;
-//! everything else is not one of ours.
+//! Returns its key, names and validity after its signature was verified with the CA's key; anything else is an error.
 
 use std::time::SystemTime;
 
@@ -15,28 +14,28 @@ use super::{
 };
 use crate::identity::Name;
 
-/// A certificate of one issuer.
+/// A certificate of a given issuer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExistingCertificate {
-    /// What kind it is.
+    /// Its profile.
     pub profile: Profile,
     /// DER SubjectPublicKeyInfo.
     pub spki: Vec<u8>,
     /// The subject alternative names.
     pub names: Vec<Name>,
-    /// Start of the validity.
+    /// notBefore.
     pub not_before: SystemTime,
-    /// End of the validity, inclusive.
+    /// notAfter, inclusive.
     pub not_after: SystemTime,
 }
 
-/// The text does not hold a certificate of that issuer.
+/// The text has no certificate of that issuer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExistingCertificateError {
-    /// It breaks a rule that all certificates of this CA keep.
+    /// It violates a rule of this CA's certificates.
     #[error("its certificate was not issued by this CA: {0}")]
     Foreign(#[from] Finding),
-    /// Another CA, or another key, signed it.
+    /// It was signed by another CA or key.
     #[error("its certificate was issued by another CA")]
     Issuer,
     /// It is not a certificate.
@@ -48,10 +47,10 @@ pub enum ExistingCertificateError {
 }
 
 impl ExistingCertificate {
-    /// Reads the first certificate of a PEM text.
+    /// Parses the first certificate of a PEM text.
     ///
     /// # Errors
-    /// When it is not one that `issuer` signed.
+    /// If `issuer` did not sign it.
     pub fn read(text: &[u8], issuer: &Issuer) -> Result<Self, ExistingCertificateError> {
         let block = pem::blocks(text)?.into_iter().next().ok_or(ExistingCertificateError::Malformed)?;
         let signed = Signed::from_der(&block.der).map_err(|_error| ExistingCertificateError::Malformed)?;

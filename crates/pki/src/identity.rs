@@ -1,23 +1,23 @@
-//! Names of workloads and servers: newtypes that only parsing can make.
+//! Names of workloads and servers: newtypes that are constructed only by parsing.
 //!
-//! Whatever reaches a certificate as a name has passed through here, so that a separator, an empty
-//! segment or a character outside the name's grammar cannot travel further. Pure; called by all.
+//! Every name in a certificate is of these types, so that separators, empty segments and invalid characters are
+//! rejected at the boundary. Pure.
 
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
-/// The longest SPIFFE ID in bytes (SPIFFE-ID, section 2.3).
+/// Maximum length of a SPIFFE ID in bytes (SPIFFE-ID, section 2.3).
 const SPIFFE_ID_MAX: usize = 2048;
-/// The longest trust domain name in bytes (SPIFFE-ID, section 2.1).
+/// Maximum length of a trust domain name in bytes (SPIFFE-ID, section 2.1).
 const TRUST_DOMAIN_MAX: usize = 255;
-/// The longest RFC 1123 label in bytes: a Kubernetes namespace.
+/// Maximum length of an RFC 1123 label in bytes: a Kubernetes namespace.
 const LABEL_MAX: usize = 63;
-/// The longest RFC 1123 subdomain in bytes: a Kubernetes ServiceAccount, a DNS name.
+/// Maximum length of an RFC 1123 subdomain in bytes: a Kubernetes ServiceAccount, a DNS name.
 const SUBDOMAIN_MAX: usize = 253;
 
-/// Why a text is not the name that it should be.
+/// Not a valid name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// The text is not an RFC 1123 subdomain, alone or behind `*.`.
+    /// The text is not an RFC 1123 subdomain, optionally after `*.`.
     #[error("{0:?} is not a DNS name (letters, digits, '-' and '.', 253 bytes at most)")]
     DnsName(String),
     /// The text is not an RFC 1123 label.
@@ -34,7 +34,7 @@ pub enum NameError {
     TrustDomain(String),
 }
 
-/// Cuts an outsider's text to a length that an error message can carry.
+/// Shortens untrusted text for an error message.
 fn excerpt(text: &str) -> String {
     const MOST: usize = 80;
     match text.char_indices().nth(MOST) {
@@ -63,7 +63,7 @@ macro_rules! text_newtype {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The name as text.
+            /// The name as a string.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -134,13 +134,13 @@ text_newtype!(
 );
 
 text_newtype!(
-    /// A DNS name in lower case, as a dNSName holds it (RFC 5280, section 4.2.1.6); `*.` may lead.
+    /// A DNS name in lower case, as in a dNSName (RFC 5280, section 4.2.1.6); may begin with `*.`.
     DnsName,
     |text| is_subdomain(text.strip_prefix("*.").unwrap_or(text))
 );
 
-/// A workload's SPIFFE ID as Istio forms it: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT`
-/// (`istio/pkg/spiffe/spiffe.go`). Unlike Istio's own parser this one refuses empty segments.
+/// A workload's SPIFFE ID in Istio's form: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT`
+/// (`istio/pkg/spiffe/spiffe.go`). Unlike Istio's own parser, this one rejects empty segments.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize)]
 #[serde(try_from = "String")]
 pub struct SpiffeId {
@@ -150,7 +150,7 @@ pub struct SpiffeId {
 }
 
 impl SpiffeId {
-    /// Puts an identity together from parsed parts.
+    /// Combines parsed parts.
     #[must_use]
     pub fn new(trust_domain: TrustDomain, namespace: Namespace, service_account: ServiceAccount) -> Self {
         Self { trust_domain, namespace, service_account }
@@ -217,7 +217,7 @@ impl TryFrom<String> for SpiffeId {
     }
 }
 
-/// A subject alternative name that a certificate of ours may carry.
+/// A subject alternative name in our certificates.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Name {
     /// A dNSName.
@@ -316,7 +316,7 @@ mod tests {
             prop_assume!(!domain.contains(".."));
             let text = format!("spiffe://{domain}/ns/{namespace}/sa/{account}");
             prop_assert_eq!(text.parse::<SpiffeId>().unwrap().to_string(), text.as_str());
-            // One more part, or one less, is another thing.
+            // With one part more or less it is a different ID.
             let (longer, shorter) = (format!("{text}/x"), format!("spiffe://{domain}/ns/{namespace}"));
             prop_assert!(longer.parse::<SpiffeId>().is_err());
             prop_assert!(shorter.parse::<SpiffeId>().is_err());

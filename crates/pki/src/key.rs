@@ -1,8 +1,7 @@
 //! Public keys: parsed strictly, bounded before any arithmetic on them, verified with aws-lc-rs.
 //!
-//! A [`PublicKey`] has exactly one encoding: bytes that are not the canonical DER of the key that they hold are
-//! refused, so that keys can be compared, hashed and denied by their bytes. It never holds or makes a private key.
-//! Called for CA certificates, requests, private key files and the public objects of tokens.
+//! A [`PublicKey`] has exactly one encoding: bytes that are not the canonical DER of their key are rejected, so that
+//! keys can be compared, hashed and denied by their bytes. Never contains or generates a private key.
 
 pub(crate) mod encoding;
 
@@ -15,7 +14,7 @@ use aws_lc_rs::{
 
 use super::SignatureAlgorithm;
 
-/// The kinds of key that this CA knows (RFC 3279, RFC 5480, RFC 8410).
+/// The supported key types (RFC 3279, RFC 5480, RFC 8410).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyAlgorithm {
     /// Ed25519 (RFC 8410).
@@ -24,7 +23,7 @@ pub enum KeyAlgorithm {
     P256,
     /// ECDSA on P-384.
     P384,
-    /// RSA; `bits` is the modulus length.
+    /// RSA; `bits` is the length of the modulus.
     Rsa {
         /// Modulus length in bits, 2048 to 4096.
         bits: u16,
@@ -32,14 +31,14 @@ pub enum KeyAlgorithm {
 }
 
 impl KeyAlgorithm {
-    /// DER of the curve's OID, for CKA_EC_PARAMS; for Ed25519 the OID of RFC 8410, which tokens prefer. None with RSA.
+    /// DER of the curve's OID, for CKA_EC_PARAMS; for Ed25519 the OID of RFC 8410, which tokens prefer. `None` for RSA.
     #[must_use]
     pub fn ec_parameters_der(self) -> Option<&'static [u8]> {
         encoding::ec_parameters_der(self)
     }
 }
 
-/// As people write it: `RSA-2048`, `P-256`, `P-384`, `Ed25519`.
+/// The usual notation: `RSA-2048`, `P-256`, `P-384`, `Ed25519`.
 impl std::fmt::Display for KeyAlgorithm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -51,16 +50,16 @@ impl std::fmt::Display for KeyAlgorithm {
     }
 }
 
-/// Why bytes are not a public key that this CA accepts.
+/// Not a public key that this CA accepts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Not a DER SubjectPublicKeyInfo, or not the canonical encoding of one.
+    /// The bytes are not a canonical DER SubjectPublicKeyInfo.
     #[error("the public key is malformed: {0}")]
     Malformed(&'static str),
-    /// An RSA public exponent that is even, below 3 or above 32 bits.
+    /// The RSA public exponent is even, below 3 or longer than 32 bits.
     #[error("the RSA key's public exponent is unusual; 65537 is expected")]
     RsaExponent,
-    /// An RSA modulus outside 2048 to 4096 bits.
+    /// The RSA modulus is not between 2048 and 4096 bits.
     #[error("the RSA key has {0} bits; 2048 to 4096 are accepted")]
     RsaSize(usize),
     /// A key type or curve that this CA does not take.
@@ -68,7 +67,7 @@ pub enum KeyError {
     UnsupportedType(String),
 }
 
-/// A public key whose form and size have been checked. A clone is cheap: it shares the bytes.
+/// A public key whose form and size have been checked. Clones are cheap and share the bytes.
 #[derive(Clone)]
 pub struct PublicKey(Arc<Inner>);
 
@@ -78,20 +77,20 @@ struct Inner {
     spki: Vec<u8>,
     /// The subjectPublicKey bits, parsed for [`PublicKey::signature_algorithm`].
     parsed: ParsedPublicKey,
-    /// Asked for several times for each certificate.
+    /// Needed several times per certificate.
     fingerprint: OnceLock<[u8; 32]>,
 }
 
-/// A signature that the key did not make over that message.
+/// The signature does not verify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the signature does not verify")]
 pub struct SignatureInvalid;
 
 impl PublicKey {
-    /// Reads a DER SubjectPublicKeyInfo (RFC 5280, section 4.1).
+    /// Parses a DER SubjectPublicKeyInfo (RFC 5280, section 4.1).
     ///
     /// # Errors
-    /// When it is malformed, of another type, or of a size that is not accepted.
+    /// If it is malformed, or of a type or size that is not accepted.
     pub fn from_spki_der(der: &[u8]) -> Result<Self, KeyError> {
         let key = Self::new(encoding::from_spki(der)?)?;
         if key.spki_der() != der {
@@ -100,21 +99,21 @@ impl PublicKey {
         Ok(key)
     }
 
-    /// Builds an RSA key of the big-endian bytes of a token's CKA_MODULUS and CKA_PUBLIC_EXPONENT; leading zeros are
-    /// taken.
+    /// An RSA key from the big-endian bytes of a token's CKA_MODULUS and CKA_PUBLIC_EXPONENT; leading zeros are
+    /// permitted.
     ///
     /// # Errors
-    /// When modulus or exponent is not accepted.
+    /// If the modulus or exponent is not accepted.
     pub fn from_rsa(modulus: &[u8], exponent: &[u8]) -> Result<Self, KeyError> {
         Self::new(encoding::rsa(modulus, exponent)?)
     }
 
-    /// Builds a key of a token's CKA_EC_PARAMS (DER: a named curve, or for Ed25519 the OID of RFC 8410 or the
-    /// PrintableString of PKCS #11 3.0) and CKA_EC_POINT (DER OCTET STRING as the standard says, or the raw point as
-    /// some tokens have it).
+    /// A key from a token's CKA_EC_PARAMS (DER: a named curve, or for Ed25519 the OID of RFC 8410 or the
+    /// PrintableString of PKCS #11 3.0) and CKA_EC_POINT (DER OCTET STRING as in the standard, or the raw point as in
+    /// some tokens).
     ///
     /// # Errors
-    /// When the curve is not supported, or the point is not an uncompressed point on it.
+    /// If the curve is not supported, or the point is not an uncompressed point on it.
     pub fn from_ec_point(parameters_der: &[u8], point: &[u8]) -> Result<Self, KeyError> {
         Self::new(encoding::ec_point(parameters_der, point)?)
     }
@@ -160,43 +159,43 @@ impl PublicKey {
         self.0.algorithm.ec_parameters_der()
     }
 
-    /// The raw point: uncompressed (0x04, x, y), or the 32 bytes of Ed25519. CKA_EC_POINT wants it wrapped in a DER
-    /// OCTET STRING.
+    /// The raw point: uncompressed (0x04, x, y), or the 32 bytes of Ed25519. CKA_EC_POINT contains it in a DER OCTET
+    /// STRING.
     #[must_use]
     pub fn ec_point(&self) -> Option<&[u8]> {
         self.ec_parameters_der().map(|_curve| self.subject_public_key())
     }
 
-    /// Whether an RSA key's public exponent is 65537; true for every other type. What a CA's key must have.
+    /// Whether an RSA key's public exponent is 65537, as required of a CA key; true for every other type.
     #[must_use]
     pub fn has_usual_exponent(&self) -> bool {
         self.rsa_components().is_none_or(|(_, exponent)| exponent == [1, 0, 1])
     }
 
-    /// SHA-1 of the subjectPublicKey bits: the CKA_ID of the key's objects in a token, and the
-    /// usual subject key identifier (RFC 5280, section 4.2.1.2, method 1).
+    /// SHA-1 of the subjectPublicKey bits: the CKA_ID of the key's objects in a token, and the usual subject key
+    /// identifier (RFC 5280, section 4.2.1.2, method 1).
     #[must_use]
     pub fn key_id(&self) -> [u8; 20] {
         sum(&digest::SHA1_FOR_LEGACY_USE_ONLY, self.subject_public_key())
     }
 
-    /// SHA-256 of the DER SubjectPublicKeyInfo: how logs, denylists and the token host name a key.
+    /// SHA-256 of the DER SubjectPublicKeyInfo, which identifies a key in logs, denylists and the token host.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
         *self.0.fingerprint.get_or_init(|| sum(&digest::SHA256, self.spki_der()))
     }
 
-    /// The algorithm with which this CA signs with such a key: SHA-256 with RSA (PKCS #1 v1.5) and
-    /// P-256, SHA-384 with P-384, Ed25519.
+    /// The algorithm with which this CA signs with such a key: SHA-256 with RSA (PKCS #1 v1.5) and P-256, SHA-384 with
+    /// P-384, Ed25519.
     #[must_use]
     pub fn signature_algorithm(&self) -> SignatureAlgorithm {
         signature_algorithm(self.0.algorithm)
     }
 
-    /// Checks a signature; ECDSA signatures are DER ECDSA-Sig-Value (RFC 3279, section 2.2.3).
+    /// Verifies a signature; ECDSA signatures are DER ECDSA-Sig-Value (RFC 3279, section 2.2.3).
     ///
     /// # Errors
-    /// When it does not verify, or the algorithm is not one of this key's.
+    /// If it does not verify, or the algorithm does not match the key.
     pub fn verify(
         &self,
         algorithm: SignatureAlgorithm,
@@ -212,11 +211,11 @@ impl PublicKey {
         self.verify_unparsed(verification(algorithm, self.0.algorithm), message, signature)
     }
 
-    /// Checks a signature made with SHA-1: an old root's or intermediate's, never anything of ours. P-384 with SHA-1 is
-    /// not supported.
+    /// Verifies a signature with SHA-1: of an old root or intermediate, never of ours. P-384 with SHA-1 is not
+    /// supported.
     ///
     /// # Errors
-    /// When it does not verify.
+    /// If it does not verify.
     pub(super) fn verify_legacy_sha1(&self, message: &[u8], signature: &[u8]) -> Result<(), SignatureInvalid> {
         match self.0.algorithm {
             KeyAlgorithm::P256 => self.verify_unparsed(&signature::ECDSA_P256_SHA1_ASN1, message, signature),
@@ -254,7 +253,7 @@ impl std::hash::Hash for PublicKey {
     }
 }
 
-/// Type and fingerprint: enough to tell keys apart, short enough for a log line.
+/// Type and fingerprint: enough to distinguish keys, short enough for a log line.
 impl std::fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PublicKey({}, SHA-256 ", self.0.algorithm)?;
@@ -263,7 +262,7 @@ impl std::fmt::Debug for PublicKey {
     }
 }
 
-/// A digest into an array of its size.
+/// A digest as an array of its size.
 fn sum<const N: usize>(algorithm: &'static digest::Algorithm, bytes: &[u8]) -> [u8; N] {
     let digest = digest::digest(algorithm, bytes);
     let mut array = [0; N];
@@ -280,7 +279,7 @@ fn signature_algorithm(key: KeyAlgorithm) -> SignatureAlgorithm {
     }
 }
 
-/// Whether a key of that type can make that signature.
+/// Whether a key of this type can make such a signature.
 fn fits(signature: SignatureAlgorithm, key: KeyAlgorithm) -> bool {
     match signature {
         SignatureAlgorithm::EcdsaSha256 | SignatureAlgorithm::EcdsaSha384 | SignatureAlgorithm::EcdsaSha512 => {
@@ -293,7 +292,7 @@ fn fits(signature: SignatureAlgorithm, key: KeyAlgorithm) -> bool {
     }
 }
 
-/// aws-lc-rs's verifier for a signature that [`fits`] the key.
+/// aws-lc-rs's algorithm for a signature that [`fits`] the key.
 fn verification(signature: SignatureAlgorithm, key: KeyAlgorithm) -> &'static dyn VerificationAlgorithm {
     let p384 = key == KeyAlgorithm::P384;
     match signature {

@@ -1,4 +1,4 @@
-//! Pure PKI: bytes in, checked values out. No I/O, no clock, no token.
+//! Pure PKI code: parses bytes and returns checked values. No I/O, no clock, no token.
 
 mod algorithm;
 pub mod bundle;

@@ -1,8 +1,8 @@
-//! Rules that every certificate must keep, checked on the encoded bytes before they are signed.
+//! Rules for every certificate, checked on the encoded bytes before they are signed.
 //!
-//! The rules know nothing of the builder: they parse the bytes again ([`Facts`]) and hold them to what this CA may
-//! sign at all. `tbs` runs them on each certificate; the token's host runs them again on what it is asked to sign,
-//! with only the CA's certificate at hand ([`OwnedCa`]).
+//! The rules are independent of the builder: they parse the bytes again ([`Facts`]) and check them against what this CA
+//! may sign at all. `tbs` applies them to each certificate; the token host applies them again to each message, with
+//! only the CA certificate ([`OwnedCa`]).
 
 mod ca;
 mod extensions;
@@ -24,20 +24,19 @@ use super::{
 };
 use crate::identity::Name;
 
-/// The fewest and the most bytes of a serial number: 64 random bits at least (CA/Browser Forum BR 7.1), 20 bytes at
-/// most (RFC 5280, section 4.1.2.2).
+/// Permitted length of a serial number in bytes: at least 64 random bits (CA/Browser Forum BR 7.1), at most 20 bytes
+/// (RFC 5280, section 4.1.2.2).
 const SERIAL_BYTES: std::ops::RangeInclusive<usize> = 9..=20;
 
-/// A rule that a certificate breaks.
+/// A violated rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Finding(pub &'static str);
 
-/// Holds a leaf to the rules; `max_lifetime` is counted from the request, so that the two minutes before it
-/// ([`CLOCK_SKEW`]) come on top.
+/// Checks a leaf; `max_lifetime` starts at the request, so the two minutes before it ([`CLOCK_SKEW`]) are added.
 ///
 /// # Errors
-/// The first rule that it breaks.
+/// The first violation.
 pub fn leaf(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
     rule(facts.profile == Profile::Leaf, "it is not an end entity's certificate")?;
     common(facts, ca, max_lifetime)?;
@@ -46,10 +45,10 @@ pub fn leaf(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<()
     names(&facts.names)
 }
 
-/// Holds an intermediate CA to the rules.
+/// Checks an intermediate CA.
 ///
 /// # Errors
-/// The first rule that it breaks.
+/// The first violation.
 pub fn intermediate(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
     rule(matches!(facts.profile, Profile::Intermediate { .. }), "it is not an intermediate CA's certificate")?;
     common(facts, ca, max_lifetime)?;
@@ -60,10 +59,10 @@ pub fn intermediate(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> R
     subject_key_id(facts)
 }
 
-/// Holds a self-signed root to the rules; `ca` is the root itself, as it is to be.
+/// Checks a self-signed root; `ca` is the future root itself.
 ///
 /// # Errors
-/// The first rule that it breaks.
+/// The first violation.
 pub fn self_signed_root(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
     rule(matches!(facts.profile, Profile::SelfSignedRoot { .. }), "it is not a self-signed root's certificate")?;
     common(facts, ca, max_lifetime)?;
@@ -72,7 +71,7 @@ pub fn self_signed_root(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) 
     subject_key_id(facts)
 }
 
-/// What all profiles keep.
+/// Rules of all profiles.
 fn common(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
     rule(SERIAL_BYTES.contains(&facts.serial.len()), "the serial number is too small or too long")?;
     rule(facts.signature_algorithm == ca.signature_algorithm, "the signature algorithm is not that of the CA's key")?;
@@ -97,8 +96,8 @@ fn subject_key_id(facts: &Facts<'_>) -> Result<(), Finding> {
     rule(facts.subject_key_id == Some(&expected), "the subject key identifier is not the key's")
 }
 
-/// A workload has its SPIFFE ID and nothing else that could be taken for one (SPIFFE X.509-SVID, section 2: exactly
-/// one URI); a server's certificate has none.
+/// A workload has exactly one SPIFFE ID and no other URI (SPIFFE X.509-SVID, section 2); a server's certificate has
+/// none.
 fn names(names: &[Name]) -> Result<(), Finding> {
     rule(!names.is_empty(), "it names nobody")?;
     rule(names.len() <= NAMES_MAX, "it has too many names")?;

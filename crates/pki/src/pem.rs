@@ -12,7 +12,7 @@ use std::{borrow::Cow, ops::Deref};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use zeroize::Zeroizing;
 
-/// The largest text that is read: a bundle of two hundred RSA-4096 certificates is below half of it.
+/// Maximum size of a text: a bundle of two hundred RSA-4096 certificates is below half of it.
 pub const TEXT_MAX: usize = 1 << 20;
 
 const BEGIN: &[u8] = b"-----BEGIN ";
@@ -24,15 +24,15 @@ const DASHES: &[u8] = b"-----";
 pub struct Block {
     /// The label, such as `CERTIFICATE`.
     pub label: String,
-    /// The line, counted from 1, on which the block begins.
+    /// Line of the BEGIN, counted from 1.
     pub line: usize,
-    /// The RFC 1421 header lines inside the block, such as `Proc-Type: 4,ENCRYPTED`; nearly always none.
+    /// RFC 1421 header lines in the block, such as `Proc-Type: 4,ENCRYPTED`; usually none.
     pub headers: Vec<String>,
-    /// The decoded content; zeroized when dropped since it may be a key.
+    /// The decoded content, zeroized when dropped since it may be a key.
     pub der: Zeroizing<Vec<u8>>,
 }
 
-/// Shows the length of the content only: it may be a key.
+/// Shows only the length of the content, which may be a key.
 impl std::fmt::Debug for Block {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Block")
@@ -43,20 +43,20 @@ impl std::fmt::Debug for Block {
     }
 }
 
-/// What is wrong with a PEM text, and where.
+/// Error in a PEM text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct PemError {
     /// The line, counted from 1.
     pub line: usize,
-    /// What is wrong there.
+    /// The error.
     pub reason: &'static str,
 }
 
 /// Splits a text into its PEM blocks; text outside of blocks is skipped, as Go and OpenSSL do.
 ///
 /// # Errors
-/// At the first block that is malformed, and when the text is larger than [`TEXT_MAX`].
+/// At the first malformed block, and if the text is larger than [`TEXT_MAX`].
 pub fn blocks(text: &[u8]) -> Result<Vec<Block>, PemError> {
     if text.len() > TEXT_MAX {
         return fail(1, "the file is larger than 1 MiB; keep only the PEM blocks that are needed");
@@ -143,7 +143,7 @@ pub fn encode(label: &str, der: &[u8]) -> String {
     text
 }
 
-/// As [`encode`], for a secret: every buffer is zeroized, and none grows.
+/// Like [`encode`], for a secret: every buffer is zeroized, and none is reallocated.
 #[must_use]
 pub fn encode_secret(label: &str, der: &[u8]) -> Zeroizing<String> {
     let base64 = Zeroizing::new(STANDARD.encode(der));
@@ -179,7 +179,7 @@ fn fail<T>(line: usize, reason: &'static str) -> Result<T, PemError> {
     Err(PemError { line, reason })
 }
 
-/// The label when the line begins a block.
+/// The label, if the line begins a block.
 fn begin_label(line: usize, content: &[u8]) -> Result<Option<String>, PemError> {
     let Some(rest) = content.strip_prefix(BEGIN) else {
         // `cat` of files without a newline at their ends, and indentation, look like this.
@@ -194,14 +194,14 @@ fn begin_label(line: usize, content: &[u8]) -> Result<Option<String>, PemError> 
     }
 }
 
-/// RFC 7468, section 3: printable ASCII, single hyphens and spaces inside only.
+/// RFC 7468, section 3: printable ASCII, with single hyphens and spaces only inside.
 fn is_label(label: &str) -> bool {
     (1..=64).contains(&label.len())
         && label.bytes().all(|byte| matches!(byte, b' '..=b'~'))
         && label.split([' ', '-']).all(|word| !word.is_empty())
 }
 
-/// Reads on from the line after BEGIN, up to and with END.
+/// Reads from the line after BEGIN up to and including END.
 fn block<'a>(
     label: String,
     begin: usize,
@@ -234,7 +234,7 @@ fn block<'a>(
     }
 }
 
-/// Decodes the lines of a block; one buffer of the final size each, so that no copy is left behind by growth.
+/// Decodes the lines of a block into buffers of their final size, so that no reallocation leaves a copy behind.
 fn decode(begin: usize, body: &[(usize, &[u8])]) -> Result<Zeroizing<Vec<u8>>, PemError> {
     let Some((last, _)) = body.last() else {
         return fail(begin, "the block is empty");

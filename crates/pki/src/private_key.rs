@@ -1,9 +1,9 @@
-//! The private key file of a plug-in CA, in every form in which operators have it, as PKCS#8.
+//! The private key file of a plug-in CA, in all usual formats, converted to PKCS#8.
 //!
-//! The file's numbers are read into strict DER again, the public half is computed from the private half, and a
-//! signature is made and verified, so that a damaged key is found here and not after it went into a token. It never
-//! writes a key anywhere, and no error carries a byte of one. The
-//! daemon itself reads only the short-lived keys in the Secrets that its controllers maintain, never a CA key.
+//! The numbers are encoded again as strict DER, the public key is computed from the private key, and a signature is
+//! made and verified, so that a damaged key is detected before the import into a token. Keys are never written to a
+//! file, and no error contains any part of one. The daemon itself reads only the short-lived keys in the Secrets that
+//! its controllers maintain, never a CA key.
 
 mod encrypted;
 mod form;
@@ -27,20 +27,20 @@ use super::{
     pem::{self, Block, PemError},
 };
 
-/// A software private key, on its way into a token. Zeroized when dropped; no Debug, no Clone.
+/// A software private key for the import into a token. Zeroized when dropped; no Debug, no Clone.
 pub struct PrivateKey {
     /// DER PrivateKeyInfo (RFC 5958).
     pkcs8: Zeroizing<Vec<u8>>,
     public_key: PublicKey,
 }
 
-/// What a private key consists of, borrowed from it: the values for C_CreateObject, for tokens that cannot unwrap.
+/// The numbers of a private key, borrowed from it, for C_CreateObject in tokens that cannot unwrap.
 pub enum Components<'a> {
-    /// A point on P-256 or P-384.
+    /// P-256 or P-384.
     Ec {
         /// DER of the curve's OID: CKA_EC_PARAMS.
         parameters: &'static [u8],
-        /// The private scalar, big-endian, of the field's length: CKA_VALUE.
+        /// The private scalar, big-endian, with the length of the field: CKA_VALUE.
         scalar: &'a [u8],
     },
     /// Ed25519.
@@ -74,31 +74,31 @@ pub struct RsaComponents<'a> {
     pub coefficient: &'a [u8],
 }
 
-/// Why a file is not a private key that can be imported. Never carries key material.
+/// A file has no private key that can be imported. Never contains key material.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrivateKeyError {
-    /// RFC 1421 encryption, as `openssl rsa -aes256` once wrote it: its key derivation is one round of MD5.
+    /// RFC 1421 encryption, as formerly written by `openssl rsa -aes256`: its key derivation is one round of MD5.
     #[error(
         "the key on line {line} is encrypted in the old way (Proc-Type: 4,ENCRYPTED), which is not supported; \
          convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
     )]
     EncryptedLegacy {
-        /// Where the key's block begins.
+        /// Line at which the key's block begins.
         line: usize,
     },
-    /// An elliptic curve spelled out as numbers.
+    /// The curve is given by explicit parameters.
     #[error(
         "the key spells its curve out instead of naming it; convert it: \
          openssl ec -in OLD -param_enc named_curve -out NEW"
     )]
     ExplicitCurve,
-    /// The parts of the key do not belong together.
+    /// The parts of the key do not match.
     #[error("the private key contradicts itself: {0}; the file is damaged, take it from a backup")]
     Inconsistent(&'static str),
-    /// A type or size that this CA does not take.
+    /// The type or size is not supported.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// Not DER of the form that the PEM label says.
+    /// The content is not DER of the form in the PEM label.
     #[error("the private key is malformed: {0}; take it from a backup")]
     Malformed(&'static str),
     /// No block with a private key.
@@ -115,18 +115,18 @@ pub enum PrivateKeyError {
     /// Decryption failed.
     #[error("the passphrase is wrong, or the encrypted key is damaged; give the right one")]
     PassphraseWrong,
-    /// Not PEM.
+    /// The text is not PEM.
     #[error(transparent)]
     Pem(#[from] PemError),
-    /// More than one key.
+    /// There is more than one key.
     #[error("there are two private keys in it, on lines {first} and {second}; leave the CA's only")]
     SeveralKeys {
-        /// Where the first key's block begins.
+        /// Line at which the first key's block begins.
         first: usize,
-        /// Where the second key's block begins.
+        /// Line at which the second key's block begins.
         second: usize,
     },
-    /// An encryption other than PBES2 with PBKDF2 or scrypt and AES, or one at an absurd cost.
+    /// The encryption is not PBES2 with PBKDF2 or scrypt and AES, or its cost is excessive.
     #[error(
         "the private key's encryption is not supported: {0}; \
          convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
@@ -166,11 +166,11 @@ impl PrivateKeyError {
 }
 
 impl PrivateKey {
-    /// Reads PKCS#1 (`RSA PRIVATE KEY`), SEC 1 (`EC PRIVATE KEY`, with or without an `EC PARAMETERS` block before
-    /// it), PKCS#8 (`PRIVATE KEY`) or, with the passphrase, `ENCRYPTED PRIVATE KEY`.
+    /// Parses PKCS#1 (`RSA PRIVATE KEY`), SEC 1 (`EC PRIVATE KEY`, optionally after an `EC PARAMETERS` block), PKCS#8
+    /// (`PRIVATE KEY`) or, with the passphrase, `ENCRYPTED PRIVATE KEY`.
     ///
     /// # Errors
-    /// When the text holds no key, more than one, a damaged one, or one of a type or size that is not supported.
+    /// If the text has no key or more than one, or if the key is damaged or not supported.
     pub fn from_pem(text: &[u8], passphrase: Option<&SecretString>) -> Result<Self, PrivateKeyError> {
         let blocks = pem::blocks(text)?;
         let block = the_key(&blocks)?;
@@ -185,7 +185,7 @@ impl PrivateKey {
             "ENCRYPTED PRIVATE KEY" => {
                 let plain = encrypted::decrypt(&block.der, passphrase.ok_or(PrivateKeyError::PassphraseNeeded)?)?;
                 Self::from_pkcs8(&plain).map_err(|error| match error {
-                    // One wrong passphrase in 256 leaves padding that looks right.
+                    // One wrong passphrase in 256 produces valid padding.
                     PrivateKeyError::Malformed(_) => PrivateKeyError::PassphraseWrong,
                     other => other,
                 })
@@ -204,21 +204,21 @@ impl PrivateKey {
         }
     }
 
-    /// Whether [`PrivateKey::from_pem`] will need a passphrase, so that nobody is asked for one in vain.
+    /// Whether [`PrivateKey::from_pem`] needs a passphrase, so that users are not prompted without need.
     ///
     /// # Errors
-    /// When the text holds no key or more than one.
+    /// If the text has no key or more than one.
     pub fn needs_passphrase(text: &[u8]) -> Result<bool, PrivateKeyError> {
         Ok(the_key(&pem::blocks(text)?)?.label == "ENCRYPTED PRIVATE KEY")
     }
 
-    /// The key's public half, computed from the private half.
+    /// The public key, computed from the private key.
     #[must_use]
     pub fn public_key(&self) -> &PublicKey {
         &self.public_key
     }
 
-    /// DER PrivateKeyInfo, version 1, without attributes and without a byte after it: what is wrapped for a token.
+    /// DER PrivateKeyInfo, version 1, without attributes or trailing bytes: the form that is wrapped for a token.
     #[must_use]
     pub fn pkcs8(&self) -> &[u8] {
         &self.pkcs8
@@ -227,7 +227,7 @@ impl PrivateKey {
     /// The key's numbers, borrowed.
     ///
     /// # Errors
-    /// Never for a key that was read: [`PrivateKey::pkcs8`] is our own encoding.
+    /// Never for a parsed key: [`PrivateKey::pkcs8`] is our own encoding.
     pub fn components(&self) -> Result<Components<'_>, PrivateKeyError> {
         form::components(&self.pkcs8)
     }
@@ -237,7 +237,7 @@ impl PrivateKey {
         Self::checked(&pkcs8, public)
     }
 
-    /// Computes the public half, compares it with the one that the file claims, if any, and makes a test signature.
+    /// Computes the public key, compares it with the one in the file, if any, and makes a test signature.
     fn checked(pkcs8: &Zeroizing<Vec<u8>>, claimed: Option<&[u8]>) -> Result<Self, PrivateKeyError> {
         const MESSAGE: &[u8] = b"istio-hsm-ca: test signature of a key that is to be imported";
         let damaged = |_rejected| PrivateKeyError::Inconsistent("its numbers do not belong together");
@@ -254,7 +254,7 @@ impl PrivateKey {
                 (public_half(pair.public_key())?, pair.sign(MESSAGE).as_ref().to_vec())
             }
             Components::Rsa(rsa) => {
-                // Size and exponent first: what follows computes with the numbers.
+                // Size and exponent are checked before any computation.
                 let public_key = PublicKey::from_rsa(rsa.modulus, rsa.public_exponent)?;
                 if !public_key.has_usual_exponent() {
                     return Err(PrivateKeyError::UnusualExponent);
@@ -283,7 +283,7 @@ fn public_half(key: &impl AsDer<PublicKeyX509Der<'static>>) -> Result<PublicKey,
     Ok(PublicKey::from_spki_der(der.as_ref())?)
 }
 
-/// Whether a claimed public half, which may be compressed (SEC 1, section 2.3.3), is this one.
+/// Whether a claimed public key, which may be compressed (SEC 1, section 2.3.3), is this one.
 fn is_same_point(claimed: &[u8], uncompressed: &[u8]) -> bool {
     let (Some((4, coordinates)), Some((sign @ (2 | 3), x))) = (uncompressed.split_first(), claimed.split_first())
     else {
@@ -293,7 +293,7 @@ fn is_same_point(claimed: &[u8], uncompressed: &[u8]) -> bool {
     coordinates.get(..coordinates.len() / 2) == Some(x) && (*sign == 3) == is_odd
 }
 
-/// The one block that holds a private key.
+/// The only block with a private key.
 fn the_key(blocks: &[Block]) -> Result<&Block, PrivateKeyError> {
     let mut keys = blocks.iter().filter(|block| block.label.ends_with("PRIVATE KEY"));
     let key = keys.next().ok_or_else(|| no_key(blocks))?;

@@ -1,25 +1,26 @@
-//! What certificates of this CA look like (ISTIO: security/pkg/pki/util/generate_cert.go).
+//! Profiles of this CA's certificates (ISTIO: security/pkg/pki/util/generate_cert.go).
 //!
-//! Only says what is meant: `tbs` encodes it, `lint` holds it to the rules, `verify` compares the result with it.
+//! Describes the intended content only: `tbs` encodes it, `lint` checks the rules, `verify` compares the result with
+//! it.
 
 use std::time::{Duration, SystemTime};
 
 use super::PublicKey;
 use crate::identity::Name;
 
-/// How far before the request a certificate's validity begins, so that peers whose clock is slow take it
-/// (ISTIO: security/pkg/pki/util/generate_cert.go, ClockSkewGracePeriod).
+/// How long before the request a certificate's validity begins, so that peers with slow clocks accept it (ISTIO:
+/// security/pkg/pki/util/generate_cert.go, ClockSkewGracePeriod).
 pub const CLOCK_SKEW: Duration = Duration::from_secs(120);
 
-/// The most names that one certificate carries.
+/// Maximum number of names in a certificate.
 pub const NAMES_MAX: usize = 64;
 
-/// The longest organization (RFC 5280, appendix A.1, ub-organization-name).
+/// Maximum length of an organization (RFC 5280, appendix A.1, ub-organization-name).
 pub const ORGANIZATION_MAX: usize = 64;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The kinds of certificate that this CA signs.
+/// The types of certificates that this CA signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// A short-lived CA for istiod: path length 0.
@@ -31,7 +32,7 @@ pub enum Profile {
     Leaf,
     /// A self-signed root, by `generate --self-signed`.
     SelfSignedRoot {
-        /// The subject's organization (O), as Istio's self-signed root has it.
+        /// The subject's organization (O), as in Istio's self-signed root.
         organization: String,
     },
 }
@@ -47,9 +48,9 @@ impl Profile {
         }
     }
 
-    /// The longest life that the lint lets pass, whatever is configured: a net under slips of unit. For a leaf and
-    /// an intermediate ten years, the longest that Istio itself ever asks for (istiod's own certificate,
-    /// security/pkg/k8s/chiron); for a root thirty.
+    /// Maximum lifetime that the lint accepts regardless of configuration, as a safeguard against unit errors. For
+    /// leaves and intermediates ten years, the longest that Istio itself requests (istiod's own certificate,
+    /// security/pkg/k8s/chiron); for roots thirty.
     #[must_use]
     pub fn max_lifetime(&self) -> Duration {
         match self {
@@ -59,17 +60,17 @@ impl Profile {
     }
 }
 
-/// The content of a certificate, before issuer and serial number are known.
+/// Content of a certificate without issuer and serial number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
-    /// What kind of certificate.
+    /// The profile.
     pub profile: Profile,
     /// The subject's public key.
     pub public_key: PublicKey,
-    /// The subject alternative names; for a leaf at least one, for a CA none.
+    /// The subject alternative names; at least one for a leaf, none for a CA.
     pub names: Vec<Name>,
-    /// Start of the validity, whole seconds.
+    /// notBefore, whole seconds.
     pub not_before: SystemTime,
-    /// End of the validity, whole seconds, inclusive (RFC 5280, section 4.1.2.5).
+    /// notAfter, whole seconds, inclusive (RFC 5280, section 4.1.2.5).
     pub not_after: SystemTime,
 }

@@ -1,7 +1,6 @@
-//! A CA's own certificate request (RFC 2986), for the root's owner to sign.
+//! A CA's own CSR (RFC 2986), to be signed by the root's owner.
 //!
-//! Builds the bytes to be signed from a subject and a public key, and puts the signature to them once it verifies.
-//! Never signs.
+//! Builds the bytes to be signed from a subject and a public key, and adds a signature that verifies. Never signs.
 
 use der::{Decode, Encode, EncodePem, asn1::BitString, pem::LineEnding};
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
@@ -14,32 +13,32 @@ use x509_cert::{
 
 use super::{PublicKey, algorithm, tbs::extension};
 
-/// The longest subject in bytes that is taken: a handful of attributes of 64 characters (RFC 5280, appendix A.1).
+/// Maximum length of a subject in bytes: a handful of attributes of 64 characters (RFC 5280, appendix A.1).
 const SUBJECT_MAX: usize = 1024;
 
-/// Why there is no request.
+/// There is no CSR.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The request cannot be encoded.
+    /// The CSR cannot be encoded.
     #[error("BUG: the certificate request cannot be encoded")]
     Encoding,
-    /// The signature is another key's.
+    /// The signature does not verify with the key.
     #[error("the token's signature does not verify with the new key: the token is broken, or its key is another")]
     Signature,
-    /// The subject is no name.
+    /// The subject is not a valid name.
     #[error("the subject {0:?} is no name; write it as O=My Company,CN=My Mesh CA (a comma in a value as \\,)")]
     Subject(String),
 }
 
-/// The subject that a CA's certificate shall have.
+/// The subject of a CA certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject(Name);
 
 impl std::str::FromStr for Subject {
     type Err = RequestError;
 
-    /// Attributes in the order in which the certificate shall have them, as openssl prints it; values are escaped as
-    /// in RFC 4514, whose own order is the reverse.
+    /// Attributes in the order of the certificate, as printed by openssl; values are escaped as in RFC 4514, whose own
+    /// order is the reverse.
     fn from_str(text: &str) -> Result<Self, RequestError> {
         let refused = || RequestError::Subject(text.chars().take(120).collect());
         if text.is_empty() || text.len() > SUBJECT_MAX || text.chars().any(char::is_control) {
@@ -57,7 +56,7 @@ impl std::str::FromStr for Subject {
     }
 }
 
-/// A request that is yet to be signed: CA:TRUE, keyCertSign and cRLSign are asked for.
+/// A CSR to be signed; it requests CA:TRUE, keyCertSign and cRLSign.
 #[derive(Clone, Debug)]
 pub struct CaRequest {
     info: CertReqInfo,
@@ -66,10 +65,10 @@ pub struct CaRequest {
 }
 
 impl CaRequest {
-    /// Builds what is to be signed.
+    /// Builds the bytes to be signed.
     ///
     /// # Errors
-    /// When it cannot be encoded.
+    /// If it cannot be encoded.
     pub fn new(subject: &Subject, key: PublicKey) -> Result<Self, RequestError> {
         let info = ca_info(subject, &key).map_err(|_error| RequestError::Encoding)?;
         let der = info.to_der().map_err(|_error| RequestError::Encoding)?;
@@ -82,16 +81,16 @@ impl CaRequest {
         &self.der
     }
 
-    /// The key that is to be certified, and that signs.
+    /// The key to be certified, which also signs.
     #[must_use]
     pub fn public_key(&self) -> &PublicKey {
         &self.key
     }
 
-    /// The whole request in PEM. `signature` is the content of signatureValue.
+    /// The complete CSR in PEM. `signature` is the content of signatureValue.
     ///
     /// # Errors
-    /// When the signature does not verify.
+    /// If the signature does not verify.
     pub fn assemble(&self, signature: &[u8]) -> Result<String, RequestError> {
         let algorithm = self.key.signature_algorithm();
         self.key.verify(algorithm, &self.der, signature).map_err(|_| RequestError::Signature)?;
@@ -99,20 +98,20 @@ impl CaRequest {
     }
 }
 
-/// What the owner of a key signs to ask for a certificate without naming anybody: no subject, no names, no
-/// attributes (RFC 2986). Who asks is known by other means.
+/// The bytes to be signed for a CSR without subject, names and attributes (RFC 2986); the requester is identified by
+/// other means.
 ///
 /// # Errors
-/// When it cannot be encoded.
+/// If it cannot be encoded.
 pub fn nameless_info(key: &PublicKey) -> Result<Vec<u8>, RequestError> {
     let info = certification_request_info(Name::default(), key, Attributes::default());
     info.and_then(|info| info.to_der()).map_err(|_error| RequestError::Encoding)
 }
 
-/// The whole request of a [`nameless_info`] in PEM. `signature` is the content of signatureValue.
+/// The complete CSR of a [`nameless_info`] in PEM. `signature` is the content of signatureValue.
 ///
 /// # Errors
-/// When it cannot be encoded.
+/// If it cannot be encoded.
 pub fn nameless(key: &PublicKey, info: &[u8], signature: &[u8]) -> Result<String, RequestError> {
     CertReqInfo::from_der(info).and_then(|info| assemble(info, key, signature)).map_err(|_error| RequestError::Encoding)
 }

@@ -1,7 +1,7 @@
-//! The structure of certificates and requests, each part with the bytes that it came with.
+//! The structure of certificates and CSRs, with the original bytes of each part.
 //!
-//! x509-cert's types own their parts and encode them again; what a signature covers, and what is compared byte for
-//! byte, has to stay as it is.
+//! x509-cert's types own their parts and encode them again; parts covered by a signature or compared by bytes must be
+//! kept unchanged.
 
 use der::{AnyRef, Decode, Encode, Sequence, asn1::BitStringRef};
 use x509_cert::{ext::Extensions, time::Validity};
@@ -11,7 +11,7 @@ use crate::name;
 /// Certificate (RFC 5280, section 4.1) or CertificationRequest (RFC 2986, section 4.2).
 #[derive(Clone, Copy, Debug, Sequence)]
 pub(crate) struct Signed<'a> {
-    /// What the signature covers.
+    /// The signed part.
     pub(crate) content: AnyRef<'a>,
     /// AlgorithmIdentifier.
     pub(crate) algorithm: AnyRef<'a>,

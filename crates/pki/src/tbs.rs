@@ -1,7 +1,7 @@
 //! Builds the bytes to be signed (RFC 5280, section 4.1) and lints them.
 //!
-//! Field by field what Istio's own CA issues (ISTIO: security/pkg/pki/util/generate_cert.go, and Go's
-//! x509.CreateCertificate), so that a mesh sees no difference. Never signs, never decides.
+//! Equal to what Istio's own CA issues, field by field (ISTIO: security/pkg/pki/util/generate_cert.go, and Go's
+//! x509.CreateCertificate), so that a mesh notices no difference. Never signs, never decides.
 
 mod encode;
 #[cfg(test)]
@@ -18,13 +18,13 @@ use super::{
 
 /// A serial number: a positive INTEGER of at most 20 bytes with 127 random bits (RFC 5280, section 4.1.2.2).
 ///
-/// The highest of its 128 bits is set, so that every serial number has the same length and none is small; the
-/// INTEGER then has 17 bytes, the first of them zero.
+/// The highest of its 128 bits is set, so that all serial numbers have the same length and none is small; the INTEGER
+/// then has 17 bytes, the first of them zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Serial([u8; 16]);
 
 impl Serial {
-    /// Draws a serial number from the operating system's generator, by way of aws-lc-rs.
+    /// A random serial number from the operating system's generator, through aws-lc-rs.
     #[must_use]
     #[expect(clippy::expect_used, reason = "AWS-LC ends the process itself when the system has no randomness")]
     pub fn random() -> Self {
@@ -40,7 +40,7 @@ impl Serial {
         &self.0
     }
 
-    /// The serial number as lower-case hexadecimal digits.
+    /// The serial number in lower-case hexadecimal.
     #[must_use]
     pub fn to_hex(self) -> String {
         use std::fmt::Write;
@@ -61,22 +61,22 @@ pub struct Tbs {
     serial: Serial,
 }
 
-/// Why no TBSCertificate was built: each is a fault of ours or of the CA's own certificate.
+/// No TBSCertificate was built, because of a bug or of the CA certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TbsError {
     /// A value could not be encoded.
     #[error("BUG: {0} cannot be encoded")]
     Encoding(&'static str),
-    /// The lint found what must never be signed.
+    /// The lint found a violation.
     #[error("BUG: the certificate to be signed breaks a rule: {0}")]
     Lint(#[from] lint::Finding),
 }
 
 impl Tbs {
-    /// Builds and lints the certificate to be signed.
+    /// Builds and lints the TBSCertificate.
     ///
     /// # Errors
-    /// When a value cannot be encoded, or the result breaks one of our own rules.
+    /// If a value cannot be encoded, or the result violates one of our own rules.
     pub fn build(template: Template, issuer: Arc<Issuer>, serial: Serial) -> Result<Self, TbsError> {
         let der = encode::tbs(&template, &issuer, serial)?;
         let (facts, ca) = (Facts::parse(&der)?, Ca::from(&*issuer));
@@ -95,7 +95,7 @@ impl Tbs {
         &self.der
     }
 
-    /// What was to be built.
+    /// The intended content.
     #[must_use]
     pub fn template(&self) -> &Template {
         &self.template

@@ -1,4 +1,4 @@
-//! What the tests of this module and of `policy` are made of: software keys, a software CA, requests byte by byte.
+//! Building blocks for the tests of this crate and of `policy`: software keys, a software CA, hand-made CSRs.
 
 pub mod draft;
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::identity::Name;
 
-/// 2026-01-01, the time at which the tests take place.
+/// 2026-01-01, the current time in the tests.
 pub fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_767_225_600)
 }
@@ -24,7 +24,7 @@ pub fn now() -> SystemTime {
 /// One day.
 pub const DAY: Duration = Duration::from_secs(86_400);
 
-/// A software key of each type, made once.
+/// Software keys, one of each type, generated once.
 pub static P256: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap());
 pub static P384: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap());
 pub static ED25519: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap());
@@ -36,12 +36,12 @@ pub static P521: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate_for(&rcg
 pub static WORKLOAD: LazyLock<KeyPair> =
     LazyLock::new(|| KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap());
 
-/// One of each type.
+/// One key of each type.
 pub fn keys() -> [&'static KeyPair; 4] {
     [&P256, &P384, &ED25519, &RSA]
 }
 
-/// The public half.
+/// The public key.
 pub fn public(key: &KeyPair) -> PublicKey {
     PublicKey::from_spki_der(&key.subject_public_key_info()).unwrap()
 }
@@ -82,7 +82,7 @@ pub fn plug_in(ca_cert: &str, root_cert: &str) -> Arc<Issuer> {
     Arc::clone(Bundle::check(files, now()).unwrap().issuer())
 }
 
-/// An element of elements.
+/// A constructed element with these parts.
 pub fn element(tag: Tag, parts: &[&[u8]]) -> Vec<u8> {
     let mut out = Vec::new();
     let length = Length::try_from(parts.concat().len()).unwrap();
@@ -95,13 +95,13 @@ pub fn context(number: u32, constructed: bool) -> Tag {
     TagNumber(number).context_specific(constructed)
 }
 
-/// The content of the extension subjectAltName: (context tag, content) of each name.
+/// The content of the extension subjectAltName with (context tag, content) of each name.
 pub fn san_value(names: &[(u32, &[u8])]) -> Vec<u8> {
     let names: Vec<_> = names.iter().map(|(number, content)| element(context(*number, false), &[content])).collect();
     element(Tag::Sequence, &[&names.concat()])
 }
 
-/// An Extension, its object identifier given by its content.
+/// An Extension; `oid` is the content of its object identifier.
 pub fn extension(oid: &[u8], critical: Option<u8>, value: &[u8]) -> Vec<u8> {
     let oid = element(Tag::ObjectIdentifier, &[oid]);
     let critical = critical.map(|byte| element(Tag::Boolean, &[&[byte]])).unwrap_or_default();
@@ -114,7 +114,7 @@ pub fn extension_request(extensions: &[Vec<u8>]) -> Vec<u8> {
     attribute(b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x0e", &list)
 }
 
-/// An Attribute of one value.
+/// An Attribute with one value.
 pub fn attribute(oid: &[u8], value: &[u8]) -> Vec<u8> {
     element(Tag::Sequence, &[&element(Tag::ObjectIdentifier, &[oid]), &element(Tag::Set, &[value])])
 }
@@ -125,26 +125,26 @@ pub fn info(version: u8, subject: &[u8], spki: &[u8], attributes: &[Vec<u8>]) ->
     element(Tag::Sequence, &[&element(Tag::Integer, &[&[version]]), subject, spki, &attributes])
 }
 
-/// A CertificationRequest of its parts.
+/// A CertificationRequest from its parts.
 pub fn request(info: &[u8], algorithm: &[u8], signature: &[u8]) -> Vec<u8> {
     element(Tag::Sequence, &[info, algorithm, &element(Tag::BitString, &[b"\0", signature])])
 }
 
-/// A CertificationRequest signed by a key.
+/// A CertificationRequest signed with a key.
 pub fn signed_request(key: &KeyPair, subject: &[u8], attributes: &[Vec<u8>]) -> Vec<u8> {
     let info = info(0, subject, &key.subject_public_key_info(), attributes);
     let algorithm = algorithm::identifier(public(key).signature_algorithm());
     request(&info, algorithm, &key.sign(&info).unwrap())
 }
 
-/// A workload's request for these names; for none it has no extension.
+/// A workload's CSR for these names; without names it has no extension.
 pub fn csr(names: &[(u32, &[u8])]) -> VerifiedCsr {
     let wanted = extension_request(&[extension(b"\x55\x1d\x11", Some(0xff), &san_value(names))]);
     let attributes = if names.is_empty() { Vec::new() } else { vec![wanted] };
     VerifiedCsr::from_der(&signed_request(&WORKLOAD, b"\x30\x00", &attributes)).unwrap()
 }
 
-/// A name that a certificate may carry: `DNS:`, `IP:` or `URI:` before it.
+/// A name with the prefix `DNS:`, `IP:` or `URI:`.
 pub fn san(text: &str) -> Name {
     match text.split_once(':') {
         Some(("DNS", name)) => Name::Dns(name.parse().unwrap()),
@@ -154,7 +154,7 @@ pub fn san(text: &str) -> Name {
     }
 }
 
-/// What a workload is granted at [`now`].
+/// A workload's grant at [`now`].
 pub fn leaf(names: &[&str]) -> Template {
     Template {
         profile: Profile::Leaf,

@@ -1,7 +1,7 @@
-//! Never trust the token's output: the certificate is parsed again and checked against what was meant.
+//! The token's output is never trusted: the certificate is parsed again and compared with the intended content.
 //!
-//! The only maker of an [`Issued`], and so the only way out for a certificate. It verifies
-//! signatures with the key in the CA certificate, never with a key that the token reports.
+//! The only constructor of [`Issued`], and thus the only way to release a certificate. Signatures are verified with the
+//! key in the CA certificate, never with a key reported by the token.
 
 use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
@@ -26,13 +26,13 @@ pub struct Issued {
     tbs: Arc<Tbs>,
 }
 
-/// Why a signed certificate is not released. Each is an alarm.
+/// A signed certificate is not released. Each one raises an alarm.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyError {
     /// A field of the certificate differs from what was granted.
     #[error("BUG: the certificate's {0} differs from what was granted")]
     Field(&'static str),
-    /// The certificate that came out breaks a rule that the bytes to be signed kept.
+    /// The encoded certificate violates a rule that its TBSCertificate did not.
     #[error("BUG: the signed certificate breaks a rule: {0}")]
     Lint(#[from] Finding),
     /// The token's signature does not verify with the key in ca-cert.pem.
@@ -41,17 +41,17 @@ pub enum VerifyError {
 }
 
 impl Issued {
-    /// Puts certificate and signature together, and checks the result. `signature` is the content of
+    /// Assembles the certificate with its signature, and verifies the result. `signature` is the content of
     /// signatureValue (for ECDSA: DER ECDSA-Sig-Value).
     ///
     /// # Errors
-    /// When the signature does not verify, or a field differs.
+    /// If the signature does not verify, or a field differs.
     pub fn assemble(tbs: Arc<Tbs>, signature: &[u8]) -> Result<Self, VerifyError> {
         let issuer_key = tbs.issuer().public_key();
         let algorithm = issuer_key.signature_algorithm();
         let der = encode(tbs.der(), algorithm, signature).map_err(|_error| VerifyError::Field("encoding"))?;
 
-        // From here on only what stands in the encoded certificate counts.
+        // From here on only the encoded certificate is used.
         let signed = Signed::from_der(&der).map_err(|_error| VerifyError::Field("form"))?;
         let content = signed.content.to_der().map_err(|_error| VerifyError::Field("form"))?;
         if content != tbs.der() {
@@ -73,7 +73,7 @@ impl Issued {
         &self.der
     }
 
-    /// What was signed.
+    /// The signed content.
     #[must_use]
     pub fn tbs(&self) -> &Tbs {
         &self.tbs
@@ -85,13 +85,13 @@ impl Issued {
         self.tbs.serial()
     }
 
-    /// Start of the validity.
+    /// notBefore.
     #[must_use]
     pub fn not_before(&self) -> SystemTime {
         self.tbs.template().not_before
     }
 
-    /// End of the validity, inclusive.
+    /// notAfter, inclusive.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.tbs.template().not_after
@@ -103,20 +103,20 @@ impl Issued {
         &self.tbs.template().names
     }
 
-    /// The certificate in PEM, with a newline at the end.
+    /// The certificate in PEM, with a final newline.
     #[must_use]
     pub fn to_pem(&self) -> String {
         pem::encode("CERTIFICATE", &self.der)
     }
 
-    /// The reply of ISTIO.md 1.2: the leaf, the path from the CA's certificate up to (not including) a root, one
-    /// certificate an element, and last the roots, byte for byte. Never fewer than two elements, since Istio's
-    /// agents take one alone for no answer; every element but the roots ends in a newline.
+    /// The reply to a client: the leaf, the path from the CA certificate up to (not including) a root, one certificate
+    /// per element, and the roots last, unchanged. At least two elements, since Istio's agents treat a single one as an
+    /// error; every element except the roots ends with a newline.
     #[must_use]
     pub fn chain(&self) -> Vec<String> {
         let issuer = self.tbs.issuer();
         let own = self.to_pem();
-        // A root that has just been made is its own root file.
+        // A root that was just generated is its own root file.
         let roots = if issuer.roots_pem().is_empty() { Cow::Owned(own.clone()) } else { issuer.roots_pem().into() };
         let mut chain = Vec::with_capacity(issuer.path_pem().len() + 2);
         chain.push(own);
@@ -129,14 +129,14 @@ impl Issued {
     }
 }
 
-/// The DER Certificate of its parts.
+/// The DER Certificate from its parts.
 fn encode(tbs: &[u8], algorithm: SignatureAlgorithm, signature: &[u8]) -> der::Result<Vec<u8>> {
     let (content, algorithm) = (AnyRef::from_der(tbs)?, AnyRef::from_der(algorithm::identifier(algorithm))?);
     Signed { content, algorithm, signature: BitStringRef::from_bytes(signature)? }.to_der()
 }
 
-/// Every field against the template, the issuer and the serial number that were meant. Usages, constraints and
-/// criticality are the profile's, which [`Facts`] finds only when they are all there.
+/// Compares every field with the intended template, issuer and serial number. Usages, constraints and criticality
+/// belong to the profile, which [`Facts`] only recognizes if all of them match.
 fn compare(facts: &Facts<'_>, tbs: &Tbs) -> Result<(), VerifyError> {
     let (template, issuer) = (tbs.template(), tbs.issuer());
     let same = |same: bool, field| if same { Ok(()) } else { Err(VerifyError::Field(field)) };
@@ -161,8 +161,8 @@ struct EcdsaSignature<'a> {
     s: UintRef<'a>,
 }
 
-/// Checks the form of a signature value, in addition to its arithmetic: an ECDSA-Sig-Value is strict DER, and its
-/// numbers are positive and no longer than the curve's order. Verifiers differ in what else they would accept.
+/// Checks the encoding of a signature value, in addition to its validity: an ECDSA-Sig-Value is strict DER with
+/// positive numbers no longer than the curve's order. Verifiers differ in what else they accept.
 fn check_form(algorithm: KeyAlgorithm, signature: &[u8]) -> Result<(), VerifyError> {
     let order_bytes = match algorithm {
         KeyAlgorithm::P256 => 32,

@@ -263,7 +263,7 @@ impl Certificate {
         Ok(())
     }
 
-    /// How messages call it: where it stands and whose it is.
+    /// Its name for messages: location and subject.
     pub(super) fn label(&self) -> String {
         format!("the certificate on line {} ({})", self.line, name::shown(&self.subject))
     }

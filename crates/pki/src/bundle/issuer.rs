@@ -1,11 +1,11 @@
-//! What is kept of a checked bundle for signing: the CA, its path and its roots, in the forms that replies need.
+//! The part of a checked bundle that signing needs: the CA, its path and its roots, in the form needed for replies.
 
 use std::time::{Duration, SystemTime};
 
 use super::{LABEL, certificate::Certificate, path::Path};
 use crate::{KeyAlgorithm, PublicKey, pem};
 
-/// What a request needs of the CA, from its start to its end.
+/// The CA data that a request uses from start to end.
 #[derive(Clone, Debug)]
 pub struct Issuer {
     certificate: Vec<u8>,
@@ -23,8 +23,8 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// The issuer of a self-signed root that is about to be made (`generate --self-signed`): it has no certificate, no
-    /// path and no roots yet. `subject` is a DER Name.
+    /// The issuer of a self-signed root to be generated (`generate --self-signed`): without certificate, path and
+    /// roots. `subject` is a DER Name.
     #[must_use]
     pub fn self_signed(subject: Vec<u8>, public_key: PublicKey, not_before: SystemTime, not_after: SystemTime) -> Self {
         Self {
@@ -72,56 +72,56 @@ impl Issuer {
         }
     }
 
-    /// DER of the CA's certificate.
+    /// DER of the CA certificate.
     #[must_use]
     pub fn certificate(&self) -> &[u8] {
         &self.certificate
     }
 
-    /// DER Name: the subject of the CA's certificate, byte for byte.
+    /// DER Name: the encoded subject of the CA certificate.
     #[must_use]
     pub fn subject(&self) -> &[u8] {
         &self.subject
     }
 
-    /// The CA's public key, from its certificate.
+    /// The public key in the CA certificate.
     #[must_use]
     pub fn public_key(&self) -> &PublicKey {
         &self.public_key
     }
 
-    /// The subject key identifier, if the CA's certificate has one.
+    /// The subject key identifier, if the CA certificate has one.
     #[must_use]
     pub fn subject_key_id(&self) -> Option<&[u8]> {
         self.subject_key_id.as_deref()
     }
 
-    /// pathLenConstraint of the CA's certificate, if it has one.
+    /// pathLenConstraint of the CA certificate, if it has one.
     #[must_use]
     pub fn path_len(&self) -> Option<u8> {
         self.path_len
     }
 
-    /// notBefore of the CA's certificate.
+    /// notBefore of the CA certificate.
     #[must_use]
     pub fn not_before(&self) -> SystemTime {
         self.not_before
     }
 
-    /// The earliest notAfter from the CA's certificate up to its root: no certificate lives longer.
+    /// The earliest notAfter from the CA certificate up to its root, which limits all certificates.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.not_after
     }
 
-    /// The path from the CA's certificate up to, not including, a root: one PEM certificate an element.
-    /// Empty when the CA is itself a root.
+    /// The path from the CA certificate up to, but not including, a root: one PEM certificate per element. Empty if the
+    /// CA is a root.
     #[must_use]
     pub fn path_pem(&self) -> &[String] {
         &self.path_pem
     }
 
-    /// root-cert.pem, byte for byte.
+    /// root-cert.pem, unchanged.
     #[must_use]
     pub fn roots_pem(&self) -> &str {
         &self.roots_pem
@@ -133,33 +133,33 @@ impl Issuer {
         &self.roots
     }
 
-    /// The root at the end of the CA's path, as one PEM certificate.
+    /// The root of the CA's path as one PEM certificate.
     #[must_use]
     pub fn root_pem(&self) -> &str {
         &self.root_pem
     }
 
-    /// Whether every path length from the CA's certificate up to its root leaves room for one more CA below
-    /// (RFC 5280, section 4.2.1.9).
+    /// Whether all path lengths from the CA certificate up to its root permit another CA below (RFC 5280, section
+    /// 4.2.1.9).
     #[must_use]
     pub fn has_room_for_intermediate(&self) -> bool {
         self.room_for_intermediate
     }
 
-    /// Whether the CA's subject is this organization and nothing else, in whatever encoding, as
-    /// [`crate::Profile::Intermediate`] would have it.
+    /// Whether the CA's subject consists of only this organization, in any encoding, as in
+    /// [`crate::Profile::Intermediate`].
     #[must_use]
     pub fn is_organization(&self, organization: &str) -> bool {
         crate::lint::organization(&self.subject).is_ok_and(|own| own == organization)
     }
 
-    /// How long the CA's certificate path still lives.
+    /// Remaining lifetime of the CA's path.
     #[must_use]
     pub fn remaining(&self, now: SystemTime) -> Duration {
         self.not_after.duration_since(now).unwrap_or_default()
     }
 
-    /// The CA key's type.
+    /// Type of the CA's key.
     #[must_use]
     pub fn key_algorithm(&self) -> KeyAlgorithm {
         self.public_key.algorithm()

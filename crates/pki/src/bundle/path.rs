@@ -20,7 +20,7 @@ use crate::{
 const DEPTH_MAX: usize = 32;
 /// Signatures verified in one search: as many as rustls-webpki and Go allow themselves.
 const VERIFICATIONS_MAX: usize = 100;
-/// Complete paths that are kept for the rules to choose from.
+/// Maximum number of complete paths for the rules to choose from.
 const PATHS_MAX: usize = 16;
 
 /// sha1WithRSAEncryption, without and with its NULL, and ecdsa-with-SHA1: contents of AlgorithmIdentifiers.
@@ -30,7 +30,7 @@ const SHA1: [&[u8]; 3] = [
     &[0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x01],
 ];
 
-/// A way to a root.
+/// A path to a root.
 #[derive(Clone, Debug)]
 pub(super) struct Path<'a> {
     /// From the CA's certificate up to, not including, the root; empty when a root has the CA's name and key.
@@ -39,7 +39,7 @@ pub(super) struct Path<'a> {
     pub(super) root: &'a Certificate,
 }
 
-/// Why no path was found: the last certificate that was reached, and the problem with its issuer.
+/// Why no path was found: the last certificate reached, and the problem with its issuer.
 #[derive(Clone, Debug)]
 pub(super) struct DeadEnd<'a> {
     pub(super) at: &'a Certificate,
@@ -62,7 +62,7 @@ pub(super) fn is_sha1(certificate: &Certificate) -> bool {
     SHA1.contains(&certificate.signature.algorithm.as_slice())
 }
 
-/// Whether the child's signature was made by the issuer's key.
+/// Whether the child's signature verifies with the issuer's key.
 pub(super) fn is_signed_by(child: &Certificate, issuer: &Certificate) -> bool {
     if is_sha1(child) {
         return PublicKey::from_spki_der(&issuer.spki)
@@ -110,7 +110,7 @@ fn points_to<'a>(authority: &'a Authority, issuer: &'a Certificate) -> Result<()
     Ok(())
 }
 
-/// Every way from the CA's certificate to a root, within the bounds.
+/// All paths from the CA certificate to a root, within the bounds.
 pub(super) fn find<'a>(
     ca: &'a Certificate,
     others: &'a [Certificate],
@@ -120,7 +120,7 @@ pub(super) fn find<'a>(
         return Ok(vec![Path { below_root: Vec::new(), root }]);
     }
     let mut search = Search {
-        // A root that cert-chain.pem repeats is a root all the same.
+        // A root that is repeated in cert-chain.pem is still a root.
         others: others.iter().filter(|other| roots.iter().all(|root| root.der != other.der)).collect(),
         roots,
         verifications: 0,
@@ -214,7 +214,7 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Goes up from the last certificate of the path; the depth bounds the recursion.
+    /// Extends the path from its last certificate; the depth bounds the recursion.
     fn climb(&mut self, path: &mut Vec<&'a Certificate>) {
         let Some(child) = path.last().copied() else { return };
         let mut misfit = None;

@@ -1,4 +1,4 @@
-//! The issuer of a root that is yet to be signed: the root itself.
+//! The issuer of a root that has not been signed yet: the root itself.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use crate::{
 };
 
 impl Issuer {
-    /// The issuer with which a self-signed root is built, signed and verified: its own name, key and key
-    /// identifier, no certificate yet, no path and no roots. What comes of it is a
-    /// [`Bundle`](super::Bundle) like any other, to be checked before anything is issued under it.
+    /// The issuer with which a self-signed root is built, signed and verified: its own name, key and key identifier,
+    /// without certificate, path and roots. The result is a [`Bundle`](super::Bundle) like any other, which must be
+    /// checked before anything is issued by it.
     ///
     /// # Errors
-    /// When the template is not for a self-signed root, or its organization cannot be a name.
+    /// If the template is not for a self-signed root, or its organization is not valid in a name.
     pub fn of_new_root(template: &Template) -> Result<Arc<Self>, TbsError> {
         let Profile::SelfSignedRoot { organization } = &template.profile else {
             return Err(TbsError::Encoding("a root of a template for another kind of certificate"));

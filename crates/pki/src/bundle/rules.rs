@@ -106,7 +106,7 @@ pub(super) fn problem_of_root(path: &Path<'_>, now: SystemTime) -> Option<Proble
     reasons.into_iter().flatten().chain(constrained(root, &path.below_root)).next().map(|found| problem(root, found))
 }
 
-/// What an operator should know about a path that is in order.
+/// Warnings about a valid path.
 pub(super) fn path_warnings(path: &Path<'_>, now: SystemTime) -> Vec<String> {
     let mut warnings = Vec::new();
     for certificate in path.below_root.iter().copied().chain([path.root]) {
@@ -214,7 +214,7 @@ fn validity(certificate: &Certificate, now: SystemTime) -> Option<Violation> {
     (now > certificate.not_after).then(|| (format!("expired at {}", date(certificate.not_after)), "renew it".into()))
 }
 
-/// Istio's leaves are used for serverAuth and clientAuth. rustls-webpki does not know anyExtendedKeyUsage.
+/// Istio's leaves are used for serverAuth and clientAuth. rustls-webpki does not support anyExtendedKeyUsage.
 fn extended_key_usage(certificate: &Certificate) -> Option<Violation> {
     let usages = certificate.extended_key_usage.as_ref()?;
     let missing: Vec<_> = [("serverAuth", rfc5280::ID_KP_SERVER_AUTH), ("clientAuth", rfc5280::ID_KP_CLIENT_AUTH)]

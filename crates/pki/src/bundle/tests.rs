@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A root and a CA under it, as openssl makes them with its own defaults: PEM texts.
+/// A root and a CA issued by it, made by openssl with its own defaults: PEM.
 fn made() -> (String, String) {
     let directory = tempfile::tempdir().unwrap();
     let openssl = |arguments: &str| {
@@ -55,7 +55,7 @@ fn an_issuer_without_a_certificate_is_what_it_was_told() {
     assert_eq!(issuer.subject_key_id(), Some(&key.key_id()[..]));
     assert_eq!((issuer.not_before(), issuer.not_after()), (start, end));
     assert!(issuer.path_pem().is_empty() && issuer.roots().is_empty() && issuer.certificate().is_empty());
-    assert_eq!(bundle.issuer().subject_key_id(), issuer.subject_key_id(), "openssl computes it likewise");
+    assert_eq!(bundle.issuer().subject_key_id(), issuer.subject_key_id(), "openssl computes another one");
 }
 
 proptest! {

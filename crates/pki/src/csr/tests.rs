@@ -52,7 +52,7 @@ fn what_istio_and_its_like_send_is_taken() {
     for (what, attributes, names) in cases {
         let subjects: [&[u8]; 5] = [
             EMPTY_SUBJECT,
-            // O="", as PrintableString (Go, so Istio's agent) and as UTF8String.
+            // `O=""`, as PrintableString (Go, i.e. Istio's agent) and as UTF8String.
             b"\x30\x0b\x31\x09\x30\x07\x06\x03\x55\x04\x0a\x13\x00",
             b"\x30\x0b\x31\x09\x30\x07\x06\x03\x55\x04\x0a\x0c\x00",
             b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x0a\x0c\x01x",
@@ -110,7 +110,7 @@ fn the_first_block_counts_whatever_its_label() {
     }
 }
 
-/// A SubjectPublicKeyInfo of an RSA key of that size, whose parts are no key's.
+/// A SubjectPublicKeyInfo of an RSA key with this size and arbitrary numbers.
 fn rsa_spki(bytes: usize) -> Vec<u8> {
     let modulus = element(Tag::Integer, &[&[0], &vec![0xff; bytes]]);
     let key = element(Tag::Sequence, &[&modulus, b"\x02\x03\x01\x00\x01"]);

@@ -1,6 +1,6 @@
-//! SubjectPublicKeyInfo and the key forms inside it, in both directions (RFC 3279, RFC 5480, RFC 8410).
+//! Decodes and encodes SubjectPublicKeyInfo and the keys in it (RFC 3279, RFC 5480, RFC 8410).
 //!
-//! Every reader here bounds sizes by looking at lengths only; nothing is computed with a key before that.
+//! All parsers check sizes before anything is computed with a key.
 
 use const_oid::{
     ObjectIdentifier,
@@ -30,7 +30,7 @@ pub(crate) struct RsaPublicKey<'a> {
 /// A key's type and its subjectPublicKey bits.
 pub(super) type Key = (KeyAlgorithm, Vec<u8>);
 
-/// Reads a SubjectPublicKeyInfo. That its encoding is canonical is for the caller to check.
+/// Parses a SubjectPublicKeyInfo. The caller checks whether the encoding is canonical.
 pub(super) fn from_spki(der: &[u8]) -> Result<Key, KeyError> {
     let spki = SubjectPublicKeyInfoRef::from_der(der)
         .map_err(|_error| KeyError::Malformed("it is not a DER SubjectPublicKeyInfo"))?;
@@ -129,7 +129,7 @@ pub(super) fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<Key, KeyError> {
     Ok((KeyAlgorithm::Rsa { bits }, key.to_der().map_err(unencodable)?))
 }
 
-/// A token's CKA_EC_PARAMS and CKA_EC_POINT.
+/// A key from a token's CKA_EC_PARAMS and CKA_EC_POINT.
 pub(super) fn ec_point(parameters_der: &[u8], raw_or_der: &[u8]) -> Result<Key, KeyError> {
     let algorithm = match parameters_der {
         P256_DER => KeyAlgorithm::P256,
@@ -140,7 +140,7 @@ pub(super) fn ec_point(parameters_der: &[u8], raw_or_der: &[u8]) -> Result<Key, 
             return Err(unsupported(AlgorithmIdentifierRef { oid: rfc5912::ID_EC_PUBLIC_KEY, parameters }));
         }
     };
-    // No raw point is as long as a wrapped one of the same curve, so that the length decides.
+    // No raw point is as long as a wrapped one of the same curve, so the length distinguishes them.
     let bits = match <&OctetStringRef>::from_der(raw_or_der) {
         Ok(wrapped) if wrapped.as_bytes().len() == point_length(algorithm) => wrapped.as_bytes(),
         _ => raw_or_der,
@@ -148,13 +148,13 @@ pub(super) fn ec_point(parameters_der: &[u8], raw_or_der: &[u8]) -> Result<Key, 
     point(algorithm, bits)
 }
 
-/// Modulus and exponent of the RSAPublicKey in subjectPublicKey bits.
+/// Modulus and exponent of the RSAPublicKey in the subjectPublicKey bits.
 pub(super) fn rsa_components(bits: &[u8]) -> Option<(&[u8], &[u8])> {
     let key = RsaPublicKey::from_der(bits).ok()?;
     Some((key.modulus.as_bytes(), key.public_exponent.as_bytes()))
 }
 
-/// DER of the OID that names the curve.
+/// DER of the curve's OID.
 pub(super) fn ec_parameters_der(algorithm: KeyAlgorithm) -> Option<&'static [u8]> {
     match algorithm {
         KeyAlgorithm::Ed25519 => Some(ED25519_DER),
@@ -164,7 +164,7 @@ pub(super) fn ec_parameters_der(algorithm: KeyAlgorithm) -> Option<&'static [u8]
     }
 }
 
-/// The one encoding of a key that we take.
+/// The only accepted encoding of a key.
 pub(super) fn to_spki(algorithm: KeyAlgorithm, bits: &[u8]) -> Result<Vec<u8>, KeyError> {
     let (oid, parameters) = match algorithm {
         KeyAlgorithm::Ed25519 => (rfc8410::ID_ED_25519, None),
@@ -180,7 +180,7 @@ pub(super) fn to_spki(algorithm: KeyAlgorithm, bits: &[u8]) -> Result<Vec<u8>, K
         .map_err(|_error| KeyError::Malformed("it cannot be encoded"))
 }
 
-/// Checks the form of a point; that it is on its curve is checked where it is parsed.
+/// Checks the form of a point; whether it is on its curve is checked when it is parsed.
 fn point(algorithm: KeyAlgorithm, bits: &[u8]) -> Result<Key, KeyError> {
     if bits.len() != point_length(algorithm) {
         return Err(KeyError::Malformed("its point is compressed, or not of its curve's length"));
@@ -205,7 +205,7 @@ fn without_leading_zeros(number: &[u8]) -> &[u8] {
     number.get(zeros..).unwrap_or_default()
 }
 
-/// Of a number without leading zero bytes.
+/// The bit length of a number without leading zero bytes.
 fn bit_length(number: &[u8]) -> usize {
     let used = number.first().and_then(|byte| byte.checked_ilog2()).and_then(|log| usize::try_from(log).ok());
     used.map_or(0, |log| (number.len() - 1) * 8 + log + 1)

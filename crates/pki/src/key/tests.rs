@@ -18,7 +18,7 @@ fn ec(algorithm: &'static signature::EcdsaSigningAlgorithm) -> (EcdsaKeyPair, Pu
     (pair, key)
 }
 
-/// A SubjectPublicKeyInfo with an RSA key of these numbers, whatever they are.
+/// A SubjectPublicKeyInfo of an RSA key with these numbers, valid or not.
 fn rsa_spki(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
     fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
         let length = u16::try_from(content.len()).unwrap();
@@ -40,7 +40,7 @@ fn rsa_spki(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
     tlv(0x30, &[&algorithm[..], &tlv(3, &[&[0], &key[..]].concat())].concat())
 }
 
-/// An odd number of that many bits.
+/// An odd number of this many bits.
 fn modulus(bits: usize) -> Vec<u8> {
     let mut bytes = vec![0xff; bits.div_ceil(8)];
     bytes[0] >>= (8 - bits % 8) % 8;
@@ -141,7 +141,7 @@ fn curves_are_named_and_points_uncompressed_and_on_them() {
 fn only_the_canonical_encoding_is_taken() {
     let good = rsa_spki(&modulus(2048), &[1, 0, 1]);
     assert!(PublicKey::from_spki_der(&good).is_ok());
-    // RSA without its NULL.
+    // RSA without its NULL parameters.
     let mut without_null = good.clone();
     without_null.drain(17..19);
     without_null[3] -= 2;
@@ -209,7 +209,7 @@ fn signatures_verify_with_their_own_algorithm_only() {
     }
     let fixed = EcdsaKeyPair::generate(&signature::ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let key = PublicKey::from_spki_der(&spki(fixed.public_key())).unwrap();
-    assert!(key.verify(A::EcdsaSha256, b"message", &ec_sign(&fixed)).is_err(), "r and s without DER are no signature");
+    assert!(key.verify(A::EcdsaSha256, b"message", &ec_sign(&fixed)).is_err(), "r and s without DER are accepted");
     let sha1 = rsa_key.verify_legacy_sha1(b"message", &cases[0].2);
     assert_eq!(sha1, Err(SignatureInvalid));
 }

@@ -1,4 +1,4 @@
-//! What the rules need to know of the CA.
+//! The CA data needed by the rules.
 
 use std::time::SystemTime;
 
@@ -11,22 +11,22 @@ use crate::{
     lint::reader::{DerReader, Malformed, context},
 };
 
-/// The CA under which a certificate is to be signed, borrowed from its certificate or its [`Issuer`].
+/// The signing CA, borrowed from its certificate or its [`Issuer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ca<'a> {
     /// DER Name.
     pub subject: &'a [u8],
     /// DER SubjectPublicKeyInfo.
     pub spki: &'a [u8],
-    /// The algorithm that the CA's key signs with.
+    /// The algorithm with which the CA's key signs.
     pub signature_algorithm: SignatureAlgorithm,
-    /// The subject key identifier, if the CA's certificate has one.
+    /// The subject key identifier, if the CA certificate has one.
     pub subject_key_id: Option<&'a [u8]>,
     /// pathLenConstraint, if there is one.
     pub path_len: Option<u8>,
-    /// No certificate is valid before.
+    /// Earliest permitted notBefore.
     pub not_before: SystemTime,
-    /// No certificate is valid after.
+    /// Latest permitted notAfter.
     pub not_after: SystemTime,
 }
 
@@ -45,11 +45,11 @@ impl<'a> From<&'a Issuer> for Ca<'a> {
 }
 
 impl<'a> Ca<'a> {
-    /// Reads a CA's certificate, for who has nothing else at hand. Its own signature, and whether it may be a CA at
-    /// all, is [`Bundle::check`](crate::Bundle::check)'s business.
+    /// Parses a CA certificate. Its own signature, and whether it may be a CA at all, is checked by
+    /// [`Bundle::check`](crate::Bundle::check).
     ///
     /// # Errors
-    /// When it is not a DER certificate, or of a key that this CA cannot have.
+    /// If it is not a DER certificate, or has a key that is not supported.
     pub fn from_certificate(der: &'a [u8]) -> Result<Self, Finding> {
         let read = || -> Result<_, Malformed> {
             let mut certificate = DerReader::inside(der, Tag::Sequence)?;
@@ -84,7 +84,7 @@ impl<'a> Ca<'a> {
     }
 }
 
-/// A [`Ca`] that owns its certificate's parts: read once, held against many certificates.
+/// A [`Ca`] with owned data: parsed once, used for many certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnedCa {
     subject: Vec<u8>,
@@ -97,10 +97,10 @@ pub struct OwnedCa {
 }
 
 impl OwnedCa {
-    /// Reads a CA's certificate.
+    /// Parses a CA certificate.
     ///
     /// # Errors
-    /// As [`Ca::from_certificate`].
+    /// Those of [`Ca::from_certificate`].
     pub fn from_certificate(der: &[u8]) -> Result<Self, Finding> {
         let Ca { subject, spki, signature_algorithm, subject_key_id, path_len, not_before, not_after } =
             Ca::from_certificate(der)?;
@@ -109,7 +109,7 @@ impl OwnedCa {
         Ok(Self { subject, spki, signature_algorithm, subject_key_id, path_len, not_before, not_after })
     }
 
-    /// The CA as the rules want it.
+    /// The CA for the rules.
     #[must_use]
     pub fn as_ca(&self) -> Ca<'_> {
         Ca {
@@ -124,7 +124,7 @@ impl OwnedCa {
     }
 }
 
-/// subjectKeyIdentifier and pathLenConstraint among a certificate's extensions.
+/// subjectKeyIdentifier and pathLenConstraint of a certificate.
 fn constraints<'a>(mut extensions: DerReader<'a>) -> Result<(Option<&'a [u8]>, Option<u8>), Malformed> {
     let (mut subject_key_id, mut path_len) = (None, None);
     while !extensions.at_end() {
@@ -141,7 +141,7 @@ fn constraints<'a>(mut extensions: DerReader<'a>) -> Result<(Option<&'a [u8]>, O
             path_len = match fields.optional(Tag::Integer)? {
                 None => None,
                 Some([length @ 0..=0x7f]) => Some(*length),
-                // No path is longer than that: as good as 127.
+                // No path is longer, so this is equivalent to 127.
                 Some([0, ..]) | Some([1..=0x7f, _, ..]) => Some(0x7f),
                 Some(_) => return Err(Malformed),
             };

@@ -1,4 +1,4 @@
-//! The extensions of our profiles and no others, each at most once, in our order, as critical as it has to be.
+//! The extensions of our profiles and no others, each at most once, in our order, with the required criticality.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::{
     profile::NAMES_MAX,
 };
 
-/// The extensions in the order in which they stand in a certificate, and whether they are critical.
+/// The extensions in the order of our certificates, and whether they are critical.
 const ORDER: [(ObjectIdentifier, bool); 6] = [
     (rfc5280::ID_CE_KEY_USAGE, true),
     (rfc5280::ID_CE_EXT_KEY_USAGE, false),
@@ -35,12 +35,12 @@ pub(super) struct Extensions<'a> {
     pub(super) subject_key_id: Option<&'a [u8]>,
     /// The key identifier.
     pub(super) authority_key_id: Option<&'a [u8]>,
-    /// The names; none when the extension is missing.
+    /// The names; empty if there is no such extension.
     pub(super) names: Vec<Name>,
 }
 
 impl<'a> Extensions<'a> {
-    /// Reads the content of the field `extensions`.
+    /// Parses the content of the field `extensions`.
     pub(super) fn parse(list: &'a [u8]) -> Result<Self, Finding> {
         let mut reader =
             DerReader::inside(list, Tag::Sequence).map_err(|Malformed| Finding("the extensions are malformed"))?;
@@ -49,7 +49,7 @@ impl<'a> Extensions<'a> {
         while !reader.at_end() {
             let (oid, critical, value) =
                 extension(&mut reader).map_err(|Malformed| Finding("an extension is malformed"))?;
-            // Looking only onward in the order finds what is foreign, out of order, or there twice.
+            // Searching only forward detects unknown, misplaced and duplicate extensions.
             let Some(((_, must_be_critical), slot)) = slots.find(|((known, _), _)| known.as_bytes() == oid) else {
                 return Err(Finding("an extension is none of ours, out of order or there twice"));
             };
@@ -76,7 +76,7 @@ impl<'a> Extensions<'a> {
     }
 }
 
-/// One Extension: object identifier, whether it is critical, value. An explicit FALSE is not DER.
+/// Parses one Extension: object identifier, criticality, value. An explicit FALSE is not DER.
 fn extension<'a>(reader: &mut DerReader<'a>) -> Result<(&'a [u8], bool, &'a [u8]), Malformed> {
     let mut extension = reader.enter(Tag::Sequence)?;
     let oid = extension.content(Tag::ObjectIdentifier)?;
@@ -98,7 +98,7 @@ pub(super) fn own_id(value: &[u8]) -> Result<&[u8], Malformed> {
     Ok(id)
 }
 
-/// AuthorityKeyIdentifier of a keyIdentifier and nothing else.
+/// AuthorityKeyIdentifier with only a keyIdentifier.
 fn authority_id(value: &[u8]) -> Result<&[u8], Malformed> {
     let mut reader = DerReader::inside(value, Tag::Sequence)?;
     let id = reader.content(context(0, false))?;

@@ -1,4 +1,4 @@
-//! A TBSCertificate, read strictly: what none of our profiles has is a finding.
+//! A strictly parsed TBSCertificate: whatever no profile has is a finding.
 
 use std::time::SystemTime;
 
@@ -17,26 +17,26 @@ use crate::{
     profile::ORGANIZATION_MAX,
 };
 
-/// What stands in a TBSCertificate of one of our profiles, borrowed from its bytes.
+/// Content of a TBSCertificate of one of our profiles, borrowed from its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts<'a> {
-    /// The serial number: the INTEGER's content, positive, sign byte included.
+    /// The serial number: the content of the INTEGER, positive, including the sign byte.
     pub serial: &'a [u8],
-    /// The algorithm that the certificate is to be signed with.
+    /// The signature algorithm.
     pub signature_algorithm: SignatureAlgorithm,
     /// DER Name of the issuer.
     pub issuer: &'a [u8],
-    /// Start of the validity.
+    /// notBefore.
     pub not_before: SystemTime,
-    /// End of the validity, inclusive.
+    /// notAfter, inclusive.
     pub not_after: SystemTime,
     /// DER Name of the subject.
     pub subject: &'a [u8],
-    /// DER SubjectPublicKeyInfo; [`Facts::public_key`] reads it.
+    /// DER SubjectPublicKeyInfo; [`Facts::public_key`] parses it.
     pub spki: &'a [u8],
-    /// The profile whose key usage, extended key usage and basic constraints it has.
+    /// The profile with its key usage, extended key usage and basic constraints.
     pub profile: Profile,
-    /// Whether basicConstraints says CA:TRUE.
+    /// Whether basicConstraints is CA:TRUE.
     pub is_ca: bool,
     /// pathLenConstraint, if there is one.
     pub path_len: Option<u8>,
@@ -48,16 +48,16 @@ pub struct Facts<'a> {
     pub names: Vec<Name>,
 }
 
-/// Gives a malformed element its name.
+/// Names a malformed element.
 fn at(finding: &'static str) -> impl Fn(Malformed) -> Finding {
     move |Malformed| Finding(finding)
 }
 
 impl<'a> Facts<'a> {
-    /// Reads a DER TBSCertificate.
+    /// Parses a DER TBSCertificate.
     ///
     /// # Errors
-    /// When it is malformed, or has a form, an extension or a name that none of our profiles has.
+    /// If it is malformed, or has a form, an extension or a name that none of our profiles has.
     pub fn parse(tbs: &'a [u8]) -> Result<Self, Finding> {
         let mut fields = DerReader::inside(tbs, Tag::Sequence).map_err(at("it is not a TBSCertificate"))?;
         let version = fields.content(context(0, true)).map_err(at("the version is missing"))?;
@@ -74,7 +74,7 @@ impl<'a> Facts<'a> {
         validity.finish().map_err(at("the validity is malformed"))?;
         let subject = fields.whole(Tag::Sequence).map_err(at("the subject is malformed"))?;
         let spki = fields.whole(Tag::Sequence).map_err(at("the public key is malformed"))?;
-        // Unique identifiers ([1], [2]) are not ours: what follows is [3] or nothing we sign.
+        // Unique identifiers ([1], [2]) are not permitted: only [3] may follow.
         let list = fields.content(context(3, true)).map_err(at("the extensions are missing"))?;
         fields.finish().map_err(at("something follows the extensions"))?;
         let extensions = Extensions::parse(list)?;
@@ -96,25 +96,25 @@ impl<'a> Facts<'a> {
         })
     }
 
-    /// The subject's public key, read with all checks (a point must be on its curve); costs several times what the
-    /// rest of the facts cost, so that it is not done where the bytes are known from a key that was read before.
+    /// The subject's public key, parsed with all checks (a point must be on its curve). It costs several times as much
+    /// as the other facts, so it is not used for bytes of a key that was parsed before.
     ///
     /// # Errors
-    /// When this CA does not take such a key.
+    /// If this CA does not accept such a key.
     pub fn public_key(&self) -> Result<PublicKey, KeyError> {
         PublicKey::from_spki_der(self.spki)
     }
 
-    /// The type of the subject's public key, by its form alone.
+    /// The type of the subject's public key, by its encoding only.
     ///
     /// # Errors
-    /// When this CA does not take such a key.
+    /// If this CA does not accept such a key.
     pub fn key_algorithm(&self) -> Result<KeyAlgorithm, Finding> {
         super::key::algorithm(self.spki)
     }
 }
 
-/// The profile that the usages and constraints make, whole; parts of two make none.
+/// The profile with exactly these usages and constraints; mixtures match none.
 fn profile(found: &Extensions<'_>, subject: &[u8]) -> Result<(Profile, bool, Option<u8>), Finding> {
     const KEY_USAGE_LEAF: &[u8] = b"\x03\x02\x05\xa0";
     const KEY_USAGE_INTERMEDIATE: &[u8] = b"\x03\x02\x01\x86";
@@ -147,7 +147,7 @@ fn profile(found: &Extensions<'_>, subject: &[u8]) -> Result<(Profile, bool, Opt
     Err(Finding("key usages and basic constraints are not those of one profile"))
 }
 
-/// The text of a Name that is one organization and nothing else.
+/// The value of a Name that consists of one organization.
 pub(crate) fn organization(subject: &[u8]) -> Result<String, Finding> {
     let read = || -> Result<&str, Malformed> {
         let mut rdns = DerReader::inside(subject, Tag::Sequence)?;
@@ -171,7 +171,7 @@ pub(crate) fn organization(subject: &[u8]) -> Result<String, Finding> {
     }
 }
 
-/// UTCTime up to 2049, GeneralizedTime from 2050 on, each in the one form of RFC 5280, section 4.1.2.5.
+/// UTCTime up to 2049, GeneralizedTime from 2050 on, each in the only form of RFC 5280, section 4.1.2.5.
 pub(super) fn time(validity: &mut DerReader<'_>) -> Result<SystemTime, Finding> {
     let finding = Finding("a time of the validity is malformed");
     let (tag, whole) = validity.any_whole().map_err(at(finding.0))?;

@@ -1,4 +1,4 @@
-//! A public key's type and strength by the form of its encoding, without any arithmetic on it.
+//! Type and strength of a public key by its encoding, without any arithmetic.
 
 use aws_lc_rs::digest;
 use const_oid::db::{rfc5912, rfc8410};
@@ -10,10 +10,10 @@ use crate::{
     lint::reader::{DerReader, Malformed},
 };
 
-/// The RSA moduli that may be certified, in bits.
+/// Permitted lengths of RSA moduli in bits.
 const RSA_BITS: std::ops::RangeInclusive<u16> = 2048..=4096;
 
-/// A key that may be certified.
+/// Checks that a key may be certified.
 pub(super) fn strength(spki: &[u8]) -> Result<(), Finding> {
     algorithm(spki).map(|_| ())
 }
@@ -32,7 +32,7 @@ pub(super) fn id(spki: &[u8]) -> Result<Vec<u8>, Finding> {
     Ok(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, bits).as_ref().to_vec())
 }
 
-/// SubjectPublicKeyInfo: the content of its AlgorithmIdentifier, and the key's bits.
+/// SubjectPublicKeyInfo: the content of its AlgorithmIdentifier, and the bits of the key.
 fn parts(spki: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     let mut reader = DerReader::inside(spki, Tag::Sequence)?;
     let identifier = reader.content(Tag::Sequence)?;
@@ -67,7 +67,7 @@ fn of_form(identifier: &[u8], bits: &[u8]) -> Result<KeyAlgorithm, Finding> {
     Err(Finding("the public key is not one that may be certified (RSA 2048 to 4096, P-256, P-384, Ed25519)"))
 }
 
-/// RSAPublicKey (RFC 8017, appendix A.1.1): an odd modulus of 2048 to 4096 bits, an odd exponent of 3 at least.
+/// RSAPublicKey (RFC 8017, appendix A.1.1): an odd modulus of 2048 to 4096 bits, an odd exponent of at least 3.
 fn rsa(bits: &[u8]) -> Result<KeyAlgorithm, Malformed> {
     let mut reader = DerReader::inside(bits, Tag::Sequence)?;
     let (modulus, exponent) = (reader.positive_integer()?, reader.positive_integer()?);

@@ -24,7 +24,7 @@ fn judge(tbs: &[u8], ca: &SoftCa) -> Result<(), Finding> {
 use super::leaf as leaf_rules;
 use crate::testing::leaf;
 
-/// The elements that a SEQUENCE is made of.
+/// The elements of a SEQUENCE.
 fn split(sequence: &[u8]) -> Vec<Vec<u8>> {
     let mut reader = DerReader::inside(sequence, Tag::Sequence).unwrap();
     let mut parts = Vec::new();
@@ -38,7 +38,7 @@ fn join(parts: &[Vec<u8>]) -> Vec<u8> {
     element(Tag::Sequence, &[&parts.concat()])
 }
 
-/// A good leaf with one field replaced (0 version ... 7 extensions), or removed.
+/// A valid leaf with one field replaced (0 version ... 7 extensions), or removed.
 fn field(tbs: &[u8], at: usize, by: Option<&[u8]>) -> Vec<u8> {
     let mut parts = split(tbs);
     match by {
@@ -48,7 +48,7 @@ fn field(tbs: &[u8], at: usize, by: Option<&[u8]>) -> Vec<u8> {
     join(&parts)
 }
 
-/// A good leaf whose extensions (0 key usage, 1 extended, 2 constraints, 3 authority, 4 names) have been changed.
+/// A valid leaf with changed extensions (0 key usage, 1 extended, 2 constraints, 3 authority, 4 names).
 fn extended(tbs: &[u8], change: impl FnOnce(&mut Vec<Vec<u8>>)) -> Vec<u8> {
     let parts = split(tbs);
     let list = DerReader::inside(&parts[7], context(3, true)).unwrap().whole(Tag::Sequence).unwrap().to_vec();

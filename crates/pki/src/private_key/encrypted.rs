@@ -1,4 +1,4 @@
-//! EncryptedPrivateKeyInfo (RFC 5958, section 3) under PBES2 (RFC 8018): decrypted in place, at a bounded cost.
+//! EncryptedPrivateKeyInfo (RFC 5958, section 3) with PBES2 (RFC 8018): decrypted in place, at a bounded cost.
 
 use der::Decode;
 use pkcs8::{
@@ -10,12 +10,12 @@ use zeroize::Zeroizing;
 
 use super::PrivateKeyError;
 
-/// Seconds of work; the highest recommendations in use are below two million.
+/// Maximum number of PBKDF2 iterations: seconds of work; the highest recommendations are below two million.
 const ITERATIONS_MAX: u32 = 20_000_000;
-/// Of memory; OpenSSL writes 16 MiB, and refuses more than 32 MiB unless told.
+/// Maximum memory for scrypt; OpenSSL writes 16 MiB, and by default rejects more than 32 MiB.
 const SCRYPT_BYTES_MAX: u64 = 512 << 20;
 
-/// The plaintext, with nothing of the padding left behind it.
+/// The plaintext without its padding.
 pub(super) fn decrypt(der: &[u8], passphrase: &SecretString) -> Result<Zeroizing<Vec<u8>>, PrivateKeyError> {
     let info = EncryptedPrivateKeyInfoRef::from_der(der).map_err(|_error| {
         PrivateKeyError::UnsupportedEncryption("it is not PBES2 with PBKDF2 or scrypt and AES, or not DER")
@@ -37,7 +37,7 @@ pub(super) fn decrypt(der: &[u8], passphrase: &SecretString) -> Result<Zeroizing
     Ok(buffer)
 }
 
-/// A file says itself how much work its decryption is; believe it within reason only.
+/// The file determines the cost of its decryption; limit it.
 fn check_cost(kdf: &Kdf) -> Result<(), PrivateKeyError> {
     let within = match kdf {
         Kdf::Pbkdf2(pbkdf2) => (1..=ITERATIONS_MAX).contains(&pbkdf2.iteration_count),

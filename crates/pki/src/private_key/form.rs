@@ -1,4 +1,4 @@
-//! The DER forms of private keys: read strictly, written as PKCS#8 into buffers of their final size.
+//! DER formats of private keys: parsed strictly, encoded as PKCS#8 into buffers of their final size.
 
 use const_oid::{
     ObjectIdentifier,
@@ -41,7 +41,7 @@ struct EcPrivateKey<'a> {
 }
 
 type Secret = Zeroizing<Vec<u8>>;
-/// PKCS#8 of the private half, and the public half that the file claims.
+/// PKCS#8 of the private key, and the public key in the file.
 type Claim<'a> = (Secret, Option<&'a [u8]>);
 
 /// PKCS#1.
@@ -79,7 +79,7 @@ pub(super) fn pkcs8(der: &[u8]) -> Result<Claim<'_>, PrivateKeyError> {
     }
 }
 
-/// Our own PKCS#8 of an elliptic-curve key with its public half, which some tokens want to find there.
+/// Our own PKCS#8 of an elliptic-curve key including its public key, which some tokens require.
 pub(super) fn with_public_half(pkcs8: &[u8], public_key: &PublicKey) -> Result<Secret, PrivateKeyError> {
     match components(pkcs8)? {
         Components::Ec { scalar, .. } => wrap_ec(public_key.algorithm(), scalar, Some(public_key.subject_public_key())),
@@ -141,7 +141,7 @@ fn ec_structure(der: &[u8]) -> Result<EcPrivateKey<'_>, PrivateKeyError> {
     Ok(key)
 }
 
-/// A SEC 1 structure whose curve may also be named around it; where it is named twice, it must be the same.
+/// A SEC 1 structure whose curve may also be named outside of it; if it is named twice, both must be equal.
 fn ec_key<'a>(der: &'a [u8], around: Option<AnyRef<'_>>) -> Result<Claim<'a>, PrivateKeyError> {
     let key = ec_structure(der)?;
     let inside = key.parameters.map(named_curve).transpose()?;
@@ -174,7 +174,7 @@ fn curve_der(curve: KeyAlgorithm) -> Result<&'static [u8], PrivateKeyError> {
     curve.ec_parameters_der().ok_or(NO_CURVE)
 }
 
-/// The scalar at its field's length: some writers leave leading zeros out, some add one.
+/// The scalar with the length of its field: some encoders omit leading zeros, some add one.
 fn scalar(bytes: &[u8], length: usize) -> Result<Secret, PrivateKeyError> {
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
     let number = bytes.get(zeros..).unwrap_or_default();
@@ -187,7 +187,7 @@ fn scalar(bytes: &[u8], length: usize) -> Result<Secret, PrivateKeyError> {
     Ok(scalar)
 }
 
-/// RFC 8410, section 7: an OCTET STRING in the OCTET STRING.
+/// RFC 8410, section 7: an OCTET STRING in an OCTET STRING.
 fn seed(der: &[u8]) -> Result<&[u8], PrivateKeyError> {
     let seed = <&OctetStringRef>::from_der(der).map(OctetStringRef::as_bytes).unwrap_or_default();
     if seed.len() != 32 {
@@ -216,7 +216,7 @@ fn wrap(algorithm: AlgorithmIdentifierRef<'_>, inner: &[u8]) -> Result<Secret, P
     encode(&PrivateKeyInfoRef::new(algorithm, OctetStringRef::new(inner).map_err(unencodable)?))
 }
 
-/// Into one buffer of the final size, so that growth leaves no copy behind.
+/// Encodes into one buffer of the final size, so that no reallocation leaves a copy behind.
 fn encode(value: &impl Encode) -> Result<Secret, PrivateKeyError> {
     let length = value.encoded_len().and_then(usize::try_from).map_err(unencodable)?;
     let mut der = Zeroizing::new(vec![0; length]);

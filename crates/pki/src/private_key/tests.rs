@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Runs openssl with the input on its standard input.
+/// Runs openssl with this standard input.
 fn openssl(arguments: &str, input: &[u8]) -> String {
     let mut child = Command::new("openssl")
         .args(arguments.split(' '))
@@ -26,9 +26,9 @@ fn read(text: &str) -> Result<PrivateKey, PrivateKeyError> {
     PrivateKey::from_pem(text.as_bytes(), None)
 }
 
-/// The error, since a key has no Debug.
+/// The error; a key has no Debug.
 fn refusal(text: &str) -> PrivateKeyError {
-    read(text).err().unwrap_or_else(|| panic!("taken: {text}"))
+    read(text).err().unwrap_or_else(|| panic!("accepted: {text}"))
 }
 
 /// A new private key as PKCS#8.
@@ -44,7 +44,7 @@ fn ec(curve: &str) -> String {
     new(&format!("EC -pkeyopt ec_paramgen_curve:{curve}"))
 }
 
-/// openssl's own public half of a private key.
+/// The public key computed by openssl.
 fn public_half(text: &str) -> PublicKey {
     let block = pem::blocks(openssl("pkey -pubout", text.as_bytes()).as_bytes()).unwrap().remove(0);
     PublicKey::from_spki_der(&block.der).unwrap()
@@ -55,7 +55,7 @@ fn every_form_in_which_operators_have_it() {
     let (rsa, p256, p384, ed25519) = (rsa(2048), ec("P-256"), ec("P-384"), new("ED25519"));
     let sec1 = |text: &str| openssl("ec", text.as_bytes());
     let parameters = |curve: &str| openssl(&format!("ecparam -name {curve}"), b"");
-    // OpenSSL leaves the curve out of SEC 1 inside PKCS#8 only; here is one that relies on the block before it.
+    // OpenSSL omits the curve only in SEC 1 inside PKCS#8; this one relies on the block before it.
     let bare = {
         let block = pem::blocks(p256.as_bytes()).unwrap().remove(0);
         let info = pkcs8::PrivateKeyInfoRef::try_from(block.der.as_slice()).unwrap();
@@ -92,7 +92,7 @@ fn version_2_of_pkcs8_carries_its_public_half() {
     let v2 = pair.to_pkcs8().unwrap();
     let key = read(&pem::encode("PRIVATE KEY", v2.as_ref())).unwrap();
     assert_eq!(key.public_key().ec_point(), Some(pair.public_key().as_ref()));
-    assert_eq!(key.pkcs8().len(), 48, "version 1, which more tokens read");
+    assert_eq!(key.pkcs8().len(), 48, "not version 1, which more tokens support");
     let mut other = v2.as_ref().to_vec();
     *other.last_mut().unwrap() ^= 1;
     let error = refusal(&pem::encode("PRIVATE KEY", &other));
@@ -163,7 +163,7 @@ fn encrypted_keys_need_their_passphrase() {
     for number in 0..600 {
         let wrong = SecretString::from(format!("wrong {number}"));
         let error = PrivateKey::from_pem(text.as_bytes(), Some(&wrong)).err().unwrap();
-        assert_eq!(error, PrivateKeyError::PassphraseWrong, "also where the padding happens to fit");
+        assert_eq!(error, PrivateKeyError::PassphraseWrong, "with padding that happens to be valid");
     }
     for form in ["-v2 des3", "-v2 aes-256-cbc -v2prf hmacWithSHA1", "-v1 PBE-SHA1-3DES"] {
         let text = encrypt(form);

@@ -34,7 +34,7 @@ fn root(organization: &str) -> Template {
     Template { profile, names: Vec::new(), not_after: now() + 3650 * DAY, public_key: public(&P256), ..leaf(&[ID]) }
 }
 
-/// Each field as ISTIO.md 2.4 gives it, its DER written out by hand.
+/// Each field as Istio's own CA encodes it, with the DER written by hand.
 #[test]
 fn a_leaf_is_istios_field_by_field() {
     let ca = SoftCa::new(&P256);
@@ -65,7 +65,7 @@ fn a_leaf_is_istios_field_by_field() {
     assert!(fields.at_end());
 }
 
-/// The extensions of a CA's certificate, their DER written out by hand.
+/// The extensions of CA certificates, with the DER written by hand.
 #[test]
 fn ca_certificates_have_exactly_these_extensions() {
     let extensions = |der: &[u8]| {
@@ -94,7 +94,7 @@ fn ca_certificates_have_exactly_these_extensions() {
     assert_eq!(extensions(new_root.der()), expected.concat(), "root");
 }
 
-/// DER sorts the attributes of an RDN, but not every CA's certificate does.
+/// DER sorts the attributes of an RDN, but some CA certificates do not.
 #[test]
 fn the_issuer_keeps_the_order_of_its_attributes() {
     let subject = b"\x30\x18\x31\x16\x30\x09\x06\x03\x55\x04\x0a\x0c\x02zz\x30\x09\x06\x03\x55\x04\x03\x0c\x02aa";
@@ -160,7 +160,7 @@ fn a_root_signs_itself() {
         let (critical, id) = tbs.get_extension::<SubjectKeyIdentifier>().unwrap().unwrap();
         assert!(!critical && id.0.as_bytes() == public(&P256).key_id());
         assert_eq!(tbs.extensions().unwrap().len(), 3);
-        assert_eq!(issued.chain().len(), 2, "never fewer than two elements");
+        assert_eq!(issued.chain().len(), 2, "fewer than two elements");
     }
     assert!(Issuer::of_new_root(&leaf(&[ID])).is_err());
     assert!(Issuer::of_new_root(&root("")).is_err());
@@ -223,7 +223,7 @@ fn serial_numbers() {
     }
 }
 
-/// The bytes are not what the template says: each field is noticed, under a signature that is good.
+/// The bytes differ from the template: each difference is detected, although the signature is valid.
 #[test]
 fn every_field_is_compared_with_what_was_granted() {
     let ca = SoftCa::new(&P256);

@@ -1,7 +1,7 @@
-//! What this CA issues, judged by others: OpenSSL's command and rustls-webpki.
+//! Our certificates, verified by OpenSSL's command and rustls-webpki.
 //!
-//! The CA here is one of software, made in the test; the certificates pass through the same code as the ones that
-//! a token signs. Each certificate is also left in `target/tmp/leaf`, for `tests/pkilint.sh`.
+//! The CA is a software CA, but the certificates pass through the same code as those signed by a token. Each
+//! certificate is also stored in `target/tmp/leaf` for `tests/pkilint.sh`.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted
 const DAY: Duration = Duration::from_secs(86_400);
 const SPIFFE: &str = "spiffe://cluster.local/ns/foo/sa/bar";
 
-/// A plug-in CA of software: its key and its checked files.
+/// A plug-in CA in software: its key and its checked files.
 struct SoftCa {
     name: &'static str,
     key: KeyPair,
@@ -45,13 +45,13 @@ impl SoftCa {
         Self { name, key, issuer: Arc::clone(bundle.issuer()) }
     }
 
-    /// A root that signs leaves itself.
+    /// A root that signs leaves.
     fn root(name: &'static str, key: KeyPair) -> Self {
         let certificate = authority("Root CA").self_signed(&key).unwrap().pem();
         Self::new(name, key, &certificate, "", &certificate)
     }
 
-    /// An intermediate below an offline root, as Istio's samples are.
+    /// An intermediate with an offline root, like Istio's samples.
     fn intermediate(name: &'static str, key: KeyPair) -> Self {
         let root_key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
         let root_params = authority("Root CA");
@@ -63,7 +63,7 @@ impl SoftCa {
         Self::new(name, key, &own, &own, &root)
     }
 
-    /// A root without a subject key identifier, as Istio's sample CA has none.
+    /// A root without a subject key identifier, like Istio's sample CA.
     fn without_key_id(name: &'static str) -> Self {
         let dir = TempDir::new().unwrap();
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
@@ -132,7 +132,7 @@ fn whole_second(time: SystemTime) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
-/// What `openssl` prints; a missing or refusing one fails the test with its words.
+/// Runs `openssl`, which must succeed, and returns its output.
 fn openssl(arguments: &[&str]) -> String {
     let output = Command::new("openssl").args(arguments).output().expect("openssl (apt-get install openssl)");
     let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -140,7 +140,7 @@ fn openssl(arguments: &[&str]) -> String {
     out.into_owned()
 }
 
-/// Writes a certificate's chain where OpenSSL and pkilint find it: leaf, path and roots.
+/// Writes a certificate's chain for OpenSSL and pkilint: leaf, path and roots.
 fn files(ca: &SoftCa, what: &str, issued: &Issued) -> [PathBuf; 3] {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("leaf");
     fs::create_dir_all(&dir).unwrap();
@@ -167,7 +167,7 @@ fn openssl_verifies_for_both_purposes() {
                 if !ca.issuer.path_pem().is_empty() {
                     arguments.extend(["-untrusted", &path]);
                 }
-                // RFC 5280 wants a key identifier of every CA; that one has none.
+                // RFC 5280 requires a key identifier of every CA; this one has none.
                 if ca.issuer.subject_key_id().is_some() {
                     arguments.push("-x509_strict");
                 }
@@ -191,7 +191,7 @@ fn webpki_verifies_for_both_purposes() {
             let (leaf, path) = rest.split_first().unwrap();
             let anchors = [anchor_from_trusted_cert(root).unwrap()];
             let certificate = EndEntityCert::try_from(leaf).unwrap();
-            // Read after the CA was made: OpenSSL dates its certificate by its own clock.
+            // Read after the CA was created, since OpenSSL dates its certificate by its own clock.
             let now = UnixTime::since_unix_epoch(clock::now().duration_since(SystemTime::UNIX_EPOCH).unwrap());
             for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
                 let verified =
@@ -210,7 +210,7 @@ fn webpki_verifies_for_both_purposes() {
 
 fn der(pem: &str) -> CertificateDer<'static> {
     let blocks = istio_hsm_ca_pki::pem::blocks(pem.as_bytes()).unwrap();
-    assert_eq!(blocks.len(), 1, "one certificate an element");
+    assert_eq!(blocks.len(), 1, "not one certificate per element");
     CertificateDer::from(blocks[0].der.to_vec())
 }
 
@@ -294,5 +294,5 @@ fn a_root_and_an_intermediate_of_ours_carry_a_chain() {
         Arc::clone(&below.issuer),
         Serial::random(),
     );
-    assert!(refused.is_err(), "path length 0 carries no further CA");
+    assert!(refused.is_err(), "path length 0 permits another CA");
 }

@@ -1,4 +1,4 @@
-//! Certificates and plug-in CAs as OpenSSL and webpki see them.
+//! Certificates and plug-in CAs, verified by OpenSSL and webpki.
 
 #![allow(
     clippy::unwrap_used,

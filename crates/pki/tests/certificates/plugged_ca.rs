@@ -1,5 +1,5 @@
-//! Good and bad plug-in CAs: what [`Bundle::check`] says of each, and what openssl and rustls-webpki say of a leaf
-//! under it. The certificates are made by openssl at test time.
+//! Valid and invalid plug-in CAs: the result of [`Bundle::check`], and of openssl and rustls-webpki for a leaf issued
+//! by them. The certificates are made by openssl at test time.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ const LEAF: &str = "basicConstraints=critical,CA:false\nkeyUsage=critical,digita
                     subjectAltName=critical,URI:spiffe://cluster.local/ns/default/sa/bar\n";
 const P256: &str = "EC -pkeyopt ec_paramgen_curve:P-256";
 
-/// A directory in which openssl works; files are called by short names.
+/// A directory in which openssl runs; files have short names.
 struct Workshop(tempfile::TempDir);
 
 impl Workshop {
@@ -36,7 +36,7 @@ impl Workshop {
         shop
     }
 
-    /// Runs openssl; words are divided by spaces. True when it ends well.
+    /// Runs openssl; arguments are separated by spaces. True if it succeeds.
     fn try_openssl(&self, arguments: &str) -> bool {
         let output = Command::new("openssl").args(arguments.split_whitespace()).current_dir(self.0.path()).output();
         output.unwrap().status.success()
@@ -58,7 +58,8 @@ impl Workshop {
         self.openssl(&format!("genpkey -algorithm {algorithm} -out {name}.key"));
     }
 
-    /// A certificate `name`.crt for `key`.key and the subject CN=`subject`, by `issuer` (certificate, key) or itself.
+    /// A certificate `name`.crt for `key`.key with the subject CN=`subject`, by `issuer` (certificate, key) or
+    /// self-signed.
     fn certify(
         &self,
         name: &str,
@@ -85,19 +86,19 @@ impl Workshop {
         ));
     }
 
-    /// A new P-256 key and its certificate, in one.
+    /// Creates a P-256 key and its certificate.
     fn authority(&self, name: &str, issuer: Option<&str>, extensions: &str, more: &str) -> String {
         self.key(name, P256);
         self.certify(name, (name, name), issuer.map(|issuer| (issuer, issuer)), extensions, more);
         self.read(&format!("{name}.crt"))
     }
 
-    /// What openssl says of given-leaf.crt.
+    /// Whether openssl accepts given-leaf.crt.
     fn openssl_takes(&self, intermediates: &[u8], roots: &[u8], now: SystemTime) -> bool {
         self.write("given-roots", roots);
         self.write("given-others", intermediates);
         let at = now.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        // openssl takes no empty file.
+        // openssl does not accept empty files.
         let untrusted = if intermediates.is_empty() { "" } else { "-untrusted given-others" };
         let chain = format!("-CAfile given-roots -no-CApath -no-CAstore {untrusted} -auth_level 0");
         ["sslserver", "sslclient"]
@@ -106,7 +107,7 @@ impl Workshop {
     }
 }
 
-/// What rustls-webpki, and so ztunnel, says of a leaf.
+/// Whether rustls-webpki, and so ztunnel, accepts a leaf.
 fn webpki_takes(leaf: &[u8], intermediates: &[Vec<u8>], roots: &[Vec<u8>], now: SystemTime) -> bool {
     let der = |bytes: &Vec<u8>| CertificateDer::from(bytes.clone());
     let (roots, intermediates): (Vec<_>, Vec<_>) =
@@ -127,7 +128,7 @@ fn ders(text: &[u8]) -> Vec<Vec<u8>> {
 
 struct Case {
     name: &'static str,
-    /// The key under which a leaf is made for the judges.
+    /// The key that signs the leaf for the verifiers.
     signer: &'static str,
     ca: Vec<u8>,
     chain: Vec<u8>,
@@ -152,7 +153,7 @@ impl Case {
     }
 
     fn now(&self) -> SystemTime {
-        // A minute on: the certificates were made in this very second.
+        // A minute later: the certificates were made in this very second.
         let now = clock::now() + Duration::from_secs(60);
         let days = DAY * self.at.unsigned_abs();
         if self.at < 0 { now - days } else { now + days }
@@ -172,7 +173,7 @@ impl Case {
     }
 }
 
-/// Good: the path's length, and a part of each expected warning.
+/// Valid CAs: length of the path, and a part of each expected warning.
 #[test]
 fn good_plugin_cas_are_taken() {
     let shop = Workshop::new();
@@ -180,7 +181,7 @@ fn good_plugin_cas_are_taken() {
     let other = shop.authority("other-root", None, CA, "");
     let plain = shop.authority("plain", Some("root"), CA, "");
 
-    // The shape of Istio's samples: RSA, basicConstraints not critical, no SKI, a DNS name.
+    // The form of Istio's samples: RSA, basicConstraints not critical, no SKI, a DNS name.
     shop.key("sample", "RSA -pkeyopt rsa_keygen_bits:2048");
     let shape = "basicConstraints=CA:true\nkeyUsage=keyCertSign\nsubjectAltName=DNS:ca.istio.io\n\
                  subjectKeyIdentifier=none\nauthorityKeyIdentifier=none\n";
@@ -285,25 +286,25 @@ fn good_plugin_cas_are_taken() {
         shop.certify("given-leaf", ("leaf", "leaf"), Some((&format!("given-{signer}"), signer)), LEAF, more);
         let leaf = ders(shop.read("given-leaf.crt").as_bytes()).remove(0);
         let path: Vec<_> = issuer.path_pem().iter().flat_map(|element| ders(element.as_bytes())).collect();
-        // What a client gets, and not the files: openssl does not search as we do.
+        // What a client receives rather than the files: openssl searches paths differently.
         let sent = issuer.path_pem().concat();
         assert!(shop.openssl_takes(sent.as_bytes(), &case.roots, case.now()), "{name}: openssl");
         assert!(webpki_takes(&leaf, &path, issuer.roots(), case.now()), "{name}: webpki");
-        assert!(!webpki_takes(&leaf, &path, &[], case.now()), "{name}: the judge can refuse");
+        assert!(!webpki_takes(&leaf, &path, &[], case.now()), "{name}: the verifier accepts everything");
     }
 }
 
-/// Bad: a part of each problem; and which judge agrees that a leaf under it is worth nothing.
+/// Invalid CAs: a part of each problem, and which verifier also rejects a leaf.
 #[test]
 fn bad_plugin_cas_are_refused_with_every_reason() {
     #[derive(Clone, Copy, PartialEq)]
     enum Judge {
         Both,
-        /// A rule that openssl has, and rustls-webpki has not for trust anchors, or not at all.
+        /// A rule of openssl that rustls-webpki does not have, or not for trust anchors.
         Openssl,
-        /// A rule that one of Istio's clients has and openssl has not.
+        /// A rule of one of Istio's clients that openssl does not have.
         Webpki,
-        /// Ours or Go's alone: what they take is not what we can sign with, or not what goes out in a reply.
+        /// A rule of only this program or Go, because we cannot sign with it, or it is not part of a reply.
         Nobody,
     }
     use Judge::{Both, Nobody, Openssl, Webpki};
@@ -456,7 +457,7 @@ fn bad_plugin_cas_are_refused_with_every_reason() {
     ];
     for (case, reasons, judge) in cases {
         let name = case.name;
-        let problems = case.check().err().unwrap_or_else(|| panic!("{name}: taken"));
+        let problems = case.check().err().unwrap_or_else(|| panic!("{name}: accepted"));
         assert_eq!(problems.len(), reasons.len(), "{name}: {problems:#?}");
         for (problem, reason) in problems.iter().zip(reasons) {
             assert!(problem.contains(reason), "{name}: {problem}");
