@@ -1,9 +1,9 @@
-# The one door: people and CI run the same targets. `make` alone lists them.
+# Entry point for developers and CI. `make` lists the targets.
 
 CARGO ?= cargo
 export RUSTDOCFLAGS := -D warnings
 
-# A test fails by panicking, and counts with numbers of its own making.
+# Tests fail by panicking, and their numbers are small.
 IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions cast_possible_truncation \
 	cast_possible_wrap cast_sign_loss disallowed_methods type_complexity unwrap_in_result)
 
@@ -13,26 +13,26 @@ IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-# Groups of scripts/packages.sh, besides what every build needs.
+# Groups of scripts/packages.sh, in addition to the packages of every build.
 FOR ?=
-# Fails with the command to run when packages are missing.
+# If packages are missing, fails with the command that installs them.
 require = @scripts/packages.sh --check $(1)
 
 deps: ## install missing packages; FOR='browser deploy foreign fuzz kube pkilint tokens' adds those of further targets
 	@scripts/packages.sh $(FOR)
 
-demo: deps ## from nothing to a certificate out of a SoftHSM token, each step in a line; CACERTS=DIR for your own CA
+demo: deps ## issue a certificate with a SoftHSM token, one line per step; CACERTS=DIR uses your own CA
 	@scripts/demo.sh
 
-run: deps ## the same, and the daemon stays up
+run: deps ## the same, and keep the daemon running
 	@scripts/demo.sh --stay
 
-test: ## every test, with SoftHSM
+test: ## run all tests, with SoftHSM
 	$(call require)
 	$(CARGO) test --locked --workspace --all-targets --no-fail-fast
 	$(CARGO) test --locked --workspace --doc
 
-test-browser: ## the status page in a headless Chromium; pictures in target/tmp/status-page
+test-browser: ## test the status page in a headless Chromium; screenshots in target/tmp/status-page
 	$(call require,browser)
 	$(CARGO) test --locked --test browser -- --ignored
 
@@ -44,12 +44,12 @@ test-foreign: ## the log by another implementation, chains by Go and BoringSSL, 
 	$(CARGO) test --locked --test repository -- --ignored dashboard::
 	$(CARGO) test --locked --test signing_path -- --ignored --exact outcomes::prometheus_takes_the_metrics_as_they_are
 
-test-pkilint: ## leaves judged by pkilint, which is kept in a cache outside the tree
+test-pkilint: ## check leaf certificates with pkilint, which is cached outside the tree
 	$(call require,pkilint)
 	$(CARGO) test --locked --package istio-hsm-ca-pki --test certificates leaf::
 	@tests/pkilint.sh
 
-test-deploy: ## chart, manifests, units, images and the guide; needs Go once (Helm, an API server), and root
+test-deploy: ## test chart, manifests, units, images and the guide; needs root, and Go once (Helm, an API server)
 	$(call require,deploy kube)
 	$(CARGO) test --locked --test deploy -- --include-ignored
 
@@ -59,12 +59,12 @@ test-tokens: ## the token suite on SoftHSM, Kryoptic, NSS, a TPM and p11-kit, an
 	$(CARGO) test --locked --test token_host suite:: -- --include-ignored
 	$(CARGO) test --locked --test cli adopt:: -- --include-ignored
 
-test-kube: ## Kubernetes, by a real API server, which is built by Go first, once: ten minutes
+test-kube: ## test with a real API server, which is first built with Go, once: ten minutes
 	$(call require,kube)
 	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
 	$(CARGO) test --locked --test kube -- --ignored --skip scale:: --skip istio::
 
-test-istio: ## Istio's own agent, registration authority and CA against ours; its code is built by Go first, once
+test-istio: ## test with Istio's own agent and istiod's code, which is first built with Go, once
 	$(call require,kube)
 	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
 	@tests/istio/build.sh >/dev/null
@@ -89,7 +89,7 @@ faults: ## every return code at every PKCS#11 function, under load; writes docs/
 	FAULTS_PAGE=write $(CARGO) test --locked --profile fast-tests --test fault_matrix -- --ignored --nocapture \
 		every_code_at_every_function
 
-check: dependencies ## format, lints, documentation, dependencies
+check: dependencies ## check format, lints, documentation and dependencies
 	$(call require)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --lib --bins --examples -- -D warnings
@@ -98,10 +98,10 @@ check: dependencies ## format, lints, documentation, dependencies
 	@for script in .ci/run benches/*.sh scripts/*.sh softhsm/*.sh softhsm/softhsm-init deploy/*/*.sh tests/*.sh tests/kube/*.sh; do \
 		bash -n $$script || exit 1; done
 
-dependencies: ## licences, bans and sources of what the lock file names
+dependencies: ## check licences, bans and sources of the packages in Cargo.lock
 	@.ci/dependencies
 
-bench: ## the pure parts (criterion), then a daemon beside its parts and the speed goals, a slow token, a storm
+bench: ## measure the pure parts (criterion), the daemon with the performance goals, a slow token, a storm
 	$(call require)
 	$(CARGO) bench --locked --workspace
 	@benches/endpoint.sh
@@ -111,7 +111,7 @@ bench: ## the pure parts (criterion), then a daemon beside its parts and the spe
 format: ## format the sources
 	$(CARGO) fmt --all
 
-image: ## a container image (OCI layout) in target/image, without a registry
+image: ## build a container image (OCI layout) in target/image, without a registry
 	$(call require,deploy)
 	@rm -rf target/image && mkdir -p target/image
 	@deploy/image/build.sh target/image/istio-hsm-ca

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# From nothing to a workload certificate whose CA key is in a token, one line a step.
+# Issues a workload certificate with a CA key in a token, one line of output per step.
 #
-#   scripts/demo.sh           does everything once and stops what it started
-#   scripts/demo.sh --stay    leaves the daemon up until Ctrl-C and prints how to call it
+#   scripts/demo.sh           runs all steps once and stops the daemon
+#   scripts/demo.sh --stay    keeps the daemon running until Ctrl-C and prints how to call it
 #
-# CACERTS=DIR takes the user's own ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem instead of a sample.
-# They are only read. Everything made here lives in one private directory, which is removed at the end.
+# CACERTS=DIR uses your own ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem instead of a sample.
+# They are only read. All files are created in one private directory, which is removed at the end.
 set -euo pipefail
-# Not for what is built: tests run that program as other users.
+# Not applied to build results: tests run the program as other users.
 users_umask=$(umask)
 umask 077
 root=$(readlink -f -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/..")
@@ -28,7 +28,7 @@ server_name=istiod.istio-system.svc
 number=0
 step() { number=$((number + 1)); printf '%2d  %s\n' "$number" "$*"; }
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
-# Runs a command whose output matters only if it fails.
+# Runs a command and prints its output only if it fails.
 quietly() { "$@" >"$work/output" 2>&1 || { cat "$work/output" >&2; fail "this failed: $*"; }; }
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/istio-hsm-ca-demo.XXXXXX")
@@ -38,7 +38,7 @@ stop() {
   trap - EXIT INT TERM
   if [[ -n $daemon ]] && kill -0 "$daemon" 2>/dev/null; then
     kill "$daemon"
-    # It drains; a demo waits ten seconds for that.
+    # Wait ten seconds for the drain.
     for _ in {1..100}; do kill -0 "$daemon" 2>/dev/null || break; sleep 0.1; done
     kill -KILL "$daemon" 2>/dev/null || true
     wait "$daemon" 2>/dev/null || true
@@ -50,7 +50,7 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# A port below the ephemeral range that nobody listens on.
+# A free port below the ephemeral range.
 free_port() {
   local port
   for _ in {1..50}; do

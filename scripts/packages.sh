@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Installs the Debian or Ubuntu packages that are missing.
+# Installs missing Debian or Ubuntu packages.
 #
 #   scripts/packages.sh [--check] [GROUP...]
 #
 # Without a group: what the build, `make test` and the demo need. Groups add what further targets need: browser, deploy,
 # foreign, fuzz, kube, pkilint, tokens. --check installs nothing; it fails if a package is missing and prints the command.
 #
-# Runs as root, or by sudo if that asks for no password; otherwise it prints the command.
+# Runs as root, or with sudo if that needs no password; otherwise it prints the command.
 set -euo pipefail
 
 check=
 if [[ ${1:-} == --check ]]; then check=1; shift; fi
 
-# package:how to see that it is installed (a command or a file)
+# package:proof of installation (a command or a file)
 needs=(
   "softhsm2:softhsm2-util"     # the token, /usr/lib/softhsm/libsofthsm2.so
   "opensc:pkcs11-tool"         # creates tokens without a PIN on the command line; cross-checks in tests
@@ -100,7 +100,7 @@ echo "installing: ${missing[*]}"
 apt() { "${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get "$@"; }
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-# The package lists of a new machine are empty or stale: update only when the first try fails.
+# The package lists of a new machine may be missing or outdated: update only if the first attempt fails.
 if ! apt install --yes --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
   apt update >"$log" 2>&1 && apt install --yes --no-install-recommends "${missing[@]}" >>"$log" 2>&1 || {
     cat "$log" >&2

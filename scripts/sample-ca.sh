@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes a sample plug-in CA of the shape that Istio's own sample and its documentation have:
+# Creates a sample plug-in CA in the form of Istio's own sample and documentation:
 #
 #   scripts/sample-ca.sh DIR [--type rsa-2048|rsa-4096|p256|p384] [--root-type ...]
 #
-# DIR gets the four files that Istio takes (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem); the root's key goes
-# to DIR/offline/root-key.pem, which nothing here ever uses again. The intermediate has no subject key identifier,
-# basicConstraints and keyUsage that are not critical, and a DNS name: odd for a CA, but what Istio's users have.
-# For trying things out: a production root is made elsewhere, and its key never on this machine.
+# DIR gets Istio's four files (ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem); the root's key is written
+# to DIR/offline/root-key.pem, which is not used again. The intermediate has no subject key identifier,
+# basicConstraints and keyUsage that are not critical, and a DNS name: unusual for a CA, but common with Istio.
+# For trials only: create the root of a production mesh elsewhere, so that its key is never on this machine.
 set -euo pipefail
 umask 077
 
@@ -28,7 +28,7 @@ command -v openssl >/dev/null || { echo "openssl is missing; run: sudo apt-get i
 mkdir -p "$dir/offline"
 cd "$dir"
 
-# -traditional writes PKCS#1 (RSA PRIVATE KEY) or SEC 1 (EC PRIVATE KEY), as Istio's samples are.
+# -traditional writes PKCS#1 (RSA PRIVATE KEY) or SEC 1 (EC PRIVATE KEY), like Istio's samples.
 key() {
   case $1 in
     rsa-2048 | rsa-4096) openssl genrsa -traditional -out "$2" "${1#rsa-}" ;;

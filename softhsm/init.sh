@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes a SoftHSM token in a private directory:
+# Creates a SoftHSM token in a private directory:
 #
 #   softhsm/init.sh DIR [LABEL]
 #
-# writes DIR/softhsm2.conf, DIR/tokens/, DIR/pin and DIR/so-pin (both random, readable by their owner alone), and
+# writes DIR/softhsm2.conf, DIR/tokens/, DIR/pin and DIR/so-pin (both random, readable by their owner only), and
 # prints the token's URI. Programs find the token with SOFTHSM2_CONF=DIR/softhsm2.conf in their environment.
 set -euo pipefail
 umask 077
@@ -13,7 +13,7 @@ here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 mkdir -p -- "$1"
 dir=$(readlink -f -- "$1")
 label=${2:-istio-ca}
-# A label goes into a PKCS#11 URI unescaped, and CKA_LABEL of a token has 32 bytes (PKCS#11, CK_TOKEN_INFO).
+# The label is used unescaped in a PKCS#11 URI, and a token's label has 32 bytes (PKCS#11, CK_TOKEN_INFO).
 [[ $label =~ ^[A-Za-z0-9._-]{1,32}$ ]] || { echo "label $label: 1 to 32 of A-Z a-z 0-9 . _ -" >&2; exit 2; }
 [[ ! -e $dir/softhsm2.conf ]] || { echo "$dir/softhsm2.conf exists; give an empty directory" >&2; exit 1; }
 
@@ -30,7 +30,7 @@ secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 secret >"$dir/pin"
 secret >"$dir/so-pin"
 
-# pkcs11-tool reads the PINs from its own environment, which only this user can read; a command line is the world's.
+# pkcs11-tool reads the PINs from its environment, which only this user can read; all users can read a command line.
 export SOFTHSM2_CONF=$dir/softhsm2.conf
 PIN=$(<"$dir/pin") SO_PIN=$(<"$dir/so-pin")
 export PIN SO_PIN

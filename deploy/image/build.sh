@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes a container image without a daemon, a registry or a base image:
+# Builds a container image without a daemon, a registry or a base image:
 #
 #   deploy/image/build.sh [--softhsm] [--program FILE] OUT
 #
-# OUT becomes an OCI layout (skopeo copy oci:OUT docker://..., podman pull oci:OUT), and OUT.tar the same in one file
+# OUT becomes an OCI layout (skopeo copy oci:OUT docker://..., podman pull oci:OUT), and OUT.tar contains the same
 # (podman load -i OUT.tar). Without --program it builds the program (release). The same program on the same
-# distribution makes the same image, byte for byte. --softhsm: with SoftHSM and a shell, FOR TRIALS ONLY.
+# distribution results in the same image, byte by byte. --softhsm: with SoftHSM and a shell, FOR TRIALS ONLY.
 set -euo pipefail
 umask 022
 usage() { echo "usage: $0 [--softhsm] [--program FILE] OUT" >&2; exit 2; }
@@ -42,7 +42,7 @@ diff_id=$(sha256sum <"$work/layer.tar" | cut -d' ' -f1)
 gzip --no-name --best "$work/layer.tar"
 
 mkdir -p "$out/blobs/sha256"
-# blob FILE: moves it to where its content says, and prints digest and size.
+# blob FILE: moves it to the path of its digest, and prints digest and size.
 blob() {
   local digest size
   digest=$(sha256sum <"$1" | cut -d' ' -f1) size=$(stat --format=%s "$1")

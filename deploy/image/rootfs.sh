@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes an image's root file system: the program, what it needs of this machine's distribution, and nothing else.
+# Creates an image's root file system: the program and its dependencies from this machine's distribution.
 #
 #   deploy/image/rootfs.sh --program FILE --out DIR [--softhsm]
 #
-# No shell, no package manager. Each file of a package brings that package's copyright, and an entry in
-# /var/lib/dpkg/status.d, by which scanners see what is inside. --softhsm adds what a token in files takes: SoftHSM, a
-# shell and the few tools that make the token. That image is FOR TRIALS ONLY.
-# Runs where the program was built, on Debian or Ubuntu: in the Containerfile's first stage, or anywhere by build.sh.
+# No shell, no package manager. For each file of a package, the package's copyright is added, and an entry in
+# /var/lib/dpkg/status.d for scanners. --softhsm adds what a token in files needs: SoftHSM, a
+# shell and the few tools that create the token. That image is FOR TRIALS ONLY.
+# Runs where the program was built, on Debian or Ubuntu: in the Containerfile's first stage, or in build.sh.
 set -euo pipefail
 umask 022
 usage() { echo "usage: $0 --program FILE --out DIR [--softhsm]" >&2; exit 2; }
@@ -31,7 +31,7 @@ need dpkg-query dpkg
 need strip binutils
 
 mkdir -p "$out"/{etc/ssl/certs,tmp,run,proc,sys,dev,var/lib/dpkg/status.d,usr/bin,usr/lib,usr/share/doc}
-# As the distribution has them, so that a library's path means the same file.
+# Links as in the distribution, so that a library has the same path.
 for directory in bin sbin lib lib64; do
   if [[ -L /$directory ]]; then
     mkdir -p "$out/usr/$directory"
@@ -41,14 +41,14 @@ done
 chmod 1777 "$out/tmp"
 
 declare -A taken packages
-# The package that a file belongs to; dpkg knows some files by the path before /usr was merged.
+# The package of a file; dpkg lists some files under their paths before the /usr merge.
 package_of() {
   local path
   for path in "$1" "${1#/usr}" "/usr$1"; do
     dpkg-query --search "$path" 2>/dev/null | sed -n '1s/: .*//p' | cut -d, -f1 && return
   done
 }
-# A file of this machine, at its own path, with the libraries that it needs.
+# Copies a file of this machine to the same path, with the libraries that it needs.
 take() {
   local file=$1 real library package
   [[ -z ${taken[$file]:-} ]] || return 0
@@ -60,7 +60,7 @@ take() {
   [[ -z $package ]] || packages[${package%%:*}]=1
   while read -r library; do take "$library"; done < <(libraries "$real")
 }
-# What the loader would load, the loader itself included.
+# The libraries that the loader would load, including the loader itself.
 libraries() { ldd "$1" 2>/dev/null | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) (0x.*/\1/p'; }
 
 for name in istio-hsm-ca istio-hsm-ca-token-host; do
@@ -70,7 +70,7 @@ for name in istio-hsm-ca istio-hsm-ca-token-host; do
   chmod 0755 "$out/usr/bin/$name"
   while read -r library; do take "$library"; done < <(libraries "$built")
 done
-# Roots for issuers whose keys are fetched by HTTPS.
+# Root certificates for fetching issuers' keys by HTTPS.
 if [[ -e /etc/ssl/certs/ca-certificates.crt ]]; then
   cp /etc/ssl/certs/ca-certificates.crt "$out/etc/ssl/certs/"
   packages[ca-certificates]=1
@@ -84,14 +84,14 @@ if [[ -n $softhsm ]]; then
   [[ -n $module ]] || { echo "libsofthsm2.so is missing; run: sudo apt-get install softhsm2" >&2; exit 1; }
   need pkcs11-tool opensc
   take "$module"
-  # The chart names this path.
+  # The chart uses this path.
   [[ $module == /usr/lib/softhsm/libsofthsm2.so ]] || { mkdir -p "$out/usr/lib/softhsm"; ln -s "$module" "$out/usr/lib/softhsm/libsofthsm2.so"; }
   for tool in bash cat cut dirname env mkdir od readlink rm sed tr pkcs11-tool; do
     file=$(command -v "$tool")
     take "/usr/bin/$(basename "$file")"
   done
   ln -sf bash "$out/usr/bin/sh"
-  # pkcs11-tool's library loads OpenSSL's legacy algorithms when there are any; none is needed.
+  # pkcs11-tool's library loads OpenSSL's legacy algorithms if present; they are not needed.
   mkdir -p "$out/usr/libexec/istio-hsm-ca"
   cp "$root"/softhsm/{init.sh,softhsm2.conf} "$root/softhsm/softhsm-init" "$out/usr/libexec/istio-hsm-ca/"
   chmod 0755 "$out"/usr/libexec/istio-hsm-ca/{init.sh,softhsm-init}

@@ -2,9 +2,9 @@
 # Renders two files of values/ into this directory; the others are examples for helm template, which the tests render:
 #
 #   deploy/manifests/render.sh            writes them
-#   deploy/manifests/render.sh --check    writes nothing; fails when one is not what the chart renders
+#   deploy/manifests/render.sh --check    writes nothing; fails if one differs from the chart's rendering
 #
-# Takes Helm from $HELM, or builds it once (tests/kube/api-server.sh, needs Go).
+# Uses Helm from $HELM, or builds it once (tests/kube/api-server.sh, needs Go).
 set -euo pipefail
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 root=$(dirname -- "$(dirname -- "$here")")
@@ -21,7 +21,7 @@ for name in all-features.yaml minimal.yaml; do
   values=$here/values/$name
   {
     echo "# Rendered by deploy/manifests/render.sh from the chart and deploy/manifests/values/$name; do not edit."
-    # Release and namespace as in the documents; another release renders its own.
+    # Release and namespace as in the documentation.
     "$helm" template istio-hsm-ca "$root/deploy/helm/istio-hsm-ca" --namespace istio-system --values "$values" \
       --kube-version 1.33.0 --api-versions monitoring.coreos.com/v1 | sed 's/[[:space:]]*$//'
   } >"$work/$name"

@@ -30,7 +30,7 @@ pub struct TokensArgs {
     /// A token: pkcs11:token=LABEL?module-path=/path/to/module.so (RFC 7512); repeat it for each further token
     #[arg(long = "token", value_name = "URI", required = true)]
     pub tokens: Vec<TokenUri>,
-    /// A file with the user PIN: one for all tokens, or one per token in their order [default: the URI's pin-source, otherwise a prompt]
+    /// A file with the user PIN: one for all tokens, or one each in their order [default: pin-source, otherwise a prompt]
     #[arg(long, value_name = "FILE")]
     pin_file: Vec<PathBuf>,
     /// An open descriptor from which the user PIN of the only token is read

@@ -1,4 +1,4 @@
-{{/* The daemon's configuration: `config` of the values with what the chart itself decides. The program validates it. */}}
+{{/* The daemon's configuration: `config` of the values with the chart's additions. The program validates it. */}}
 {{- define "ca.config" -}}
 {{- $config := deepCopy .Values.config -}}
 {{- $tokens := list -}}
@@ -27,7 +27,7 @@
 {{- toToml $config -}}
 {{- end }}
 
-{{/* What only a token's host knows; it derives the rest from the daemon's configuration: (dict "token" MAP). */}}
+{{/* A token host's own settings; it derives the others from the daemon's configuration: (dict "token" MAP). */}}
 {{- define "ca.hostConfig" -}}
 {{- $host := dict "uri" .uri "pin_file" (include "ca.pinFile" .) "pin_marker" (printf "/var/lib/token/%s/pin-refused" .name) "checkpoint_file" (printf "/var/lib/token/%s/signed-checkpoints" .name) -}}
 {{- with .sessions -}}{{- $_ := set $host "sessions" (int64 .) -}}{{- end -}}

@@ -97,7 +97,7 @@ seccompProfile:
 {{- end -}}
 {{- end }}
 
-{{/* What makes no sense together. */}}
+{{/* Rejects contradictory values. */}}
 {{- define "ca.validate" -}}
 {{- if not (or .Values.tokens .Values.softhsm.trial) -}}
 {{- fail "no token: list one in tokens, or set softhsm.trial for a trial" -}}
@@ -144,7 +144,7 @@ seccompProfile:
 {{- end }}
 {{- end }}
 
-{{/* Where pods go. */}}
+{{/* Scheduling of pods. */}}
 {{- define "ca.scheduling" -}}
 {{- with .Values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
@@ -169,12 +169,12 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* Names of what has no namespace carry it. */}}
+{{/* Names of cluster-scoped objects include the namespace. */}}
 {{- define "ca.clusterRole" -}}
 {{- printf "%s-%s" .Release.Namespace (include "ca.fullname" .) -}}
 {{- end }}
 
-{{/* A Role's binding and its head; the rules follow: (dict "root" $ "part" NAME "namespace" NAMESPACE "why" TEXT). */}}
+{{/* A RoleBinding and a Role whose rules follow: (dict "root" $ "part" NAME "namespace" NAMESPACE "why" TEXT). */}}
 {{- define "ca.role" }}
 {{- $name := printf "%s-%s" (include "ca.fullname" .root) .part }}
 {{- $labels := include "ca.labels" .root }}
