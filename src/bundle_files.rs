@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_or_too_large_is_told() {
+    fn directories_and_large_files_are_reported() {
         let directory = directory(&["ca-cert.pem", "root-cert.pem"]);
         std::fs::create_dir(directory.path().join("cert-chain.pem")).unwrap();
         std::fs::write(directory.path().join("root-cert.pem"), vec![b' '; TEXT_MAX + 1]).unwrap();

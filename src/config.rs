@@ -288,7 +288,7 @@ directory = "/var/lib/istio-hsm-ca/log"
 
     /// All mistakes together: none hides another, and consequences of a mistake are not reported.
     #[test]
-    fn all_mistakes_are_told_at_once() {
+    fn all_mistakes_are_reported_at_once() {
         let text = r#"
 [ca]
 bundle = "/b"

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told_with_its_line() {
+    fn every_mistake_is_reported_with_its_line() {
         let text = "[a]\nnumber = 300\ntext = 1\nmistyped = 2\n\n[[b]]\nnumber = 1\n[[b]]\nlist = 3\n[c]\n";
         let mut document = Document::parse(text);
         assert!(document.section::<Section>("a").is_some(), "for what else is to be checked");
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_syntax_is_told() {
+    fn syntax_error_is_reported() {
         let document = Document::parse("[a\nnumber = = 3\n");
         assert!(!document.finish().is_empty());
     }

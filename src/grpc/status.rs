@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_time_can_mend_is_tried_again_and_nothing_else() {
+    fn only_temporary_failures_are_retryable() {
         let id = RequestId::random();
         for (refusal, code, retried) in cases() {
             let status = status(&refusal, &id);

@@ -44,7 +44,7 @@ fn wants(names: &[&str]) -> Asked {
 }
 
 #[test]
-fn who_is_granted_which_names() {
+fn each_identity_is_granted_its_names() {
     let other_domain = "URI:spiffe://old.local/ns/istio-system/sa/istiod";
     let serving = ["DNS:istio-hsm-ca.istio-system.svc", "IP:10.0.0.1"];
     let dns = b"istio-hsm-ca.istio-system.svc".as_slice();
@@ -145,7 +145,7 @@ fn each_refusal_with_its_kind() {
 }
 
 #[test]
-fn who_speaks_for_another_gets_that_ones_name_and_no_other() {
+fn impersonator_is_granted_the_impersonated_name_only() {
     let proxy = || Caller::workload("spiffe://cluster.local/ns/istio-system/sa/ztunnel".parse().unwrap(), Method::Jwt);
     let foreign = "spiffe://evil.local/ns/foo/sa/bar";
     let own = "spiffe://cluster.local/ns/istio-system/sa/ztunnel";
@@ -278,7 +278,7 @@ fn validity_lies_within_the_cas() {
 }
 
 #[test]
-fn what_is_granted_can_be_built() {
+fn every_grant_can_be_built() {
     let issuer = issuer();
     for now in [issuer.not_before(), now(), issuer.not_after()] {
         for (identity, asked) in [(workload(), Asked::default()), (OPERATOR, wants(&[ID])), (SERVING, Asked::default())]

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn fifty_are_kept_newest_first() {
+    fn last_fifty_are_listed_newest_first() {
         let recent = Recent::new();
         for second in 0..120 {
             recent.issued(certificate(second, Duration::ZERO));

@@ -100,7 +100,7 @@ fn any_certificate_passes_and_none_too() {
 }
 
 #[test]
-fn who_does_not_hold_the_key_fails() {
+fn client_without_the_private_key_fails_the_handshake() {
     let leaf = Ca::new("ca").leaf(|_| ());
     for version in [&TLS13, &TLS12] {
         let result = shake(version, Some((leaf.clone(), &KeyPair::generate().unwrap())));

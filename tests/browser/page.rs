@@ -116,7 +116,7 @@ const PARTS: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Chromium: make test-browser"]
-async fn the_page_is_right_in_every_window_and_harms_nobody() {
+async fn page_fits_every_window() {
     let scene = Scene::new().await;
     let mut browser = Browser::start();
     for scripts in [true, false] {

@@ -129,7 +129,7 @@ fn a_configuration_is_refused_with_every_mistake() {
 }
 
 #[test]
-fn many_things_are_told_at_once() {
+fn check_reports_many_problems_at_once() {
     let ready = Ready::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("address = \"{}\"", taken.local_addr().unwrap());

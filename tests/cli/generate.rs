@@ -67,7 +67,7 @@ fn a_request_for_the_roots_owner() {
 }
 
 #[test]
-fn what_is_refused_makes_no_key() {
+fn refused_generate_makes_no_key() {
     let machine = Machine::new();
     machine.write("taken/ca-cert.pem", "");
     machine.write("taken.csr", "");
@@ -96,7 +96,7 @@ fn what_is_refused_makes_no_key() {
 }
 
 #[test]
-fn a_label_is_not_taken_twice() {
+fn label_in_use_is_refused() {
     let machine = Machine::new();
     machine.done("generate --algorithm p256 --csr $/one.csr --subject CN=one");
     let before = machine.contents();
@@ -134,7 +134,7 @@ fn no_key_is_made_for_files_that_cannot_be_written() {
 }
 
 #[test]
-fn what_fails_after_the_key_was_made_says_what_exists() {
+fn failure_after_generation_names_the_existing_key() {
     let machine = Machine::new();
     machine.refused(
         &format!("generate --algorithm p256 --csr $/{FAILS_LATE} --subject CN=one"),
@@ -153,7 +153,7 @@ fn what_fails_after_the_key_was_made_says_what_exists() {
 }
 
 #[test]
-fn what_was_said_of_a_root_without_a_bundle_finishes_it() {
+fn commands_after_a_root_without_a_bundle_complete_it() {
     let machine = Machine::new();
     let words = format!("generate --algorithm p256 --self-signed --organization o --bundle $/{FAILS_LATE} --log $/log");
     let said = machine.run(&words, &machine.token()).err;

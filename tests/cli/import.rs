@@ -110,7 +110,7 @@ fn a_plug_in_ca_goes_in_and_again_changes_nothing() {
 }
 
 #[test]
-fn a_renewed_certificate_takes_the_old_ones_place() {
+fn renewed_certificate_replaces_the_old_one() {
     let machine = Machine::new();
     good(&machine);
     imports(&machine, IMPORT);
@@ -327,7 +327,7 @@ fn the_wrapping_pair_is_generated_once() {
 }
 
 #[test]
-fn several_tokens_are_told_each_for_itself() {
+fn several_tokens_are_reported_separately() {
     let machine = Machine::new();
     good(&machine);
     machine.directory.init_token("second");
@@ -354,7 +354,7 @@ fn several_tokens_are_told_each_for_itself() {
 }
 
 #[test]
-fn the_key_file_goes_only_when_the_key_is_safe() {
+fn key_file_is_removed_only_after_a_complete_import() {
     let machine = Machine::new();
     good(&machine);
     machine.refused(&format!("{IMPORT} --remove-key-file"), &["give a second --token, or --i-have-a-backup"]);

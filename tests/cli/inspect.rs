@@ -68,7 +68,7 @@ fn a_bundle_of_another_key_does_not_pair() {
 }
 
 #[test]
-fn what_cannot_be_inspected() {
+fn each_obstacle_to_inspect_is_reported() {
     let machine = Machine::new();
     machine.refused("inspect --bundle $/nowhere", &["the bundle is refused", "nowhere: is not a directory"]);
     machine.write("half/cert-chain.pem", "");

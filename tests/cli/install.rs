@@ -91,7 +91,7 @@ fn another_keys_certificate_is_refused() {
 }
 
 #[test]
-fn every_reason_is_told_and_the_token_is_not_asked() {
+fn all_reasons_are_reported_without_using_the_token() {
     let machine = requested("p256");
     signed(&machine, "root", 365);
     root(&machine, "other");

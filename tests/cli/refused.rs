@@ -188,7 +188,7 @@ fn bad_plug_in_cas_are_refused_and_the_token_is_unchanged() {
 }
 
 #[test]
-fn every_reason_is_told_at_once() {
+fn all_reasons_are_reported_at_once() {
     let machine = Machine::new();
     change(&machine, |files| {
         files.ca.not_after = date_time_ymd(2021, 1, 1);
@@ -304,7 +304,7 @@ fn a_token_that_lacks_the_mechanism_is_refused() {
 }
 
 #[test]
-fn where_the_bundle_cannot_go_is_told_before_the_token_is_touched() {
+fn unwritable_bundle_directory_is_reported_before_the_token_is_used() {
     let machine = Machine::new();
     good(&machine);
     let before = machine.token_files();

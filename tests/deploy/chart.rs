@@ -99,7 +99,7 @@ const REFUSED_BY_PROGRAM: [(&str, &str); 13] = [
 
 #[test]
 #[ignore = "needs Helm: make test-deploy"]
-fn what_is_wrong_is_refused_with_its_name() {
+fn invalid_value_is_refused_with_its_name() {
     let minimal = &*values_file("minimal");
     template(&["--values", minimal]).unwrap();
     let directory = tempfile::tempdir().unwrap();

@@ -38,7 +38,7 @@ async fn closed_after(mut stream: TcpStream) -> Duration {
 }
 
 #[tokio::test]
-async fn a_slow_handshake_ends_and_holds_up_nobody() {
+async fn slow_handshake_times_out_without_delaying_others() {
     let handshake_timeout = Duration::from_millis(500);
     let running = start(limited(Limits { handshake_timeout, ..Limits::default() })).await;
     let silent = TcpStream::connect(running.address).await.unwrap();

@@ -57,7 +57,7 @@ async fn tls_1_2_only_if_configured() {
 }
 
 #[tokio::test]
-async fn the_post_quantum_group_is_taken_when_offered_and_others_serve_too() {
+async fn post_quantum_group_is_used_when_offered() {
     let running = start(settings()).await;
     let cases = [
         (vec![kx_group::X25519MLKEM768], NamedGroup::X25519MLKEM768),

@@ -165,7 +165,7 @@ fn p384_key_is_imported_wrapped() {
 }
 
 #[test]
-fn ed25519_goes_in_the_clear_only_when_told() {
+fn ed25519_key_is_imported_in_plaintext_only_with_the_flag() {
     let token = TestToken::new("ed25519");
     let session = token.session();
     let ca = TestCa::ed25519();
@@ -220,7 +220,7 @@ fn a_wrong_pin_is_tried_once() {
 }
 
 #[test]
-fn a_missing_token_is_told_with_those_there_are() {
+fn missing_token_is_reported_with_those_present() {
     let token = TestToken::new("present");
     let uri = "pkcs11:token=absent".parse().unwrap();
     let problems =
@@ -330,7 +330,7 @@ fn a_strange_object_of_the_same_id_is_let_be() {
 }
 
 #[test]
-fn what_an_interrupted_import_left_is_told_and_cleared() {
+fn remains_of_an_interrupted_import_are_reported_and_removed() {
     let token = TestToken::new("interrupted");
     let session = token.session();
     let ca = TestCa::p256();
@@ -347,7 +347,7 @@ fn what_an_interrupted_import_left_is_told_and_cleared() {
 }
 
 #[test]
-fn another_keys_interrupted_import_is_only_told() {
+fn remains_of_another_keys_import_are_only_reported() {
     let token = TestToken::new("other-mark");
     let session = token.session();
     let (ca, other) = (TestCa::p256(), TestCa::p256());

@@ -85,7 +85,7 @@ fn a_command_takes_each_checkpoint() {
 }
 
 #[test]
-fn a_command_that_fails_is_told() {
+fn failing_ship_command_is_reported() {
     for (script, words) in [("echo no such bucket >&2; exit 3", "no such bucket"), ("sleep 60", "longer than 2 s")] {
         let scratch = tempfile::tempdir().unwrap();
         runtime().block_on(async {

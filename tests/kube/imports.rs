@@ -121,7 +121,7 @@ async fn a_secret_is_imported_and_loses_its_key_only_when_all_is_proven() {
 /// The Secret is changed after it was read and before its key is removed.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn a_key_is_not_taken_out_of_a_secret_that_somebody_else_has_changed() {
+async fn key_is_not_removed_from_a_changed_secret() {
     let cluster = Cluster::new(&EAST, "race").await;
     let api: Api<Secret> = cluster.api();
     let plug_in = PlugIn::intermediate();

@@ -82,7 +82,7 @@ async fn one_leads_and_another_takes_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn who_is_robbed_of_the_lease_leads_no_more() {
+async fn replica_that_loses_its_lease_stops_leading() {
     let cluster = Cluster::new(&EAST, "robbed").await;
     let mut first = Replica::start(&cluster, cluster.client.clone(), "a");
     first.until(true).await;

@@ -141,7 +141,7 @@ async fn a_token_checked_by_published_keys_serves_as_well() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn a_cache_that_sees_nothing_refuses_nobody() {
+async fn empty_pod_cache_refuses_no_request() {
     // Without permission to watch and list, the cache stays empty; each pod is still looked up by name.
     let (cluster, _site, daemon) =
         serve("nowatch", &[may_review(), super::harness::rule("", &["pods"], &["get", "list"])]).await;

@@ -18,7 +18,7 @@ use testkit::api_server::EAST;
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn when_the_leader_is_killed_the_other_goes_on() {
+async fn other_replica_leads_after_the_leader_is_killed() {
     let cluster = Cluster::new(&EAST, "replicas").await;
     let namespace = &cluster.namespace;
     let label = Patch::Merge(json!({"metadata": {"labels": {"mesh": namespace}}}));

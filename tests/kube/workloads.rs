@@ -35,7 +35,7 @@ async fn another(api: &Api<Secret>, name: &str, last: &str) -> (Secret, String) 
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
-async fn each_service_account_has_a_secret_and_nobody_elses_is_touched() {
+async fn each_service_account_has_a_secret_and_foreign_ones_are_untouched() {
     let cluster = Cluster::new(&EAST, "workloads").await;
     let namespace = &cluster.namespace;
     let (secrets, accounts): (Api<Secret>, Api<ServiceAccount>) = (cluster.api(), cluster.api());

@@ -130,7 +130,7 @@ async fn a_certificate_that_expires_on_an_open_connection_proves_nothing_any_mor
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whose_certificates_are_accepted() {
+async fn certificates_of_trusted_cas_are_accepted() {
     let plug_in = PlugIn::intermediate();
     let site = Site::new(&plug_in);
     let (previous, unknown) = (PlugIn::intermediate(), PlugIn::intermediate());

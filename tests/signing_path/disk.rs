@@ -20,7 +20,7 @@ async fn health(daemon: &Daemon) -> ServingStatus {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_stops_issuance_in_words_and_heals_by_itself() {
+async fn full_disk_stops_issuance_until_there_is_room() {
     let site = Site::new(&PlugIn::intermediate());
     let small = site.softhsm.path().join("small");
     let _mount = Mount::new(&small, "size=640k");

@@ -61,7 +61,7 @@ fn is_in_the_log(site: &Site, certificate: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_under_way_are_answered_and_the_log_goes_on_after_a_restart() {
+async fn requests_in_progress_are_answered_before_the_end() {
     const REQUESTS: usize = 100;
     let site = Site::new(&PlugIn::intermediate());
     let mut daemon = site.serve("");
@@ -177,7 +177,7 @@ async fn the_operator_issues_through_the_daemon_and_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_was_killed_goes_on_with_its_log() {
+async fn killed_daemon_continues_its_log_after_a_restart() {
     let site = Site::new(&PlugIn::intermediate());
     let mut received = Vec::new();
     for _ in 0..3 {

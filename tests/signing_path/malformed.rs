@@ -111,7 +111,7 @@ async fn broken_requests_are_refused_one_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn broken_headers_and_bytes_harm_nobody() {
+async fn malformed_headers_and_bytes_affect_only_their_sender() {
     let site = Site::new(&PlugIn::intermediate());
     let mut daemon = site.serve("");
     let channel = daemon.connect(None).await;

@@ -51,7 +51,7 @@ fn a_token_by_key_and_by_number_of_sessions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_beside_its_token() {
+async fn endpoint_and_token_are_measured() {
     let site = Site::new(&PlugIn::intermediate());
     let daemon = site.serve("");
     let (token, roots) = (site.uri(), site.bundle().join("root-cert.pem").display().to_string());

@@ -69,7 +69,7 @@ impl Slow {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_class_goes_first_the_bulk_ages_and_nobody_chooses() {
+async fn priority_requests_go_first_and_others_age() {
     let slow = Slow::new(&two_classes());
     let first_token = slow.site.token("istio-system", "istiod");
     let mark = slow.control.mark();
@@ -123,7 +123,7 @@ async fn a_flood_of_the_first_class_does_not_starve_the_bulk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_waits_for_any_more_never_reaches_the_token() {
+async fn abandoned_requests_never_reach_the_token() {
     let slow = Slow::new("");
     // Deadlines that pass in the daemon's queue and at the host.
     let mark = slow.control.mark();
@@ -199,7 +199,7 @@ fn is_told(daemon: &Daemon, reason: &str, refusals: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_is_told_to_its_class_counted_and_shown() {
+async fn full_queue_refuses_its_priority_only() {
     const QUEUE: usize = 8;
     let slow = Slow::new(&format!(
         "[ca]\nfirst_class = [\"{ISTIOD}\"]\nqueue = {QUEUE}\n[listen.limits]\nrequest_timeout = \"60s\""

@@ -152,7 +152,7 @@ async fn every_refusal_has_its_code_and_leaves_its_reason_in_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_identity_that_asks_too_often_is_told_to_try_again() {
+async fn identity_above_its_rate_limit_is_asked_to_retry() {
     let site = Site::new(&PlugIn::intermediate());
     let daemon = site.serve("[rate_limits]\nper_identity = 1\nper_identity_burst = 2");
     let channel = daemon.connect(None).await;

@@ -43,7 +43,7 @@ fn readyz(admin: SocketAddr) -> Option<String> {
 }
 
 #[test]
-fn a_second_daemon_is_told_what_the_first_one_has() {
+fn second_daemon_names_what_the_first_one_uses() {
     let site = Site::new(&PlugIn::intermediate());
     let daemon = site.serve("");
     let log = site.softhsm.path().join("other-log").display().to_string();
@@ -133,7 +133,7 @@ fn a_record_in_the_future_stops_issuance_until_the_clock_is_confirmed() {
 }
 
 #[test]
-fn several_mistakes_are_told_at_once() {
+fn several_mistakes_are_reported_at_once() {
     let site = Site::new(&PlugIn::intermediate());
     let error = site.does_not_start(
         "[ca]\ndefault_ttl = \"100d\"\nbundel = \"x\"\n[listen.limits]\nstreams = -1\nrequests = \"many\"\n\

@@ -117,7 +117,7 @@ fn extension(pem: &str, oid: &str) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bundle_that_must_not_be_taken_leaves_the_old_one() {
+async fn refused_bundle_leaves_the_old_one_in_use() {
     let first = PlugIn::intermediate();
     let site = Site::new(&first);
     let daemon = site.serve("");

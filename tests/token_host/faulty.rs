@@ -219,7 +219,7 @@ async fn a_full_queue_refuses_at_once_and_the_rest_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_and_failed_calls_are_told_by_function() {
+async fn slow_and_failed_calls_are_counted_by_function() {
     use token::call_metrics::{BOUNDS, Calls};
 
     let often = |settings: &mut Settings| settings.tokens[0].keep_alive = Duration::from_millis(50);
@@ -292,7 +292,7 @@ async fn keys_that_a_token_hides_at_first_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_failed_last_in_a_host_that_ends_itself_is_counted() {
+async fn last_failure_of_an_ended_host_is_counted() {
     let faulty = Faulty::new("faulty-last", |_| {}).await;
     let errors = || faulty.pool().calls().remove(0).errors;
     // Failures of a signature, and of the start, which reach the daemon only this way: no keep-alive comes that soon.

@@ -94,14 +94,14 @@ impl Container {
 }
 
 #[test]
-fn it_ends_when_told_while_nobody_is_connected() {
+fn host_without_a_daemon_ends_on_sigterm() {
     let mut container = Container::start();
     kill(container.host, Signal::SIGTERM).unwrap();
     assert!(container.ends_within(Duration::from_secs(10)).success());
 }
 
 #[test]
-fn it_ends_when_told_while_a_daemon_is_connected_and_closes_its_sessions() {
+fn host_with_a_daemon_closes_its_sessions_on_sigterm() {
     let mut container = Container::start();
     let mut daemon = container.connect();
     daemon.hello(b"");
@@ -111,7 +111,7 @@ fn it_ends_when_told_while_a_daemon_is_connected_and_closes_its_sessions() {
 }
 
 #[test]
-fn it_ends_itself_when_its_module_hangs() {
+fn host_with_a_hanging_module_ends() {
     let mut container = Container::start();
     fs::write(container.site.directory.path().join("faults"), "C_OpenSession hang").unwrap();
     let mut daemon = container.connect();

@@ -629,7 +629,7 @@ fn a_forged_daemon_gets_nothing_that_the_host_does_not_allow() {
 }
 
 #[test]
-fn what_is_not_the_protocol_ends_the_connection() {
+fn invalid_frame_ends_the_connection() {
     let (mut reply, mut ping) = (Vec::new(), Vec::new());
     Reply::Opened { known: Vec::new(), found: String::new() }.encode(0, &mut reply).unwrap();
     Request::Ping.encode(0, &mut ping).unwrap();
@@ -696,7 +696,7 @@ fn faulty_settings(site: &Site) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_late_at_the_host_is_not_signed() {
+fn expired_request_is_not_signed() {
     let site = Site::new();
     let control = Control::new(site.directory.path());
     let (mut host, mut forger) = child(&site);
@@ -801,7 +801,7 @@ fn a_host_has_a_higher_priority_if_it_may() {
 
 /// What a host may have open: standard input and output, one socket, and what its module has opened.
 #[test]
-fn a_host_keeps_no_descriptor_of_whoever_started_it() {
+fn host_inherits_no_descriptor() {
     let site = Site::new();
     let theirs = ["log", "key"].map(|name| site.directory.path().join(name));
     theirs.iter().for_each(|path| std::fs::write(path, "secret").unwrap());

@@ -82,7 +82,7 @@ async fn an_expired_request_never_reaches_the_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_signature_costs_its_session_and_repeated_ones_the_host() {
+async fn wrong_signature_replaces_the_session_and_repeated_ones_the_host() {
     let site = Site::new();
     let mill = Mill::proven(pool(vec![site.token("wrong")]), &site.issuer).await;
     mill.issue().await.unwrap();

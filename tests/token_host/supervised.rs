@@ -256,7 +256,7 @@ fn a_forged_daemon_of_another_user_gets_nothing_either() {
 }
 
 #[test]
-fn a_user_who_is_not_listed_is_turned_away_and_disturbs_nobody() {
+fn unlisted_user_is_refused_without_effect() {
     let stage = stage();
     run_as(STRANGER, "supervised::helper_stranger", &stage);
     run_as(DAEMON, "supervised::helper_daemon", &stage);

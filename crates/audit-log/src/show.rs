@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_has_no_signed_part() {
+    fn data_that_is_not_a_certificate_has_no_tbs() {
         for bytes in
             [&b""[..], b"\x30\x00", b"\x30\x02\x30\x00", b"\x30\x04\x30\x02\x04\x00", b"\x31\x05\x30\x03\x02\x01\x01"]
         {

@@ -89,7 +89,7 @@ fn segments_of(directory: &Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn what_was_recorded_is_taken_up_again() {
+fn reopened_log_continues_after_its_last_record() {
     let scratch = tempfile::tempdir().unwrap();
     assert_eq!(written(scratch.path(), 20, 3000).intents, 0);
     assert!(segments_of(scratch.path()).len() > 3);
@@ -146,7 +146,7 @@ fn a_group_shares_a_flush() {
 }
 
 #[tokio::test]
-async fn what_is_ready_soon_joins_the_group() {
+async fn intents_that_are_ready_soon_join_the_group() {
     let scratch = tempfile::tempdir().unwrap();
     let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
     let tasks: Vec<_> = (0..8)

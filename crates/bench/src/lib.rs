@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_positive_numbers_are_taken() {
+    fn only_positive_numbers_are_accepted() {
         for good in ["1", "0.5", "1e9"] {
             assert!(positive(good).is_ok(), "{good}");
         }

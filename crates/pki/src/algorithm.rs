@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_old_ones_are_refused_by_name() {
+    fn old_algorithms_are_refused_by_name() {
         for (oid, name) in REFUSED {
             for parameters in [None, Some(der::asn1::Any::null())] {
                 let der = AlgorithmIdentifierOwned { oid, parameters }.to_der().unwrap();

@@ -87,7 +87,7 @@ mod tests {
     };
 
     #[test]
-    fn what_was_issued_is_read_back_and_nothing_else() {
+    fn only_issued_certificates_are_read_back() {
         let ca = SoftCa::new(&P256);
         let tbs = Tbs::build(leaf(&[ID]), ca.issuer.clone(), Serial::random()).unwrap();
         let signature = ca.key.sign(tbs.der()).unwrap();

@@ -340,7 +340,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_encoded_is_read_back(der in proptest::collection::vec(any::<u8>(), 1..400)) {
+        fn encoded_pem_is_read_back(der in proptest::collection::vec(any::<u8>(), 1..400)) {
             let text = encode("X509 CRL", &der);
             prop_assert!(text.lines().all(|line| line.len() <= 64) && text.ends_with("-----\n"));
             let found = blocks(text.as_bytes()).unwrap();

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_subject_is_refused() {
+    fn invalid_subject_is_refused() {
         for bad in ["", "nothing", "O=", "O=a,,CN=b", "O=a\nCN=b", "1.2.3", &format!("O={}", "x".repeat(1100))] {
             assert!(matches!(bad.parse::<Subject>(), Err(RequestError::Subject(_))), "{bad:?}");
         }

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_remembered_is_told_before() {
+    fn marker_that_cannot_be_written_is_reported_before_the_login() {
         let (directory, pin, marker) = files();
         marker.ready().unwrap();
         let names = || fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_known_is_not_tried() {
+    fn pin_is_not_tried_when_the_marker_is_unreadable() {
         let (_directory, pin, marker) = files();
         marker.mark(&state_of(&pin).unwrap(), "").unwrap();
         fs::remove_file(&pin).unwrap();

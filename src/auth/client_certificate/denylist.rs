@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_line_is_told() {
+    fn every_bad_line_is_reported() {
         let bad = ["spiffe://td/ns/n", "sha256:00", "sha256:é", "0a0a", &format!("sha256:+{}", "0".repeat(63))];
         let text = format!("spiffe://td/ns/n/sa/a\n{}\n", bad.join("\n"));
         let errors = Denylist::parse(&text).unwrap_err();

@@ -135,7 +135,7 @@ async fn only_the_issuers_own_api_server_sees_a_token() {
 }
 
 #[tokio::test]
-async fn what_the_token_says_is_checked_before_anybody_is_asked() {
+async fn claims_are_checked_before_the_api_server_is_asked() {
     let two = Two::new();
     let cases: [(fn(&mut Value), &str); 5] = [
         (|claims| claims["aud"] = json!(["other"]), "jwt_audience"),

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_name_is_told() {
+    fn invalid_secret_name_is_reported() {
         for wrong in ["cacerts", "a/", "/b", "A/b", "a/b/c", "../x/y"] {
             let command = Command::try_parse_from(["x", &format!("--from-secret={wrong}")]).unwrap();
             let Some(Err(reason)) = command.secret.fetch() else { panic!("{wrong}") };

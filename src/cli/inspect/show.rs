@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn expiry_is_told_in_days() {
+    fn expiry_is_shown_in_days() {
         let now = parse_rfc3339("2026-01-01T00:00:00Z").unwrap();
         assert_eq!(left("2026-01-11T01:00:00Z", now), "10 days left");
         assert_eq!(left("2025-12-31T23:59:59Z", now), "EXPIRED");

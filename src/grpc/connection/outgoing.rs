@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_flushed_in_one_round_goes_in_one_write() {
+    async fn writes_of_one_poll_are_sent_together() {
         let (mut near, mut far) = tokio::io::duplex(1 << 20);
         let mut outgoing = Outgoing::default();
         for part in [&b"one "[..], b"two ", b"three"] {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_holds_no_more_than_a_record_and_loses_nothing() {
+    async fn buffer_holds_at_most_one_record_and_loses_nothing() {
         let (mut near, mut far) = tokio::io::duplex(1000);
         let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let expected = sent.clone();

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused() {
+    fn invalid_key_is_refused() {
         let refused = TokenIssuer::new(b"no key", String::new(), String::new());
         assert!(matches!(refused.err(), Some(TokenIssuerError::Key)));
     }

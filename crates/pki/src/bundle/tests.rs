@@ -45,7 +45,7 @@ fn every_flipped_bit_of_a_certificate_is_noticed() {
 }
 
 #[test]
-fn an_issuer_without_a_certificate_is_what_it_was_told() {
+fn issuer_without_a_certificate_has_the_given_names() {
     let (root, _) = made();
     let bundle = check(root.as_bytes(), b"", root.as_bytes()).unwrap();
     let key = bundle.issuer().public_key().clone();

@@ -35,7 +35,7 @@ fn every_key_type_verifies() {
 }
 
 #[test]
-fn what_istio_and_its_like_send_is_taken() {
+fn requests_of_istio_clients_are_accepted() {
     let uri = [RequestedName::Uri(String::from_utf8(ID.to_vec()).unwrap())];
     let usage = extension(KEY_USAGE, Some(0xff), b"\x03\x02\x01\x06");
     let not_a_ca = extension(BASIC_CONSTRAINTS, Some(0xff), b"\x30\x00");

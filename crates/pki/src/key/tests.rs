@@ -138,7 +138,7 @@ fn curves_are_named_and_points_uncompressed_and_on_them() {
 }
 
 #[test]
-fn only_the_canonical_encoding_is_taken() {
+fn only_the_canonical_encoding_is_accepted() {
     let good = rsa_spki(&modulus(2048), &[1, 0, 1]);
     assert!(PublicKey::from_spki_der(&good).is_ok());
     // RSA without its NULL parameters.

@@ -83,7 +83,7 @@ fn a_good_leaf_has_no_finding_and_its_facts() {
 }
 
 #[test]
-fn key_types_are_told_by_their_form() {
+fn key_types_are_recognized_by_their_encoding() {
     for key in keys() {
         let template = Template { public_key: public(key), ..leaf(&[ID]) };
         let tbs = Tbs::build(template, Arc::clone(&SoftCa::new(&WORKLOAD).issuer), Serial::random()).unwrap();
@@ -221,7 +221,7 @@ fn every_rule_has_its_finding() {
 }
 
 #[test]
-fn profiles_are_not_taken_for_one_another() {
+fn profiles_are_distinguished() {
     let ca = SoftCa::new(&P256);
     let organization = "o".to_owned();
     let profile = Profile::Intermediate { organization };

@@ -189,7 +189,7 @@ fn times_change_their_form_in_2050() {
 }
 
 #[test]
-fn what_cannot_be_a_certificate_is_not_built() {
+fn invalid_template_is_not_built() {
     let ca = SoftCa::new(&P256);
     let many: Vec<_> = (0..65).map(|n| format!("DNS:a{n}")).collect();
     let many: Vec<_> = many.iter().map(String::as_str).collect();

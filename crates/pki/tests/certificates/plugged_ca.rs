@@ -175,7 +175,7 @@ impl Case {
 
 /// Valid CAs: length of the path, and a part of each expected warning.
 #[test]
-fn good_plugin_cas_are_taken() {
+fn good_plugin_cas_are_accepted() {
     let shop = Workshop::new();
     let root = shop.authority("root", None, CA, "");
     let other = shop.authority("other-root", None, CA, "");

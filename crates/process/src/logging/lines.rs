@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_reader_that_hangs_and_what_is_dropped_is_told() {
+    fn hanging_reader_blocks_no_writer_and_dropped_lines_are_counted() {
         let (permit, written, out) = slow();
         let (lines, flushed) = Lines::start(out).unwrap();
         let line = [b'x'; 1 << 16];
