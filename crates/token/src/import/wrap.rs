@@ -4,12 +4,11 @@
 //! used. Usually an RSA key pair generated in the token for this import unwraps an AES key (RSA-OAEP), which unwraps the
 //! private key (AES-KWP, RFC 5649). All keys of a way are session objects and end with the session.
 
+mod keys;
+
 use std::fmt;
 
 use aws_lc_rs::{
-    cipher::{AES_256 as AES_256_CBC, EncryptionContext, PaddedBlockEncryptingKey, UnboundCipherKey},
-    iv::FixedLength,
-    key_wrap::{AES_256, AesKek, KeyWrapPadded},
     rand,
     rsa::{OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPublicEncryptingKey, PublicEncryptingKey},
 };
@@ -19,11 +18,13 @@ use cryptoki::{
         rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource},
         vendor_defined::VendorDefinedMechanism,
     },
-    object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
+    object::{Attribute, AttributeType, ObjectHandle},
     session::Session,
 };
 use serde::{Serialize, Serializer};
 use zeroize::{Zeroize, Zeroizing};
+
+use keys::{PAIR_BITS, aes_template, pair_private, pair_public, random_key, wrap_cbc, wrap_kwp};
 
 use super::{How, rehearsal};
 use crate::{
@@ -35,9 +36,6 @@ use crate::{
     },
 };
 use pki::KeyAlgorithm;
-
-/// Size of the RSA pair. It exists for one import only, and generating larger pairs is slow.
-const PAIR_BITS: u32 = 2048;
 
 /// CKM_AES_KEY_WRAP_KWP (PKCS#11 v3.0, section 2.13.1).
 const CKM_AES_KEY_WRAP_KWP: Number = 0x210b;
@@ -458,38 +456,6 @@ impl Way {
     }
 }
 
-fn random_key() -> Result<Zeroizing<[u8; 32]>, WrapError> {
-    let mut key = Zeroizing::new([0; 32]);
-    rand::fill(key.as_mut_slice()).map_err(|_| WrapError::Software)?;
-    Ok(key)
-}
-
-/// RFC 5649.
-fn wrap_kwp(key: &[u8; 32], pkcs8: &[u8]) -> Result<Vec<u8>, WrapError> {
-    let kek = AesKek::new(&AES_256, key.as_slice()).map_err(|_| WrapError::Software)?;
-    // Padded to eight bytes, and eight bytes before it.
-    let mut output = vec![0; pkcs8.len() + 16];
-    let length = kek.wrap_with_padding(pkcs8, &mut output).map_err(|_| WrapError::Software)?.len();
-    output.truncate(length);
-    Ok(output)
-}
-
-/// AES-256-CBC with the padding of PKCS#7.
-fn wrap_cbc(key: &[u8; 32], pkcs8: &[u8], iv: [u8; 16]) -> Result<Vec<u8>, WrapError> {
-    let key = UnboundCipherKey::new(&AES_256_CBC, key.as_slice()).and_then(PaddedBlockEncryptingKey::cbc_pkcs7);
-    let key = key.map_err(|_| WrapError::Software)?;
-    // Encrypted in place; with room for the padding, no copy of the key is left behind.
-    let mut output = Vec::with_capacity(pkcs8.len() + 16);
-    output.extend_from_slice(pkcs8);
-    match key.less_safe_encrypt(&mut output, EncryptionContext::Iv128(FixedLength::from(iv))) {
-        Ok(_) => Ok(output),
-        Err(_) => {
-            output.zeroize();
-            Err(WrapError::Software)
-        }
-    }
-}
-
 impl OaepHash {
     fn parameters(self) -> PkcsOaepParams<'static> {
         let (hash, mgf) = match self {
@@ -517,51 +483,4 @@ fn mechanism_type(number: Number) -> MechanismType {
     // SAFETY: MechanismType is a `#[repr(transparent)]` struct around one CK_MECHANISM_TYPE, every value of which is a
     // valid one; `transmute` itself refuses to compile should the sizes ever differ.
     unsafe { std::mem::transmute::<Number, MechanismType>(number) }
-}
-
-fn pair_public() -> Vec<Attribute> {
-    vec![
-        Attribute::Token(false),
-        Attribute::Private(false),
-        Attribute::Verify(false),
-        Attribute::VerifyRecover(false),
-        Attribute::Encrypt(false),
-        Attribute::Wrap(true),
-        Attribute::ModulusBits(u64::from(PAIR_BITS).into()),
-        Attribute::PublicExponent(vec![1, 0, 1]),
-    ]
-}
-
-fn pair_private() -> Vec<Attribute> {
-    vec![
-        Attribute::Token(false),
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(false),
-        Attribute::Unwrap(true),
-        Attribute::Decrypt(false),
-        Attribute::Sign(false),
-        Attribute::SignRecover(false),
-        Attribute::Derive(false),
-    ]
-}
-
-/// The AES key that unwraps and, for the proof that the key cannot be wrapped out, wraps; also the throw-away key. Only
-/// a key that the token generates for this program to read is not `sensitive`.
-fn aes_template(throw_away: bool, sensitive: bool) -> Vec<Attribute> {
-    vec![
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(KeyType::AES),
-        Attribute::Token(false),
-        Attribute::Private(true),
-        Attribute::Sensitive(sensitive),
-        Attribute::Extractable(!sensitive),
-        Attribute::Wrap(!throw_away),
-        Attribute::Unwrap(!throw_away),
-        Attribute::Encrypt(false),
-        Attribute::Decrypt(false),
-        Attribute::Sign(false),
-        Attribute::Verify(false),
-        Attribute::Derive(false),
-    ]
 }

@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 
-use aws_lc_rs::rand;
 use cryptoki::{
     object::{AttributeInfo, AttributeType, ObjectHandle},
     session::Session,
@@ -59,19 +58,17 @@ impl Remedy for ProofError {
     }
 }
 
-/// Signs a text with random bytes, and verifies the signature.
+/// What a key signs to prove that it is the CA's. A text, so that it cannot be taken for a certificate or a checkpoint, and
+/// always the same, so that an auditor recognizes its hash among the token's signatures.
+pub const PROOF_MESSAGE: &[u8] = b"istio-hsm-ca: proof of possession, no certificate\n";
+
+/// Signs [`PROOF_MESSAGE`], and verifies the signature.
 ///
 /// # Errors
 /// If it does not sign, or the signature does not verify.
 pub fn signs(session: &Session, handle: ObjectHandle, key: &PublicKey) -> Result<(), ProofError> {
-    // Begins with a text, so that it cannot be taken for a certificate or a checkpoint.
-    let mut message = b"istio-hsm-ca: proof of possession, no certificate\n".to_vec();
-    let mut random = [0_u8; 32];
-    // Without random bytes the proof still detects damage, but is repeatable.
-    let _filled = rand::fill(&mut random);
-    message.extend_from_slice(&random);
-    let signature = mechanism::sign(session, handle, key, &message)?;
-    key.verify(key.signature_algorithm(), &message, &signature).map_err(|_| ProofError::WrongSignature)
+    let signature = mechanism::sign(session, handle, key, PROOF_MESSAGE)?;
+    key.verify(key.signature_algorithm(), PROOF_MESSAGE, &signature).map_err(|_| ProofError::WrongSignature)
 }
 
 /// Reads the attributes of a key that we made back, and judges what the token made of them.

@@ -157,7 +157,7 @@ pub struct Known {
     pub locator: Locator,
     /// Its copies.
     pub copies: Vec<Locator>,
-    /// Of this process.
+    /// Of this process; absent where another one has proven the key.
     #[serde(skip)]
     handle: Option<ObjectHandle>,
 }
@@ -209,7 +209,6 @@ impl Search {
             if known.handle.is_some() {
                 return Ok(found);
             }
-            // Proven by another process, which this one learned from the daemon and does not take on trust.
             if proof::signs(session, found.handle, key).is_ok() {
                 self.known = Some(Known::from(&found));
                 return Ok(found);
@@ -385,9 +384,8 @@ fn call(source: Pkcs11Error) -> KeyError {
 }
 
 fn logged_in(session: &Session) -> bool {
-    session
-        .get_session_info()
-        .is_ok_and(|info| matches!(info.session_state(), SessionState::RoUser | SessionState::RwUser))
+    let is_user = |state| matches!(state, SessionState::RoUser | SessionState::RwUser);
+    session.get_session_info().is_ok_and(|info| is_user(info.session_state()))
 }
 
 /// The private key that was proven before, if its CKA_ID and label, or its handle, still select one.
