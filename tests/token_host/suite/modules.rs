@@ -149,6 +149,7 @@ impl Module {
             Self::Tpm2 => vec![
                 ("TPM2_PKCS11_STORE", path("tpm2")),
                 ("TPM2_PKCS11_TCTI", "tabrmd:bus_type=session".to_owned()),
+                ("TPM2TOOLS_TCTI", "tabrmd:bus_type=session".to_owned()),
                 ("TPM2_PKCS11_LOG_LEVEL", "0".to_owned()),
                 ("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", path("bus"))),
             ],
@@ -186,7 +187,7 @@ impl Module {
                 }
                 let state = format!("dir={}", path("swtpm"));
                 let [server, control] =
-                    ["swtpm.sock", "swtpm.ctrl"].map(|name| format!("type=unixio,path={}", path(name)));
+                    ["swtpm.sock", "swtpm.sock.ctrl"].map(|name| format!("type=unixio,path={}", path(name)));
                 let arguments = [
                     "socket",
                     "--tpm2",
