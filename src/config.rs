@@ -212,7 +212,7 @@ directory = "/var/lib/istio-hsm-ca/log"
         assert_eq!(host.bundle, config.ca.bundle);
         assert_eq!(host.dns_names, config.serving.dns_names);
         assert_eq!(host.ip_addresses, ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]);
-        assert_eq!(host.log_origins, [config.log.origin.clone()]);
+        assert_eq!(host.log_origins, std::slice::from_ref(&config.log.origin));
         assert_eq!(host.max_certificates_per_hour.map(std::num::NonZeroU32::get), Some(9));
         let host = config.supervised_host(&format!("{own}log_origins = ['a', 'b']")).unwrap();
         assert_eq!(host.log_origins, ["a", "b"]);

@@ -168,11 +168,11 @@ impl fmt::Display for Refusals {
 pub enum AuthError {
     /// No method authenticates the caller: gRPC's UNAUTHENTICATED.
     #[error("the caller is not authenticated ({0})")]
-    Refused(Refusals),
+    Refused(Box<Refusals>),
     /// Authentication is not possible now, since an issuer's keys or API server are unavailable: gRPC's UNAVAILABLE,
     /// which Istio's agents retry.
     #[error("the caller cannot be authenticated now ({0})")]
-    Unavailable(Refusals),
+    Unavailable(Box<Refusals>),
 }
 
 impl AuthError {
@@ -275,7 +275,7 @@ impl Authenticator {
                 Err(error) => refusals.client_certificate = Some(error),
             }
         }
-        let Some(token) = credentials.bearer else { return Err(AuthError::Refused(refusals)) };
+        let Some(token) = credentials.bearer else { return Err(AuthError::Refused(Box::new(refusals))) };
         let reviewed = self.token_reviews.check(credentials, token, &self.default_cluster, now).await;
         let temporary = match reviewed {
             Some(Ok(proven)) => return Ok(Caller::by_token(Method::TokenReview, proven, credentials)),
@@ -293,6 +293,7 @@ impl Authenticator {
                 }
             },
         };
+        let refusals = Box::new(refusals);
         Err(if temporary { AuthError::Unavailable(refusals) } else { AuthError::Refused(refusals) })
     }
 

@@ -231,7 +231,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::auth::Refusals;
     use pki::{identity::Name, key::KeyError, lint::Finding, pem::PemError};
     use process::clock::ClockError;
 
@@ -249,8 +248,8 @@ mod tests {
         let issue = |error: IssueError| Refusal::Issue(error);
         let text = || "detail".to_owned();
         vec![
-            (AuthError::Refused(Refusals::default()).into(), Code::Unauthenticated, false),
-            (AuthError::Unavailable(Refusals::default()).into(), Code::Unavailable, true),
+            (AuthError::Refused(Box::default()).into(), Code::Unauthenticated, false),
+            (AuthError::Unavailable(Box::default()).into(), Code::Unavailable, true),
             (Refusal::Deadline, Code::DeadlineExceeded, true),
             (ImpersonationError::CallerPod(text()).into(), Code::PermissionDenied, false),
             (ImpersonationError::Cluster.into(), Code::PermissionDenied, false),

@@ -78,8 +78,9 @@ async fn certificate_first_then_token() {
         assert_eq!(caller.cluster(), Some("east"));
         assert_eq!(caller.pod().map(|pod| pod.name.as_str()), Some("cart-0"));
     }
-    let refused =
-        |client_certificate| AuthError::Refused(Refusals { client_certificate, jwt: None, token_review: None });
+    let refused = |client_certificate| {
+        AuthError::Refused(Box::new(Refusals { client_certificate, jwt: None, token_review: None }))
+    };
     let cases = [
         (None, None, "no_credentials"),
         (Some(&old), Some(CertificateError::TooOld), "certificate_too_old"),

@@ -337,8 +337,8 @@ fn check_finds_what_stops_serve() {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(["other.test".to_owned()]).unwrap();
         change(&mut params);
-        ready.machine.write("tls.crt", &params.self_signed(&key).unwrap().pem());
-        ready.machine.write("tls.key", &key.serialize_pem());
+        ready.machine.write("tls.crt", params.self_signed(&key).unwrap().pem());
+        ready.machine.write("tls.key", key.serialize_pem());
     };
     let ready = Ready::new();
     let root = ready.machine.directory.path().display().to_string();
@@ -423,8 +423,8 @@ fn issue_checks_its_output_file_before_it_signs() {
     ready.machine.write("config.toml", &ready.config);
     let key = rcgen::KeyPair::generate().unwrap();
     let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
-    ready.machine.write("request.csr", &request.pem().unwrap());
-    ready.machine.write("key.pem", &key.serialize_pem());
+    ready.machine.write("request.csr", request.pem().unwrap());
+    ready.machine.write("key.pem", key.serialize_pem());
     let segment = ready.machine.path("log/00000000000000000000.jsonl");
     let before = fs::read(&segment).unwrap();
     let issue = |out: &str| {

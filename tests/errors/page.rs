@@ -41,11 +41,11 @@ fn rendered(sections: &[Section]) -> String {
     for Section { title, about, cases } in sections {
         write!(page, "\n## {title}\n\n{about}\n").unwrap();
         for Case { input, told } in cases {
-            write!(page, "\n### {input}\n").unwrap();
+            writeln!(page, "\n### {input}").unwrap();
             for (message, remedy) in told {
-                write!(page, "\n    {message}\n").unwrap();
+                writeln!(page, "\n    {message}").unwrap();
                 if let Some(remedy) = remedy {
-                    write!(page, "    -> {remedy}\n").unwrap();
+                    writeln!(page, "    -> {remedy}").unwrap();
                 }
             }
         }

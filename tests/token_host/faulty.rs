@@ -148,9 +148,8 @@ async fn failing_log_and_canary_keys_cause_no_outage_and_no_new_host() {
     let faulty = Faulty::new("faulty-helpers", often).await;
     let (log, canary) = (id_of(&faulty.site, key::LOG_KEY_LABEL), id_of(&faulty.site, key::CANARY_KEY_LABEL));
     let text = b"example.org/log\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n";
-    let mut killed = 0;
     // One code of each recovery, those that end a host included.
-    for code in [0x30, 0x5, 0x6, 0x70, 0x31, 0x101, 0xa0] {
+    for (killed, code) in (0..).zip([0x30, 0x5, 0x6, 0x70, 0x31, 0x101, 0xa0]) {
         let mark = faulty.control.mark();
         faulty.breaks(&format!("C_SignInit:{log} return=0x{code:x}\nC_SignInit:{canary} return=0x{code:x}"));
         for _ in 0..3 {
@@ -170,7 +169,6 @@ async fn failing_log_and_canary_keys_cause_no_outage_and_no_new_host() {
         // A new host comes into service without them.
         faulty.kill_host();
         faulty.mill.issue().await.unwrap_or_else(|error| panic!("0x{code:x}: {error}"));
-        killed += 1;
     }
     faulty.works();
     eventually("a checkpoint", async || {

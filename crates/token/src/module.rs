@@ -152,9 +152,13 @@ impl Module {
                 Err(TokenError::Ambiguous { module, uri: wanted, candidates: names(&matching) })
             }
             (None, _) => Err(match unreadable.into_iter().next() {
-                Some(UnreadableSlot { slot, source }) => {
-                    TokenError::Unreadable { module, uri: wanted, candidates: names(&others), slot, source }
-                }
+                Some(UnreadableSlot { slot, source }) => TokenError::Unreadable {
+                    module: module.into(),
+                    uri: wanted,
+                    candidates: names(&others).into(),
+                    slot,
+                    source,
+                },
                 None => TokenError::NotFound { module, uri: wanted, candidates: names(&others) },
             }),
         }

@@ -223,8 +223,8 @@ mod tests {
         let endless = [b'1'; 4 * MAX_PIN];
         let cases: [(&[u8], u32, fn(&PinProblem) -> bool); 13] = [
             (b"\xef\xbb\xbf1234\n", 0o600, |e| matches!(e, PinProblem::ByteOrderMark)),
-            (b"\xff\xfe1\02\0", 0o600, |e| matches!(e, PinProblem::Utf16)),
-            (b"\xfe\xff\01\02", 0o600, |e| matches!(e, PinProblem::Utf16)),
+            (b"\xff\xfe1\x002\x00", 0o600, |e| matches!(e, PinProblem::Utf16)),
+            (b"\xfe\xff\x001\x002", 0o600, |e| matches!(e, PinProblem::Utf16)),
             (b"", 0o600, |e| matches!(e, PinProblem::Empty)),
             (b"\n", 0o600, |e| matches!(e, PinProblem::Empty)),
             (b"\r\n", 0o600, |e| matches!(e, PinProblem::Empty)),

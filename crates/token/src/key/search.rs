@@ -169,8 +169,7 @@ impl From<&CaKey> for Known {
     }
 }
 
-/// The search for one CA key in one token, with what earlier searches have shown: a key that was proven is found again
-/// without a signature, and a key that nothing relates to the CA's is not tried again soon.
+/// The search for one CA key in one token, with what earlier searches have shown.
 #[derive(Clone, Debug, Default)]
 pub struct Search {
     hints: Hints,

@@ -60,11 +60,11 @@ pub enum TokenError {
     )]
     Unreadable {
         /// Path of the library.
-        module: PathBuf,
+        module: Box<Path>,
         /// The URI.
         uri: Box<TokenUri>,
         /// The readable tokens.
-        candidates: String,
+        candidates: Box<str>,
         /// The first slot that cannot be read.
         slot: u64,
         /// The call's error.
