@@ -2,11 +2,14 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use der::{Decode, Encode};
-use token::key::{hex, proof::PROOF_MESSAGE};
+use token::key::hex;
 use x509_cert::Certificate;
 
 use super::clients::Seen;
-use testkit::{daemon::Site, faulty::Books};
+use testkit::{
+    daemon::Site,
+    faulty::{Books, proof_hash},
+};
 
 /// Compares the records after a daemon has ended. Returns the differences.
 pub fn compare(site: &Site, module: &Books, seen: &Seen) -> Vec<String> {
@@ -18,7 +21,7 @@ pub fn compare(site: &Site, module: &Books, seen: &Seen) -> Vec<String> {
     }
     let id = site.key_id();
     // All inputs signed with the CA key are hashes of certificates that were in the log before, or prove the key.
-    let proof = hex(digest(&SHA256, PROOF_MESSAGE).as_ref());
+    let proof = proof_hash();
     let signed: Vec<&String> = module.signed.iter().filter(|(key, _)| *key == id).map(|(_, input)| input).collect();
     for input in signed.iter().filter(|input| ***input != proof && !intents.contains_key(**input)) {
         wrong.push(format!("the CA's key was asked to sign {input}, which is not in the log"));

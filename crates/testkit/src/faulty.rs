@@ -1,5 +1,8 @@
 //! The module in `tests/faulty-token`: built once, controlled by commands, records what it has seen.
 
+use aws_lc_rs::digest::{SHA256, digest};
+use token::key::{hex, proof::PROOF_MESSAGE};
+
 use std::{
     fs,
     io::{Read, Seek, SeekFrom},
@@ -176,4 +179,9 @@ impl Books {
     pub fn faults_of(&self, function: &str) -> usize {
         self.faults.iter().filter(|fault| fault.split(' ').next() == Some(function)).count()
     }
+}
+
+/// The SHA-256 of what a P-256 or RSA key signs to prove that it is the CA's, in hexadecimal.
+pub fn proof_hash() -> String {
+    hex(digest(&SHA256, PROOF_MESSAGE).as_ref())
 }

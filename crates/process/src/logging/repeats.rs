@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use tracing::{
     Event, Level, Subscriber,
     callsite::Identifier,
@@ -85,7 +86,11 @@ impl Repeats {
                 repeats.take(Instant::now()).into_iter().for_each(Counted::write);
             }
         };
-        std::thread::Builder::new().name("log-repeats".to_owned()).spawn(report).map(drop)
+        // The thread inherits the mask. A signal that a program waits for must not end the process here instead.
+        let unmasked = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let started = std::thread::Builder::new().name("log-repeats".to_owned()).spawn(report);
+        unmasked.thread_set_mask()?;
+        started.map(drop)
     }
 
     /// Whether to write a line in full; else it is counted.
