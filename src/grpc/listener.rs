@@ -218,7 +218,7 @@ impl Gate {
                 tracing::debug!(peer = %address, %error, "cannot set TCP_NODELAY on a connection");
             }
             let Some(tls) = &gate.tls else {
-                standing.open();
+                standing.open().await;
                 let transport = Transport::Plain(Socket::new(stream, Arc::clone(&standing), 0));
                 return Some(Connection::new(transport, Peer::new(address, &[], standing), &gate.limits));
             };
@@ -313,9 +313,11 @@ impl Gate {
             let hello = timeout_at(deadline.into(), hello).await.map_err(|_| NoTls::Timeout)?;
             let hello = hello.map_err(NoTls::of)?;
             let busy = standing.busy();
-            let turn = self.handshakes.take(standing.client());
+            let turn = async {
+                standing.open().await;
+                self.handshakes.take(standing.client()).await
+            };
             let turn = timeout(self.limits.handshake_wait, turn).await.map_err(|_| NoTls::Turn)?;
-            standing.open();
             let mut handshake = pin!(hello.into_stream(Arc::clone(config)));
             // One poll computes and sends our part; what comes later waits for the client.
             let answered = poll_fn(|cx| Poll::Ready(handshake.as_mut().poll(cx))).await;

@@ -12,12 +12,19 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
 
 use super::settings::Limits;
 use crate::limits::{Client, Full, Held, Network, Shares};
+
+/// How long a stranger's opened connection may be idle although another waits for its place. When a whole mesh comes at once,
+/// its agents are slow as well.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often a connection looks for a place among strangers.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// All connections of the endpoint.
 #[derive(Clone, Debug)]
@@ -35,11 +42,19 @@ struct Inner {
 /// Connections that do nothing, those without a ClientHello first, and of each kind the oldest first.
 #[derive(Debug, Default)]
 struct Idle {
-    connections: BTreeMap<Rank, (Network, CancellationToken)>,
+    connections: BTreeMap<Rank, Entry>,
     by_network: HashMap<Network, BTreeSet<Rank>>,
 }
 
-/// The order in which idle connections are dropped.
+/// An idle connection.
+#[derive(Debug)]
+struct Entry {
+    network: Network,
+    cut: CancellationToken,
+    since: Instant,
+}
+
+/// The order in which idle connections are dropped: the number is larger the later it became idle.
 type Rank = (Stage, u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,8 +105,8 @@ impl Connections {
         let network = Network::from(address);
         let held = open.take(network, 1).or_else(|full| {
             let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
-            let dropped = idle.drop_oldest_of(network, Stage::Waiting, None)
-                || (full == Full::Total && idle.drop_oldest(Stage::Waiting, None));
+            let dropped = idle.drop_oldest_of(network, Stage::Waiting, None, Duration::ZERO)
+                || (full == Full::Total && idle.drop_oldest(Stage::Waiting, None, Duration::ZERO));
             if dropped { Ok(open.replace(network, 1)) } else { Err(full) }
         })?;
         let connection = numbers.fetch_add(1, Ordering::Relaxed);
@@ -154,23 +169,32 @@ impl Standing {
         Busy(Some(Arc::clone(self)))
     }
 
-    /// Counts the connection as an opened one; the oldest idle stranger is dropped if there are too many.
-    pub fn open(&self) {
+    /// Counts the connection as an opened one, as soon as there is a place among strangers: a free one, or that of one that
+    /// has been idle for a while.
+    pub async fn open(&self) {
+        while !self.try_open() {
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn try_open(&self) -> bool {
         let Inner { strangers, numbers, .. } = &*self.connections;
         let mut state = self.state();
         let mut idle = self.idle();
         let network = self.client.network;
-        let held = strangers.take(network, 1).unwrap_or_else(|_| {
-            // Where none is idle, all of them have requests in progress, which have a limit of their own.
-            let _dropped = idle.drop_oldest_of(network, Stage::Opened, None) || idle.drop_oldest(Stage::Opened, None);
-            strangers.replace(network, 1)
+        let held = strangers.take(network, 1).or_else(|full| {
+            let dropped = idle.drop_oldest_of(network, Stage::Opened, None, GRACE)
+                || (full == Full::Total && idle.drop_oldest(Stage::Opened, None, GRACE));
+            if dropped { Ok(strangers.replace(network, 1)) } else { Err(full) }
         });
+        let Ok(held) = held else { return false };
         idle.remove(state.rank, network);
         state.stranger = Some(held);
         state.rank = (Stage::Opened, numbers.fetch_add(1, Ordering::Relaxed));
         if state.busy == 0 {
             idle.insert(state.rank, network, self.cut.clone());
         }
+        true
     }
 
     /// Drops the oldest idle stranger's connection but this one for what it holds: one of the same address, or any where
@@ -179,8 +203,8 @@ impl Standing {
     pub fn make_room(&self, full: Full) -> bool {
         let own = self.state().rank;
         let mut idle = self.idle();
-        idle.drop_oldest_of(self.client.network, Stage::Opened, Some(own))
-            || (full == Full::Total && idle.drop_oldest(Stage::Opened, Some(own)))
+        idle.drop_oldest_of(self.client.network, Stage::Opened, Some(own), Duration::ZERO)
+            || (full == Full::Total && idle.drop_oldest(Stage::Opened, Some(own), Duration::ZERO))
     }
 
     /// A certificate was issued: the client is no stranger.
@@ -219,6 +243,7 @@ impl Drop for Busy {
         let mut state = standing.state();
         state.busy -= 1;
         if state.busy == 0 && !standing.is_authenticated() {
+            state.rank.1 = standing.connections.numbers.fetch_add(1, Ordering::Relaxed);
             standing.idle().insert(state.rank, standing.client.network, standing.cut.clone());
         }
     }
@@ -226,12 +251,12 @@ impl Drop for Busy {
 
 impl Idle {
     fn insert(&mut self, rank: Rank, network: Network, cut: CancellationToken) {
-        self.connections.insert(rank, (network, cut));
+        self.connections.insert(rank, Entry { network, cut, since: Instant::now() });
         self.by_network.entry(network).or_default().insert(rank);
     }
 
     fn remove(&mut self, rank: Rank, network: Network) -> Option<CancellationToken> {
-        let (_, cut) = self.connections.remove(&rank)?;
+        let Entry { cut, .. } = self.connections.remove(&rank)?;
         if let Some(ranks) = self.by_network.get_mut(&network) {
             ranks.remove(&rank);
             if ranks.is_empty() {
@@ -241,18 +266,21 @@ impl Idle {
         Some(cut)
     }
 
-    /// Drops the first connection of a network, at a stage or a later one, but not a certain one; says whether there was
-    /// one.
-    fn drop_oldest_of(&mut self, network: Network, stage: Stage, not: Option<Rank>) -> bool {
+    /// Drops the connection of a network that has been idle longest, at a stage or a later one, but not a certain one; says
+    /// whether there was one that was idle for so long.
+    fn drop_oldest_of(&mut self, network: Network, stage: Stage, not: Option<Rank>, idle_for: Duration) -> bool {
         let ranks = self.by_network.get(&network);
         let oldest = ranks.and_then(|ranks| ranks.range((stage, 0)..).copied().find(|rank| Some(*rank) != not));
+        let oldest =
+            oldest.filter(|rank| self.connections.get(rank).is_some_and(|entry| entry.since.elapsed() >= idle_for));
         oldest.is_some_and(|rank| self.cut(rank, network))
     }
 
     /// The same for all networks.
-    fn drop_oldest(&mut self, stage: Stage, not: Option<Rank>) -> bool {
-        let mut all = self.connections.range((stage, 0)..).map(|(rank, (network, _))| (*rank, *network));
-        let oldest = all.find(|(rank, _)| Some(*rank) != not);
+    fn drop_oldest(&mut self, stage: Stage, not: Option<Rank>, idle_for: Duration) -> bool {
+        let oldest = self.connections.range((stage, 0)..).find(|(rank, _)| Some(**rank) != not);
+        let oldest = oldest.filter(|(_, entry)| entry.since.elapsed() >= idle_for);
+        let oldest = oldest.map(|(rank, entry)| (*rank, entry.network));
         oldest.is_some_and(|(rank, network)| self.cut(rank, network))
     }
 
@@ -286,7 +314,10 @@ mod tests {
         assert_eq!(cut, [false, true, false, false, false, false, false, false]);
         drop(busy);
         let eighth = connections.admit(address(1), &all).unwrap();
-        assert!(first[0].cut().is_cancelled(), "idle again");
+        assert!(
+            first[2].cut().is_cancelled() && !first[0].cut().is_cancelled(),
+            "the first is idle again, but not longest"
+        );
         first.retain(|one| !one.cut().is_cancelled());
         let all_busy: Vec<_> = first.iter().chain([&seventh, &eighth]).map(Standing::busy).collect();
         assert_eq!(connections.admit(address(1), &all).unwrap_err(), Full::Address);
@@ -313,15 +344,15 @@ mod tests {
     fn strangers_beyond_the_limit_are_dropped_but_not_who_waits_for_us_or_is_known() {
         let (connections, all) = connections(100, 3);
         let opened: Vec<_> = (1..=3).map(|n| connections.admit(address(n), &all).unwrap()).collect();
-        opened.iter().for_each(|one| one.open());
+        opened.iter().for_each(|one| assert!(one.try_open()));
         let waiting = connections.admit(address(4), &all).unwrap();
         opened[0].authenticate();
         let _busy = opened[1].busy();
-        for n in 5..=6 {
-            let next = connections.admit(address(n), &all).unwrap();
-            next.open();
-            std::mem::forget(next);
-        }
+        let next: Vec<_> = (5..=6).map(|n| connections.admit(address(n), &all).unwrap()).collect();
+        assert!(next[0].try_open());
+        assert!(!next[1].try_open(), "the one that is idle is not so for long");
+        std::thread::sleep(GRACE);
+        assert!(next[1].try_open());
         let cut: Vec<bool> = opened.iter().chain([&waiting]).map(|one| one.cut().is_cancelled()).collect();
         assert_eq!(cut, [false, false, true, false]);
         all.cancel();
