@@ -111,7 +111,7 @@ impl Default for Limits {
         Self {
             connections: 16_384,
             connections_per_address: None,
-            unauthenticated_connections: 2048,
+            unauthenticated_connections: 4096,
             unauthenticated_bytes: 128 * 1024,
             handshake_bytes: 16 * 1024,
             handshakes: 256,

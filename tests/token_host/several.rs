@@ -12,7 +12,7 @@ use istio_hsm_ca::token_pool::{HostEndpoint, Phase, TokenSettings};
 use nix::sys::signal::{Signal, kill};
 use rcgen::KeyPair;
 
-use super::harness::{Ca, Mill, PATIENCE, Site, host_of, is, pool};
+use super::harness::{Ca, LOG_ORIGIN, Mill, PATIENCE, Site, host_of, is, pool};
 use testkit::faulty::{Control, MODULE, once, through};
 
 /// The site's token with the module that fails on command.
@@ -204,9 +204,9 @@ async fn token_of_the_log_signs_checkpoints_and_no_certificate() {
     for _ in 0..10 {
         mill.issue().await.unwrap();
     }
-    let text = b"example.org/log\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n";
+    let text = format!("{LOG_ORIGIN}\n42\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n");
     eventually("a checkpoint", async || {
-        let made = mill.pool.sign_checkpoint(text, Instant::now() + Duration::from_secs(2)).await;
+        let made = mill.pool.sign_checkpoint(text.as_bytes(), Instant::now() + Duration::from_secs(2)).await;
         made.is_ok_and(|made| &*made.signed.source.token == names[1])
     })
     .await;
