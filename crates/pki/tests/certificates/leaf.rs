@@ -185,7 +185,7 @@ fn webpki_verifies_for_both_purposes() {
         KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap(),
     ] {
         for ca in authorities() {
-            let issued = ca.issue(&["ca.istio-system.svc", "10.0.0.1", SPIFFE], &key);
+            let issued = ca.issue(&["ca.istio-system.svc", "10.0.0.1"], &key);
             let chain: Vec<_> = issued.chain().iter().map(|pem| der(pem)).collect();
             let (root, rest) = chain.split_last().unwrap();
             let (leaf, path) = rest.split_first().unwrap();

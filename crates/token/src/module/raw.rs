@@ -13,8 +13,8 @@ use cryptoki::{
     slot::Slot,
 };
 use cryptoki_sys::{
-    CK_BBOOL, CK_FUNCTION_LIST, CK_INFO, CK_MECHANISM_TYPE, CK_RV, CK_SLOT_ID, CK_SLOT_INFO, CK_TOKEN_INFO, CK_TRUE,
-    CK_ULONG, CKR_OK, Pkcs11,
+    CK_BBOOL, CK_C_INITIALIZE_ARGS, CK_FUNCTION_LIST, CK_INFO, CK_MECHANISM_TYPE, CK_RV, CK_SLOT_ID, CK_SLOT_INFO,
+    CK_TOKEN_INFO, CK_TRUE, CK_ULONG, CKF_OS_LOCKING_OK, CKR_OK, Pkcs11,
 };
 
 /// Maximum number of entries of a list: more slots or mechanisms than any library has.
@@ -82,6 +82,17 @@ impl Functions {
 
     /// C_GetSlotList: the slots with a token, which may change between two calls.
     pub(super) fn slots_with_token(&self) -> Result<Vec<Slot>, Error> {
+        match self.list_slots_with_token() {
+            // p11-kit's client returns another list with a state of its own each time.
+            Err(Error::Pkcs11(RvError::CryptokiNotInitialized, _)) => {
+                self.initialize()?;
+                self.list_slots_with_token()
+            }
+            listed => listed,
+        }
+    }
+
+    fn list_slots_with_token(&self) -> Result<Vec<Slot>, Error> {
         let function = self.list.C_GetSlotList.ok_or(Error::NullFunctionPointer)?;
         let present: CK_BBOOL = CK_TRUE;
         #[expect(unsafe_code, reason = "the binding allocates whatever a library gives as a count")]
@@ -90,6 +101,19 @@ impl Functions {
             unsafe { function(present, slots, count) }
         })?;
         slots.into_iter().map(Slot::try_from).collect()
+    }
+
+    /// C_Initialize with the arguments of the binding, except for a library's own parameters.
+    fn initialize(&self) -> Result<(), Error> {
+        let function = self.list.C_Initialize.ok_or(Error::NullFunctionPointer)?;
+        let mut arguments = CK_C_INITIALIZE_ARGS { flags: CKF_OS_LOCKING_OK, ..CK_C_INITIALIZE_ARGS::default() };
+        #[expect(unsafe_code, reason = "the binding does not use this list of functions")]
+        // SAFETY: the pointer is to the structure that the function reads during the call (PKCS#11 v3.1, section 5.4).
+        let rv = unsafe { function((&raw mut arguments).cast()) };
+        match Rv::from(rv) {
+            Rv::Error(RvError::CryptokiAlreadyInitialized) => Ok(()),
+            rv => rv.into_result(Function::Initialize),
+        }
     }
 
     /// C_GetMechanismList.
