@@ -43,8 +43,6 @@ const READY: usize = 64;
 const BACKLOG: u32 = 4096;
 /// Pause in accepting after the system ran out of descriptors or memory, so that connections can end.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Interval of log lines about rejected connections, so that a flood of them does not flood the log.
-const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How much TLS holds for a client that does not read, in bytes: two records.
 const TLS_BUFFER: usize = 32 * 1024;
 
@@ -170,7 +168,6 @@ impl Listener {
         cut: CancellationToken,
     ) {
         let mut handshakes = JoinSet::new();
-        let mut turned_away = TurnedAway::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -190,7 +187,10 @@ impl Listener {
                             }
                         });
                     }
-                    Err(refused) => turned_away.note(address, refused),
+                    Err(reason) => {
+                        metrics::counter!("istio_hsm_ca_connections_refused_total").increment(1);
+                        tracing::warn!(peer = %address, %reason, kind = "connection", "a connection was rejected");
+                    }
                 },
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
@@ -362,22 +362,4 @@ fn is_of_one_connection(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::Interrupted
     )
-}
-
-/// Connections rejected since the last log line about them.
-#[derive(Default)]
-struct TurnedAway {
-    count: u64,
-    told: Option<Instant>,
-}
-
-impl TurnedAway {
-    fn note(&mut self, peer: SocketAddr, reason: Full) {
-        metrics::counter!("istio_hsm_ca_connections_refused_total").increment(1);
-        self.count += 1;
-        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-            tracing::warn!(%peer, %reason, count = self.count, "connections were rejected");
-            *self = Self { count: 0, told: Some(Instant::now()) };
-        }
-    }
 }
