@@ -2,10 +2,9 @@
 //!
 //! Two rules, used for every limited resource (docs/LIMITS.md has the table):
 //!
-//! - [`Shares`] refuses at once: an address may hold three times what is still free. A single address can so have three
-//!   quarters of a resource that nobody else needs, as ten thousand agents behind one NAT address do.
-//! - [`Turns`] makes wait: whoever needs a turn gets it after those of other addresses, and within an address after those
-//!   of its other connections, not after all who came earlier.
+//! - [`Shares`] refuses at once: an address may hold three times what is still free. A single address, such as that of a
+//!   NAT gateway, can therefore have three quarters of a resource that no other address needs.
+//! - [`Turns`] queues: turns are granted to addresses in turn, and within an address to its connections in turn.
 //!
 //! Neither evicts or decides anything; they only count. Both cost one uncontended lock.
 

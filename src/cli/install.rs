@@ -1,7 +1,7 @@
 //! `install` and `adopt`: take a key that is in the token already into service, with its certificate.
 //!
 //! `install` is for a key that `generate --csr` made, and for a renewed certificate of a key in use; `adopt` for a key
-//! that other tools have made or imported. Both prove the key, store beside it what the token allows, and write bundle and
+//! that other tools have made or imported. Both prove the key, store with it what the token allows, and write bundle and
 //! receipt.
 
 use std::path::PathBuf;

@@ -145,7 +145,7 @@ pub struct Admin {
     pub status_page: bool,
     /// Address of the status page, which shows identities. Default: [`Admin::STATUS`] if that is free.
     pub status_address: Option<SocketAddr>,
-    /// Host names by which both may be asked, besides `localhost` and IP addresses.
+    /// Host names that requests may name, in addition to `localhost` and IP addresses.
     pub hosts: Vec<DnsName>,
     /// The Unix socket for `istio-hsm-ca issue`.
     pub socket: Option<PathBuf>,

@@ -31,9 +31,9 @@ use crate::{
     telemetry::recent::Recent,
 };
 
-/// What a stream counts for besides its headers and its body, in bytes: HTTP/2's state, its task, its response.
+/// What a stream counts for in addition to its headers and body, in bytes: HTTP/2's state, its task, its response.
 const STREAM: usize = 4096;
-/// What a header counts for besides its name and value, in bytes (RFC 9113, section 6.5.2).
+/// What a header counts for in addition to its name and value, in bytes (RFC 9113, section 6.5.2).
 const HEADER: usize = 32;
 /// The length of a gRPC message's prefix.
 const PREFIX: usize = 5;

@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 
 use super::{Client, Network};
 
-/// Turns at once. Those who wait get them in turn by network, within a network by connection, and within a connection
-/// in the order in which they came.
+/// A limited number of turns. They are granted to networks in turn, within a network to connections in turn, and within a
+/// connection in order of arrival.
 #[derive(Debug)]
 pub struct Turns {
     state: Mutex<State>,
@@ -34,7 +34,7 @@ impl Turns {
         Arc::new(Self { state: Mutex::new(State { free: at_once.max(1), waiting: Ring::default() }) })
     }
 
-    /// Waits for a turn. Who stops waiting loses its place.
+    /// Waits for a turn. Dropping the future gives up the place in the queue.
     pub async fn take(self: &Arc<Self>, client: Client) -> Turn {
         let granted = {
             let mut state = self.lock();
@@ -147,7 +147,7 @@ mod tests {
         Client { network: IpAddr::from([192, 0, 2, network]).into(), connection }
     }
 
-    /// Who gets a turn after whom, when those who wait are told one after the other.
+    /// The order in which clients get their turns.
     async fn order(turns: &Arc<Turns>, clients: &[(u8, u64)]) -> Vec<(u8, u64)> {
         let first = turns.take(client(0, 0)).await;
         let served = Arc::new(Mutex::new(Vec::new()));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_leaves_the_line_loses_no_turn() {
+    async fn client_that_stops_waiting_loses_no_turn() {
         let turns = Turns::new(2);
         let held = (turns.take(client(1, 1)).await, turns.take(client(1, 1)).await);
         {

@@ -75,12 +75,12 @@ const CASES: &[(&str, fn(&Desk))] = &[
         let other = Draft::new(&name("Root CA"), &ED25519, now()).pem(&ED25519);
         desk.write("root-cert.pem", other + &root().pem(&P384));
     }),
-    ("An expired root beside its renewal", |desk| {
+    ("An expired root next to its renewal", |desk| {
         let old = Draft { not_after: now() - DAY, serial: vec![7], ..root() };
         desk.write("root-cert.pem", format!("{}{}", desk.text("root-cert.pem"), old.pem(&P384)));
     }),
     ("A negative serial number", |desk| desk.write("ca-cert.pem", Draft { serial: vec![0xfb], ..ca() }.pem(&RSA))),
-    ("A negative serial number beside the path", |desk| {
+    ("A negative serial number outside the path", |desk| {
         let stray = Draft { serial: vec![0x80, 1], ..Draft::new(&name("Another"), &ED25519, now()) };
         desk.write("cert-chain.pem", desk.text("cert-chain.pem") + &stray.pem(&ED25519));
     }),

@@ -105,10 +105,10 @@ const CASES: &[(&str, Remedy, Spoil)] = &[
         ("ca-cert.pem", desk.read("public"))
     }),
     ("A private key in place of the certificate", Words, |desk| ("ca-cert.pem", desk.read("ca-key.pem"))),
-    ("A private key beside a certificate", Command, |desk| {
+    ("A private key next to a certificate", Command, |desk| {
         ("root-cert.pem", [desk.read("root-cert.pem"), desk.read("ca-key.pem")].concat())
     }),
-    ("A revocation list beside a certificate", Command, |desk| {
+    ("A revocation list next to a certificate", Command, |desk| {
         let crl = pem::encode("X509 CRL", &[0x30, 0]);
         ("cert-chain.pem", format!("{}{crl}", desk.text("cert-chain.pem")).into_bytes())
     }),

@@ -1,5 +1,5 @@
-//! What people are told about inputs that are refused: each case with its message and remedy, as a table test. The page
-//! docs/ERRORS.md is made of the same table, so that the message that somebody searches for is found there.
+//! Messages and remedies for refused input, as a table test. docs/ERRORS.md is generated from the same table, so that a
+//! search for a message finds it there.
 //!
 //! `ERRORS_PAGE=write cargo test --test errors` writes the page. A further section is a module with a function that
 //! returns a [`page::Section`], listed in [`page::sections`].

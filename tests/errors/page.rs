@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, fs, path::PathBuf};
 
-/// What is refused, and what people are told.
+/// A refused input with its messages and remedies.
 pub struct Case {
     /// What is wrong, as a heading.
     pub input: String,

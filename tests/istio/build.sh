@@ -45,7 +45,7 @@ mesh() {
   rm -rf "$new/wheel" "$new/requirements.txt"
   echo "build.sh: building istiod, pilot-agent and istioctl, once" >&2
   build "$new/bin" istio.io/istio/pilot/cmd/{pilot-discovery,pilot-agent} istio.io/istio/istioctl/cmd/istioctl ./traffic
-  # What an image of Istio and its Helm repository contain besides.
+  # Further files of Istio's image and Helm repository.
   module=$(go list -m -f '{{.Dir}}' istio.io/istio)
   cp -r --no-preserve=mode "$module/manifests/charts/istio-control/istio-discovery" "$new/istiod"
   cp --no-preserve=mode "$module/manifests/charts/base/files/crd-all.gen.yaml" "$new/crds.yaml"

@@ -19,7 +19,7 @@ use testkit::{
 const BYTES_PER_KIND: usize = 8 * 1024;
 const REQUESTS: usize = 3000;
 
-/// The sum of the numbers beside the lines of a kind, and the lines in full.
+/// The number of counted lines of a kind, and that of lines in full.
 fn told(daemon: &Daemon, kind: &str) -> (u64, usize) {
     let lines = daemon.lines();
     let counted = lines.iter().filter(|line| line["of_kind"] == kind).filter_map(|line| line["count"].as_u64()).sum();

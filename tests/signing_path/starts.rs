@@ -72,7 +72,7 @@ fn second_daemon_names_what_the_first_one_uses() {
     assert_eq!(status.code(), Some(0), "the first one was affected: {text}");
 }
 
-/// What the daemon keeps beside its log for token hosts and its own next start.
+/// Files next to the log, for token hosts and the next start.
 #[test]
 fn a_second_daemon_changes_no_file_of_the_first() {
     let site = Site::new(&PlugIn::intermediate());

@@ -675,7 +675,7 @@ fn a_host_shows_nothing_of_itself() {
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     // The hard limit, too: the soft limit is 0 on many machines anyway.
     assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
-    // Files in /proc of a process that is not dumpable belong to root, whoever runs it; as root this test shows
+    // Files in /proc of a process that is not dumpable belong to root; as root this test shows
     // nothing, and `supervised` verifies it for another user.
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(process.join("mem")).unwrap());
     assert_eq!(owner, 0);

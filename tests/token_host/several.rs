@@ -195,7 +195,7 @@ async fn a_token_of_another_key_is_found_out_at_the_start_and_after_a_recovery()
 #[tokio::test(flavor = "multi_thread")]
 async fn token_of_the_log_signs_checkpoints_and_no_certificate() {
     let sites = [Site::new(), Site::new()];
-    let names = ["log-beside-0", "log-beside-1"];
+    let names = ["log-only-0", "log-only-1"];
     let mut tokens = vec![sites[0].token(names[0]), sites[1].token(names[1])];
     tokens[1].log_only = true;
     let mill = Mill::start(pool(tokens), &sites[0].issuer);

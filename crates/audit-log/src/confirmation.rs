@@ -1,6 +1,6 @@
 //! The times at which an operator confirmed that the clock is right, although the log's newest record says otherwise.
 //!
-//! They are kept beside the log, one JSON object a line in `clock-confirmations.jsonl`, and never removed. The log's own lines
+//! They are kept next to the log, one JSON object per line in `clock-confirmations.jsonl`, and never removed. The log's own lines
 //! say at which times certificates were issued; this file says who decided that these times were wrong, or that a long
 //! time passed without any.
 

@@ -166,7 +166,7 @@ impl Bundle {
             return Err(problems);
         };
         let mut warnings = rules::path_warnings(&path, now);
-        warnings.extend(beside(ca, &path, &others, &roots, now));
+        warnings.extend(outside_path(ca, &path, &others, &roots, now));
         let issuer = Issuer::of_path(ca, &path, public_key, roots_pem, &roots);
         let warnings = warnings.into_iter().map(Warning).collect();
         Ok(Self { files, issuer: Arc::new(issuer), warnings })
@@ -371,8 +371,8 @@ fn unlike(problem: &Problem, rival: &Path<'_>, path: &Path<'_>) -> Problem {
     )
 }
 
-/// Warnings about what stands in the files beside the path.
-fn beside(
+/// Warnings about certificates in the files that are not on the path.
+fn outside_path(
     ca: &Certificate,
     path: &Path<'_>,
     others: &[Certificate],

@@ -171,7 +171,7 @@ pub(crate) fn der(bytes: &[u8]) -> Option<Der> {
     }
 }
 
-/// What to do about a PEM block that is no certificate in a file of certificates.
+/// What to do about a PEM block other than a certificate in a file of certificates.
 pub(crate) fn foreign_block(label: &str, file: &str, is_alone: bool) -> Found {
     let quoted = &quoted(file);
     let what = format!("holds a `{label}`");

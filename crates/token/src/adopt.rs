@@ -1,5 +1,5 @@
-//! Takes a key into service that is in the token already, whoever made it: proves it by a signature, judges its
-//! attributes, and stores beside it what the token allows: certificate and public key object, log key and canary.
+//! Takes a key into service that is in the token already, made by any program: proves it by a signature, judges its
+//! attributes, and stores with it what the token allows: certificate and public key object, log key and canary.
 //!
 //! For `adopt`, and for `install`, which brings the certificate of a key that `generate` made.
 

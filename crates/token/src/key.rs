@@ -1,4 +1,4 @@
-//! Keys in the token. The CA's key is found by what it signs ([`search`]), the keys of ours beside it by their labels.
+//! Keys in the token. The CA's key is found by what it signs ([`search`]), the log key and the canary key by their labels.
 
 use std::borrow::Cow;
 

@@ -273,7 +273,7 @@ async fn at_once(slow: &Arc<Slow>, asks: Vec<(u8, u64, String)>) -> Vec<(Duratio
     futures_util::future::join_all(checks).await
 }
 
-/// Forged tokens that could be genuine, 400 at once: whoever comes later is served within two reviews' time, from another
+/// Forged tokens that could be genuine, 400 at once: a later client is served within two reviews' time, from another
 /// address and from another connection of the same.
 #[tokio::test(start_paused = true)]
 async fn forged_tokens_keep_nobody_waiting_but_their_senders() {

@@ -255,7 +255,7 @@ fn good_plugin_cas_are_accepted() {
             &["signed with SHA-1; nobody verifies"],
         ),
         (
-            Case::new("an expired root beside", "plain", &*plain, "", soon.clone() + &root).at(40),
+            Case::new("an expired root in addition", "plain", &*plain, "", soon.clone() + &root).at(40),
             1,
             &["expired at", "is not self-signed"],
         ),

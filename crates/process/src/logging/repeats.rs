@@ -28,7 +28,7 @@ const REFILL: Duration = Duration::from_secs(15);
 const INTERVAL: Duration = Duration::from_secs(5);
 /// The most kinds: some hundred places, and some labels for a few of them.
 const MAX_KINDS: usize = 1024;
-/// How much of a line's text stands beside its number, in characters.
+/// Maximum length of the text that a count repeats, in characters.
 const SHOWN: usize = 100;
 /// The crates whose lines are aggregated only where they have a kind.
 const OURS: &[&str] =

@@ -1,4 +1,4 @@
-//! The two keys beside the CA's: the log's (Ed25519), which signs checkpoints, and the canary (P-256), which signs
+//! The two helper keys: the log's (Ed25519), which signs checkpoints, and the canary (P-256), which signs
 //! probes. Made once a token, found by their labels. They are optional: where a token cannot have one, checkpoints are
 //! off, or probes ask for the session and the CA's key instead, and nothing else changes.
 

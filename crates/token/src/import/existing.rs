@@ -54,7 +54,7 @@ pub(super) fn look(session: &Session, key: &PublicKey, accepted: &Accepted) -> R
         }
     }
     let count = whole.len() + broken.len();
-    // Another key under the same CKA_ID does no harm beside one that works.
+    // Another key under the same CKA_ID does no harm if one of them works.
     let unexplained = whole.is_empty() && interrupted.is_empty() && !broken.is_empty();
     if whole.len() > 1 || (unexplained && count > 1) {
         return Err(KeyError::Ambiguous { what, count }.into());
