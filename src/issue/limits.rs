@@ -31,7 +31,7 @@ pub struct Settings {
     /// For all identities together.
     #[serde(deserialize_with = "rate")]
     pub total: Option<NonZeroU32>,
-    /// Burst for all identities together: 40 seconds' worth unless configured. Twenty thousand agents may come at once.
+    /// Burst for all identities together: four seconds' worth unless configured. Twenty thousand agents may come at once.
     pub total_burst: Option<NonZeroU32>,
 }
 
@@ -42,7 +42,7 @@ impl Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { per_identity: NonZeroU32::new(5), total: NonZeroU32::new(500), ..Self::NONE }
+        Self { per_identity: NonZeroU32::new(5), total: NonZeroU32::new(5000), ..Self::NONE }
     }
 }
 
@@ -53,7 +53,7 @@ fn rate<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<NonZ
 /// How many seconds' worth the burst of one identity is.
 const IDENTITY_BURST: NonZeroU32 = NonZeroU32::new(200).unwrap();
 /// How many seconds' worth the burst of all identities is.
-const TOTAL_BURST: NonZeroU32 = NonZeroU32::new(40).unwrap();
+const TOTAL_BURST: NonZeroU32 = NonZeroU32::new(4).unwrap();
 
 /// The quota of a rate per second; the burst is so many seconds' worth unless configured.
 fn quota(per_second: Option<NonZeroU32>, burst: Option<NonZeroU32>, seconds: NonZeroU32) -> Option<Quota> {
