@@ -40,7 +40,7 @@ const REFUSALS: usize = 16_384;
 /// How long a rejection is cached: enough for an agent's quick retries, short enough to notice a repaired cluster.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
 /// How many reviews are under way at one API server. More wait for their turn, as long as one may take, in a fair order
-/// over addresses and connections: a stranger's forged tokens make others wait for their next turn only.
+/// over addresses and connections: forged tokens of one client make others wait for their next turn only.
 const AT_ONCE: usize = 32;
 /// Tolerated difference between an API server's clock and ours.
 const LEEWAY: Duration = Duration::from_secs(60);

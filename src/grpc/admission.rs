@@ -1,4 +1,4 @@
-//! Admits requests: what strangers' streams may hold in memory, and how many complete requests are in progress.
+//! Admits requests: what the streams of unauthenticated connections may hold in memory, and how many complete requests are in progress.
 //!
 //! A stream holds memory from its headers until its response is sent. A request of the certificate service takes a place
 //! only when it is complete, so that a client that never sends the rest keeps nobody from being served. Health checks

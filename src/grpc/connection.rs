@@ -28,10 +28,10 @@ use super::{settings::Limits, standing::Standing};
 
 /// The length of HTTP/2's connection preface (RFC 9113, section 3.4): until then nothing else limits a silent client.
 const PREFACE: usize = 24;
-/// After how many bytes of a stranger's connection others have their turn. The smallest frames are 9 bytes long, and each costs
+/// After how many bytes of an unauthenticated connection others have their turn. The smallest frames are 9 bytes long, and each costs
 /// about a microsecond.
 const BURST: usize = 4096;
-/// Why a stranger's connection ends.
+/// Why an unauthenticated connection ends.
 const TOO_MUCH: &str = "the client sent too much before a certificate was issued to it";
 
 /// The peer of a connection, available in the extensions of each request.
@@ -63,7 +63,7 @@ impl Peer {
     }
 }
 
-/// A socket whose client may send only so many bytes while it is a stranger.
+/// A socket whose client may send only so many bytes while it is unauthenticated.
 ///
 /// Whatever it sends, frames that HTTP/2 answers or ignores included, so has an end, and what its handshake may leave in
 /// memory a bound.
@@ -72,7 +72,7 @@ pub struct Socket {
     stream: TcpStream,
     standing: Arc<Standing>,
     room: usize,
-    /// How much a stranger's connection has read since others had their turn.
+    /// How much an unauthenticated connection has read since others had their turn.
     burst: usize,
 }
 

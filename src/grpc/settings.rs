@@ -65,7 +65,7 @@ pub struct Limits {
     pub unauthenticated_bytes: usize,
     /// How many bytes a client may send in its handshake: its ClientHello with a session ticket, and its certificates.
     pub handshake_bytes: usize,
-    /// Handshakes that are computed at once: they cost the most that a stranger can ask for. More wait for their turn, and
+    /// Handshakes that are computed at once: they are the most expensive operation of an unauthenticated client. More wait for their turn, and
     /// requests in progress for no more than these, at 0.3 ms each.
     pub handshakes: usize,
     /// How long a connection may wait for a slot. Ten thousand agents at once take some ten seconds of one core, and

@@ -1,9 +1,9 @@
 //! What a connection counts for in the limits, from its acceptance to its end.
 //!
 //! A connection waits for its ClientHello, is opened, and is authenticated once a certificate was issued on it; before
-//! that its client is a stranger. A new connection that finds no room, and one that is opened while there are too many
-//! strangers, takes the place of the oldest connection that does nothing: which waits for its client, and on which no
-//! complete request is in progress.
+//! that it is unauthenticated. A new connection that finds no room, and one that is opened while there are too many
+//! unauthenticated ones, takes the place of the oldest connection that does nothing: which waits for its client, and on
+//! which no complete request is in progress.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 use super::settings::Limits;
 use crate::limits::{Client, Full, Held, Network, Shares};
 
-/// How long a stranger's opened connection may be idle although another waits for its place. When a whole mesh comes at once,
-/// its agents are slow as well.
+/// How long an unauthenticated opened connection may be idle although another waits for its place. When a whole mesh comes
+/// at once, its agents are slow as well.
 const GRACE: Duration = Duration::from_secs(2);
-/// How often a connection looks for a place among strangers.
+/// How often a connection looks for a place among the unauthenticated ones.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// All connections of the endpoint.
@@ -34,7 +34,7 @@ pub struct Connections(Arc<Inner>);
 struct Inner {
     open: Arc<Shares>,
     /// Those that are opened and not authenticated.
-    strangers: Arc<Shares>,
+    unauthenticated: Arc<Shares>,
     numbers: AtomicU64,
     idle: Mutex<Idle>,
 }
@@ -81,7 +81,7 @@ struct State {
     rank: Rank,
     /// Complete requests in progress, or one more while the connection waits for the daemon.
     busy: usize,
-    stranger: Option<Held>,
+    unauthenticated: Option<Held>,
 }
 
 impl Connections {
@@ -90,7 +90,7 @@ impl Connections {
     pub fn new(limits: &Limits) -> Self {
         Self(Arc::new(Inner {
             open: Shares::with_most_per_address(limits.connections, limits.connections_per_address),
-            strangers: Shares::new(limits.unauthenticated_connections),
+            unauthenticated: Shares::new(limits.unauthenticated_connections),
             numbers: AtomicU64::new(0),
             idle: Mutex::default(),
         }))
@@ -115,7 +115,7 @@ impl Connections {
             client: Client { network, connection },
             cut: all.child_token(),
             authenticated: AtomicBool::new(false),
-            state: Mutex::new(State { rank: (Stage::Waiting, connection), busy: 0, stranger: None }),
+            state: Mutex::new(State { rank: (Stage::Waiting, connection), busy: 0, unauthenticated: None }),
             _open: held,
         };
         standing.idle().insert((Stage::Waiting, connection), network, standing.cut.clone());
@@ -169,8 +169,8 @@ impl Standing {
         Busy(Some(Arc::clone(self)))
     }
 
-    /// Counts the connection as an opened one, as soon as there is a place among strangers: a free one, or that of one that
-    /// has been idle for a while.
+    /// Waits for a place among the unauthenticated connections, a free one or that of one that has been idle for a while,
+    /// and counts the connection as opened.
     pub async fn open(&self) {
         while !self.try_open() {
             tokio::time::sleep(RETRY).await;
@@ -178,18 +178,18 @@ impl Standing {
     }
 
     fn try_open(&self) -> bool {
-        let Inner { strangers, numbers, .. } = &*self.connections;
+        let Inner { unauthenticated, numbers, .. } = &*self.connections;
         let mut state = self.state();
         let mut idle = self.idle();
         let network = self.client.network;
-        let held = strangers.take(network, 1).or_else(|full| {
+        let held = unauthenticated.take(network, 1).or_else(|full| {
             let dropped = idle.drop_oldest_of(network, Stage::Opened, None, GRACE)
                 || (full == Full::Total && idle.drop_oldest(Stage::Opened, None, GRACE));
-            if dropped { Ok(strangers.replace(network, 1)) } else { Err(full) }
+            if dropped { Ok(unauthenticated.replace(network, 1)) } else { Err(full) }
         });
         let Ok(held) = held else { return false };
         idle.remove(state.rank, network);
-        state.stranger = Some(held);
+        state.unauthenticated = Some(held);
         state.rank = (Stage::Opened, numbers.fetch_add(1, Ordering::Relaxed));
         if state.busy == 0 {
             idle.insert(state.rank, network, self.cut.clone());
@@ -197,8 +197,8 @@ impl Standing {
         true
     }
 
-    /// Drops the oldest idle stranger's connection but this one for what it holds: one of the same address, or any where
-    /// nothing is free. Says whether there was one.
+    /// Drops the oldest idle unauthenticated connection except this one for what it holds: one of the same address, or any
+    /// if nothing is free. Returns whether there was one.
     #[must_use]
     pub fn make_room(&self, full: Full) -> bool {
         let own = self.state().rank;
@@ -207,11 +207,11 @@ impl Standing {
             || (full == Full::Total && idle.drop_oldest(Stage::Opened, Some(own), Duration::ZERO))
     }
 
-    /// A certificate was issued: the client is no stranger.
+    /// A certificate was issued on the connection.
     pub fn authenticate(&self) {
         if !self.authenticated.swap(true, Ordering::Relaxed) {
             let mut state = self.state();
-            state.stranger = None;
+            state.unauthenticated = None;
             self.idle().remove(state.rank, self.client.network);
         }
     }
@@ -328,11 +328,11 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_finds_room_among_many_strangers() {
+    fn new_connection_finds_room_among_many_unauthenticated_ones() {
         let (connections, all) = connections(4, 4);
-        let strangers: Vec<_> = (1..=4).map(|n| connections.admit(address(n), &all).unwrap()).collect();
+        let unauthenticated: Vec<_> = (1..=4).map(|n| connections.admit(address(n), &all).unwrap()).collect();
         let _newcomer = connections.admit(address(9), &all).unwrap();
-        assert!(strangers[0].cut().is_cancelled() && !strangers[1].cut().is_cancelled());
+        assert!(unauthenticated[0].cut().is_cancelled() && !unauthenticated[1].cut().is_cancelled());
         let (full, all) = self::connections(2, 2);
         let authenticated: Vec<_> = (1..=2).map(|n| full.admit(address(n), &all).unwrap()).collect();
         authenticated.iter().for_each(|one| one.authenticate());
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_beyond_the_limit_are_dropped_but_not_who_waits_for_us_or_is_known() {
+    fn unauthenticated_connections_beyond_the_limit_are_dropped_unless_busy() {
         let (connections, all) = connections(100, 3);
         let opened: Vec<_> = (1..=3).map(|n| connections.admit(address(n), &all).unwrap()).collect();
         opened.iter().for_each(|one| assert!(one.try_open()));
