@@ -28,7 +28,7 @@ fn limit() -> u64 {
 /// A connection that holds as much as one can: a chain, frames begun and not ended, streams without a body.
 async fn hoard(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) {
     let mut raw = Raw::begin(stream).await;
-    // As much as a stranger may send: 128 KiB in all.
+    // As much as an unauthenticated client may send: 128 KiB in all.
     for number in 0..18 {
         let block = [call_headers("/istio.v1.auth.IstioCertificateService/CreateCertificate"), header(4000)].concat();
         raw.send(&frame(http2::HEADERS, END_HEADERS, 2 * number + 1, &block)).await;
@@ -43,11 +43,11 @@ async fn hoard(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin
 async fn worst(part: usize) {
     process::hardening::raise_open_files().unwrap();
     let limits = istio_hsm_ca::grpc::settings::Limits::default();
-    let (connections, strangers) = (limits.connections / part, limits.unauthenticated_connections / part);
+    let (connections, unauthenticated) = (limits.connections / part, limits.unauthenticated_connections / part);
     let memory = limits.request_memory / part;
     let site = Site::new(&PlugIn::intermediate());
     let daemon = Arc::new(site.serve(&format!(
-        "[listen.limits]\nconnections = {connections}\nunauthenticated_connections = {strangers}\n\
+        "[listen.limits]\nconnections = {connections}\nunauthenticated_connections = {unauthenticated}\n\
          request_memory = {memory}\nhandshake_timeout = \"60s\"\nrequest_timeout = \"120s\""
     )));
     ask_for(&site, &daemon, HOME, Duration::from_secs(1)).await;
@@ -55,7 +55,7 @@ async fn worst(part: usize) {
     let client = config(&daemon, Some(10_000));
     let mut held = JoinSet::new();
     let mut opened = 0;
-    for number in 0..strangers {
+    for number in 0..unauthenticated {
         let from = address((number % 16) as u8);
         if let Ok(stream) = tls(&daemon, from, Arc::clone(&client)).await {
             opened += 1;
@@ -67,7 +67,7 @@ async fn worst(part: usize) {
     hello[3..5].copy_from_slice(&16_000_u16.to_be_bytes());
     hello.resize(15_000, 0);
     let mut waiting = Vec::new();
-    for number in 0..connections - strangers {
+    for number in 0..connections - unauthenticated {
         if let Ok(mut stream) = tcp(&daemon, address((16 + number % 16) as u8)).await {
             let _ = stream.write_all(&hello).await;
             waiting.push(stream);
@@ -77,7 +77,7 @@ async fn worst(part: usize) {
     let (most, budget) = (kib(&daemon, "VmHWM:"), limit() * 1024);
     let whole = idle + (most - idle) * part as u64;
     println!(
-        "worst load, 1/{part}: {opened} strangers, {} that wait, {idle} KiB idle, {most} KiB at most; \
+        "worst load, 1/{part}: {opened} unauthenticated, {} that wait, {idle} KiB idle, {most} KiB at most; \
          whole: {whole} of {budget} KiB",
         waiting.len()
     );

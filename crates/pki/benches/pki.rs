@@ -70,8 +70,8 @@ fn csr(c: &mut Criterion) {
 }
 
 fn tbs(c: &mut Criterion) {
-    let [(_, key), ..] = keys();
-    let (issuer, template) = (issuer(&key), leaf(&key));
+    let [(_, ca_key), (_, workload_key), ..] = keys();
+    let (issuer, template) = (issuer(&ca_key), leaf(&workload_key));
     c.bench_function("serial: random", |b| b.iter(Serial::random));
     c.bench_function("tbs: build and lint", |b| {
         let serial = Serial::random();
@@ -87,8 +87,9 @@ fn tbs(c: &mut Criterion) {
 
 fn issued(c: &mut Criterion) {
     let mut group = c.benchmark_group("issued: assemble and verify");
+    let workload_key = KeyPair::generate().expect("a key");
     for (name, key) in keys() {
-        let tbs = Arc::new(Tbs::build(leaf(&key), issuer(&key), Serial::random()).expect("a TBSCertificate"));
+        let tbs = Arc::new(Tbs::build(leaf(&workload_key), issuer(&key), Serial::random()).expect("a TBSCertificate"));
         let signature = key.sign(tbs.der()).expect("a signature");
         let public_key = public(&key);
         group.bench_function(name, |b| {
