@@ -47,7 +47,7 @@ impl ApiServer {
     }
 
     async fn create_review(&self, token: BearerToken<'_>, audiences: &[String]) -> Result<Review, kube::Error> {
-        let spec = TokenReviewSpec { audiences: Some(audiences.to_vec()), token: Some(token.expose().to_owned()) };
+        let spec = TokenReviewSpec { audiences: Some(audiences.to_vec()), token: token.expose().to_owned() };
         let review = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.0.client());
         let status = reviews.create(&PostParams::default(), &review).await?.status.unwrap_or_default();

@@ -111,16 +111,17 @@ impl Cluster {
             uid: pod.uid(),
         };
         let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: vec![audience.into()],
+            spec: Some(TokenRequestSpec {
+                audiences: Some(vec![audience.into()]),
                 bound_object_ref: pod.map(bound),
                 expiration_seconds: Some(3600),
-            },
+                attestations: None,
+            }),
             ..TokenRequest::default()
         };
         let accounts = self.api::<ServiceAccount>();
         let made = accounts.create_token_request(account, &PostParams::default(), &request).await?;
-        Ok(made.status.unwrap().token)
+        Ok(made.status.unwrap().token.unwrap())
     }
 
     /// A kubeconfig of a service account in this namespace that has exactly these permissions, in the whole cluster and
