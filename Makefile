@@ -95,6 +95,8 @@ check: dependencies ## check format, lints, documentation and dependencies
 	$(CARGO) clippy --locked --workspace --lib --bins --examples -- -D warnings
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings $(IN_TESTS)
 	$(CARGO) doc --locked --workspace --no-deps --document-private-items
+	@# The fuzzers are a package of their own: their lock file must have the dependencies of our crates.
+	@$(CARGO) metadata --locked --manifest-path fuzz/Cargo.toml --format-version 1 >/dev/null
 	@for script in .ci/run benches/*.sh scripts/*.sh softhsm/*.sh softhsm/softhsm-init deploy/*/*.sh tests/*.sh tests/kube/*.sh; do \
 		bash -n $$script || exit 1; done
 

@@ -3,11 +3,19 @@
 
 #![no_main]
 
-/// The daemon's own file: the rest of the daemon would take longer to build than it is fuzzed.
+/// The daemon's own files: the rest of the daemon would take longer to build than it is fuzzed.
 #[path = "../../src/auth/jwt/compact.rs"]
 #[allow(dead_code, reason = "only the parser is called")]
 mod compact;
+#[path = "../../src/auth/received.rs"]
+#[allow(dead_code, reason = "only the parser's errors use it")]
+mod received;
 mod targets;
+
+/// Where the daemon's files look for each other.
+mod auth {
+    pub(crate) use crate::received;
+}
 
 use std::sync::LazyLock;
 

@@ -1,5 +1,5 @@
-//! All agents of a mesh connect at once from one address, as behind a NAT, by the program's own `bench endpoint --storm`, with
-//! Istio's five tries: all are served, and the daemon's memory is bounded by what a connection may cost.
+//! All agents of a mesh connect at once from one address, as behind a NAT, by the load generator (`istio-hsm-ca-bench endpoint --storm`),
+//! with Istio's five tries: all are served, and the daemon's memory is bounded by what a connection may cost.
 //!
 //! A thousand agents by default; `STORM_AGENTS` sets another number.
 

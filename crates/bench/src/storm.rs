@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc,
@@ -163,6 +164,8 @@ async fn attempt(route: &Route, number: usize, comer: &Comer) -> Result<Channel,
     match tokio::time::timeout(ANSWER, asked).await {
         Ok(Ok(chain)) if chain.len() >= 2 => Ok(channel),
         Ok(Ok(_)) => Err(Refusal { reason: "reply without a root".to_owned(), may_try_again: false }),
+        // Only a status that the server sent has no source. gRPC's own code for a lost connection is UNAVAILABLE.
+        Ok(Err(status)) if status.source().is_some() => Err(no_connection("connection lost")),
         Ok(Err(status)) => {
             Err(Refusal { reason: format!("{:?}", status.code()), may_try_again: is_tried_again(status.code()) })
         }

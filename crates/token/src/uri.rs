@@ -316,7 +316,8 @@ fn absolute(name: &'static str, path: &str) -> Result<PathBuf, UriError> {
     if !path.starts_with('/') {
         return Err(UriError::RelativePath(name));
     }
-    Ok(PathBuf::from(path))
+    // Without repeated slashes: `file:` and a path that begins with two would be read as a host.
+    Ok(Path::new(path).components().collect())
 }
 
 fn bounded(name: &'static str, value: &str, max: usize) -> Result<String, UriError> {
@@ -390,6 +391,7 @@ mod tests {
                 "pkcs11:token=t?module-path=/m&library-parameters=configdir%3D%27sql%3A/d%27%20flags%3Dx",
             ),
             ("pkcs11:token=t?pin-source=file://localhost/p", "pkcs11:token=t?pin-source=file:/p"),
+            ("pkcs11:token=t?pin-source=file:////run//pin", "pkcs11:token=t?pin-source=file:/run/pin"),
             ("pkcs11:token=%C3%A4%3B%26", "pkcs11:token=%C3%A4%3B%26"),
             ("pkcs11:token=t;id=%00%ffA;type=private;object=CA%20key", "pkcs11:token=t;object=CA%20key;id=%00%FFA"),
         ];
