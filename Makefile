@@ -62,6 +62,7 @@ test-tokens: ## run the token suite on SoftHSM, Kryoptic, NSS and p11-kit, and o
 test-kube: ## test with a real API server, which is first built with Go, once: ten minutes
 	$(call require,kube)
 	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
+	@tests/kube/api-server.sh --newest kube-apiserver >/dev/null
 	$(CARGO) test --locked --test kube -- --ignored --skip scale:: --skip istio::
 
 test-istio: ## test with Istio's own agent and istiod's code, which is first built with Go, once

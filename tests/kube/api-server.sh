@@ -5,6 +5,8 @@
 #   tests/kube/api-server.sh              builds these four, and prints the directory
 #   tests/kube/api-server.sh helm         builds only the ones named; the mesh needs kube-controller-manager and kube-proxy too
 #   tests/kube/api-server.sh --where      prints the directory, and builds nothing
+#   tests/kube/api-server.sh --newest ... the same with the newest Kubernetes, for interfaces that the other does not serve
+#                                         in their final version; it needs only kube-apiserver of it
 #
 # Needs Go (https://go.dev, or the package golang-go of a distribution with 1.21 or later, which fetches newer versions
 # when needed). The first build takes about ten minutes on two cores. GO_BUILD_PREFIX is put before each build command.
@@ -13,6 +15,12 @@ set -euo pipefail
 KUBERNETES=1.36.3
 ETCD=3.6.16
 HELM=4.3.1
+NEWEST_KUBERNETES=1.37.0
+
+if [ "${1:-}" = --newest ]; then
+    KUBERNETES=$NEWEST_KUBERNETES
+    shift
+fi
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/istio-hsm-ca/kube/kubernetes-$KUBERNETES-etcd-$ETCD-helm-$HELM"
 

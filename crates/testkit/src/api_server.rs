@@ -30,6 +30,25 @@ pub static EAST: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https:
 /// Another cluster with another issuer.
 pub static WEST: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://west.kube.test"));
 
+/// A cluster with the newest Kubernetes, which serves PodCertificateRequests and ClusterTrustBundles in v1.
+pub static NEWEST: LazyLock<ApiServer> =
+    LazyLock::new(|| ApiServer::with("https://newest.kube.test", Version::Newest, true));
+
+/// Which Kubernetes runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// The one of most tests.
+    Usual,
+    /// The newest of tests/kube/api-server.sh.
+    Newest,
+}
+
+/// Serves PodCertificateRequests and ClusterTrustBundles, which are beta in Kubernetes 1.36 and off by default.
+const BETA: [&str; 2] = [
+    "--feature-gates=PodCertificateRequest=true,ClusterTrustBundle=true",
+    "--runtime-config=certificates.k8s.io/v1beta1/podcertificaterequests=true,certificates.k8s.io/v1beta1/clustertrustbundles=true",
+];
+
 /// An API server and its etcd.
 pub struct ApiServer {
     directory: tempfile::TempDir,
@@ -37,10 +56,12 @@ pub struct ApiServer {
     pub issuer: &'static str,
     /// Its URL.
     pub url: String,
+    /// The version of certificates.k8s.io with PodCertificateRequests and ClusterTrustBundles.
+    pub certificates: &'static str,
     /// The CA of its own certificate and of its users' certificates.
     pub ca: String,
     etcd: Vec<String>,
-    server: Vec<String>,
+    server: Mutex<Vec<String>>,
     running: Mutex<Vec<Program>>,
     issuing: CertifiedIssuer<'static, KeyPair>,
     /// The key that signs service account JWTs, PEM.
@@ -48,9 +69,18 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Starts an API server and waits until it is ready.
+    /// Starts an API server of the usual version and waits until it is ready.
     pub fn start(issuer: &'static str) -> Self {
-        let binaries = binaries();
+        Self::with(issuer, Version::Usual, true)
+    }
+
+    /// Starts an API server; with or without the beta interfaces of certificates.k8s.io.
+    pub fn with(issuer: &'static str, version: Version, beta: bool) -> Self {
+        let binaries = binaries(&[], &["etcd", "kube-apiserver", "kubectl"]);
+        let kube_apiserver = match version {
+            Version::Usual => binaries.join("kube-apiserver"),
+            Version::Newest => newest().join("kube-apiserver"),
+        };
         // Uses memory if available: etcd writes a lot, and none of it needs to be durable.
         let shm = Path::new("/dev/shm");
         let parent = if shm.is_dir() { shm.to_owned() } else { tmp() };
@@ -80,8 +110,8 @@ impl ApiServer {
             format!("--initial-advertise-peer-urls={peer}"),
             format!("--initial-cluster=default={peer}"),
         ];
-        let server = [
-            binaries.join("kube-apiserver").display().to_string(),
+        let mut server = vec![
+            kube_apiserver.display().to_string(),
             format!("--etcd-servers={client}"),
             "--bind-address=127.0.0.1".into(),
             "--advertise-address=127.0.0.1".into(),
@@ -89,7 +119,8 @@ impl ApiServer {
             format!("--tls-cert-file={}", path("server.crt")),
             format!("--tls-private-key-file={}", path("server.key")),
             format!("--client-ca-file={}", path("ca.crt")),
-            "--authorization-mode=RBAC".into(),
+            "--authorization-mode=Node,RBAC".into(),
+            "--enable-admission-plugins=NodeRestriction".into(),
             format!("--service-account-issuer={issuer}"),
             format!("--service-account-key-file={}", path("token.pub")),
             format!("--service-account-signing-key-file={}", path("token.key")),
@@ -98,26 +129,37 @@ impl ApiServer {
             "--profiling=false".into(),
             "--v=1".into(),
         ];
+        if beta && version == Version::Usual {
+            server.extend(BETA.map(str::to_owned));
+        }
         let this = Self {
             url: format!("https://127.0.0.1:{secure}"),
             ca: issuing.pem(),
             etcd: etcd.into(),
-            server: server.into(),
+            server: Mutex::new(server),
             running: Mutex::default(),
             issuing,
             token_key,
             issuer,
+            certificates: if version == Version::Newest { "v1" } else { "v1beta1" },
             directory,
         };
         this.run();
         this
     }
 
+    /// Restarts it with the beta interfaces of certificates.k8s.io, as an operator enables them.
+    pub fn enable_beta(&self) {
+        self.kill();
+        self.server.lock().unwrap().extend(BETA.map(str::to_owned));
+        self.run();
+    }
+
     /// Starts both programs with the data on disk, and waits until the API server is ready.
     pub fn run(&self) {
         let directory = self.directory.path();
         let etcd = Program::start(&self.etcd, directory, "etcd.log");
-        let server = Program::start(&self.server, directory, "kube-apiserver.log");
+        let server = Program::start(&self.server.lock().unwrap(), directory, "kube-apiserver.log");
         *self.running.lock().unwrap() = vec![etcd, server];
         self.wait_ready();
     }
@@ -191,12 +233,17 @@ pub fn resident(pid: Pid) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// Where tests/kube/api-server.sh stores the programs of the newest Kubernetes.
+fn newest() -> PathBuf {
+    binaries(&["--newest"], &["kube-apiserver"])
+}
+
 /// Where tests/kube/api-server.sh stores the programs.
-fn binaries() -> PathBuf {
+fn binaries(version: &[&str], names: &[&str]) -> PathBuf {
     let script = root().join("tests/kube/api-server.sh");
-    let output = Command::new(script).arg("--where").output().unwrap();
+    let output = Command::new(script).args(version).arg("--where").output().unwrap();
     let directory = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-    for name in ["etcd", "kube-apiserver", "kubectl"] {
+    for name in names {
         let binary = directory.join(name);
         assert!(binary.is_file(), "{} is missing: run `make test-kube`, or tests/kube/api-server.sh", binary.display());
     }
