@@ -40,6 +40,7 @@ impl DenylistCheck {
             | Identity::Internal(_)
             | Identity::Operator { .. }
             | Identity::Requester { .. } => None,
+            Identity::Pod { account, .. } => Some(account),
         };
         self.0.as_ref()?.denied(own, &certificate.names, &certificate.public_key)
     }
@@ -58,6 +59,8 @@ pub enum Method {
     Jwt,
     /// The operator, by the admin socket or by a command without the daemon.
     Operator,
+    /// The spec of a Kubernetes PodCertificateRequest, which the API server has verified.
+    PodCertificateRequest,
     /// A Kubernetes JWT, verified by the API server.
     TokenReview,
 }
@@ -72,6 +75,7 @@ impl Method {
             Self::Internal => "internal",
             Self::Jwt => "jwt",
             Self::Operator => "operator",
+            Self::PodCertificateRequest => "pod_certificate_request",
             Self::TokenReview => "token_review",
         }
     }
@@ -114,6 +118,19 @@ pub enum Identity {
     },
     /// A workload.
     Workload(SpiffeId),
+    /// A pod with a Kubernetes PodCertificateRequest.
+    Pod {
+        /// The cluster.
+        cluster: ClusterName,
+        /// `spec.signerName`.
+        signer: Arc<str>,
+        /// The pod's service account.
+        account: SpiffeId,
+        /// The pod's name.
+        name: Arc<str>,
+        /// The Services in its namespace that select it.
+        services: Arc<[String]>,
+    },
 }
 
 impl std::fmt::Display for Identity {
@@ -128,12 +145,15 @@ impl std::fmt::Display for Identity {
             }
             Self::Internal(InternalCaller::ServingCertificate) => f.write_str("internal:serving-certificate"),
             Self::Operator { uid } => write!(f, "operator:uid={uid}"),
+            Self::Pod { cluster, signer, account, name, services: _ } => {
+                write!(f, "pod:cluster={cluster}:signer={signer}:pod={}:{account}", name.escape_debug())
+            }
             Self::Workload(id) => id.fmt(f),
         }
     }
 }
 
-/// The pod that a Kubernetes JWT is bound to.
+/// The pod that a Kubernetes JWT is bound to, or that a PodCertificateRequest is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BoundPod {
     /// The pod's name.
@@ -191,6 +211,27 @@ impl Caller {
         Self { cluster: Some(cluster), ..Self::plain(Method::CertificateSigningRequest, identity) }
     }
 
+    /// A pod with a PodCertificateRequest; the API server has verified all of it but `services`, the Services in the
+    /// pod's namespace that select it.
+    #[must_use]
+    pub fn pod_request(
+        cluster: ClusterName,
+        signer: &str,
+        account: SpiffeId,
+        pod: BoundPod,
+        services: Vec<String>,
+    ) -> Self {
+        let identity = Identity::Pod {
+            cluster: cluster.clone(),
+            signer: signer.into(),
+            account,
+            name: pod.name.as_str().into(),
+            services: services.into(),
+        };
+        let plain = Self::plain(Method::PodCertificateRequest, identity);
+        Self { cluster: Some(cluster), pod: Some(Arc::new(pod)), ..plain }
+    }
+
     /// A workload, for unit tests of modules that use callers.
     #[cfg(test)]
     pub(crate) fn workload(id: SpiffeId, method: Method) -> Self {
@@ -225,7 +266,7 @@ impl Caller {
         self.cluster.as_ref().map(ClusterName::as_str)
     }
 
-    /// The pod that the caller's JWT is bound to, if any.
+    /// The pod that the caller's JWT is bound to or that a PodCertificateRequest is for, if any.
     #[must_use]
     pub fn pod(&self) -> Option<&BoundPod> {
         self.pod.as_deref()
@@ -241,7 +282,7 @@ impl Caller {
     #[must_use]
     pub fn for_whom(&self) -> Option<&SpiffeId> {
         match (&self.acts_for, &self.identity) {
-            (Some(id), _) | (None, Identity::Workload(id)) => Some(id),
+            (Some(id), _) | (None, Identity::Workload(id) | Identity::Pod { account: id, .. }) => Some(id),
             (
                 None,
                 Identity::Controller { .. }

@@ -8,11 +8,15 @@ mod cluster_tests;
 mod clusters;
 mod denied;
 #[cfg(test)]
+mod pod_tests;
+#[cfg(test)]
 mod tests;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use clusters::{ClusterRules, ControllerGrant, ControllerRules, RequesterRules, Scope, SignerRules};
+pub use clusters::{
+    ClusterRules, ControllerGrant, ControllerRules, PodServiceRules, PodSignerRules, RequesterRules, Scope, SignerRules,
+};
 pub use denied::{Denied, Kind};
 
 use crate::auth::{Caller, Identity, InternalCaller};
@@ -61,14 +65,27 @@ pub struct Rules {
 struct Allowed {
     profile: Profile,
     names: Vec<Name>,
-    ttl: Duration,
+    ttl: Ttl,
 }
 
 impl Allowed {
     fn leaf(names: Vec<Name>, ttl: Duration) -> Self {
-        Self { profile: Profile::Leaf, names, ttl }
+        Self { profile: Profile::Leaf, names, ttl: Ttl::FromNow(ttl) }
     }
 }
+
+/// How long a certificate is valid.
+#[derive(Clone, Copy, Debug)]
+enum Ttl {
+    /// For this long from now.
+    FromNow(Duration),
+    /// For this long from its notBefore, and for at least [`POD_LIFETIME_MIN`].
+    Total(Duration),
+}
+
+/// Minimum lifetime of a pod certificate, from notBefore to notAfter (Kubernetes:
+/// pkg/apis/certificates/validation/validation.go).
+pub const POD_LIFETIME_MIN: Duration = Duration::from_secs(3600);
 
 /// Permission for a certificate. Only [`Rules::decide`] constructs it.
 #[derive(Clone, Debug)]
@@ -133,6 +150,9 @@ impl Rules {
             Identity::Operator { .. } => Allowed::leaf(self.operator_names(&asked.operator_names)?, self.ttl(asked)?),
             Identity::Requester { cluster, signer, username } => {
                 Allowed::leaf(self.requested_names(cluster, signer, username, csr)?, self.ttl(asked)?)
+            }
+            Identity::Pod { cluster, signer, account, services, .. } => {
+                self.pod(cluster, signer, account, services, asked)?
             }
             Identity::Workload(id) => {
                 let name = Name::Spiffe(id.clone());
@@ -255,7 +275,7 @@ fn is(granted: &Name, asked: &RequestedName) -> bool {
 /// From two minutes ago (not before the CA certificate's notBefore) to the end of the lifetime (not after the earliest
 /// notAfter in the CA's chain), in whole seconds. A certificate is valid through the second of its notAfter (RFC 5280,
 /// section 4.1.2.5), including the CA's.
-fn validity(ttl: Duration, issuer: &Issuer, now: SystemTime) -> Result<(SystemTime, SystemTime), Denied> {
+fn validity(ttl: Ttl, issuer: &Issuer, now: SystemTime) -> Result<(SystemTime, SystemTime), Denied> {
     let since = now.duration_since(UNIX_EPOCH).map_err(|_| Denied::IssuerNotYetValid)?;
     let now = UNIX_EPOCH + Duration::from_secs(since.as_secs());
     if now < issuer.not_before() {
@@ -265,11 +285,18 @@ fn validity(ttl: Duration, issuer: &Issuer, now: SystemTime) -> Result<(SystemTi
         return Err(Denied::IssuerExpired);
     }
     let not_before = now.checked_sub(CLOCK_SKEW).map_or(issuer.not_before(), |early| early.max(issuer.not_before()));
+    let (start, ttl, total) = match ttl {
+        Ttl::FromNow(ttl) => (now, ttl, false),
+        Ttl::Total(ttl) => (not_before, ttl, true),
+    };
     let whole = Duration::from_secs(ttl.as_secs());
-    let not_after = now.checked_add(whole).map_or(issuer.not_after(), |late| late.min(issuer.not_after()));
+    let not_after = start.checked_add(whole).map_or(issuer.not_after(), |late| late.min(issuer.not_after()));
     // Only if the CA certificate begins and ends within this second.
     if not_after <= not_before {
         return Err(Denied::IssuerExpired);
+    }
+    if total && not_after.duration_since(not_before).is_ok_and(|lifetime| lifetime < POD_LIFETIME_MIN) {
+        return Err(Denied::PodLifetime);
     }
     Ok((not_before, not_after))
 }

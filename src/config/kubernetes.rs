@@ -45,7 +45,11 @@ pub(super) fn check(
                 "has no trusted account; list one, or leave the section out",
             );
         }
-        let limits = Limits { trust_domains: &ca.trust_domains, allow_intermediate: hosts.allow_intermediate };
+        let limits = Limits {
+            trust_domains: &ca.trust_domains,
+            max_ttl: ca.max_ttl,
+            allow_intermediate: hosts.allow_intermediate,
+        };
         for mistake in cluster.controllers().iter().flat_map(|controller| controller.check(&limits)) {
             document.refuse(&format!("{place} {}", mistake.place), mistake.problem);
         }

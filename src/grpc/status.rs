@@ -170,8 +170,12 @@ fn denied(error: &Denied) -> Answer {
         Denied::IntermediateName(_)
         | Denied::IntermediatePath
         | Denied::Namespace(_)
+        | Denied::NoServices { .. }
         | Denied::NotAServiceAccount(_)
         | Denied::NotConfigured(_)
+        | Denied::NotSelected(_)
+        | Denied::PodLifetime
+        | Denied::PodLifetimeAsked(_)
         | Denied::Requester { .. } => "not configured",
         Denied::NotServed(_) => "a requested name is not configured",
         Denied::OperatorNames => "only the operator may request names",

@@ -5,9 +5,13 @@
 //! [`super::settings::Cluster::controllers`], and describe it in docs/KUBERNETES.md and the chart.
 
 pub mod checkpoints;
+pub mod cluster_trust_bundle;
+mod corrections;
 pub mod csr_signer;
 pub mod intermediate;
 pub mod istiod_certificate;
+pub mod pod_certificates;
+mod request_signer;
 pub mod root_configmap;
 pub mod workload_secrets;
 
@@ -22,7 +26,7 @@ use pki::{
 use super::{Cluster, permissions::Permission};
 use crate::{
     issue::CertificateAuthority,
-    policy::{ControllerRules, SignerRules},
+    policy::{ControllerRules, PodSignerRules, SignerRules},
 };
 
 /// A configured controller. It runs in the leader only.
@@ -57,6 +61,8 @@ pub enum Grants {
     Controller(ControllerRules),
     /// Certificates for the requesters of CertificateSigningRequests.
     Requesters(Vec<SignerRules>),
+    /// Certificates for the pods of PodCertificateRequests.
+    Pods(Vec<PodSignerRules>),
 }
 
 /// Settings of other sections that limit what a controller may do.
@@ -64,6 +70,8 @@ pub enum Grants {
 pub struct Limits<'a> {
     /// `[ca] trust_domains`.
     pub trust_domains: &'a [TrustDomain],
+    /// `[ca] max_ttl`.
+    pub max_ttl: Duration,
     /// `[token_host] allow_intermediate`.
     pub allow_intermediate: bool,
 }

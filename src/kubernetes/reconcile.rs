@@ -21,7 +21,7 @@ use futures_util::{
 use kube::{
     Api, Resource,
     runtime::{
-        reflector::{self, Store},
+        reflector::{Store, store::Writer},
         utils::Backoff,
         watcher::{self, Event},
     },
@@ -97,7 +97,22 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Send + Sync + 'static,
 {
-    let (store, mut writer) = reflector::store();
+    cached_as(api, config, name, K::DynamicType::default())
+}
+
+/// [`cached`] for objects whose type is known at run time only.
+pub(super) fn cached_as<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    name: impl Into<String>,
+    dynamic_type: K::DynamicType,
+) -> (Store<K>, Signals)
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K::DynamicType: Eq + Hash + Clone + Send + Sync + 'static,
+{
+    let mut writer = Writer::new(dynamic_type);
+    let store = writer.as_reader();
     let signal = move |item| {
         if let WatchItem::Event(event) = &item {
             writer.apply_watcher_event(event);

@@ -5,8 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use serde::Deserialize;
 
 use super::controllers::{
-    Controller, Grants, checkpoints::Checkpoints, csr_signer::CsrSigner, intermediate::Intermediate,
-    istiod_certificate::IstiodCertificate, root_configmap::RootConfigMap, workload_secrets::WorkloadSecrets,
+    Controller, Grants, checkpoints::Checkpoints, cluster_trust_bundle::ClusterTrustBundle, csr_signer::CsrSigner,
+    intermediate::Intermediate, istiod_certificate::IstiodCertificate, pod_certificates::PodSigner,
+    root_configmap::RootConfigMap, workload_secrets::WorkloadSecrets,
 };
 use crate::{
     auth::{ClusterName, jwt::settings::IssuerName},
@@ -63,6 +64,12 @@ pub struct Cluster {
     /// `[[kubernetes.cluster.signer]]`: signs CertificateSigningRequests.
     #[serde(default, rename = "signer")]
     pub signers: Vec<CsrSigner>,
+    /// `[[kubernetes.cluster.pod_signer]]`: signs PodCertificateRequests.
+    #[serde(default, rename = "pod_signer")]
+    pub pod_signers: Vec<PodSigner>,
+    /// Publishes the roots as ClusterTrustBundles.
+    #[serde(default)]
+    pub cluster_trust_bundle: Option<ClusterTrustBundle>,
     /// Issues a short-lived intermediate CA for istiod.
     #[serde(default)]
     pub intermediate: Option<Intermediate>,
@@ -127,12 +134,15 @@ impl Cluster {
     #[must_use]
     pub fn controllers(&self) -> Vec<Box<dyn Controller>> {
         let signers = Some(&self.signers).filter(|signers| !signers.is_empty());
+        let pod_signers = Some(&self.pod_signers).filter(|signers| !signers.is_empty());
         [
             configured(self.root_configmap.as_ref()),
             configured(self.istiod_certificate.as_ref()),
             configured(self.workload_secrets.as_ref()),
             configured(signers),
             configured(self.intermediate.as_ref()),
+            configured(pod_signers),
+            configured(self.cluster_trust_bundle.as_ref()),
         ]
         .into_iter()
         .flatten()
@@ -147,12 +157,14 @@ impl Cluster {
             trust_domain: self.trust_domain.as_ref().unwrap_or(ca).clone(),
             controllers: Vec::new(),
             signers: Vec::new(),
+            pod_signers: Vec::new(),
         };
         for controller in self.controllers() {
             match controller.grants() {
                 Grants::Nothing => {}
                 Grants::Controller(granted) => rules.controllers.push(granted),
                 Grants::Requesters(signers) => rules.signers.extend(signers),
+                Grants::Pods(signers) => rules.pod_signers.extend(signers),
             }
         }
         rules

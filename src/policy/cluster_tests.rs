@@ -26,6 +26,7 @@ fn rules() -> Rules {
         serving_ip_addresses: Vec::new(),
         serving_ttl: DAY,
         clusters: vec![ClusterRules {
+            pod_signers: Vec::new(),
             cluster: ClusterName::default(),
             trust_domain: local.clone(),
             controllers: vec![

@@ -1,10 +1,10 @@
-//! Rules for Kubernetes clusters: for the controllers, and for requesters of CertificateSigningRequests.
+//! Rules for Kubernetes clusters: for the controllers, for requesters of CertificateSigningRequests, and for pods.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Allowed, Denied, Rules, shortened, some_names};
+use super::{Allowed, Asked, Denied, POD_LIFETIME_MIN, Rules, Ttl, shortened, some_names};
 use crate::auth::ClusterName;
 use pki::{
     Issuer, Profile, VerifiedCsr,
@@ -26,6 +26,8 @@ pub struct ClusterRules {
     pub controllers: Vec<ControllerRules>,
     /// The signers of CertificateSigningRequests.
     pub signers: Vec<SignerRules>,
+    /// The signers of PodCertificateRequests.
+    pub pod_signers: Vec<PodSignerRules>,
 }
 
 /// What one controller may obtain.
@@ -78,6 +80,30 @@ pub struct RequesterRules {
     pub may: Scope,
 }
 
+/// One `signerName` of PodCertificateRequests.
+#[derive(Clone, Debug)]
+pub struct PodSignerRules {
+    /// The name.
+    pub name: String,
+    /// Maximum lifetime.
+    pub ttl: Duration,
+    /// The namespaces whose pods are served; empty means all.
+    pub namespaces: Vec<Namespace>,
+    /// If empty, certificates have the SPIFFE ID of the pod's service account; otherwise the DNS names of Services.
+    pub services: Vec<PodServiceRules>,
+}
+
+/// The Services whose DNS names the pods of one service account may obtain.
+#[derive(Clone, Debug)]
+pub struct PodServiceRules {
+    /// Namespace of the service account and of the Services.
+    pub namespace: Namespace,
+    /// The service account.
+    pub service_account: ServiceAccount,
+    /// Each Service's name with its DNS names.
+    pub names: Vec<(String, Vec<DnsName>)>,
+}
+
 impl ClusterRules {
     /// The names of servers that may be in certificates.
     pub fn server_names(&self) -> Vec<Name> {
@@ -90,7 +116,9 @@ impl ClusterRules {
             Scope::DnsNames(names) => Some(names.iter().cloned().map(Name::Dns).collect()),
             Scope::AnyWorkload { .. } | Scope::Itself => None,
         });
-        of_controllers.chain(of_requesters).flatten().collect()
+        let services = self.pod_signers.iter().flat_map(|signer| &signer.services).flat_map(|rules| &rules.names);
+        let of_services = services.map(|(_, names)| names.iter().cloned().map(Name::Dns).collect());
+        of_controllers.chain(of_requesters).chain(of_services).flatten().collect()
     }
 }
 
@@ -131,7 +159,7 @@ impl Rules {
                     return Err(Denied::IntermediateName(organization.clone()));
                 }
                 let profile = Profile::Intermediate { organization: organization.clone() };
-                Ok(Allowed { profile, names: Vec::new(), ttl: *ttl })
+                Ok(Allowed { profile, names: Vec::new(), ttl: Ttl::FromNow(*ttl) })
             }
             (ControllerGrant::Server { names }, None) => {
                 let servers = names.iter().filter(|name| !matches!(name, Name::Spiffe(_))).cloned();
@@ -176,6 +204,50 @@ impl Rules {
             }
         }
         Err(refusal.unwrap_or_else(unlisted))
+    }
+
+    /// What a pod may obtain by a PodCertificateRequest: the identity of its service account, or the DNS names of those
+    /// Services that are listed for its service account and select it. `services` narrows the listed ones only, since
+    /// the authors of pods and Services decide which Services select a pod.
+    pub(super) fn pod(
+        &self,
+        cluster: &ClusterName,
+        signer: &str,
+        account: &SpiffeId,
+        services: &[String],
+        asked: &Asked,
+    ) -> Result<Allowed, Denied> {
+        let rules = self.cluster(cluster)?;
+        let signer =
+            rules.pod_signers.iter().find(|rules| rules.name == signer).ok_or(Denied::NotConfigured("the signer"))?;
+        if !signer.namespaces.is_empty() && !signer.namespaces.contains(account.namespace()) {
+            return Err(Denied::Namespace(account.namespace().clone()));
+        }
+        if *account.trust_domain() != rules.trust_domain {
+            return Err(Denied::TrustDomain(account.trust_domain().clone()));
+        }
+        let longest = u64::try_from(asked.validity_seconds).map(Duration::from_secs).unwrap_or_default();
+        if longest < POD_LIFETIME_MIN {
+            return Err(Denied::PodLifetimeAsked(asked.validity_seconds));
+        }
+        let ttl = Ttl::Total(longest.min(signer.ttl).min(self.max_ttl).min(Profile::Leaf.max_lifetime()));
+        let names = if signer.services.is_empty() {
+            let name = Name::Spiffe(account.clone());
+            self.in_trust_domain(&name)?;
+            vec![name]
+        } else {
+            let is_theirs = |rules: &&PodServiceRules| {
+                rules.namespace == *account.namespace() && rules.service_account == *account.service_account()
+            };
+            let listed: Vec<_> = signer.services.iter().filter(is_theirs).flat_map(|rules| &rules.names).collect();
+            if listed.is_empty() {
+                return Err(Denied::NoServices { signer: signer.name.clone(), account: account.clone() });
+            }
+            let selecting = listed.iter().filter(|(service, _)| services.contains(service));
+            let names = selecting.flat_map(|(_, names)| names).cloned().map(Name::Dns);
+            some_names(names, Denied::NotSelected(account.clone()))?
+        };
+        Ok(Allowed { profile: Profile::Leaf, names, ttl })
     }
 
     fn names_in(

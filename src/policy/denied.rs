@@ -1,6 +1,6 @@
 //! Reasons for a denial.
 
-use pki::identity::{Name, Namespace, TrustDomain};
+use pki::identity::{Name, Namespace, SpiffeId, TrustDomain};
 
 /// Why policy denies a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +38,17 @@ pub enum Denied {
     /// No serving name is configured.
     #[error("no serving name is configured; configure at least one DNS name or IP address")]
     NoServingNames,
+    /// No Service is listed for the pod's service account.
+    #[error("no Service is listed for {account} under the signer {signer}; list those whose names its pods may have")]
+    NoServices {
+        /// The signer.
+        signer: String,
+        /// The service account.
+        account: SpiffeId,
+    },
+    /// No listed Service selects the pod.
+    #[error("none of the Services listed for {0} selects this pod; check the Services' selectors and the pod's labels")]
+    NotSelected(SpiffeId),
     /// A requested server name is not configured.
     #[error("the name {0} is not among the configured serving names; add it there, or leave it out")]
     NotServed(Name),
@@ -56,6 +67,15 @@ pub enum Denied {
     /// The user name is not a service account's.
     #[error("the requester {0:?} is not a service account, and has no identity of its own here")]
     NotAServiceAccount(String),
+    /// A pod certificate would be shorter than the API server accepts.
+    #[error(
+        "the certificate would be valid for less than an hour, which the API server rejects; the CA's certificate or one \
+         above it ends too soon, so install a renewed one, or [ca] max_ttl is below an hour"
+    )]
+    PodLifetime,
+    /// `spec.maxExpirationSeconds` is below an hour.
+    #[error("spec.maxExpirationSeconds is {0}; at least 3600 are needed")]
+    PodLifetimeAsked(i64),
     /// The requester is not configured.
     #[error("{username:?} may not request certificates from the signer {signer}; list it as a requester if it should")]
     Requester {
@@ -105,10 +125,13 @@ impl Denied {
             | Self::IssuerExpired
             | Self::IssuerNotYetValid
             | Self::NoServingNames
-            | Self::NotConfigured(_) => Kind::FailedPrecondition,
+            | Self::NotConfigured(_)
+            | Self::NotSelected(_)
+            | Self::PodLifetime => Kind::FailedPrecondition,
             Self::CertSigner(_)
             | Self::MixedNames
             | Self::NoNames
+            | Self::PodLifetimeAsked(_)
             | Self::SeveralIdentities
             | Self::TooManyNames(_)
             | Self::TtlTooLong { .. } => Kind::InvalidArgument,
@@ -116,6 +139,7 @@ impl Denied {
             | Self::ForeignName(_)
             | Self::Impersonation
             | Self::Namespace(_)
+            | Self::NoServices { .. }
             | Self::NotAServiceAccount(_)
             | Self::NotServed(_)
             | Self::OperatorNames
@@ -140,12 +164,16 @@ impl Denied {
             Self::IssuerNotYetValid => "ca_not_yet_valid",
             Self::MixedNames => "mixed_names",
             Self::NoNames => "no_names",
+            Self::NoServices { .. } => "no_services",
             Self::NoServingNames => "no_serving_names",
             Self::Namespace(_) => "namespace",
             Self::NotAServiceAccount(_) => "not_a_service_account",
             Self::NotConfigured(_) => "not_configured",
+            Self::NotSelected(_) => "not_selected",
             Self::NotServed(_) => "not_served",
             Self::OperatorNames => "operator_names",
+            Self::PodLifetime => "pod_lifetime",
+            Self::PodLifetimeAsked(_) => "pod_lifetime_asked",
             Self::Requester { .. } => "requester",
             Self::SeveralIdentities => "several_identities",
             Self::TooManyNames(_) => "too_many_names",

@@ -20,10 +20,12 @@ use super::{
     kinds::{ALL, Kind},
     outage::outage,
     proxy::Proxy,
+    trust_bundles,
 };
 use testkit::{
     api_server::{ApiServer, SOON},
     daemon::{Daemon, IDENTITY, Site},
+    plug_in::PlugIn,
 };
 
 /// An API server that goes away, used by no other test.
@@ -129,6 +131,9 @@ impl Scene {
         let edit = Patch::Merge(json!({"data": {"root-cert.pem": "wrong"}}));
         other.patch("istio-ca-root-cert", &PatchParams::default(), &edit).await.unwrap();
         Kind::Signer.ask(&self.cluster, round).await;
+        Kind::Pods.ask(&self.cluster, round).await;
+        let bundle = format!("{}.example.com:pods:root-cert", self.cluster.namespace);
+        trust_bundles::write(&self.cluster, &bundle, &PlugIn::intermediate().root_cert).await;
         self.cluster.account(&format!("new-{round}")).await;
         let namespace = format!("{}-{round}", self.cluster.namespace);
         self.cluster.make_namespace(&namespace).await;
@@ -155,8 +160,8 @@ impl Scene {
             let another = ["istiod-tls", "istio.web", "cacerts"].contains(&name.as_str());
             assert_eq!(after[name] != *serial, another, "{name}");
         }
-        // istiod's, the workload's, the intermediate; the new request's, the new account's.
-        assert_eq!(self.issued(), issued + 5, "not one certificate per object");
+        // istiod's, the workload's, the intermediate; the new requests', the new account's.
+        assert_eq!(self.issued(), issued + 6, "not one certificate per object");
         after
     }
 }

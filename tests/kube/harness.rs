@@ -166,9 +166,14 @@ impl Cluster {
 
     /// A kubeconfig of the administrator.
     pub fn admin(&self) -> PathBuf {
-        let (certificate, key) = self.server.user("admin", Some("system:masters"));
+        self.user_with_certificate("admin", "system:masters")
+    }
+
+    /// A kubeconfig of a user with a client certificate.
+    pub fn user_with_certificate(&self, name: &str, group: &str) -> PathBuf {
+        let (certificate, key) = self.server.user(name, Some(group));
         let user = json!({"client-certificate-data": base64(&certificate), "client-key-data": base64(&key)});
-        self.kubeconfig("admin", &user)
+        self.kubeconfig(name, &user)
     }
 
     fn kubeconfig(&self, name: &str, user: &serde_json::Value) -> PathBuf {

@@ -1,17 +1,20 @@
-//! The five controllers in tests: their configuration, what makes each perform all its operations, and when all objects
+//! The controllers in tests: their configuration, what makes each perform all its operations, and when all objects
 //! are in the desired state.
 
 use std::collections::BTreeMap;
 
 use istio_hsm_ca::kubernetes::{
-    controllers::{csr_signer, intermediate, istiod_certificate, root_configmap, workload_secrets},
+    controllers::{
+        cluster_trust_bundle, csr_signer, intermediate, istiod_certificate, pod_certificates, root_configmap,
+        workload_secrets,
+    },
     secret::MANAGED_BY,
 };
 use k8s_openapi::{
     ByteString,
     api::{
         certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
-        core::v1::{ConfigMap, Namespace, Secret},
+        core::v1::{ConfigMap, Namespace, Secret, Service},
     },
 };
 use kube::{
@@ -23,8 +26,11 @@ use serde_json::json;
 use super::{
     csrs::{USAGES, pem},
     harness::{Cluster, named},
+    kubelet::Kubelet,
     rig::certificate,
+    trust_bundles,
 };
+use testkit::plug_in::PlugIn;
 
 /// A controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +40,13 @@ pub enum Kind {
     Intermediate,
     Signer,
     Workloads,
+    Pods,
+    TrustBundles,
 }
 
-pub const ALL: [Kind; 5] = [Kind::Roots, Kind::Istiod, Kind::Intermediate, Kind::Signer, Kind::Workloads];
+/// Their preparations run in this order: `Pods` uses an account of `Workloads`.
+pub const ALL: [Kind; 7] =
+    [Kind::Roots, Kind::Istiod, Kind::Intermediate, Kind::Signer, Kind::Workloads, Kind::Pods, Kind::TrustBundles];
 
 impl Kind {
     /// Its name in logs, metrics and readiness.
@@ -47,6 +57,8 @@ impl Kind {
             Self::Intermediate => intermediate::NAME,
             Self::Signer => csr_signer::NAME,
             Self::Workloads => workload_secrets::NAME,
+            Self::Pods => pod_certificates::NAME,
+            Self::TrustBundles => cluster_trust_bundle::NAME,
         }
     }
 
@@ -62,6 +74,14 @@ impl Kind {
                  [[kubernetes.cluster.signer.requester]]\nusername = 'admin'\nmay = {{ dns_names = ['a.{namespace}.svc'] }}\n"
             ),
             Self::Workloads => format!("[kubernetes.cluster.workload_secrets]\nnamespaces = ['{namespace}']\n"),
+            Self::Pods => format!(
+                "[[kubernetes.cluster.pod_signer]]\nname = '{namespace}.example.com/pods'\n\
+                 [[kubernetes.cluster.pod_signer]]\nname = '{namespace}.example.com/services'\n\
+                 [[kubernetes.cluster.pod_signer.service]]\naccount = '{namespace}/web'\nnames = ['web']\n"
+            ),
+            Self::TrustBundles => {
+                format!("[kubernetes.cluster.cluster_trust_bundle]\nsigners = ['{namespace}.example.com/pods']\n")
+            }
         }
     }
 
@@ -83,7 +103,15 @@ impl Kind {
                     namespaces.patch(name, &PatchParams::default(), &label).await.unwrap();
                 }
             }
-            Self::Istiod | Self::Intermediate => {}
+            Self::Istiod | Self::Intermediate | Self::TrustBundles => {}
+            Self::Pods => {
+                let service = json!({"metadata": {"name": "web"},
+                    "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
+                let service: Service = serde_json::from_value(service).unwrap();
+                cluster.api::<Service>().create(&PostParams::default(), &service).await.unwrap();
+                self.ask(cluster, "first").await;
+                Self::request(cluster, "second", "services").await;
+            }
             Self::Signer => self.ask(cluster, "first").await,
             Self::Workloads => {
                 cluster.account("web").await;
@@ -106,12 +134,28 @@ impl Kind {
                 cluster.api::<Secret>().create(&PostParams::default(), &secret).await.unwrap();
             }
             Self::Intermediate => broken(cluster, "cacerts", "Opaque", "x").await,
-            Self::Roots | Self::Signer | Self::Workloads => {}
+            Self::TrustBundles => {
+                let name = format!("{}.example.com:pods:root-cert", cluster.namespace);
+                let signer = format!("{}.example.com/pods", cluster.namespace);
+                trust_bundles::create(cluster, &name, &signer, &PlugIn::intermediate().root_cert).await;
+            }
+            Self::Roots | Self::Signer | Self::Workloads | Self::Pods => {}
         }
     }
 
-    /// Creates an approved CertificateSigningRequest.
+    /// Creates a pod with a PodCertificateRequest.
+    async fn request(cluster: &Cluster, name: &str, signer: &str) {
+        let kubelet = Kubelet::start(cluster).await;
+        let signer = format!("{}.example.com/{signer}", cluster.namespace);
+        let pod = kubelet.pod(name, "web", &signer, json!({"app": "web"})).await;
+        kubelet.request(&pod, json!({"metadata": {"name": format!("{name}-{}", cluster.namespace)}})).await.unwrap();
+    }
+
+    /// Creates an approved CertificateSigningRequest, or a PodCertificateRequest.
     pub async fn ask(self, cluster: &Cluster, name: &str) {
+        if self == Self::Pods {
+            return Self::request(cluster, name, "pods").await;
+        }
         let namespace = &cluster.namespace;
         let api: Api<CertificateSigningRequest> = Api::all(cluster.client.clone());
         let name = format!("{namespace}-{name}");
@@ -169,6 +213,18 @@ impl Kind {
                     return None;
                 }
             }
+            Self::Pods => {
+                for request in Kubelet::requests(cluster).list(&Default::default()).await.unwrap() {
+                    let chain = request.data["status"]["certificateChain"].as_str()?.to_owned();
+                    serials.insert(request.metadata.name.unwrap(), certificate(chain.as_bytes()).0);
+                }
+            }
+            Self::TrustBundles => {
+                let name = format!("{}.example.com:pods:root-cert", cluster.namespace);
+                let roots = trust_bundles::read(cluster, &name).await?;
+                let certificate = certificate(roots.as_bytes()).0;
+                serials.insert(name, certificate);
+            }
         }
         Some(serials)
     }
@@ -176,10 +232,11 @@ impl Kind {
     /// Number of certificates needed to reach the desired state.
     pub fn certificates(self) -> u64 {
         match self {
-            Self::Roots => 0,
+            Self::Roots | Self::TrustBundles => 0,
             Self::Istiod | Self::Intermediate | Self::Signer => 1,
             // The Secrets of the test's own accounts add to these.
             Self::Workloads => 2,
+            Self::Pods => 2,
         }
     }
 }

@@ -6,49 +6,32 @@
 //! condition with the reason; after a temporary failure, such as an unavailable token, it is retried. Writes carry the
 //! UID and resourceVersion that were read. This controller approves no requests.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
-use futures_util::{
-    StreamExt,
-    future::{self, BoxFuture},
-    stream,
-};
+use futures_util::future::{self, BoxFuture};
 use k8s_openapi::{
     ByteString,
     api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
 };
-use kube::{
-    Api,
-    api::PostParams,
-    runtime::{
-        controller::{self, Action, Config, Error as ControllerError},
-        reflector,
-        watcher::{self, Event},
-    },
-};
+use kube::Api;
 use pki::Issued;
 use process::clock;
 use serde::Deserialize;
 
-use super::{Controller, Grants, Limits, Mistake, Mistakes};
+use super::{
+    Controller, Grants, Limits, Mistake, Mistakes,
+    request_signer::{self, Refusal, RequestKind, SignerError, chain_pem, check_signer_name, is_final},
+};
 use crate::{
     auth::Caller,
-    issue::{CertificateAuthority, IssueError, Request},
+    issue::{CertificateAuthority, Request},
     kubernetes::{
         Cluster,
-        cluster::chain,
         permissions::{self, Permission},
-        reconcile::is_conflict,
-        status::StatusRecorder,
-        watch_stream::{WatchItem, watch_stream},
     },
-    policy::{Asked, Kind, RequesterRules, Scope, SignerRules},
+    policy::{Asked, RequesterRules, Scope, SignerRules},
     telemetry::RequestId,
 };
 
@@ -56,11 +39,6 @@ use crate::{
 pub const NAME: &str = "csr_signer";
 /// The usages of our certificates (ISTIO: security/pkg/k8s/chiron/utils.go); requests for others are rejected.
 const USAGES: [&str; 4] = ["client auth", "digital signature", "key encipherment", "server auth"];
-const CONCURRENT_REQUESTS: u16 = 32;
-/// Delay before a request is retried; istiod waits for a minute.
-const RETRY_DELAY: Duration = Duration::from_secs(2);
-/// Maximum length of a condition's message in bytes.
-const MAX_MESSAGE: usize = 1024;
 
 /// `[[kubernetes.cluster.signer]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -116,22 +94,14 @@ impl Controller for Vec<CsrSigner> {
 
     fn run(&self, cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>) -> BoxFuture<'static, ()> {
         let signers = self.clone().into_iter();
-        let all = signers.map(move |signer| sign_for(Arc::clone(&cluster), Arc::clone(&ca), signer));
+        let all = signers.map(move |signer| request_signer::run(Arc::clone(&cluster), Arc::clone(&ca), signer));
         Box::pin(async move { drop(future::join_all(all).await) })
     }
 }
 
 impl CsrSigner {
     fn check(&self, limits: &Limits<'_>, mistakes: &mut Mistakes) {
-        let well_formed =
-            self.name.split_once('/').is_some_and(|(domain, path)| domain.contains('.') && !path.is_empty());
-        if !well_formed || self.name.starts_with("kubernetes.io/") {
-            let name = &self.name;
-            mistakes.add(
-                "signer",
-                format!("{name:?} is not a valid signer name; write domain/path, for example hsm.example.com/istio"),
-            );
-        }
+        check_signer_name("signer", &self.name, mistakes);
         let place = format!("signer {}", self.name);
         for requester in &self.requesters {
             if requester.username.is_empty() {
@@ -151,191 +121,77 @@ impl CsrSigner {
     }
 }
 
-/// A request is neither signed nor failed yet.
-#[derive(Debug, thiserror::Error)]
-enum SignerError {
-    #[error("{}", chain(.0))]
-    Api(#[from] kube::Error),
-    #[error(transparent)]
-    Issue(#[from] IssueError),
-}
+impl RequestKind for CsrSigner {
+    type Object = CertificateSigningRequest;
+    const CONTROLLER: &'static str = NAME;
+    const KIND: &'static str = "CertificateSigningRequest";
+    const LOG_KIND: &'static str = "csr";
 
-/// Signs the requests for one signer name until dropped. Requests are independent of each other and exist before they
-/// are reconciled, so kube's `Controller` runs them concurrently.
-async fn sign_for(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, signer: CsrSigner) {
-    let requests: Api<CertificateSigningRequest> = Api::all(cluster.client());
-    let ours = watcher::Config::default().fields(&format!("spec.signerName={}", signer.name));
-    let status = Mutex::new(StatusRecorder::new(NAME, &cluster));
-    let watch = format!("the watch of CertificateSigningRequests for {}", signer.name);
-    let items = watch_stream(requests.clone(), ours);
-    let context = Arc::new(Signer { cluster, ca, signer, requests, status, unwritten: Mutex::default() });
-    let (store, mut writer) = reflector::store();
-    let signer = Arc::clone(&context);
-    let mut listed = Vec::new();
-    let changed = items.flat_map(move |item| {
-        if let WatchItem::Event(event) = &item {
-            writer.apply_watcher_event(event);
-        }
-        let requests = match item {
-            WatchItem::Event(Event::Apply(request)) => vec![request],
-            WatchItem::Event(Event::Init) => {
-                listed.clear();
-                Vec::new()
-            }
-            // The store has the requests of a list only when the list is complete.
-            WatchItem::Event(Event::InitApply(request)) => {
-                listed.push(request);
-                Vec::new()
-            }
-            WatchItem::Event(Event::InitDone) => {
-                signer.status().count("unchanged");
-                std::mem::take(&mut listed)
-            }
-            WatchItem::Event(Event::Delete(request)) => {
-                signer.forget(request.metadata.name.as_deref().unwrap_or_default());
-                Vec::new()
-            }
-            WatchItem::Failed(reason) => {
-                signer.status().watch(&watch, Some(reason));
-                Vec::new()
-            }
-            WatchItem::Recovered => {
-                signer.status().watch(&watch, None);
-                Vec::new()
-            }
-        };
-        stream::iter(requests.into_iter().map(Ok))
-    });
-    let signer = Arc::clone(&context);
-    controller::Controller::for_stream(changed, store)
-        .with_config(Config::default().concurrency(CONCURRENT_REQUESTS))
-        .run(|request, signer| async move { signer.reconcile(&request).await }, retry, context)
-        .for_each(|result| {
-            // `retry` and the watch report all other failures.
-            if let Err(ControllerError::ObjectNotFound(request)) = result {
-                signer.forget(&request.name);
-            }
-            future::ready(())
-        })
-        .await;
-}
-
-fn retry(request: Arc<CertificateSigningRequest>, error: &SignerError, signer: Arc<Signer>) -> Action {
-    let name = request.metadata.name.as_deref().unwrap_or_default();
-    let mut status = signer.status();
-    status.object(name, Some(error.to_string()));
-    status.count("error");
-    Action::requeue(RETRY_DELAY)
-}
-
-struct Signer {
-    cluster: Arc<Cluster>,
-    ca: Arc<CertificateAuthority>,
-    signer: CsrSigner,
-    requests: Api<CertificateSigningRequest>,
-    status: Mutex<StatusRecorder>,
-    /// Certificates that could not be written, with the request's UID, by the request's name: while the API server
-    /// fails, retries must not issue a certificate each.
-    unwritten: Mutex<HashMap<String, (Option<String>, Issued)>>,
-}
-
-impl Signer {
-    fn status(&self) -> MutexGuard<'_, StatusRecorder> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    fn signer(&self) -> &str {
+        &self.name
     }
 
-    fn unwritten(&self) -> MutexGuard<'_, HashMap<String, (Option<String>, Issued)>> {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    fn dynamic_type(&self) {}
+
+    fn api(&self, cluster: &Cluster, _namespace: Option<&str>) -> Api<CertificateSigningRequest> {
+        Api::all(cluster.client())
     }
 
-    /// Drops the unwritten certificate of a request that is done or deleted.
-    fn forget(&self, name: &str) {
-        self.unwritten().remove(name);
-        self.status().object(name, None);
+    fn is_open(&self, request: &CertificateSigningRequest) -> bool {
+        request.spec.signer_name == self.name && is_open(request)
     }
 
-    async fn reconcile(&self, request: &CertificateSigningRequest) -> Result<Action, SignerError> {
-        let name = request.metadata.name.as_deref().unwrap_or_default();
-        if !is_open(request) || request.spec.signer_name != self.signer.name {
-            self.forget(name);
-            return Ok(Action::await_change());
-        }
-        let mut answered = request.clone();
-        let issuer = self.ca.issuer();
-        let unwritten = self
-            .unwritten()
-            .remove(name)
-            .filter(|(uid, issued)| *uid == request.metadata.uid && Arc::ptr_eq(issued.tbs().issuer(), &issuer));
-        let decided = match unwritten {
-            Some((_, issued)) => Ok(issued),
-            None => self.decide(request).await?,
-        };
-        match &decided {
-            Ok(issued) => {
-                let status = answered.status.get_or_insert_default();
-                status.certificate = Some(ByteString(chain_pem(issued, self.signer.include_root).into_bytes()));
-            }
-            Err(refusal) => fail(&mut answered, refusal),
-        }
-        let username = request.spec.username.as_deref();
-        let result = self.requests.replace_status(name, &PostParams::default(), &answered).await;
-        match (&result, decided) {
-            (Ok(_), Ok(issued)) => {
-                tracing::info!(
-                    request = name,
-                    username,
-                    serial = issued.serial().to_hex(),
-                    "signed a CertificateSigningRequest"
-                )
-            }
-            (Ok(_), Err(refusal)) => {
-                tracing::warn!(request = name, username, refusal, kind = "csr", "refused a CertificateSigningRequest")
-            }
-            (Err(_), Ok(issued)) => {
-                self.unwritten().insert(name.to_owned(), (request.metadata.uid.clone(), issued));
-            }
-            (Err(_), Err(_)) => {}
-        }
-        match result {
-            Ok(_) => {
-                self.forget(name);
-                self.status().count("changed");
-                Ok(Action::await_change())
-            }
-            Err(kube::Error::Api(status)) if status.code == 404 => {
-                self.forget(name);
-                Ok(Action::await_change())
-            }
-            // The request was changed meanwhile. The watch reports the change; the retry covers a missed event.
-            Err(error) if is_conflict(&error) => Ok(Action::requeue(RETRY_DELAY)),
-            Err(error) => Err(error.into()),
-        }
+    fn requester(&self, request: &CertificateSigningRequest) -> String {
+        request.spec.username.clone().unwrap_or_default()
     }
 
-    /// Issues the certificate, or returns why it can never be issued.
-    async fn decide(&self, request: &CertificateSigningRequest) -> Result<Result<Issued, String>, SignerError> {
+    async fn decide(
+        &self,
+        cluster: &Cluster,
+        ca: &CertificateAuthority,
+        request: &CertificateSigningRequest,
+    ) -> Result<Result<Issued, Refusal>, SignerError> {
         let spec = &request.spec;
         if let Some(usage) = spec.usages.iter().flatten().find(|usage| !USAGES.contains(&usage.as_str())) {
-            return Ok(Err(format!("the usage {usage:?} is not granted; permitted usages: {}", USAGES.join(", "))));
+            let permitted = USAGES.join(", ");
+            return Ok(Err(Refusal::new(format!("the usage {usage:?} is not granted; permitted usages: {permitted}"))));
         }
         let Ok(csr) = String::from_utf8(spec.request.0.clone()) else {
-            return Ok(Err("spec.request is not PEM".to_owned()));
+            return Ok(Err(Refusal::new("spec.request is not PEM")));
         };
         let username = spec.username.as_deref().unwrap_or_default();
         let request = Request {
             id: RequestId::random().into(),
-            caller: Caller::requester(self.cluster.name().clone(), &self.signer.name, username),
+            caller: Caller::requester(cluster.name().clone(), &self.name, username),
             csr,
             asked: Asked { validity_seconds: spec.expiration_seconds.map_or(0, i64::from), ..Asked::default() },
             issuer: None,
             arrived: Instant::now(),
             deadline: None,
         };
-        match self.ca.issue(request).await {
+        match ca.issue(request).await {
             Ok(issued) => Ok(Ok(issued)),
-            Err(error) if is_final(&error) => Ok(Err(error.to_string())),
+            Err(error) if is_final(&error) => Ok(Err(Refusal::new(error.to_string()))),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn grant(&self, request: &mut CertificateSigningRequest, issued: &Issued) {
+        let status = request.status.get_or_insert_default();
+        status.certificate = Some(ByteString(chain_pem(issued, self.include_root).into_bytes()));
+    }
+
+    fn refuse(&self, request: &mut CertificateSigningRequest, refusal: &Refusal) {
+        let now = Timestamp::try_from(clock::now()).ok().map(Time);
+        let condition = CertificateSigningRequestCondition {
+            type_: "Failed".to_owned(),
+            status: "True".to_owned(),
+            reason: Some(refusal.reason.to_owned()),
+            message: Some(refusal.short_message()),
+            last_transition_time: now.clone(),
+            last_update_time: now,
+        };
+        request.status.get_or_insert_default().conditions.get_or_insert_default().push(condition);
     }
 }
 
@@ -347,43 +203,6 @@ fn is_open(request: &CertificateSigningRequest) -> bool {
     };
     let signed = status.certificate.as_ref().is_some_and(|certificate| !certificate.0.is_empty());
     request.metadata.deletion_timestamp.is_none() && !signed && has("Approved") && !has("Denied") && !has("Failed")
-}
-
-/// Whether the same request can never be signed. Problems that the operator can fix are not final.
-fn is_final(error: &IssueError) -> bool {
-    match error {
-        IssueError::Csr(_) => true,
-        IssueError::Denied(denied) => match denied.kind() {
-            Kind::InvalidArgument | Kind::PermissionDenied => true,
-            Kind::FailedPrecondition => false,
-        },
-        IssueError::Clock(_)
-        | IssueError::Limited(_)
-        | IssueError::Log(_)
-        | IssueError::Sign(_)
-        | IssueError::Tbs(_)
-        | IssueError::Verify(_) => false,
-    }
-}
-
-fn chain_pem(issued: &Issued, include_root: bool) -> String {
-    let issuer = issued.tbs().issuer();
-    let root = if include_root { issuer.root_pem() } else { "" };
-    format!("{}{}{root}", issued.to_pem(), issuer.path_pem().concat())
-}
-
-fn fail(request: &mut CertificateSigningRequest, message: &str) {
-    let now = Timestamp::try_from(clock::now()).ok().map(Time);
-    let cut = message.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= MAX_MESSAGE).last();
-    let condition = CertificateSigningRequestCondition {
-        type_: "Failed".to_owned(),
-        status: "True".to_owned(),
-        reason: Some("Refused".to_owned()),
-        message: Some(message.get(..cut.unwrap_or_default()).unwrap_or_default().to_owned()),
-        last_transition_time: now.clone(),
-        last_update_time: now,
-    };
-    request.status.get_or_insert_default().conditions.get_or_insert_default().push(condition);
 }
 
 #[cfg(test)]
@@ -413,7 +232,8 @@ mod tests {
             assert_eq!(is_open(&request(&conditions, certificate)), open, "{conditions:?}");
         }
         let mut failed = request(&[("Approved", "True")], None);
-        fail(&mut failed, &"ü".repeat(1000));
+        let signer = CsrSigner { name: "a.b/c".to_owned(), requesters: Vec::new(), include_root: true };
+        signer.refuse(&mut failed, &Refusal::new("ü".repeat(1000)));
         assert!(!is_open(&failed));
     }
 }

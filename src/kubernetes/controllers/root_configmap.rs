@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::{StreamExt, future::BoxFuture, stream};
@@ -24,7 +24,10 @@ use process::clock;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Controller, Grants, Limits, Mistake, Mistakes};
+use super::{
+    Controller, Grants, Limits, Mistake, Mistakes,
+    corrections::{ANOTHER_WRITER, CONFLICT_PAUSE, Corrections},
+};
 use crate::{
     issue::CertificateAuthority,
     kubernetes::{
@@ -43,10 +46,6 @@ pub const KEY: &str = "root-cert.pem";
 pub const LABEL: (&str, &str) = ("istio.io/config", "true");
 
 const CONCURRENT_WRITES: usize = 16;
-/// If one object needs more corrections than this within [`CONFLICT_PAUSE`], another writer changes it, too. It is then
-/// left alone for that time.
-const MAX_CORRECTIONS: u32 = 5;
-const CONFLICT_PAUSE: Duration = Duration::from_secs(60);
 
 /// `[kubernetes.cluster.root_configmap]` (ISTIO: pilot/pkg/bootstrap/namespacecontroller.go).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -112,7 +111,7 @@ impl Controller for RootConfigMap {
             let (configmaps, configmap_signals) = reconcile::cached(configmaps, named, "ConfigMaps");
             let issuers = ca.issuers();
             let client = cluster.client();
-            let work = Roots { client, ca, settings, namespaces, configmaps, corrections: HashMap::new() };
+            let work = Roots { client, ca, settings, namespaces, configmaps, corrections: Corrections::default() };
             reconcile::run(NAME, &cluster, vec![namespace_signals, configmap_signals], issuers, work).await;
         })
     }
@@ -124,8 +123,8 @@ struct Roots {
     settings: RootConfigMap,
     namespaces: Store<PartialObjectMeta<Namespace>>,
     configmaps: Store<ConfigMap>,
-    /// Corrections by namespace: how many, and since when.
-    corrections: HashMap<String, (u32, Instant)>,
+    /// By namespace.
+    corrections: Corrections,
 }
 
 /// The write that one namespace needs.
@@ -156,12 +155,11 @@ impl Reconcile for Roots {
             match actual.get(name).map(|configmap| correction(configmap, roots)) {
                 Some(None) => {}
                 None => writes.push((name.clone(), Write::Create)),
-                Some(Some(patch)) if self.may_correct(name) => writes.push((name.clone(), Write::Patch(patch))),
+                Some(Some(patch)) if self.corrections.may_correct(name) => {
+                    writes.push((name.clone(), Write::Patch(patch)))
+                }
                 Some(Some(_)) => {
-                    result.failed(
-                        format!("{name}/{}", self.settings.name),
-                        "another writer keeps changing it; stop that one (istiod writes it while it is the CA)",
-                    );
+                    result.failed(format!("{name}/{}", self.settings.name), ANOTHER_WRITER);
                     result.due_at(clock::now() + CONFLICT_PAUSE);
                 }
             }
@@ -183,16 +181,6 @@ impl Reconcile for Roots {
             }
         }
         result
-    }
-}
-
-impl Roots {
-    /// Counts a correction and returns whether it is still within the limit.
-    fn may_correct(&mut self, namespace: &str) -> bool {
-        self.corrections.retain(|_, (_, since)| since.elapsed() < CONFLICT_PAUSE);
-        let (count, _) = self.corrections.entry(namespace.to_owned()).or_insert((0, Instant::now()));
-        *count = count.saturating_add(1);
-        *count <= MAX_CORRECTIONS
     }
 }
 

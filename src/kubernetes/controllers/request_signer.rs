@@ -1,0 +1,356 @@
+//! Answers requests for certificates that are Kubernetes objects, by writing the certificate or the reason for a refusal
+//! into the request's status. What the kinds of requests have in common.
+//!
+//! A request that can never be granted is refused; after a temporary failure, such as an unavailable token, it is
+//! retried. Writes carry the UID and resourceVersion that were read.
+
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    future::Future,
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, future, stream};
+use kube::{
+    Api, Resource,
+    api::{ListParams, PostParams},
+    runtime::{
+        controller::{self, Action, Config, Error as ControllerError},
+        reflector::{ObjectRef, store::Writer},
+        watcher::{self, Event},
+    },
+};
+use pki::Issued;
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::Mistakes;
+use crate::{
+    issue::{CertificateAuthority, IssueError},
+    kubernetes::{
+        Cluster,
+        cluster::chain,
+        reconcile::is_conflict,
+        status::StatusRecorder,
+        watch_stream::{WatchItem, watch_stream},
+    },
+    policy::Kind,
+};
+
+const CONCURRENT_REQUESTS: u16 = 32;
+/// Delay before a request is retried; istiod waits for a minute.
+const RETRY_DELAY: Duration = Duration::from_secs(2);
+/// Maximum length of a condition's message in bytes.
+const MAX_MESSAGE: usize = 1024;
+
+/// A kind of request, and how one signer answers it.
+pub(super) trait RequestKind: Send + Sync + 'static {
+    /// The object.
+    type Object: Resource<DynamicType: Debug + Clone + Eq + Hash + Unpin>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Serialize
+        + Send
+        + Sync
+        + 'static;
+    /// The controller's name in logs, metrics and readiness.
+    const CONTROLLER: &'static str;
+    /// The kind's name in messages.
+    const KIND: &'static str;
+    /// The `kind` of log lines about refusals.
+    const LOG_KIND: &'static str;
+
+    /// The `signerName` it signs for.
+    fn signer(&self) -> &str;
+
+    /// Kind and version of the object.
+    fn dynamic_type(&self) -> <Self::Object as Resource>::DynamicType;
+
+    /// The API of a namespace, or of all namespaces.
+    fn api(&self, cluster: &Cluster, namespace: Option<&str>) -> Api<Self::Object>;
+
+    /// Whether the request is for this signer and waits for its answer.
+    fn is_open(&self, request: &Self::Object) -> bool;
+
+    /// Who requests, for logs.
+    fn requester(&self, request: &Self::Object) -> String;
+
+    /// Issues the certificate, or returns why it can never be issued.
+    fn decide(
+        &self,
+        cluster: &Cluster,
+        ca: &CertificateAuthority,
+        request: &Self::Object,
+    ) -> impl Future<Output = Result<Result<Issued, Refusal>, SignerError>> + Send;
+
+    /// Whether the API server still accepts this certificate as an answer.
+    fn is_acceptable(&self, _issued: &Issued) -> bool {
+        true
+    }
+
+    /// Sets the status of a granted request.
+    fn grant(&self, request: &mut Self::Object, issued: &Issued);
+
+    /// Sets the status of a refused request.
+    fn refuse(&self, request: &mut Self::Object, refusal: &Refusal);
+}
+
+/// Why a request can never be granted.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// The condition's reason.
+    pub(super) reason: &'static str,
+    /// The condition's message.
+    pub(super) message: String,
+}
+
+impl Refusal {
+    /// A refusal without a reason of its own.
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self { reason: "Refused", message: message.into() }
+    }
+
+    /// The message, short enough for a condition.
+    pub(super) fn short_message(&self) -> String {
+        let ends = self.message.char_indices().map(|(at, c)| at + c.len_utf8());
+        let end = ends.take_while(|end| *end <= MAX_MESSAGE).last().unwrap_or_default();
+        self.message.get(..end).unwrap_or_default().to_owned()
+    }
+}
+
+/// A request is neither granted nor refused yet.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SignerError {
+    #[error("{}", chain(.0))]
+    Api(#[from] kube::Error),
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+}
+
+/// Checks the name of a signer (Kubernetes: pkg/apis/core/validation, ValidateSignerName). `section` is its section of
+/// the configuration.
+pub(super) fn check_signer_name(section: &str, name: &str, mistakes: &mut Mistakes) {
+    let well_formed = name.split_once('/').is_some_and(|(domain, path)| domain.contains('.') && !path.is_empty());
+    if !well_formed || name.starts_with("kubernetes.io/") {
+        mistakes.add(
+            section,
+            format!("{name:?} is not a valid signer name; write domain/path, for example hsm.example.com/istio"),
+        );
+    }
+}
+
+/// Whether the same request can never be granted. Problems that the operator can fix are not final.
+pub(super) fn is_final(error: &IssueError) -> bool {
+    match error {
+        IssueError::Csr(_) => true,
+        IssueError::Denied(denied) => match denied.kind() {
+            Kind::InvalidArgument | Kind::PermissionDenied => true,
+            Kind::FailedPrecondition => false,
+        },
+        IssueError::Clock(_)
+        | IssueError::Limited(_)
+        | IssueError::Log(_)
+        | IssueError::Sign(_)
+        | IssueError::Tbs(_)
+        | IssueError::Verify(_) => false,
+    }
+}
+
+/// The certificate with those between it and a root, and optionally the root.
+pub(super) fn chain_pem(issued: &Issued, include_root: bool) -> String {
+    let issuer = issued.tbs().issuer();
+    let root = if include_root { issuer.root_pem() } else { "" };
+    format!("{}{}{root}", issued.to_pem(), issuer.path_pem().concat())
+}
+
+/// Signs the requests for one signer name until dropped. Requests are independent of each other and exist before they
+/// are reconciled, so kube's `Controller` runs them concurrently.
+pub(super) async fn run<K: RequestKind>(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, kind: K) {
+    let requests = kind.api(&cluster, None);
+    let ours = watcher::Config::default().fields(&format!("spec.signerName={}", kind.signer()));
+    let status = Mutex::new(StatusRecorder::new(K::CONTROLLER, &cluster));
+    let watch = format!("the watch of {}s for {}", K::KIND, kind.signer());
+    let items = watch_stream(requests, ours);
+    let mut writer = Writer::new(kind.dynamic_type());
+    let (store, dynamic_type) = (writer.as_reader(), kind.dynamic_type());
+    let context = Arc::new(Signer { cluster, ca, kind, status, unwritten: Mutex::default() });
+    let signer = Arc::clone(&context);
+    let mut listed = Vec::new();
+    let changed = items.flat_map(move |item| {
+        if let WatchItem::Event(event) = &item {
+            writer.apply_watcher_event(event);
+        }
+        let requests = match item {
+            WatchItem::Event(Event::Apply(request)) => vec![request],
+            WatchItem::Event(Event::Init) => {
+                listed.clear();
+                Vec::new()
+            }
+            // The store has the requests of a list only when the list is complete.
+            WatchItem::Event(Event::InitApply(request)) => {
+                listed.push(request);
+                Vec::new()
+            }
+            WatchItem::Event(Event::InitDone) => {
+                signer.status().count("unchanged");
+                std::mem::take(&mut listed)
+            }
+            WatchItem::Event(Event::Delete(request)) => {
+                signer.forget(&name_of(&request));
+                Vec::new()
+            }
+            WatchItem::Failed(reason) => {
+                signer.status().watch(&watch, Some(reason));
+                Vec::new()
+            }
+            WatchItem::Recovered => {
+                signer.status().watch(&watch, None);
+                Vec::new()
+            }
+        };
+        stream::iter(requests.into_iter().map(Ok))
+    });
+    let signer = Arc::clone(&context);
+    controller::Controller::for_stream_with(changed, store, dynamic_type)
+        .with_config(Config::default().concurrency(CONCURRENT_REQUESTS))
+        .run(|request, signer| async move { signer.reconcile(&request).await }, retry, context)
+        .for_each(|result| {
+            // `retry` and the watch report all other failures.
+            if let Err(ControllerError::ObjectNotFound(request)) = result {
+                signer.forget(&name_of_reference(&request));
+            }
+            future::ready(())
+        })
+        .await;
+}
+
+fn retry<K: RequestKind>(request: Arc<K::Object>, error: &SignerError, signer: Arc<Signer<K>>) -> Action {
+    let mut status = signer.status();
+    status.object(&name_of(&*request), Some(error.to_string()));
+    status.count("error");
+    Action::requeue(RETRY_DELAY)
+}
+
+/// `namespace/name`, or the name of an object without a namespace.
+fn name_of(object: &impl Resource) -> String {
+    joined(object.meta().namespace.as_deref(), object.meta().name.as_deref().unwrap_or_default())
+}
+
+/// [`name_of`] the object that kube's `Controller` refers to.
+fn name_of_reference<L: kube::runtime::reflector::Lookup>(reference: &ObjectRef<L>) -> String {
+    joined(reference.namespace.as_deref(), &reference.name)
+}
+
+fn joined(namespace: Option<&str>, name: &str) -> String {
+    namespace.map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"))
+}
+
+struct Signer<K> {
+    cluster: Arc<Cluster>,
+    ca: Arc<CertificateAuthority>,
+    kind: K,
+    status: Mutex<StatusRecorder>,
+    /// Certificates that could not be written, with the request's UID, by the request's name: while the API server
+    /// fails, retries must not issue a certificate each.
+    unwritten: Mutex<HashMap<String, (Option<String>, Issued)>>,
+}
+
+impl<K: RequestKind> Signer<K> {
+    fn status(&self) -> MutexGuard<'_, StatusRecorder> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, HashMap<String, (Option<String>, Issued)>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops the unwritten certificate of a request that is done or deleted.
+    fn forget(&self, name: &str) {
+        self.unwritten().remove(name);
+        self.status().object(name, None);
+    }
+
+    async fn reconcile(&self, request: &K::Object) -> Result<Action, SignerError> {
+        let name = name_of(request);
+        if !self.kind.is_open(request) {
+            self.forget(&name);
+            return Ok(Action::await_change());
+        }
+        let api = self.kind.api(&self.cluster, request.meta().namespace.as_deref());
+        let object_name = request.meta().name.as_deref().unwrap_or_default();
+        let uid = &request.meta().uid;
+        let issuer = self.ca.issuer();
+        let unwritten = self
+            .unwritten()
+            .remove(&name)
+            .filter(|(of, issued)| of == uid && Arc::ptr_eq(issued.tbs().issuer(), &issuer));
+        let decided = match unwritten {
+            Some((_, issued)) if self.kind.is_acceptable(&issued) => Ok(issued),
+            Some((of, issued)) => {
+                // The API server was away for long. It must answer before another certificate is issued, or each retry
+                // would issue one.
+                if let Err(error) = api.list(&named(object_name)).await {
+                    self.unwritten().insert(name, (of, issued));
+                    return Err(error.into());
+                }
+                self.kind.decide(&self.cluster, &self.ca, request).await?
+            }
+            None => self.kind.decide(&self.cluster, &self.ca, request).await?,
+        };
+        let mut answered = request.clone();
+        match &decided {
+            Ok(issued) => self.kind.grant(&mut answered, issued),
+            Err(refusal) => self.kind.refuse(&mut answered, refusal),
+        }
+        let result = api.replace_status(object_name, &PostParams::default(), &answered).await;
+        let requester = self.kind.requester(request);
+        match (&result, decided) {
+            (Ok(_), Ok(issued)) => {
+                let serial = issued.serial().to_hex();
+                tracing::info!(request = name, requester, serial, "signed a {}", K::KIND);
+            }
+            (Ok(_), Err(refusal)) => {
+                let (refusal, kind) = (refusal.message, K::LOG_KIND);
+                tracing::warn!(request = name, requester, refusal, kind, "refused a {}", K::KIND);
+            }
+            (Err(_), Ok(issued)) => {
+                self.unwritten().insert(name.clone(), (uid.clone(), issued));
+            }
+            (Err(_), Err(_)) => {}
+        }
+        match result {
+            Ok(_) => {
+                self.forget(&name);
+                self.status().count("changed");
+                Ok(Action::await_change())
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                self.forget(&name);
+                Ok(Action::await_change())
+            }
+            // The request was changed meanwhile. The watch reports the change; the retry covers a missed event.
+            Err(error) if is_conflict(&error) => Ok(Action::requeue(RETRY_DELAY)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The object with one name, of which the signer may not `get` a single one.
+fn named(name: &str) -> ListParams {
+    ListParams::default().fields(&format!("metadata.name={name}")).limit(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_of_a_refusal_is_cut_between_characters() {
+        let refusal = Refusal::new("a".to_owned() + &"ü".repeat(1000));
+        assert_eq!(refusal.short_message().len(), MAX_MESSAGE - 1);
+        assert_eq!(Refusal::new("ü").short_message(), "ü");
+    }
+}
