@@ -314,7 +314,7 @@ keys = { file = "x" }
 filter = "inof"
 "#;
         let problems = Config::parse(text, "").unwrap_err();
-        let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        let found: Vec<_> = problems.iter().map(ToString::to_string).collect();
         let expected = [
             "[ca] default_ttl: is longer than max_ttl",
             "[[token]] 2 uri: names no module",
@@ -329,8 +329,8 @@ filter = "inof"
             "line 23: [logging] filter: ",
         ];
         for expected in expected {
-            assert!(told.iter().any(|problem| problem.starts_with(expected)), "{expected}: {told:#?}");
+            assert!(found.iter().any(|problem| problem.starts_with(expected)), "{expected}: {found:#?}");
         }
-        assert_eq!(told.len(), expected.len(), "{told:#?}");
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
     }
 }

@@ -267,14 +267,14 @@ pub fn rehearse(config: &Config, bundle: &Bundle, now: SystemTime) -> Vec<Unissu
 }
 
 fn refusal(config: &Config, bundle: &Bundle, caller: &Caller, asked: &Asked, now: SystemTime) -> Result<(), String> {
-    fn told(error: impl std::error::Error) -> String {
+    fn text(error: impl std::error::Error) -> String {
         chain(&error)
     }
     let issuer = bundle.issuer();
-    let request = ServingKey::generate().and_then(|key| key.request()).map_err(told)?;
-    let csr = VerifiedCsr::from_pem(&request).map_err(told)?;
-    let grant = config.rules().decide(caller, &csr, asked, issuer, now).map_err(told)?;
-    let tbs = Tbs::build(grant.template().clone(), Arc::clone(issuer), Serial::random()).map_err(told)?;
+    let request = ServingKey::generate().and_then(|key| key.request()).map_err(text)?;
+    let csr = VerifiedCsr::from_pem(&request).map_err(text)?;
+    let grant = config.rules().decide(caller, &csr, asked, issuer, now).map_err(text)?;
+    let tbs = Tbs::build(grant.template().clone(), Arc::clone(issuer), Serial::random()).map_err(text)?;
     for token in config.pool_settings().tokens {
         if let HostEndpoint::Child { settings, .. } = token.endpoint
             && let Some(reason) = settings.refuses_leaf(tbs.der(), issuer, now)

@@ -219,7 +219,7 @@ impl Core {
 /// Requests proof of the CA key from every token until all reachable ones have answered; after each recovery of a
 /// token, the pool does so on its own.
 async fn prove(pool: Arc<Pool>, ca: Arc<CertificateAuthority>) {
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     loop {
         let proofs = pool.prove(ca.issuer().public_key(), Instant::now() + PROOF).await;
         let missing: Vec<String> = proofs
@@ -229,9 +229,9 @@ async fn prove(pool: Arc<Pool>, ca: Arc<CertificateAuthority>) {
         if missing.is_empty() {
             return;
         }
-        if missing != told {
+        if missing != reported {
             tracing::error!(tokens = ?missing, "the CA's key was not found in these tokens; run `istio-hsm-ca check`");
-            told = missing;
+            reported = missing;
         }
         tokio::time::sleep(PROOF).await;
     }
@@ -281,16 +281,16 @@ async fn tell_checkpoints(log: Log, mut tokens: watch::Receiver<PoolHealth>, han
 
 /// Logs the issuers whose keys have not been fetched.
 pub async fn watch_issuers(authenticator: Arc<Authenticator>) {
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
         let missing = authenticator.not_ready().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        if missing != told {
+        if missing != reported {
             if missing.is_empty() {
                 tracing::info!("the keys of all JWT issuers are available");
             } else {
                 tracing::warn!(issuers = missing, "JWTs of these issuers cannot be verified yet");
             }
-            told = missing;
+            reported = missing;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

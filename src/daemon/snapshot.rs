@@ -127,16 +127,16 @@ fn gather_log(log: &Log) {
 /// host and retried may have been signed by both, and one with a wrong signature is signed again.
 fn gather_excess(pool: &Pool, log: &Log, intents_before: u64) {
     // Read the hosts' counters first: the intent of every counted signature is in the log by then.
-    let (told, again) = pool.snapshot().iter().fold((0_u64, 0_u64), |(told, again), token| {
-        (told.saturating_add(token.reported), again.saturating_add(token.retried).saturating_add(token.wrong))
+    let (reported, again) = pool.snapshot().iter().fold((0_u64, 0_u64), |(reported, again), token| {
+        (reported.saturating_add(token.reported), again.saturating_add(token.retried).saturating_add(token.wrong))
     });
     let intents = log.stats().intents.saturating_sub(intents_before);
-    metrics::level("istio_hsm_ca_excess_signatures", None, large(excess(told, intents, again)));
+    metrics::level("istio_hsm_ca_excess_signatures", None, large(excess(reported, intents, again)));
 }
 
 /// Number of signatures without an intent.
-fn excess(told: u64, intents: u64, again: u64) -> u64 {
-    told.saturating_sub(intents.saturating_add(again))
+fn excess(reported: u64, intents: u64, again: u64) -> u64 {
+    reported.saturating_sub(intents.saturating_add(again))
 }
 
 fn gather_expiry(ca: &CertificateAuthority) {
@@ -265,8 +265,8 @@ mod tests {
     fn a_signature_without_an_intent_is_an_excess() {
         // (signatures reported by the hosts, intents, retried requests, expected excess)
         let cases = [(0, 0, 0, 0), (5, 5, 0, 0), (5, 7, 0, 0), (6, 5, 0, 1), (6, 5, 1, 0), (9, 5, 1, 3)];
-        for (told, intents, retried, expected) in cases {
-            assert_eq!(excess(told, intents, retried), expected, "{told} {intents} {retried}");
+        for (reported, intents, retried, expected) in cases {
+            assert_eq!(excess(reported, intents, retried), expected, "{reported} {intents} {retried}");
         }
         assert_eq!(large(1 << 40), 1_099_511_627_776.0);
     }

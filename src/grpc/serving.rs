@@ -194,9 +194,9 @@ impl CertRenewer {
             if trouble.is_some() && not_after.is_some() && self.trouble.borrow().is_none() {
                 tracing::error!("the serving certificate has expired; clients will reject it");
             }
-            self.trouble.send_if_modified(|told| {
-                let changed = *told != trouble;
-                *told = trouble;
+            self.trouble.send_if_modified(|current| {
+                let changed = *current != trouble;
+                *current = trouble;
                 changed
             });
             changed = tokio::select! {

@@ -155,7 +155,7 @@ impl Shared {
     }
 
     pub(super) fn calls(&self) -> Vec<Calls> {
-        self.lock().tokens.iter().map(|token| token.calls.told(token.name())).collect()
+        self.lock().tokens.iter().map(|token| token.calls.snapshot(token.name())).collect()
     }
 
     pub(super) fn queued(&self) -> (usize, usize) {

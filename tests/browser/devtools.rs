@@ -55,11 +55,11 @@ impl Browser {
             .unwrap();
         let to = OpenOptions::new().write(true).open(to).unwrap();
         let from = BufReader::new(File::open(from).unwrap());
-        let (told, heard) = mpsc::channel();
+        let (reported, heard) = mpsc::channel();
         std::thread::spawn(move || {
             for message in from.split(0) {
                 let Ok(message) = message else { return };
-                if told.send(serde_json::from_slice(&message).unwrap()).is_err() {
+                if reported.send(serde_json::from_slice(&message).unwrap()).is_err() {
                     return;
                 }
             }

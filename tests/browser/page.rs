@@ -213,9 +213,9 @@ async fn an_injected_script_is_stopped_by_the_policy_as_well() {
                   fetch('http://127.0.0.1:1/z').catch(() => 0); true";
     assert_eq!(browser.value(inject), true);
     let stopped = |browser: &Browser| {
-        let told =
+        let reported =
             browser.errors().iter().filter(|entry| entry.to_string().contains("Content Security Policy")).count();
-        told >= 3
+        reported >= 3
     };
     for _ in 0..100 {
         browser.value("1");

@@ -258,7 +258,7 @@ fn key_of_p11tool_is_adopted() {
 }
 
 #[test]
-fn token_without_the_key_is_told_how_many_were_tried() {
+fn search_without_a_result_reports_how_many_keys_were_tried() {
     let machine = Machine::new();
     software_ca(&machine, plug_in::p256());
     pkcs11_tool(&machine, "--keypairgen --key-type EC:prime256v1 --id 01 --label other");

@@ -94,9 +94,13 @@ fn a_plug_in_ca_goes_in_and_again_changes_nothing() {
         (&receipt["token"]["label"], &receipt["read_attempt"]),
         (&"ca".into(), &"CKR_ATTRIBUTE_SENSITIVE".into())
     );
-    for told in ["/at", "/id", "/certificate_sha256", "/token/serial", "/token/model", "/service_keys", "/wrap_attempt"]
+    for reported in
+        ["/at", "/id", "/certificate_sha256", "/token/serial", "/token/model", "/service_keys", "/wrap_attempt"]
     {
-        assert!(receipt.pointer(told).is_some_and(|value| !value.is_null() && value != ""), "{told}: {receipt}");
+        assert!(
+            receipt.pointer(reported).is_some_and(|value| !value.is_null() && value != ""),
+            "{reported}: {receipt}"
+        );
     }
     for (name, wanted) in
         [("always_sensitive", false), ("never_extractable", false), ("sensitive", true), ("sign", true)]
@@ -340,9 +344,9 @@ fn several_tokens_are_reported_separately() {
     let done = machine.run(&format!("{IMPORT} --output json --remove-key-file"), &both);
     assert_eq!(done.status, 1, "{done:?}");
     let value: serde_json::Value = serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"));
-    let told = |at: usize| &value["tokens"][at];
-    assert!(told(0)["error"].as_str().unwrap().contains("CKR_DEVICE_ERROR"), "{value}");
-    assert!(told(1)["error"].is_null() && told(1)["receipt"].is_string(), "{value}");
+    let reported = |at: usize| &value["tokens"][at];
+    assert!(reported(0)["error"].as_str().unwrap().contains("CKR_DEVICE_ERROR"), "{value}");
+    assert!(reported(1)["error"].is_null() && reported(1)["receipt"].is_string(), "{value}");
     assert!(done.err.contains("not every token took the key") && exists(&machine.path("ca/ca-key.pem")), "{done:?}");
     // What is done stays done, and the rest is completed.
     let done = machine.run(&format!("{IMPORT} --output json --remove-key-file"), &both);

@@ -274,8 +274,8 @@ fn a_wrong_pin_is_tried_once_whatever_else_is_wrong() {
         let spied = spied.map(|(name, value)| (name.to_owned(), value.display().to_string()));
         let done = machine.run_in(IMPORT, &["--token".into(), token, "--pin-file".into(), wrong.clone()], &spied);
         done.refused(&["refuses the PIN"]);
-        let told = fs::read_to_string(&calls).unwrap();
-        assert_eq!(told.lines().filter(|line| line.ends_with(": C_Login")).count(), 1, "{files}: {told}");
+        let reported = fs::read_to_string(&calls).unwrap();
+        assert_eq!(reported.lines().filter(|line| line.ends_with(": C_Login")).count(), 1, "{files}: {reported}");
         fs::remove_file(calls).unwrap();
     }
 }

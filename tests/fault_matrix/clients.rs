@@ -147,7 +147,7 @@ impl Client {
                 match answer {
                     Err(_) => seen.wrong.push(format!("no answer within {SOON:?}")),
                     Ok(Err(status)) if PASSING.contains(&status.code()) => seen.refused += 1,
-                    Ok(Err(status)) => seen.wrong.push(format!("a client was told {status}")),
+                    Ok(Err(status)) => seen.wrong.push(format!("a client received {status}")),
                     Ok(Ok(chain)) => match verify(&chain, &self.roots, &public_key) {
                         Ok(leaf) => seen.received.push((self.number, Instant::now(), leaf)),
                         Err(reason) => seen.wrong.push(format!("a bad certificate was released: {reason}")),

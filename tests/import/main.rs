@@ -413,9 +413,11 @@ fn service_keys_are_found_by_their_labels() {
     let session = token.session();
     let ca = TestCa::p256();
     let report = import(&token, &ca);
-    for (label, told) in [(LOG_KEY_LABEL, &report.service_keys.log), (CANARY_KEY_LABEL, &report.service_keys.canary)] {
+    for (label, reported) in
+        [(LOG_KEY_LABEL, &report.service_keys.log), (CANARY_KEY_LABEL, &report.service_keys.canary)]
+    {
         let found = key::find_by_label(&session, label).unwrap();
-        assert_eq!(told.verifier().unwrap().key_sha256, key::hex(&found.public_key.fingerprint()));
+        assert_eq!(reported.verifier().unwrap().key_sha256, key::hex(&found.public_key.fingerprint()));
         signs(&session, &found.public_key);
     }
     assert!(matches!(key::find_by_label(&session, "none of ours"), Err(KeyError::NotFound(_))));

@@ -55,9 +55,9 @@ fn verify_says_whether_the_log_is_sound() {
     assert!(out.contains("the log is sound") && out.contains("signatures    checked"), "{out}");
     let keys = scratch.path().join("keys");
     fs::write(&keys, format!("{other}\n{key}\n")).unwrap();
-    let told = json(&["verify", "--directory", &directory, "--verifier-key", keys.to_str().unwrap()]);
-    assert_eq!((&told["sound"], &told["intents"], &told["lines"]), (&true.into(), &12.into(), &24.into()));
-    assert_eq!(told["checkpointed"], 24);
+    let reported = json(&["verify", "--directory", &directory, "--verifier-key", keys.to_str().unwrap()]);
+    assert_eq!((&reported["sound"], &reported["intents"], &reported["lines"]), (&true.into(), &12.into(), &24.into()));
+    assert_eq!(reported["checkpointed"], 24);
 
     // Without a key, and with another log's key.
     assert_eq!(run(&["verify", "--directory", &directory]).0, 2);
@@ -79,8 +79,8 @@ fn verify_says_whether_the_log_is_sound() {
     assert!(out.contains("the log is NOT sound") && error.contains("00000000000000000000.jsonl"), "{out}{error}");
     let (status, out, _) = run(&["--output", "json", "verify", "--directory", &directory, "--verifier-key", &key]);
     assert_eq!(status, 1);
-    let told: Value = serde_json::from_str(&out).unwrap();
-    assert!(!told["findings"].as_array().unwrap().is_empty());
+    let reported: Value = serde_json::from_str(&out).unwrap();
+    assert!(!reported["findings"].as_array().unwrap().is_empty());
 
     let nowhere = scratch.path().join("nowhere");
     let (status, _, error) = run(&["verify", "--directory", nowhere.to_str().unwrap(), "--verifier-key", &key]);
@@ -124,9 +124,9 @@ fn prove_and_check_certificate() {
     assert_eq!(status, 0, "{error}");
     let proof = prove::by_serial(Path::new(&directory), &intent.serial).unwrap();
     assert_eq!(out, proof.to_tlog_proof());
-    let told = json(&["prove", "--directory", &directory, "--serial", &intent.serial]);
-    assert_eq!(told["line"], intent.line);
-    assert!(told["text"].as_str().unwrap().contains(&intent.serial));
+    let reported = json(&["prove", "--directory", &directory, "--serial", &intent.serial]);
+    assert_eq!(reported["line"], intent.line);
+    assert!(reported["text"].as_str().unwrap().contains(&intent.serial));
     let (status, _, error) = run(&["prove", "--directory", &directory, "--serial", "0123"]);
     assert!(status == 1 && error.contains("0123"), "{error}");
 

@@ -31,7 +31,7 @@ fn with_faults(job: &Job, faults: &[&str]) -> Vec<String> {
         words.extend(["-e", fault]);
     }
     job.start(&words).ended();
-    job.told()
+    job.reported()
 }
 
 fn sealed_lines(directory: &Path) -> Vec<String> {
@@ -50,17 +50,20 @@ fn lines_files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn position(told: &[String], what: &str) -> usize {
-    told.iter().position(|line| line.starts_with(what)).unwrap_or_else(|| panic!("{what:?} is not in {told:#?}"))
+fn position(reported: &[String], what: &str) -> usize {
+    reported
+        .iter()
+        .position(|line| line.starts_with(what))
+        .unwrap_or_else(|| panic!("{what:?} is not in {reported:#?}"))
 }
 
 #[test]
 fn one_failed_flush_refuses_one_group_and_the_log_recovers() {
     let scratch = tempfile::tempdir().unwrap();
     let job = begun(scratch.path());
-    let told = with_faults(&job, &["inject=fdatasync:error=EIO:when=7"]);
-    let refused: Vec<_> = told.iter().filter(|line| line.starts_with("refused")).collect();
-    assert_eq!(refused.len(), 1, "{told:#?}");
+    let reported = with_faults(&job, &["inject=fdatasync:error=EIO:when=7"]);
+    let refused: Vec<_> = reported.iter().filter(|line| line.starts_with("refused")).collect();
+    assert_eq!(refused.len(), 1, "{reported:#?}");
     assert!(refused[0].contains("Unavailable") && refused[0].contains("os error 5"), "{refused:?}");
     // The index of the failed record is used for the next one.
     assert_eq!(job.acknowledged().into_keys().collect::<Vec<_>>(), (5..45).collect::<Vec<_>>());
@@ -76,12 +79,12 @@ fn a_disk_that_refuses_for_a_while() {
     let scratch = tempfile::tempdir().unwrap();
     let job = begun(scratch.path());
     // The flush of a record, and then three attempts to begin a new segment.
-    let told = with_faults(&job, &["inject=fdatasync:error=EIO:when=9", "inject=fsync:error=EIO:when=1..3"]);
-    assert!(told.iter().filter(|line| line.starts_with("refused")).count() > 3, "{told:#?}");
-    let ill = position(&told, "health Input/output error");
-    let well = ill + position(&told[ill..], "health well");
-    assert!(told[ill..well].iter().all(|line| !line.starts_with("ack")), "{told:#?}");
-    assert!(told[well..].iter().any(|line| line.starts_with("ack")), "it did not recover: {told:#?}");
+    let reported = with_faults(&job, &["inject=fdatasync:error=EIO:when=9", "inject=fsync:error=EIO:when=1..3"]);
+    assert!(reported.iter().filter(|line| line.starts_with("refused")).count() > 3, "{reported:#?}");
+    let ill = position(&reported, "health Input/output error");
+    let well = ill + position(&reported[ill..], "health well");
+    assert!(reported[ill..well].iter().all(|line| !line.starts_with("ack")), "{reported:#?}");
+    assert!(reported[well..].iter().any(|line| line.starts_with("ack")), "it did not recover: {reported:#?}");
     assert_eq!(job.acknowledged().into_keys().collect::<Vec<_>>(), (5..45).collect::<Vec<_>>());
     assert_eq!(sealed_lines(&job.directory).len(), 1, "only the successful attempt is recorded");
     assert_eq!(job.check(), 45);
@@ -119,8 +122,8 @@ fn a_disk_that_does_not_even_truncate() {
 fn a_segment_that_never_had_a_line() {
     let scratch = tempfile::tempdir().unwrap();
     let job = Job { checkpoint: Duration::from_secs(3600), count: 10, ..Job::new(scratch.path()) };
-    let told = with_faults(&job, &["inject=fdatasync:error=ENOSPC:when=1..2"]);
-    assert_eq!(told.iter().filter(|line| line.starts_with("refused")).count(), 2, "{told:#?}");
+    let reported = with_faults(&job, &["inject=fdatasync:error=ENOSPC:when=1..2"]);
+    assert_eq!(reported.iter().filter(|line| line.starts_with("refused")).count(), 2, "{reported:#?}");
     assert_eq!(job.check(), 10);
     writer::written(settings(&job), 1);
     assert_eq!(job.check(), 11);
@@ -135,16 +138,19 @@ fn full_disk_refuses_records_until_there_is_room() {
     fs::write(&ballast, vec![1; 320 << 10]).unwrap();
     let job = Job { directory: small.join("log"), tasks: 4, segment_bytes: 64 << 10, ..Job::new(scratch.path()) };
     let running = job.start(&[]);
-    let full =
-        |told: &[String]| told.iter().filter(|line| line.contains("refused") && line.contains("os error 28")).count();
-    job.wait_for("a full disk", |told| full(told) > 20);
-    let told = job.told();
-    assert!(told.iter().any(|line| line.starts_with("health") && line.contains("os error 28")), "{told:#?}");
+    let full = |reported: &[String]| {
+        reported.iter().filter(|line| line.contains("refused") && line.contains("os error 28")).count()
+    };
+    job.wait_for("a full disk", |reported| full(reported) > 20);
+    let reported = job.reported();
+    assert!(reported.iter().any(|line| line.starts_with("health") && line.contains("os error 28")), "{reported:#?}");
     let acknowledged = job.acknowledged().len();
     // While the disk is full, the existing log verifies.
     job.check();
     fs::remove_file(ballast).unwrap();
-    job.wait_for("recovery", |told| told.iter().filter(|line| line.starts_with("ack")).count() > acknowledged + 50);
+    job.wait_for("recovery", |reported| {
+        reported.iter().filter(|line| line.starts_with("ack")).count() > acknowledged + 50
+    });
     running.kill();
     job.check();
     assert!(!sealed_lines(&job.directory).is_empty());

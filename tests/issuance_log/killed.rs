@@ -10,9 +10,9 @@ fn thirty_kills_under_load() {
     let job = Job { tasks: 8, segment_bytes: 64 << 10, ..Job::new(scratch.path()) };
     let mut intents = 0;
     for round in 0..30_u64 {
-        let before = job.told().len();
+        let before = job.reported().len();
         let running = job.start(&[]);
-        job.wait_for("load", |told| told.len() >= before + 30);
+        job.wait_for("load", |reported| reported.len() >= before + 30);
         // At varying distances from a flush.
         std::thread::sleep(Duration::from_micros(round * 1_700 % 23_000));
         running.kill();

@@ -163,7 +163,7 @@ impl Job {
     }
 
     /// The child's reports, one per line, without an incomplete last line.
-    pub fn told(&self) -> Vec<String> {
+    pub fn reported(&self) -> Vec<String> {
         let text = fs::read_to_string(&self.acks).unwrap_or_default();
         text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned).collect()
     }
@@ -171,7 +171,7 @@ impl Job {
     /// Acknowledged indices and their serial numbers.
     pub fn acknowledged(&self) -> BTreeMap<u64, String> {
         let mut all = BTreeMap::new();
-        for line in self.told() {
+        for line in self.reported() {
             if let ["ack", index, serial] = line.split(' ').collect::<Vec<_>>()[..] {
                 let before = all.insert(index.parse().unwrap(), serial.to_owned());
                 assert_eq!(before, None, "the index {index} was used twice");
@@ -183,8 +183,8 @@ impl Job {
     /// Waits until the child has reported something.
     pub fn wait_for(&self, what: &str, enough: impl Fn(&[String]) -> bool) {
         eventually_blocking(
-            std::fmt::from_fn(|f| write!(f, "{what} did not happen; the last told: {:?}", self.told().last())),
-            || enough(&self.told()),
+            std::fmt::from_fn(|f| write!(f, "{what} did not happen; the last output: {:?}", self.reported().last())),
+            || enough(&self.reported()),
         );
     }
 

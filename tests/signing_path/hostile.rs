@@ -20,7 +20,7 @@ const BYTES_PER_KIND: usize = 8 * 1024;
 const REQUESTS: usize = 3000;
 
 /// The number of counted lines of a kind, and that of lines in full.
-fn told(daemon: &Daemon, kind: &str) -> (u64, usize) {
+fn reported(daemon: &Daemon, kind: &str) -> (u64, usize) {
     let lines = daemon.lines();
     let counted = lines.iter().filter(|line| line["of_kind"] == kind).filter_map(|line| line["count"].as_u64()).sum();
     (counted, lines.iter().filter(|line| line["kind"] == kind).count())
@@ -29,11 +29,11 @@ fn told(daemon: &Daemon, kind: &str) -> (u64, usize) {
 /// Waits until so many lines of a kind were written or counted.
 async fn wait_told(daemon: &Daemon, kind: &str, lines: usize) {
     testkit::wait::eventually(format!("{lines} lines of kind {kind}"), async || {
-        let (counted, full) = told(daemon, kind);
+        let (counted, full) = reported(daemon, kind);
         usize::try_from(counted).unwrap() + full == lines
     })
     .await;
-    let (_, full) = told(daemon, kind);
+    let (_, full) = reported(daemon, kind);
     assert!((1..=8).contains(&full), "{kind}: {full} lines in full");
 }
 

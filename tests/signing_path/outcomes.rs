@@ -176,9 +176,9 @@ async fn prometheus_takes_the_metrics_as_they_are() {
         .expect("promtool is missing: install the package prometheus");
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let reported = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     // Istio's own names are as Istio defined them.
-    let ours: Vec<&str> = told.lines().filter(|line| !line.starts_with("citadel_server_")).collect();
+    let ours: Vec<&str> = reported.lines().filter(|line| !line.starts_with("citadel_server_")).collect();
     assert!(ours.is_empty(), "{ours:#?}");
-    assert!(matches!(output.status.code(), Some(0 | 3)), "{told}");
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{reported}");
 }

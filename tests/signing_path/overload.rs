@@ -168,7 +168,7 @@ async fn beyond_its_places_the_daemon_says_come_again_and_then_serves_everybody(
     slow.control.breaks("C_Sign delay=4");
     let began = Instant::now();
     let mut waiting = 150;
-    let mut told = 0;
+    let mut reported = 0;
     while waiting > 0 {
         assert!(began.elapsed() < Duration::from_secs(60), "{waiting} were refused for good");
         let mut again = 0;
@@ -181,15 +181,15 @@ async fn beyond_its_places_the_daemon_says_come_again_and_then_serves_everybody(
                 }
             }
         }
-        told += again;
+        reported += again;
         waiting = again;
     }
-    assert!(told > 0, "150 requests found room in 40 places");
-    is_told(&slow.daemon, "overload", told);
+    assert!(reported > 0, "150 requests found room in 40 places");
+    is_reported(&slow.daemon, "overload", reported);
 }
 
 /// Metrics and the status page show this number of rejections for one reason.
-fn is_told(daemon: &Daemon, reason: &str, refusals: usize) {
+fn is_reported(daemon: &Daemon, reason: &str, refusals: usize) {
     let counted = Scraped::new(daemon).of("istio_hsm_ca_requests_total", &[("outcome", reason)]);
     assert_eq!(counted.map(|count| count.to_string()), Some(refusals.to_string()), "{reason}");
     let page = daemon.status_page();
@@ -234,7 +234,7 @@ async fn full_queue_refuses_its_priority_only() {
     assert!(bulk.1 >= 80 && bulk.0 >= QUEUE, "{bulk:?}");
     assert!(firsts.1 >= 20 && firsts.0 >= QUEUE, "{firsts:?}");
     assert_eq!((bulk.0 + bulk.1, firsts.0 + firsts.1), (150, 40));
-    is_told(&slow.daemon, "queue_full", bulk.1 + firsts.1);
+    is_reported(&slow.daemon, "queue_full", bulk.1 + firsts.1);
     // A retry succeeds.
     slow.control.works();
     for (served, refused) in

@@ -119,8 +119,8 @@ fn a_record_in_the_future_stops_issuance_until_the_clock_is_confirmed() {
 
     let daemon = site.spawn("");
     let readiness = daemon.wait_line(|_| daemon.get("/readyz").1.contains("behind the newest record"));
-    let told = daemon.get("/readyz").1;
-    assert!(told.contains("log confirm-clock"), "{readiness} {told}");
+    let reported = daemon.get("/readyz").1;
+    assert!(reported.contains("log confirm-clock"), "{readiness} {reported}");
     let config = site.configure("").display().to_string();
     let reason = "the clock was a year ahead";
     let output = site.run(&["log", "confirm-clock", "--config", &config, "--reason", reason]);

@@ -156,9 +156,12 @@ async fn refused_bundle_leaves_the_old_one_in_use() {
 
     let (status, body) = daemon.get("/readyz");
     assert_eq!(status, 200, "a refused bundle stops nothing: {body}");
-    let told =
+    let reported =
         body.lines().find(|line| line.starts_with("bundle: the new bundle in ")).unwrap_or_else(|| panic!("{body}"));
-    assert!(told.contains("is refused and the previous one stays in use, but") && told.contains("restart"), "{told}");
+    assert!(
+        reported.contains("is refused and the previous one stays in use, but") && reported.contains("restart"),
+        "{reported}"
+    );
 
     first.write_public(&site.bundle());
     assert_eq!(issuer_in_use(&daemon).await, first.ca_cert);

@@ -240,20 +240,20 @@ async fn slow_and_failed_calls_are_counted_by_function() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let told = until("the calls of the start", &|calls| !calls.durations.is_empty()).await;
-    assert_eq!((told.token.as_str(), slow(&told)), ("measured", 0), "{told:?}");
+    let reported = until("the calls of the start", &|calls| !calls.durations.is_empty()).await;
+    assert_eq!((reported.token.as_str(), slow(&reported)), ("measured", 0), "{reported:?}");
 
     // One call, whichever key signs.
     faulty.breaks("C_Sign delay=300 times=1,slow");
     faulty.mill.issue().await.unwrap();
-    let told = until("the slow signature", &|calls| slow(calls) > 0).await;
-    assert_eq!(slow(&told), 1, "{told:?}");
+    let reported = until("the slow signature", &|calls| slow(calls) > 0).await;
+    assert_eq!(slow(&reported), 1, "{reported:?}");
 
     faulty.breaks("C_SignInit return=0xb3 times=1,failed");
     faulty.mill.issue().await.unwrap();
-    let told = until("the failed call", &|calls| !calls.errors.is_empty()).await;
-    assert_eq!(told.errors, [("C_SignInit", "CKR_SESSION_HANDLE_INVALID", 1)]);
-    assert!(slow(&told) >= 1, "counters of earlier hosts are lost: {told:?}");
+    let reported = until("the failed call", &|calls| !calls.errors.is_empty()).await;
+    assert_eq!(reported.errors, [("C_SignInit", "CKR_SESSION_HANDLE_INVALID", 1)]);
+    assert!(slow(&reported) >= 1, "counters of earlier hosts are lost: {reported:?}");
     // The host's own count of signatures, which the daemon compares with the log.
     eventually(std::fmt::from_fn(|f| write!(f, "{:?}", faulty.mill.snapshot(0))), async || {
         faulty.mill.snapshot(0).reported >= faulty.mill.snapshot(0).signed

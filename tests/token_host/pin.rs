@@ -139,12 +139,12 @@ async fn the_last_try_is_not_spent_and_a_locked_pin_is_not_tried() {
         let mark = control.mark();
         control.breaks(&format!("C_GetTokenInfo pin={state}"));
         kill(host_of("pin-last"), Signal::SIGKILL).unwrap();
-        let told = |health: &_| is(0, Phase::PinRefused)(health) && health.reason().contains(word);
-        mill.until(state, told).await;
+        let reported = |health: &_| is(0, Phase::PinRefused)(health) && health.reason().contains(word);
+        mill.until(state, reported).await;
         // The stored result applies whatever the token reports next, as long as the file is unchanged.
         control.works();
         two_more_hosts(&mill, mill.snapshot(0).hosts).await;
-        mill.until(state, told).await;
+        mill.until(state, reported).await;
         assert_eq!(control.books_since(mark).logins.len(), 0, "{state}");
         assert!(site.marker().exists());
         fs::write(site.pin(), PIN).unwrap();
@@ -169,8 +169,8 @@ async fn a_pin_whose_refusal_could_not_be_remembered_is_not_tried() {
         settings.pin_marker = state.join("pin-refused");
     }
     let mill = Mill::start(pool(vec![token]), &site.issuer);
-    let told = |health: &_| is(0, Phase::Down)(health) && health.reason().contains("pin-refused cannot be used");
-    mill.until("down", told).await;
+    let reported = |health: &_| is(0, Phase::Down)(health) && health.reason().contains("pin-refused cannot be used");
+    mill.until("down", reported).await;
     two_more_hosts(&mill, mill.snapshot(0).hosts).await;
     assert_eq!(logins(&calls), 0);
     fs::create_dir(&state).unwrap();

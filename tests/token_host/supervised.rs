@@ -410,7 +410,7 @@ async fn helper_daemon_of_the_hosts_user() {
     assert_eq!(mill.snapshot(0).hosts, 1, "the host was ended while it served");
     // A second daemon is rejected at once, without affecting the first, and takes over when the first one ends.
     let second = Mill::start(pool(vec![token(&shared, None)]), &issuer(&shared));
-    second.until("told", |health| is(0, Phase::Down)(health) && health.reason().contains("another daemon")).await;
+    second.until("reported", |health| is(0, Phase::Down)(health) && health.reason().contains("another daemon")).await;
     for _ in 0..10 {
         mill.issue().await.unwrap();
     }

@@ -47,19 +47,19 @@ impl Ending {
             listener: listener.as_fd().try_clone_to_owned()?,
             connection: Mutex::new(None),
         });
-        let told = Arc::clone(&ending);
+        let signalled = Arc::clone(&ending);
         std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             if let Ok(signal) = signals.wait() {
                 tracing::info!(%signal, "the token host stops on a signal");
-                told.begin();
+                signalled.begin();
             }
             std::thread::sleep(GRACE);
-            watchdog::end("it was told to end, and its sessions do not close");
+            watchdog::end("it was asked to end, but its sessions do not close");
         })?;
         Ok(ending)
     }
 
-    /// Whether the host has been told to end.
+    /// Whether the host has been asked to end.
     pub(super) fn begun(&self) -> bool {
         self.begun.load(Ordering::SeqCst)
     }

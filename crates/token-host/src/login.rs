@@ -254,7 +254,7 @@ impl LoginContext {
 
 /// The final status of a host that cannot serve: its call statistics.
 pub(super) fn last_word() -> Status {
-    let (calls, call_errors) = calls::told();
+    let (calls, call_errors) = calls::snapshot();
     Status { version: VERSION, pid: std::process::id(), instance: instance(), calls, call_errors, ..Status::default() }
 }
 

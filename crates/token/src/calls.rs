@@ -136,7 +136,7 @@ pub struct FunctionErrors {
 
 /// What was counted in this process so far.
 #[must_use]
-pub fn told() -> (Vec<FunctionCalls>, Vec<FunctionErrors>) {
+pub fn snapshot() -> (Vec<FunctionCalls>, Vec<FunctionErrors>) {
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let counted = Function::ALL.iter().zip(&COUNTED).map(|(function, counted)| FunctionCalls {
         function: function.name().to_owned(),
@@ -186,7 +186,7 @@ impl Sum {
 
     /// The sum for the metrics, with the token's name.
     #[must_use]
-    pub fn told(&self, token: &str) -> crate::call_metrics::Calls {
+    pub fn snapshot(&self, token: &str) -> crate::call_metrics::Calls {
         crate::call_metrics::Calls {
             token: token.to_owned(),
             durations: self.durations.iter().map(|(function, histogram)| (function.name(), *histogram)).collect(),
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     fn counted(name: &str) -> u64 {
-        let (calls, _) = told();
+        let (calls, _) = snapshot();
         calls.iter().find(|calls| calls.function == name).map_or(0, |calls| calls.buckets.iter().sum())
     }
 
@@ -214,24 +214,25 @@ mod tests {
         let failed = || Err::<(), _>(Error::Pkcs11(RvError::DeviceRemoved, cryptoki::context::Function::SignInit));
         call(Function::Finalize, failed).unwrap_err();
         assert_eq!(counted("C_Finalize"), before + 2);
-        let (_, errors) = told();
+        let (_, errors) = snapshot();
         let failure = FunctionErrors { function: "C_SignInit".to_owned(), code: 0x32, count: 1 };
         assert!(errors.contains(&failure), "{errors:?}");
     }
 
     #[test]
     fn hosts_add_up() {
-        let told = |counts: [u64; 2], errors| {
-            let calls = FunctionCalls { function: "C_Sign".into(), buckets: counts.into(), nanoseconds: counts[0] * 7 };
+        let counts = |buckets: [u64; 2], errors| {
+            let calls =
+                FunctionCalls { function: "C_Sign".into(), buckets: buckets.into(), nanoseconds: buckets[0] * 7 };
             let unknown = FunctionCalls { function: "C_Whatever\"}".into(), ..calls.clone() };
             (vec![calls, unknown], vec![FunctionErrors { function: "C_Sign".into(), code: 0x30, count: errors }])
         };
-        let (first, then, other) = (told([3, 1], 1), told([5, 1], 4), told([2, 0], 1));
+        let (first, then, other) = (counts([3, 1], 1), counts([5, 1], 4), counts([2, 0], 1));
         let mut sum = Sum::default();
         sum.add((&first.0, &first.1), (&[], &[]));
         sum.add((&then.0, &then.1), (&first.0, &first.1));
         sum.add((&other.0, &other.1), (&[], &[]));
-        let sum = sum.told("one");
+        let sum = sum.snapshot("one");
         let [("C_Sign", histogram)] = sum.durations.as_slice() else { panic!("{sum:?}") };
         assert_eq!((histogram.buckets[0], histogram.buckets[1], histogram.nanoseconds), (7, 1, 49));
         assert_eq!(sum.errors, [("C_Sign", "CKR_DEVICE_ERROR", 5)]);

@@ -60,7 +60,7 @@ pub struct Generated {
     pub service_keys: ServiceKeys,
 }
 
-/// Why there is no new key, or no certificate beside it.
+/// Why there is no new key, or no certificate for it.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
     /// A call failed.
@@ -85,7 +85,7 @@ pub enum GenerateError {
     },
     /// Some of the created objects could not be removed.
     #[error(
-        "{source}; besides, {left} of the objects made could not be removed again: remove them by the vendor's tool"
+        "{source}; in addition, {left} of the objects made could not be removed again: remove them by the vendor's tool"
     )]
     NotUndone {
         /// Number of objects left.

@@ -295,7 +295,7 @@ impl Import<'_> {
     fn wrap_attempt(&self, handle: ObjectHandle, made: &mut Made<'_>) -> Result<WrapAttempt, ImportError> {
         let wrapping = match &self.ready.wrapping {
             Ok(wrapping) => wrapping,
-            Err(error) => return Ok(WrapAttempt::NotTried { reason: told(error) }),
+            Err(error) => return Ok(WrapAttempt::NotTried { reason: text(error) }),
         };
         let answer = match wrapping.wrap_out(&self.ready.session, handle) {
             Ok(()) if self.ready.options.accepted.allows(Weakness::Extractable) => return Ok(WrapAttempt::Accepted),
@@ -321,7 +321,7 @@ impl Import<'_> {
         let template = omission.apply(&self.template(None, true));
         match wrapping.unwrap(&self.ready.session, self.key.pkcs8(), &template) {
             Ok(twin) => Ok(twin),
-            Err(error) if !self.ready.options.allow_plaintext => Err(told(&error)),
+            Err(error) if !self.ready.options.allow_plaintext => Err(text(&error)),
             Err(_) => {
                 let clear = ClearTemplate::new(self.key, template).map_err(|e| e.to_string())?;
                 self.ready.session.create_object(clear.attributes()).map_err(|e| Pkcs11Error::from(e).to_string())
@@ -336,7 +336,7 @@ impl Import<'_> {
     }
 }
 
-fn told(error: &WrapError) -> String {
+fn text(error: &WrapError) -> String {
     error.fault().map_or_else(|| error.to_string(), |fault| format!("{error}: {fault}"))
 }
 

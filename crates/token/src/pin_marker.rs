@@ -112,7 +112,7 @@ impl PinMarker {
     /// If no file can be written in the marker's directory.
     pub fn ready(&self) -> Result<(), MarkerError> {
         // Not the name that `mark` uses, which another process may be about to write.
-        let probe = self.beside(".probe");
+        let probe = self.sibling(".probe");
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new()
                 .write(true)
@@ -157,7 +157,7 @@ impl PinMarker {
     }
 
     /// A file for this marker only: the markers of several tokens share a directory.
-    fn beside(&self, ending: &str) -> PathBuf {
+    fn sibling(&self, ending: &str) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
         name.push(ending);
         name.into()

@@ -199,7 +199,7 @@ unsafe extern "C" fn slot_list(present: CK_BBOOL, slots: *mut CK_SLOT_ID, count:
 }
 
 unsafe extern "C" fn token_info(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> CK_RV {
-    let told = control::peek("C_GetTokenInfo");
+    let reported = control::peek("C_GetTokenInfo");
     if let Some(rv) = before("C_GetTokenInfo") {
         return rv;
     }
@@ -209,7 +209,7 @@ unsafe extern "C" fn token_info(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> C
     if rv == CKR_OK {
         // SAFETY: the real module has just written to it.
         let info = unsafe { &mut *info };
-        match told {
+        match reported {
             Some(Action::Pin(flags)) => info.flags |= flags,
             Some(Action::Malformed) => {
                 // As in IBM's SoftTok.

@@ -34,7 +34,7 @@ struct Scan {
     counters: Counters,
     hashes: Vec<Hash>,
     /// A finding in this segment was already reported.
-    told: bool,
+    reported: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -154,7 +154,7 @@ impl<'a> Walk<'a> {
                 }
                 Err(error) => scan.tell(self, &file, number, error.to_string()),
             }
-            if kept_hash.is_some_and(|kept| *kept != hash) && !scan.told && self.differs.is_none() {
+            if kept_hash.is_some_and(|kept| *kept != hash) && !scan.reported && self.differs.is_none() {
                 self.differs = Some((number, file.clone()));
             }
             scan.hashes.push(hash);
@@ -219,7 +219,7 @@ impl<'a> Walk<'a> {
     ) -> Result<(), ReadError> {
         let Some(next) = next else { return Ok(()) };
         let length = std::fs::metadata(path).map_err(io_error(path))?.len();
-        if length == end || scan.told {
+        if length == end || scan.reported {
             return Ok(());
         }
         let file = name(path);
@@ -310,7 +310,7 @@ impl<'a> Walk<'a> {
 impl Scan {
     /// Reports the first error in a segment only, since the others follow from it.
     fn tell(&mut self, walk: &mut Walk<'_>, file: &str, line: u64, what: String) {
-        if !std::mem::replace(&mut self.told, true) {
+        if !std::mem::replace(&mut self.reported, true) {
             walk.tell(file, Some(line), what);
         }
     }

@@ -108,7 +108,7 @@ impl Search {
         self.prove(session, key, until, Extent::First)
     }
 
-    /// Finds the key and its copies anew, by signatures. Keys that nothing relates to the CA's are tried only if no
+    /// Finds the key and its copies again, by signatures. Keys that nothing relates to the CA's are tried only if no
     /// other is the CA's.
     ///
     /// # Errors

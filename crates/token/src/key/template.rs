@@ -54,7 +54,7 @@ pub fn private_flags(name: &Name<'_>, allowed: Option<MechanismType>, extractabl
     template
 }
 
-/// How much of a template is left out, from nothing to everything that a token may refuse to be told.
+/// How much of a template is left out, from nothing to everything that a token may refuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Omission(usize);
 
