@@ -7,14 +7,24 @@ use std::{
 };
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use k8s_openapi::{
+    ByteString,
+    api::{
+        certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
+        core::v1::{Namespace, Pod, ServiceAccount},
+    },
+};
 use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 
-use super::harness::{Cluster, ask_for, cluster_toml, eventually, may_review, may_see_pods, named, site};
+use super::{
+    csrs::{USAGES, pem},
+    harness::{Cluster, ask_for, cluster_toml, eventually, may_review, may_see_pods, named, site},
+    kubelet::Kubelet,
+};
 use testkit::{
     api_server::{ApiServer, resident},
     daemon::Daemon,
@@ -133,6 +143,97 @@ async fn pods_of_a_large_cluster_are_followed() {
         began.elapsed().as_secs_f64(),
         mebibytes(&daemon)
     );
+    println!("API server: {:.0} MiB", LARGE.resident() as f64 / 1024.0);
+}
+
+/// The objects that a controller has changed.
+fn changed(daemon: &Daemon, controller: &str) -> usize {
+    let metrics = daemon.get("/metrics").1;
+    let is_it = |line: &&str| {
+        line.starts_with("istio_hsm_ca_reconciles_total{") && line.contains(controller) && line.contains("changed")
+    };
+    let changed = metrics.lines().filter(is_it).find(|line| !line.contains("unchanged"));
+    changed.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_default()
+}
+
+/// Requests that wait when the daemon starts, as after an outage: CertificateSigningRequests, then
+/// PodCertificateRequests. They are for a hundred service accounts, so that no rate limit applies.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: benches/kube-scale.sh"]
+async fn waiting_requests_are_signed() {
+    const ACCOUNTS: usize = 100;
+    let count = number("KUBE_REQUESTS", 10_000);
+    let cluster = Cluster::new(&LARGE, "requests").await;
+    let signer = format!("{}.example.com/istio", cluster.namespace);
+    let account = |index: usize| format!("web-{}", index % ACCOUNTS);
+
+    let began = Instant::now();
+    let csrs: Api<CertificateSigningRequest> = Api::all(cluster.client.clone());
+    let approved = Patch::Merge(json!({"status": {"conditions": [
+        {"type": "Approved", "status": "True", "reason": "Test", "message": "by the test"}
+    ]}}));
+    stream::iter(0..count)
+        .for_each_concurrent(AT_ONCE, async |index| {
+            let id = format!("spiffe://cluster.local/ns/{}/sa/{}", cluster.namespace, account(index));
+            let name = format!("{}-{index}", cluster.namespace);
+            let request = CertificateSigningRequest {
+                metadata: named(&name),
+                spec: CertificateSigningRequestSpec {
+                    request: ByteString(pem(&[&id]).into_bytes()),
+                    signer_name: signer.clone(),
+                    usages: Some(USAGES.map(str::to_owned).to_vec()),
+                    ..CertificateSigningRequestSpec::default()
+                },
+                ..CertificateSigningRequest::default()
+            };
+            csrs.create(&PostParams::default(), &request).await.unwrap();
+            csrs.patch_subresource("approval", &name, &PatchParams::default(), &approved).await.unwrap();
+        })
+        .await;
+    println!("{count} approved CertificateSigningRequests, made in {:.0} s", began.elapsed().as_secs_f64());
+
+    let began = Instant::now();
+    let kubelet = Kubelet::start(&cluster).await;
+    let pods: Vec<Pod> = stream::iter(0..ACCOUNTS)
+        .then(async |index| kubelet.pod(&account(index), &account(index), &signer, json!({})).await)
+        .collect()
+        .await;
+    stream::iter(0..count)
+        .for_each_concurrent(AT_ONCE, async |index| {
+            kubelet.request(&pods[index % ACCOUNTS], json!({})).await.unwrap();
+        })
+        .await;
+    println!("{count} PodCertificateRequests, made in {:.0} s", began.elapsed().as_secs_f64());
+
+    let csr_signer = format!(
+        "[[kubernetes.cluster.signer]]\nname = '{signer}'\n[[kubernetes.cluster.signer.requester]]\nusername = 'admin'\n\
+         may = {{ any_workload = {{ trust_domain = 'cluster.local' }} }}\n"
+    );
+    let pod_signer = format!("[[kubernetes.cluster.pod_signer]]\nname = '{signer}'\n");
+    for (controller, section) in [("csr_signer", csr_signer), ("pod_certificates", pod_signer)] {
+        let site = site();
+        let toml = |section: &str| {
+            format!("[kubernetes]\nnamespace = '{}'\n", cluster.namespace)
+                + &cluster_toml("Kubernetes", &cluster.admin(), section)
+        };
+        let idle = site.serve(&toml(""));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        println!("daemon without a controller: {:.1} MiB", mebibytes(&idle));
+        drop(idle);
+        let daemon = site.serve(&toml(&section));
+        let signed = async |wanted: usize| loop {
+            if changed(&daemon, controller) >= wanted {
+                return Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        let first = signed(1).await;
+        let last = signed(count).await;
+        let seconds = last.duration_since(first).as_secs_f64();
+        println!("{controller}: {:.0} per second; daemon {:.1} MiB", (count - 1) as f64 / seconds, mebibytes(&daemon));
+        let of_others = |line: &serde_json::Value| line["caller"]["method"] != "internal";
+        assert_eq!(site.intents().into_values().filter(of_others).count(), count);
+    }
     println!("API server: {:.0} MiB", LARGE.resident() as f64 / 1024.0);
 }
 
