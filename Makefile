@@ -8,7 +8,7 @@ IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions
 	cast_possible_wrap cast_sign_loss disallowed_methods type_complexity unwrap_in_result)
 
 .PHONY: help deps demo run test test-foreign test-long fuzz faults check bench format dependencies test-browser \
-	test-pkilint test-istio test-kube test-deploy test-tokens image
+	test-pkilint test-istio test-kube test-mesh mesh test-deploy test-tokens image
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -18,7 +18,7 @@ FOR ?=
 # If packages are missing, fails with the command that installs them.
 require = @scripts/packages.sh --check $(1)
 
-deps: ## install missing packages; FOR='browser deploy foreign fuzz kube pkilint tokens' adds those of further targets
+deps: ## install missing packages; FOR='browser deploy foreign fuzz kube mesh pkilint tokens' adds those of further targets
 	@scripts/packages.sh $(FOR)
 
 demo: deps ## issue a certificate with a SoftHSM token, one line per step; CACERTS=DIR uses your own CA
@@ -71,11 +71,27 @@ test-istio: ## test with Istio's own agent and istiod's code, which is first bui
 	@tests/istio/build.sh >/dev/null
 	$(CARGO) test --locked --test kube -- --ignored istio::
 
+# The programs of a mesh, each built once.
+mesh-programs = @tests/kube/api-server.sh etcd helm kube-apiserver kubectl >/dev/null && \
+	tests/istio/build.sh mesh >/dev/null
+
+test-mesh: ## test in a mesh: istiod, pilot-agent and Envoy under traffic; needs root; MESH_PAGE=write writes docs/MESH.md
+	$(call require,kube mesh)
+	$(mesh-programs)
+	$(CARGO) build --locked --package istio-hsm-ca-bench
+	$(CARGO) test --locked --test mesh -- --ignored
+
+mesh: ## run that mesh until it is interrupted, and print where to look
+	$(call require,kube mesh)
+	$(mesh-programs)
+	MESH_STAY=1 $(CARGO) test --locked --test mesh -- --ignored --exact --nocapture stays_until_interrupted
+
 test-long: ## what takes too long for every change, an hour of random faults among it
-	$(call require,browser deploy foreign fuzz kube tokens)
+	$(call require,browser deploy foreign fuzz kube mesh tokens)
 	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
 	@tests/istio/build.sh >/dev/null
+	$(mesh-programs)
 	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --profile fast-tests --workspace --all-targets -- --include-ignored
 
 	@scripts/fuzz.sh 300

@@ -4,7 +4,7 @@
 #   scripts/packages.sh [--check] [GROUP...]
 #
 # Without a group: what the build, `make test` and the demo need. Groups add what further targets need: browser, deploy,
-# foreign, fuzz, kube, pkilint, tokens. --check installs nothing; it fails if a package is missing and prints the command.
+# foreign, fuzz, kube, mesh, pkilint, tokens. --check installs nothing; it fails if a package is missing and prints the command.
 #
 # Runs as root, or with sudo if that needs no password; otherwise it prints the command.
 set -euo pipefail
@@ -36,6 +36,13 @@ for group in "$@"; do
       ;;
     fuzz) needs+=("g++:c++") ;; # builds libFuzzer
     kube) needs+=("golang-go:go") ;; # builds the API server
+    # Envoy comes as a wheel; the rest is for pods in network namespaces, and for commands of the documentation.
+    mesh)
+      needs+=(
+        "golang-go:go" "python3-pip:/usr/lib/python3/dist-packages/pip"
+        "iptables:iptables" "nftables:nft" "iproute2:ip" "util-linux:nsenter" "jq:jq"
+      )
+      ;;
     pkilint) needs+=("python3:python3" "python3-venv:/var/lib/dpkg/info/python3-venv.list") ;;
     deploy)
       needs+=(
@@ -67,7 +74,7 @@ for group in "$@"; do
         "gnutls-bin:p11tool"                                                  # makes keys for adopt
       )
       ;;
-    *) echo "usage: scripts/packages.sh [--check] [browser|deploy|foreign|fuzz|kube|pkilint|tokens]..." >&2; exit 2 ;;
+    *) echo "usage: scripts/packages.sh [--check] [browser|deploy|foreign|fuzz|kube|mesh|pkilint|tokens]..." >&2; exit 2 ;;
   esac
 done
 

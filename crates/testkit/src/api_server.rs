@@ -71,11 +71,21 @@ pub struct ApiServer {
 impl ApiServer {
     /// Starts an API server of the usual version and waits until it is ready.
     pub fn start(issuer: &'static str) -> Self {
-        Self::with(issuer, Version::Usual, true)
+        Self::new(issuer, Version::Usual, true, &[], &[])
     }
 
     /// Starts an API server; with or without the beta interfaces of certificates.k8s.io.
     pub fn with(issuer: &'static str, version: Version, beta: bool) -> Self {
+        Self::new(issuer, version, beta, &[], &[])
+    }
+
+    /// Starts an API server whose certificate has additional names or addresses, with additional arguments, and waits
+    /// until it is ready. Of an argument that is given twice, the API server takes the last.
+    pub fn start_with(issuer: &'static str, names: &[&str], arguments: &[&str]) -> Self {
+        Self::new(issuer, Version::Usual, true, names, arguments)
+    }
+
+    fn new(issuer: &'static str, version: Version, beta: bool, names: &[&str], arguments: &[&str]) -> Self {
         let binaries = binaries(&[], &["etcd", "kube-apiserver", "kubectl"]);
         let kube_apiserver = match version {
             Version::Usual => binaries.join("kube-apiserver"),
@@ -89,7 +99,7 @@ impl ApiServer {
 
         let issuing = authority();
         fs::write(path("ca.crt"), issuing.pem()).unwrap();
-        let (certificate, key) = signed(&issuing, "kube-apiserver", None);
+        let (certificate, key) = signed(&issuing, "kube-apiserver", None, names);
         fs::write(path("server.crt"), certificate).unwrap();
         fs::write(path("server.key"), key).unwrap();
         let token_key = TokenIssuer::generate_key().unwrap().to_string();
@@ -136,7 +146,9 @@ impl ApiServer {
             url: format!("https://127.0.0.1:{secure}"),
             ca: issuing.pem(),
             etcd: etcd.into(),
-            server: Mutex::new(server),
+            server: Mutex::new(
+                server.into_iter().chain(arguments.iter().map(|argument| (*argument).to_owned())).collect(),
+            ),
             running: Mutex::default(),
             issuing,
             token_key,
@@ -217,7 +229,7 @@ impl ApiServer {
 
     /// A user's certificate and key, PEM.
     pub fn user(&self, name: &str, group: Option<&str>) -> (String, String) {
-        signed(&self.issuing, name, group)
+        signed(&self.issuing, name, group, &[])
     }
 
     /// Resident memory of the API server, KiB.
@@ -239,7 +251,7 @@ fn newest() -> PathBuf {
 }
 
 /// Where tests/kube/api-server.sh stores the programs.
-fn binaries(version: &[&str], names: &[&str]) -> PathBuf {
+pub fn binaries(version: &[&str], names: &[&str]) -> PathBuf {
     let script = root().join("tests/kube/api-server.sh");
     let output = Command::new(script).args(version).arg("--where").output().unwrap();
     let directory = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
@@ -264,8 +276,14 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-fn signed(issuer: &CertifiedIssuer<'static, KeyPair>, name: &str, group: Option<&str>) -> (String, String) {
-    let mut params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
+fn signed(
+    issuer: &CertifiedIssuer<'static, KeyPair>,
+    name: &str,
+    group: Option<&str>,
+    names: &[&str],
+) -> (String, String) {
+    let names = ["127.0.0.1", "localhost"].iter().chain(names).map(|name| (*name).to_owned());
+    let mut params = CertificateParams::new(names.collect::<Vec<_>>()).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
     if let Some(group) = group {
         params.distinguished_name.push(DnType::OrganizationName, group);

@@ -1,0 +1,148 @@
+//! Scenario 3: new CA certificates, keys and roots.
+
+use std::time::{Duration, Instant};
+
+use super::{mesh::Mesh, node::inside, story::Story};
+
+/// Issues a CA certificate for a request by a root: names of files.
+fn sign(request: &str, root: &str, key: &str, out: &str) -> String {
+    format!(
+        "printf 'basicConstraints = critical, CA:TRUE\\nkeyUsage = critical, keyCertSign, cRLSign\\n' > ca.ext\n\
+         openssl x509 -req -sha256 -days 365 -in {request} -CA {root} -CAkey {key} -extfile ca.ext -out {out}"
+    )
+}
+
+/// A CA key in the token and a request for it.
+fn generate(label: &str, request: &str) -> String {
+    format!(
+        "istio-hsm-ca generate --token \"$TOKEN\" --pin-file \"$PIN_FILE\" --algorithm p256 --label {label} \
+         --csr {request}"
+    )
+}
+
+/// Makes a bundle and publishes it.
+fn install(ca: &str, roots: &str, bundle: &str) -> String {
+    format!(
+        "istio-hsm-ca install --token \"$TOKEN\" --pin-file \"$PIN_FILE\" --ca-cert {ca} --root-cert {roots} \
+           --bundle {bundle}\n{}",
+        publish(bundle)
+    )
+}
+
+fn publish(bundle: &str) -> String {
+    format!(
+        "kubectl create configmap istio-hsm-ca-bundle -n istio-system --from-file={bundle} --dry-run=client -o yaml |\n\
+         kubectl replace -f -"
+    )
+}
+
+/// A root with its key.
+fn root(name: &str) -> String {
+    format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj '/O=Example/CN={name}' \
+           -addext 'basicConstraints=critical,CA:TRUE' -addext 'keyUsage=critical,keyCertSign,cRLSign' \
+           -keyout {name}-key.pem -out {name}.pem"
+    )
+}
+
+/// Waits until every replica's page says something about its bundle.
+async fn readyz(mesh: &Mesh, wanted: &str) {
+    let started = Instant::now();
+    loop {
+        let mut texts = Vec::new();
+        for (pod, live) in mesh.kubelet.pods("istio-system") {
+            if pod.starts_with("istio-system/istio-hsm-ca-") {
+                let reply = reqwest::get(format!("http://{}:15014/readyz", live.address)).await;
+                texts.push(match reply {
+                    Ok(reply) => reply.text().await.unwrap_or_default(),
+                    Err(error) => error.to_string(),
+                });
+            }
+        }
+        if !texts.is_empty() && texts.iter().all(|text| text.contains(wanted)) {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(90), "no {wanted:?}: {texts:#?}\n{}", mesh.logs.tails(15));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Waits until the certificate of each workload has this issuer: two renewals after every replica has loaded its bundle.
+async fn all_renewed(story: &Story<'_>) {
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    story.renewed().await;
+    story.renewed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root, Istio and Envoy: make test-mesh"]
+async fn new_certificates_keys_and_roots_of_the_ca_fail_no_request() {
+    if !inside("rotation::new_certificates_keys_and_roots_of_the_ca_fail_no_request") {
+        return;
+    }
+    let mesh = Mesh::after_the_guide("3-rotation", &[("SECRET_TTL", "30s")]).await;
+    let mut story = mesh.story("3", "New certificate, key and root of the CA").await;
+
+    mesh.guide("### Renewing the CA certificate", "### Rolling").await;
+    all_renewed(&story).await;
+    story.step("new CA certificate for the same key (GUIDE)").await;
+
+    // As the guide says: the old certificate stays known, for renewal by certificates below it.
+    mesh.shell(
+        "helm upgrade istio-hsm-ca $CHART -n istio-system --reuse-values \
+           --set-file 'authFiles.old-ca\\.pem=renewed-bundle/ca-cert.pem' \
+           --set 'config.auth.client_certificate.previous_ca_certificates={/etc/istio-hsm-ca/auth/old-ca.pem}'",
+    )
+    .await;
+    mesh.ca_rolled().await;
+    mesh.shell(&generate("second", "second.csr")).await;
+    mesh.open_token();
+    mesh.shell(&sign("second.csr", "cacerts/root-cert.pem", "cacerts/offline/root-key.pem", "second.pem")).await;
+    mesh.shell(&install("second.pem", "bundle/root-cert.pem", "second-bundle")).await;
+    all_renewed(&story).await;
+    story.step("new CA key below the same root").await;
+
+    mesh.shell(&root("second-root")).await;
+    mesh.shell("cat bundle/root-cert.pem second-root.pem > both.pem").await;
+    mesh.shell(
+        "helm upgrade istiod istio/istiod -n istio-system --reuse-values --set pilot.env.ISTIO_MULTIROOT_MESH=true",
+    )
+    .await;
+    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
+    mesh.shell(&install("second.pem", "both.pem", "overlap")).await;
+    all_renewed(&story).await;
+    let shown = mesh.workload_certificates().await;
+    assert!(shown.values().all(|shown| shown.roots.len() >= 2), "every workload trusts both roots: {shown:#?}");
+    story.step("a second root is trusted in addition").await;
+
+    mesh.shell(&generate("third", "third.csr")).await;
+    mesh.open_token();
+    mesh.shell(&sign("third.csr", "second-root.pem", "second-root-key.pem", "third.pem")).await;
+    // Too early: the certificates in use are below the first root.
+    mesh.shell(&install("third.pem", "second-root.pem", "too-early")).await;
+    readyz(&mesh, "allow_root_removal").await;
+    story.step("the first root dropped too early: refused").await;
+    story.note("`/readyz` of both replicas named the setting without which a bundle that drops a root is refused.");
+    mesh.shell(&install("third.pem", "both.pem", "third-bundle")).await;
+    all_renewed(&story).await;
+    story.step("CA below the second root").await;
+
+    mesh.shell(
+        "helm upgrade istio-hsm-ca $CHART -n istio-system --reuse-values --set config.ca.allow_root_removal=true",
+    )
+    .await;
+    mesh.ca_rolled().await;
+    mesh.shell(&publish("too-early")).await;
+    all_renewed(&story).await;
+    let shown = mesh.workload_certificates().await;
+    assert!(shown.values().all(|shown| shown.roots.len() == 1), "{shown:#?}");
+    story.step("the first root removed after the last certificate below it").await;
+
+    mesh.shell(&root("third-root")).await;
+    mesh.shell(&sign("third.csr", "third-root.pem", "third-root-key.pem", "fourth.pem")).await;
+    mesh.shell(&install("fourth.pem", "third-root.pem", "forced")).await;
+    all_renewed(&story).await;
+    story.step("another root without an overlap, forced: fails, as intended").await;
+    story.expected();
+    story.end().await;
+}
