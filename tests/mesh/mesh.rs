@@ -182,7 +182,9 @@ impl Mesh {
     /// Lets the token hosts' user use the token of the guide's trial, as the client of a vendor's HSM would.
     pub fn open_token(&self) {
         let trial = self.checkout.join("trial");
-        open(&trial);
+        open(&trial.join("tokens"));
+        fs::set_permissions(&trial, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(trial.join("softhsm2.conf"), fs::Permissions::from_mode(0o644)).unwrap();
         self.images.install_token(&trial);
         for parent in trial.ancestors().skip(1) {
             let mode = fs::metadata(parent).unwrap().permissions().mode();
