@@ -16,7 +16,7 @@ const MAX_REQUEST_FAULTS: u32 = 4;
 const MAX_FAILED_PROBES: u32 = 3;
 /// Initial and maximum delay between two attempts to probe a token or to start a host.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
-const MAX_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_millis(250);
 
 /// The breaker's state. [`Phase`] is the public view, which does not distinguish `Replacing` from `Probing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -434,14 +434,14 @@ mod tests {
     }
 
     #[test]
-    fn backoff_doubles_up_to_one_second() {
+    fn backoff_doubles_up_to_its_maximum() {
         let now = Instant::now();
         let mut backoff = Backoff::new(now);
         let delays = std::iter::from_fn(|| {
             backoff.failed(now);
             Some(backoff.delay().as_millis())
         });
-        assert_eq!(delays.take(8).collect::<Vec<_>>(), [50, 100, 200, 400, 800, 1000, 1000, 1000]);
+        assert_eq!(delays.take(8).collect::<Vec<_>>(), [50, 100, 200, 250, 250, 250, 250, 250]);
         assert_eq!(backoff.next, now + MAX_BACKOFF);
     }
 }

@@ -30,7 +30,7 @@ use token_host::{
 const WATCHDOG_GRACE: Duration = Duration::from_millis(500);
 /// The timeout of a host's start as a multiple of one call's: it loads the module, logs in and looks up keys.
 const STARTING_CALLS: u32 = 3;
-const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// Interval of looking for missing keys; an import into the token causes no event.
 const KEY_LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -172,8 +172,8 @@ impl Supervisor {
         }
         self.open_missing(host).await;
         let id = self.handle.id;
-        let mut looked = Instant::now();
-        let mut asked = Instant::now();
+        let mut looked_up = Instant::now();
+        let mut pinged = Instant::now();
         let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -198,11 +198,11 @@ impl Supervisor {
                 }
                 continue;
             }
-            if looked.elapsed() >= KEY_LOOKUP_INTERVAL {
+            if looked_up.elapsed() >= KEY_LOOKUP_INTERVAL {
                 self.open_missing(host).await;
-                looked = Instant::now();
+                looked_up = Instant::now();
             }
-            if asked.elapsed() >= self.settings.keep_alive {
+            if pinged.elapsed() >= self.settings.keep_alive {
                 // One session may be busy while the others are idle. The reply counts as a sign of life and its absence
                 // as a hang; behind other work it is not awaited.
                 if !idle {
@@ -210,7 +210,7 @@ impl Supervisor {
                 } else if let Err(end) = self.ping(host).await {
                     return end;
                 }
-                asked = Instant::now();
+                pinged = Instant::now();
             }
             tokio::select! {
                 _ = ticks.tick() => {}
