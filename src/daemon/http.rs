@@ -1,14 +1,16 @@
-//! Serves the admin address and the status page: plain HTTP for probes, Prometheus and a person's browser, and little for
-//! anybody else.
+//! Serves the admin address and the status page: plain HTTP for probes, Prometheus and a person's browser.
+//!
+//! Clients that send their request slowly make room for others.
 //!
 //! A web page can have a browser send requests to any address, by a name of its own that it lets point there (DNS
 //! rebinding); what it cannot change is the name, which the browser sends in `Host`.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -30,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::limits::{Held, Shares};
+use crate::limits::{Held, Network, Shares};
 
 /// Connections of one listener. The kubelet, Prometheus and a browser need less than ten.
 const CONNECTIONS: usize = 64;
@@ -84,6 +86,8 @@ pub(super) async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let shares = Shares::new(CONNECTIONS);
+    let waiting = Arc::new(Waiting::default());
+    let mut accepted_so_far = 0_u64;
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -93,12 +97,20 @@ pub(super) async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => match shares.take(peer.ip().into(), 1) {
-                Ok(held) => {
-                    connections.spawn(connection(stream, peer, app.clone(), hosts.clone(), held));
+            Ok((stream, peer)) => {
+                let network = peer.ip().into();
+                let held = shares
+                    .take(network, 1)
+                    .or_else(|full| if waiting.drop_one() { Ok(shares.replace(network, 1)) } else { Err(full) });
+                match held {
+                    Ok(held) => {
+                        accepted_so_far += 1;
+                        let place = waiting.add(accepted_so_far, network);
+                        connections.spawn(connection(stream, peer, app.clone(), hosts.clone(), place, held));
+                    }
+                    Err(full) => tracing::debug!(%peer, %full, "an admin connection was rejected"),
                 }
-                Err(full) => tracing::debug!(%peer, %full, "an admin connection was rejected"),
-            },
+            }
             Err(error) => {
                 tracing::debug!(%error, "cannot accept an admin connection");
                 tokio::time::sleep(PAUSE).await;
@@ -110,18 +122,74 @@ pub(super) async fn serve(
     Ok(())
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, hosts: Hosts, _held: Held) {
+/// The connections whose request is not complete. They make room for others, so that slow clients keep no probe from
+/// being answered.
+#[derive(Debug, Default)]
+struct Waiting(Mutex<BTreeMap<u64, (Network, CancellationToken)>>);
+
+impl Waiting {
+    fn add(self: &Arc<Self>, number: u64, network: Network) -> Place {
+        let dropped = CancellationToken::new();
+        self.lock().insert(number, (network, dropped.clone()));
+        Place { waiting: Arc::clone(self), number, dropped }
+    }
+
+    /// Drops the oldest connection of the address that has the most; returns whether there was one.
+    fn drop_one(&self) -> bool {
+        let mut waiting = self.lock();
+        let mut by_network: HashMap<Network, usize> = HashMap::new();
+        for (network, _) in waiting.values() {
+            *by_network.entry(*network).or_default() += 1;
+        }
+        let most = by_network.values().max().copied();
+        let oldest = waiting.iter().find(|(_, (network, _))| by_network.get(network).copied() == most);
+        let Some(number) = oldest.map(|(number, _)| *number) else { return false };
+        waiting.remove(&number).inspect(|(_, dropped)| dropped.cancel()).is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, (Network, CancellationToken)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection among those that wait for their client.
+#[derive(Debug)]
+struct Place {
+    waiting: Arc<Waiting>,
+    number: u64,
+    dropped: CancellationToken,
+}
+
+impl Place {
+    /// The request is complete.
+    fn leave(&self) {
+        self.waiting.lock().remove(&self.number);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, hosts: Hosts, place: Place, _held: Held) {
     let service = service_fn(|request: hyper::Request<Incoming>| {
+        place.leave();
         let (app, request) = (app.clone(), request.map(Body::new));
         let allowed = hosts.allow(request.uri().authority(), request.headers());
         async move { Ok::<_, Infallible>(if allowed { answer(app, request).await } else { refuse() }) }
     });
     let mut http = http1::Builder::new();
     let http = http.timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(false).max_buf_size(16 * 1024);
-    match timeout(CONNECTION, http.serve_connection(TokioIo::new(stream), service)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "an admin connection failed"),
-        Err(_) => tracing::debug!(%peer, "an admin connection took too long"),
+    let served = timeout(CONNECTION, http.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        served = served => match served {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "an admin connection failed"),
+            Err(_) => tracing::debug!(%peer, "an admin connection took too long"),
+        },
+        () = place.dropped.cancelled() => tracing::debug!(%peer, "an admin connection without a request made room"),
     }
 }
 

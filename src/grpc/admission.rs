@@ -1,4 +1,4 @@
-//! Admits requests: what the streams of unauthenticated connections may hold in memory, and how many complete requests are in progress.
+//! Admits requests: what streams may hold in memory, and how many complete requests are in progress.
 //!
 //! A stream holds memory from its headers until its response is sent. A request of the certificate service takes a place
 //! only when it is complete, so that a client that never sends the rest keeps nobody from being served. Health checks
@@ -24,10 +24,11 @@ use super::{
     connection::Peer,
     service::request_log::RequestLog,
     settings::Limits,
+    standing::{Standing, Stream},
     status::{Refusal, status},
 };
 use crate::{
-    limits::{self, Held, Shares},
+    limits::{Held, Shares},
     telemetry::recent::Recent,
 };
 
@@ -114,6 +115,7 @@ where
             let Some(peer) = request.extensions().get::<Peer>().cloned() else {
                 return Ok(Status::internal("internal error of the CA").into_http());
             };
+            let stream = peer.standing.stream();
             let network = peer.standing.client().network;
             let size = STREAM + length(request.headers());
             let memory = admission.memory.take(network, size).or_else(|full| {
@@ -122,7 +124,7 @@ where
             let Ok(mut memory) = memory else { return Ok(admission.refuse(&peer)) };
             let response = if takes_places {
                 let (head, body) = request.into_parts();
-                let body = match complete(body, admission.longest, &mut memory).await {
+                let body = match complete(body, admission.longest, &mut memory, &peer.standing).await {
                     Ok(body) => Body::new(Full::new(body)),
                     Err(Incomplete::Memory) => return Ok(admission.refuse(&peer)),
                     Err(Incomplete::Stream(status)) => return Ok(status.into_http()),
@@ -133,7 +135,7 @@ where
             } else {
                 service.call(request).await?
             };
-            Ok(response.map(|body| Body::new(Counted { body, _memory: memory })))
+            Ok(response.map(|body| Body::new(Counted { body, _memory: memory, _stream: stream })))
         })
     }
 }
@@ -150,13 +152,18 @@ enum Incomplete {
 }
 
 /// Reads a body to its end. Of a longer one the beginning is enough: its message is refused by its prefix.
-async fn complete(mut body: Body, longest: usize, memory: &mut Held) -> Result<Bytes, Incomplete> {
+async fn complete(mut body: Body, longest: usize, memory: &mut Held, standing: &Standing) -> Result<Bytes, Incomplete> {
     let mut whole = Bytes::new();
     while whole.len() <= longest
         && let Some(frame) = body.frame().await
     {
         let Ok(data) = frame.map_err(Incomplete::Stream)?.into_data() else { continue };
-        memory.grow(data.len()).map_err(|_: limits::Full| Incomplete::Memory)?;
+        if let Err(full) = memory.grow(data.len()) {
+            if !standing.make_room(full) {
+                return Err(Incomplete::Memory);
+            }
+            memory.grow_by_replacing(data.len());
+        }
         // Almost always there is one frame, which is not copied.
         whole = if whole.is_empty() {
             data
@@ -173,6 +180,7 @@ async fn complete(mut body: Body, longest: usize, memory: &mut Held) -> Result<B
 struct Counted {
     body: Body,
     _memory: Held,
+    _stream: Stream,
 }
 
 impl http_body::Body for Counted {

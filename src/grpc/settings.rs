@@ -20,7 +20,8 @@ pub struct Settings {
     pub address: SocketAddr,
     /// Serve without TLS; refused unless `address` is a loopback address. For a sidecar that terminates TLS.
     pub plaintext: bool,
-    /// Enable reflection, with which `grpcurl` finds the service's description; it exposes only public information.
+    /// Enable reflection, with which `grpcurl` finds the service's description. It exposes only public information, but what
+    /// its streams hold in memory is not limited in total.
     pub reflection: bool,
     /// How long requests in flight may take to finish after SIGTERM. Kubernetes kills after 30 s.
     #[serde(with = "humantime_serde")]
@@ -39,7 +40,7 @@ impl Default for Settings {
         Self {
             address: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15012),
             plaintext: false,
-            reflection: true,
+            reflection: false,
             drain: Duration::from_secs(20),
             threads: None,
             limits: Limits::default(),

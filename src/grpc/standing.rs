@@ -1,13 +1,15 @@
 //! What a connection counts for in the limits, from its acceptance to its end.
 //!
 //! A connection waits for its ClientHello, is opened, and is authenticated once a certificate was issued on it; before
-//! that it is unauthenticated. A new connection that finds no room, and one that is opened while there are too many
-//! unauthenticated ones, takes the place of the oldest connection that does nothing: which waits for its client, and on
-//! which no complete request is in progress.
+//! that it is unauthenticated. A connection is idle while no complete request is in progress on it: the daemon waits for
+//! its client. Idle connections make room: for a new connection, for one that is opened while there are too many
+//! unauthenticated ones, and for a stream that finds no memory. Those that have waited longest go first, authenticated
+//! ones last: their agents connect again when they need a certificate.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    ops::RangeInclusive,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -39,9 +41,16 @@ struct Inner {
     idle: Mutex<Idle>,
 }
 
-/// Connections that do nothing, those without a ClientHello first, and of each kind the oldest first.
 #[derive(Debug, Default)]
 struct Idle {
+    connections: Queue,
+    /// Those with streams, which hold memory.
+    with_streams: Queue,
+}
+
+/// Idle connections in the order in which they are dropped.
+#[derive(Debug, Default)]
+struct Queue {
     connections: BTreeMap<Rank, Entry>,
     by_network: HashMap<Network, BTreeSet<Rank>>,
 }
@@ -54,7 +63,7 @@ struct Entry {
     since: Instant,
 }
 
-/// The order in which idle connections are dropped: the number is larger the later it became idle.
+/// The order in which idle connections are dropped: the number is larger the later it entered the queue.
 type Rank = (Stage, u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +72,8 @@ enum Stage {
     Waiting,
     /// Its handshake has begun, or it needs none.
     Opened,
+    /// A certificate was issued on it.
+    Authenticated,
 }
 
 /// One connection's place in the limits, given back when dropped.
@@ -78,9 +89,14 @@ pub struct Standing {
 
 #[derive(Debug)]
 struct State {
-    rank: Rank,
+    stage: Stage,
     /// Complete requests in progress, or one more while the connection waits for the daemon.
     busy: usize,
+    /// Streams, each from its headers until its response is sent.
+    streams: usize,
+    /// Its places in the queues.
+    idle: Option<Rank>,
+    with_streams: Option<Rank>,
     unauthenticated: Option<Held>,
 }
 
@@ -105,8 +121,8 @@ impl Connections {
         let network = Network::from(address);
         let held = open.take(network, 1).or_else(|full| {
             let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
-            let dropped = idle.drop_oldest_of(network, Stage::Waiting, None, Duration::ZERO)
-                || (full == Full::Total && idle.drop_oldest(Stage::Waiting, None, Duration::ZERO));
+            let any = Stage::Waiting..=Stage::Authenticated;
+            let dropped = idle.connections.drop_oldest(network, full, any, None, Duration::ZERO);
             if dropped { Ok(open.replace(network, 1)) } else { Err(full) }
         })?;
         let connection = numbers.fetch_add(1, Ordering::Relaxed);
@@ -115,10 +131,17 @@ impl Connections {
             client: Client { network, connection },
             cut: all.child_token(),
             authenticated: AtomicBool::new(false),
-            state: Mutex::new(State { rank: (Stage::Waiting, connection), busy: 0, unauthenticated: None }),
+            state: Mutex::new(State {
+                stage: Stage::Waiting,
+                busy: 0,
+                streams: 0,
+                idle: None,
+                with_streams: None,
+                unauthenticated: None,
+            }),
             _open: held,
         };
-        standing.idle().insert((Stage::Waiting, connection), network, standing.cut.clone());
+        standing.change(|_| ());
         metrics::gauge!("istio_hsm_ca_connections").increment(1);
         Ok(Arc::new(standing))
     }
@@ -158,15 +181,15 @@ impl Standing {
     /// The connection waits for the daemon, and not for its client, until the value is dropped.
     #[must_use]
     pub fn busy(self: &Arc<Self>) -> Busy {
-        if self.is_authenticated() {
-            return Busy(None);
-        }
-        let mut state = self.state();
-        state.busy += 1;
-        if state.busy == 1 {
-            self.idle().remove(state.rank, self.client.network);
-        }
-        Busy(Some(Arc::clone(self)))
+        self.change(|state| state.busy += 1);
+        Busy(Arc::clone(self))
+    }
+
+    /// The connection has one more stream until the value is dropped.
+    #[must_use]
+    pub fn stream(self: &Arc<Self>) -> Stream {
+        self.change(|state| state.streams += 1);
+        Stream(Arc::clone(self))
     }
 
     /// Waits for a place among the unauthenticated connections, a free one or that of one that has been idle for a while,
@@ -178,41 +201,63 @@ impl Standing {
     }
 
     fn try_open(&self) -> bool {
-        let Inner { unauthenticated, numbers, .. } = &*self.connections;
-        let mut state = self.state();
-        let mut idle = self.idle();
+        let unauthenticated = &self.connections.unauthenticated;
         let network = self.client.network;
         let held = unauthenticated.take(network, 1).or_else(|full| {
-            let dropped = idle.drop_oldest_of(network, Stage::Opened, None, GRACE)
-                || (full == Full::Total && idle.drop_oldest(Stage::Opened, None, GRACE));
+            let opened = Stage::Opened..=Stage::Opened;
+            let dropped = self.idle().connections.drop_oldest(network, full, opened, None, GRACE);
             if dropped { Ok(unauthenticated.replace(network, 1)) } else { Err(full) }
         });
         let Ok(held) = held else { return false };
-        idle.remove(state.rank, network);
-        state.unauthenticated = Some(held);
-        state.rank = (Stage::Opened, numbers.fetch_add(1, Ordering::Relaxed));
-        if state.busy == 0 {
-            idle.insert(state.rank, network, self.cut.clone());
-        }
+        self.change(|state| {
+            state.unauthenticated = Some(held);
+            state.stage = Stage::Opened;
+        });
         true
     }
 
-    /// Drops the oldest idle unauthenticated connection except this one for what it holds: one of the same address, or any
-    /// if nothing is free. Returns whether there was one.
+    /// Drops another idle connection for the memory of its streams: one of the same address, or any if nothing is free.
+    /// Returns whether there was one.
     #[must_use]
     pub fn make_room(&self, full: Full) -> bool {
-        let own = self.state().rank;
-        let mut idle = self.idle();
-        idle.drop_oldest_of(self.client.network, Stage::Opened, Some(own), Duration::ZERO)
-            || (full == Full::Total && idle.drop_oldest(Stage::Opened, Some(own), Duration::ZERO))
+        let own = self.state().with_streams;
+        let opened = Stage::Opened..=Stage::Authenticated;
+        self.idle().with_streams.drop_oldest(self.client.network, full, opened, own, Duration::ZERO)
     }
 
     /// A certificate was issued on the connection.
     pub fn authenticate(&self) {
         if !self.authenticated.swap(true, Ordering::Relaxed) {
-            let mut state = self.state();
-            state.unauthenticated = None;
-            self.idle().remove(state.rank, self.client.network);
+            self.change(|state| {
+                state.unauthenticated = None;
+                state.stage = Stage::Authenticated;
+            });
+        }
+    }
+
+    /// Changes the state, and with it the places in the queues.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        let state = &mut *state;
+        change(state);
+        let State { stage, busy, streams, .. } = *state;
+        let is_idle = busy == 0;
+        let mut idle = self.idle();
+        let Idle { connections, with_streams } = &mut *idle;
+        let places =
+            [(&mut state.idle, connections, is_idle), (&mut state.with_streams, with_streams, is_idle && streams > 0)];
+        for (place, queue, belongs) in places {
+            if place.is_some() == belongs && place.is_none_or(|(at, _)| at == stage) {
+                continue;
+            }
+            if let Some(rank) = place.take() {
+                queue.remove(rank, self.client.network);
+            }
+            if belongs {
+                let rank = (stage, self.connections.numbers.fetch_add(1, Ordering::Relaxed));
+                queue.insert(rank, self.client.network, self.cut.clone());
+                *place = Some(rank);
+            }
         }
     }
 
@@ -228,28 +273,41 @@ impl Standing {
 impl Drop for Standing {
     fn drop(&mut self) {
         metrics::gauge!("istio_hsm_ca_connections").decrement(1);
-        let rank = self.state().rank;
-        self.idle().remove(rank, self.client.network);
+        let (idle, with_streams) = {
+            let state = self.state();
+            (state.idle, state.with_streams)
+        };
+        let mut queues = self.idle();
+        if let Some(rank) = idle {
+            queues.connections.remove(rank, self.client.network);
+        }
+        if let Some(rank) = with_streams {
+            queues.with_streams.remove(rank, self.client.network);
+        }
     }
 }
 
 /// Keeps a connection from being dropped as idle.
 #[derive(Debug)]
-pub struct Busy(Option<Arc<Standing>>);
+pub struct Busy(Arc<Standing>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let Some(standing) = &self.0 else { return };
-        let mut state = standing.state();
-        state.busy -= 1;
-        if state.busy == 0 && !standing.is_authenticated() {
-            state.rank.1 = standing.connections.numbers.fetch_add(1, Ordering::Relaxed);
-            standing.idle().insert(state.rank, standing.client.network, standing.cut.clone());
-        }
+        self.0.change(|state| state.busy -= 1);
     }
 }
 
-impl Idle {
+/// A stream of a connection.
+#[derive(Debug)]
+pub struct Stream(Arc<Standing>);
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.change(|state| state.streams -= 1);
+    }
+}
+
+impl Queue {
     fn insert(&mut self, rank: Rank, network: Network, cut: CancellationToken) {
         self.connections.insert(rank, Entry { network, cut, since: Instant::now() });
         self.by_network.entry(network).or_default().insert(rank);
@@ -266,25 +324,33 @@ impl Idle {
         Some(cut)
     }
 
-    /// Drops the connection of a network that has been idle longest, at a stage or a later one, but not a certain one; says
-    /// whether there was one that was idle for so long.
-    fn drop_oldest_of(&mut self, network: Network, stage: Stage, not: Option<Rank>, idle_for: Duration) -> bool {
-        let ranks = self.by_network.get(&network);
-        let oldest = ranks.and_then(|ranks| ranks.range((stage, 0)..).copied().find(|rank| Some(*rank) != not));
-        let oldest =
-            oldest.filter(|rank| self.connections.get(rank).is_some_and(|entry| entry.since.elapsed() >= idle_for));
-        oldest.is_some_and(|rank| self.cut(rank, network))
-    }
-
-    /// The same for all networks.
-    fn drop_oldest(&mut self, stage: Stage, not: Option<Rank>, idle_for: Duration) -> bool {
-        let oldest = self.connections.range((stage, 0)..).find(|(rank, _)| Some(**rank) != not);
-        let oldest = oldest.filter(|(_, entry)| entry.since.elapsed() >= idle_for);
-        let oldest = oldest.map(|(rank, entry)| (*rank, entry.network));
-        oldest.is_some_and(|(rank, network)| self.cut(rank, network))
-    }
-
-    fn cut(&mut self, rank: Rank, network: Network) -> bool {
+    /// Drops the connection that has been idle longest, at one of these stages, but not a certain one: one of this address,
+    /// or any if nothing is free. Returns whether there was one that was idle for so long.
+    fn drop_oldest(
+        &mut self,
+        network: Network,
+        full: Full,
+        stages: RangeInclusive<Stage>,
+        not: Option<Rank>,
+        idle_for: Duration,
+    ) -> bool {
+        let range = (*stages.start(), 0)..=(*stages.end(), u64::MAX);
+        // One that was dropped by the other queue stays here until it has ended.
+        let can_go = |rank: &Rank| {
+            Some(*rank) != not && self.connections.get(rank).is_some_and(|entry| !entry.cut.is_cancelled())
+        };
+        let of_network =
+            self.by_network.get(&network).and_then(|ranks| ranks.range(range.clone()).copied().find(can_go));
+        let oldest = of_network.or_else(|| match full {
+            Full::Address => None,
+            Full::Total => self.connections.range(range).map(|(rank, _)| *rank).find(can_go),
+        });
+        let Some(rank) = oldest else { return false };
+        let Some(entry) = self.connections.get(&rank) else { return false };
+        if entry.since.elapsed() < idle_for {
+            return false;
+        }
+        let network = entry.network;
         metrics::counter!("istio_hsm_ca_connections_dropped_total").increment(1);
         self.remove(rank, network).inspect(CancellationToken::cancel).is_some()
     }
@@ -324,7 +390,9 @@ mod tests {
         drop((all_busy, first, seventh, eighth, other));
         assert!(connections.is_empty());
         let idle = connections.0.idle.lock().unwrap();
-        assert!(idle.connections.is_empty() && idle.by_network.is_empty());
+        for queue in [&idle.connections, &idle.with_streams] {
+            assert!(queue.connections.is_empty() && queue.by_network.is_empty());
+        }
     }
 
     #[test]
@@ -336,8 +404,45 @@ mod tests {
         let (full, all) = self::connections(2, 2);
         let authenticated: Vec<_> = (1..=2).map(|n| full.admit(address(n), &all).unwrap()).collect();
         authenticated.iter().for_each(|one| one.authenticate());
+        let _busy: Vec<_> = authenticated.iter().map(Standing::busy).collect();
         assert_eq!(full.admit(address(9), &all).unwrap_err(), Full::Total);
         assert!(authenticated.iter().all(|one| !one.cut().is_cancelled()));
+    }
+
+    #[test]
+    fn authenticated_connections_make_room_after_all_others() {
+        let (connections, all) = connections(3, 3);
+        let authenticated: Vec<_> = (1..=2).map(|n| connections.admit(address(n), &all).unwrap()).collect();
+        authenticated.iter().for_each(|one| one.authenticate());
+        let other = connections.admit(address(3), &all).unwrap();
+        assert!(other.try_open());
+        let cut = || [&authenticated[0], &authenticated[1], &other].map(|one| one.cut().is_cancelled());
+        let _next = connections.admit(address(4), &all).unwrap().busy();
+        assert_eq!(cut(), [false, false, true]);
+        let _last = connections.admit(address(5), &all).unwrap().busy();
+        assert_eq!(cut(), [true, false, true], "the one that has been idle longest");
+    }
+
+    #[test]
+    fn connections_with_streams_make_room_for_the_streams_of_others() {
+        let (connections, all) = connections(8, 8);
+        let opened: Vec<_> = (1..=4).map(|_| connections.admit(address(1), &all).unwrap()).collect();
+        opened.iter().for_each(|one| assert!(one.try_open()));
+        opened[1].authenticate();
+        let streams: Vec<_> = opened[..3].iter().map(Standing::stream).collect();
+        let busy = opened[2].busy();
+        assert!(opened[0].make_room(Full::Address));
+        let cut = |opened: &[Arc<Standing>]| opened.iter().map(|one| one.cut().is_cancelled()).collect::<Vec<_>>();
+        assert_eq!(
+            cut(&opened),
+            [false, true, false, false],
+            "neither its own, nor a busy one, nor one without streams"
+        );
+        drop(busy);
+        assert!(opened[0].make_room(Full::Total));
+        assert_eq!(cut(&opened), [false, true, true, false]);
+        assert!(!opened[0].make_room(Full::Total), "none is left");
+        drop(streams);
     }
 
     #[test]

@@ -114,6 +114,14 @@ impl Held {
         self.amount += amount;
         Ok(())
     }
+
+    /// Takes more even if too little is free, as [`Shares::replace`].
+    pub fn grow_by_replacing(&mut self, amount: usize) {
+        let mut held = self.shares.lock();
+        held.total += amount;
+        *held.by_network.entry(self.network).or_default() += amount;
+        self.amount += amount;
+    }
 }
 
 impl Drop for Held {

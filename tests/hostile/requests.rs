@@ -1,4 +1,4 @@
-//! Over TLS, before anybody is authenticated.
+//! Requests over TLS, before and after authentication.
 
 use std::{
     sync::{
@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
+use istio_api::{IstioCertificateRequest, IstioCertificateResponse};
 use testkit::{
-    daemon::Site,
+    daemon::{Ask, Site},
     http2::{self, END_HEADERS, END_STREAM, Raw, call, call_headers, frame},
     plug_in::PlugIn,
 };
@@ -53,6 +54,50 @@ async fn requests_without_a_body_keep_nobody_from_being_served() {
     served.assert_like(&normal, "requests without a body, from the agents' address");
     drop(attack);
     println!("requests without a body: {} streams", opened.load(Ordering::Relaxed));
+}
+
+/// 30 connections, each with a certificate and 128 streams with long headers and no body: more memory than there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_authenticated_connections_keep_nobody_from_being_served() {
+    let site = Site::new(&PlugIn::intermediate());
+    let daemon = Arc::new(site.serve(""));
+    let normal = ask_for(&site, &daemon, HOME, Duration::from_secs(2)).await;
+    let tls = bench::agent::Tls::new(daemon.roots.as_bytes(), testkit::daemon::SERVER, None).unwrap();
+    let identity = "spiffe://cluster.local/ns/demo/sa/hostile";
+    let token = site.token("demo", "hostile");
+    let attack = crowd(30, |_| {
+        let (address, tls, token) = (daemon.address, tls.clone(), token.clone());
+        async move {
+            let connect = || bench::agent::connect_from(Some(HOME), address, &tls);
+            loop {
+                let Ok(channel) = connect().await else { continue };
+                if Ask::new(identity).token(&token).send(channel.clone()).await.is_err() {
+                    continue;
+                }
+                let streams = (0..128).map(|_| without_a_body(channel.clone()));
+                futures_util::future::join_all(streams).await;
+                // What is measured is not the machine under a load of handshakes.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let served = ask_for(&site, &daemon, HOME, duration()).await;
+    served.assert_like(&normal, "streams of authenticated connections, from the agents' address");
+    drop(attack);
+}
+
+/// A stream with 14 kB of headers, which lasts until the daemon ends it.
+async fn without_a_body(channel: tonic::transport::Channel) {
+    let mut grpc = tonic::client::Grpc::new(channel);
+    if grpc.ready().await.is_err() {
+        return;
+    }
+    let mut request = tonic::Request::new(tokio_stream::pending::<IstioCertificateRequest>());
+    request.metadata_mut().insert("x", "v".repeat(14_000).parse().unwrap());
+    let path = http::uri::PathAndQuery::from_static("/istio.v1.auth.IstioCertificateService/CreateCertificate");
+    let codec = tonic_prost::ProstCodec::<_, IstioCertificateResponse>::default();
+    let _ = grpc.client_streaming(request, path, codec).await;
 }
 
 /// Answers that are never taken: the windows of streams are closed, and health checks have data to send.
