@@ -63,13 +63,15 @@ test-kube: ## test with a real API server, which is first built with Go, once: t
 	$(call require,kube)
 	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
 	@tests/kube/api-server.sh --newest kube-apiserver >/dev/null
-	$(CARGO) test --locked --test kube -- --ignored --skip scale:: --skip istio::
+	$(CARGO) test --locked --test kube -- --ignored --skip scale:: --skip istio:: --skip sidecar::
 
 test-istio: ## test with Istio's own agent and istiod's code, which is first built with Go, once
 	$(call require,kube)
 	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
+	@tests/kube/api-server.sh --newest kube-apiserver >/dev/null
 	@tests/istio/build.sh >/dev/null
-	$(CARGO) test --locked --test kube -- --ignored istio::
+	@tests/istio/build.sh mesh >/dev/null
+	$(CARGO) test --locked --test kube -- --ignored istio:: sidecar::
 
 # The programs of a mesh, each built once.
 mesh-programs = @tests/kube/api-server.sh etcd helm kube-apiserver kubectl >/dev/null && \
@@ -90,6 +92,7 @@ test-long: ## what takes too long for every change, an hour of random faults amo
 	$(call require,browser deploy foreign fuzz kube mesh tokens)
 	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
+	@tests/kube/api-server.sh --newest kube-apiserver >/dev/null
 	@tests/istio/build.sh >/dev/null
 	$(mesh-programs)
 	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --profile fast-tests --workspace --all-targets -- --include-ignored

@@ -229,4 +229,14 @@ fn istios_values_lead_to_the_endpoint() {
     let name = &ours["config"]["kubernetes"]["cluster"][0]["signer"][0]["name"];
     assert_eq!(&istios["pilot"]["env"]["K8S_SIGNER"], name);
     assert_eq!(&istios["global"]["certSigners"][0], name);
+    // So do mounted certificates.
+    let (ours, istios) =
+        (signer("deploy/istio/pod-certificates/ca.yaml"), signer("deploy/istio/pod-certificates/istiod.yaml"));
+    let template = istios["sidecarInjectorWebhook"]["templates"]["pod-certificate"].as_str().unwrap();
+    let sources = &objects(template)[0]["spec"]["volumes"][0]["projected"]["sources"];
+    let cluster = &ours["config"]["kubernetes"]["cluster"][0];
+    let name = cluster["pod_signer"][0]["name"].as_str().unwrap();
+    assert_eq!(sources[0]["podCertificate"]["signerName"], name);
+    assert_eq!(cluster["cluster_trust_bundle"]["signers"][0], name);
+    assert_eq!(sources[1]["clusterTrustBundle"]["name"], format!("{}:root-cert", name.replace('/', ":")));
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Each feature alone on top of `minimal.yaml`, and each removed from `all-features.yaml`.
-const FEATURES: [(&str, &str); 17] = [
+const FEATURES: [(&str, &str); 19] = [
     ("config.kubernetes.cluster[0].token_review.issuers[0]=i", "config.kubernetes.cluster[0].token_review=null"),
     (
         "config.kubernetes.cluster[0].node_impersonation.trusted_accounts[0]=a/b",
@@ -31,6 +31,14 @@ const FEATURES: [(&str, &str); 17] = [
     (
         "config.kubernetes.cluster[0].workload_secrets.namespaces={legacy}",
         "config.kubernetes.cluster[0].workload_secrets=null",
+    ),
+    (
+        "config.kubernetes.cluster[0].pod_signer[0].name=a.example/b,config.kubernetes.cluster[0].pod_signer[0].service[0].account=apps/web,config.kubernetes.cluster[0].pod_signer[0].service[0].names={web}",
+        "config.kubernetes.cluster[0].pod_signer=null",
+    ),
+    (
+        "config.kubernetes.cluster[0].cluster_trust_bundle.signers={a.example/b}",
+        "config.kubernetes.cluster[0].cluster_trust_bundle=null",
     ),
     (
         "config.kubernetes.cluster[0].token_review.issuers[0]=i,config.kubernetes.checkpoints.configmap=a",
@@ -54,7 +62,7 @@ const FEATURES: [(&str, &str); 17] = [
 #[ignore = "needs Helm and an API server: make test-deploy"]
 fn the_api_server_takes_every_rendering_without_a_warning() {
     let server = Cluster::start();
-    for namespace in ["istio-system", "legacy", "demo"] {
+    for namespace in ["istio-system", "legacy", "demo", "apps", "shop"] {
         server.must(&["create", "namespace", namespace]);
         server.must(&["label", "namespace", namespace, "pod-security.kubernetes.io/warn=restricted"]);
         server.must(&["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"]);

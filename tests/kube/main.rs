@@ -24,6 +24,7 @@ mod rights;
 mod roots;
 mod scale;
 mod secrets;
+mod sidecar;
 mod tokens;
 mod trust_bundles;
 mod workloads;
