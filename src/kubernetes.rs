@@ -12,7 +12,7 @@ pub mod pods;
 mod reconcile;
 pub mod reviewer;
 pub mod secret;
-mod served;
+pub mod served;
 pub mod settings;
 pub mod status;
 mod watch_stream;

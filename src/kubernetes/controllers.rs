@@ -23,7 +23,7 @@ use pki::{
     identity::{Namespace, ServiceAccount, TrustDomain},
 };
 
-use super::{Cluster, permissions::Permission};
+use super::{Cluster, permissions::Permission, served::Interface};
 use crate::{
     issue::CertificateAuthority,
     policy::{ControllerRules, PodSignerRules, SignerRules},
@@ -39,6 +39,11 @@ pub trait Controller: Send + Sync {
 
     /// Why the controller cannot work with the CA in use; `None` if it can.
     fn issuer_problem(&self, _issuer: &Issuer) -> Option<IssuerProblem> {
+        None
+    }
+
+    /// The interface that not every API server serves, if it needs one.
+    fn interface(&self) -> Option<Interface> {
         None
     }
 

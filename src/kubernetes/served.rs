@@ -19,9 +19,29 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 
 /// An interface of certificates.k8s.io.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Interface {
+pub struct Interface {
     pub(super) kind: &'static str,
     pub(super) plural: &'static str,
+}
+
+/// The interfaces that a cluster's controllers need and its API server does not serve, as `resource.group`.
+///
+/// # Errors
+/// If the API server does not respond.
+pub async fn unserved(cluster: &Cluster) -> Result<Vec<String>, kube::Error> {
+    let mut unserved = Vec::new();
+    for interface in cluster.settings().controllers().iter().filter_map(|controller| controller.interface()) {
+        if interface.version(&cluster.client()).await?.is_none() {
+            unserved.push(interface.to_string());
+        }
+    }
+    Ok(unserved)
+}
+
+impl std::fmt::Display for Interface {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{GROUP}", self.plural)
+    }
 }
 
 impl Interface {
@@ -53,7 +73,7 @@ impl Interface {
     /// Waits until the API server serves it; reports once that it does not.
     async fn served(self, controller: &'static str, cluster: &Arc<Cluster>) -> &'static str {
         let mut status = StatusRecorder::new(controller, cluster);
-        let watch = format!("the interface {}.{GROUP}", self.plural);
+        let watch = format!("the interface {self}");
         let mut backoff = backoff::exponential(RETRY_MIN, RETRY_MAX);
         loop {
             let problem = match self.version(&cluster.client()).await {
@@ -98,8 +118,7 @@ impl Interface {
             tokio::select! {
                 () = run(self.resource(version)) => return,
                 () = self.changed(&client, version) => {
-                    let interface = self.plural;
-                    tracing::info!(controller, interface, version, "the API server no longer serves this version first");
+                    tracing::info!(controller, interface = %self, version, "the API server no longer serves this version first");
                 }
             }
         }

@@ -316,6 +316,8 @@ async fn missing_interfaces_are_reported_and_used_once_they_are_served() {
         assert_eq!(rig.status(controller).failures.len(), 1);
     }
     rig.sign().await;
+    let missing = ["podcertificaterequests.certificates.k8s.io", "clustertrustbundles.certificates.k8s.io"];
+    assert_eq!(rig.unserved().await, missing);
 
     tokio::task::block_in_place(|| LATE.enable_beta());
     let kubelet = Kubelet::start(&cluster).await;
@@ -329,5 +331,6 @@ async fn missing_interfaces_are_reported_and_used_once_they_are_served() {
     for controller in [CONTROLLER, "cluster_trust_bundle"] {
         eventually("the report's end", async || rig.remark(controller).is_none().then_some(())).await;
     }
+    assert!(rig.unserved().await.is_empty());
     rig.end().await;
 }

@@ -20,6 +20,7 @@ use istio_hsm_ca::{
     kubernetes::{
         Clusters,
         permissions::{self, Permission},
+        served,
         status::ControllerStatus,
     },
     policy::Asked,
@@ -178,6 +179,11 @@ impl Rig {
     /// The status of one of its controllers.
     pub fn status(&self, controller: &'static str) -> ControllerStatus {
         self.clusters.first().unwrap().controller_status(controller).borrow().clone()
+    }
+
+    /// The interfaces that `check` misses.
+    pub async fn unserved(&self) -> Vec<String> {
+        served::unserved(self.clusters.first().unwrap()).await.unwrap()
     }
 
     /// The problem of a controller on `/readyz`; the daemon stays ready.

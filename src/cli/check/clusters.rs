@@ -5,13 +5,21 @@ use std::time::Duration;
 use super::finding::{Finding, Findings};
 use crate::{
     config::Config,
-    kubernetes::{ClusterError, Clusters, cluster::chain, controllers::IssuerProblem, permissions, settings::Cluster},
+    kubernetes::{
+        Cluster, ClusterError, Clusters, cluster::chain, controllers::IssuerProblem, permissions, served, settings,
+    },
 };
 
 use pki::Bundle;
 
 /// The timeout for all requests to one API server.
 const API_SERVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The missing interfaces. An API server that does not respond is reported with the permissions.
+async fn unserved(cluster: &Cluster) -> Vec<String> {
+    let asked = tokio::time::timeout(API_SERVER_TIMEOUT, served::unserved(cluster)).await;
+    asked.ok().and_then(Result::ok).unwrap_or_default()
+}
 
 /// An unreachable API server is a warning, because `serve` starts without it.
 pub(super) async fn clusters(
@@ -22,7 +30,7 @@ pub(super) async fn clusters(
     let mut found = Findings::about("kubernetes");
     let Some(settings) = &config.kubernetes else { return found.into_vec() };
     if let Some(bundle) = bundle {
-        for controller in settings.clusters.iter().flat_map(Cluster::controllers) {
+        for controller in settings.clusters.iter().flat_map(settings::Cluster::controllers) {
             if let Some(IssuerProblem { cause, remedy }) = controller.issuer_problem(bundle.issuer()) {
                 found.error(format!("[kubernetes.cluster.{}]: {cause}", controller.name()), remedy);
             }
@@ -40,6 +48,12 @@ pub(super) async fn clusters(
                 let name = cluster.name();
                 let needed = permissions::needed(settings, cluster.settings(), clusters.namespace());
                 let count = needed.len();
+                for interface in unserved(cluster).await {
+                    found.warning(
+                        format!("cluster {name}: its API server does not serve {interface}"),
+                        "enable it (docs/KUBERNETES.md), or disable the feature that needs it",
+                    );
+                }
                 match tokio::time::timeout(API_SERVER_TIMEOUT, permissions::missing(cluster.client(), needed)).await {
                 Ok(Ok(missing)) if missing.is_empty() => {
                     found.ok(format!("cluster {name}: its API server grants all {count} required permissions"));

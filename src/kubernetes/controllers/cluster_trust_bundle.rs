@@ -82,6 +82,10 @@ impl Controller for ClusterTrustBundle {
         mistakes.0
     }
 
+    fn interface(&self) -> Option<Interface> {
+        Some(INTERFACE)
+    }
+
     fn permissions(&self) -> Vec<Permission> {
         let mut needed = permissions::verbs(GROUP, INTERFACE.plural, &["create"], None, None);
         for signer in &self.signers {

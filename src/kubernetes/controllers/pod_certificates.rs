@@ -117,6 +117,10 @@ impl Controller for Vec<PodSigner> {
         mistakes.0
     }
 
+    fn interface(&self) -> Option<Interface> {
+        Some(INTERFACE)
+    }
+
     fn permissions(&self) -> Vec<Permission> {
         let mut needed = permissions::verbs(GROUP, "podcertificaterequests", &["list", "watch"], None, None);
         needed.extend(permissions::verbs(GROUP, "podcertificaterequests/status", &["update"], None, None));
