@@ -16,6 +16,7 @@ fn sign(request: &str, root: &str, key: &str, out: &str) -> String {
 fn generate(label: &str, request: &str) -> String {
     format!(
         "istio-hsm-ca generate --token \"$TOKEN\" --pin-file \"$PIN_FILE\" --algorithm p256 --label {label} \
+         --subject O=Istio,CN={label} \
          --csr {request}"
     )
 }
