@@ -179,7 +179,9 @@ impl Volume {
         }
         for entry in fs::read_dir(&self.directory).unwrap().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !name.starts_with("..") && !directory.join(&name).exists() {
+            // Directories are places where other volumes are mounted.
+            let link = entry.file_type().unwrap().is_symlink();
+            if link && !name.starts_with("..") && !directory.join(&name).exists() {
                 fs::remove_file(entry.path()).unwrap();
             }
         }
