@@ -1,13 +1,13 @@
 //! Scenarios 4 and 5: parts that are away at the time of renewal.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use super::{mesh::Mesh, node::inside, story::Story};
+use super::{mesh::Mesh, node::inside, story::Story, traffic::Shown};
 
 /// The replicas of istio-hsm-ca.
 const REPLICAS: [&str; 2] = ["istio-system/istio-hsm-ca-0", "istio-system/istio-hsm-ca-1"];
@@ -19,12 +19,14 @@ fn signal(mesh: &Mesh, pod: &str, container: &str, signal: Signal) {
     kill(Pid::from_raw(process), signal).unwrap();
 }
 
-/// Waits until a few seconds before the next renewal, which is at half of the certificates' lifetime.
-async fn before_renewal(mesh: &Mesh, lifetime: Duration) {
+/// Waits until a few seconds before the next renewal, which is at half of the certificates' lifetime; returns the
+/// certificates until then.
+async fn before_renewal(mesh: &Mesh, lifetime: Duration) -> BTreeMap<String, Shown> {
     let all = mesh.workload_certificates().await;
     let oldest = all.values().map(|shown| age(&shown.to, lifetime)).max().unwrap();
     let wait = (lifetime / 2).saturating_sub(oldest + Duration::from_secs(4));
     tokio::time::sleep(wait).await;
+    all
 }
 
 /// How long ago a certificate was issued that expires at this time.
@@ -34,8 +36,8 @@ fn age(expires: &str, lifetime: Duration) -> Duration {
     lifetime.saturating_sub(Duration::try_from(left).unwrap_or_default())
 }
 
-async fn renewed(story: &mut Story<'_>, step: &str) {
-    story.renewed().await;
+async fn renewed(story: &mut Story<'_>, old: &BTreeMap<String, Shown>, step: &str) {
+    story.renewed_since(old).await;
     story.step(step).await;
 }
 
@@ -50,7 +52,7 @@ async fn absence_of_a_part_at_renewal_fails_no_request() {
     let mut story = mesh.story("4", "Parts that are away at the time of renewal").await;
     story.note("Certificates are valid for 150 s, and agents renew them after 75 s; each step includes a renewal.");
 
-    before_renewal(&mesh, lifetime).await;
+    let old = before_renewal(&mesh, lifetime).await;
     for pod in REPLICAS {
         signal(&mesh, pod, "token-hsm", Signal::SIGSTOP);
     }
@@ -58,35 +60,35 @@ async fn absence_of_a_part_at_renewal_fails_no_request() {
     for pod in REPLICAS {
         signal(&mesh, pod, "token-hsm", Signal::SIGCONT);
     }
-    renewed(&mut story, "no token answers for 30 s").await;
+    renewed(&mut story, &old, "no token answers for 30 s").await;
 
-    before_renewal(&mesh, lifetime).await;
+    let old = before_renewal(&mesh, lifetime).await;
     for pod in REPLICAS {
         signal(&mesh, pod, "token-hsm", Signal::SIGKILL);
     }
-    renewed(&mut story, "all token hosts killed").await;
+    renewed(&mut story, &old, "all token hosts killed").await;
 
-    before_renewal(&mesh, lifetime).await;
+    let old = before_renewal(&mesh, lifetime).await;
     for pod in REPLICAS {
         signal(&mesh, pod, "daemon", Signal::SIGKILL);
     }
-    renewed(&mut story, "both daemons killed").await;
+    renewed(&mut story, &old, "both daemons killed").await;
 
-    before_renewal(&mesh, lifetime).await;
+    let old = before_renewal(&mesh, lifetime).await;
     mesh.shell("kubectl -n istio-system delete pod istio-hsm-ca-0 --grace-period=0 --force").await;
-    renewed(&mut story, "one replica killed").await;
+    renewed(&mut story, &old, "one replica killed").await;
 
-    before_renewal(&mesh, lifetime).await;
+    let old = before_renewal(&mesh, lifetime).await;
     mesh.shell("kubectl -n istio-system rollout restart statefulset/istio-hsm-ca").await;
     mesh.ca_rolled().await;
-    renewed(&mut story, "replicas rolled").await;
+    renewed(&mut story, &old, "replicas rolled").await;
 
-    before_renewal(&mesh, lifetime).await;
+    let old = before_renewal(&mesh, lifetime).await;
     mesh.node.server.kill();
     tokio::time::sleep(Duration::from_secs(60)).await;
     let node = std::sync::Arc::clone(&mesh.node);
     tokio::task::spawn_blocking(move || node.server.run()).await.unwrap();
-    renewed(&mut story, "API server and etcd away for 60 s").await;
+    renewed(&mut story, &old, "API server and etcd away for 60 s").await;
     assert!(story.all_from_us().await);
     story.end().await;
 }
@@ -102,14 +104,16 @@ async fn restart_of_istiod_without_a_ca_fails_no_request() {
     story.note(
         "`ENABLE_CA_SERVER=false`; the ConfigMap `istio-ca-root-cert` and istiod's certificate are those of istio-hsm-ca.",
     );
+    let old = mesh.workload_certificates().await;
     mesh.shell("kubectl -n istio-system rollout restart deployment/istiod").await;
     mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
-    renewed(&mut story, "istiod restarted").await;
+    renewed(&mut story, &old, "istiod restarted").await;
 
+    let old = mesh.workload_certificates().await;
     let pods = mesh.kubelet.pods("istio-system");
     let (istiod, _) = pods.iter().find(|(pod, _)| pod.starts_with("istio-system/istiod-")).unwrap();
     signal(&mesh, istiod, "discovery", Signal::SIGKILL);
-    renewed(&mut story, "istiod killed").await;
+    renewed(&mut story, &old, "istiod killed").await;
     mesh.shell("kubectl -n istio-system wait --for=condition=available deployment/istiod --timeout=120s").await;
 
     mesh.shell("kubectl -n istio-system delete secret istiod-tls").await;

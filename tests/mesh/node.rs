@@ -121,6 +121,8 @@ impl Node {
         words("ip", "link set lo up");
         words("ip", &format!("addr add {ADDRESS}/32 dev lo"));
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        // A route for the addresses of Services, which are replaced before a packet leaves.
+        words("ip", &format!("route add 10.96.0.0/24 dev lo src {ADDRESS}"));
 
         let programs = testkit::api_server::binaries(&[], &["etcd", "kube-apiserver", "kubectl"]);
         let helm = programs.join("helm");

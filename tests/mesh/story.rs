@@ -169,7 +169,11 @@ impl Story<'_> {
 
     /// Waits until each workload has another certificate than at this moment.
     pub async fn renewed(&self) {
-        let old = self.mesh.workload_certificates().await;
+        self.renewed_since(&self.mesh.workload_certificates().await).await;
+    }
+
+    /// Waits until each workload has another certificate than these.
+    pub async fn renewed_since(&self, old: &BTreeMap<String, Shown>) {
         let started = Instant::now();
         loop {
             let now = self.mesh.workload_certificates().await;
