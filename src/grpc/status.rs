@@ -142,6 +142,7 @@ fn issue(error: &IssueError) -> Answer {
 fn csr(error: &CsrError) -> &'static str {
     match error {
         CsrError::CaRequested => "the certificate request asks for a CA certificate",
+        CsrError::EndEntityRequested => "the certificate request asks for an end entity's certificate",
         CsrError::Key(_) => "the certificate request's key is not accepted",
         CsrError::Malformed(_) => "the certificate request is malformed",
         CsrError::NoPem | CsrError::Pem(_) | CsrError::Unlike(_) => "the certificate request is not PEM",

@@ -13,6 +13,7 @@ impl IssueError {
             Self::Clock(_) => "clock",
             Self::Csr(error) => match error {
                 CsrError::CaRequested => "csr_ca_requested",
+                CsrError::EndEntityRequested => "csr_end_entity_requested",
                 CsrError::Key(_) => "csr_key",
                 CsrError::Malformed(_)
                 | CsrError::NoPem

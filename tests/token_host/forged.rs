@@ -448,7 +448,8 @@ const P384_ALGORITHM: &[u8] = b"\x30\x10\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06
 fn forged_intermediates(issuer: &Arc<Issuer>) -> Vec<Forgery> {
     let good = intermediate(issuer);
     let unbounded = extension(b"\x55\x1d\x13", Some(0xff), b"\x30\x03\x01\x01\xff");
-    let names = extension(b"\x55\x1d\x11", Some(0xff), &san_value(&[(2, SERVER.as_bytes())]));
+    let san = |kind, name: &str| extension(b"\x55\x1d\x11", Some(0xff), &san_value(&[(kind, name.as_bytes())]));
+    let names = |kind, name| extended(&good, |list| list.push(san(kind, name)));
     let strange = extension(b"\x55\x1d\x0e", None, b"\x04\x01x");
     let cases = [
         (
@@ -458,7 +459,8 @@ fn forged_intermediates(issuer: &Arc<Issuer>) -> Vec<Forgery> {
             "not those of one profile",
         ),
         ("subject", "the CA's own name", with(&good, 5, issuer.subject()), "not one organization"),
-        ("names", "a DNS name", extended(&good, |list| list.push(names)), "not those of one profile"),
+        ("names", "a DNS name that is not listed", names(2, "other.example.com"), "does not list the name"),
+        ("names", "a workload's", names(6, "spiffe://cluster.local/ns/a/sa/b"), "not a DNS name"),
         ("subject key identifier", "another key's", extended(&good, |list| list[2] = strange), "not the key's"),
     ];
     let forgery =

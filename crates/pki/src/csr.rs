@@ -76,12 +76,24 @@ impl fmt::Display for RequestedName {
     }
 }
 
+/// The kind of certificate that a CSR is for.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    Ca,
+    EndEntity,
+}
+
 /// A CSR is rejected before its names are examined.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CsrError {
     /// It requests basicConstraints with CA:TRUE.
     #[error("the request asks for a CA certificate (basicConstraints CA:TRUE); ask for an end entity's")]
     CaRequested,
+    /// It is for a CA certificate, and requests basicConstraints with CA:FALSE.
+    #[error(
+        "the request asks for an end entity's certificate (basicConstraints CA:FALSE); ask for a CA's, or leave it out"
+    )]
+    EndEntityRequested,
     /// This CA does not certify such a key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -122,12 +134,24 @@ impl VerifiedCsr {
     /// # Errors
     /// If it is too large or malformed, its key is not accepted, or its self-signature does not verify.
     pub fn from_pem(text: &str) -> Result<Self, CsrError> {
+        Self::read_pem(text, Purpose::EndEntity)
+    }
+
+    /// Parses and verifies a CSR for a CA certificate: it may ask for CA:TRUE, which [`VerifiedCsr::from_pem`] rejects.
+    ///
+    /// # Errors
+    /// Those of [`VerifiedCsr::from_pem`], and if it asks for CA:FALSE.
+    pub fn for_ca_from_pem(text: &str) -> Result<Self, CsrError> {
+        Self::read_pem(text, Purpose::Ca)
+    }
+
+    fn read_pem(text: &str, purpose: Purpose) -> Result<Self, CsrError> {
         if text.len() > CSR_MAX {
             return Err(CsrError::TooLarge(text.len()));
         }
         let blocks = pem::blocks(first_block(text).as_bytes());
         if let Ok([block, ..]) = blocks.as_deref() {
-            return Self::from_der(&block.der).map_err(|error| match found::der(&block.der) {
+            return Self::read_der(&block.der, purpose).map_err(|error| match found::der(&block.der) {
                 Some(kind) if matches!(error, CsrError::Malformed(_)) && kind != Der::Request => {
                     CsrError::Unlike(Found {
                         what: format!("is {kind}, under the label {}", block.label),
@@ -148,6 +172,10 @@ impl VerifiedCsr {
     /// # Errors
     /// Those of [`VerifiedCsr::from_pem`].
     pub fn from_der(der: &[u8]) -> Result<Self, CsrError> {
+        Self::read_der(der, Purpose::EndEntity)
+    }
+
+    fn read_der(der: &[u8], purpose: Purpose) -> Result<Self, CsrError> {
         if der.len() > CSR_MAX {
             return Err(CsrError::TooLarge(der.len()));
         }
@@ -168,7 +196,7 @@ impl VerifiedCsr {
         let algorithm = algorithm::from_outside(&encoded(request.algorithm.to_der())?)
             .map_err(CsrError::UnsupportedSignatureAlgorithm)?;
         let signature = request.signature.as_bytes().ok_or(CsrError::Malformed("the signature"))?;
-        let names = requested_names(&info.attributes)?;
+        let names = requested_names(&info.attributes, purpose)?;
         public_key.verify(algorithm, &encoded(info.to_der())?, signature).map_err(|_| CsrError::Signature)?;
         Ok(Self { public_key, names })
     }
@@ -196,7 +224,7 @@ fn first_block(text: &str) -> &str {
 
 /// The names in the attribute extensionRequest (RFC 2985, section 5.4.2), if present. Other attributes are ignored, but
 /// none may occur twice. Their order is not checked: DER defines one, but not every client follows it.
-fn requested_names(attributes: &Attributes) -> Result<Vec<RequestedName>, CsrError> {
+fn requested_names(attributes: &Attributes, purpose: Purpose) -> Result<Vec<RequestedName>, CsrError> {
     let oids = attributes.iter().map(|attribute| attribute.oid);
     check_unique(oids, ATTRIBUTES_MAX, "an attribute that comes twice", "too many attributes")?;
     let Some(request) = attributes.iter().find(|attribute| attribute.oid == rfc5912::ID_EXTENSION_REQ) else {
@@ -205,12 +233,12 @@ fn requested_names(attributes: &Attributes) -> Result<Vec<RequestedName>, CsrErr
     let malformed = "the requested extensions";
     let [list] = request.values.as_slice() else { return Err(CsrError::Malformed(malformed)) };
     let ExtensionReq(extensions) = list.decode_as().map_err(at::<der::Error>(malformed))?;
-    names_among(&extensions)
+    names_among(&extensions, purpose)
 }
 
 /// The names in the requested extensions. The SAN may be critical (Istio's agent) or not (older ztunnel); requested key
 /// usages and the like are ignored, since the CA decides them.
-fn names_among(extensions: &[Extension]) -> Result<Vec<RequestedName>, CsrError> {
+fn names_among(extensions: &[Extension], purpose: Purpose) -> Result<Vec<RequestedName>, CsrError> {
     let oids = extensions.iter().map(|extension| extension.extn_id);
     check_unique(oids, EXTENSIONS_MAX, "a requested extension that comes twice", "too many extensions")?;
     let mut names = Vec::new();
@@ -218,7 +246,7 @@ fn names_among(extensions: &[Extension]) -> Result<Vec<RequestedName>, CsrError>
         let value = extension.extn_value.as_bytes();
         match extension.extn_id {
             rfc5280::ID_CE_SUBJECT_ALT_NAME => names = general_names(value)?,
-            rfc5280::ID_CE_BASIC_CONSTRAINTS => refuse_ca(value)?,
+            rfc5280::ID_CE_BASIC_CONSTRAINTS => check_constraints(value, purpose)?,
             _ => {}
         }
     }
@@ -245,12 +273,15 @@ fn check_unique(
     Ok(())
 }
 
-/// Rejects basicConstraints with CA:TRUE; a BOOLEAN other than FALSE counts as TRUE, even if it is not DER.
-fn refuse_ca(value: &[u8]) -> Result<(), CsrError> {
+/// Rejects basicConstraints that ask for the other kind of certificate; a BOOLEAN other than FALSE counts as TRUE, even
+/// if it is not DER.
+fn check_constraints(value: &[u8], purpose: Purpose) -> Result<(), CsrError> {
     let fields: Vec<AnyRef<'_>> = Vec::from_der(value).map_err(at::<der::Error>("the requested basicConstraints"))?;
-    match fields.first() {
-        Some(first) if first.tag() == Tag::Boolean && first.value() != [0] => Err(CsrError::CaRequested),
-        _ => Ok(()),
+    let ca = fields.first().is_some_and(|first| first.tag() == Tag::Boolean && first.value() != [0]);
+    match (purpose, ca) {
+        (Purpose::EndEntity, true) => Err(CsrError::CaRequested),
+        (Purpose::Ca, false) => Err(CsrError::EndEntityRequested),
+        (Purpose::EndEntity, false) | (Purpose::Ca, true) => Ok(()),
     }
 }
 

@@ -56,6 +56,13 @@ pub fn intermediate(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> R
     rule(ca.path_len != Some(0), "the CA's path length forbids an intermediate below it")?;
     rule(facts.subject != ca.subject, "the intermediate has the CA's own name")?;
     rule(facts.spki != ca.spki, "the intermediate has the CA's own key")?;
+    rule(
+        facts.names.iter().all(|name| matches!(name, Name::Dns(_))),
+        "the intermediate has a name that is not a DNS name",
+    )?;
+    if !facts.names.is_empty() {
+        names(&facts.names)?;
+    }
     subject_key_id(facts)
 }
 

@@ -23,7 +23,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The types of certificates that this CA signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Profile {
-    /// A short-lived CA for istiod: path length 0.
+    /// A short-lived CA for istiod or for a requester by cert-manager: path length 0.
     Intermediate {
         /// The subject's organization (O).
         organization: String,
@@ -67,7 +67,8 @@ pub struct Template {
     pub profile: Profile,
     /// The subject's public key.
     pub public_key: PublicKey,
-    /// The subject alternative names; at least one for a leaf, none for a CA.
+    /// The subject alternative names; at least one for a leaf, DNS names or none for an intermediate, none
+    /// for a root.
     pub names: Vec<Name>,
     /// notBefore, whole seconds.
     pub not_before: SystemTime,

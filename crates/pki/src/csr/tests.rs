@@ -237,3 +237,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn csr_for_a_ca_may_ask_for_one() {
+    let asks = |constraints: &[u8]| {
+        let extension = extension(BASIC_CONSTRAINTS, Some(0xff), constraints);
+        let der = signed_request(&WORKLOAD, EMPTY_SUBJECT, &[extension_request(&[extension])]);
+        pem("CERTIFICATE REQUEST", &der)
+    };
+    let (ca, end_entity) = (asks(b"\x30\x03\x01\x01\xff"), asks(b"\x30\x00"));
+    let silent = pem("CERTIFICATE REQUEST", &signed_request(&WORKLOAD, EMPTY_SUBJECT, &[]));
+    for (text, for_leaf, for_ca) in [
+        (&ca, Err(CsrError::CaRequested), Ok(())),
+        (&end_entity, Ok(()), Err(CsrError::EndEntityRequested)),
+        (&silent, Ok(()), Ok(())),
+    ] {
+        assert_eq!(VerifiedCsr::from_pem(text).map(drop), for_leaf);
+        assert_eq!(VerifiedCsr::for_ca_from_pem(text).map(drop), for_ca);
+    }
+}

@@ -135,11 +135,11 @@ fn profile(found: &Extensions<'_>, subject: &[u8]) -> Result<(Profile, bool, Opt
         }
         return Ok((Profile::Leaf, false, None));
     }
+    if found.extended_key_usage.is_none() && key_usage == KEY_USAGE_INTERMEDIATE && constraints == CA_PATH_LEN_0 {
+        return Ok((Profile::Intermediate { organization: organization(subject)? }, true, Some(0)));
+    }
     if found.extended_key_usage.is_some() || !found.names.is_empty() {
         return Err(Finding("key usages, basic constraints and names are not those of one profile"));
-    }
-    if key_usage == KEY_USAGE_INTERMEDIATE && constraints == CA_PATH_LEN_0 {
-        return Ok((Profile::Intermediate { organization: organization(subject)? }, true, Some(0)));
     }
     if key_usage == KEY_USAGE_ROOT && constraints == CA && found.authority_key_id.is_none() {
         return Ok((Profile::SelfSignedRoot { organization: organization(subject)? }, true, None));

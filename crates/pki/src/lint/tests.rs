@@ -232,6 +232,18 @@ fn profiles_are_distinguished() {
     assert_eq!(intermediate(&facts, &below, LONGEST), Ok(()));
     assert!(leaf_rules(&facts, &below, LONGEST).is_err());
     assert!(self_signed_root(&facts, &below, LONGEST).is_err());
+    for (name, verdict) in [
+        ((2, b"ca.example.com".as_slice()), Ok(())),
+        (
+            (6, b"spiffe://cluster.local/ns/foo/sa/bar"),
+            Err(Finding("the intermediate has a name that is not a DNS name")),
+        ),
+        ((7, b"\x0a\x00\x00\x01"), Err(Finding("the intermediate has a name that is not a DNS name"))),
+    ] {
+        let san = extension(b"\x55\x1d\x11", Some(0xff), &san_value(&[name]));
+        let named = extended(tbs.der(), |list| list.push(san));
+        assert_eq!(intermediate(&Facts::parse(&named).unwrap(), &below, LONGEST), verdict, "{name:?}");
+    }
     let last = Ca { path_len: Some(0), ..below };
     assert_eq!(
         intermediate(&facts, &last, LONGEST).unwrap_err().0,

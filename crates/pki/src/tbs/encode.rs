@@ -47,8 +47,8 @@ pub(super) fn tbs(template: &Template, issuer: &Issuer, serial: Serial) -> Resul
     if template.names.len() > NAMES_MAX {
         return Err(TbsError::Encoding("a certificate with more than 64 names"));
     }
-    if template.profile != Profile::Leaf && !template.names.is_empty() {
-        return Err(TbsError::Encoding("a name in a CA's certificate"));
+    if matches!(template.profile, Profile::SelfSignedRoot { .. }) && !template.names.is_empty() {
+        return Err(TbsError::Encoding("a name in a root's certificate"));
     }
     let validity = Validity::new(time(template.not_before)?, time(template.not_after)?);
     let serial = [[0].as_slice(), serial.as_bytes()].concat();
@@ -94,9 +94,9 @@ fn extensions(template: &Template, issuer: &Issuer) -> der::Result<Extensions> {
         let key_identifier = Some(OctetString::new(id)?);
         extensions.push(extension(false, &AuthorityKeyIdentifier { key_identifier, ..Default::default() })?);
     }
-    if !ca {
+    if !ca || !template.names.is_empty() {
         let names = template.names.iter().map(general_name).collect::<der::Result<_>>()?;
-        // Critical because the subject is empty (RFC 5280, section 4.2.1.6).
+        // Critical because the subject of a leaf is empty (RFC 5280, section 4.2.1.6); a CA's may be, too.
         extensions.push(extension(true, &SubjectAltName(names))?);
     }
     Ok(extensions)
