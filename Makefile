@@ -63,6 +63,7 @@ test-kube: ## test with a real API server, which is first built with Go, once: t
 	$(call require,kube)
 	@tests/kube/api-server.sh etcd kube-apiserver kubectl >/dev/null
 	@tests/kube/api-server.sh --newest kube-apiserver >/dev/null
+	@tests/cert-manager/build.sh >/dev/null
 	$(CARGO) test --locked --test kube -- --ignored --skip scale:: --skip istio:: --skip sidecar::
 
 test-istio: ## test with Istio's own agent and istiod's code, which is first built with Go, once
@@ -95,6 +96,7 @@ test-long: ## what takes too long for every change, an hour of random faults amo
 	@tests/kube/api-server.sh --newest kube-apiserver >/dev/null
 	@tests/istio/build.sh >/dev/null
 	$(mesh-programs)
+	@tests/cert-manager/build.sh >/dev/null
 	SOAK_SECONDS=3600 STORM_AGENTS=10000 $(CARGO) test --locked --profile fast-tests --workspace --all-targets -- --include-ignored
 
 	@scripts/fuzz.sh 300
@@ -117,7 +119,7 @@ check: dependencies ## check format, lints, documentation and dependencies
 	$(CARGO) doc --locked --workspace --no-deps --document-private-items
 	@# The fuzzers are a package of their own: their lock file must have the dependencies of our crates.
 	@$(CARGO) metadata --locked --manifest-path fuzz/Cargo.toml --format-version 1 >/dev/null
-	@for script in .ci/run benches/*.sh scripts/*.sh softhsm/*.sh softhsm/softhsm-init deploy/*/*.sh tests/*.sh tests/kube/*.sh; do \
+	@for script in .ci/run benches/*.sh scripts/*.sh softhsm/*.sh softhsm/softhsm-init deploy/*/*.sh tests/*.sh tests/*/*.sh; do \
 		bash -n $$script || exit 1; done
 
 dependencies: ## check licences, bans and sources of the packages in Cargo.lock

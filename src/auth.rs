@@ -39,7 +39,8 @@ impl DenylistCheck {
             Identity::Controller { .. }
             | Identity::Internal(_)
             | Identity::Operator { .. }
-            | Identity::Requester { .. } => None,
+            | Identity::Requester { .. }
+            | Identity::CertificateRequester(_) => None,
             Identity::Pod { account, .. } => Some(account),
         };
         self.0.as_ref()?.denied(own, &certificate.names, &certificate.public_key)
@@ -49,6 +50,8 @@ impl DenylistCheck {
 /// How a caller was authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
+    /// A CertificateRequest of cert-manager: its namespace, and `spec.username`, which cert-manager's webhook sets.
+    CertificateRequest,
     /// `spec.username` of a Kubernetes CertificateSigningRequest, which is set by the API server.
     CertificateSigningRequest,
     /// An X.509 leaf of this CA, by mutual TLS.
@@ -70,6 +73,7 @@ impl Method {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::CertificateRequest => "certificate_request",
             Self::CertificateSigningRequest => "certificate_signing_request",
             Self::ClientCertificate => "client_certificate",
             Self::Internal => "internal",
@@ -131,6 +135,25 @@ pub enum Identity {
         /// The Services in its namespace that select it.
         services: Arc<[String]>,
     },
+    /// The requester of a CertificateRequest of cert-manager.
+    CertificateRequester(Arc<CertificateRequester>),
+}
+
+/// The requester of a CertificateRequest of cert-manager.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CertificateRequester {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The profile that the issuer selects.
+    pub profile: String,
+    /// The CertificateRequest's namespace.
+    pub namespace: String,
+    /// `spec.username`.
+    pub username: String,
+    /// `spec.groups`.
+    pub groups: Vec<String>,
+    /// `spec.isCA`.
+    pub is_ca: bool,
 }
 
 impl std::fmt::Display for Identity {
@@ -149,6 +172,15 @@ impl std::fmt::Display for Identity {
                 write!(f, "pod:cluster={cluster}:signer={signer}:pod={}:{account}", name.escape_debug())
             }
             Self::Workload(id) => id.fmt(f),
+            Self::CertificateRequester(requester) => {
+                let CertificateRequester { cluster, profile, namespace, username, groups: _, is_ca } = &**requester;
+                let kind = if *is_ca { "ca" } else { "leaf" };
+                let username = username.escape_debug();
+                write!(
+                    f,
+                    "cert-manager:cluster={cluster}:profile={profile}:{kind}:namespace={namespace}:username={username}"
+                )
+            }
         }
     }
 }
@@ -232,6 +264,14 @@ impl Caller {
         Self { cluster: Some(cluster), pod: Some(Arc::new(pod)), ..plain }
     }
 
+    /// The requester of a CertificateRequest of cert-manager.
+    #[must_use]
+    pub fn certificate_requester(requester: CertificateRequester) -> Self {
+        let cluster = Some(requester.cluster.clone());
+        let identity = Identity::CertificateRequester(Arc::new(requester));
+        Self { cluster, ..Self::plain(Method::CertificateRequest, identity) }
+    }
+
     /// A workload, for unit tests of modules that use callers.
     #[cfg(test)]
     pub(crate) fn workload(id: SpiffeId, method: Method) -> Self {
@@ -288,7 +328,8 @@ impl Caller {
                 Identity::Controller { .. }
                 | Identity::Internal(_)
                 | Identity::Operator { .. }
-                | Identity::Requester { .. },
+                | Identity::Requester { .. }
+                | Identity::CertificateRequester(_),
             ) => None,
         }
     }

@@ -192,7 +192,10 @@ impl CertificateAuthority {
         let now = self.clock.now()?;
         self.limits.admit(&caller)?;
         let mut timer = StageTimer::start();
-        let csr = VerifiedCsr::from_pem(&csr)?;
+        let csr = match caller.identity() {
+            Identity::CertificateRequester(requester) if requester.is_ca => VerifiedCsr::for_ca_from_pem(&csr)?,
+            _ => VerifiedCsr::from_pem(&csr)?,
+        };
         timer.record(Step::Csr);
         let grant = self.rules.decide(&caller, &csr, &asked, &issuer, now)?;
         if let Some(entry) = self.denylist.denied(&caller, grant.template()) {
@@ -250,7 +253,7 @@ impl CertificateAuthority {
         match (caller.for_whom(), caller.identity()) {
             (Some(id), _) if !self.first_class.contains(id) => Priority::Normal,
             // istiod requests certificates of all workloads this way.
-            (None, Identity::Requester { .. }) => Priority::Normal,
+            (None, Identity::Requester { .. } | Identity::CertificateRequester(_)) => Priority::Normal,
             (Some(_) | None, _) => Priority::High,
         }
     }

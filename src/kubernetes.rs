@@ -3,6 +3,7 @@
 //! Only objects that a configured feature needs are read or written. All certificates come from `issue`.
 
 mod backoff;
+pub mod cert_manager;
 pub mod cluster;
 pub mod controllers;
 pub mod leader;

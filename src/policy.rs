@@ -4,6 +4,9 @@
 //! No clock, network or state: the same input always gives the same result.
 
 #[cfg(test)]
+mod certificate_request_tests;
+mod certificate_requests;
+#[cfg(test)]
 mod cluster_tests;
 mod clusters;
 mod denied;
@@ -14,6 +17,7 @@ mod tests;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use certificate_requests::{CertificateRules, CertificateScope, ProfileRules};
 pub use clusters::{
     ClusterRules, ControllerGrant, ControllerRules, PodServiceRules, PodSignerRules, RequesterRules, Scope, SignerRules,
 };
@@ -159,9 +163,12 @@ impl Rules {
                 self.in_trust_domain(&name)?;
                 Allowed::leaf(vec![name], self.ttl(asked)?)
             }
+            Identity::CertificateRequester(requester) => self.certificate_request(requester, csr, asked, issuer)?,
         };
         let is_own = |asked: &RequestedName| {
             names.iter().any(|name| is(name, asked))
+                // The rule for a CA has compared all names already, and leaves some out.
+                || profile != Profile::Leaf && matches!(identity, Identity::CertificateRequester(_))
                 || matches!(identity, Identity::Workload(id) if self.is_former_name(id, asked))
         };
         if let Some(foreign) = csr.names().iter().find(|asked| !is_own(asked)) {
@@ -222,14 +229,18 @@ impl Rules {
 
     /// The lifetime that a request may have.
     fn ttl(&self, asked: &Asked) -> Result<Duration, Denied> {
-        let longest = self.max_ttl.min(Profile::Leaf.max_lifetime());
-        let seconds = match u64::try_from(asked.validity_seconds) {
-            Ok(0) | Err(_) => return Ok(self.default_ttl.min(longest)),
-            Ok(seconds) => seconds,
-        };
-        let ttl = Duration::from_secs(seconds);
-        if ttl > longest { Err(Denied::TtlTooLong { asked: seconds, longest: longest.as_secs() }) } else { Ok(ttl) }
+        ttl_within(self.max_ttl.min(Profile::Leaf.max_lifetime()), self.default_ttl, asked)
     }
+}
+
+/// The requested lifetime, at most `longest`; without a request the default.
+fn ttl_within(longest: Duration, default: Duration, asked: &Asked) -> Result<Duration, Denied> {
+    let seconds = match u64::try_from(asked.validity_seconds) {
+        Ok(0) | Err(_) => return Ok(default.min(longest)),
+        Ok(seconds) => seconds,
+    };
+    let ttl = Duration::from_secs(seconds);
+    if ttl > longest { Err(Denied::TtlTooLong { asked: seconds, longest: longest.as_secs() }) } else { Ok(ttl) }
 }
 
 /// A string of the metadata; pilot-agent sends an empty one for none (ISTIO: security/pkg/nodeagent/caclient).

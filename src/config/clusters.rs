@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Config;
-use crate::policy::{ClusterRules, Rules};
+use crate::policy::{ClusterRules, ProfileRules, Rules};
 use pki::identity::{DnsName, Name};
 
 impl Config {
@@ -34,10 +34,13 @@ impl Config {
         self.cluster_rules().flat_map(|rules| rules.server_names()).collect()
     }
 
-    /// Maximum lifetime of certificates for controllers.
+    /// Maximum lifetime of certificates for controllers, and of CA certificates for requesters.
     pub(super) fn cluster_ttl(&self) -> Duration {
-        let rules = self.cluster_rules().flat_map(|rules| rules.controllers);
-        rules.map(|rules| rules.ttl).max().unwrap_or_default()
+        let longest = |rules: ClusterRules| {
+            let of_profiles = rules.profiles.iter().map(ProfileRules::longest_ca);
+            rules.controllers.iter().map(|rules| rules.ttl).chain(of_profiles).max()
+        };
+        self.cluster_rules().filter_map(longest).max().unwrap_or_default()
     }
 }
 

@@ -167,8 +167,9 @@ fn denied(error: &Denied) -> Answer {
         Denied::MixedNames => "an identity and other names are requested together",
         Denied::NoNames => "no name is requested",
         Denied::NoServingNames => "no serving name is configured",
-        // For controllers and CertificateSigningRequests, which do not use gRPC.
-        Denied::IntermediateName(_)
+        // For controllers, CertificateSigningRequests and cert-manager's CertificateRequests, which do not use gRPC.
+        Denied::CertificateRequest { .. }
+        | Denied::IntermediateName(_)
         | Denied::IntermediatePath
         | Denied::Namespace(_)
         | Denied::NoServices { .. }

@@ -99,7 +99,7 @@ impl Limits {
         match (caller.for_whom(), caller.identity()) {
             (Some(id), _) => self.count(&id.to_string())?,
             // The identity in the certificate is counted instead, once it is known.
-            (None, Identity::Requester { .. }) => {}
+            (None, Identity::Requester { .. } | Identity::CertificateRequester(_)) => {}
             (None, _) => return Ok(()),
         }
         match &self.total {
@@ -116,7 +116,9 @@ impl Limits {
         for name in &template.names {
             match (name, caller.for_whom()) {
                 (Name::Spiffe(id), Some(caller)) if id != caller => self.count(&id.to_string())?,
-                (Name::Spiffe(id), None) if matches!(caller.identity(), Identity::Requester { .. }) => {
+                (Name::Spiffe(id), None)
+                    if matches!(caller.identity(), Identity::Requester { .. } | Identity::CertificateRequester(_)) =>
+                {
                     self.count(&id.to_string())?;
                 }
                 _ => {}

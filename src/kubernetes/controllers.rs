@@ -4,6 +4,8 @@
 //! To add a controller: write its module, add its section to [`super::settings::Cluster`] with its entry in
 //! [`super::settings::Cluster::controllers`], and describe it in docs/KUBERNETES.md and the chart.
 
+pub mod certificate_requests;
+mod certificate_signer;
 pub mod checkpoints;
 pub mod cluster_trust_bundle;
 mod corrections;
@@ -26,7 +28,7 @@ use pki::{
 use super::{Cluster, permissions::Permission, served::Interface};
 use crate::{
     issue::CertificateAuthority,
-    policy::{ControllerRules, PodSignerRules, SignerRules},
+    policy::{ControllerRules, PodSignerRules, ProfileRules, SignerRules},
 };
 
 /// A configured controller. It runs in the leader only.
@@ -68,6 +70,8 @@ pub enum Grants {
     Requesters(Vec<SignerRules>),
     /// Certificates for the pods of PodCertificateRequests.
     Pods(Vec<PodSignerRules>),
+    /// Certificates for the requesters of cert-manager's CertificateRequests.
+    Profiles(Vec<ProfileRules>),
 }
 
 /// Settings of other sections that limit what a controller may do.
@@ -97,6 +101,15 @@ pub struct IssuerProblem {
     pub cause: &'static str,
     /// How to fix it.
     pub remedy: &'static str,
+}
+
+impl IssuerProblem {
+    /// The CA's certificate permits no CA below it.
+    const PATH_LENGTH: Self = Self {
+        cause: "the path length of the CA's certificate, or of one above it, forbids a CA below it, as in the \
+                certificates of Istio's own tools",
+        remedy: "have a certificate issued with a path length of 1 or more, or none; or leave the section out",
+    };
 }
 
 /// Collects the mistakes in one section.

@@ -5,9 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use serde::Deserialize;
 
 use super::controllers::{
-    Controller, Grants, checkpoints::Checkpoints, cluster_trust_bundle::ClusterTrustBundle, csr_signer::CsrSigner,
-    intermediate::Intermediate, istiod_certificate::IstiodCertificate, pod_certificates::PodSigner,
-    root_configmap::RootConfigMap, workload_secrets::WorkloadSecrets,
+    Controller, Grants, certificate_requests::CertManager, checkpoints::Checkpoints,
+    cluster_trust_bundle::ClusterTrustBundle, csr_signer::CsrSigner, intermediate::Intermediate,
+    istiod_certificate::IstiodCertificate, pod_certificates::PodSigner, root_configmap::RootConfigMap,
+    workload_secrets::WorkloadSecrets,
 };
 use crate::{
     auth::{ClusterName, jwt::settings::IssuerName},
@@ -76,6 +77,9 @@ pub struct Cluster {
     /// Writes a Secret with key and certificate for each service account.
     #[serde(default)]
     pub workload_secrets: Option<WorkloadSecrets>,
+    /// Signs cert-manager's CertificateRequests.
+    #[serde(default)]
+    pub cert_manager: Option<CertManager>,
 }
 
 /// `[kubernetes.cluster.token_review]` (ISTIO: security/pkg/k8s/tokenreview/k8sauthn.go).
@@ -143,6 +147,7 @@ impl Cluster {
             configured(self.intermediate.as_ref()),
             configured(pod_signers),
             configured(self.cluster_trust_bundle.as_ref()),
+            configured(self.cert_manager.as_ref()),
         ]
         .into_iter()
         .flatten()
@@ -158,6 +163,7 @@ impl Cluster {
             controllers: Vec::new(),
             signers: Vec::new(),
             pod_signers: Vec::new(),
+            profiles: Vec::new(),
         };
         for controller in self.controllers() {
             match controller.grants() {
@@ -165,6 +171,7 @@ impl Cluster {
                 Grants::Controller(granted) => rules.controllers.push(granted),
                 Grants::Requesters(signers) => rules.signers.extend(signers),
                 Grants::Pods(signers) => rules.pod_signers.extend(signers),
+                Grants::Profiles(profiles) => rules.profiles.extend(profiles),
             }
         }
         rules

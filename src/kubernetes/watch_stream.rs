@@ -99,9 +99,23 @@ impl<K, S: Fn() -> BoxStream<'static, watcher::Result<Event<K>>>> Watch<K, S> {
             }
             Err(error) => {
                 (self.events, self.failing, self.recovered_at) = (None, true, None);
-                Some(WatchItem::Failed(chain(&error)))
+                Some(WatchItem::Failed(describe(&error)))
             }
         }
+    }
+}
+
+/// The error with its causes. The API server's own text for a kind that it does not know is "404 page not found".
+fn describe(error: &watcher::Error) -> String {
+    let cause = match error {
+        watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause) => Some(cause),
+        _ => None,
+    };
+    match cause {
+        Some(kube::Error::Api(status)) if status.code == 404 => {
+            "the API server does not know this kind of object (404); install its CustomResourceDefinition".to_owned()
+        }
+        _ => chain(error),
     }
 }
 

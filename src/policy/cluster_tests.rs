@@ -57,6 +57,7 @@ fn rules() -> Rules {
                     requester("alice", Scope::Itself),
                 ],
             }],
+            profiles: Vec::new(),
         }],
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Allowed, Asked, Denied, POD_LIFETIME_MIN, Rules, Ttl, shortened, some_names};
+use super::{Allowed, Asked, Denied, POD_LIFETIME_MIN, ProfileRules, Rules, Ttl, shortened, some_names};
 use crate::auth::ClusterName;
 use pki::{
     Issuer, Profile, VerifiedCsr,
@@ -28,6 +28,8 @@ pub struct ClusterRules {
     pub signers: Vec<SignerRules>,
     /// The signers of PodCertificateRequests.
     pub pod_signers: Vec<PodSignerRules>,
+    /// The profiles of cert-manager's CertificateRequests.
+    pub profiles: Vec<ProfileRules>,
 }
 
 /// What one controller may obtain.
@@ -118,7 +120,8 @@ impl ClusterRules {
         });
         let services = self.pod_signers.iter().flat_map(|signer| &signer.services).flat_map(|rules| &rules.names);
         let of_services = services.map(|(_, names)| names.iter().cloned().map(Name::Dns).collect());
-        of_controllers.chain(of_requesters).chain(of_services).flatten().collect()
+        let of_profiles = self.profiles.iter().flat_map(ProfileRules::server_names);
+        of_controllers.chain(of_requesters).chain(of_services).flatten().chain(of_profiles).collect()
     }
 }
 
@@ -250,7 +253,7 @@ impl Rules {
         Ok(Allowed { profile: Profile::Leaf, names, ttl })
     }
 
-    fn names_in(
+    pub(super) fn names_in(
         &self,
         scope: &Scope,
         rules: &ClusterRules,
@@ -291,7 +294,7 @@ impl Rules {
         }
     }
 
-    fn cluster(&self, name: &ClusterName) -> Result<&ClusterRules, Denied> {
+    pub(super) fn cluster(&self, name: &ClusterName) -> Result<&ClusterRules, Denied> {
         self.clusters.iter().find(|rules| rules.cluster == *name).ok_or(Denied::NotConfigured("anything"))
     }
 }

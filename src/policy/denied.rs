@@ -8,6 +8,21 @@ pub enum Denied {
     /// The `CertSigner` is not configured.
     #[error("the certificate signer {0:?} is not served here; leave CertSigner empty or have it configured")]
     CertSigner(String),
+    /// No rule of the profile is for the requester of the CertificateRequest.
+    #[error(
+        "no rule of the profile {profile} allows {username:?} in the namespace {namespace} {what}; add a rule if it should \
+         obtain one"
+    )]
+    CertificateRequest {
+        /// The profile.
+        profile: String,
+        /// The CertificateRequest's namespace.
+        namespace: String,
+        /// The user name.
+        username: String,
+        /// The kind of certificate.
+        what: &'static str,
+    },
     /// The caller's identity, that of the certificate, or its key.
     #[error("{0} is on the denylist; remove the entry to allow certificates again")]
     Denylist(String),
@@ -135,7 +150,8 @@ impl Denied {
             | Self::SeveralIdentities
             | Self::TooManyNames(_)
             | Self::TtlTooLong { .. } => Kind::InvalidArgument,
-            Self::Denylist(_)
+            Self::CertificateRequest { .. }
+            | Self::Denylist(_)
             | Self::ForeignName(_)
             | Self::Impersonation
             | Self::Namespace(_)
@@ -155,6 +171,7 @@ impl Denied {
     pub fn label(&self) -> &'static str {
         match self {
             Self::CertSigner(_) => "cert_signer",
+            Self::CertificateRequest { .. } => "certificate_request",
             Self::Denylist(_) => "denylist",
             Self::ForeignName(_) => "foreign_name",
             Self::Impersonation => "impersonation",

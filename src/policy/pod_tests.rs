@@ -35,6 +35,7 @@ fn rules() -> Rules {
             trust_domain: local,
             controllers: Vec::new(),
             signers: Vec::new(),
+            profiles: Vec::new(),
             pod_signers: vec![signer(IDENTITIES, Vec::new()), signer(SERVICES, vec![bar])],
         }],
     }

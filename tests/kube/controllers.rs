@@ -137,6 +137,12 @@ async fn cluster_trust_bundle_reports_each_missing_permission() {
     each(Kind::TrustBundles, 5).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
+async fn certificate_requests_report_each_missing_permission() {
+    each(Kind::CertManager, 9).await;
+}
+
 /// The copies of checkpoints, which every replica writes, whether it leads or not.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]

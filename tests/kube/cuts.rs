@@ -134,6 +134,7 @@ impl Scene {
         Kind::Pods.ask(&self.cluster, round).await;
         let bundle = format!("{}.example.com:pods:root-cert", self.cluster.namespace);
         trust_bundles::write(&self.cluster, &bundle, &PlugIn::intermediate().root_cert).await;
+        Kind::CertManager.ask(&self.cluster, round).await;
         self.cluster.account(&format!("new-{round}")).await;
         let namespace = format!("{}-{round}", self.cluster.namespace);
         self.cluster.make_namespace(&namespace).await;

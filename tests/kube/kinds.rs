@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use istio_hsm_ca::kubernetes::{
+    cert_manager::{CertificateRequest, HsmClusterIssuer, condition},
     controllers::{
-        cluster_trust_bundle, csr_signer, intermediate, istiod_certificate, pod_certificates, root_configmap,
-        workload_secrets,
+        certificate_requests, cluster_trust_bundle, csr_signer, intermediate, istiod_certificate, pod_certificates,
+        root_configmap, workload_secrets,
     },
     secret::MANAGED_BY,
 };
@@ -24,6 +25,7 @@ use kube::{
 use serde_json::json;
 
 use super::{
+    cert_manager,
     csrs::{USAGES, pem},
     harness::{Cluster, named},
     kubelet::Kubelet,
@@ -42,11 +44,20 @@ pub enum Kind {
     Workloads,
     Pods,
     TrustBundles,
+    CertManager,
 }
 
 /// Their preparations run in this order: `Pods` uses an account of `Workloads`.
-pub const ALL: [Kind; 7] =
-    [Kind::Roots, Kind::Istiod, Kind::Intermediate, Kind::Signer, Kind::Workloads, Kind::Pods, Kind::TrustBundles];
+pub const ALL: [Kind; 8] = [
+    Kind::Roots,
+    Kind::Istiod,
+    Kind::Intermediate,
+    Kind::Signer,
+    Kind::Workloads,
+    Kind::Pods,
+    Kind::TrustBundles,
+    Kind::CertManager,
+];
 
 impl Kind {
     /// Its name in logs, metrics and readiness.
@@ -59,6 +70,7 @@ impl Kind {
             Self::Workloads => workload_secrets::NAME,
             Self::Pods => pod_certificates::NAME,
             Self::TrustBundles => cluster_trust_bundle::NAME,
+            Self::CertManager => certificate_requests::NAME,
         }
     }
 
@@ -82,6 +94,12 @@ impl Kind {
             Self::TrustBundles => {
                 format!("[kubernetes.cluster.cluster_trust_bundle]\nsigners = ['{namespace}.example.com/pods']\n")
             }
+            Self::CertManager => format!(
+                "[kubernetes.cluster.cert_manager]\nclass = '{namespace}'\n\
+                 [[kubernetes.cluster.cert_manager.profile]]\nname = 'web'\n\
+                 [[kubernetes.cluster.cert_manager.profile.rule]]\nnamespaces = ['{namespace}']\n\
+                 may = {{ dns_names = ['a.{namespace}.svc'] }}\n"
+            ),
         }
     }
 
@@ -113,6 +131,12 @@ impl Kind {
                 Self::request(cluster, "second", "services").await;
             }
             Self::Signer => self.ask(cluster, "first").await,
+            Self::CertManager => {
+                cert_manager::install_all(cluster).await;
+                cert_manager::make_issuer(cluster, "web", "web").await;
+                cert_manager::make_cluster_issuer(cluster, "web").await;
+                self.ask(cluster, "first").await;
+            }
             Self::Workloads => {
                 cluster.account("web").await;
                 cluster.account("old").await;
@@ -139,7 +163,7 @@ impl Kind {
                 let signer = format!("{}.example.com/pods", cluster.namespace);
                 trust_bundles::create(cluster, &name, &signer, &PlugIn::intermediate().root_cert).await;
             }
-            Self::Roots | Self::Signer | Self::Workloads | Self::Pods => {}
+            Self::Roots | Self::Signer | Self::Workloads | Self::Pods | Self::CertManager => {}
         }
     }
 
@@ -151,12 +175,18 @@ impl Kind {
         kubelet.request(&pod, json!({"metadata": {"name": format!("{name}-{}", cluster.namespace)}})).await.unwrap();
     }
 
-    /// Creates an approved CertificateSigningRequest, or a PodCertificateRequest.
+    /// Creates an approved CertificateSigningRequest or CertificateRequest, or a PodCertificateRequest.
     pub async fn ask(self, cluster: &Cluster, name: &str) {
         if self == Self::Pods {
             return Self::request(cluster, name, "pods").await;
         }
         let namespace = &cluster.namespace;
+        if self == Self::CertManager {
+            let api = cluster.api::<CertificateRequest>();
+            let request = cert_manager::request(name, "web", &pem(&[&format!("a.{namespace}.svc")]));
+            cert_manager::create(&cluster.client, Some(namespace), &request).await.unwrap();
+            return cert_manager::set(&api, name, "Approved").await;
+        }
         let api: Api<CertificateSigningRequest> = Api::all(cluster.client.clone());
         let name = format!("{namespace}-{name}");
         let request = CertificateSigningRequest {
@@ -205,6 +235,17 @@ impl Kind {
                     }
                 }
             }
+            Self::CertManager => {
+                for request in cluster.api::<CertificateRequest>().list(&Default::default()).await.unwrap() {
+                    let pem =
+                        base64::Engine::decode(&base64::engine::general_purpose::STANDARD, request.status.certificate?)
+                            .unwrap();
+                    serials.insert(format!("request {}", request.metadata.name.unwrap()), certificate(&pem).0);
+                }
+                cert_manager::issuer_ready(cluster, "web").await?;
+                let issuers: Api<HsmClusterIssuer> = Api::all(cluster.client.clone());
+                condition(&issuers.get(&cluster.namespace).await.unwrap().status.conditions, "Ready")?;
+            }
             Self::Workloads => {
                 for secret in ["istio.web", "istio.old"] {
                     serials.insert(secret.into(), serial(&secrets, secret, "cert-chain.pem").await?);
@@ -233,7 +274,7 @@ impl Kind {
     pub fn certificates(self) -> u64 {
         match self {
             Self::Roots | Self::TrustBundles => 0,
-            Self::Istiod | Self::Intermediate | Self::Signer => 1,
+            Self::Istiod | Self::Intermediate | Self::Signer | Self::CertManager => 1,
             // The Secrets of the test's own accounts add to these.
             Self::Workloads => 2,
             Self::Pods => 2,

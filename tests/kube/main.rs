@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod cert_manager;
+mod cert_manager_itself;
 mod controllers;
 mod csrs;
 mod cuts;

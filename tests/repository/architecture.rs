@@ -28,6 +28,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "auth",
             "issue",
             "policy::Asked",
+            "policy::CertificateScope",
             "policy::ControllerGrant",
             "policy::Kind",
             "policy::Scope",
@@ -42,7 +43,8 @@ const TABLE: &[(&str, &[&str])] = &[
 ];
 
 /// Types that make up a caller are covered by `auth::Caller`.
-const CALLER: &[&str] = &["BoundPod", "Caller", "ClusterName", "Identity", "InternalCaller", "Method"];
+const CALLER: &[&str] =
+    &["BoundPod", "Caller", "CertificateRequester", "ClusterName", "Identity", "InternalCaller", "Method"];
 
 /// Code that only computes: no clock, files, network, threads or traces.
 const PURE: &[&str] = &["crates/pki/src", "src/policy"];

@@ -305,14 +305,15 @@ const UNDER_A_SHELL: &str = r#"
 "#;
 
 /// A program that ends when this value is dropped, or when this process ends.
-struct Program {
+pub struct Program {
     shell: Child,
     pipe: Option<ChildStdin>,
     pid: Pid,
 }
 
 impl Program {
-    fn start(command: &[String], directory: &Path, log: &str) -> Self {
+    /// Starts it; its output goes to the file `log` in `directory`, which is removed if this process is killed.
+    pub fn start(command: &[String], directory: &Path, log: &str) -> Self {
         let log = directory.join(log);
         let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let mut shell = Command::new("sh")

@@ -83,11 +83,7 @@ impl Controller for Intermediate {
     }
 
     fn issuer_problem(&self, issuer: &Issuer) -> Option<IssuerProblem> {
-        (!issuer.has_room_for_intermediate()).then_some(IssuerProblem {
-            cause: "the path length of the CA's certificate, or of one above it, forbids a CA below it, as in the \
-                    certificates of Istio's own tools",
-            remedy: "have a certificate issued with a path length of 1 or more, or none; or leave the section out",
-        })
+        (!issuer.has_room_for_intermediate()).then_some(IssuerProblem::PATH_LENGTH)
     }
 
     fn permissions(&self) -> Vec<Permission> {
