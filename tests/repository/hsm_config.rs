@@ -65,7 +65,9 @@ fn the_reference_of_kubernetes_is_true() {
     let kept = [
         "issuers",
         "namespaces = [\"legacy\"]",
+        "namespaces = [\"web\"]",
         "name = \"hsm",
+        "name = \"web\"",
         "username",
         "may",
         "identity",
@@ -84,9 +86,11 @@ fn the_reference_of_kubernetes_is_true() {
     let read = |path: &str| std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let settings = read("src/kubernetes/settings.rs");
     let policy = read("src/policy/clusters.rs");
+    let certificates = read("src/policy/certificate_requests.rs");
     let mut structs = vec![
         settings.split_once("\nimpl Settings").unwrap().0.to_owned(),
         policy.split_once("struct RequesterRules {").unwrap().1.split_once("\n}").unwrap().0.to_owned(),
+        certificates.split_once("struct CertificateRules {").unwrap().1.split_once("\n}").unwrap().0.to_owned(),
     ];
     for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/kubernetes/controllers")).unwrap() {
         structs.push(std::fs::read_to_string(entry.unwrap().path()).unwrap());
@@ -96,7 +100,8 @@ fn the_reference_of_kubernetes_is_true() {
         structs.lines().filter_map(|line| line.strip_prefix("    pub ")?.split_once(':').map(|(name, _)| name));
     let mut seen = 0;
     // Lists whose elements are sections.
-    let lists = ["clusters", "signers", "requesters", "service_account", "pod_signers", "services"];
+    let lists =
+        ["clusters", "signers", "requesters", "profiles", "rules", "service_account", "pod_signers", "services"];
     for field in fields.filter(|field| !lists.contains(field)) {
         let there = block.contains(&format!("{field} =")) || block.contains(&format!(".{field}]"));
         assert!(there, "docs/KUBERNETES.md does not name {field}");
