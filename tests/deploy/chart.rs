@@ -69,7 +69,7 @@ const REFUSED: [(&str, &str); 34] = [
 
 /// Values the program must reject in the rendered configuration: a value on top of `minimal.yaml`, and words of the
 /// reason.
-const REFUSED_BY_PROGRAM: [(&str, &str); 13] = [
+const REFUSED_BY_PROGRAM: [(&str, &str); 20] = [
     ("config.ca.trust_domains=", "[ca] trust_domains"),
     ("config.ca.trust_domains[0]=Cluster Local", "[ca] trust_domains"),
     ("config.ca.trustDomains[0]=a", "[ca] trustDomains: unknown field"),
@@ -95,6 +95,31 @@ const REFUSED_BY_PROGRAM: [(&str, &str); 13] = [
     ("config.kubernetes.cluster[0].intermediate.ttl=60s,config.token_host.allow_intermediate=true", "intermediate.ttl"),
     ("config.kubernetes.cluster[0].istiod_certificate.ttl=60s", "istiod_certificate.ttl"),
     ("config.kubernetes.cluster[0].workload_secrets.ttl=24h", "workload_secrets"),
+    ("config.kubernetes.cluster[0].cert_manager.class=a", "has no profile"),
+    (
+        "config.kubernetes.cluster[0].cert_manager.profile[0].name=web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].namespaces[0]=*,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].may=itself",
+        "is for everyone in every namespace",
+    ),
+    (
+        "config.kubernetes.cluster[0].cert_manager.profile[0].name=web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].namespaces[0]=Web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].may=itself",
+        "is not a valid namespace",
+    ),
+    (
+        "config.kubernetes.cluster[0].cert_manager.profile[0].name=web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].namespaces[0]=web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].may.any_workload.trust_domain=other.example",
+        "other.example is not in [ca] trust_domains",
+    ),
+    (
+        "config.kubernetes.cluster[0].cert_manager.profile[0].name=web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].namespaces[0]=web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].max_ttl=24h,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].may.ca.organization=A",
+        "allow_intermediate",
+    ),
+    (
+        "config.kubernetes.cluster[0].cert_manager.profile[0].name=web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].namespaces[0]=web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].may.ca.organization=A,config.token_host.allow_intermediate=true",
+        "needs a max_ttl",
+    ),
+    (
+        "config.kubernetes.cluster[0].cert_manager.profile[0].name=web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].namespaces[0]=web,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].max_ttl=24h,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].may.ca.organization=A,config.kubernetes.cluster[0].cert_manager.profile[0].rule[0].may.ca.ignored_uris[0]=example.org,config.token_host.allow_intermediate=true",
+        "is not a SPIFFE ID",
+    ),
 ];
 
 #[test]
@@ -175,6 +200,12 @@ fn the_notes_warn_of_what_is_dangerous() {
     assert!(!notes(&["--values", &values_file("minimal")]).contains("WARNING"));
     assert!(notes(&["--values", &values_file("trial")]).contains("WARNING: softhsm.trial"));
     assert!(notes(&["--values", &values_file("ra")]).contains("as powerful as the CA"));
+    let profile = r#"config.kubernetes={"cluster": [{"cert_manager": {"profile": [{"name": "spire", "rule": [{"namespaces": ["spire"], "may": {"ca": {"organization": "SPIRE"}}}]}]}}]}"#;
+    let warned = notes(&["--values", &values_file("minimal"), "--set-json", profile]);
+    assert!(
+        warned.contains("WARNING: cert_manager's profile spire makes a requester in spire as powerful"),
+        "{warned}"
+    );
 }
 
 /// The schema has every value that has a default, and no others.
