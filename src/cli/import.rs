@@ -159,6 +159,10 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
             (None, public_key)
         }
     };
+    if args.remove_key_from_secret {
+        let secret = source.as_ref().and_then(|source| source.secret.as_ref());
+        reasons.extend(secret.and_then(cluster::KeySecret::unremovable));
+    }
     let tokens = args.tokens.open()?;
     let mut opened = Vec::new();
     for (uri, token) in args.tokens.tokens.iter().zip(tokens) {

@@ -129,9 +129,25 @@ pub async fn create(client: &Client, namespace: &str, content: &Content<'_>) -> 
 /// # Errors
 /// As [`get`]; a conflict if it was changed meanwhile.
 pub async fn change(client: &Client, namespace: &str, name: &str, content: &Content<'_>) -> Result<(), SecretError> {
-    let request = Request::patch(path(namespace, Some(name)))
-        .header(http::header::CONTENT_TYPE, "application/merge-patch+json")
-        .body(body(content)?)?;
+    patch(client, path(namespace, Some(name)), content).await
+}
+
+/// Asks the API server whether it would take that change, which changes nothing (`dryRun=All`).
+///
+/// # Errors
+/// As [`change`].
+pub async fn try_change(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    content: &Content<'_>,
+) -> Result<(), SecretError> {
+    patch(client, format!("{}?dryRun=All", path(namespace, Some(name))), content).await
+}
+
+async fn patch(client: &Client, path: String, content: &Content<'_>) -> Result<(), SecretError> {
+    let request =
+        Request::patch(path).header(http::header::CONTENT_TYPE, "application/merge-patch+json").body(body(content)?)?;
     send(client, request).await
 }
 

@@ -88,6 +88,19 @@ async fn a_secret_is_imported_and_loses_its_key_only_when_all_is_proven() {
         assert!(!refused.contains("PRIVATE KEY"), "{refused}");
     }
 
+    // That the key could not be removed afterwards is found before the import.
+    let remove = ["--remove-key-from-secret", "--i-have-a-backup"];
+    put(&api, "fixed", "Opaque", &values).await;
+    api.patch("fixed", &PatchParams::default(), &Patch::Merge(json!({"immutable": true}))).await.unwrap();
+    let reader = cluster.user("reader", &[], &[(&cluster.namespace, rule("", &["secrets"], &["get"]))]).await;
+    for (kubeconfig, secret, reason) in
+        [(&kubeconfig, "fixed", "immutable"), (&reader, "cacerts", "have the right to get and patch it")]
+    {
+        let refused = import(&site, kubeconfig, &named(secret), &remove).unwrap_err();
+        assert!(refused.contains("nothing was imported") && refused.contains(reason), "{refused}");
+        assert!(refused.contains("--remove-key-from-secret: Secret "), "{refused}");
+    }
+
     let told = import(&site, &kubeconfig, &named("cacerts"), &[]).unwrap();
     assert!(told.contains("the private key is still in Secret"), "{told}");
     assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await.as_deref(), Some(key.as_bytes()));
@@ -96,7 +109,6 @@ async fn a_secret_is_imported_and_loses_its_key_only_when_all_is_proven() {
 
     // Other key names, and the private key removed.
     let names = ["--secret-ca-cert=cert", "--secret-ca-key=private", "--secret-root-cert=roots"];
-    let remove = ["--remove-key-from-secret", "--i-have-a-backup"];
     let told = import(&site, &kubeconfig, &named("other"), &[&names[..], &remove].concat()).unwrap();
     assert!(told.contains("took the private key out of Secret"), "{told}");
     assert_eq!(key_of(&api, "other", "private").await, None);
@@ -135,8 +147,8 @@ async fn key_is_not_removed_from_a_changed_secret() {
     proxy.redirect(&kubeconfig, &EAST.url);
     let site = std::sync::Arc::new(Site::bare());
     let remove = || {
-        // One connection reads the Secret; the next one would change it.
-        proxy.hold_after(1);
+        // One connection reads the Secret, and one tries the change; the next one would make it.
+        proxy.hold_after(2);
         let (site, kubeconfig, named) = (std::sync::Arc::clone(&site), kubeconfig.clone(), named.clone());
         let flags = ["--remove-key-from-secret", "--i-have-a-backup"];
         tokio::task::spawn_blocking(move || import(&site, &kubeconfig, &named, &flags))

@@ -164,21 +164,20 @@ impl KeySecret {
         format!("{self} {}", self.key)
     }
 
+    /// Why the key could not be taken out of the Secret, found before the import by a dry run at the API server.
+    pub(super) fn unremovable(&self) -> Option<String> {
+        let error = match self.without_key(true) {
+            Ok(Ok(())) => return None,
+            Ok(Err(error)) => told(&self.to_string(), "changed", &error),
+            Err(error) => error,
+        };
+        let remedy = "make the Secret changeable (immutable: true forbids it), or leave the flag out";
+        Some(format!("--remove-key-from-secret: {}; {remedy}", chain(error.as_ref())))
+    }
+
     /// Removes the key, if the Secret is unchanged since it was read.
     pub(super) fn remove_key(&self) -> anyhow::Result<()> {
-        // The API server rejects a kubernetes.io/tls Secret without tls.key; it may be empty.
-        let empty: Option<Value> = (self.kind == "kubernetes.io/tls").then(Value::default);
-        let metadata = ObjectMeta {
-            resource_version: self.resource_version.clone(),
-            uid: self.uid.clone(),
-            ..ObjectMeta::default()
-        };
-        let content = Content { kind: &self.kind, metadata, data: vec![(&self.key, empty)] };
-        let changed = runtime()?.block_on(async {
-            let client = client(self.kubeconfig.clone()).await?;
-            Ok::<_, anyhow::Error>(secret::change(&client, &self.namespace, &self.name, &content).await)
-        })?;
-        match changed {
+        match self.without_key(false)? {
             Ok(()) => Ok(()),
             Err(error) if error.is_conflict() => anyhow::bail!(
                 "{self} was changed since it was read, and its key is kept; see who changed it, and import again"
@@ -189,6 +188,24 @@ impl KeySecret {
             ),
             Err(error) => Err(told(&self.to_string(), "changed, and its key is kept", &error)),
         }
+    }
+
+    fn without_key(&self, is_trial: bool) -> anyhow::Result<Result<(), SecretError>> {
+        // The API server rejects a kubernetes.io/tls Secret without tls.key; it may be empty.
+        let empty: Option<Value> = (self.kind == "kubernetes.io/tls").then(Value::default);
+        let metadata = ObjectMeta {
+            resource_version: self.resource_version.clone(),
+            uid: self.uid.clone(),
+            ..ObjectMeta::default()
+        };
+        let content = Content { kind: &self.kind, metadata, data: vec![(&self.key, empty)] };
+        runtime()?.block_on(async {
+            let client = client(self.kubeconfig.clone()).await?;
+            Ok(match is_trial {
+                true => secret::try_change(&client, &self.namespace, &self.name, &content).await,
+                false => secret::change(&client, &self.namespace, &self.name, &content).await,
+            })
+        })
     }
 }
 
