@@ -346,7 +346,7 @@ fn positive_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Resul
     let duration: Option<Duration> = humantime_serde::deserialize(deserializer)?;
     match duration {
         Some(duration) if duration.is_zero() || duration > Duration::from_secs(u32::MAX.into()) => {
-            Err(serde::de::Error::custom("must be longer than \"0s\" and at most 136 years"))
+            Err(serde::de::Error::custom("must be longer than \"0s\" and at most 136 years; write for example \"24h\""))
         }
         duration => Ok(duration),
     }

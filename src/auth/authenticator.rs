@@ -12,14 +12,18 @@ use std::{
 use super::{
     Caller, DenylistCheck, Identity, Method,
     client_certificate::{
-        self, CertificateError, ClientCertificates, denylist::DenylistError, previous::PreviousCaError,
+        self, ClientCertificates, denylist::DenylistError, previous::PreviousCaError, refusal::CertificateRefusal,
     },
     credentials::{ClusterName, Credentials},
     jwt::{self, FetchError, Jwt, JwtError},
     node::{ImpersonationError, Nodes},
     token_review::{ReviewError, TokenReviews},
 };
-use pki::{Issuer, identity::TrustDomain};
+use pki::{
+    Issuer,
+    found::{self, Found, Wanted},
+    identity::TrustDomain,
+};
 use process::error::{Advice, Remedy, Report, chain};
 
 /// Maximum size of a configured file in bytes.
@@ -86,6 +90,14 @@ pub enum SetupError {
         /// The cluster.
         cluster: String,
     },
+    /// A file is something that people take for text, or for PEM.
+    #[error("{file}: {}{advice}", found.what, advice = Advice(self))]
+    Unlike {
+        /// Path of the file.
+        file: PathBuf,
+        /// What it is.
+        found: Found,
+    },
     /// A file is too large.
     #[error("{file} is longer than 4 MiB")]
     TooLong {
@@ -99,6 +111,7 @@ impl Remedy for SetupError {
         match self {
             Self::SameIssuer { .. } => Some("give each its own cluster".into()),
             Self::KeySource { source, .. } => source.remedy(),
+            Self::Unlike { found, .. } => Some(found.remedy.clone().into()),
             Self::Denylist { .. }
             | Self::File { .. }
             | Self::NoTrustDomain { .. }
@@ -127,7 +140,7 @@ impl std::fmt::Display for NotReady {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refusals {
     /// Error of the client certificate.
-    pub client_certificate: Option<CertificateError>,
+    pub client_certificate: Option<CertificateRefusal>,
     /// Error of the JWT, verified with its issuer's published keys.
     pub jwt: Option<JwtError>,
     /// Error of the JWT, verified by the API server of its issuer's cluster.
@@ -138,10 +151,10 @@ impl Refusals {
     /// The label of the last method with an error: a bounded set.
     #[must_use]
     pub fn reason(&self) -> &'static str {
-        match (&self.token_review, &self.jwt, self.client_certificate) {
+        match (&self.token_review, &self.jwt, &self.client_certificate) {
             (Some(error), _, _) => error.reason(),
             (None, Some(error), _) => error.reason(),
-            (None, None, Some(error)) => error.reason(),
+            (None, None, Some(refusal)) => refusal.error.reason(),
             (None, None, None) => "no_credentials",
         }
     }
@@ -150,8 +163,8 @@ impl Refusals {
 impl fmt::Display for Refusals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("client certificate: ")?;
-        match self.client_certificate {
-            Some(error) => error.fmt(f)?,
+        match &self.client_certificate {
+            Some(refusal) => refusal.fmt(f)?,
             None => f.write_str("none")?,
         }
         f.write_str("; token: ")?;
@@ -320,6 +333,12 @@ impl Caller {
 }
 
 /// Reads a configured file.
+/// A file that should hold text or PEM, if it is something else that is recognized.
+pub(super) fn recognized(path: &Path, bytes: &[u8], wanted: Wanted) -> Option<SetupError> {
+    let found = found::file(bytes, &path.display().to_string(), wanted)?;
+    Some(SetupError::Unlike { file: path.to_owned(), found })
+}
+
 pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, SetupError> {
     let wrong = |source| SetupError::File { file: path.to_owned(), source };
     let mut bytes = Vec::new();

@@ -8,6 +8,7 @@ pub mod accept_any;
 pub mod denylist;
 pub mod leaf;
 pub mod previous;
+pub mod refusal;
 
 use std::{
     path::PathBuf,
@@ -18,14 +19,21 @@ use std::{
 use arc_swap::ArcSwap;
 use rustls_pki_types::CertificateDer;
 
-use self::{denylist::Denylist, leaf::Leaf, previous::PreviousCa};
+use self::{
+    denylist::Denylist,
+    leaf::Leaf,
+    previous::PreviousCa,
+    refusal::{CertificateRefusal, Context},
+};
 use super::{
     SetupError,
+    authenticator::{read_file, recognized},
     credential_cache::{CredentialCache, sha256},
     positive_duration,
 };
 use pki::{
     Issuer, PublicKey,
+    found::Wanted,
     identity::{Name, SpiffeId, TrustDomain},
 };
 
@@ -214,16 +222,33 @@ impl ClientCertificates {
         chain: &[CertificateDer<'_>],
         current: Accepted<'_>,
         now: SystemTime,
+    ) -> Result<SpiffeId, CertificateRefusal> {
+        let files = self.files.load();
+        let accepted: Vec<Accepted<'_>> =
+            std::iter::once(current).chain(files.previous.iter().map(PreviousCa::accepted)).collect();
+        self.identity(chain, &accepted, &files.denylist, now).map_err(|error| {
+            let (trust_domains, settings) = (self.trust_domains.as_slice(), &self.settings);
+            CertificateRefusal::new(
+                error,
+                chain.first(),
+                &Context { accepted: &accepted, trust_domains, settings, now },
+            )
+        })
+    }
+
+    fn identity(
+        &self,
+        chain: &[CertificateDer<'_>],
+        accepted: &[Accepted<'_>],
+        denylist: &Denylist,
+        now: SystemTime,
     ) -> Result<SpiffeId, CertificateError> {
         if self.settings.disabled {
             return Err(CertificateError::Disabled);
         }
         let der = chain.first().ok_or(CertificateError::Empty)?;
-        let files = self.files.load();
-        let accepted: Vec<Accepted<'_>> =
-            std::iter::once(current).chain(files.previous.iter().map(PreviousCa::accepted)).collect();
-        let (proven, issuer_ends) = self.prove(der, &accepted)?;
-        self.judge(&proven.leaf, issuer_ends, &files.denylist, now)?;
+        let (proven, issuer_ends) = self.prove(der, accepted)?;
+        self.judge(&proven.leaf, issuer_ends, denylist, now)?;
         Ok(proven.leaf.identity.clone())
     }
 
@@ -288,15 +313,22 @@ impl Files {
         let mut errors = Vec::new();
         let mut files = Self { previous: Vec::new(), denylist: Denylist::default() };
         for path in &settings.previous_ca_certificates {
-            match super::authenticator::read_file(path).and_then(|bytes| {
-                PreviousCa::parse_all(&bytes).map_err(|source| SetupError::PreviousCa { file: path.clone(), source })
+            match read_file(path).and_then(|bytes| {
+                PreviousCa::parse_all(&bytes).map_err(|source| {
+                    recognized(path, &bytes, Wanted::Certificates)
+                        .unwrap_or_else(|| SetupError::PreviousCa { file: path.clone(), source })
+                })
             }) {
                 Ok(cas) => files.previous.extend(cas),
                 Err(error) => errors.push(error),
             }
         }
         if let Some(path) = &settings.denylist {
-            match super::authenticator::read_file(path).map(|bytes| Denylist::parse(&String::from_utf8_lossy(&bytes))) {
+            let read = read_file(path).and_then(|bytes| match recognized(path, &bytes, Wanted::Text) {
+                Some(error) => Err(error),
+                None => Ok(Denylist::parse(&String::from_utf8_lossy(&bytes))),
+            });
+            match read {
                 Ok(Ok(denylist)) => files.denylist = denylist,
                 Ok(Err(lines)) => {
                     errors.extend(lines.into_iter().map(|source| SetupError::Denylist { file: path.clone(), source }))

@@ -49,13 +49,12 @@ pub fn check(directory: &Path) -> Result<(), WriteError> {
 /// # Errors
 /// What stands in the way.
 pub fn check_file(path: &Path) -> Result<(), WriteError> {
-    let exists = || io::Error::from(io::ErrorKind::AlreadyExists);
     if path.is_dir() {
         return Err(failed(path, "is a directory; name a file")(io::ErrorKind::IsADirectory.into()));
     }
     if path.symlink_metadata().is_ok() && !holds_certificates_alone(path) {
-        let what = "holds something else than certificates and is not overwritten; name another file";
-        return Err(failed(path, what)(exists()));
+        let reason = io::Error::other("it holds something else than certificates");
+        return Err(failed(path, "is not overwritten; name another file")(reason));
     }
     writable_above(path)
 }
@@ -245,7 +244,7 @@ mod tests {
             (path("notes/below"), "notes: cannot be written"),
             (PathBuf::from("/proc/nothing/chain.pem"), "/proc: cannot be written"),
         ] {
-            let error = check_file(&bad).unwrap_err().to_string();
+            let error = process::error::chain(&check_file(&bad).unwrap_err());
             assert!(error.contains(reason), "{reason}: {error}");
         }
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 5, "nothing is left");

@@ -67,7 +67,7 @@ impl<'i> Document<'i> {
         match self.take(name) {
             Some(value) => self.read(&format!("[{name}]"), value),
             None => {
-                self.problem(None, &format!("[{name}]"), "the section is missing");
+                self.problem(None, &format!("[{name}]"), "the section is missing; write it");
                 None
             }
         }
@@ -132,7 +132,7 @@ impl<'i> Document<'i> {
         let unknown: Vec<_> = self.table.keys().map(|key| (key.span().start, key.as_ref().to_string())).collect();
         for (start, name) in unknown {
             let line = self.line(start);
-            self.problem(Some(line), &format!("[{name}]"), "no such section");
+            self.problem(Some(line), &format!("[{name}]"), "no such section; correct its name, or remove it");
         }
         self.problems.sort_by_key(|problem| problem.line);
         self.problems
@@ -355,6 +355,8 @@ mod tests {
             #[serde(default)]
             issuer: Option<crate::auth::jwt::settings::IssuerName>,
             #[serde(default)]
+            keys: Option<crate::auth::jwt::settings::KeySource>,
+            #[serde(default)]
             list: Vec<String>,
             #[serde(default)]
             names: Vec<pki::identity::DnsName>,
@@ -369,6 +371,8 @@ mod tests {
             #[serde(default)]
             text: Option<String>,
             #[serde(default)]
+            trust_domain: Option<pki::identity::TrustDomain>,
+            #[serde(default)]
             uri: Option<token::TokenUri>,
             #[serde(default)]
             url: Option<crate::auth::jwt::settings::FetchUrl>,
@@ -379,6 +383,9 @@ mod tests {
                 r#"":15012" is not an IP address with a port; write "[::]:15012" for all addresses, or "127.0.0.1:15012" for this machine alone"#,
             ),
             ("address = '*:15012'", r#"write "[::]:15012" for all addresses"#),
+            ("address = '15012'", r#""15012" is not an IP address with a port; write "[::]:15012" for all addresses"#),
+            ("address = 'tcp://0.0.0.0:15012'", r#"write "0.0.0.0:15012""#),
+            ("address = ' 127.0.0.1: 15012'", r#"write "127.0.0.1:15012""#),
             ("address = 15012", r#"15012 is not an IP address with a port; write "[::]:15012" for all addresses"#),
             (
                 "address = 'localhost:15012'",
@@ -400,6 +407,9 @@ mod tests {
                 "duration = 'a day'",
                 r#"string "a day", expected a duration; write a number with its unit, such as "30s""#,
             ),
+            ("duration = -5", "expected a duration; write a number with its unit, such as"),
+            ("ip = '127.0.0.1/8'", r#""127.0.0.1/8" is not an IP address; write "127.0.0.1""#),
+            ("ip = '[::1]:15012'", r#"write "::1""#),
             ("ip = 'localhost'", r#""localhost" is not an IP address; write for example "192.0.2.1""#),
             ("ip = 1", "1 is not an IP address"),
             ("issuer = 'a b'", r#""a b": an issuer is the exact text of iss"#),
@@ -407,8 +417,20 @@ mod tests {
                 "list = 'ca.example.com'",
                 r#"string "ca.example.com", expected a sequence; write a list: ["ca.example.com"]"#,
             ),
+            ("keys = '/jwks.json'", r#"; write keys = { url = { url = "https://..." } }, keys = { file = "#),
+            ("keys = { file = '/jwks.json' }", "; write keys = { url = {"),
+            ("keys = {}", "one source of keys belongs here; write keys = {"),
+            ("list = 'a, b'", r#"write a list: ["a", "b"]"#),
+            ("list = {}", r#"write a list: ["..."]"#),
             ("list = [1]", r#"expected a string; write it in quotes: "1""#),
             ("names = ['a b']", r#""a b" is not a DNS name"#),
+            (
+                "names = ['https://CA.example:15012/']",
+                r#"is not a DNS name (letters, digits, '-' and '.', 253 bytes at most); write "ca.example""#,
+            ),
+            ("trust_domain = 'spiffe://Cluster.Local/'", r#"write "cluster.local""#),
+            ("trust_domain = ''", r#""" is not a trust domain"#),
+            ("issuer = ''", r#""": an issuer is the exact text of iss"#),
             ("number = '4'", r#"string "4", expected a nonzero u32; write it without quotes: 4"#),
             ("number = 0", "integer `0`, expected a nonzero u32; write a whole number from 1 to 4294967295"),
             ("number = 1.5", "expected a nonzero u32; write a whole number without quotes, such as 4"),

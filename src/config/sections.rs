@@ -198,6 +198,14 @@ pub(super) fn check_serving(serving: &Serving, plaintext: bool, document: &mut D
             "is missing; name what clients call the endpoint, for example [\"istio-hsm-ca.istio-system.svc\"]",
         );
     }
+    for address in serving.dns_names.iter().filter(|name| name.as_str().parse::<std::net::IpAddr>().is_ok()) {
+        let reason = format!(
+            "{:?} is an IP address, which no client looks for among DNS names; write ip_addresses = [{:?}]",
+            address.as_str(),
+            address.as_str()
+        );
+        document.refuse("[serving] dns_names", &reason);
+    }
     if serving.ttl < HOUR {
         document.refuse("[serving] ttl", "is shorter than an hour; it is renewed at half of it");
     }

@@ -89,7 +89,7 @@ impl Ca {
         let ca = self.as_previous();
         match checker.check(&[CertificateDer::from(leaf)], ca.accepted(), at(now)) {
             Ok(id) => id.to_string(),
-            Err(error) => error.reason().to_owned(),
+            Err(refusal) => refusal.error.reason().to_owned(),
         }
     }
 
@@ -189,9 +189,39 @@ fn client_certificate_without_workload_identity_is_refused() {
     for (name, change, expected) in cases {
         assert_eq!(ca.check(&checker, &ca.leaf(change)), expected, "{name}");
     }
-    assert_eq!(checker.check(&[], ca.as_previous().accepted(), at(NOW)).unwrap_err(), CertificateError::Empty);
+    assert_eq!(checker.check(&[], ca.as_previous().accepted(), at(NOW)).unwrap_err().error, CertificateError::Empty);
     let own = CertificateDer::from_pem_slice(ca.pem.as_bytes()).unwrap();
     assert_eq!(ca.check(&checker, &own), "certificate_ca");
+}
+
+#[test]
+fn refusal_shows_what_the_certificate_says_and_what_is_configured() {
+    type Change = Box<dyn FnOnce(&mut CertificateParams)>;
+    let ca = Ca::new("ca");
+    let checker = checker("trust_domain_aliases = ['old.local']\nmax_age = '90s'");
+    let cases: Vec<(Change, &str)> = vec![
+        (
+            Box::new(|p| p.subject_alt_names = vec![uri("spiffe://evil.local/ns/a/sa/b")]),
+            "the certificate's trust domain is not one of this CA's (it names \"spiffe://evil.local/ns/a/sa/b\", and \
+             configured are \"cluster.local\", \"old.local\")",
+        ),
+        (
+            Box::new(|p| p.subject_alt_names = vec![dns("a.example"), uri("https://b/\u{1b}")]),
+            "as its name (it names \"DNS:a.example\", \"https://b/\\u{1b}\")",
+        ),
+        (Box::new(|p| p.not_after = at(NOW - 1).into()), "; it ends at 2026-"),
+        (Box::new(|p| p.not_before = at(NOW + 1).into()), "; it begins at 2026-"),
+        (Box::new(|_| ()), "; [auth.client_certificate] max_age is 1m 30s)"),
+    ];
+    for (change, expected) in cases {
+        let leaf = ca.leaf(change);
+        let refusal = checker.check(&[leaf], ca.as_previous().accepted(), at(NOW)).unwrap_err().to_string();
+        assert!(refusal.contains(expected), "{refusal} / {expected}");
+    }
+    let foreign = Ca::new("foreign").leaf(|_| ());
+    let refusal = checker.check(&[foreign], ca.as_previous().accepted(), at(NOW)).unwrap_err().to_string();
+    let expected = "and its issuer \"CN=foreign\"; accepted are certificates of \"CN=ca\")";
+    assert!(refusal.contains(expected), "{refusal}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod certificate;
 mod constraints;
 mod issuer;
 mod key;
+mod passed_on;
 mod path;
 mod root;
 mod rules;
@@ -16,6 +17,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use self::{
     certificate::{Certificate, Unreadable},
+    passed_on::passed_on,
     path::{DeadEnd, Path},
     rules::Place,
 };
@@ -225,12 +227,16 @@ fn certificates(input: &Input, problems: &mut Vec<Problem>) -> Read {
         let remedy = "give the certificates in PEM; a cert-chain.pem may also be empty";
         problems.push(Problem::with_remedy(&input.name, reason, remedy));
     }
+    let all = found::Blocks::new(&input.name, &blocks);
     for block in &blocks {
-        if block.label != LABEL {
-            // These files are public and go out byte for byte; ztunnel refuses roots with other blocks in them.
-            let found = found::foreign_block(&block.label, &input.name, blocks.len() == 1);
-            let reason = format!("line {}: {}", block.line, found.what);
-            problems.push(Problem::with_remedy(&input.name, reason, found.remedy));
+        // These files are public and go out byte for byte; ztunnel refuses roots with other blocks in them.
+        if let Some(found) = all.foreign(block) {
+            read.has_first &= block.label != LABEL || !read.found.is_empty();
+            problems.push(Problem::with_remedy(
+                &input.name,
+                format!("line {}: {}", block.line, found.what),
+                found.remedy,
+            ));
             continue;
         }
         match Certificate::parse(&input.name, block.line, &block.der) {
@@ -243,32 +249,6 @@ fn certificates(input: &Input, problems: &mut Vec<Problem>) -> Read {
         }
     }
     read
-}
-
-/// root-cert.pem as it goes out to workloads, whose programs read it less leniently than [`pem`] does.
-fn passed_on(input: &Input, problems: &mut Vec<Problem>) -> String {
-    if problems.iter().any(|problem| problem.file == input.name) {
-        return String::new();
-    }
-    let mut refuse = |reason: &str, remedy: &str| problems.push(Problem::with_remedy(&input.name, reason, remedy));
-    if pem::has_marks(&input.bytes) {
-        let reason =
-            "has a byte order mark, zero-width characters or no-break spaces, and goes out to workloads as it is";
-        refuse(reason, &found::without_marks(&input.name));
-        return String::new();
-    }
-    let has_header = |block: &pem::Block| !block.headers.is_empty();
-    if pem::blocks(&input.bytes).iter().flatten().any(has_header) {
-        let remedy = "remove the lines with a colon between BEGIN and the base64, and the empty line after them";
-        refuse("has a PEM block with a header, and Go skips such a block", remedy);
-    }
-    match str::from_utf8(&input.bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => {
-            refuse("is not UTF-8 text, as the reply to Istio's agents must be", "remove the comments in it");
-            String::new()
-        }
-    }
 }
 
 /// Why a key is not the CA's, and whether it is that of another certificate in the files.
@@ -301,6 +281,14 @@ fn other_key(
         format!("put that certificate first in {}", ca.file)
     } else if own.file == root_file && path::is_signed_by(own, ca) && !own.is_self_issued() {
         format!("the two files are swapped: put the CA's certificate into {}, and its root into {}", ca.file, own.file)
+    } else if own.file == root_file && path::is_signed_by(ca, own) {
+        format!(
+            "give the key of {} in {}, and leave the root's key where it is kept; if the root itself is to issue \
+             certificates, put its certificate into {}",
+            name::shown(&ca.subject),
+            ca.file,
+            ca.file
+        )
     } else {
         format!("put that certificate into {}, as its first", ca.file)
     };

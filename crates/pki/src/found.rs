@@ -1,14 +1,23 @@
 //! Recognizes what a file is that should be PEM and is not, so that a message can say so and give the command that
 //! converts it. Never shows a byte of the content: it may be a key.
 
+mod blocks;
+mod command;
+mod text;
+
 use std::fmt;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use const_oid::ObjectIdentifier;
-use der::{AnyRef, Decode, Tag, Tagged};
-use zeroize::Zeroizing;
+use der::{AnyRef, Decode, Encode, Tag, Tagged};
 
-use crate::pem;
+pub(crate) use self::blocks::Blocks;
+use self::{
+    command::{in_place, quoted, replaced, replaced_secretly},
+    text::text,
+};
+
+/// Files of old programs are encrypted with RC2, which OpenSSL 3 does not read by default.
+const LEGACY: &str = "convert it, with the option -legacy if OpenSSL says that RC2 is unsupported";
 
 /// How much of a file is searched for signs of its form.
 const LOOKED_AT: usize = 64 * 1024;
@@ -78,7 +87,7 @@ impl Der {
         match self {
             Self::Certificate => replaced(file, &format!("openssl x509 {inform}-in {file}")),
             Self::Pkcs7 => replaced(file, &format!("openssl pkcs7 {inform}-in {file} -print_certs")),
-            Self::Pkcs12 => replaced(file, &format!("openssl pkcs12 -in {file} -nokeys")),
+            Self::Pkcs12 => format!("{LEGACY}: {}", replaced(file, &format!("openssl pkcs12 -in {file} -nokeys"))),
             Self::Request => {
                 "a request is what the issuing CA signs; put the certificate that it returned for the request here"
                     .to_owned()
@@ -94,11 +103,19 @@ impl Der {
     pub(crate) fn to(self, wanted: Wanted, file: &str) -> String {
         let quoted = &quoted(file);
         match (wanted, self) {
-            (Wanted::PrivateKey, Self::PrivateKey | Self::EncryptedPrivateKey) => {
+            (Wanted::PrivateKey, Self::PrivateKey) => {
                 replaced_secretly(quoted, &format!("openssl pkey -inform DER -in {quoted}"))
             }
+            // It stays encrypted, as `openssl pkey` would not leave it.
+            (Wanted::PrivateKey, Self::EncryptedPrivateKey) => {
+                let label = "ENCRYPTED PRIVATE KEY-----";
+                let wrapped =
+                    format!("{{ echo '-----BEGIN {label}'; base64 -w 64 {quoted}; echo '-----END {label}'; }}");
+                replaced_secretly(quoted, &wrapped)
+            }
             (Wanted::PrivateKey, Self::Pkcs12) => {
-                replaced_secretly(quoted, &format!("openssl pkcs12 -in {quoted} -nocerts"))
+                let extracted = format!("openssl pkcs12 -in {quoted} -nocerts");
+                format!("{LEGACY}: {}", replaced_secretly(quoted, &extracted))
             }
             (Wanted::PrivateKey, _) => "give the file with the CA's private key".to_owned(),
             (Wanted::Request, Self::Request) => replaced(quoted, &format!("openssl req -inform DER -in {quoted}")),
@@ -115,15 +132,26 @@ impl Der {
 pub fn file(bytes: &[u8], file: &str, wanted: Wanted) -> Option<Found> {
     let head = bytes.get(..LOOKED_AT).unwrap_or(bytes);
     let found = |what: &str, remedy: String| Some(Found { what: what.to_owned(), remedy });
-    if let Some(encoding) = utf16(head) {
+    if let Some((encoding, what)) = wide(head) {
         let remedy = replaced(&quoted(file), &format!("iconv -f {encoding} -t UTF-8 {}", quoted(file)));
-        return found("is UTF-16 text, as Windows' editors and PowerShell write it", remedy);
+        return found(what, remedy);
     }
     if let Some((what, remedy)) = magic(head, file) {
         return found(what, remedy);
     }
+    let several = certificates_in_a_row(bytes);
+    if several.len() > 1 && wanted == Wanted::Certificates {
+        let quoted = quoted(file);
+        let each = |at: &usize| format!("tail -c +{} {quoted} | openssl x509 -inform DER; ", at.saturating_add(1));
+        let each: String = several.iter().map(each).collect();
+        let what = format!("is {} certificates in DER, one after the other, not in PEM", several.len());
+        return found(&what, replaced(&quoted, &format!("{{ {each}}}")));
+    }
     if let Some(kind) = der(bytes) {
         return found(&format!("is {kind} in DER, not in PEM"), kind.to(wanted, file));
+    }
+    if head.contains(&0) && contains(bytes, b"-----BEGIN ") {
+        return found("has NUL characters", without_nul(file));
     }
     if head.contains(&0) {
         return found("is binary data, not PEM", format!("look what it is: file {}", quoted(file)));
@@ -171,69 +199,85 @@ pub(crate) fn der(bytes: &[u8]) -> Option<Der> {
     }
 }
 
-/// What to do about a PEM block other than a certificate in a file of certificates.
-pub(crate) fn foreign_block(label: &str, file: &str, is_alone: bool) -> Found {
-    let quoted = &quoted(file);
-    let what = format!("holds a `{label}`");
-    let remedy = match label {
-        "PKCS7" | "PKCS #7 SIGNED DATA" => Der::Pkcs7.to_certificates(file, Form::Pem),
-        "CMS" => replaced(quoted, &format!("sed 's/ CMS-/ PKCS7-/' {quoted} | openssl pkcs7 -print_certs")),
-        "TRUSTED CERTIFICATE" if is_alone => replaced(quoted, &format!("openssl x509 -in {quoted}")),
-        "TRUSTED CERTIFICATE" => {
-            let each = "openssl storeutl -certs";
-            replaced(quoted, &format!("{each} {quoted} | sed -n '/BEGIN/,/END/p'"))
-        }
-        "X509 CERTIFICATE" => in_place(quoted, "s/ X509 CERTIFICATE-----/ CERTIFICATE-----/"),
-        "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST" => Der::Request.to_certificates(file, Form::Pem),
-        _ if is_alone && label.ends_with("PRIVATE KEY") => Der::PrivateKey.to_certificates(file, Form::Pem),
-        _ if is_alone => Der::PublicKey.to_certificates(file, Form::Pem),
-        _ => {
-            let why =
-                if label.ends_with("PRIVATE KEY") { "this file is public, remove it from there" } else { "remove it" };
-            let label = label.replace(['/', '.', '*', '[', ']'], ".");
-            format!("{why}: {}", in_place(quoted, &format!("/-----BEGIN {label}-----/,/-----END {label}-----/d")))
-        }
-    };
-    Found { what, remedy }
-}
-
 /// The command that takes a byte order mark and zero-width characters out of a file.
 pub(crate) fn without_marks(file: &str) -> String {
     // The bytes of pem::MARKS, for a sed that knows no UTF-8.
     in_place(&quoted(file), r"s/\xEF\xBB\xBF\|\xE2\x80[\x8B-\x8F]\|\xE2\x81\xA0\|\xC2\xAD//g; s/\xC2\xA0/ /g")
 }
 
-/// A command in place of which a shell sees one word.
-fn quoted(file: &str) -> String {
-    if file.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte)) && !file.is_empty() {
-        return file.to_owned();
+/// The command that puts the output of another, about `FILE`, in place of a private key's file.
+pub(crate) fn key_converted(file: &str, command: &str) -> String {
+    let quoted = &quoted(file);
+    replaced_secretly(quoted, &command.replace("FILE", quoted))
+}
+
+/// The command that converts an OpenSSH key; ssh-keygen does that in place.
+pub(crate) fn ssh_key_converted(file: &str) -> String {
+    let quoted = &quoted(file);
+    let convert = format!("ssh-keygen -q -p -N '' -m PKCS8 -f {quoted}.new");
+    format!("(umask 077; cp {quoted} {quoted}.new && {convert} && mv {quoted}.new {quoted})")
+}
+
+/// The command that corrects the label of a private key.
+pub(crate) fn key_relabelled(file: &str, label: &str, right: &str) -> String {
+    in_place(&quoted(file), &format!("s/\\(BEGIN\\|END\\) {}-----/\\1 {right}-----/", command::pattern(label)))
+}
+
+/// The command that leaves nothing but the PEM blocks of a file.
+pub(crate) fn blocks_only(file: &str) -> String {
+    let quoted = quoted(file);
+    format!("LC_ALL=C sed -n -i '/^-----BEGIN /,/^-----END /p' {quoted}")
+}
+
+/// The command that takes NUL characters out of a file.
+pub(crate) fn without_nul(file: &str) -> String {
+    let quoted = &quoted(file);
+    replaced(quoted, &format!("tr -d '\\000' < {quoted}"))
+}
+
+/// The command that takes empty lines, and white space at both ends of lines, out of a file.
+pub(crate) fn without_blanks(file: &str) -> String {
+    in_place(&quoted(file), "s/^[[:space:]]*//; s/[[:space:]]*$//; /^$/d")
+}
+
+/// The command that folds long lines to the usual length.
+pub(crate) fn folded_to_64(file: &str) -> String {
+    let quoted = &quoted(file);
+    replaced(quoted, &format!("tr -d '\\r' < {quoted} | fold -w 64"))
+}
+
+/// Where each of a row of DER certificates begins, if there is nothing else.
+fn certificates_in_a_row(bytes: &[u8]) -> Vec<usize> {
+    let mut starts = Vec::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let Ok((element, after)) = AnyRef::from_der_partial(rest) else { return Vec::new() };
+        if element.to_der().ok().and_then(|der| self::der(&der)) != Some(Der::Certificate) {
+            return Vec::new();
+        }
+        starts.push(bytes.len().saturating_sub(rest.len()));
+        rest = after;
     }
-    format!("'{}'", file.replace('\'', r"'\''"))
+    starts
 }
 
-fn in_place(quoted: &str, script: &str) -> String {
-    format!("LC_ALL=C sed -i '{script}' {quoted}")
-}
-
-fn replaced(quoted: &str, command: &str) -> String {
-    format!("{command} > {quoted}.new && mv {quoted}.new {quoted}")
-}
-
-fn replaced_secretly(quoted: &str, command: &str) -> String {
-    format!("(umask 077; {})", replaced(quoted, command))
-}
-
-/// The name by which iconv knows the encoding, when it is UTF-16 of mostly ASCII.
-fn utf16(head: &[u8]) -> Option<&'static str> {
-    let (units, _) = head.as_chunks::<2>();
-    let zeros = |at: fn(&[u8; 2]) -> (u8, u8)| {
-        let letters = units.iter().take(32).map(at).filter(|(letter, zero)| *zero == 0 && *letter != 0).count();
-        units.len() >= 4 && letters == units.len().min(32)
+/// The name by which iconv knows the encoding, when it is UTF-16 or UTF-32 of mostly ASCII, and what the file is.
+fn wide(head: &[u8]) -> Option<(&'static str, &'static str)> {
+    const UTF16: &str = "is UTF-16 text, as Windows' editors and PowerShell write it";
+    const UTF32: &str = "is UTF-32 text";
+    // Of the first characters, the bytes that are not zero are all at one place.
+    let is_at = |width: usize, place: usize| {
+        let characters = head.chunks_exact(width).take(32);
+        let is_one = |bytes: &[u8]| bytes.iter().enumerate().all(|(at, byte)| (*byte == 0) != (at == place));
+        head.len() >= 4 * width && characters.clone().all(is_one)
     };
     match head {
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("UTF-16"),
-        _ if zeros(|[one, two]| (*one, *two)) => Some("UTF-16LE"),
-        _ if zeros(|[one, two]| (*two, *one)) => Some("UTF-16BE"),
+        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Some(("UTF-32", UTF32)),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(("UTF-16", UTF16)),
+        _ if is_at(2, 0) => Some(("UTF-16LE", UTF16)),
+        _ if is_at(2, 1) => Some(("UTF-16BE", UTF16)),
+        _ if is_at(4, 0) => Some(("UTF-32LE", UTF32)),
+        _ if is_at(4, 3) => Some(("UTF-32BE", UTF32)),
         _ => None,
     }
 }
@@ -241,134 +285,28 @@ fn utf16(head: &[u8]) -> Option<&'static str> {
 /// Files that their first bytes tell.
 fn magic(head: &[u8], file: &str) -> Option<(&'static str, String)> {
     let quoted = &quoted(file);
-    match head {
+    let unpacked = |by: &str| replaced(quoted, &format!("{by} -dc {quoted}"));
+    let found = match head {
         [0xfe, 0xed, 0xfe, 0xed, ..] => {
             let convert = format!(
                 "keytool -importkeystore -srckeystore {quoted} -deststoretype PKCS12 -destkeystore {quoted}.p12"
             );
-            Some(("is a Java keystore (JKS)", format!("convert it, then export from the PKCS#12 file: {convert}")))
+            ("is a Java keystore (JKS)", format!("convert it, then export from the PKCS#12 file: {convert}"))
         }
-        [0x1f, 0x8b, ..] => Some(("is compressed with gzip", replaced(quoted, &format!("gzip -dc {quoted}")))),
+        [0x1f, 0x8b, ..] => ("is compressed with gzip", unpacked("gzip")),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => ("is compressed with xz", unpacked("xz")),
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, ..] => ("is compressed with bzip2", unpacked("bzip2")),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => ("is compressed with zstd", unpacked("zstd")),
         [b'P', b'K', 3, 4, ..] => {
-            Some(("is a ZIP archive", format!("unpack it and give the PEM file in it: unzip {quoted}")))
+            ("is a ZIP archive", format!("unpack it and give the PEM file in it: unzip {quoted}"))
         }
-        _ => None,
-    }
-}
-
-/// Text that people take for PEM.
-fn text(bytes: &[u8], file: &str, wanted: Wanted) -> Option<Found> {
-    if wanted == Wanted::Text {
-        return None;
-    }
-    let cleaned = pem::cleaned(bytes);
-    let text = cleaned.trim_ascii_start();
-    let quoted = &quoted(file);
-    let (what, remedy) = match in_base64(text, quoted, wanted).or_else(|| foreign(text, quoted)) {
-        Some(found) => found,
-        None if contains(text, b"-----BEGIN ") || contains(text, b"-----END ") => folded(text, quoted, wanted)?,
-        None => without_blocks(text)?,
+        _ if head.get(257..262) == Some(b"ustar") => {
+            ("is a tar archive", format!("unpack it and give the PEM file in it: tar -xf {quoted}"))
+        }
+        [b'%', b'P', b'D', b'F', b'-', ..] => ("is a PDF document", "give the PEM file itself".to_owned()),
+        _ => return None,
     };
-    Some(Found { what, remedy })
-}
-
-/// A predicate of the file, and the remedy.
-type Kind = (String, String);
-
-fn in_base64(text: &[u8], quoted: &str, wanted: Wanted) -> Option<Kind> {
-    let decoded = |by: &str| match wanted {
-        Wanted::PrivateKey => replaced_secretly(quoted, &format!("base64 -d {quoted}{by}")),
-        Wanted::Certificates | Wanted::Request | Wanted::Text => replaced(quoted, &format!("base64 -d {quoted}{by}")),
-    };
-    if text.starts_with(b"LS0t") {
-        return Some(("is base64 of PEM, as in the data of a Kubernetes Secret".to_owned(), decoded("")));
-    }
-    if text.starts_with(b"TFMwd") {
-        return Some(("is PEM in base64 twice".to_owned(), decoded(" | base64 -d")));
-    }
-    let kind = bare_base64(text)?;
-    let remedy = match (wanted, kind) {
-        (Wanted::Certificates, Der::Certificate) => decoded(" | openssl x509 -inform DER"),
-        (Wanted::Certificates, Der::Pkcs7) => decoded(" | openssl pkcs7 -inform DER -print_certs"),
-        (Wanted::PrivateKey, Der::PrivateKey) => decoded(" | openssl pkey -inform DER"),
-        (Wanted::Request, Der::Request) => decoded(" | openssl req -inform DER"),
-        (_, kind) => kind.to(wanted, quoted),
-    };
-    Some((format!("is {kind} in base64 without BEGIN and END lines"), remedy))
-}
-
-/// Text of other programs.
-fn foreign(text: &[u8], quoted: &str) -> Option<Kind> {
-    let starts = |with: &str| text.get(..with.len()).is_some_and(|head| head.eq_ignore_ascii_case(with.as_bytes()));
-    let (what, remedy) = if ["<!doctype", "<html", "<?xml", "<head"].into_iter().any(starts) {
-        let remedy =
-            "it is what a server answered in place of the file, often a login or error page: download it again";
-        ("is an HTML page", remedy.to_owned())
-    } else if starts("apiVersion:") || contains(text, b"\nkind: Secret") || contains(text, b"\"kind\": \"Secret\"") {
-        let remedy = "give the value in it, not the manifest: kubectl get secret NAME -n NAMESPACE -o \
-                      jsonpath='{.data.ca-cert\\.pem}' | base64 -d";
-        ("is a Kubernetes manifest", remedy.to_owned())
-    } else if starts("{") {
-        ("is JSON", format!("give the PEM text in it: jq -r .FIELD {quoted}"))
-    } else if starts("$ANSIBLE_VAULT;") {
-        ("is encrypted by Ansible Vault", format!("decrypt it: ansible-vault decrypt {quoted}"))
-    } else if starts("PuTTY-User-Key-File") {
-        ("is a PuTTY key, an SSH key", "give the CA's own file in PEM".to_owned())
-    } else if starts("ssh-") || starts("ecdsa-sha2-") {
-        ("is an OpenSSH public key", "give the CA's own file in PEM".to_owned())
-    } else {
-        return None;
-    };
-    Some((what.to_owned(), remedy))
-}
-
-/// PEM whose line ends were lost.
-fn folded(text: &[u8], quoted: &str, wanted: Wanted) -> Option<Kind> {
-    if ["\\n-----END", "-----\\n", "-----\\r\\n"].into_iter().any(|part| contains(text, part.as_bytes())) {
-        let script = r#"s/\\r//g; s/\\n/\n/g; s/^[[:space:]]*["'"'"']//; s/["'"'"'],*$//"#;
-        return Some(("has \\n as two characters in place of line ends".to_owned(), in_place(quoted, script)));
-    }
-    if contains(text, b"----------BEGIN ") {
-        let what = "has the END line of a block and the BEGIN line of the next on one line";
-        return Some((what.to_owned(), in_place(quoted, r"s/----------BEGIN /-----\n-----BEGIN /g")));
-    }
-    let mut lines = text.split(|byte| *byte == b'\n');
-    lines.find(|line| contains(line, b"-----BEGIN ") && contains(line, b"-----END "))?;
-    let blocks = r"s/ *(-----BEGIN [A-Z0-9 ]+-----) */\n\1\n/g; s/ *(-----END [A-Z0-9 ]+-----) */\n\1\n/g";
-    let command = format!(r"sed -E '{blocks}' {quoted} | sed -E '/-----/!s/ +/\n/g' | sed '/^$/d'");
-    let remedy = match wanted {
-        Wanted::PrivateKey => replaced_secretly(quoted, &command),
-        Wanted::Certificates | Wanted::Request | Wanted::Text => replaced(quoted, &command),
-    };
-    Some(("is PEM folded into one line".to_owned(), remedy))
-}
-
-fn without_blocks(text: &[u8]) -> Option<Kind> {
-    let has = |part: &str| contains(text, part.as_bytes());
-    let (what, remedy) = if has("BEGIN ") && (has("\u{2013}") || has("\u{2014}")) {
-        let remedy = "copy it again, not through a word processor, a mail or a chat";
-        ("has typographic dashes in place of hyphens in its BEGIN line", remedy)
-    } else if has("Data:") && has("Signature Algorithm:") {
-        let remedy = "export it again without -noout, or as PEM";
-        ("is OpenSSL's description of a certificate or request, without itself", remedy)
-    } else {
-        return None;
-    };
-    Some((what.to_owned(), remedy.to_owned()))
-}
-
-/// The structure that a text of nothing but base64 holds.
-fn bare_base64(text: &[u8]) -> Option<Der> {
-    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte) || byte.is_ascii_whitespace();
-    if !text.starts_with(b"MI") || !text.iter().all(is_base64) {
-        return None;
-    }
-    let mut plain = Zeroizing::new(Vec::with_capacity(text.len()));
-    plain.extend(text.iter().filter(|byte| !byte.is_ascii_whitespace()));
-    let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(plain.len())]);
-    let length = STANDARD.decode_slice(&*plain, &mut bytes).ok()?;
-    bytes.truncate(length);
-    der(&bytes)
+    Some(found)
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {

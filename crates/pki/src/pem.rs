@@ -184,7 +184,7 @@ fn begin_label(line: usize, content: &[u8]) -> Result<Option<String>, PemError> 
     let Some(rest) = content.strip_prefix(BEGIN) else {
         // `cat` of files without a newline at their ends, and indentation, look like this.
         if content.windows(BEGIN.len()).any(|window| window == BEGIN) {
-            return fail(line, "BEGIN does not stand at the start of its line; put it there");
+            return fail(line, "BEGIN does not stand at the start of its line");
         }
         return Ok(None);
     };

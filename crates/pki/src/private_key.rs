@@ -78,19 +78,13 @@ pub struct RsaComponents<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrivateKeyError {
     /// RFC 1421 encryption, as formerly written by `openssl rsa -aes256`: its key derivation is one round of MD5.
-    #[error(
-        "the key on line {line} is encrypted in the old way (Proc-Type: 4,ENCRYPTED), which is not supported; \
-         convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
-    )]
+    #[error("the key on line {line} is encrypted in the old way (Proc-Type: 4,ENCRYPTED), which is not supported")]
     EncryptedLegacy {
         /// Line at which the key's block begins.
         line: usize,
     },
     /// The curve is given by explicit parameters.
-    #[error(
-        "the key spells its curve out instead of naming it; convert it: \
-         openssl ec -in OLD -param_enc named_curve -out NEW"
-    )]
+    #[error("the key spells its curve out instead of naming it")]
     ExplicitCurve,
     /// The parts of the key do not match.
     #[error("the private key contradicts itself: {0}; the file is damaged, take it from a backup")]
@@ -101,6 +95,14 @@ pub enum PrivateKeyError {
     /// The content is not DER of the form in the PEM label.
     #[error("the private key is malformed: {0}; take it from a backup")]
     Malformed(&'static str),
+    /// The key is of another form than its label says.
+    #[error("the key is a `{form}` under the label `{label}`")]
+    Mislabelled {
+        /// The label of its PEM block.
+        label: String,
+        /// The label that belongs to the content.
+        form: &'static str,
+    },
     /// No block with a private key.
     #[error("there is no private key in it, but {found}; {remedy}")]
     NoKey {
@@ -127,18 +129,13 @@ pub enum PrivateKeyError {
         second: usize,
     },
     /// The encryption is not PBES2 with PBKDF2 or scrypt and AES, or its cost is excessive.
-    #[error(
-        "the private key's encryption is not supported: {0}; \
-         convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
-    )]
+    #[error("the private key's encryption is not supported: {0}")]
     UnsupportedEncryption(&'static str),
     /// A private key in a form of another world, such as `OPENSSH PRIVATE KEY`.
-    #[error("a `{label}` is not supported; RSA, EC and PKCS#8 private keys are; {remedy}")]
+    #[error("a `{label}` is not supported (RSA, EC and PKCS#8 private keys are)")]
     UnsupportedForm {
         /// The label of its PEM block.
         label: String,
-        /// What to do.
-        remedy: &'static str,
     },
     /// An RSA exponent other than 65537: legal, but what tokens and peers make of it is not known.
     #[error("the RSA key's public exponent is not 65537, which a CA's key must have; make another CA key")]
@@ -150,6 +147,9 @@ impl PrivateKeyError {
     #[must_use]
     pub fn in_file(&self, name: &str, text: &[u8]) -> Problem {
         match (self, found::file(text, name, Wanted::PrivateKey)) {
+            (Self::NoKey { .. }, None) if text.trim_ascii().is_empty() => {
+                Problem::with_remedy(name, "is empty", "put the CA's private key there as PEM")
+            }
             (Self::NoKey { .. } | Self::Pem(_), Some(Found { what, remedy })) => {
                 Problem::with_remedy(name, what, remedy)
             }
@@ -160,7 +160,41 @@ impl PrivateKeyError {
                 let remedy = "make a CA key of a supported type, and have a certificate issued for it";
                 Problem::with_remedy(name, error.to_string(), remedy)
             }
-            _ => Problem::new(name, self.to_string()),
+            _ => match self.conversion(name) {
+                Some(remedy) => Problem::with_remedy(name, self.to_string(), remedy),
+                None => Problem::new(name, self.to_string()),
+            },
+        }
+    }
+}
+
+impl PrivateKeyError {
+    /// What makes a key of the file that can be read.
+    fn conversion(&self, name: &str) -> Option<String> {
+        let by = |command: &str| Some(found::key_converted(name, command));
+        match self {
+            Self::EncryptedLegacy { .. } | Self::UnsupportedEncryption(_) => {
+                by("openssl pkcs8 -topk8 -v2 aes-256-cbc -in FILE")
+            }
+            Self::ExplicitCurve => by("openssl ec -in FILE -param_enc named_curve"),
+            Self::Mislabelled { label, form } => Some(found::key_relabelled(name, label, form)),
+            Self::UnsupportedForm { label } => match label.as_str() {
+                "DSA PRIVATE KEY" => Some("make another CA key".to_owned()),
+                "OPENSSH PRIVATE KEY" => Some(found::ssh_key_converted(name)),
+                "TSS2 PRIVATE KEY" => Some(
+                    "it can be used with its TPM alone; give a key that was made outside, or use a token".to_owned(),
+                ),
+                _ => by("openssl pkey -in FILE"),
+            },
+            Self::Inconsistent(_)
+            | Self::Key(_)
+            | Self::Malformed(_)
+            | Self::NoKey { .. }
+            | Self::PassphraseNeeded
+            | Self::PassphraseWrong
+            | Self::Pem(_)
+            | Self::SeveralKeys { .. }
+            | Self::UnusualExponent => None,
         }
     }
 }
@@ -174,6 +208,17 @@ impl PrivateKey {
     pub fn from_pem(text: &[u8], passphrase: Option<&SecretString>) -> Result<Self, PrivateKeyError> {
         let blocks = pem::blocks(text)?;
         let block = the_key(&blocks)?;
+        Self::from_block(block, &blocks, passphrase).map_err(|error| match (error, form::label(&block.der)) {
+            (PrivateKeyError::Malformed(_) | PrivateKeyError::UnsupportedForm { .. }, Some(form))
+                if form != block.label =>
+            {
+                PrivateKeyError::Mislabelled { label: block.label.clone(), form }
+            }
+            (error, _) => error,
+        })
+    }
+
+    fn from_block(block: &Block, blocks: &[Block], passphrase: Option<&SecretString>) -> Result<Self, PrivateKeyError> {
         match block.label.as_str() {
             "RSA PRIVATE KEY" => Self::checked(&form::rsa(&block.der)?, None),
             "EC PRIVATE KEY" => {
@@ -190,17 +235,7 @@ impl PrivateKey {
                     other => other,
                 })
             }
-            other => {
-                let remedy = match other {
-                    "DSA PRIVATE KEY" => "make another CA key",
-                    "OPENSSH PRIVATE KEY" => "convert a copy: ssh-keygen -p -P '' -N '' -m PKCS8 -f COPY",
-                    "TSS2 PRIVATE KEY" => {
-                        "it can be used with its TPM alone; give a key that was made outside, or use a token"
-                    }
-                    _ => "convert it: openssl pkey -in OLD -out NEW",
-                };
-                Err(PrivateKeyError::UnsupportedForm { label: other.to_owned(), remedy })
-            }
+            other => Err(PrivateKeyError::UnsupportedForm { label: other.to_owned() }),
         }
     }
 
@@ -324,7 +359,7 @@ fn no_key(blocks: &[Block]) -> PrivateKeyError {
     } else if has(&["EC PARAMETERS"]) {
         ("EC PARAMETERS alone, which name a curve", private)
     } else if blocks.is_empty() {
-        ("no PEM block either", private)
+        ("text without a PEM block", private)
     } else {
         ("something else", private)
     };

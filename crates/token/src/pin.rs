@@ -86,7 +86,7 @@ impl Remedy for PinError {
         Some(match self.problem {
             PinProblem::ByteOrderMark => format!("remove it: sed -i '1s/^\\xEF\\xBB\\xBF//' {path}").into(),
             PinProblem::Utf16 => {
-                format!("convert it: umask 077; iconv -f UTF-16 -t UTF-8 {path} > {path}.new && mv {path}.new {path}")
+                format!("convert it: (umask 077; iconv -f UTF-16 -t UTF-8 {path} > {path}.new && mv {path}.new {path})")
                     .into()
             }
             PinProblem::Empty => format!("write the {secret} into it").into(),

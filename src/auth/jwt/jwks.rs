@@ -28,6 +28,9 @@ pub enum JwksError {
     /// Not a key set.
     #[error("the document is not a JSON Web Key Set")]
     Malformed,
+    /// Something else that stands where a key set is expected.
+    #[error("the document is {0}, not a JSON Web Key Set")]
+    Other(&'static str),
     /// There are more keys than any issuer publishes.
     #[error("the key set holds more than {MOST} keys")]
     TooMany,
@@ -82,7 +85,8 @@ struct Entry {
 /// # Errors
 /// If it is malformed or has no usable key.
 pub fn parse(json: &[u8]) -> Result<Vec<Jwk>, JwksError> {
-    let document: Document = serde_json::from_slice(json).map_err(|_| JwksError::Malformed)?;
+    let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
+    let document: Document = serde_json::from_slice(json).map_err(|_| other(json))?;
     if document.keys.len() > MOST {
         return Err(JwksError::TooMany);
     }
@@ -93,6 +97,29 @@ pub fn parse(json: &[u8]) -> Result<Vec<Jwk>, JwksError> {
         }
     }
     if keys.is_empty() { Err(JwksError::Empty) } else { Ok(keys) }
+}
+
+/// What a document is that is not a key set.
+fn other(document: &[u8]) -> JwksError {
+    let text = String::from_utf8_lossy(document);
+    let starts = |with: &str| text.trim_start().starts_with(with);
+    let has = |key: &str| {
+        serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(document)
+            .is_ok_and(|it| it.contains_key(key))
+    };
+    JwksError::Other(if text.trim().is_empty() {
+        "empty"
+    } else if starts("<") {
+        "an HTML or XML page, such as a login or error page"
+    } else if starts("-----BEGIN ") {
+        "PEM"
+    } else if has("jwks_uri") {
+        "a discovery document, whose jwks_uri names the key set"
+    } else if has("kty") {
+        "a single key, which belongs into the list `keys` of a key set"
+    } else {
+        return JwksError::Malformed;
+    })
 }
 
 impl Entry {

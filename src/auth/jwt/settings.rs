@@ -139,13 +139,15 @@ impl From<Algorithm> for jsonwebtoken::Algorithm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
     /// An issuer is empty, too long, or has white space or control characters.
-    #[error("an issuer is the exact text of iss: 1 to 2048 bytes without white space")]
+    #[error("an issuer is the exact text of iss, 1 to 2048 bytes without white space; copy it from a token")]
     Issuer,
     /// A leeway is more than five minutes.
-    #[error("a leeway is a duration from \"0s\" to \"300s\"")]
+    #[error("a leeway is a duration from \"0s\" to \"300s\"; write for example \"60s\"")]
     Leeway,
     /// A URL is neither https nor http on this machine.
-    #[error("a key URL starts with https:// (http:// only on loopback) and carries no user name")]
+    #[error(
+        "a key URL starts with https:// (http:// only on loopback) and carries no user name; write for example https://issuer.example/jwks"
+    )]
     Url,
 }
 

@@ -34,17 +34,36 @@ fn advice(message: &str, value: &DeValue<'_>) -> Option<Advice> {
     }
     if message.contains("IP address") {
         let problem = Some(format!("{} is not an IP address", shown(value)));
-        return Some(Advice { problem, write: "write for example \"192.0.2.1\" or \"2001:db8::1\"".into() });
+        let meant = text_of(value).and_then(|text| bare_host(text).parse::<std::net::IpAddr>().ok());
+        let write = match meant {
+            Some(ip) => format!("write \"{ip}\""),
+            None => "write for example \"192.0.2.1\" or \"2001:db8::1\"".to_owned(),
+        };
+        return Some(Advice { problem, write });
+    }
+    if let Some(meant) = named(message, value).and_then(|text| name_meant(message, text)) {
+        return write(format!("\"{meant}\""));
+    }
+    if message.contains("KeySource") || message.contains("`discovery`, `file`, `url`") || message.contains(ONE_KEY) {
+        let problem = message.contains(ONE_KEY).then(|| "one source of keys belongs here".to_owned());
+        let write = "write keys = { url = { url = \"https://...\" } }, keys = { file = { path = \"/...\" } } or keys = { \
+                     discovery = {} }";
+        return Some(Advice { problem, write: write.into() });
     }
     match (expected?, value) {
-        ("a duration", DeValue::Integer(number)) => {
+        ("a duration", DeValue::Integer(number)) if is_number(number.as_str()) => {
             write(format!("a number with its unit: \"{}s\", \"24h\" or \"90d\"", number.as_str()))
         }
         ("a duration", DeValue::String(text)) if is_number(text) => {
             write(format!("a number with its unit: \"{text}s\", \"24h\" or \"90d\""))
         }
         ("a duration", _) => write("a number with its unit, such as \"30s\", \"24h\" or \"90d\""),
+        ("a sequence", DeValue::Table(table)) if table.is_empty() => write("a list: [\"...\"]"),
         ("a sequence", DeValue::Table(_)) => write("a list of tables, with two brackets around its name: [[...]]"),
+        ("a sequence", DeValue::String(text)) if text.contains(',') => {
+            let items: Vec<_> = text.split(',').map(|item| format!("{:?}", item.trim())).collect();
+            write(format!("a list: [{}]", items.join(", ")))
+        }
         ("a sequence", value) => write(format!("a list: [{}]", shown(value))),
         ("a string" | "path string" | "string", DeValue::Array(items)) => match items.first() {
             Some(first) if items.len() == 1 => write(format!("it without brackets: {}", shown(first.get_ref()))),
@@ -80,7 +99,8 @@ fn advice(message: &str, value: &DeValue<'_>) -> Option<Advice> {
 fn address(value: &DeValue<'_>) -> Advice {
     let problem = format!("{} is not an IP address with a port", shown(value));
     let text = match value {
-        DeValue::String(text) => text.to_string(),
+        DeValue::String(text) if is_number(text) => format!(":{text}"),
+        DeValue::String(text) => without_scheme(&text.replace(char::is_whitespace, "")).to_owned(),
         DeValue::Integer(number) => format!(":{}", number.as_str()),
         _ => String::new(),
     };
@@ -104,10 +124,63 @@ fn address(value: &DeValue<'_>) -> Advice {
     Advice { problem: Some(problem), write }
 }
 
+/// What serde says of a key source with none or several of its kinds.
+const ONE_KEY: &str = "wanted exactly 1 element";
+
+fn text_of<'a>(value: &'a DeValue<'_>) -> Option<&'a str> {
+    match value {
+        DeValue::String(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// The text that a message is about: the value, or the item of it that the message repeats.
+fn named<'a>(message: &str, value: &'a DeValue<'_>) -> Option<&'a str> {
+    match value {
+        DeValue::Array(items) => {
+            let mut texts = items.iter().filter_map(|item| text_of(item.get_ref()));
+            texts.find(|text| message.contains(&format!("{text:?}")))
+        }
+        value => text_of(value),
+    }
+}
+
+/// Without `https://` or the like, and without a path.
+fn without_scheme(text: &str) -> &str {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or(rest)
+}
+
+/// A host without scheme, port, brackets, and prefix length.
+fn bare_host(text: &str) -> &str {
+    let host = without_scheme(text.trim());
+    let host = match host.rsplit_once(':') {
+        Some((host, port)) if is_number(port) && (!host.contains(':') || host.ends_with(']')) => host,
+        _ => host,
+    };
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// The name that was meant, where it stands in a URL, with a port, in capitals or with a dot at its end.
+fn name_meant(message: &str, text: &str) -> Option<String> {
+    let meant = bare_host(text).trim_end_matches('.').to_lowercase();
+    let is_right = if message.contains("is not a trust domain") {
+        meant.parse::<pki::identity::TrustDomain>().is_ok()
+    } else if message.contains("is not a DNS name") {
+        meant.parse::<pki::identity::DnsName>().is_ok()
+    } else {
+        false
+    };
+    is_right.then_some(meant)
+}
+
 /// Adds the value to a message that does not show it.
 fn with_value(message: String, value: &DeValue<'_>) -> String {
     match value {
-        DeValue::String(text) if !text.is_empty() && !message.contains(&**text) => {
+        DeValue::String(text) if text.is_empty() || !message.contains(&**text) => {
+            format!("{}: {message}", shown(value))
+        }
+        DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) if !message.contains(&shown(value)) => {
             format!("{}: {message}", shown(value))
         }
         _ => message,

@@ -16,7 +16,10 @@ use x509_cert::{
 use zeroize::Zeroizing;
 
 use audit_log::timestamp;
-use pki::identity::Name;
+use pki::{
+    found::{self, Found, Wanted},
+    identity::Name,
+};
 use process::error::{Advice, Remedy};
 
 /// Maximum size of a file: a long chain has some 10 KiB.
@@ -48,7 +51,7 @@ pub enum FilesError {
         not_after: SystemTime,
     },
     /// No key, or a kind that is not known.
-    #[error("{}: no private key in PEM that can sign (RSA, ECDSA or Ed25519)", .0.display())]
+    #[error("{}: no private key in PEM that can sign (RSA, ECDSA or Ed25519){}", .0.display(), Advice(self))]
     Key(PathBuf),
     /// Key and certificate do not match.
     #[error("{}: the key is not that of {}{}", .0.key.display(), .0.certificate.display(), Advice(self))]
@@ -86,6 +89,14 @@ pub enum FilesError {
     /// A file is too large.
     #[error("{}: larger than 1 MiB", .0.display())]
     TooLarge(PathBuf),
+    /// A file is something that people take for PEM.
+    #[error("{}: {}{}", path.display(), found.what, Advice(self))]
+    Unlike {
+        /// Path of the file.
+        path: PathBuf,
+        /// What it is.
+        found: Found,
+    },
 }
 
 impl Remedy for FilesError {
@@ -100,7 +111,9 @@ impl Remedy for FilesError {
             ),
             Self::NotYetValid { .. } => Some("set the clock right, or have another certificate issued".into()),
             Self::Purpose(_) => Some("have a certificate issued for TLS servers".into()),
-            Self::Key(_) | Self::Read { .. } | Self::TooLarge(_) => None,
+            Self::Key(_) => Some("put the certificate's private key there as PEM".into()),
+            Self::Unlike { found, .. } => Some(found.remedy.clone().into()),
+            Self::Read { .. } | Self::TooLarge(_) => None,
         }
     }
 }
@@ -128,12 +141,20 @@ impl Files {
     /// # Errors
     /// When one is malformed, they are not of one pair, or clients would reject the leaf.
     pub fn parse(&self, content: &Content, now: SystemTime) -> Result<Arc<CertifiedKey>, FilesError> {
-        let no_certificate = || FilesError::Certificate(self.certificate.clone());
+        let unlike = |path: &PathBuf, bytes: &[u8], wanted| {
+            let found = found::file(bytes, &path.display().to_string(), wanted)?;
+            Some(FilesError::Unlike { path: path.clone(), found })
+        };
+        let no_certificate = || {
+            unlike(&self.certificate, &content.certificate, Wanted::Certificates)
+                .unwrap_or_else(|| FilesError::Certificate(self.certificate.clone()))
+        };
         let chain: Vec<_> = CertificateDer::pem_slice_iter(&content.certificate)
             .collect::<Result<_, _>>()
             .map_err(|_| no_certificate())?;
         self.check_leaf(chain.first().ok_or_else(no_certificate)?, now)?;
-        let no_key = || FilesError::Key(self.key.clone());
+        let no_key =
+            || unlike(&self.key, &content.key, Wanted::PrivateKey).unwrap_or_else(|| FilesError::Key(self.key.clone()));
         let key = Zeroizing::new(PrivateKeyDer::from_pem_slice(&content.key).map_err(|_| no_key())?);
         let key = any_supported_type(&key).map_err(|_| no_key())?;
         let certified = CertifiedKey::new(chain, key);

@@ -20,7 +20,6 @@ use super::{
     key::Key,
 };
 use crate::{
-    found::{self, Der, Form},
     name,
     structure::{Signed, TbsCertificate},
 };
@@ -115,17 +114,10 @@ impl Certificate {
     /// Parses a certificate; `file` and `line` are for messages only.
     pub(super) fn parse(file: &str, line: usize, der: &[u8]) -> Result<Self, Unreadable> {
         let damaged = |_error: der::Error| Unreadable::damaged("it is not a DER certificate");
-        let other = |otherwise: &str| match found::der(der).filter(|kind| *kind != Der::Certificate) {
-            Some(kind) => Unreadable {
-                reason: format!("is {kind} under the label CERTIFICATE"),
-                remedy: kind.to_certificates(file, Form::Pem),
-            },
-            None => Unreadable::damaged(otherwise),
-        };
-        let outer = Signed::from_der(der).map_err(|_error| other("it is not a DER certificate"))?;
+        let outer = Signed::from_der(der).map_err(damaged)?;
         let tbs = outer.content.to_der().map_err(damaged)?;
-        let inner =
-            TbsCertificate::from_der(&tbs).map_err(|_error| other("its content is not a DER TBSCertificate"))?;
+        let inner = TbsCertificate::from_der(&tbs)
+            .map_err(|_error| Unreadable::damaged("its content is not a DER TBSCertificate"))?;
         if inner.algorithm != outer.algorithm {
             return Err(Unreadable::damaged("it names two different signature algorithms"));
         }

@@ -195,7 +195,7 @@ fn each_refusal_says_why() {
     }
     assert_eq!(VerifiedCsr::from_pem("").unwrap_err(), CsrError::NoPem);
     assert_eq!(VerifiedCsr::from_pem(&"x".repeat(CSR_MAX + 1)).unwrap_err(), CsrError::TooLarge(CSR_MAX + 1));
-    let torn = pem("X", &good()).replace("-----END", "----END");
+    let torn = pem("X", &good()).replace("-----END", "END");
     assert!(matches!(VerifiedCsr::from_pem(&torn), Err(CsrError::Pem(_))));
 }
 

@@ -116,6 +116,19 @@ pub(super) fn components(pkcs8: &[u8]) -> Result<Components<'_>, PrivateKeyError
     }
 }
 
+/// The PEM label that belongs to a private key of this form.
+pub(super) fn label(der: &[u8]) -> Option<&'static str> {
+    if PrivateKeyInfoRef::from_der(der).is_ok() {
+        Some("PRIVATE KEY")
+    } else if RsaPrivateKey::from_der(der).is_ok() {
+        Some("RSA PRIVATE KEY")
+    } else if EcPrivateKey::from_der(der).is_ok() {
+        Some("EC PRIVATE KEY")
+    } else {
+        pkcs8::EncryptedPrivateKeyInfoRef::from_der(der).is_ok().then_some("ENCRYPTED PRIVATE KEY")
+    }
+}
+
 const NO_CURVE: PrivateKeyError = PrivateKeyError::Malformed("it does not name its curve");
 
 fn key_info(der: &[u8]) -> Result<PrivateKeyInfoRef<'_>, PrivateKeyError> {

@@ -169,7 +169,8 @@ fn encrypted_keys_need_their_passphrase() {
         let text = encrypt(form);
         let error = PrivateKey::from_pem(text.as_bytes(), Some(&passphrase)).err().unwrap();
         assert!(matches!(error, PrivateKeyError::UnsupportedEncryption(_)), "{form}: {error}");
-        assert!(error.to_string().contains("openssl pkcs8 -topk8"), "{error}");
+        let problem = error.in_file("ca-key.pem", text.as_bytes()).to_string();
+        assert!(problem.contains("openssl pkcs8 -topk8"), "{problem}");
     }
     let block = pem::blocks(text.as_bytes()).unwrap().remove(0);
     let mut info = pkcs8::EncryptedPrivateKeyInfoRef::try_from(block.der.as_slice()).unwrap();
@@ -199,7 +200,8 @@ fn each_refusal_has_its_reason() {
     let openssh = pem::encode("OPENSSH PRIVATE KEY", b"openssh-key-v1");
     let other_curve = format!("{}{}", openssl("ecparam -name secp384r1", b""), openssl("ec", p256.as_bytes()));
     let cases = [
-        ("", "no private key in it, but no PEM block either"),
+        ("", "is empty; put"),
+        ("see the wiki", "no private key in it, but text without a PEM block"),
         (&pem::encode("CERTIFICATE", &[1]), "no private key in it, but a certificate;"),
         (&pem::encode("PUBLIC KEY", &[1]), "no private key in it, but a public key;"),
         (&pem::encode("EC PARAMETERS", &[1]), "no private key in it, but EC PARAMETERS alone"),
@@ -207,7 +209,9 @@ fn each_refusal_has_its_reason() {
         (&format!("\n{p256}{rsa_text}"), "lines 2 and 7"),
         (&p256[..60], "line 1: the block that begins here has no END line"),
         (&pem::encode("PRIVATE KEY", b"hello"), "malformed"),
-        (&pem::encode("RSA PRIVATE KEY", &der(&p256)), "malformed"),
+        (&pem::encode("RSA PRIVATE KEY", &der(&p256)), "the key is a `PRIVATE KEY` under the label `RSA PRIVATE KEY`"),
+        (&pem::encode("ANY PRIVATE KEY", &der(&pkcs1)), "the key is a `RSA PRIVATE KEY` under the label"),
+        (&pem::encode("ANY PRIVATE KEY", b"hello"), "a `ANY PRIVATE KEY` is not supported"),
         (&trailing, "malformed"),
         (&damaged(&pkcs1, "RSA PRIVATE KEY", 1), "contradicts itself"),
         (&damaged(&pkcs1, "RSA PRIVATE KEY", 800), "contradicts itself"),
@@ -227,7 +231,7 @@ fn each_refusal_has_its_reason() {
         (&new("RSA -pkeyopt rsa_keygen_primes:3 -pkeyopt rsa_keygen_bits:3072"), "two primes"),
     ];
     for (text, expected) in cases {
-        let message = refusal(text).to_string();
+        let message = refusal(text).in_file("ca-key.pem", text.as_bytes()).to_string();
         assert!(message.contains(expected), "{expected}: {message}");
     }
 }

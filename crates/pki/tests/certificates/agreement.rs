@@ -8,8 +8,8 @@ use istio_hsm_ca_pki::{
     pem,
     tbs::Serial,
     testing::{
-        ID, WORKLOAD,
-        draft::{Draft, authority_key_id, basic_constraints, extended_key_usage},
+        ID, P256, WORKLOAD,
+        draft::{self, Draft, authority_key_id, basic_constraints, extended_key_usage},
         extension, leaf, san_value,
     },
 };
@@ -81,6 +81,119 @@ fn judged(seed: u64) -> Judged {
     let presented = Presented { leaf, key: workload_key, sent, roots: root_cert };
     let strict = Presented { sent: format!("{ca_cert}{others}"), ..presented.clone() };
     Judged { seed, notes, problems, presented, strict }
+}
+
+/// Forms of root-cert.pem, with the check's problems and what a peer would be presented.
+fn forms() -> Vec<(String, Vec<String>, Presented)> {
+    let now = now();
+    let root =
+        Draft { not_after: now + Duration::from_secs(86_400 * 365), ..Draft::new(&common_name(b"Root"), &P256, now) };
+    let pem = root.pem(&P256);
+    let rows: Vec<&str> = pem.lines().collect();
+    let [begin, body @ .., end] = rows.as_slice() else { panic!("{pem}") };
+    let base64 = body.concat();
+    let in_lines = |length: usize| {
+        let lines: Vec<&str> = base64.as_bytes().chunks(length).map(|line| str::from_utf8(line).unwrap()).collect();
+        format!("{begin}\n{}\n{end}\n", lines.join("\n"))
+    };
+    let with = |each: fn(&str) -> String| {
+        format!("{begin}\n{}\n{end}\n", body.iter().map(|line| each(line)).collect::<Vec<_>>().join("\n"))
+    };
+    let mut forms = vec![
+        ("CRLF", pem.replace('\n', "\r\n")),
+        ("carriage returns", pem.replace('\n', "\r")),
+        ("no end of the last line", pem.trim_end().to_owned()),
+        ("twice", format!("{pem}{pem}")),
+        ("a comment", format!("# root\nSubject: CN=Root\n{pem}")),
+        ("a long comment", format!("{}\n{pem}", "x".repeat(3000))),
+        ("a comment that is not ASCII", format!("Zürich\n{pem}")),
+        ("dashes before", format!("----- roots -----\n{pem}")),
+        ("another END before", format!("{end}\n{pem}")),
+        ("NUL before", format!("\0\n{pem}")),
+        ("NUL after", format!("{pem}\0")),
+        ("NUL between", format!("{pem}\0\n{pem}")),
+        ("Control-Z after", format!("{pem}\u{1a}")),
+        ("an empty line after BEGIN", pem.replacen("-----\n", "-----\n\n", 1)),
+        ("an empty line before END", pem.replacen("\n-----END", "\n\n-----END", 1)),
+        ("empty lines", pem.replace('\n', "\n\n")),
+        ("lines of blanks", pem.replace('\n', "\n  \n")),
+        ("blanks after BEGIN", pem.replacen("-----\n", "-----  \n", 1)),
+        ("a tab after BEGIN", pem.replacen("-----\n", "-----\t\n", 1)),
+        ("blanks after END", format!("{}  \n", pem.trim_end())),
+        ("a tab after END", format!("{}\t\n", pem.trim_end())),
+        ("blanks at line ends", with(|line| format!("{line}  "))),
+        ("tabs at line ends", with(|line| format!("{line}\t"))),
+        ("blanks at line starts", with(|line| format!("  {line}"))),
+        ("tabs at line starts", with(|line| format!("\t{line}"))),
+        ("blanks within lines", with(|line| line.replacen('a', "a ", 1))),
+        ("form feeds", with(|line| format!("{line}\u{c}"))),
+        ("vertical tabs", with(|line| format!("{line}\u{b}"))),
+        ("a header", pem.replacen("-----\n", "-----\nComment: x\n\n", 1)),
+        ("a byte order mark", format!("\u{feff}{pem}")),
+        ("a zero-width character", pem.replacen("MI", "M\u{200b}I", 1)),
+    ];
+    let lengths = [1, 4, 63, 65, 76, 79, 80, 100, 126, 127, 128, 252, 253, 254, 255, 256, 506, 508, 510, 1000, 10_000];
+    forms.extend(lengths.map(|length| ("lines", in_lines(length))));
+    // Fifteen lengths of a long line whose end may fall on the edge of a reader's piece.
+    forms.extend((245..260).map(|length| ("blanks up to a length", padded(&pem, length))));
+    let key = WORKLOAD.serialize_pem();
+    let input = |name: &str, text: &str| Input { name: name.to_owned(), bytes: text.as_bytes().to_vec() };
+    let judged = forms.into_iter().map(|(name, text)| {
+        let files = BundleFiles {
+            ca_cert: input("ca-cert.pem", &pem),
+            cert_chain: input("cert-chain.pem", ""),
+            root_cert: input("root-cert.pem", &text),
+        };
+        let problems = Bundle::check(files, now).err().unwrap_or_default();
+        let mut draft = Draft::under(b"\x30\x00", &WORKLOAD, &common_name(b"Root"), now);
+        let names = san_value(&[(6, b"spiffe://cluster.local/ns/foo/sa/bar")]);
+        draft.extensions = vec![basic_constraints(false, None), extended_key_usage(&[1, 2])];
+        draft.extensions.push(extension(b"\x55\x1d\x11", Some(0xff), &names));
+        draft.not_after = now + Duration::from_secs(1800);
+        let leaf = draft.sign(&*P256);
+        let presented = Presented { leaf, key: key.clone(), sent: String::new(), roots: text.clone() };
+        (format!("{name}: {text:?}"), problems.iter().map(ToString::to_string).collect(), presented)
+    });
+    judged.collect()
+}
+
+/// The PEM with blanks behind its first line of base64 up to a length.
+fn padded(pem: &str, length: usize) -> String {
+    let mut rows: Vec<String> = pem.lines().map(str::to_owned).collect();
+    rows[1] = format!("{:length$}", rows[1]);
+    rows.join("\n") + "\n"
+}
+
+fn common_name(text: &[u8]) -> Vec<u8> {
+    draft::common_name(der::Tag::Utf8String, text)
+}
+
+#[test]
+fn accepted_forms_of_the_roots_are_read_by_openssl_and_rustls() {
+    for (form, problems, presented) in forms() {
+        if problems.is_empty() {
+            assert_eq!(presented.openssl(now()), Ok(()), "{form}");
+            assert_eq!(presented.webpki(now()), Ok(()), "{form}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs Go and grpcio of PyPI: make test-foreign"]
+fn forms_of_the_roots_are_judged_as_all_four_clients_read_them() {
+    let forms = forms();
+    let presented: Vec<_> = forms.iter().map(|(_, _, presented)| presented.clone()).collect();
+    let (go, boringssl) = (judges::go(&presented), judges::boringssl(&presented));
+    let mut faults = Vec::new();
+    for ((form, problems, presented), (go, boringssl)) in forms.iter().zip(go.into_iter().zip(boringssl)) {
+        let own = [presented.openssl(now()), presented.webpki(now())];
+        let refused: Vec<String> =
+            own.into_iter().filter_map(Result::err).chain([go, boringssl]).filter(|why| !why.is_empty()).collect();
+        if problems.is_empty() != refused.is_empty() {
+            faults.push(format!("{form}: {problems:?} and {refused:?}"));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 /// The seed of the first shape: another one finds other shapes.

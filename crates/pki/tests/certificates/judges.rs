@@ -11,7 +11,7 @@ use std::{
 
 use istio_hsm_ca_pki::pem;
 use process::clock;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
 
 /// The version of grpcio, which is BoringSSL's here.
 const GRPCIO: &str = "1.76.0";
@@ -71,13 +71,12 @@ impl Presented {
         Ok(())
     }
 
-    /// Why rustls-webpki refuses it.
+    /// Why rustls-webpki refuses it, or rustls' reader of PEM.
     pub fn webpki(&self, now: SystemTime) -> Result<(), String> {
-        let ders = |text: &str| -> Vec<_> {
-            let blocks = pem::blocks(text.as_bytes()).unwrap_or_default();
-            blocks.into_iter().map(|block| CertificateDer::from(block.der.to_vec())).collect()
+        let ders = |text: &str| -> Result<Vec<_>, String> {
+            CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().map_err(|error| error.to_string())
         };
-        let (roots, sent) = (ders(&self.roots), ders(&self.sent));
+        let (roots, sent) = (ders(&self.roots)?, ders(&self.sent)?);
         let anchors: Vec<_> = roots.iter().filter_map(|root| webpki::anchor_from_trusted_cert(root).ok()).collect();
         let time = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap());
         let leaf = CertificateDer::from(self.leaf.clone());
