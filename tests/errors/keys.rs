@@ -1,9 +1,18 @@
 //! Files of private keys that are something else, and keys of types that this CA does not take.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use pki::{bundle::Problem, pem};
+use pki::{
+    bundle::Problem,
+    pem,
+    private_key::PrivateKey,
+    testing::{P256, P384, draft::Draft, now},
+};
+use secrecy::SecretString;
 
-use super::{desk::Desk, page::Section};
+use super::{
+    desk::{Desk, name},
+    page::Section,
+};
 
 /// Whether the remedy is a command that puts the file right.
 type IsCommand = bool;
@@ -15,6 +24,29 @@ const CASES: &[(&str, IsCommand, fn(&Desk) -> Vec<u8>)] = &[
         [vec![0xff, 0xfe], units].concat()
     }),
     ("A key in DER", true, |desk| made(desk, "openssl pkey -in ca-key.pem -outform DER")),
+    ("An encrypted key in DER", false, |desk| {
+        made(desk, "openssl pkcs8 -topk8 -in ca-key.pem -passout pass:x -outform DER")
+    }),
+    ("A key under the label of another form", true, |desk| {
+        desk.text("ca-key.pem").replace("PRIVATE KEY", "EC PRIVATE KEY").into_bytes()
+    }),
+    ("A key under a label of its own", true, |desk| {
+        desk.text("ca-key.pem").replace("PRIVATE KEY", "ANY PRIVATE KEY").into_bytes()
+    }),
+    ("A line of a Kubernetes manifest with a key", true, |desk| {
+        format!("ca-key.pem: {}\n", STANDARD.encode(desk.read("ca-key.pem"))).into_bytes()
+    }),
+    ("An indented key", true, |desk| {
+        desk.text("ca-key.pem").lines().map(|line| format!("  {line}\n")).collect::<String>().into_bytes()
+    }),
+    ("A JSON Web Key", false, |_| b"{\"kty\":\"EC\"}".to_vec()),
+    ("An empty file", false, |_| Vec::new()),
+    ("The root's key", false, |desk| {
+        desk.write("cert-chain.pem", "");
+        let direct = Draft::under(&name("Mesh CA"), &P256, &name("Root CA"), now());
+        desk.write("ca-cert.pem", direct.pem(&P384));
+        P384.serialize_pem().into_bytes()
+    }),
     ("A PKCS#1 key in DER", false, |desk| {
         made(desk, "openssl genrsa -traditional 2048 | openssl rsa -traditional -outform DER")
     }),
@@ -67,6 +99,31 @@ pub fn section() -> Section {
         title: "Private keys",
         about: "`import` reads ca-key.pem. Byte order marks and zero-width characters are skipped.",
         cases: cases.collect(),
+    }
+}
+
+/// The commands that ask for a passphrase, or whose key would be another one.
+#[test]
+fn conversions_of_keys_make_keys_that_are_read() {
+    let cases = [
+        ("openssl pkcs8 -topk8 -in ca-key.pem -passout pass:x -outform DER > new; mv new ca-key.pem", None),
+        (
+            "openssl genrsa -traditional -aes128 -passout pass:x 2048 > ca-key.pem",
+            Some(" -passin pass:x -passout pass:x"),
+        ),
+        ("openssl ecparam -name prime256v1 -genkey -noout -param_enc explicit > ca-key.pem", Some("")),
+        ("ssh-keygen -q -t ecdsa -N '' -f key; mv key ca-key.pem", Some("")),
+    ];
+    for (make, passphrase) in cases {
+        let desk = Desk::new();
+        desk.shell(make);
+        let text = desk.read("ca-key.pem");
+        let error = PrivateKey::from_pem(&text, None).err().unwrap();
+        let remedy = error.in_file("ca-key.pem", &text).remedy.unwrap();
+        desk.shell(&remedy.replace(" -in ", &format!("{} -in ", passphrase.unwrap_or_default())));
+        let secret = SecretString::from("x");
+        let key = PrivateKey::from_pem(&desk.read("ca-key.pem"), Some(&secret));
+        assert!(key.is_ok(), "{make}: {remedy}: {:?}", key.err());
     }
 }
 

@@ -6,9 +6,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod authentication;
 mod chains;
+mod commands;
+mod configuration;
 mod desk;
 mod files;
+#[path = "../auth/keys.rs"]
+#[expect(dead_code, reason = "a part of the helpers of another target")]
+mod jwts;
 mod keys;
 mod page;
 mod requests;

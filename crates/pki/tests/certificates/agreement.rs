@@ -150,7 +150,7 @@ fn forms() -> Vec<(String, Vec<String>, Presented)> {
         draft.extensions = vec![basic_constraints(false, None), extended_key_usage(&[1, 2])];
         draft.extensions.push(extension(b"\x55\x1d\x11", Some(0xff), &names));
         draft.not_after = now + Duration::from_secs(1800);
-        let leaf = draft.sign(&*P256);
+        let leaf = draft.sign(&P256);
         let presented = Presented { leaf, key: key.clone(), sent: String::new(), roots: text.clone() };
         (format!("{name}: {text:?}"), problems.iter().map(ToString::to_string).collect(), presented)
     });

@@ -1,0 +1,91 @@
+//! PIN files, and what commands refuse before they do anything.
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+
+use process::error::Report;
+use token::pin;
+
+use super::{
+    configuration::BASE,
+    desk::Desk,
+    page::{Case, Section},
+};
+
+/// What is wrong, and the file's content and mode.
+const PINS: &[(&str, &[u8], u32)] = &[
+    ("A PIN file with a byte order mark", b"\xef\xbb\xbf1234\n", 0o600),
+    ("A PIN file in UTF-16", b"\xff\xfe1\x002\x003\x004\x00", 0o600),
+    ("An empty PIN file", b"\n", 0o600),
+    ("A PIN file with two lines", b"1234\n5678\n", 0o600),
+    ("A PIN file that others can write", b"1234\n", 0o666),
+];
+
+/// What is wrong, the arguments, and how the directory comes to be so.
+const COMMANDS: &[(&str, &str, fn(&Desk))] = &[
+    ("A certificate in place of a request", "issue --csr ca-cert.pem --out new.pem", |_| ()),
+    ("A request in DER", "issue --csr request --out new.pem", |desk| {
+        desk.shell("openssl req -new -key ca-key.pem -subj / -outform DER -out request 2>/dev/null");
+    }),
+    ("A request in UTF-16", "issue --csr request --out new.pem", |desk| {
+        desk.shell("openssl req -new -key ca-key.pem -subj / 2>/dev/null | iconv -f UTF-8 -t UTF-16 > request");
+    }),
+    ("A file of a key in place of the certificate to write", "issue --csr request --out ca-key.pem", request),
+    ("A directory in place of the certificate to write", "issue --csr request --out .", request),
+    ("A configuration that is missing", "serve --config none.toml", |_| ()),
+    (
+        "One token, and the key's file to be removed",
+        "import --from . --token pkcs11:token=ca?module-path=/usr/lib/hsm.so --bundle bundle --remove-key-file",
+        |_| (),
+    ),
+    (
+        "Files that are missing",
+        "import --from none --token pkcs11:token=ca?module-path=/none.so --bundle bundle --dry-run",
+        |_| (),
+    ),
+];
+
+fn request(desk: &Desk) {
+    desk.shell("openssl req -new -key ca-key.pem -subj / -out request 2>/dev/null");
+}
+
+fn pins() -> impl Iterator<Item = Case> {
+    PINS.iter().map(|(input, content, mode)| {
+        let desk = Desk::new();
+        desk.write("pin", content);
+        let path = desk.path().join("pin");
+        fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+        let error = pin::read(&path).err().unwrap_or_else(|| panic!("{input}: accepted"));
+        let Report { problem, remedy } = Report::from(&error);
+        let plain = |text: &str| text.replace(&path.display().to_string(), "pin");
+        Case { input: (*input).to_owned(), told: vec![(plain(&problem), remedy.map(|it| plain(&it)))] }
+    })
+}
+
+fn commands() -> impl Iterator<Item = Case> {
+    COMMANDS.iter().map(|(input, arguments, spoil)| {
+        let desk = Desk::new();
+        spoil(&desk);
+        desk.write("config.toml", BASE);
+        let issue = "issue --config config.toml --spiffe-id spiffe://cluster.local/ns/a/sa/b";
+        let arguments = arguments.replacen("issue", issue, 1);
+        let output = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"))
+            .args(arguments.split(' '))
+            .current_dir(desk.path())
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{input}: accepted");
+        let text = String::from_utf8(output.stderr).unwrap();
+        let lines = text.lines().map(|line| line.trim_start_matches([' ', '-'])).filter(|line| !line.ends_with(':'));
+        // Further reasons do not belong to the case: this directory has no bundle and no token.
+        let told = lines.take(1).map(|line| (line.trim_start_matches("error: ").to_owned(), None)).collect();
+        Case { input: (*input).to_owned(), told }
+    })
+}
+
+pub fn section() -> Section {
+    Section {
+        title: "Commands and PIN files",
+        about: "Nothing is signed, generated or imported before these are checked.",
+        cases: pins().chain(commands()).collect(),
+    }
+}
