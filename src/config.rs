@@ -11,11 +11,13 @@ mod sections;
 
 use std::{
     borrow::Cow,
+    io,
     path::{Path, PathBuf},
 };
 
 use crate::{auth, grpc, issue::limits};
 use document::{Document, Problem};
+use pki::found::{self, Found, Wanted};
 use process::{
     error::{Advice, Remedy},
     logging,
@@ -74,6 +76,14 @@ pub enum ConfigError {
         /// All mistakes.
         problems: Vec<Problem>,
     },
+    /// The file is something else than text.
+    #[error("{}: {}{}", path.display(), found.what, Advice(self))]
+    Unlike {
+        /// Path of the file.
+        path: PathBuf,
+        /// What it is.
+        found: Found,
+    },
     /// The file is too large.
     #[error("{}: larger than 1 MiB, which is too large for a configuration{}", .0.display(), Advice(self))]
     TooLarge(PathBuf),
@@ -84,6 +94,7 @@ impl Remedy for ConfigError {
         match self {
             Self::File { .. } => Some("name the configuration by --config and make it readable".into()),
             Self::TooLarge(_) => Some("name the configuration by --config".into()),
+            Self::Unlike { found, .. } => Some(found.remedy.clone().into()),
             Self::Problems { .. } => None,
         }
     }
@@ -108,7 +119,12 @@ impl Config {
         if std::fs::metadata(path).map_err(failed)?.len() > FILE_MAX {
             return Err(ConfigError::TooLarge(path.to_owned()));
         }
-        let text = std::fs::read_to_string(path).map_err(failed)?;
+        let bytes = std::fs::read(path).map_err(failed)?;
+        if let Some(found) = found::file(&bytes, &path.display().to_string(), Wanted::Text) {
+            return Err(ConfigError::Unlike { path: path.to_owned(), found });
+        }
+        let text =
+            String::from_utf8(bytes).map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
         Self::parse(&text, flags).map_err(|problems| ConfigError::Problems { path: path.to_owned(), problems })
     }
 

@@ -61,7 +61,9 @@ fn configuration(error: &ConfigError) -> Vec<Finding> {
                 found.error(problem, format!("fix it in {}", path.display()));
             }
         }
-        ConfigError::TooLarge(_) => found.failed(error, "name the configuration by --config"),
+        ConfigError::TooLarge(_) | ConfigError::Unlike { .. } => {
+            found.failed(error, "name the configuration by --config")
+        }
     }
     found.into_vec()
 }

@@ -209,8 +209,14 @@ fn refusal_shows_what_the_certificate_says_and_what_is_configured() {
             Box::new(|p| p.subject_alt_names = vec![dns("a.example"), uri("https://b/\u{1b}")]),
             "as its name (it names \"DNS:a.example\", \"https://b/\\u{1b}\")",
         ),
-        (Box::new(|p| p.not_after = at(NOW - 1).into()), "; it ends at 2026-"),
-        (Box::new(|p| p.not_before = at(NOW + 1).into()), "; it begins at 2026-"),
+        (
+            Box::new(|p| p.not_after = at(NOW - 1).into()),
+            "; it ends at 2027-01-15T07:59:59.000Z, its issuer's at 2027-",
+        ),
+        (
+            Box::new(|p| p.not_before = at(NOW + 1).into()),
+            "; it begins at 2027-01-15T08:00:01.000Z, and it is 2027-01-15T08:00:00.000Z)",
+        ),
         (Box::new(|_| ()), "; [auth.client_certificate] max_age is 1m 30s)"),
     ];
     for (change, expected) in cases {
@@ -220,7 +226,7 @@ fn refusal_shows_what_the_certificate_says_and_what_is_configured() {
     }
     let foreign = Ca::new("foreign").leaf(|_| ());
     let refusal = checker.check(&[foreign], ca.as_previous().accepted(), at(NOW)).unwrap_err().to_string();
-    let expected = "and its issuer \"CN=foreign\"; accepted are certificates of \"CN=ca\")";
+    let expected = "and its issuer \"O=foreign\"; accepted are certificates of \"O=ca\")";
     assert!(refusal.contains(expected), "{refusal}");
 }
 

@@ -31,6 +31,9 @@ const COMMANDS: &[(&str, &str, fn(&Desk))] = &[
     }),
     ("A file of a key in place of the certificate to write", "issue --csr request --out ca-key.pem", request),
     ("A directory in place of the certificate to write", "issue --csr request --out .", request),
+    ("A configuration in UTF-16", "serve --config wide.toml", |desk| {
+        desk.shell("echo '[ca]' | iconv -f UTF-8 -t UTF-16 > wide.toml");
+    }),
     ("A configuration that is missing", "serve --config none.toml", |_| ()),
     (
         "One token, and the key's file to be removed",

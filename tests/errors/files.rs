@@ -178,6 +178,11 @@ const CASES: &[(&str, Remedy, Spoil)] = &[
         let value = STANDARD.encode(desk.read("ca-cert.pem"));
         ("ca-cert.pem", format!("kind: Secret\napiVersion: v1\ndata:\n  tls.crt: {value}\n").into_bytes())
     }),
+    ("A manifest of a ConfigMap", Words, |desk| {
+        let text = desk.text("ca-cert.pem").replace('\n', "\n    ");
+        let head = "apiVersion: v1\nkind: ConfigMap\ndata:\n  ca-cert.pem: |\n    ";
+        ("ca-cert.pem", format!("{head}{text}").into_bytes())
+    }),
     ("A file of SOPS", Words, |_| ("ca-cert.pem", b"data: ENC[AES256_GCM,data:1,iv:2,tag:3,type:str]\n".to_vec())),
     ("A file of age", Words, |_| ("ca-cert.pem", pem::encode("AGE ENCRYPTED FILE", b"age").into_bytes())),
     ("A file of OpenPGP", Words, |_| {

@@ -248,7 +248,18 @@ mod tests {
             assert_eq!(parse(set(&[key]).as_bytes()).unwrap_err(), JwksError::Key(1), "{key}");
             assert_eq!(parse(set(&[&rsa, key]).as_bytes()).unwrap_err(), JwksError::Key(2), "{key}");
         }
-        for text in ["", "{}", "[]", "null", r#"{"keys":{}}"#, r#"{"keys":[1]}"#, r#"{"keys":[{}]}"#] {
+        for (text, expected) in [
+            (" \n", "empty"),
+            ("<!DOCTYPE html>", "an HTML or XML page, such as a login or error page"),
+            ("-----BEGIN PUBLIC KEY-----", "PEM"),
+            (r#"{"issuer":"a","jwks_uri":"b"}"#, "a discovery document, whose jwks_uri names the key set"),
+            (&*rsa, "a single key, which belongs into the list `keys` of a key set"),
+        ] {
+            assert_eq!(parse(text.as_bytes()).unwrap_err(), JwksError::Other(expected), "{text}");
+        }
+        let marked = ["\u{feff}", &set(&[&rsa])].concat();
+        assert_eq!(parse(marked.as_bytes()).unwrap().len(), 1, "a byte order mark is skipped");
+        for text in ["{}", "[]", "null", r#"{"keys":{}}"#, r#"{"keys":[1]}"#, r#"{"keys":[{}]}"#] {
             assert_eq!(parse(text.as_bytes()).unwrap_err(), JwksError::Malformed, "{text}");
         }
         assert_eq!(parse(br#"{"keys":[]}"#).unwrap_err(), JwksError::Empty);

@@ -176,11 +176,9 @@ fn name_meant(message: &str, text: &str) -> Option<String> {
 
 /// Adds the value to a message that does not show it.
 fn with_value(message: String, value: &DeValue<'_>) -> String {
+    let is_shown = |text: &str| message.contains(text) && !text.is_empty() || message.contains(&format!("{text:?}"));
     match value {
-        DeValue::String(text) if text.is_empty() || !message.contains(&**text) => {
-            format!("{}: {message}", shown(value))
-        }
-        DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) if !message.contains(&shown(value)) => {
+        DeValue::String(text) if !is_shown(text) && !message.starts_with("unknown field") => {
             format!("{}: {message}", shown(value))
         }
         _ => message,

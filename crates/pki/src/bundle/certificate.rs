@@ -186,14 +186,17 @@ impl Certificate {
         let mut is_understood = true;
         match extension.extn_id {
             BasicConstraints::OID => {
-                self.basic_constraints = Some(basic_constraints(value).ok_or("has malformed basicConstraints")?);
+                self.basic_constraints =
+                    Some(basic_constraints(value).ok_or("has malformed basicConstraints, which Go cannot read")?);
             }
             KeyUsage::OID => {
-                let usage = KeyUsage::from_der(value).map_err(|_error| "has a malformed keyUsage")?;
+                let usage =
+                    KeyUsage::from_der(value).map_err(|_error| "has a malformed keyUsage, which Go cannot read")?;
                 self.may_sign = Some(usage.key_cert_sign());
             }
             ExtendedKeyUsage::OID => {
-                let usage = ExtendedKeyUsage::from_der(value).map_err(|_error| "has a malformed extendedKeyUsage")?;
+                let usage = ExtendedKeyUsage::from_der(value)
+                    .map_err(|_error| "has a malformed extendedKeyUsage, which Go cannot read")?;
                 self.extended_key_usage = Some(usage.0);
             }
             rfc5280::ID_CE_SUBJECT_ALT_NAME => {
@@ -206,15 +209,16 @@ impl Certificate {
                 self.constraints = Some(constraints);
             }
             SubjectKeyIdentifier::OID => {
-                let id =
-                    SubjectKeyIdentifier::from_der(value).map_err(|_error| "has a malformed subjectKeyIdentifier")?;
+                let id = SubjectKeyIdentifier::from_der(value)
+                    .map_err(|_error| "has a malformed subjectKeyIdentifier, which Go cannot read")?;
                 self.subject_key_id = Some(id.0.as_bytes().to_vec());
                 if critical {
                     return Err("has a critical subjectKeyIdentifier, which Go cannot read");
                 }
             }
             rfc5280::ID_CE_AUTHORITY_KEY_IDENTIFIER => {
-                self.authority = Authority::parse(value).ok_or("has a malformed authorityKeyIdentifier")?;
+                self.authority =
+                    Authority::parse(value).ok_or("has a malformed authorityKeyIdentifier, which Go cannot read")?;
                 if critical {
                     return Err("has a critical authorityKeyIdentifier, which Go cannot read");
                 }
@@ -223,20 +227,22 @@ impl Certificate {
                 return Err("has a critical authorityInfoAccess, which Go cannot read");
             }
             CrlDistributionPoints::OID => {
-                CrlDistributionPoints::from_der(value).map_err(|_error| "has malformed cRLDistributionPoints")?;
+                CrlDistributionPoints::from_der(value)
+                    .map_err(|_error| "has malformed cRLDistributionPoints, which Go cannot read")?;
             }
             CertificatePolicies::OID => policies(value)?,
             PolicyConstraints::OID => {
                 let constraints = PolicyConstraints::from_der(value);
-                let constraints = constraints.map_err(|_error| "has malformed policyConstraints")?;
+                let constraints =
+                    constraints.map_err(|_error| "has malformed policyConstraints, which Go cannot read")?;
                 if constraints.require_explicit_policy.is_none() && constraints.inhibit_policy_mapping.is_none() {
-                    return Err("has empty policyConstraints");
+                    return Err("has empty policyConstraints, which Go cannot read");
                 }
                 self.require_explicit_policy = constraints.require_explicit_policy;
             }
             PolicyMappings::OID => {
-                let PolicyMappings(mappings) =
-                    PolicyMappings::from_der(value).map_err(|_error| "has malformed policyMappings")?;
+                let PolicyMappings(mappings) = PolicyMappings::from_der(value)
+                    .map_err(|_error| "has malformed policyMappings, which Go cannot read")?;
                 let any = |oid: ObjectIdentifier| oid == rfc5280::ANY_POLICY;
                 if mappings.is_empty()
                     || mappings.iter().any(|it| any(it.issuer_domain_policy) || any(it.subject_domain_policy))
@@ -245,7 +251,8 @@ impl Certificate {
                 }
             }
             InhibitAnyPolicy::OID => {
-                InhibitAnyPolicy::from_der(value).map_err(|_error| "has a malformed inhibitAnyPolicy")?;
+                InhibitAnyPolicy::from_der(value)
+                    .map_err(|_error| "has a malformed inhibitAnyPolicy, which Go cannot read")?;
             }
             _ => {}
         }
@@ -334,8 +341,8 @@ fn basic_constraints(value: &[u8]) -> Option<(bool, Option<u64>)> {
 
 /// At least one policy, each once: Go and BoringSSL.
 fn policies(value: &[u8]) -> Result<(), &'static str> {
-    let CertificatePolicies(policies) =
-        CertificatePolicies::from_der(value).map_err(|_error| "has malformed certificatePolicies")?;
+    let CertificatePolicies(policies) = CertificatePolicies::from_der(value)
+        .map_err(|_error| "has malformed certificatePolicies, which Go cannot read")?;
     let twice = policies.iter().enumerate().any(|(at, policy)| {
         policies.iter().take(at).any(|earlier| earlier.policy_identifier == policy.policy_identifier)
     });

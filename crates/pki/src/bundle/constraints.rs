@@ -22,7 +22,7 @@ impl AltNames {
     /// # Errors
     /// What Go cannot read, as a predicate of the certificate.
     pub(super) fn parse(value: &[u8]) -> Result<Self, &'static str> {
-        const MALFORMED: &str = "has a malformed subjectAltName";
+        const MALFORMED: &str = "has a malformed subjectAltName, which Go cannot read";
         let fields: Vec<AnyRef<'_>> = Vec::from_der(value).map_err(|_error| MALFORMED)?;
         let mut names = Self { is_there: true, ..Self::default() };
         for field in fields {
@@ -45,7 +45,9 @@ impl AltNames {
                     names.uris.push(uri.ok_or("has a URI that Go cannot read in its subjectAltName")?);
                 }
                 (7, false) if matches!(content.len(), 4 | 16) => names.ips.push(content.to_vec()),
-                (7, false) => return Err("has an IP address of the wrong length in its subjectAltName"),
+                (7, false) => {
+                    return Err("has an IP address of the wrong length in its subjectAltName, which Go cannot read");
+                }
                 (0 | 3 | 4 | 5, true) => names.others.push(number),
                 (8, false) => names.others.push(number),
                 _ => return Err(MALFORMED),
@@ -74,7 +76,8 @@ impl Constraints {
     /// # Errors
     /// What Go cannot read, as a predicate of the certificate.
     pub(super) fn parse(value: &[u8]) -> Result<Self, &'static str> {
-        let read = NameConstraints::from_der(value).map_err(|_error| "has malformed nameConstraints")?;
+        let read =
+            NameConstraints::from_der(value).map_err(|_error| "has malformed nameConstraints, which Go cannot read")?;
         let subtrees = [read.permitted_subtrees.unwrap_or_default(), read.excluded_subtrees.unwrap_or_default()];
         let has_distances = subtrees.iter().flatten().any(|subtree| subtree.minimum != 0 || subtree.maximum.is_some());
         let [permitted, excluded] =

@@ -6,8 +6,8 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use super::{Input, Problem};
 use crate::{found, pem};
 
-/// BoringSSL reads lines in pieces of this length; OpenSSL's are one longer.
-const PIECES: [usize; 2] = [253, 254];
+/// BoringSSL reads lines in pieces of this length.
+const PIECE: usize = 253;
 
 /// The text, if all of Istio's clients read the same certificates from it; the problems otherwise. Empty where the file
 /// has problems already.
@@ -51,9 +51,9 @@ fn unreadable(Input { name, bytes }: &Input) -> Option<(&'static str, String)> {
             let reason = "has form feeds or vertical tabs within a certificate, which Go does not read";
             return Some((reason, found::without_blanks(name)));
         }
-        if PIECES.iter().any(|piece| is_cut_at_end(line, *piece)) {
-            let reason = "has lines of a length at which Envoy (BoringSSL) or OpenSSL takes the end of a line for an empty \
-                          line (253 or 254 characters, or a multiple)";
+        if is_cut_at_end(line) {
+            let reason = "has lines of 253 characters, or a multiple, after which Envoy (BoringSSL) takes the end of the line \
+                          for an empty line";
             return Some((reason, found::folded_to_64(name)));
         }
     }
@@ -75,8 +75,8 @@ fn lines_of(bytes: &[u8], begin: usize) -> impl Iterator<Item = (usize, &[u8])> 
 }
 
 /// Whether a reader of such pieces has nothing but white space in the last piece of a line.
-fn is_cut_at_end(line: &[u8], piece: usize) -> bool {
-    let last = line.len().checked_rem(piece).unwrap_or_default();
+fn is_cut_at_end(line: &[u8]) -> bool {
+    let last = line.len().checked_rem(PIECE).unwrap_or_default();
     let rest = line.get(line.len().saturating_sub(last)..).unwrap_or_default();
-    line.len() >= piece && rest.trim_ascii().is_empty()
+    line.len() >= PIECE && rest.trim_ascii().is_empty()
 }

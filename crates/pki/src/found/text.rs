@@ -219,11 +219,18 @@ fn into_manifest(text: &[u8], name: &str, quoted: &str, wanted: Wanted) -> Strin
             let command = format!("sed -n 's/^ *{}: *//p' {quoted} | base64 -di", pattern(name));
             output(wanted, quoted, &command)
         }
-        Some(_) | None => format!(
-            "give the value in it, not the manifest: kubectl get secret NAME -n NAMESPACE -o jsonpath='{{.data.{}}}' | \
-             base64 -d",
-            name.replace('.', "\\.")
-        ),
+        Some(_) | None => {
+            // The values of a ConfigMap, and of stringData, are text.
+            let (kind, decode) = match contains(text, b"kind: ConfigMap") {
+                true => ("configmap", ""),
+                false => ("secret", " | base64 -d"),
+            };
+            let key = name.replace('.', "\\.");
+            format!(
+                "give the value in it, not the manifest: kubectl get {kind} NAME -n NAMESPACE -o \
+                 jsonpath='{{.data.{key}}}'{decode}"
+            )
+        }
     }
 }
 
