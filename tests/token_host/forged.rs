@@ -291,6 +291,7 @@ fn forgeries(issuer: &Arc<Issuer>, honest: &Honest) -> Vec<Forgery> {
     let even = [modulus(255), vec![0x02]].concat();
     let exponent = b"\x01\x00\x01";
     let key = |spki: &[u8]| with(honest, 6, spki);
+    let ed25519 = |point: &[u8]| key(&spki(ED25519_ALGORITHM, point));
     let head = |origin: &str, size: &str, root: &str| format!("{origin}\n{size}\n{root}\n").into_bytes();
     let id = super::harness::WORKLOAD.as_bytes();
     let mut forgeries = vec![
@@ -365,6 +366,20 @@ fn forgeries(issuer: &Arc<Issuer>, honest: &Honest) -> Vec<Forgery> {
         ),
         forgery(("certificate", "subject public key"), "not on P-256", Leaf, point("P-256", 64), "not a valid one"),
         forgery(("certificate", "subject public key"), "not on P-384", Leaf, point("P-384", 96), "not a valid one"),
+        forgery(
+            ("certificate", "subject public key"),
+            "not on Ed25519",
+            Leaf,
+            ed25519(&[&[2], &[0; 31][..]].concat()),
+            "not on the curve",
+        ),
+        forgery(
+            ("certificate", "subject public key"),
+            "a point of Ed25519 in another encoding",
+            Leaf,
+            ed25519(&[&[0xf0], &[0xff; 30][..], &[0x7f]].concat()),
+            "only encoding",
+        ),
         forgery(("certificate", "subject public key"), "RSA-1024", Leaf, key(&rsa(&modulus(128), exponent)), "RSA"),
         forgery(("certificate", "subject public key"), "RSA-8192", Leaf, key(&rsa(&modulus(1024), exponent)), "RSA"),
         forgery(("certificate", "subject public key"), "an even modulus", Leaf, key(&rsa(&even, exponent)), "RSA"),
@@ -434,6 +449,10 @@ fn forgeries(issuer: &Arc<Issuer>, honest: &Honest) -> Vec<Forgery> {
             "not a canary's",
         ),
     ];
+    for point in SMALL_ORDER {
+        let (rule, message) = (("certificate", "subject public key"), ed25519(point));
+        forgeries.push(forgery(rule, "a point of small order", Leaf, message, "small order"));
+    }
     for (name, by) in [("nobody's", By::Nobody), ("the canary key", By::CanaryKey), ("the log key", By::LogKey)] {
         let message = leaf(issuer, |_| {});
         forgeries.push(Forgery { rule: ("any", "key"), name, kind: Leaf, by, message, word: "no CA certificate" });
@@ -443,6 +462,18 @@ fn forgeries(issuer: &Arc<Issuer>, honest: &Honest) -> Vec<Forgery> {
 
 const P256_ALGORITHM: &[u8] = b"\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07";
 const P384_ALGORITHM: &[u8] = b"\x30\x10\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x05\x2b\x81\x04\x00\x22";
+
+const ED25519_ALGORITHM: &[u8] = b"\x30\x05\x06\x03\x2b\x65\x70";
+
+/// Points of Ed25519 of order 1, 2, 4, 8 and 8, and the first in another encoding.
+const SMALL_ORDER: [&[u8; 32]; 6] = [
+    b"\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+    b"\xec\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
+    &[0; 32],
+    b"\x26\xe8\x95\x8f\xc2\xb2\x27\xb0\x45\xc3\xf4\x89\xf2\xef\x98\xf0\xd5\xdf\xac\x05\xd3\xc6\x33\x39\xb1\x38\x02\x88\x6d\x53\xfc\x05",
+    b"\xc7\x17\x6a\x70\x3d\x4d\xd8\x4f\xba\x3c\x0b\x76\x0d\x10\x67\x0f\x2a\x20\x53\xfa\x2c\x39\xcc\xc6\x4e\xc7\xfd\x77\x92\xac\x03\x7a",
+    b"\xee\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
+];
 
 /// Where intermediates are permitted.
 fn forged_intermediates(issuer: &Arc<Issuer>) -> Vec<Forgery> {

@@ -62,6 +62,9 @@ pub enum KeyError {
     /// The RSA modulus is not between 2048 and 4096 bits.
     #[error("the RSA key has {0} bits; 2048 to 4096 are accepted")]
     RsaSize(usize),
+    /// An Ed25519 key whose order divides 8.
+    #[error("the Ed25519 key is a point of small order, for which everyone can make signatures; generate another key")]
+    SmallOrder,
     /// A key type or curve that this CA does not take.
     #[error("the key is {0}, which is not supported (RSA 2048 to 4096, P-256, P-384 and Ed25519 are)")]
     UnsupportedType(String),

@@ -6,6 +6,7 @@ use const_oid::{
     ObjectIdentifier,
     db::{rfc5912, rfc8410},
 };
+use curve25519_dalek::edwards::CompressedEdwardsY;
 use der::{
     AnyRef, Decode, Encode, Sequence,
     asn1::{BitStringRef, Null, OctetStringRef, UintRef},
@@ -180,7 +181,8 @@ pub(super) fn to_spki(algorithm: KeyAlgorithm, bits: &[u8]) -> Result<Vec<u8>, K
         .map_err(|_error| KeyError::Malformed("it cannot be encoded"))
 }
 
-/// Checks the form of a point; whether it is on its curve is checked when it is parsed.
+/// Checks the form of a point, and for Ed25519 the point itself; whether one of another curve is on it is checked when
+/// it is parsed.
 fn point(algorithm: KeyAlgorithm, bits: &[u8]) -> Result<Key, KeyError> {
     if bits.len() != point_length(algorithm) {
         return Err(KeyError::Malformed("its point is compressed, or not of its curve's length"));
@@ -188,7 +190,26 @@ fn point(algorithm: KeyAlgorithm, bits: &[u8]) -> Result<Key, KeyError> {
     if algorithm != KeyAlgorithm::Ed25519 && bits.first() != Some(&0x04) {
         return Err(KeyError::Malformed("its point is not uncompressed"));
     }
+    if algorithm == KeyAlgorithm::Ed25519 {
+        ed25519(bits)?;
+    }
     Ok((algorithm, bits.to_vec()))
+}
+
+/// Checks an Ed25519 key as RFC 8032, section 5.1.3, decodes it: aws-lc-rs takes any 32 bytes. A point of small order is
+/// on the curve, but everyone can make signatures that verify with it.
+fn ed25519(bits: &[u8]) -> Result<(), KeyError> {
+    let encoded = CompressedEdwardsY::from_slice(bits)
+        .map_err(|_error| KeyError::Malformed("its point is compressed, or not of its curve's length"))?;
+    let point = encoded.decompress().ok_or(KeyError::Malformed("its point is not on the curve of Ed25519"))?;
+    if point.is_small_order() {
+        return Err(KeyError::SmallOrder);
+    }
+    // `decompress` also takes a y of 2^255-19 and more, and a negative sign of x = 0.
+    if point.compress() != encoded {
+        return Err(KeyError::Malformed("its point is not in the only encoding of RFC 8032"));
+    }
+    Ok(())
 }
 
 fn point_length(algorithm: KeyAlgorithm) -> usize {

@@ -137,6 +137,69 @@ fn curves_are_named_and_points_uncompressed_and_on_them() {
     }
 }
 
+fn ed25519_spki(point: &[u8]) -> Vec<u8> {
+    [b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00", point].concat()
+}
+
+/// 2^255 - 19 + `add`, little-endian, with the sign of x.
+fn field_prime_and(add: u8, negative: bool) -> [u8; 32] {
+    let mut bytes = [0xff; 32];
+    bytes[0] = 0xed + add;
+    bytes[31] = if negative { 0xff } else { 0x7f };
+    bytes
+}
+
+#[test]
+fn ed25519_point_of_small_order_is_refused() {
+    let canonical = curve25519_dalek::constants::EIGHT_TORSION.map(|point| point.compress().to_bytes());
+    // The identity, and the points of order 2 and 4, in their other encodings.
+    let mut negative_identity = [0; 32];
+    (negative_identity[0], negative_identity[31]) = (1, 0x80);
+    let mut negative_order_two = field_prime_and(0, true);
+    negative_order_two[0] = 0xec;
+    let others = [
+        negative_identity,
+        negative_order_two,
+        field_prime_and(0, false),
+        field_prime_and(0, true),
+        field_prime_and(1, false),
+        field_prime_and(1, true),
+    ];
+    for point in canonical.iter().chain(&others) {
+        assert_eq!(PublicKey::from_spki_der(&ed25519_spki(point)), Err(KeyError::SmallOrder), "{point:02x?}");
+        let of_token = PublicKey::from_ec_point(b"\x06\x03\x2b\x65\x70", point);
+        assert_eq!(of_token, Err(KeyError::SmallOrder), "{point:02x?}");
+    }
+}
+
+#[test]
+fn ed25519_point_is_on_its_curve_and_in_its_only_encoding() {
+    let (mut off_curve, mut other_encodings) = (0, 0);
+    for y in 2..=18 {
+        let mut canonical = [0; 32];
+        canonical[0] = y;
+        let malformed = |point: [u8; 32]| match PublicKey::from_spki_der(&ed25519_spki(&point)) {
+            Ok(_) => None,
+            Err(KeyError::Malformed(reason)) => Some(reason),
+            Err(other) => panic!("{point:02x?}: {other}"),
+        };
+        let expected = match malformed(canonical) {
+            None => {
+                other_encodings += 1;
+                "its point is not in the only encoding of RFC 8032"
+            }
+            Some(reason) => {
+                assert_eq!(reason, "its point is not on the curve of Ed25519");
+                off_curve += 1;
+                reason
+            }
+        };
+        assert_eq!(malformed(field_prime_and(y, false)), Some(expected), "{y}");
+        assert_eq!(malformed(field_prime_and(y, true)), Some(expected), "{y}");
+    }
+    assert!(off_curve > 0 && other_encodings > 0, "{off_curve} {other_encodings}");
+}
+
 #[test]
 fn only_the_canonical_encoding_is_accepted() {
     let good = rsa_spki(&modulus(2048), &[1, 0, 1]);
