@@ -14,7 +14,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub use ca::{Ca, OwnedCa};
+pub use ca::{Ca, OwnedCa, subject_public_key};
 pub use facts::Facts;
 pub(super) use facts::organization;
 

@@ -73,8 +73,9 @@ impl Controller for Intermediate {
             );
         }
         mistakes.check_object_name("intermediate.secret", &self.secret);
-        if self.organization.is_empty() || self.organization.chars().count() > ORGANIZATION_MAX {
-            mistakes.add("intermediate.organization", "must have 1 to 64 characters");
+        let length = self.organization.chars().count();
+        if length == 0 || length > ORGANIZATION_MAX || self.organization.chars().any(char::is_control) {
+            mistakes.add("intermediate.organization", "must have 1 to 64 characters, none of them a control character");
         }
         if self.ttl < DAY {
             mistakes.add("intermediate.ttl", "is shorter than a day; istiod needs time to reload it");

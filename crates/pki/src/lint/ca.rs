@@ -44,6 +44,23 @@ impl<'a> From<&'a Issuer> for Ca<'a> {
     }
 }
 
+/// The content of the subjectPublicKey BIT STRING of a certificate, also of a root whose key this CA would not certify.
+///
+/// # Errors
+/// If it is not a DER certificate.
+pub fn subject_public_key(certificate: &[u8]) -> Result<&[u8], Finding> {
+    let read = || -> Result<&[u8], Malformed> {
+        let mut fields = DerReader::inside(certificate, Tag::Sequence)?.enter(Tag::Sequence)?;
+        fields.optional(context(0, true))?;
+        fields.content(Tag::Integer)?;
+        for _signature_issuer_validity_subject in 0..4 {
+            fields.content(Tag::Sequence)?;
+        }
+        fields.whole(Tag::Sequence)
+    };
+    key::bits(read().map_err(|Malformed| Finding("the certificate is malformed"))?)
+}
+
 impl<'a> Ca<'a> {
     /// Parses a CA certificate. Its own signature, and whether it may be a CA at all, is checked by
     /// [`Bundle::check`](crate::Bundle::check).

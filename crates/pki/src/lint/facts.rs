@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use const_oid::db::rfc4519;
 use der::{
     Decode, Tag,
-    asn1::{GeneralizedTime, UtcTime},
+    asn1::{GeneralizedTime, PrintableStringRef, UtcTime},
 };
 
 use super::{Finding, extensions::Extensions};
@@ -105,6 +105,14 @@ impl<'a> Facts<'a> {
         PublicKey::from_spki_der(self.spki)
     }
 
+    /// The content of the subjectPublicKey BIT STRING.
+    ///
+    /// # Errors
+    /// If the SubjectPublicKeyInfo is malformed.
+    pub fn subject_public_key(&self) -> Result<&'a [u8], Finding> {
+        super::key::bits(self.spki)
+    }
+
     /// The type of the subject's public key, by its encoding only.
     ///
     /// # Errors
@@ -136,20 +144,37 @@ fn profile(found: &Extensions<'_>, subject: &[u8]) -> Result<(Profile, bool, Opt
         return Ok((Profile::Leaf, false, None));
     }
     if found.extended_key_usage.is_none() && key_usage == KEY_USAGE_INTERMEDIATE && constraints == CA_PATH_LEN_0 {
-        return Ok((Profile::Intermediate { organization: organization(subject)? }, true, Some(0)));
+        return Ok((Profile::Intermediate { organization: certified_organization(subject)? }, true, Some(0)));
     }
     if found.extended_key_usage.is_some() || !found.names.is_empty() {
         return Err(Finding("key usages, basic constraints and names are not those of one profile"));
     }
     if key_usage == KEY_USAGE_ROOT && constraints == CA && found.authority_key_id.is_none() {
-        return Ok((Profile::SelfSignedRoot { organization: organization(subject)? }, true, None));
+        return Ok((Profile::SelfSignedRoot { organization: certified_organization(subject)? }, true, None));
     }
     Err(Finding("key usages and basic constraints are not those of one profile"))
 }
 
 /// The value of a Name that consists of one organization.
 pub(crate) fn organization(subject: &[u8]) -> Result<String, Finding> {
-    let read = || -> Result<&str, Malformed> {
+    string_of_organization(subject).map(|(_, text)| text.to_owned())
+}
+
+/// The same of a CA of ours: viewers and logs show the name, and verifiers differ in how they read a string with
+/// characters outside its type.
+fn certified_organization(subject: &[u8]) -> Result<String, Finding> {
+    let (tag, text) = string_of_organization(subject)?;
+    if text.chars().any(char::is_control) {
+        return Err(Finding("the organization has a control character"));
+    }
+    if tag == Tag::PrintableString && PrintableStringRef::new(text).is_err() {
+        return Err(Finding("the organization has a character that no PrintableString has"));
+    }
+    Ok(text.to_owned())
+}
+
+fn string_of_organization(subject: &[u8]) -> Result<(Tag, &str), Finding> {
+    let read = || -> Result<(Tag, &str), Malformed> {
         let mut rdns = DerReader::inside(subject, Tag::Sequence)?;
         let mut rdn = rdns.enter(Tag::Set)?;
         rdns.finish()?;
@@ -158,15 +183,15 @@ pub(crate) fn organization(subject: &[u8]) -> Result<String, Finding> {
         if attribute.content(Tag::ObjectIdentifier)? != rfc4519::ORGANIZATION_NAME.as_bytes() {
             return Err(Malformed);
         }
-        let text = match attribute.any()? {
-            (Tag::PrintableString | Tag::Utf8String, text) => std::str::from_utf8(text).map_err(|_| Malformed)?,
+        let (tag, text) = match attribute.any()? {
+            (tag @ (Tag::PrintableString | Tag::Utf8String), text) => (tag, std::str::from_utf8(text)),
             _ => return Err(Malformed),
         };
         attribute.finish()?;
-        Ok(text)
+        Ok((tag, text.map_err(|_| Malformed)?))
     };
     match read() {
-        Ok(text) if !text.is_empty() && text.chars().count() <= ORGANIZATION_MAX => Ok(text.to_owned()),
+        Ok((tag, text)) if !text.is_empty() && text.chars().count() <= ORGANIZATION_MAX => Ok((tag, text)),
         Ok(_) | Err(Malformed) => Err(Finding("the subject of a CA is not one organization")),
     }
 }

@@ -26,10 +26,14 @@ pub(super) fn algorithm(spki: &[u8]) -> Result<KeyAlgorithm, Finding> {
     }
 }
 
+/// The subjectPublicKey bits.
+pub(super) fn bits(spki: &[u8]) -> Result<&[u8], Finding> {
+    parts(spki).map(|(_, bits)| bits).map_err(|Malformed| Finding("the public key is malformed"))
+}
+
 /// SHA-1 of the subjectPublicKey bits (RFC 5280, section 4.2.1.2, method 1).
 pub(super) fn id(spki: &[u8]) -> Result<Vec<u8>, Finding> {
-    let (_, bits) = parts(spki).map_err(|Malformed| Finding("the public key is malformed"))?;
-    Ok(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, bits).as_ref().to_vec())
+    Ok(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, bits(spki)?).as_ref().to_vec())
 }
 
 /// SubjectPublicKeyInfo: the content of its AlgorithmIdentifier, and the bits of the key.

@@ -98,8 +98,10 @@ fn the_ca_is_the_same_read_from_its_certificate() {
         assert_eq!(Ca::from_certificate(ca.issuer.certificate()).unwrap(), Ca::from(&*ca.issuer));
         assert_eq!(OwnedCa::from_certificate(ca.issuer.certificate()).unwrap().as_ca(), Ca::from(&*ca.issuer));
         let certificate = ca.issuer.certificate();
+        assert_eq!(subject_public_key(certificate), Ok(ca.issuer.public_key().subject_public_key()));
         for at in 0..certificate.len() {
             assert!(Ca::from_certificate(&certificate[..at]).is_err(), "cut at {at}");
+            assert!(subject_public_key(&certificate[..at]).is_err(), "cut at {at}");
         }
     }
 }

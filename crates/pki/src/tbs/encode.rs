@@ -118,9 +118,10 @@ pub(crate) fn name(organization: &str) -> Result<Vec<u8>, TbsError> {
         let attribute = AttributeTypeAndValue { oid: rfc4519::ORGANIZATION_NAME, value };
         RdnSequence::from(vec![RelativeDistinguishedName::try_from(vec![attribute])?]).to_der()
     };
-    let is_allowed = !organization.is_empty() && organization.chars().count() <= ORGANIZATION_MAX;
+    let has_length = !organization.is_empty() && organization.chars().count() <= ORGANIZATION_MAX;
+    let is_allowed = has_length && !organization.chars().any(char::is_control);
     let named = if is_allowed { encode().ok() } else { None };
-    named.ok_or(TbsError::Encoding("the subject's organization (1 to 64 characters)"))
+    named.ok_or(TbsError::Encoding("the subject's organization (1 to 64 characters, no control characters)"))
 }
 
 fn general_name(name: &Name) -> der::Result<GeneralName> {

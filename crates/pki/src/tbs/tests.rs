@@ -164,6 +164,7 @@ fn a_root_signs_itself() {
     }
     assert!(Issuer::of_new_root(&leaf(&[ID])).is_err());
     assert!(Issuer::of_new_root(&root("")).is_err());
+    assert!(Issuer::of_new_root(&root("a\nb")).is_err());
     assert!(Issuer::of_new_root(&root(&"x".repeat(65))).is_err());
     let wrong_key = Template { public_key: public(&P384), ..root("o") };
     let built = Tbs::build(wrong_key, Issuer::of_new_root(&root("o")).unwrap(), SERIAL);
