@@ -24,7 +24,7 @@ use token_host::{
     protocol::{Frame, Kind, Reply, Request, Sign, Status, VERSION},
 };
 
-use super::harness::{LOG_ORIGIN, MAX_VALIDITY, PATIENCE, PROGRAM, Site, soft_issuer, template};
+use super::harness::{LOG_ORIGIN, MAX_VALIDITY, PATIENCE, PROGRAM, Site, root, soft_issuer, template};
 use testkit::faulty::{Control, MODULE, through};
 
 /// A server name that no host here permits together with an identity.
@@ -439,6 +439,20 @@ fn forgeries(issuer: &Arc<Issuer>, honest: &Honest) -> Vec<Forgery> {
         forgery(("checkpoint", "origin"), "another log", Checkpoint, head("evil/log", "43", ROOT), "log_origins"),
         forgery(("checkpoint", "size"), "a smaller tree", Checkpoint, head(LOG_ORIGIN, "41", ROOT), "only grows"),
         forgery(("checkpoint", "size"), "an empty tree", Checkpoint, head(LOG_ORIGIN, "0", ROOT), "only grows"),
+        forgery(
+            ("checkpoint", "size"),
+            "2^32 + 1 lines more",
+            Checkpoint,
+            head(LOG_ORIGIN, "4294967339", ROOT),
+            "no log grows so fast",
+        ),
+        forgery(
+            ("checkpoint", "size"),
+            "a tree that no other can follow",
+            Checkpoint,
+            head(LOG_ORIGIN, "18446744073709551615", ROOT),
+            "no log grows so fast",
+        ),
         forgery(("checkpoint", "root"), "another root", Checkpoint, head(LOG_ORIGIN, "42", OTHER_ROOT), "another root"),
         forgery(("canary", "form"), "another prefix", Canary, b"istio-hsm-ca canarx\0nonce".to_vec(), "not a canary's"),
         forgery(
@@ -481,6 +495,10 @@ fn forged_intermediates(issuer: &Arc<Issuer>) -> Vec<Forgery> {
     let unbounded = extension(b"\x55\x1d\x13", Some(0xff), b"\x30\x03\x01\x01\xff");
     let san = |kind, name: &str| extension(b"\x55\x1d\x11", Some(0xff), &san_value(&[(kind, name.as_bytes())]));
     let names = |kind, name| extended(&good, |list| list.push(san(kind, name)));
+    let organization = |tag: Tag, text: &[u8]| {
+        let attribute = element(Tag::Sequence, &[b"\x06\x03\x55\x04\x0a", &element(tag, &[text])]);
+        with(&good, 5, &element(Tag::Sequence, &[&element(Tag::Set, &[&attribute])]))
+    };
     let strange = extension(b"\x55\x1d\x0e", None, b"\x04\x01x");
     let cases = [
         (
@@ -490,6 +508,18 @@ fn forged_intermediates(issuer: &Arc<Issuer>) -> Vec<Forgery> {
             "not those of one profile",
         ),
         ("subject", "the CA's own name", with(&good, 5, issuer.subject()), "not one organization"),
+        ("subject", "a zero byte", organization(Tag::Utf8String, b"istiod\0"), "control character"),
+        ("subject", "a line", organization(Tag::Utf8String, b"istiod\nO=Istio"), "control character"),
+        ("subject", "an escape sequence", organization(Tag::Utf8String, b"\x1b[31mistiod"), "control character"),
+        ("subject", "a C1 control", organization(Tag::Utf8String, "istiod\u{9b}31m".as_bytes()), "control character"),
+        ("subject", "a printable line", organization(Tag::PrintableString, b"istiod\n"), "control character"),
+        ("subject", "a printable @", organization(Tag::PrintableString, b"root@istio"), "no PrintableString has"),
+        (
+            "subject",
+            "printable UTF-8",
+            organization(Tag::PrintableString, "istiöd".as_bytes()),
+            "no PrintableString has",
+        ),
         ("names", "a DNS name that is not listed", names(2, "other.example.com"), "does not list the name"),
         ("names", "a workload's", names(6, "spiffe://cluster.local/ns/a/sa/b"), "not a DNS name"),
         ("subject key identifier", "another key's", extended(&good, |list| list[2] = strange), "not the key's"),
@@ -601,6 +631,74 @@ fn host_that_allows_intermediates_refuses_forged_ones() {
     assert!(host.wait().unwrap().success());
 }
 
+/// A root above the CA, a certificate of the chain, a further one of `ca_certificates`, and the keys that the host itself
+/// uses. The files are read again when a daemon opens a key.
+#[test]
+fn host_certifies_no_key_of_its_bundle_and_none_of_its_own() {
+    let site = Site::new();
+    let bundle = site.directory.path().join("other-bundle");
+    std::fs::create_dir(&bundle).unwrap();
+    let ca = std::fs::read_to_string(site.bundle.join("ca-cert.pem")).unwrap();
+    std::fs::write(bundle.join("ca-cert.pem"), &ca).unwrap();
+    let pairs: [KeyPair; 4] = std::array::from_fn(|at| {
+        let algorithms = [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519];
+        KeyPair::generate_for(algorithms[at % 2]).unwrap()
+    });
+    let [above, between, former, later] = pairs.each_ref().map(root);
+    std::fs::write(bundle.join("root-cert.pem"), format!("{ca}{above}")).unwrap();
+    std::fs::write(bundle.join("cert-chain.pem"), between).unwrap();
+    let former_file = site.directory.path().join("former.pem");
+    std::fs::write(&former_file, format!("{ca}{former}")).unwrap();
+    let mut settings = site.host_settings();
+    settings.bundle = bundle.clone();
+    settings.ca_certificates = vec![former_file];
+    settings.allow_intermediate = true;
+    let (mut host, mut forger) = child(&site);
+    let status = forger.hello(&serde_json::to_vec(&settings).unwrap());
+
+    let ca_key = site.issuer.public_key();
+    let messages = |spki: &[u8]| {
+        let key = PublicKey::from_spki_der(spki).unwrap();
+        let of = |profile: Profile| {
+            leaf(&site.issuer, |template| {
+                if profile != Profile::Leaf {
+                    template.names.clear();
+                }
+                (template.public_key, template.profile) = (key.clone(), profile);
+            })
+        };
+        let organization = "evil".to_owned();
+        [(Kind::Leaf, of(Profile::Leaf)), (Kind::Intermediate, of(Profile::Intermediate { organization }))]
+    };
+    let spki = |pair: &KeyPair| rcgen::PublicKeyData::subject_public_key_info(pair);
+    let refuses = |forger: &mut Forger, name: &str, spki: &[u8], word: &str| {
+        for (kind, message) in messages(spki) {
+            match forger.sign(kind, ca_key.fingerprint(), &message) {
+                Some(Reply::Refused { reason, .. }) => assert!(reason.contains(word), "{name}: {reason}"),
+                other => panic!("{name} {kind:?}: {other:?}"),
+            }
+        }
+    };
+    refuses(&mut forger, "root-cert.pem", &spki(&pairs[0]), "the key of a CA");
+    refuses(&mut forger, "cert-chain.pem", &spki(&pairs[1]), "the key of a CA");
+    refuses(&mut forger, "ca_certificates", &spki(&pairs[2]), "the key of a CA");
+    refuses(&mut forger, "the log key", &status.log_key, "log key or canary key");
+    refuses(&mut forger, "the canary key", &status.canary_key, "log key or canary key");
+    for (kind, message) in messages(&spki(&pairs[3])) {
+        forger.signs(kind, ca_key, &message);
+    }
+    // A damaged file loses nothing that was known.
+    std::fs::write(bundle.join("root-cert.pem"), later).unwrap();
+    std::fs::write(bundle.join("cert-chain.pem"), "-----BEGIN CERTIFICATE-----\n").unwrap();
+    let open = Request::Open { key: ca_key.fingerprint(), known: b"" };
+    assert!(matches!(forger.ask(&open), Some(Reply::Opened { .. })));
+    for (pair, name) in pairs.iter().zip(["an earlier root", "a damaged file", "ca_certificates", "a new root"]) {
+        refuses(&mut forger, name, &spki(pair), "the key of a CA");
+    }
+    drop(forger);
+    assert!(host.wait().unwrap().success());
+}
+
 #[test]
 fn host_signs_no_more_certificates_than_its_limit() {
     for (per_hour, in_total) in [(Some(3), None), (None, Some(3)), (Some(3), Some(100))] {
@@ -644,6 +742,48 @@ fn next_host_process_knows_the_last_checkpoint() {
         host.kill().unwrap();
         host.wait().unwrap();
     }
+}
+
+/// The remedy that the refusal gives: a false checkpoint blocks the log until its lines are removed.
+#[test]
+fn host_forgets_a_false_checkpoint_whose_lines_are_removed() {
+    let site = Site::new();
+    let settings = site.host_settings();
+    let file = settings.checkpoint_file.clone().unwrap();
+    let settings = serde_json::to_vec(&settings).unwrap();
+    let head = |size: u64| format!("{LOG_ORIGIN}\n{size}\n{ROOT}\n");
+    let other = format!("other.test/log\n9\n{ROOT}\n");
+    std::fs::write(&file, &other).unwrap();
+    // None of these can be the first of a log.
+    for (first, is_signed) in [(u64::MAX, false), ((1 << 48) + 1, false), (1 << 48, true)] {
+        let (mut host, mut forger) = child(&site);
+        let log_key = PublicKey::from_spki_der(&forger.hello(&settings).log_key).unwrap();
+        if is_signed {
+            forger.signs(Kind::Checkpoint, &log_key, head(first).as_bytes());
+            let Some(Reply::Refused { reason, .. }) = forger.sign(Kind::Checkpoint, [0; 32], head(7).as_bytes()) else {
+                panic!("a smaller tree is signed");
+            };
+            let remedy =
+                format!("remove the three lines of {LOG_ORIGIN:?} (origin, size and root) from {}", file.display());
+            assert!(reason.contains(&remedy), "{reason}");
+        } else {
+            match forger.sign(Kind::Checkpoint, [0; 32], head(first).as_bytes()) {
+                Some(Reply::Refused { reason, .. }) => assert!(reason.contains("first checkpoint"), "{reason}"),
+                other => panic!("{first}: {other:?}"),
+            }
+        }
+        drop(forger);
+        assert!(host.wait().unwrap().success());
+    }
+    let kept = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, kept.replace(&head(1 << 48), "")).unwrap();
+    let (mut host, mut forger) = child(&site);
+    let log_key = PublicKey::from_spki_der(&forger.hello(&settings).log_key).unwrap();
+    forger.signs(Kind::Checkpoint, &log_key, head(7).as_bytes());
+    drop(forger);
+    assert!(host.wait().unwrap().success());
+    let kept = std::fs::read_to_string(&file).unwrap();
+    assert!(kept.contains(&other) && kept.contains(&head(7)), "{kept}");
 }
 
 #[test]

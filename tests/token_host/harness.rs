@@ -118,7 +118,8 @@ fn issuer(certificate: &str) -> Arc<Issuer> {
     Arc::clone(Bundle::check(files, clock::now()).unwrap().issuer())
 }
 
-fn root(pair: &KeyPair) -> String {
+/// A self-signed CA certificate in PEM.
+pub fn root(pair: &KeyPair) -> String {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::OrganizationName, "Istio");
     params.distinguished_name.push(DnType::CommonName, "token host test");

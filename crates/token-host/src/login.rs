@@ -29,7 +29,7 @@ use super::{
     watchdog::Watchdog,
 };
 use crate::protocol::{Fault, Fingerprint, KeyCount, Kind, Status, VERSION};
-use pki::{PublicKey, pem};
+use pki::{PublicKey, lint, pem};
 use token::{
     Module, Token, TokenUri, calls,
     key::{Hints, Search, hex},
@@ -61,6 +61,8 @@ pub(super) struct LoginContext {
     module: Module,
     token: Token,
     certificates: RwLock<Arc<Vec<CaCertificate>>>,
+    /// Keys of the other CA certificates in the bundle: roots and intermediates, as subjectPublicKey bits.
+    other_ca_keys: RwLock<Arc<Vec<Vec<u8>>>>,
     /// The session that keeps the process logged in; locked during a login.
     anchor: Mutex<Option<Session>>,
     logins: AtomicU64,
@@ -78,6 +80,9 @@ const MAIN_THREAD: usize = 0;
 /// Maximum number of known CA certificates, including earlier ones, unless more are configured.
 const CERTIFICATES_MOST: usize = 8;
 
+/// Maximum number of keys of other CA certificates, including earlier ones, unless the bundle has more.
+const OTHER_KEYS_MOST: usize = 1024;
+
 /// Maximum number of remembered sessions to be dropped: more than a host ever has.
 const DISCARDED_MOST: usize = 256;
 
@@ -90,6 +95,7 @@ impl LoginContext {
         let module_path =
             uri.module_path().ok_or_else(|| fault("the token URI names no module; add module-path=/path"))?;
         let certificates = read_certificates(&settings)?;
+        let other_ca_keys = read_other_keys(&settings);
         // Before the library is loaded: a PIN known to be wrong is not tried.
         let marker = PinMarker::new(settings.pin_marker.clone());
         marker.check(&pin_file).map_err(|error| pin_fault(&chain(&error)))?;
@@ -110,6 +116,7 @@ impl LoginContext {
             module,
             token,
             certificates: RwLock::new(Arc::new(certificates)),
+            other_ca_keys: RwLock::new(Arc::new(other_ca_keys)),
             anchor: Mutex::new(None),
             logins: AtomicU64::new(0),
             sessions: AtomicU32::new(0),
@@ -144,9 +151,23 @@ impl LoginContext {
         Arc::clone(&self.certificates.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The keys of the other CA certificates in the bundle.
+    pub(super) fn other_ca_keys(&self) -> Arc<Vec<Vec<u8>>> {
+        Arc::clone(&self.other_ca_keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Reads the CA certificates again; they stay unchanged if that fails. Earlier ones stay known: requests that began
     /// with the old bundle end with it, and a daemon that rejects the new bundle continues with the old one.
     pub(super) fn reread(&self) -> Result<(), Fault> {
+        let mut keys = read_other_keys(&self.settings);
+        let mut held = self.other_ca_keys.write().unwrap_or_else(PoisonError::into_inner);
+        for earlier in held.iter() {
+            if keys.len() < OTHER_KEYS_MOST && !keys.contains(earlier) {
+                keys.push(earlier.clone());
+            }
+        }
+        *held = Arc::new(keys);
+        drop(held);
         let mut certificates = read_certificates(&self.settings)?;
         let mut held = self.certificates.write().unwrap_or_else(PoisonError::into_inner);
         for earlier in held.iter() {
@@ -273,6 +294,42 @@ fn instance() -> u64 {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The files in a bundle, of both of Istio's layouts.
+const BUNDLE_FILES: [&str; 5] = ["ca-cert.pem", "cert-chain.pem", "root-cert.pem", "tls.crt", "ca.crt"];
+
+/// The keys of all certificates in the bundle and in `ca_certificates`, as subjectPublicKey bits. What cannot be read is
+/// reported and skipped: the daemon itself continues with an earlier bundle then.
+fn read_other_keys(settings: &Settings) -> Vec<Vec<u8>> {
+    let bundle = BUNDLE_FILES.map(|name| settings.bundle.join(name));
+    let mut keys = Vec::new();
+    for path in bundle.iter().chain(&settings.ca_certificates).filter(|path| path.exists()) {
+        let skipped = |reason: &dyn std::fmt::Display| {
+            let file = path.display();
+            tracing::warn!(%file, %reason, "a CA certificate cannot be read; one for its key is not refused");
+        };
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) => {
+                skipped(&error);
+                continue;
+            }
+        };
+        match pem::blocks(&text) {
+            Ok(blocks) => {
+                for block in blocks.iter().filter(|block| block.label == "CERTIFICATE") {
+                    match lint::subject_public_key(&block.der) {
+                        Ok(key) if keys.iter().any(|known| known == key) => {}
+                        Ok(key) => keys.push(key.to_vec()),
+                        Err(malformed) => skipped(&malformed),
+                    }
+                }
+            }
+            Err(error) => skipped(&error),
+        }
+    }
+    keys
 }
 
 /// The readable certificates; an error only if there are none.

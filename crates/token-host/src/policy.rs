@@ -17,6 +17,7 @@ use std::{
 
 use super::{CANARY_PREFIX, Settings};
 use crate::protocol::{Fingerprint, Kind, Sign};
+use checkpoint::KeptHead;
 use limit::Limit;
 use pki::{
     PublicKey,
@@ -50,6 +51,28 @@ impl CaCertificate {
     }
 }
 
+/// Keys that are never the subject's in a certificate, besides those of the host's [`CaCertificate`]s: as subjectPublicKey
+/// bits, since the same key may have several algorithm identifiers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ReservedKeys<'a> {
+    /// Of the roots and intermediates in the bundle.
+    pub(super) cas: &'a [Vec<u8>],
+    /// The host's log key and canary key.
+    pub(super) own: [Option<&'a PublicKey>; 2],
+}
+
+impl ReservedKeys<'_> {
+    fn check(&self, key: &[u8]) -> Result<(), Refusal> {
+        if self.cas.iter().any(|ca| ca == key) {
+            return Err(Refusal::CaKey);
+        }
+        if self.own.iter().flatten().any(|own| own.subject_public_key() == key) {
+            return Err(Refusal::OwnKey);
+        }
+        Ok(())
+    }
+}
+
 /// The rules, and what was signed as far as they need it.
 #[derive(Debug)]
 pub(super) struct Policy {
@@ -77,7 +100,13 @@ impl Policy {
 
     /// Checks a message that is about to be signed. `cas` are all CA certificates of the host. A permitted message
     /// counts as signed, and is permitted again.
-    pub(super) fn admit(&self, sign: &Sign<'_>, cas: &[CaCertificate], now: SystemTime) -> Result<(), Refusal> {
+    pub(super) fn admit(
+        &self,
+        sign: &Sign<'_>,
+        cas: &[CaCertificate],
+        reserved: &ReservedKeys<'_>,
+        now: SystemTime,
+    ) -> Result<(), Refusal> {
         match sign.kind {
             Kind::Canary => canary(sign.message),
             Kind::Checkpoint => {
@@ -86,7 +115,7 @@ impl Policy {
             }
             Kind::Intermediate | Kind::Leaf => {
                 let facts = Facts::parse(sign.message)?;
-                self.rules.certificate(sign, &facts, cas, now)?;
+                self.rules.certificate(sign, &facts, cas, reserved, now)?;
                 let mut signed = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
                 signed.admit(facts.serial, sign.message, Instant::now())
             }
@@ -114,10 +143,20 @@ pub(super) enum Refusal {
     Checkpoint,
     #[error("the checkpoint is of the log {found:?}{}", Advice(self))]
     Origin { found: String, listed: String },
-    #[error("the checkpoint of {origin} has {size} lines, after one of {signed} lines was signed{}", Advice(self))]
-    Smaller { origin: String, size: u64, signed: u64 },
-    #[error("the checkpoint of {origin} has another root than the one of {size} lines that was signed{}", Advice(self))]
-    OtherRoot { origin: String, size: u64 },
+    #[error("the first checkpoint of {origin} has {size} lines; {most} are signed at most")]
+    First { origin: String, size: u64, most: u64 },
+    #[error(
+        "the checkpoint of {} has {size} lines, more than {most} above the last signed one of {signed} lines{}",
+        kept.origin, Advice(self)
+    )]
+    Growth { kept: KeptHead, size: u64, signed: u64, most: u64 },
+    #[error("the checkpoint of {} has {size} lines, after one of {signed} lines was signed{}", kept.origin, Advice(self))]
+    Smaller { kept: KeptHead, size: u64, signed: u64 },
+    #[error(
+        "the checkpoint of {} has another root than the one of {size} lines that was signed{}",
+        kept.origin, Advice(self)
+    )]
+    OtherRoot { kept: KeptHead, size: u64 },
     #[error("the last signed checkpoint cannot be kept: {0}")]
     State(String),
     #[error("the host's bundle has no CA certificate with this key")]
@@ -136,6 +175,8 @@ pub(super) enum Refusal {
     Name(Name),
     #[error("the token has no {0}")]
     NoKey(&'static str),
+    #[error("the subject has the host's log key or canary key")]
+    OwnKey,
     #[error("the validity begins in the future")]
     NotYet,
     #[error("the validity is in the past, or begins long before now")]
@@ -156,10 +197,23 @@ impl Remedy for Refusal {
                 )
                 .into(),
             ),
-            Self::Smaller { .. } | Self::OtherRoot { .. } => Some(
-                "a log only grows: restore it if it was cut or rolled back; if it was started again on purpose, give it \
-                 another [log] origin, and list that in the log_origins of a host with a configuration of its own"
-                    .into(),
+            Self::Growth { kept, .. } => Some(
+                format!(
+                    "no log grows so fast: find out whether the daemon is compromised; if its log passes `istio-hsm-ca \
+                     log verify` and has so many lines, {} (docs/ISSUANCE-LOG.md, False checkpoints)",
+                    kept.remedy()
+                )
+                .into(),
+            ),
+            Self::Smaller { kept, .. } | Self::OtherRoot { kept, .. } => Some(
+                format!(
+                    "a log only grows: restore it if it was cut or rolled back; if it was started again on purpose, give \
+                     it another [log] origin, and list that in the log_origins of a host with a configuration of its own; \
+                     if it never had the signed checkpoint, a compromised daemon obtained it: investigate, then {} \
+                     (docs/ISSUANCE-LOG.md, False checkpoints)",
+                    kept.remedy()
+                )
+                .into(),
             ),
             Self::Limit { .. } => Some(
                 "if so many certificates are needed, raise max_certificates or max_certificates_per_hour in the host's \
@@ -169,6 +223,7 @@ impl Remedy for Refusal {
             Self::CaKey
             | Self::Canary
             | Self::Checkpoint
+            | Self::First { .. }
             | Self::Intermediate
             | Self::Issuer
             | Self::Key(_)
@@ -176,6 +231,7 @@ impl Remedy for Refusal {
             | Self::Name(_)
             | Self::NoKey(_)
             | Self::NotYet
+            | Self::OwnKey
             | Self::Past
             | Self::Serial
             | Self::State(_)
@@ -192,6 +248,7 @@ impl Rules {
         sign: &Sign<'_>,
         facts: &Facts<'_>,
         cas: &[CaCertificate],
+        reserved: &ReservedKeys<'_>,
         now: SystemTime,
     ) -> Result<(), Refusal> {
         let mut last = Err(Refusal::Issuer);
@@ -207,6 +264,7 @@ impl Rules {
         if cas.iter().any(|ca| ca.key.spki_der() == facts.spki) {
             return Err(Refusal::CaKey);
         }
+        reserved.check(facts.subject_public_key()?)?;
         // Last, since it takes the longest time.
         facts.public_key()?;
         Ok(())

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     HostError,
-    policy::{CaCertificate, Policy},
+    policy::{CaCertificate, Policy, ReservedKeys},
 };
 use crate::protocol::{Kind, Sign};
 use pki::{
@@ -67,7 +67,7 @@ pub struct Settings {
     #[serde(default = "log_origins")]
     pub log_origins: Vec<String>,
     /// The file that stores the last signed checkpoint of each log over restarts; by default it is known only until the
-    /// host ends.
+    /// host ends. Three lines for each log: origin, size, root hash.
     #[serde(default)]
     pub checkpoint_file: Option<PathBuf>,
 }
@@ -135,7 +135,7 @@ impl Settings {
         let key = issuer.public_key().fingerprint();
         let sign = Sign { kind: Kind::Leaf, key, request_id: "", deadline_ms: 0, message: tbs };
         let ca = CaCertificate::read(issuer.certificate().to_vec());
-        let admitted = ca.and_then(|ca| Policy::new(self).admit(&sign, &[ca], now));
+        let admitted = ca.and_then(|ca| Policy::new(self).admit(&sign, &[ca], &ReservedKeys::default(), now));
         admitted.err().map(|refusal| refusal.to_string())
     }
 

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::{
     Settings,
-    policy::{CaCertificate, Policy},
+    policy::{CaCertificate, Policy, ReservedKeys},
     protocol::{Fingerprint, Sign},
 };
 
@@ -36,6 +36,7 @@ impl Judge {
     /// # Errors
     /// The rule that the message breaks.
     pub fn admit(&self, sign: &Sign<'_>, now: SystemTime) -> Result<(), String> {
-        self.policy.admit(sign, std::slice::from_ref(&self.ca), now).map_err(|refusal| refusal.to_string())
+        let admitted = self.policy.admit(sign, std::slice::from_ref(&self.ca), &ReservedKeys::default(), now);
+        admitted.map_err(|refusal| refusal.to_string())
     }
 }

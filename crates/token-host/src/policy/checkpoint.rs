@@ -1,6 +1,9 @@
 //! The log's tree heads: their only permitted form, and which heads may follow earlier ones.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
@@ -8,6 +11,14 @@ use super::{Refusal, Rules};
 
 /// Maximum length of a tree head: an origin of a few hundred bytes, a number and a hash.
 const MOST: usize = 1024;
+
+/// Maximum number of lines by which a log grows from one signed checkpoint to the next: five days without a checkpoint at
+/// 10,000 lines a second. A daemon creates one every 10 seconds.
+const GROWTH_MOST: u64 = 1 << 32;
+
+/// Maximum size of the first checkpoint of a log that this host signs: 900 years at 10,000 lines a second. No real log is
+/// larger, and one that is refused here would have no remedy.
+const FIRST_MOST: u64 = 1 << 48;
 
 /// A tree head, the text of a C2SP tlog-checkpoint without extension lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,15 +51,22 @@ impl<'a> Checkpoint<'a> {
 pub(crate) struct SignedHeads(BTreeMap<String, (u64, String)>);
 
 impl SignedHeads {
-    /// The heads with this one replacing its predecessor.
-    pub(crate) fn followed_by(&self, checkpoint: &Checkpoint<'_>) -> Result<Self, Refusal> {
+    /// The heads with this one replacing its predecessor. `file` stores them, for the remedies.
+    pub(crate) fn followed_by(&self, checkpoint: &Checkpoint<'_>, file: Option<&Path>) -> Result<Self, Refusal> {
         let Checkpoint { origin, size, root } = *checkpoint;
+        let kept = || KeptHead { origin: origin.to_owned(), file: file.map(Path::to_owned) };
         match self.0.get(origin) {
             Some((signed, _)) if size < *signed => {
-                return Err(Refusal::Smaller { origin: origin.to_owned(), size, signed: *signed });
+                return Err(Refusal::Smaller { kept: kept(), size, signed: *signed });
             }
             Some((signed, other)) if size == *signed && root != other => {
-                return Err(Refusal::OtherRoot { origin: origin.to_owned(), size });
+                return Err(Refusal::OtherRoot { kept: kept(), size });
+            }
+            Some((signed, _)) if size - signed > GROWTH_MOST => {
+                return Err(Refusal::Growth { kept: kept(), size, signed: *signed, most: GROWTH_MOST });
+            }
+            None if size > FIRST_MOST => {
+                return Err(Refusal::First { origin: origin.to_owned(), size, most: FIRST_MOST });
             }
             Some(_) | None => {}
         }
@@ -74,6 +92,27 @@ impl SignedHeads {
     /// The checkpoints, one after the other.
     pub(crate) fn text(&self) -> String {
         self.0.iter().map(|(origin, (size, root))| format!("{origin}\n{size}\n{root}\n")).collect()
+    }
+}
+
+/// Where the last signed head of a log is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeptHead {
+    pub(crate) origin: String,
+    file: Option<PathBuf>,
+}
+
+impl KeptHead {
+    /// How the host's operator makes the host forget the head, after finding it false.
+    pub(super) fn remedy(&self) -> String {
+        let Some(file) = &self.file else {
+            return "restart the token host, which keeps checkpoints until it ends".to_owned();
+        };
+        format!(
+            "remove the three lines of {:?} (origin, size and root) from {} while the token host is stopped",
+            self.origin,
+            file.display()
+        )
     }
 }
 
@@ -149,7 +188,7 @@ mod tests {
         );
         for ((origin, size, root), good) in cases {
             let text = head(origin, size, root);
-            match heads.followed_by(&Checkpoint::parse(text.as_bytes()).unwrap()) {
+            match heads.followed_by(&Checkpoint::parse(text.as_bytes()).unwrap(), None) {
                 Ok(next) if good => heads = next,
                 Err(_) if !good => {}
                 other => panic!("{text:?}: {other:?}"),
@@ -160,5 +199,27 @@ mod tests {
         for bad in ["a", "a\n6\n", "a\n6\nroot\n", "\n", &format!("{}\n", heads.text())] {
             assert!(SignedHeads::parse(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn log_grows_by_no_more_than_a_log_can() {
+        let follow = |heads: &SignedHeads, size| {
+            heads.followed_by(&Checkpoint::parse(head("a", size, ROOT).as_bytes()).unwrap(), None)
+        };
+        let none = SignedHeads::default();
+        for size in [FIRST_MOST + 1, u64::MAX] {
+            assert!(matches!(follow(&none, size), Err(Refusal::First { .. })), "{size}");
+        }
+        for signed in [0, 7, FIRST_MOST] {
+            let heads = follow(&none, signed).unwrap();
+            follow(&heads, signed + GROWTH_MOST).unwrap();
+            for size in [signed + GROWTH_MOST + 1, u64::MAX] {
+                assert!(matches!(follow(&heads, size), Err(Refusal::Growth { .. })), "{signed} {size}");
+            }
+        }
+        // A file of an earlier release may have any size.
+        let heads = SignedHeads::parse(&head("a", u64::MAX, ROOT)).unwrap();
+        follow(&heads, u64::MAX).unwrap();
+        assert!(matches!(follow(&heads, 8), Err(Refusal::Smaller { signed: u64::MAX, .. })));
     }
 }

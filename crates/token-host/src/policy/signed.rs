@@ -67,7 +67,7 @@ impl KeptHeads {
             Some(heads) => heads,
             None => file.map_or(Ok(SignedHeads::default()), read)?,
         };
-        let result = heads.followed_by(checkpoint).and_then(|next| {
+        let result = heads.followed_by(checkpoint, file).and_then(|next| {
             if let Some(file) = file.filter(|_| next != heads) {
                 let unwritable = |error| state(file, &error, "make its directory writable for the token host");
                 files::replace(file, next.text().as_bytes()).map_err(unwritable)?;
@@ -125,13 +125,17 @@ mod tests {
         admit(&mut KeptHeads::new(Some(file.clone())), "a", 7).unwrap();
         admit(&mut KeptHeads::new(Some(file.clone())), "b", 1).unwrap();
         let mut next = KeptHeads::new(Some(file.clone()));
-        assert!(matches!(admit(&mut next, "a", 6), Err(Refusal::Smaller { signed: 7, .. })));
+        let refused = admit(&mut next, "a", 6).unwrap_err();
+        assert!(matches!(refused, Refusal::Smaller { signed: 7, .. }));
+        let remedy = format!("remove the three lines of \"a\" (origin, size and root) from {}", file.display());
+        assert!(refused.to_string().contains(&remedy), "{refused}");
         assert_eq!(fs::read_to_string(&file).unwrap(), text("a", 7) + &text("b", 1), "a refusal changes nothing");
         admit(&mut next, "a", 8).unwrap();
         // Without a file, for the lifetime of the process.
         let mut memory = KeptHeads::new(None);
         admit(&mut memory, "a", 7).unwrap();
-        assert!(admit(&mut memory, "a", 6).is_err());
+        let refused = admit(&mut memory, "a", 6).unwrap_err().to_string();
+        assert!(refused.contains("restart the token host"), "{refused}");
     }
 
     #[test]

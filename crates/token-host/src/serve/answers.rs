@@ -8,7 +8,7 @@ use std::{
 use super::{Queued, Service, is_broken, lock};
 use crate::{
     login::Worker,
-    policy::Refusal,
+    policy::{Refusal, ReservedKeys},
     protocol::{Fault, Fingerprint, Kind, Reply, Request, Sign},
 };
 use pki::PublicKey;
@@ -121,7 +121,9 @@ impl Service<'_> {
                 cas.iter().find(|ca| ca.fingerprint == sign.key).map(|ca| &ca.key).ok_or(Refusal::Issuer)
             }
         }?;
-        self.login.policy.admit(sign, &cas, process::clock::now())?;
+        let other_cas = self.login.other_ca_keys();
+        let reserved = ReservedKeys { cas: &other_cas, own: [self.login.log_key(), self.login.canary_key()] };
+        self.login.policy.admit(sign, &cas, &reserved, process::clock::now())?;
         Ok(key.clone())
     }
 }
