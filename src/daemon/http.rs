@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     convert::Infallible,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -67,11 +67,25 @@ impl Hosts {
 
     fn is_known(&self, authority: &Authority) -> bool {
         let host = authority.host();
-        let host = host.strip_suffix('.').unwrap_or(host);
-        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        address.parse::<IpAddr>().is_ok()
-            || host.eq_ignore_ascii_case("localhost")
-            || self.0.iter().any(|name| name.as_str().eq_ignore_ascii_case(host))
+        // `Authority` ends the host at the first `:` or `]` and accepts anything after it.
+        let port = match authority.as_str().strip_prefix(host) {
+            Some("") => true,
+            // `u16` would also accept a sign.
+            Some(rest) => rest
+                .strip_prefix(':')
+                .is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()),
+            None => false,
+        };
+        let name = host.strip_suffix('.').unwrap_or(host);
+        let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+            None => {
+                host.parse::<Ipv4Addr>().is_ok()
+                    || name.eq_ignore_ascii_case("localhost")
+                    || self.0.iter().any(|known| known.as_str().eq_ignore_ascii_case(name))
+            }
+        };
+        port && is_host
     }
 }
 
@@ -223,6 +237,27 @@ mod tests {
             (&["127.0.0.1.attacker.example"], false),
             (&["ca.example.com.attacker.example:15014"], false),
             (&["localhost", "attacker.example"], false),
+            (&["localhost:80.evil.com"], false),
+            (&["localhost:80@evil.com"], false),
+            (&["localhost:80:80"], false),
+            (&["localhost:65536"], false),
+            (&["localhost:"], false),
+            (&["localhost:+80"], false),
+            (&["localhost.:80"], true),
+            (&["localhost..", "localhost"], false),
+            (&["localhost@evil.com"], false),
+            (&["evil.com@localhost"], false),
+            (&["127.0.0.1:80.evil.com"], false),
+            (&["127.0.0.1@evil.com"], false),
+            (&["ca.example.com:80.evil.com"], false),
+            (&["[::1]"], true),
+            (&["[::1]evil.com"], false),
+            (&["[::1].evil.com:80"], false),
+            (&["[::1]:80.evil.com"], false),
+            (&["[::1]:80]"], false),
+            (&["[localhost]"], false),
+            (&["[127.0.0.1]"], false),
+            (&["::1"], false),
             (&[""], false),
             (&["a b"], false),
         ];
