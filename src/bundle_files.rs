@@ -5,8 +5,7 @@
 //! `import` gets the path of the key and reads it into zeroizing memory.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -16,6 +15,7 @@ use pki::{
     bundle::{BundleFiles, Input, Problem},
     pem::TEXT_MAX,
 };
+use process::files::read_input;
 
 /// Paths of the files of a plug-in CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,13 +112,10 @@ fn no_directory(directory: &Path) -> Problem {
     Problem::with_remedy(&directory.display().to_string(), "is not a directory", remedy)
 }
 
-/// At most one byte more than is accepted, so that a device or an endless pipe ends too.
 fn read(path: &Path) -> Result<Vec<u8>, (String, &'static str)> {
-    let limit = u64::try_from(TEXT_MAX).unwrap_or(u64::MAX).saturating_add(1);
-    let mut bytes = Vec::new();
-    match File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)) {
-        Ok(_) if bytes.len() > TEXT_MAX => Err(("is larger than 1 MiB".to_owned(), "give the PEM file itself")),
-        Ok(_) => Ok(bytes),
+    match read_input(path, TEXT_MAX) {
+        Ok(bytes) if bytes.len() > TEXT_MAX => Err(("is larger than 1 MiB".to_owned(), "give the PEM file itself")),
+        Ok(bytes) => Ok(bytes),
         Err(error) => Err(unreadable(&error)),
     }
 }
@@ -134,6 +131,7 @@ pub fn unreadable(error: &io::Error) -> (String, &'static str) {
         io::ErrorKind::IsADirectory => {
             ("cannot be read: it is a directory".to_owned(), "put the PEM file in its place")
         }
+        io::ErrorKind::InvalidInput => (format!("cannot be read: {error}"), "put the PEM file in its place"),
         _ => (format!("cannot be read ({error})"), "make it readable for this user"),
     }
 }
@@ -184,5 +182,14 @@ mod tests {
         let reasons: Vec<_> = problems.iter().map(ToString::to_string).collect();
         assert!(reasons[0].contains("cert-chain.pem: cannot be read"), "{reasons:?}");
         assert!(reasons[1].contains("root-cert.pem: is larger than 1 MiB"), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_fifo_is_reported() {
+        let directory = directory(&["ca-cert.pem", "root-cert.pem"]);
+        nix::unistd::mkfifo(&directory.path().join("cert-chain.pem"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let problems = read_directory(directory.path()).unwrap_err();
+        let reasons: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert!(reasons[0].contains("cert-chain.pem: cannot be read: it is a FIFO, not a regular file"), "{reasons:?}");
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     borrow::Cow,
     fmt,
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -27,7 +26,7 @@ use pki::{
 use process::error::{Advice, Remedy, Report, chain};
 
 /// Maximum size of a configured file in bytes.
-const MOST: u64 = 4 * 1024 * 1024;
+const MOST: usize = 4 * 1024 * 1024;
 
 /// `[auth]`.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
@@ -341,11 +340,6 @@ pub(super) fn recognized(path: &Path, bytes: &[u8], wanted: Wanted) -> Option<Se
 
 pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, SetupError> {
     let wrong = |source| SetupError::File { file: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    std::fs::File::open(path).map_err(wrong)?.take(MOST).read_to_end(&mut bytes).map_err(wrong)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length < MOST) {
-        Ok(bytes)
-    } else {
-        Err(SetupError::TooLong { file: path.to_owned() })
-    }
+    let bytes = process::files::read_input(path, MOST).map_err(wrong)?;
+    if bytes.len() <= MOST { Ok(bytes) } else { Err(SetupError::TooLong { file: path.to_owned() }) }
 }

@@ -101,14 +101,13 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
 }
 
 fn read_csr(path: &Path) -> anyhow::Result<String> {
-    let most = u64::try_from(CSR_MAX)? + 1;
-    let mut bytes = Vec::new();
     let read = if path == Path::new("-") {
-        std::io::stdin().lock().take(most).read_to_end(&mut bytes)
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().take(u64::try_from(CSR_MAX)? + 1).read_to_end(&mut bytes).map(|_| bytes)
     } else {
-        std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes))
+        process::files::read_input(path, CSR_MAX)
     };
-    read.with_context(|| {
+    let bytes = read.with_context(|| {
         format!("{}: the request cannot be read; name a PEM certificate request by --csr", path.display())
     })?;
     if bytes.len() > CSR_MAX {

@@ -7,6 +7,7 @@ use anyhow::Context;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::{config::Config, token_pool};
+use process::files::open_input;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -27,7 +28,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let mut derived = None;
     match (derive_from, config) {
         (Some(daemon), Some(host)) => {
-            let own = std::fs::read_to_string(&host).with_context(|| format!("cannot read {}", host.display()))?;
+            let unreadable = || format!("cannot read {}", host.display());
+            let own = std::io::read_to_string(open_input(&host).with_context(unreadable)?).with_context(unreadable)?;
             let settings = Config::read(&daemon, "")?.supervised_host(&own);
             let settings = settings.with_context(|| format!("the token host's configuration {}", host.display()))?;
             // The token host reads a file; this one is in memory, since the file system may be read-only.

@@ -17,8 +17,13 @@ use testkit::{
 /// Name, modification of valid files, and the expected reasons.
 type Bad = (&'static str, fn(&Machine), &'static [&'static str]);
 
+fn make_fifo(machine: &Machine, name: &str) {
+    fs::remove_file(machine.path(name)).unwrap();
+    nix::unistd::mkfifo(&machine.path(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+}
+
 /// Every bad plug-in CA.
-const BAD: [Bad; 27] = [
+const BAD: [Bad; 29] = [
     ("no key file", |m| fs::remove_file(m.path("ca/ca-key.pem")).unwrap(), &["ca-key.pem: is missing"]),
     ("no certificate", |m| fs::remove_file(m.path("ca/ca-cert.pem")).unwrap(), &["ca-cert.pem: is missing"]),
     ("no root", |m| fs::remove_file(m.path("ca/root-cert.pem")).unwrap(), &["root-cert.pem: is missing"]),
@@ -39,6 +44,8 @@ const BAD: [Bad; 27] = [
         },
         &["ca-key.pem: cannot be read: it is a directory"],
     ),
+    ("a FIFO for the key", |m| make_fifo(m, "ca/ca-key.pem"), &["ca-key.pem: cannot be read: it is a FIFO"]),
+    ("a FIFO for the chain", |m| make_fifo(m, "ca/cert-chain.pem"), &["cert-chain.pem: cannot be read: it is a FIFO"]),
     (
         "key and certificate in each other's place",
         |m| {

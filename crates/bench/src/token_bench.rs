@@ -2,7 +2,7 @@
 //!
 //! Rounds with different numbers of sessions alternate, so that noise does not affect only one of them.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -133,7 +133,8 @@ fn keys(token: &Token, choice: &TokenChoice) -> Result<Vec<(String, SpeedKey)>> 
     let mut keys = Vec::new();
     for path in &choice.ca_cert {
         let named = || path.display().to_string();
-        let pem = fs::read(path).with_context(|| format!("cannot read {}", named()))?;
+        let pem =
+            process::files::read_input(path, pki::pem::TEXT_MAX).with_context(|| format!("cannot read {}", named()))?;
         let certificate = Certificate::from_pem(&pem)
             .with_context(|| format!("{} is not a certificate; give the CA's, in PEM", named()))?;
         let spki = certificate.tbs_certificate().subject_public_key_info().to_der()?;

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::{
         fd::AsRawFd,
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
@@ -11,7 +11,11 @@ use std::{
     path::Path,
 };
 
-use nix::libc::{O_NOFOLLOW, O_PATH};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    libc::{EISDIR, ENXIO, O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_PATH},
+    sys::statfs::{FsType, fstatfs},
+};
 
 /// Replaces a file durably with mode 0600: at any moment, also after a power failure, it has its old or its new content.
 ///
@@ -32,6 +36,61 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::rename(&new, path)?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// File system type of pipes without a name (pipe(7)), as fstatfs(2) reports it; PIPEFS_MAGIC in linux/magic.h.
+const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
+
+/// Opens an operator's file for reading, without blocking: a regular file, or a pipe that has no name, which is what
+/// `/dev/stdin` and the `/dev/fd/N` of a shell's process substitution are. Symbolic links are followed.
+///
+/// # Errors
+/// If it cannot be opened or is a directory; [`io::ErrorKind::InvalidInput`] if it is a FIFO, a device or a socket.
+pub fn open_input(path: &Path) -> io::Result<File> {
+    open_input_with(path, OpenOptions::new().read(true), 0)
+}
+
+/// The same with other options and open(2) flags.
+///
+/// # Errors
+/// Those of [`open_input`].
+pub fn open_input_with(path: &Path, options: &mut OpenOptions, flags: i32) -> io::Result<File> {
+    // Without O_NONBLOCK, opening a FIFO waits for a writer.
+    let opened = options.custom_flags(flags | O_NONBLOCK | O_NOCTTY).open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        // What open(2) returns for a socket.
+        Some(ENXIO) => not_regular("a socket or a device"),
+        _ => error,
+    })?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_dir() {
+        return Err(io::Error::from_raw_os_error(EISDIR));
+    }
+    if kind.is_fifo() && fstatfs(&file).map_err(io::Error::from)?.filesystem_type() == PIPEFS_MAGIC {
+        // This descriptor's own flag: opening the pipe made another open file description.
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(io::Error::from)?;
+        return Ok(file);
+    }
+    match kind {
+        kind if kind.is_file() => Ok(file),
+        kind if kind.is_fifo() => Err(not_regular("a FIFO")),
+        _ => Err(not_regular("a device")),
+    }
+}
+
+fn not_regular(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file"))
+}
+
+/// Reads an operator's file, up to one byte more than `most` bytes, so that the caller can refuse a larger one.
+///
+/// # Errors
+/// Those of [`open_input`], and those of reading.
+pub fn read_input(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
+    let mut content = Vec::new();
+    open_input(path)?.take(limit).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// Whether a path still names an opened file itself, and no link to it.
@@ -115,6 +174,45 @@ mod tests {
         }
         remove(&elsewhere, &file).unwrap();
         fs::remove_dir(&directory).unwrap();
+    }
+
+    #[test]
+    fn only_regular_files_and_nameless_pipes_are_inputs() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("file"), "content").unwrap();
+        symlink(at("file"), at("link")).unwrap();
+        for name in ["file", "link"] {
+            assert_eq!(read_input(&at(name), 7).unwrap(), b"content");
+        }
+        assert_eq!(read_input(&at("file"), 3).unwrap(), b"cont", "one byte more than the maximum");
+
+        let (reader, mut writer) = io::pipe().unwrap();
+        let pipe = format!("/dev/fd/{}", reader.as_raw_fd());
+        let written = std::thread::spawn(move || {
+            // Later than the reader, which has to wait for it.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            writer.write_all(b"from a pipe")
+        });
+        assert_eq!(read_input(Path::new(&pipe), 100).unwrap(), b"from a pipe");
+        written.join().unwrap().unwrap();
+
+        nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        symlink(at("fifo"), at("link to a fifo")).unwrap();
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        let refused = [
+            (at("fifo"), "a FIFO"),
+            (at("link to a fifo"), "a FIFO"),
+            (at("socket"), "a socket"),
+            ("/dev/zero".into(), "a device"),
+        ];
+        for (path, what) in refused {
+            let error = open_input(&path).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{}", path.display());
+            assert!(error.to_string().contains(what), "{}: {error}", path.display());
+        }
+        assert_eq!(open_input(directory.path()).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        assert_eq!(open_input(&at("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -359,7 +359,7 @@ fn read_certificates(settings: &Settings) -> Result<Vec<CaCertificate>, Fault> {
 
 fn read_certificate(path: &Path) -> Result<CaCertificate, Fault> {
     let wrong = |reason: &dyn std::fmt::Display| fault(&format!("{}: {reason}", path.display()));
-    let text = std::fs::read(path).map_err(|error| wrong(&error))?;
+    let text = process::files::read_input(path, pem::TEXT_MAX).map_err(|error| wrong(&error))?;
     let blocks = pem::blocks(&text).map_err(|error| wrong(&error))?;
     let certificate = blocks.into_iter().find(|block| block.label == "CERTIFICATE");
     let der = certificate.ok_or_else(|| wrong(&"it holds no certificate"))?.der.to_vec();

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use process::renamed_keys;
+use process::{files::open_input, renamed_keys};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -120,7 +120,7 @@ impl Settings {
     /// If it cannot be read, or has an unknown key or an invalid value.
     pub fn read(path: &Path) -> Result<Self, HostError> {
         let wrong = |reason: String| HostError::Settings { path: path.to_owned(), reason };
-        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        let text = open_input(path).and_then(std::io::read_to_string).map_err(|error| wrong(error.to_string()))?;
         toml::from_str(&text).map_err(|error| {
             let at = error.span().filter(|_| error.message().starts_with("unknown field"));
             let key = at.and_then(|span| text.get(span.start..)).unwrap_or_default();

@@ -5,7 +5,7 @@
 
 use std::{
     borrow::Cow,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -292,8 +292,6 @@ fn bearer(path: &Path) -> Result<reqwest::header::HeaderValue, FetchError> {
 /// Reads a file up to a maximum size.
 fn read(path: &Path, most: usize) -> Result<Vec<u8>, FetchError> {
     let wrong = |source| FetchError::File(path.to_owned(), source);
-    let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
-    let mut bytes = Vec::new();
-    std::fs::File::open(path).map_err(wrong)?.take(limit).read_to_end(&mut bytes).map_err(wrong)?;
+    let bytes = process::files::read_input(path, most).map_err(wrong)?;
     if bytes.len() > most { Err(FetchError::TooLong) } else { Ok(bytes) }
 }

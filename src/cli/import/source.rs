@@ -3,10 +3,7 @@
 use std::{
     fs::File,
     io::Read,
-    os::{
-        fd::AsFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
-    },
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -20,7 +17,7 @@ use pki::{
     Bundle, PublicKey,
     private_key::{PrivateKey, PrivateKeyError},
 };
-use process::{clock, output};
+use process::{clock, files::open_input_with, output};
 use token::{
     import::{How, ImportReport, Level},
     pin,
@@ -220,7 +217,7 @@ fn read_key(path: &Path, removable: bool) -> Result<KeyText, String> {
             return Err(format!("{name}: a symbolic link; --remove-key-file needs the name of the file itself"));
         }
         let flags = if removable { O_NOFOLLOW } else { 0 };
-        let file = File::options().read(true).write(removable).custom_flags(flags).open(path).map_err(failed)?;
+        let file = open_input_with(path, File::options().read(true).write(removable), flags).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if removable && !metadata.is_file() {
             return Err(format!("{name}: not a regular file, which --remove-key-file cannot remove; leave that out"));

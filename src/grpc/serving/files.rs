@@ -1,6 +1,12 @@
 //! The endpoint's certificate from files that are renewed by another program, such as a mounted Secret.
 
-use std::{borrow::Cow, io, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    borrow::Cow,
+    io::{self, Read},
+    path::PathBuf,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use const_oid::db::rfc5280::{ANY_EXTENDED_KEY_USAGE, ID_KP_SERVER_AUTH};
 use rustls::{
@@ -20,7 +26,10 @@ use pki::{
     found::{self, Found, Wanted},
     identity::Name,
 };
-use process::error::{Advice, Remedy};
+use process::{
+    error::{Advice, Remedy},
+    files::open_input,
+};
 
 /// Maximum size of a file: a long chain has some 10 KiB.
 const FILE_MAX: u64 = 1 << 20;
@@ -227,10 +236,15 @@ fn names_of(leaf: &Certificate) -> String {
 
 fn read(path: &std::path::Path) -> Result<Zeroizing<Vec<u8>>, FilesError> {
     let failed = |source| FilesError::Read { path: path.to_owned(), source };
-    let length = std::fs::metadata(path).map_err(failed)?.len();
-    if length > FILE_MAX {
-        return Err(FilesError::TooLarge(path.to_owned()));
+    let file = open_input(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    // Sized in advance, so that no reallocation leaves a copy of the key behind.
+    let size = usize::try_from(length.min(FILE_MAX)).unwrap_or_default();
+    let mut content = Zeroizing::new(Vec::with_capacity(size.saturating_add(1)));
+    file.take(FILE_MAX + 1).read_to_end(&mut content).map_err(failed)?;
+    if u64::try_from(content.len()).is_ok_and(|length| length <= FILE_MAX) {
+        Ok(content)
+    } else {
+        Err(FilesError::TooLarge(path.to_owned()))
     }
-    // `fs::read` sizes its buffer by the file's length, so no reallocation leaves a copy of the key behind.
-    std::fs::read(path).map(Zeroizing::new).map_err(failed)
 }

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeSet, fs, io::Read, path::Path};
 
+use process::files::open_input;
 use serde::{Deserialize, Serialize};
 
 use super::hex;
@@ -119,7 +120,7 @@ struct ReceiptToken {
 impl Receipt {
     fn read(path: &Path) -> Option<Self> {
         let mut text = String::new();
-        fs::File::open(path).ok()?.take(RECEIPT_MAX).read_to_string(&mut text).ok()?;
+        open_input(path).ok()?.take(RECEIPT_MAX).read_to_string(&mut text).ok()?;
         serde_json::from_str(&text).ok()
     }
 }
