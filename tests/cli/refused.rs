@@ -146,7 +146,7 @@ const BAD: [Bad; 29] = [
         |m| {
             m.write("ca/ca-key.pem", "LS0tLS1CRUdJTg==");
         },
-        &["ca-key.pem: is base64 of PEM", "base64 -d "],
+        &["ca-key.pem: is base64 of PEM", "base64 -di "],
     ),
     ("RSA of 1024 bits", |m| openssl_key(m, "genrsa -out ca/ca-key.pem 1024"), &["1024 bits"]),
     ("an unusual exponent", |m| openssl_key(m, "genrsa -3 -out ca/ca-key.pem 2048"), &["exponent is not 65537"]),

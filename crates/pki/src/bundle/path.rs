@@ -116,8 +116,12 @@ pub(super) fn find<'a>(
     others: &'a [Certificate],
     roots: &'a [Certificate],
 ) -> Result<Vec<Path<'a>>, DeadEnd<'a>> {
-    if let Some(root) = roots.iter().find(|root| root.der == ca.der) {
-        return Ok(vec![Path { below_root: Vec::new(), root }]);
+    // A leaf may be verified with a root of the CA's name and key in place of the CA's own certificate.
+    let leaf = leaf_authority(ca);
+    let same = roots.iter().filter(|root| root.der == ca.der || root.is_same_ca(ca) && points_to(&leaf, root).is_ok());
+    let same = same.map(|root| Path { below_root: Vec::new(), root });
+    if roots.iter().any(|root| root.der == ca.der) {
+        return Ok(same.collect());
     }
     let mut search = Search {
         // A root that is repeated in cert-chain.pem is still a root.
@@ -130,10 +134,7 @@ pub(super) fn find<'a>(
         deepest: 0,
     };
     search.climb(&mut vec![ca]);
-    // A leaf may be verified with a root of the CA's name and key in place of the CA's own certificate.
-    let leaf = leaf_authority(ca);
-    let same = roots.iter().filter(|root| root.is_same_ca(ca) && points_to(&leaf, root).is_ok());
-    search.found.extend(same.map(|root| Path { below_root: Vec::new(), root }));
+    search.found.extend(same);
     if !search.found.is_empty() {
         return Ok(search.found);
     }

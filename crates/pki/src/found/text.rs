@@ -72,7 +72,7 @@ fn encoded(text: &[u8], quoted: &str, wanted: Wanted) -> Option<Kind> {
     };
     let form = if command.starts_with("xxd") { "hexadecimal digits" } else { "base64" };
     let done = |what: String, command: &str| Some((what, output(wanted, quoted, command)));
-    if contains(&pem::cleaned(&plain), b"-----BEGIN ") {
+    if contains(&pem::cleaned(&plain), b"-----BEGIN") {
         let what = match (is_value, form) {
             (true, _) => "is a line of a Kubernetes manifest, with base64 of PEM".to_owned(),
             (false, "base64") => "is base64 of PEM, as in the data of a Kubernetes Secret".to_owned(),
@@ -81,7 +81,7 @@ fn encoded(text: &[u8], quoted: &str, wanted: Wanted) -> Option<Kind> {
         return done(what, &command);
     }
     if let Some((twice, again)) = decoded(&plain)
-        && contains(&twice, b"-----BEGIN ")
+        && contains(&twice, b"-----BEGIN")
     {
         return done("is PEM in base64 twice".to_owned(), &format!("{command} | {}", again.replace(" FILE", "")));
     }
