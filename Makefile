@@ -8,7 +8,7 @@ IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions
 	cast_possible_wrap cast_sign_loss disallowed_methods type_complexity unwrap_in_result)
 
 .PHONY: help deps demo run test test-foreign test-long fuzz faults check bench format dependencies test-browser \
-	test-pkilint test-istio test-kube test-mesh mesh test-deploy test-tokens image
+	test-pkilint test-istio test-kube test-mesh mesh test-deploy test-release test-tokens release image
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -18,7 +18,7 @@ FOR ?=
 # If packages are missing, fails with the command that installs them.
 require = @scripts/packages.sh --check $(1)
 
-deps: ## install missing packages; FOR='browser deploy foreign fuzz kube mesh pkilint tokens' adds those of further targets
+deps: ## install missing packages; FOR='browser deploy foreign fuzz kube mesh pkilint release tokens' adds those of further targets
 	@scripts/packages.sh $(FOR)
 
 demo: deps ## issue a certificate with a SoftHSM token, one line per step; CACERTS=DIR uses your own CA
@@ -51,7 +51,11 @@ test-pkilint: ## check leaf certificates with pkilint, which is cached outside t
 
 test-deploy: ## test chart, manifests, units, images and the guide; needs root, and Go once (Helm, an API server)
 	$(call require,deploy kube)
-	$(CARGO) test --locked --test deploy -- --include-ignored
+	$(CARGO) test --locked --test deploy -- --include-ignored --skip package::
+
+test-release: ## build the release twice and compare; install, upgrade and remove its package; needs root and systemd
+	$(call require,deploy release)
+	$(CARGO) test --locked --test deploy package:: -- --ignored
 
 test-tokens: ## run the token suite on SoftHSM, Kryoptic, NSS and p11-kit, and on two of them at once
 	$(call require,tokens)
@@ -90,7 +94,7 @@ mesh: ## run that mesh until it is interrupted, and print where to look
 	MESH_STAY=1 $(CARGO) test --locked --test mesh -- --ignored --exact --nocapture stays_until_interrupted
 
 test-long: ## what takes too long for every change, an hour of random faults among it
-	$(call require,browser deploy foreign fuzz kube mesh tokens)
+	$(call require,browser deploy foreign fuzz kube mesh release tokens)
 	@tests/modules.sh
 	@tests/kube/api-server.sh >/dev/null
 	@tests/kube/api-server.sh --newest kube-apiserver >/dev/null
@@ -134,6 +138,10 @@ bench: ## measure the pure parts (criterion), the daemon with the performance go
 
 format: ## format the sources
 	$(CARGO) fmt --all
+
+release: ## build programs, Debian package, debug symbols and bill of materials, reproducibly, in target/dist
+	$(call require,release)
+	@scripts/release.sh
 
 image: ## build a container image (OCI layout) in target/image, without a registry
 	$(call require,deploy)

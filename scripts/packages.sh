@@ -4,7 +4,7 @@
 #   scripts/packages.sh [--check] [GROUP...]
 #
 # Without a group: what the build, `make test` and the demo need. Groups add what further targets need: browser, deploy,
-# foreign, fuzz, kube, mesh, pkilint, tokens. --check installs nothing; it fails if a package is missing and prints the command.
+# foreign, fuzz, kube, mesh, pkilint, release, tokens. --check installs nothing; it fails if a package is missing and prints the command.
 #
 # Runs as root, or with sudo if that needs no password; otherwise it prints the command.
 set -euo pipefail
@@ -54,6 +54,7 @@ for group in "$@"; do
         "curl:curl"
       )
       ;;
+    release) needs+=("binutils:strip" "dpkg-dev:dpkg-shlibdeps" "xz-utils:xz") ;; # the Debian package and the archives
     tokens)
       needs+=(
         "libnss3:/usr/lib/$(uname -m)-linux-gnu/libsoftokn3.so" # NSS as a PKCS#11 token
@@ -74,7 +75,7 @@ for group in "$@"; do
         "gnutls-bin:p11tool"                                                  # makes keys for adopt
       )
       ;;
-    *) echo "usage: scripts/packages.sh [--check] [browser|deploy|foreign|fuzz|kube|mesh|pkilint|tokens]..." >&2; exit 2 ;;
+    *) echo "usage: scripts/packages.sh [--check] [browser|deploy|foreign|fuzz|kube|mesh|pkilint|release|tokens]..." >&2; exit 2 ;;
   esac
 done
 

@@ -28,7 +28,7 @@ pub fn page() -> String {
 }
 
 /// The blocks of a page with this fence, each with its line number.
-fn blocks(page: &str, fence: &str) -> Vec<(usize, String)> {
+pub fn blocks(page: &str, fence: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut lines = page.lines().enumerate();
     while let Some((number, line)) = lines.next() {
@@ -40,10 +40,10 @@ fn blocks(page: &str, fence: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// One script of all blocks with this fence, which prints its position before each block.
-pub fn script(page: &str, fence: &str) -> String {
+/// One script of these blocks, which prints its position before each.
+pub fn script(blocks: &[(usize, String)]) -> String {
     let mut script = String::from("set -euo pipefail\n");
-    for (line, block) in blocks(page, fence) {
+    for (line, block) in blocks {
         write!(script, "echo '## line {line}' >&2\n{block}\n").unwrap();
     }
     script
@@ -80,7 +80,7 @@ fn the_guide_works_as_it_is_written() {
     for name in ["deploy", "scripts", "softhsm"] {
         symlink(root().join(name), checkout.join(name)).unwrap();
     }
-    fs::write(directory.path().join("guide.sh"), script(&page(), RUN)).unwrap();
+    fs::write(directory.path().join("guide.sh"), script(&blocks(&page(), RUN))).unwrap();
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
     let output = Command::new("bash")
         .arg(directory.path().join("guide.sh"))

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Runs a program of a Debian package, which must succeed.
-fn must(program: &str, package: &str, arguments: &[&str]) -> String {
+pub fn must(program: &str, package: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
     let output = output.unwrap_or_else(|_| panic!("{program} is missing; run: sudo apt-get install {package}"));
     let error = String::from_utf8_lossy(&output.stderr);

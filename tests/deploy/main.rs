@@ -16,6 +16,7 @@ mod guide;
 mod image;
 mod import;
 mod manifests;
+mod package;
 mod rendered;
 mod systemd;
 mod tools;

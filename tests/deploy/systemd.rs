@@ -178,8 +178,8 @@ export container=other
 exec /lib/systemd/systemd --system --unit=test.target --log-target=null --show-status=no
 "#;
 
-/// Runs before the guide's blocks: a token, a sample CA, a drop-in that gives the host access to SoftHSM's files.
-const BEFORE: &str = r#"
+/// Runs before the guide's blocks: a token, a sample CA, and a drop-in that gives the host access to SoftHSM's files.
+pub const BEFORE: &str = r#"
 set -euo pipefail
 umask 022
 cd "$WORK/checkout"
@@ -196,8 +196,8 @@ printf '[Service]\nEnvironment=SOFTHSM2_CONF=%s\nReadWritePaths=/var/lib/softhsm
   > /etc/systemd/system/istio-hsm-ca-token@hsm.service.d/softhsm.conf
 "#;
 
-/// Runs after them: checks that the result is as the guide describes.
-const AFTER: &str = r#"
+/// Functions for what runs after them.
+pub const CHECKS: &str = r#"
 # SoftHSM alone: its files belong to the host's user. They did not while the import ran, and the host did not start.
 chown -R istio-hsm-ca-token: /var/lib/softhsm-trial
 ready() {
@@ -214,6 +214,10 @@ issue() {
   /usr/bin/istio-hsm-ca issue --csr request.pem --spiffe-id spiffe://cluster.local/ns/demo/sa/httpbin --out chain.pem
   openssl verify -CAfile cacerts/root-cert.pem -untrusted chain.pem chain.pem
 }
+"#;
+
+/// Checks that the result is as the guide describes.
+const AFTER: &str = r#"
 issue
 # The daemon's user sees no secret, in its unit and outside of it.
 pid=$(systemctl show --property MainPID --value istio-hsm-ca)
@@ -241,12 +245,24 @@ for unit in istio-hsm-ca istio-hsm-ca-token@hsm; do
   [ "$(systemctl show --property Result --value $unit)" = success ]
   [ "$(systemctl show --property ExecMainStatus --value $unit)" = 0 ]
 done
-echo passed > "$WORK/passed"
 "#;
+
+/// The last line of a script that [`under_systemd`] runs.
+pub const PASSED: &str = "echo passed > \"$WORK/passed\"";
 
 #[test]
 #[ignore = "needs systemd and root: make test-deploy"]
 fn the_units_run_under_systemd_as_the_guide_says() {
+    let blocks = guide::script(&guide::blocks(&guide::page(), guide::SYSTEMD));
+    under_systemd(
+        &guide::PROGRAMS.map(|(name, program)| (name, Path::new(program))),
+        &[BEFORE, &blocks, CHECKS, AFTER, PASSED],
+    );
+}
+
+/// Runs a script as a unit of a systemd of its own, in a checkout, with these programs in PATH. Its last line is to be
+/// [`PASSED`].
+pub fn under_systemd(programs: &[(&str, &Path)], script: &[&str]) {
     assert!(nix::unistd::geteuid().is_root(), "systemd in a namespace needs root; run it as root");
     let directory = tempfile::tempdir().unwrap();
     let work = directory.path();
@@ -255,11 +271,10 @@ fn the_units_run_under_systemd_as_the_guide_says() {
     for name in ["deploy", "scripts", "softhsm"] {
         std::os::unix::fs::symlink(root().join(name), work.join("checkout").join(name)).unwrap();
     }
-    for (name, program) in guide::PROGRAMS {
+    for (name, program) in programs {
         std::os::unix::fs::symlink(program, work.join("programs").join(name)).unwrap();
     }
-    let blocks = guide::script(&guide::page(), guide::SYSTEMD);
-    fs::write(work.join("inner.sh"), format!("{BEFORE}\n{blocks}\n{AFTER}")).unwrap();
+    fs::write(work.join("inner.sh"), script.join("\n")).unwrap();
     fs::write(work.join("outer.sh"), OUTER).unwrap();
     let at = work.display();
     let service = format!(
