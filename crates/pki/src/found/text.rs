@@ -54,10 +54,12 @@ fn output(wanted: Wanted, quoted: &str, command: &str) -> String {
 /// PEM or DER in base64 or hexadecimal digits.
 fn encoded(text: &[u8], quoted: &str, wanted: Wanted) -> Option<Kind> {
     // A value in a manifest: `ca-cert.pem: LS0t...`.
-    let (value, is_value) = match text.iter().position(|byte| matches!(byte, b':' | b'=')) {
-        Some(colon) if text.get(..colon).is_some_and(is_key) => (text.get(colon.saturating_add(1)..)?, true),
-        _ => (text, false),
-    };
+    let after_key = text.iter().position(|byte| matches!(byte, b':' | b'=')).and_then(|at| {
+        let (key, rest) = text.split_at_checked(at)?;
+        let value = rest.get(1..)?;
+        (is_key(key) && decoded(value).is_some()).then_some(value)
+    });
+    let (value, is_value) = (after_key.unwrap_or(text), after_key.is_some());
     // Hexadecimal digits are in the alphabet of base64, too.
     let (plain, command) = match hexadecimal(text) {
         Some(plain) => (plain, format!("xxd -r -p {quoted}")),
