@@ -2,12 +2,13 @@
 
 use super::{mesh::Mesh, node::inside, story::Story};
 
-/// Runs the commands of a section of the page for sidecars, each as a step.
-async fn sidecar(mesh: &Mesh, story: &mut Story<'_>, from: &str, to: &str) {
-    for block in Mesh::istio_page("sidecar/README.md", from, to) {
-        mesh.istio_block(&block).await;
-        let first = block.lines().next().unwrap().split(" -").next().unwrap();
-        story.step(&format!("`{first} ...`")).await;
+/// Runs the blocks of a section of the page for sidecars, each as a step with its name.
+async fn sidecar(mesh: &Mesh, story: &mut Story<'_>, from: &str, to: &str, names: &[&str]) {
+    let blocks = Mesh::istio_page("sidecar/README.md", from, to);
+    assert_eq!(blocks.len(), names.len(), "{blocks:#?}");
+    for (block, name) in blocks.iter().zip(names) {
+        mesh.istio_block(block).await;
+        story.step(&format!("sidecar, {name}")).await;
     }
 }
 
@@ -33,9 +34,16 @@ async fn migration_to_the_token_and_back_fails_no_request() {
     mesh.guide("## 5.", "## 7.").await;
     mesh.ca_rolled().await;
     story.step("GUIDE 5 and 6: install, both CAs compared").await;
-    sidecar(&mesh, &mut story, "## Switch", "## Verify").await;
+    sidecar(
+        &mesh,
+        &mut story,
+        "## Switch",
+        "## Verify",
+        &["step 1: address", "step 1: workloads restarted", "step 2: istiod's CA disabled"],
+    )
+    .await;
     assert!(story.all_from_us().await, "{:#?}", mesh.workload_certificates().await);
-    sidecar(&mesh, &mut story, "## Verify", "## Roll").await;
+    sidecar(&mesh, &mut story, "## Verify", "## Roll", &["verified"]).await;
     mesh.restart_workloads().await;
     assert!(story.all_from_us().await);
     story.step("workloads restarted without istiod's CA").await;
@@ -49,7 +57,7 @@ async fn migration_to_the_token_and_back_fails_no_request() {
            -p \"{\\\"data\\\":{\\\"ca-key.pem\\\":\\\"$(base64 -w0 cacerts/ca-key.pem)\\\"}}\"",
     )
     .await;
-    sidecar(&mesh, &mut story, "## Roll back", "## Nothing").await;
+    sidecar(&mesh, &mut story, "## Roll back", "## Nothing", &["rolled back"]).await;
     mesh.shell("kubectl -n istio-system rollout restart deployment/istiod").await;
     mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
     mesh.restart_workloads().await;

@@ -55,9 +55,16 @@ pub fn indented(text: &str) -> Vec<String> {
 /// Writes docs/MESH.md from the results of all scenarios that have run, if that is asked for.
 #[allow(clippy::disallowed_methods, reason = "the environment of a test")]
 pub fn write() {
-    if !std::env::var("MESH_PAGE").is_ok_and(|value| value == "write") {
-        return;
+    if std::env::var("MESH_PAGE").is_ok_and(|value| value == "write") {
+        fs::write(root().join("docs/MESH.md"), page()).unwrap();
     }
+}
+
+fn introduction() -> String {
+    fs::read_to_string(root().join("tests/mesh/page.md")).unwrap()
+}
+
+fn page() -> String {
     let mut told: Vec<Told> = fs::read_dir(testkit::tmp().join("mesh/results"))
         .into_iter()
         .flatten()
@@ -65,7 +72,7 @@ pub fn write() {
         .map(|entry| serde_json::from_slice(&fs::read(entry.path()).unwrap()).unwrap())
         .collect();
     told.sort_by(|one, other| one.number.cmp(&other.number));
-    let mut page = fs::read_to_string(root().join("tests/mesh/page.md")).unwrap();
+    let mut page = introduction();
     for scenario in &told {
         writeln!(page, "\n## {}. {}\n", scenario.number, scenario.title).unwrap();
         page += "| step | seconds | requests | failed | handshakes | failed |\n|---|--:|--:|--:|--:|--:|\n";
@@ -85,5 +92,16 @@ pub fn write() {
             writeln!(page, "- {note}").unwrap();
         }
     }
-    fs::write(root().join("docs/MESH.md"), page).unwrap();
+    page
+}
+
+/// With `MESH_PAGE=write`, writes the page first.
+#[test]
+fn docs_mesh_has_the_results_of_every_scenario() {
+    write();
+    let page = fs::read_to_string(root().join("docs/MESH.md")).unwrap();
+    assert!(page.starts_with(&introduction()), "run MESH_PAGE=write cargo test --test mesh page::");
+    for number in 1..=9 {
+        assert!(page.contains(&format!("\n## {number}. ")), "scenario {number} has not run");
+    }
 }
