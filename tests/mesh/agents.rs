@@ -35,7 +35,7 @@ async fn agents_under_each_compliance_policy_get_certificates() {
     for (name, title) in [("fips-140-3", "`COMPLIANCE_POLICY=fips-140-3`"), ("pqc", "`COMPLIANCE_POLICY=pqc`")] {
         policy(&mesh, name).await;
         mesh.restart_workloads().await;
-        assert!(story.all_from_us().await);
+        assert!(story.all_ours().await);
         between(&mut story, title).await;
     }
 
@@ -53,7 +53,7 @@ async fn agents_under_each_compliance_policy_get_certificates() {
     .await;
     mesh.ca_rolled().await;
     mesh.restart_workloads().await;
-    assert!(story.all_from_us().await);
+    assert!(story.all_ours().await);
     between(&mut story, "`fips-140-2` with `allow_tls12`").await;
     story.note(
         "While workloads of two policies run next to each other, their proxies may have no TLS version or key exchange in \

@@ -89,7 +89,7 @@ async fn absence_of_a_part_at_renewal_fails_no_request() {
     let node = std::sync::Arc::clone(&mesh.node);
     tokio::task::spawn_blocking(move || node.server.run()).await.unwrap();
     renewed(&mut story, &old, "API server and etcd away for 60 s").await;
-    assert!(story.all_from_us().await);
+    assert!(story.all_ours().await);
     story.end().await;
 }
 
@@ -121,7 +121,7 @@ async fn restart_of_istiod_without_a_ca_fails_no_request() {
     mesh.shell("until kubectl -n istio-system get secret istiod-tls; do sleep 0.5; done").await;
     mesh.shell("until kubectl -n demo get configmap istio-ca-root-cert; do sleep 0.5; done").await;
     mesh.restart_workloads().await;
-    assert!(story.all_from_us().await);
+    assert!(story.all_ours().await);
     story.step("istiod's certificate and the roots deleted; workloads restarted").await;
     story.end().await;
 }

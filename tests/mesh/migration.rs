@@ -24,7 +24,7 @@ async fn migration_to_the_token_and_back_fails_no_request() {
     mesh.istiod("").await;
     mesh.workloads(&[]).await;
     let mut story = mesh.story("1", "From the Secret `cacerts` to the token and back").await;
-    assert_eq!(story.from_us().await, 0, "istiod has a CA, and no certificate is ours");
+    assert_eq!(story.ours().await, 0, "istiod has a CA, and no certificate is ours");
 
     mesh.guide("## 3.", "## 4.").await;
     story.step("GUIDE 3: import").await;
@@ -42,10 +42,10 @@ async fn migration_to_the_token_and_back_fails_no_request() {
         &["step 1: address", "step 1: workloads restarted", "step 2: istiod's CA disabled"],
     )
     .await;
-    assert!(story.all_from_us().await, "{:#?}", mesh.workload_certificates().await);
+    assert!(story.all_ours().await, "{:#?}", mesh.workload_certificates().await);
     sidecar(&mesh, &mut story, "## Verify", "## Roll", &["verified"]).await;
     mesh.restart_workloads().await;
-    assert!(story.all_from_us().await);
+    assert!(story.all_ours().await);
     story.step("workloads restarted without istiod's CA").await;
     mesh.guide("## 7.", "## Troubleshooting").await;
     story.step("GUIDE 7: key removed from the Secret").await;
@@ -62,7 +62,7 @@ async fn migration_to_the_token_and_back_fails_no_request() {
     mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
     mesh.restart_workloads().await;
     story.step("istiod and workloads restarted").await;
-    assert_eq!(story.from_us().await, 0, "istiod has its CA again");
+    assert_eq!(story.ours().await, 0, "istiod has its CA again");
     mesh.shell("helm uninstall istio-hsm-ca -n istio-system --wait").await;
     story.step("istio-hsm-ca removed").await;
     story.note("After the way back, no certificate is ours.");

@@ -21,12 +21,12 @@ async fn istiod_as_registration_authority_fails_no_request() {
     mesh.workloads(&[]).await;
     let mut story = mesh.story("8", "istiod as registration authority (`deploy/istio/ra`)").await;
     run(&mesh, "ra/README.md", "## Switch", "## Verify").await;
-    assert!(story.all_from_us().await, "{:#?}", mesh.workload_certificates().await);
+    assert!(story.all_ours().await, "{:#?}", mesh.workload_certificates().await);
     story.step("switch").await;
     run(&mesh, "ra/README.md", "## Roll", "## Nothing").await;
     mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
     mesh.restart_workloads().await;
-    assert_eq!(story.from_us().await, 0);
+    assert_eq!(story.ours().await, 0);
     story.step("roll back").await;
     story.end().await;
 }

@@ -43,6 +43,6 @@ async fn fifty_renewals_fail_no_request() {
     };
     story.step("certificates valid for six seconds").await;
     story.note(format!("Renewals by the issuance log: {renewals:?}."));
-    assert!(story.all_from_us().await);
+    assert!(story.all_ours().await);
     story.end().await;
 }

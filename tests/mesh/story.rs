@@ -156,12 +156,12 @@ impl Story<'_> {
     }
 
     /// Whether every workload has a certificate that is in an issuance log.
-    pub async fn all_from_us(&self) -> bool {
-        self.from_us().await == WORKLOADS.len()
+    pub async fn all_ours(&self) -> bool {
+        self.ours().await == WORKLOADS.len()
     }
 
     /// Number of workloads whose certificates are in an issuance log.
-    pub async fn from_us(&self) -> usize {
+    pub async fn ours(&self) -> usize {
         let issued: HashSet<String> = self.mesh.issued().into_iter().map(|(serial, _)| serial).collect();
         let shown = self.mesh.workload_certificates().await;
         shown.values().filter(|shown| issued.contains(shown.serial.trim_start_matches('0'))).count()
