@@ -21,6 +21,7 @@ needs=(
   "gcc:cc"                     # aws-lc
   "cmake:cmake"                # aws-lc
   "make:make"
+  "libfaketime:/usr/lib/$(uname -m)-linux-gnu/faketime/libfaketime.so.1" # a wrong clock in tests/signing_path
   "strace:strace"               # failing flushes and the order of system calls in tests/issuance_log
 )
 for group in "$@"; do

@@ -13,6 +13,7 @@ use std::{
     borrow::Cow,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::{auth, grpc, issue::limits};
@@ -20,12 +21,13 @@ use document::{Document, Problem};
 use pki::found::{self, Found, Wanted};
 use process::{
     error::{Advice, Remedy},
+    files::read_input,
     logging,
 };
 pub use sections::{Admin, Ca, HostLimits, Token};
 
 /// Maximum size of the configuration file in bytes.
-const FILE_MAX: u64 = 1024 * 1024;
+const FILE_MAX: usize = 1024 * 1024;
 
 /// The complete configuration.
 #[derive(Clone, Debug)]
@@ -54,6 +56,8 @@ pub struct Config {
     pub kubernetes: Option<crate::kubernetes::Settings>,
     /// `[logging]`.
     pub logging: logging::Settings,
+    /// The command that confirms the clock for this configuration, for messages.
+    pub confirm_clock: Arc<str>,
 }
 
 /// The configuration cannot be read.
@@ -116,10 +120,10 @@ impl Config {
     /// If the file cannot be read, or all mistakes in it.
     pub fn read(path: &Path, flags: &str) -> Result<Self, ConfigError> {
         let failed = |source| ConfigError::File { path: path.to_owned(), source };
-        if std::fs::metadata(path).map_err(failed)?.len() > FILE_MAX {
+        let bytes = read_input(path, FILE_MAX).map_err(failed)?;
+        if bytes.len() > FILE_MAX {
             return Err(ConfigError::TooLarge(path.to_owned()));
         }
-        let bytes = std::fs::read(path).map_err(failed)?;
         if let Some(found) = found::file(&bytes, &path.display().to_string(), Wanted::Text) {
             return Err(ConfigError::Unlike { path: path.to_owned(), found });
         }
@@ -176,6 +180,7 @@ impl Config {
                 rate_limits,
                 kubernetes,
                 logging,
+                confirm_clock: Arc::from("istio-hsm-ca log confirm-clock"),
             })
         };
         match (config(), document.finish()) {

@@ -159,6 +159,12 @@ impl CertificateAuthority {
         self.clock.now()
     }
 
+    /// The clock's trusted time ([`Clock::trusted`]).
+    #[must_use]
+    pub fn trusted_time(&self) -> Option<std::time::SystemTime> {
+        self.clock.trusted()
+    }
+
     /// Activity of the last hour.
     #[must_use]
     pub fn recent(&self) -> &Recent {

@@ -82,7 +82,7 @@ fn all(config: &Config, path: String) -> anyhow::Result<Vec<Finding>> {
     }
     let (log, known) = local::log(config, log);
     findings.extend(log);
-    findings.extend(local::clock(known));
+    findings.extend(local::clock(config, known));
     findings.extend(network::addresses(config, &endpoint, &admin, &status_page, &operator_socket));
     findings.extend(network::tls(config));
     findings.extend(network::serving(config));

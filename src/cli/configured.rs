@@ -63,7 +63,19 @@ impl ConfigArgs {
     /// # Errors
     /// All mistakes in it.
     pub fn configuration(&self) -> Result<Config, ConfigError> {
-        Config::read(&self.config, &self.overlay())
+        let mut config = Config::read(&self.config, &self.overlay())?;
+        config.confirm_clock = self.confirm_clock().into();
+        Ok(config)
+    }
+
+    /// The command that confirms the clock for the daemon with these arguments.
+    fn confirm_clock(&self) -> String {
+        use std::fmt::Write;
+        let mut command = format!("istio-hsm-ca log confirm-clock --config {}", quoted(&self.config));
+        if let Some(directory) = &self.log_directory {
+            let _ = write!(command, " --log-directory {}", quoted(directory));
+        }
+        command + " --reason 'WHAT HAPPENED'"
     }
 
     /// The configuration file.
@@ -108,6 +120,15 @@ impl ConfigArgs {
     }
 }
 
+/// A path as a word for the shell, absolute: the daemon's directory is not the operator's.
+fn quoted(path: &std::path::Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
+    if path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@".contains(c)) {
+        return path;
+    }
+    format!("'{}'", path.replace('\'', r"'\''"))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -150,5 +171,18 @@ mod tests {
         assert_eq!(config.admin.status_address.unwrap().port(), 3);
         assert_eq!(config.admin.socket.as_deref().and_then(std::path::Path::to_str), Some("/s"));
         assert_eq!(config.logging.format, process::logging::Format::Json);
+    }
+
+    #[test]
+    fn the_command_that_confirms_the_clock_is_complete() {
+        let command = |flags: &[&str]| {
+            let flags = ["x"].iter().chain(flags);
+            Command::try_parse_from(flags).unwrap().config.confirm_clock()
+        };
+        let start = "istio-hsm-ca log confirm-clock --config";
+        let end = "--reason 'WHAT HAPPENED'";
+        assert_eq!(command(&[]), format!("{start} /etc/istio-hsm-ca/config.toml {end}"));
+        let flags = ["--config=/it's a/file", "--log-directory=/var/log/ca"];
+        assert_eq!(command(&flags), format!(r"{start} '/it'\''s a/file' --log-directory /var/log/ca {end}"));
     }
 }

@@ -24,13 +24,14 @@ use audit_log::{
 use pki::pem;
 use process::{
     clock,
+    files::read_input,
     output::{Output, Refused},
 };
 
 /// Interval at which `show --follow` checks for new lines.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
 /// Maximum size of files that are read as a whole: a checkpoint, a list of keys, a certificate.
-const FILE_MAX: u64 = 1 << 20;
+const FILE_MAX: usize = 1 << 20;
 
 /// Where the log is.
 #[derive(Debug, clap::Args)]
@@ -143,9 +144,10 @@ fn confirm_clock(config: &ConfigArgs, reason: &str, output: Output) -> anyhow::R
     let recorded = Confirmation::record(&settings, clock::now(), uid, reason)?;
     output.print(&recorded, |recorded| {
         format!(
-            "recorded: the clock is right at {}, and the newest record ({}) is not compared with it; start the daemon again\n",
+            "recorded: the clock is right at {}, and the times of the {} records until now (newest: {}) are not compared with it; start the daemon again\n",
             recorded.time,
-            recorded.newest_record.as_deref().unwrap_or("there is none"),
+            recorded.lines,
+            recorded.newest_record.as_deref().unwrap_or("none"),
         )
     })
 }
@@ -388,9 +390,13 @@ fn check_certificate(directory: &Path, file: &Path, output: Output) -> anyhow::R
 /// Reads a small file.
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let context = || path.display().to_string();
-    let length = std::fs::metadata(path).with_context(context)?.len();
-    anyhow::ensure!(length <= FILE_MAX, "{}: it is longer than 1 MiB, so that it is not what is asked for", context());
-    std::fs::read(path).with_context(context)
+    let content = read_input(path, FILE_MAX).with_context(context)?;
+    anyhow::ensure!(
+        content.len() <= FILE_MAX,
+        "{}: it is longer than 1 MiB, so that it is not what is asked for",
+        context()
+    );
+    Ok(content)
 }
 
 /// A text from the log without control characters: the log may have been tampered with.

@@ -2,9 +2,9 @@
 
 use std::{
     borrow::Cow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::sync::{Notify, watch};
@@ -31,12 +31,14 @@ use pki::{
     bundle::{BundleFiles, Problem},
 };
 use process::{
-    clock::{self, Clock, Known},
+    clock::{self, Clock},
     error::{Advice, Remedy},
 };
 
 /// Timeout for signing a checkpoint.
 const CHECKPOINT: Duration = Duration::from_secs(5);
+/// How far the stored trusted time may be behind.
+const TRUSTED_TIME: Duration = Duration::from_secs(10 * 60);
 /// How long the tokens may take to find the CA key before the daemon reports it missing and retries.
 const PROOF: Duration = Duration::from_secs(5);
 
@@ -151,10 +153,10 @@ pub fn core(
             "the issuance log ended in an incomplete line after a crash; the line was moved to a separate file"
         );
     }
-    if let Some(confirmed) = opened.clock_confirmed {
+    if opened.newest_record > opened.clock.newest_record {
         tracing::warn!(
-            confirmed = audit_log::timestamp::format(confirmed),
             newest_record = opened.newest_record.map(audit_log::timestamp::format),
+            compared_with = opened.clock.newest_record.map(audit_log::timestamp::format),
             "the newest record of the issuance log is not compared with the clock, which an operator confirmed"
         );
     }
@@ -166,7 +168,7 @@ pub fn core(
         limits: Limits::new(config.rate_limits),
         first_class: config.ca.first_class.clone(),
         default_deadline: config.listen.limits.request_timeout,
-        clock: Clock::start(Known { newest_record: opened.newest_record, confirmed: opened.clock_confirmed }),
+        clock: Clock::start(opened.clock, Arc::clone(&config.confirm_clock)),
         log: log.clone(),
         signer: pool.clone(),
         recent: Arc::clone(&recent),
@@ -174,11 +176,30 @@ pub fn core(
     background.spawn_until_end(tell_tokens(pool.health(), readiness.required("tokens")));
     background.follow(log.health(), readiness.required("issuance log"), |health| health.writable.clone().err());
     let (watched, clock) = (Arc::clone(&ca), readiness.required("clock"));
-    background.every(Duration::from_secs(1), move || clock.set(watched.now().err().map(|error| error.to_string())));
+    let directory = config.log.directory.clone();
+    let mut stored = None;
+    background.every(Duration::from_secs(1), move || {
+        clock.set(watched.now().err().map(|error| error.to_string()));
+        store_trusted_time(&directory, watched.trusted_time(), &mut stored);
+    });
     background.spawn_until_end(prove(Arc::clone(&pool), Arc::clone(&ca)));
     let checkpoints = readiness.informational("checkpoints of the issuance log");
     background.spawn_until_end(tell_checkpoints(log.clone(), pool.health(), checkpoints));
     Ok(Core { ca, pool, log, opened, recent, files: bundle.files().clone() })
+}
+
+/// Stores the clock's trusted time for the next start, if the stored one is old. A lost one is harmless: it is later than
+/// the one before.
+fn store_trusted_time(directory: &Path, trusted: Option<SystemTime>, stored: &mut Option<SystemTime>) {
+    let Some(trusted) = trusted else { return };
+    let is_current = |stored: SystemTime| trusted.duration_since(stored).is_ok_and(|age| age < TRUSTED_TIME);
+    if stored.is_some_and(is_current) {
+        return;
+    }
+    if let Err(error) = audit_log::store_trusted_time(directory, trusted) {
+        tracing::warn!(%error, "the trusted time cannot be stored in the issuance log's directory");
+    }
+    *stored = Some(trusted);
 }
 
 impl Core {

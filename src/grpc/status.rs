@@ -289,7 +289,7 @@ mod tests {
             ),
             (Refusal::Metadata { field: "CertSigner", reason: "detail" }, Code::InvalidArgument, false),
             (Refusal::Overload, Code::ResourceExhausted, true),
-            (issue(ClockError::BehindLog(Duration::ZERO).into()), Code::Unavailable, true),
+            (issue(ClockError::BehindBuild(Duration::ZERO).into()), Code::Unavailable, true),
             (issue(ClockError::Jumped(Duration::ZERO).into()), Code::Unavailable, true),
             (issue(CsrError::CaRequested.into()), Code::InvalidArgument, false),
             (issue(CsrError::Key(KeyError::UnsupportedType("P-521".to_owned())).into()), Code::InvalidArgument, false),

@@ -33,7 +33,7 @@ use pki::{
     Bundle, Issuer, Tbs,
     bundle::{BundleFiles, Input},
 };
-use process::clock::{self, Clock, Known};
+use process::clock::{self, Clock};
 use rcgen::SigningKey;
 use tokio::sync::watch;
 
@@ -142,7 +142,7 @@ impl Rig {
             limits: Limits::new(istio_hsm_ca::issue::limits::Settings::default()),
             first_class: Vec::new(),
             default_deadline: Duration::from_secs(5),
-            clock: Clock::start(Known { newest_record: opened.newest_record, confirmed: None }),
+            clock: Clock::start(opened.clock, "".into()),
             log,
             signer: Arc::clone(&signer) as Arc<dyn Signer>,
             recent: Arc::new(Recent::new()),

@@ -39,7 +39,7 @@ pub use checkpoint::{CheckpointSignError, CheckpointSignature, CheckpointSigner}
 #[cfg(feature = "writer")]
 pub use checkpointer::Ship;
 #[cfg(feature = "writer")]
-pub use confirmation::Confirmation;
+pub use confirmation::{Confirmation, store_trusted_time};
 #[cfg(feature = "writer")]
 pub use log::{CheckpointHealth, Intent, Log, LogError, LogHealth, Opened, Outcome, Recorded, Settings};
 #[cfg(feature = "writer")]

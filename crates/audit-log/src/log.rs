@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     checkpoint::{Checkpoint, CheckpointSigner},
     checkpointer::{Checkpointer, Ship},
-    confirmation,
+    confirmation::store_trusted_time,
     queue::Queue,
     record::{CallerField, IntentLine, OutcomeKind, OutcomeLine, VERSION},
     recover::{self, Examined, Lock, OpenError, SetAside},
@@ -27,6 +27,7 @@ use crate::{
     writer::{self, Links, Writer},
 };
 use pki::Tbs;
+use process::clock::Known;
 use serde::{Deserialize, Deserializer};
 
 /// Maximum time that [`Log::close`] waits for the last checkpoint.
@@ -171,10 +172,10 @@ fn non_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error>
 /// State of a log when it was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// Time of the newest line, for [`process::clock::Clock::start`].
+    /// Time of the newest line.
     pub newest_record: Option<SystemTime>,
-    /// When an operator confirmed the clock after that line was written.
-    pub clock_confirmed: Option<SystemTime>,
+    /// What the directory says about the time, for [`process::clock::Clock::start`].
+    pub clock: Known,
     /// Lines.
     pub lines: u64,
     /// Number of intents, which is the index of the next one.
@@ -255,10 +256,16 @@ impl Log {
             .map_err(|error| OpenError::Settings(format!("BUG: the log is opened outside of a runtime: {error}")))?;
         let directory = Directory::new(&settings.directory);
         let recovered = recover::recover(lock, &directory, &settings.directory, &settings.origin)?;
-        let newest = recovered.counters.newest.as_deref();
+        // Before anything moves the newest record, which is the trusted time of a log that has none yet.
+        if let Known { newest_record: Some(newest), trusted: None } = recovered.clock {
+            // Not the reason to refuse a full disk; the daemon tries again.
+            if let Err(error) = store_trusted_time(&settings.directory, newest) {
+                tracing::warn!(%error, "the trusted time cannot be stored in the issuance log's directory");
+            }
+        }
         let opened = Opened {
-            newest_record: newest.and_then(timestamp::parse),
-            clock_confirmed: confirmation::read(&directory, newest).map_err(recover::io_error(&settings.directory))?,
+            newest_record: recovered.counters.newest.as_deref().and_then(timestamp::parse),
+            clock: recovered.clock,
             lines: recovered.tree.size(),
             intents: recovered.counters.intents,
             intents_per_ca_key: recovered.counters.intents_per_ca_key.clone(),

@@ -38,8 +38,8 @@ pub struct SetAside {
 pub struct Examined {
     /// Time of the newest line.
     pub newest_record: Option<std::time::SystemTime>,
-    /// When an operator confirmed the clock after that line.
-    pub clock_confirmed: Option<std::time::SystemTime>,
+    /// What the directory says about the time.
+    pub clock: process::clock::Known,
     /// Lines.
     pub lines: u64,
     /// Number of intents.
@@ -63,6 +63,8 @@ pub(super) struct Recovered {
     pub(super) lock: File,
     pub(super) tree: Frontier,
     pub(super) counters: Counters,
+    /// What the directory says about the time.
+    pub(super) clock: process::clock::Known,
     pub(super) open: Option<Open>,
     pub(super) segments: u64,
     pub(super) checkpoint: Option<Checkpoint>,
@@ -96,14 +98,16 @@ pub(super) fn recover(lock: Lock, directory: &Directory, path: &Path, origin: &s
     let segments = directory.segments().map_err(io_error(path))?;
     let (checkpoint, heads) = heads(directory, &segments, origin)?;
     let signed = checkpoint.as_ref().map_or(0, |c| c.size);
-    let walk = Walk::over(directory, &segments, heads, signed, true)?;
-    let Walk { tree, counters, open, tail, .. } = walk;
+    let confirmed = confirmation::last(directory).map_err(io_error(path))?;
+    let walk = Walk::over(directory, &segments, heads, signed, confirmed.map_or(0, |(_, lines)| lines), true)?;
+    let Walk { tree, counters, newest_since, open, tail, .. } = walk;
+    let clock = confirmation::known(directory, confirmed, newest_since.as_deref()).map_err(io_error(path))?;
     let set_aside = tail.map(|tail| set_aside(directory, &tail)).transpose()?;
     let length = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     let bytes = segments.iter().map(|first| length(&directory.part(*first, Part::Lines))).sum();
     let checkpoint_time = std::fs::metadata(directory.path(CHECKPOINT)).and_then(|metadata| metadata.modified()).ok();
     let segments = u64::try_from(segments.len()).unwrap_or(u64::MAX);
-    Ok(Recovered { lock, tree, counters, open, segments, checkpoint, checkpoint_time, bytes, set_aside })
+    Ok(Recovered { lock, tree, counters, clock, open, segments, checkpoint, checkpoint_time, bytes, set_aside })
 }
 
 /// Whether another process has the log open, without making its lock. Another one that starts meanwhile may take it.
@@ -131,11 +135,13 @@ pub(super) fn examine(directory: &Directory, path: &Path, origin: &str) -> Resul
 pub(super) fn look(directory: &Directory, path: &Path, origin: &str) -> Result<Examined, OpenError> {
     let segments = directory.segments().map_err(io_error(path))?;
     let (checkpoint, heads) = heads(directory, &segments, origin)?;
-    let walk = Walk::over(directory, &segments, heads, checkpoint.as_ref().map_or(0, |c| c.size), false)?;
-    let newest = walk.counters.newest.as_deref();
+    let confirmed = confirmation::last(directory).map_err(io_error(path))?;
+    let since = confirmed.map_or(0, |(_, lines)| lines);
+    let signed = checkpoint.as_ref().map_or(0, |c| c.size);
+    let walk = Walk::over(directory, &segments, heads, signed, since, false)?;
     Ok(Examined {
-        newest_record: newest.and_then(super::timestamp::parse),
-        clock_confirmed: confirmation::read(directory, newest).map_err(io_error(path))?,
+        newest_record: walk.counters.newest.as_deref().and_then(super::timestamp::parse),
+        clock: confirmation::known(directory, confirmed, walk.newest_since.as_deref()).map_err(io_error(path))?,
         lines: walk.tree.size(),
         intents: walk.counters.intents,
         torn_bytes: walk.tail.map_or(0, |tail| u64::try_from(tail.bytes.len()).unwrap_or(u64::MAX)),

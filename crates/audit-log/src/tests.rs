@@ -104,6 +104,54 @@ fn reopened_log_continues_after_its_last_record() {
     assert_eq!(report.checkpointed, 50);
 }
 
+/// Lines that a wrong clock has written, and later lines of the same segment and of others.
+#[test]
+fn a_confirmed_clock_is_compared_with_the_lines_since_then_only() {
+    let write_at = |directory: &Path, time, count: u64| {
+        runtime().block_on(async {
+            let (log, opened) = open(settings(directory, 3000)).unwrap();
+            for _ in 0..count {
+                log.record(Intent { time, ..real() }).await.unwrap();
+            }
+            log.close().await;
+            opened
+        })
+    };
+    // The log's times have milliseconds.
+    let rounded = |time| timestamp::parse(&timestamp::format(time)).unwrap();
+    let now = rounded(process::clock::now());
+    let wrong = now + Duration::from_secs(300 * 86_400);
+    for count in 1..5 {
+        let scratch = tempfile::tempdir().unwrap();
+        let trusted = || fs::read_to_string(scratch.path().join("trusted-time")).ok();
+        write_at(scratch.path(), wrong, count);
+        let opened = write_at(scratch.path(), wrong, 0);
+        assert_eq!(opened.clock.newest_record, Some(wrong));
+        assert_eq!(trusted(), Some(timestamp::format(wrong) + "\n"));
+
+        let settings = settings(scratch.path(), 3000);
+        let confirmation = Confirmation::record(&settings, now, 7, "NTP was wrong").unwrap();
+        assert_eq!((confirmation.lines, confirmation.newest_record), (count, Some(timestamp::format(wrong))));
+        assert_eq!(trusted(), None);
+        let later = now + Duration::from_secs(3600);
+        let opened = write_at(scratch.path(), later, 1);
+        assert_eq!((opened.newest_record, opened.clock.newest_record), (Some(wrong), Some(now)), "{count}");
+        for more in [4, 0] {
+            let opened = write_at(scratch.path(), later, more);
+            assert_eq!(opened.clock.newest_record, Some(later), "{count}, {more}");
+            assert_eq!(opened.clock.trusted, Some(now), "{count}, {more}");
+        }
+
+        store_trusted_time(scratch.path(), later).unwrap();
+        assert_eq!(Log::examine(&settings).unwrap().unwrap().clock.trusted, Some(later));
+        fs::write(scratch.path().join("trusted-time"), "soon").unwrap();
+        assert_eq!(Log::examine(&settings).unwrap().unwrap().clock.trusted, None);
+        // A second wrong period needs a second confirmation.
+        write_at(scratch.path(), wrong, 1);
+        assert_eq!(write_at(scratch.path(), wrong, 0).clock.newest_record, Some(wrong));
+    }
+}
+
 #[test]
 fn only_one_process_writes() {
     let scratch = tempfile::tempdir().unwrap();

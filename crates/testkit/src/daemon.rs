@@ -53,6 +53,13 @@ pub struct Site {
     runs: AtomicU32,
 }
 
+/// Shifts the wall clock of a program.
+static FAKETIME: LazyLock<PathBuf> = LazyLock::new(|| {
+    let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
+    assert!(fs::exists(&library).unwrap(), "{library} is missing; run: make deps");
+    library.into()
+});
+
 /// The load generator, built in the same directory by `cargo test --workspace`.
 pub static BENCH_PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     let program = program("istio-hsm-ca-bench");
@@ -174,7 +181,25 @@ impl Site {
     fn with_token(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env("SOFTHSM2_CONF", self.softhsm.conf());
+        let clock = self.clock_file();
+        if clock.exists() {
+            command.env("LD_PRELOAD", &*FAKETIME).env("FAKETIME_TIMESTAMP_FILE", clock);
+            command.envs([("FAKETIME_NO_CACHE", "1"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]);
+        }
         command
+    }
+
+    /// Sets the wall clock of all programs of this site, also of those that run if they started with a set clock: an
+    /// offset such as `+20h` or `+300d`. The monotonic clock stays.
+    pub fn set_clock(&self, offset: &str) {
+        // Replaced, so that no reader finds it empty.
+        let new = self.softhsm.path().join("clock.new");
+        fs::write(&new, format!("{offset}\n")).unwrap();
+        fs::rename(new, self.clock_file()).unwrap();
+    }
+
+    fn clock_file(&self) -> PathBuf {
+        self.softhsm.path().join("clock")
     }
 
     pub fn bundle(&self) -> PathBuf {

@@ -1,6 +1,6 @@
 //! The bundle, the issuance log and the clock.
 
-use std::{os::unix::fs::MetadataExt, path::Path};
+use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use nix::unistd::{AccessFlags, eaccess, geteuid};
 
@@ -62,7 +62,7 @@ pub(super) fn log(config: &Config, lock: Result<(), SetupError>) -> (Vec<Finding
     let mut known = Known::default();
     match lock.and_then(|()| Ok(Log::examine(settings)?)) {
         Ok(Some(examined)) => {
-            known = Known { newest_record: examined.newest_record, confirmed: examined.clock_confirmed };
+            known = examined.clock;
             if examined.torn_bytes > 0 {
                 found.warning(
                     format!(
@@ -98,10 +98,10 @@ pub(super) fn log(config: &Config, lock: Result<(), SetupError>) -> (Vec<Finding
     (found.into_vec(), known)
 }
 
-/// The clock against the newest record.
-pub(super) fn clock(known: Known) -> Vec<Finding> {
+/// The clock against what the log's directory says about the time.
+pub(super) fn clock(config: &Config, known: Known) -> Vec<Finding> {
     let mut found = Findings::about("clock");
-    match Clock::start(known).now() {
+    match Clock::start(known, Arc::clone(&config.confirm_clock)).now() {
         Ok(now) => found.ok(audit_log::timestamp::format(now)),
         Err(error) => found.failed(&error, "set the clock right"),
     }

@@ -17,6 +17,10 @@ pub(super) struct Walk<'a> {
     signed: u64,
     pub(super) tree: Frontier,
     pub(super) counters: Counters,
+    /// The line from which times are compared with the clock.
+    since: u64,
+    /// The time of the newest line from there on.
+    pub(super) newest_since: Option<String>,
     pub(super) open: Option<Open>,
     pub(super) tail: Option<Tail>,
     missing: Vec<u64>,
@@ -25,17 +29,29 @@ pub(super) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// Reads every segment and compares the tree with every signed head.
+    /// Reads every segment and compares the tree with every signed head. `since` is the line from which times count.
     pub(super) fn over(
         directory: &'a Directory,
         segments: &[u64],
         heads: Heads,
         signed: u64,
+        since: u64,
         repair: bool,
     ) -> Result<Self, OpenError> {
         let (tree, counters) = (Frontier::default(), Counters::default());
-        let mut walk =
-            Self { directory, heads, signed, tree, counters, open: None, tail: None, missing: Vec::new(), repair };
+        let mut walk = Self {
+            directory,
+            heads,
+            signed,
+            tree,
+            counters,
+            since,
+            newest_since: None,
+            open: None,
+            tail: None,
+            missing: Vec::new(),
+            repair,
+        };
         let mut rest = segments.iter().peekable();
         while let Some(first) = rest.next() {
             walk.segment(*first, rest.peek().map(|next| **next))?;
@@ -64,6 +80,11 @@ impl<'a> Walk<'a> {
                         return Err(OpenError::SegmentLength { path, found, expected: seal.bytes });
                     }
                     Some(_) => {}
+                }
+                if first >= self.since {
+                    self.newest(seal.counters.newest.as_deref());
+                } else if tree.size() > self.since && length.is_some() {
+                    self.newest_of_part(&seal)?;
                 }
                 self.tree = tree;
                 self.counters.add(&seal.counters);
@@ -105,6 +126,9 @@ impl<'a> Walk<'a> {
             if parsed.number() != line || !in_place {
                 return Err(OpenError::Number { path, line });
             }
+            if line >= self.since {
+                self.newest(Some(parsed.time()));
+            }
             self.tree.push(hash);
             self.counters.count(&parsed);
             open.counters.count(&parsed);
@@ -125,6 +149,27 @@ impl<'a> Walk<'a> {
             Some(next) => {
                 let path = self.directory.part(next, Part::Lines);
                 return Err(OpenError::Gap { path, expected: self.tree.size() });
+            }
+        }
+        Ok(())
+    }
+
+    fn newest(&mut self, time: Option<&str>) {
+        if self.newest_since.as_deref() < time {
+            self.newest_since = time.map(ToOwned::to_owned);
+        }
+    }
+
+    /// Reads the lines that count of a complete segment; its seal has the time of the newest of all.
+    fn newest_of_part(&mut self, seal: &Seal) -> Result<(), OpenError> {
+        let path = self.directory.part(seal.first, Part::Lines);
+        let mut reader = self.directory.lines(seal.first).map_err(io_error(&path))?;
+        for line in seal.first..seal.first.saturating_add(seal.lines) {
+            let Next::Line(text) = reader.next().map_err(io_error(&path))? else { break };
+            if line >= self.since {
+                let parsed =
+                    Line::parse(text).map_err(|source| OpenError::Line { path: path.clone(), line, source })?;
+                self.newest(Some(parsed.time()));
             }
         }
         Ok(())
