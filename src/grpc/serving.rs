@@ -84,10 +84,35 @@ impl std::fmt::Debug for Content {
     }
 }
 
-/// A certificate and its notAfter.
+/// A certificate and its validity.
 struct Current {
     certified: Arc<CertifiedKey>,
+    not_before: SystemTime,
     not_after: SystemTime,
+}
+
+/// Validity of the certificate in use.
+#[derive(Clone, Copy, Debug)]
+struct InUse {
+    not_before: SystemTime,
+    not_after: SystemTime,
+    renew_at: SystemTime,
+}
+
+impl InUse {
+    /// Whether another one is needed: it is late, or the clock is behind the one that it was issued by.
+    fn is_due(self, now: SystemTime) -> bool {
+        now >= self.renew_at || now < self.not_before
+    }
+
+    /// Why clients reject it, if they do.
+    fn problem(self, now: SystemTime) -> Option<&'static str> {
+        match now {
+            now if now >= self.not_after => Some("it has expired"),
+            now if now < self.not_before => Some("it is not valid yet"),
+            _ => None,
+        }
+    }
 }
 
 /// The files in the settings, if any.
@@ -152,47 +177,56 @@ struct CertRenewer {
 impl CertRenewer {
     async fn run(mut self) {
         let mut backoff = BACKOFF;
-        let mut not_after = None;
+        let mut in_use: Option<InUse> = None;
         let mut failure: Option<String> = None;
-        let mut renew_at = process::clock::now();
         let mut changed = true;
         loop {
             let now = process::clock::now();
-            let wait = if changed || now >= renew_at {
+            // After a failure whatever the clock says: it may be the clock that failed.
+            let due = changed || failure.is_some() || in_use.is_none_or(|in_use| in_use.is_due(now));
+            let wait = if due {
                 match self.source.obtain().await {
-                    Ok(Some(new)) => {
-                        renew_at = half_life(now, new.not_after);
-                        not_after = Some(new.not_after);
-                        self.take(&new);
+                    Ok(Some(Current { certified, not_before, not_after })) => {
+                        let new = InUse { not_before, not_after, renew_at: half_life(now, not_after) };
+                        in_use = Some(new);
+                        self.take(certified, not_after);
                         failure = None;
                         backoff = BACKOFF;
-                        until(now, renew_at).min(LOOK)
+                        until(now, new.renew_at).min(LOOK)
                     }
                     Ok(None) => LOOK,
                     Err(error) => {
-                        let error = failure.insert(chain(&error));
-                        tracing::warn!(
-                            error = &**error,
-                            retry_s = backoff.as_secs(),
-                            "the serving certificate could not be renewed; will retry"
-                        );
-                        renew_at = now;
-                        let wait = backoff;
-                        backoff = (backoff * 2).min(BACKOFF_MOST);
+                        let is_clock = matches!(error, ServingError::Issue(IssueError::Clock(_)));
+                        let error = chain(&error);
+                        // The clock costs nothing to ask; its state is reported and used at once when it changes.
+                        let wait = if is_clock { LOOK } else { backoff };
+                        if !is_clock || failure.as_ref() != Some(&error) {
+                            tracing::warn!(
+                                error,
+                                retry_s = wait.as_secs(),
+                                "the serving certificate could not be renewed; will retry"
+                            );
+                        }
+                        failure = Some(error);
+                        if !is_clock {
+                            backoff = (backoff * 2).min(BACKOFF_MOST);
+                        }
                         wait
                     }
                 }
             } else {
-                until(now, renew_at).min(LOOK)
+                in_use.map_or(LOOK, |in_use| until(now, in_use.renew_at).min(LOOK))
             };
             let now = process::clock::now();
-            let trouble = match not_after {
-                Some(end) if now < end => None,
-                Some(_) => Some(because("it has expired", failure.as_deref())),
+            let trouble = match in_use {
+                Some(in_use) => in_use.problem(now).map(|problem| because(problem, failure.as_deref())),
                 None => Some(because("there is none yet", failure.as_deref())),
             };
-            if trouble.is_some() && not_after.is_some() && self.trouble.borrow().is_none() {
-                tracing::error!("the serving certificate has expired; clients will reject it");
+            if trouble.is_some() && in_use.is_some() && self.trouble.borrow().is_none() {
+                tracing::error!(
+                    reason = trouble.as_deref(),
+                    "the serving certificate is not valid now; clients will reject it"
+                );
             }
             self.trouble.send_if_modified(|current| {
                 let changed = *current != trouble;
@@ -206,9 +240,9 @@ impl CertRenewer {
         }
     }
 
-    fn take(&self, new: &Current) {
-        self.certificate.replace(Arc::clone(&new.certified));
-        let end = new.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    fn take(&self, certified: Arc<CertifiedKey>, not_after: SystemTime) {
+        self.certificate.replace(certified);
+        let end = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         metrics::gauge!("istio_hsm_ca_serving_certificate_expiry_timestamp_seconds").set(end.as_secs_f64());
         tracing::info!(not_after_unix = end.as_secs(), "the serving certificate was renewed");
     }
@@ -270,8 +304,9 @@ async fn issued(ca: &CertificateAuthority) -> Result<Arc<CertifiedKey>, ServingE
 fn current(certified: Arc<CertifiedKey>) -> Result<Current, ServingError> {
     let leaf = certified.cert.first().ok_or(ServingError::Malformed)?;
     let leaf = x509_cert::Certificate::from_der(leaf).map_err(|_| ServingError::Malformed)?;
-    let not_after = leaf.tbs_certificate().validity().not_after.to_system_time();
-    Ok(Current { certified, not_after })
+    let validity = leaf.tbs_certificate().validity();
+    let (not_before, not_after) = (validity.not_before.to_system_time(), validity.not_after.to_system_time());
+    Ok(Current { certified, not_before, not_after })
 }
 
 fn because(trouble: &str, failure: Option<&str>) -> String {
@@ -302,5 +337,21 @@ mod tests {
             assert_eq!(until(now, end), BACKOFF);
         }
         assert_eq!(until(now, now + day), day);
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_and_reported_while_the_clock_is_outside_its_validity() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let day = Duration::from_secs(86_400);
+        let in_use = InUse { not_before: now, not_after: now + 2 * day, renew_at: now + day };
+        let cases = [
+            (now - day, true, Some("it is not valid yet")),
+            (now, false, None),
+            (now + day, true, None),
+            (now + 2 * day, true, Some("it has expired")),
+        ];
+        for (at, due, problem) in cases {
+            assert_eq!((in_use.is_due(at), in_use.problem(at)), (due, problem), "{at:?}");
+        }
     }
 }

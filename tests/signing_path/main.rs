@@ -12,6 +12,7 @@
 )]
 
 mod client_certificates;
+mod clock;
 mod counted;
 mod disk;
 mod ending;

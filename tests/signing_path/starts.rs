@@ -150,3 +150,35 @@ fn several_mistakes_are_reported_at_once() {
         assert!(error.contains(reason), "{reason}: {error}");
     }
 }
+
+/// A FIFO that were opened like a regular file would be waited for.
+#[test]
+fn no_input_file_may_be_a_fifo() {
+    let site = Site::new(&PlugIn::intermediate());
+    let fifo = site.softhsm.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let fifo = fifo.to_str().unwrap();
+    let reason = "it is a FIFO, not a regular file";
+    let error = site.does_not_start(&format!("[auth.client_certificate]\ndenylist = \"{fifo}\""));
+    assert!(error.contains(reason), "{error}");
+    // It may appear later.
+    let daemon =
+        site.spawn_without_waiting(&format!("[serving]\ncertificate_file = \"{fifo}\"\nkey_file = \"{fifo}\""));
+    daemon.wait_line(|line| line["error"].as_str().is_some_and(|error| error.contains(reason)));
+    drop(daemon);
+    let config = site.configure("").display().to_string();
+    let log = site.log().display().to_string();
+    let commands: [&[&str]; 5] = [
+        &["serve", "--config", fifo],
+        &["check", "--config", fifo],
+        &["token-host", "--config", fifo, "--socket", "/nowhere/socket"],
+        &["issue", "--config", &config, "--csr", fifo, "--spiffe-id", "spiffe://cluster.local/ns/a/sa/b"],
+        &["log", "check-certificate", "--directory", &log, fifo],
+    ];
+    for command in commands {
+        let output = site.run(command);
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(!output.status.success() && text.contains(reason), "{command:?}: {text}");
+    }
+}
