@@ -383,6 +383,13 @@ fn forgeries(issuer: &Arc<Issuer>, honest: &Honest) -> Vec<Forgery> {
         forgery(("certificate", "subject public key"), "RSA-1024", Leaf, key(&rsa(&modulus(128), exponent)), "RSA"),
         forgery(("certificate", "subject public key"), "RSA-8192", Leaf, key(&rsa(&modulus(1024), exponent)), "RSA"),
         forgery(("certificate", "subject public key"), "an even modulus", Leaf, key(&rsa(&even, exponent)), "RSA"),
+        forgery(
+            ("certificate", "subject public key"),
+            "a modulus of ones",
+            Leaf,
+            key(&rsa(&[0xff; 256], exponent)),
+            "divisible by 3",
+        ),
         forgery(("certificate", "subject public key"), "exponent 1", Leaf, key(&rsa(&modulus(256), &[1])), "RSA"),
         forgery(
             ("certificate", "subject public key"),

@@ -62,6 +62,9 @@ pub enum KeyError {
     /// The RSA modulus is not between 2048 and 4096 bits.
     #[error("the RSA key has {0} bits; 2048 to 4096 are accepted")]
     RsaSize(usize),
+    /// The RSA modulus has a small prime factor.
+    #[error("the RSA key's modulus is divisible by {0} and not a product of two large primes; generate another key")]
+    SmallFactor(u64),
     /// An Ed25519 key whose order divides 8.
     #[error("the Ed25519 key is a point of small order, for which everyone can make signatures; generate another key")]
     SmallOrder,

@@ -107,6 +107,29 @@ const KEY_TYPES: &[(ObjectIdentifier, &str)] = &[
     (ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.3.19"), "ML-DSA-87"),
 ];
 
+/// The odd primes whose product fits in 64 bits. More of them find few moduli more: a random odd number has one of these as
+/// a factor in 72 of 100 cases, and one below 752 (NIST SP 800-89, section 5.3.3) in 83.
+const SMALL_PRIMES: [u64; 15] = [3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53];
+
+/// The smallest of [`SMALL_PRIMES`] that divides a big-endian number.
+fn small_factor(number: &[u8]) -> Option<u64> {
+    const PRODUCT: u64 = {
+        let (mut product, mut at) = (1, 0);
+        while at < SMALL_PRIMES.len() {
+            product *= SMALL_PRIMES[at];
+            at += 1;
+        }
+        product
+    };
+    let (first, words) = number.as_rchunks::<8>();
+    let first = first.iter().fold(0, |value, byte| (value << 8) | u64::from(*byte));
+    let remainder = words.iter().try_fold(first % PRODUCT, |remainder, word| {
+        let value = (u128::from(remainder) << 64) | u128::from(u64::from_be_bytes(*word));
+        u64::try_from(value % u128::from(PRODUCT)).ok()
+    })?;
+    SMALL_PRIMES.into_iter().find(|prime| remainder % prime == 0)
+}
+
 /// An RSA key of big-endian numbers, leading zeros taken.
 pub(super) fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<Key, KeyError> {
     let modulus = without_leading_zeros(modulus);
@@ -120,6 +143,9 @@ pub(super) fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<Key, KeyError> {
     }
     if exponent.last().is_none_or(|byte| byte % 2 == 0) || exponent == [1] || exponent.len() > 4 {
         return Err(KeyError::RsaExponent);
+    }
+    if let Some(factor) = small_factor(modulus) {
+        return Err(KeyError::SmallFactor(factor));
     }
     let unencodable = |_error| KeyError::Malformed("its numbers cannot be encoded");
     let key = RsaPublicKey {

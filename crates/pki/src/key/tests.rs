@@ -40,11 +40,43 @@ fn rsa_spki(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
     tlv(0x30, &[&algorithm[..], &tlv(3, &[&[0], &key[..]].concat())].concat())
 }
 
-/// An odd number of this many bits.
-fn modulus(bits: usize) -> Vec<u8> {
+/// 2^`bits` - 1.
+fn ones(bits: usize) -> Vec<u8> {
     let mut bytes = vec![0xff; bits.div_ceil(8)];
     bytes[0] >>= (8 - bits % 8) % 8;
     bytes
+}
+
+fn is_divisible(number: &[u8], by: u32) -> bool {
+    number.iter().fold(0, |rest, byte| (rest * 256 + u32::from(*byte)) % by) == 0
+}
+
+/// The largest number of this many bits without a factor below 100.
+fn modulus(bits: usize) -> Vec<u8> {
+    let mut number = ones(bits);
+    while (2..100).any(|factor| is_divisible(&number, factor)) {
+        *number.last_mut().unwrap() -= 1;
+    }
+    number
+}
+
+#[test]
+fn rsa_modulus_has_no_small_factor() {
+    let f4 = &[1, 0, 1];
+    for bits in [2048, 2050, 2052, 3072, 4095, 4096] {
+        // Divided by 53 and no smaller prime, and so on.
+        for factor in [3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53_u32] {
+            let mut number = ones(bits);
+            let smaller = |number: &[u8]| (2..factor).any(|smaller| is_divisible(number, smaller));
+            while !is_divisible(&number, factor) || smaller(&number) {
+                let at = number.iter().rposition(|byte| *byte != 0).unwrap();
+                number[at..].iter_mut().for_each(|byte| *byte = byte.wrapping_sub(1));
+            }
+            assert_eq!(PublicKey::from_rsa(&number, f4), Err(KeyError::SmallFactor(factor.into())), "{bits}");
+        }
+        assert!(PublicKey::from_rsa(&modulus(bits), f4).is_ok(), "{bits}");
+    }
+    assert_eq!(PublicKey::from_spki_der(&rsa_spki(&ones(2048), f4)), Err(KeyError::SmallFactor(3)));
 }
 
 #[test]
