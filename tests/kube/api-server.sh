@@ -3,7 +3,7 @@
 # versions pinned here. They are stored in a cache outside the checkout; existing ones are not rebuilt.
 #
 #   tests/kube/api-server.sh              builds these four, and prints the directory
-#   tests/kube/api-server.sh helm         builds only the ones named; the mesh needs kube-controller-manager and kube-proxy too
+#   tests/kube/api-server.sh helm         builds only the ones named
 #   tests/kube/api-server.sh --where      prints the directory, and builds nothing
 #   tests/kube/api-server.sh --newest ... the same with the newest Kubernetes, for interfaces that the other does not serve
 #                                         in their final version; it needs only kube-apiserver of it
@@ -89,12 +89,12 @@ one() {
         module etcd go.etcd.io/etcd/server/v3 "$ETCD"
         build etcd etcd go.etcd.io/etcd/server/v3
         ;;
-    kube-apiserver | kube-controller-manager | kube-proxy | kubectl) kubernetes "$1" ;;
+    kube-apiserver | kubectl) kubernetes "$1" ;;
     helm)
         module helm helm.sh/helm/v4 "$HELM"
         build helm helm helm.sh/helm/v4/cmd/helm
         ;;
-    *) die "$1 is none of etcd, kube-apiserver, kube-controller-manager, kube-proxy, kubectl, helm" ;;
+    *) die "$1 is none of etcd, kube-apiserver, kubectl, helm" ;;
     esac
     exec 8>&-
 }

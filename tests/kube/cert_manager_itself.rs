@@ -27,12 +27,16 @@ use super::{
     rig::{Rig, certificate, openssl},
 };
 use testkit::{
-    api_server::{ApiServer, Program},
+    api_server::{ApiServer, Program, Version},
     plug_in::PlugIn,
 };
 
 /// An API server on which cert-manager runs.
 static WITH: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://cert-manager.kube.test"));
+
+/// The same with the newest Kubernetes.
+static WITH_NEWEST: LazyLock<ApiServer> =
+    LazyLock::new(|| ApiServer::with("https://cert-manager-newest.kube.test", Version::Newest, true));
 
 /// The same for the test that kills leaders.
 static REPLICAS: LazyLock<ApiServer> = LazyLock::new(|| ApiServer::start("https://cert-manager-replicas.kube.test"));
@@ -203,7 +207,17 @@ fn toml(cluster: &Cluster, manager: &CertManager) -> String {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server and cert-manager's code: make test-kube"]
 async fn certificates_become_secrets_and_are_renewed() {
-    let cluster = Cluster::new(&WITH, "manager").await;
+    certificates_become_secrets(&WITH).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server and cert-manager's code: make test-kube"]
+async fn certificates_become_secrets_and_are_renewed_on_the_newest_api_server() {
+    certificates_become_secrets(&WITH_NEWEST).await;
+}
+
+async fn certificates_become_secrets(server: &'static ApiServer) {
+    let cluster = Cluster::new(server, "manager").await;
     let namespace = cluster.namespace.as_str();
     let manager = CertManager::start(&cluster).await;
     let rig = Rig::start(&cluster, PlugIn::intermediate(), &toml(&cluster, &manager), |_| (), None).await;

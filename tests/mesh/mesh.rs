@@ -280,11 +280,13 @@ impl Mesh {
                 );
             }
         }
-        for (pod, live) in self.kubelet.pods("demo") {
+        let pods = self.kubelet.pods("demo");
+        let reviews = pods.iter().find(|(pod, _)| pod.contains("reviews")).map_or("", |(_, live)| &live.address);
+        for (pod, live) in &pods {
             text += &format!(
                 "{pod}, Envoy's certificates, and a request to another workload:\n  \
                  {enter} nsenter --net={0} curl -s http://127.0.0.1:15000/certs\n  \
-                 {enter} nsenter --net={0} curl -si --resolve reviews.demo.svc:8080:$ADDRESS http://reviews.demo.svc:8080/\n",
+                 {enter} nsenter --net={0} curl -si --resolve reviews.demo.svc:8080:{reviews} http://reviews.demo.svc:8080/\n",
                 live.network
             );
         }
