@@ -9,10 +9,10 @@ use std::{
 };
 use testkit::wait::eventually;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use tonic::Code;
 
-use crate::telemetry::Scraped;
+use crate::{ending::children, telemetry::Scraped};
 use testkit::{
     daemon::{Ask, Daemon, IDENTITY, Site},
     plug_in::PlugIn,
@@ -39,7 +39,7 @@ async fn every_limit_has_its_series() {
     let site = Site::new(&PlugIn::intermediate());
     let daemon = site.serve(
         "[rate_limits]\nper_identity = 1\nper_identity_burst = 1\n\
-         [listen.limits]\nconnections_per_address = 4\nrequests = 2\nhandshake_timeout = \"1s\"",
+         [listen.limits]\nconnections_per_address = 4\nrequests = 6\nhandshake_timeout = \"1s\"",
     );
     let outcome = |outcome: &'static str| [("outcome", outcome)];
     let channel = daemon.connect(None).await;
@@ -69,7 +69,7 @@ async fn every_limit_has_its_series() {
             overload += 1;
         }
     }
-    assert!(overload > 0, "40 concurrent requests did not exceed the limit of two");
+    assert!(overload > 0, "40 concurrent requests did not exceed the limit of six");
     assert_eq!(
         Scraped::new(&daemon).of("istio_hsm_ca_requests_total", &outcome("overload")),
         Some(f64::from(overload))
@@ -92,17 +92,21 @@ async fn every_limit_has_its_series() {
     grows(&daemon, "istio_hsm_ca_handshakes_failed_total", &[("reason", "version")], 0.0).await;
     daemon.wait_line(|line| line["message"].as_str().is_some_and(|message| message.contains("allow_tls12 = true")));
 
-    // More connections of one address than it may have: idle ones make room, those of known workloads do not.
+    // More connections of one address than it may have: idle ones make room, those with requests do not.
     let many: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(daemon.address).unwrap()).collect();
     grows(&daemon, "istio_hsm_ca_connections_dropped_total", &[], 0.0).await;
-    drop(many);
-    let mut known = vec![channel];
-    for number in 100..103 {
-        known.push(daemon.connect(None).await);
-        workload(&site, number).send(known.last().unwrap().clone()).await.unwrap();
+    drop((many, channel));
+    let host = children(daemon.pid())[0];
+    kill(host, Signal::SIGSTOP).unwrap();
+    let mut waiting = Vec::new();
+    for number in 100..104 {
+        let channel = daemon.connect(None).await;
+        waiting.push(tokio::spawn(workload(&site, number).send(channel)));
     }
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let _one_more = TcpStream::connect(daemon.address).unwrap();
     grows(&daemon, "istio_hsm_ca_connections_refused_total", &[], 0.0).await;
+    kill(host, Signal::SIGCONT).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
