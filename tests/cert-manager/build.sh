@@ -28,9 +28,13 @@ if [[ ${1:-} != --where && ! -e $place ]]; then
     echo "build.sh: building cert-manager's controllers and webhook, once" >&2
     rm -rf "$place.new"
     mkdir -p "$place.new"
-    # shellcheck disable=SC2086 # a prefix is several words
-    CGO_ENABLED=0 ${GO_BUILD_PREFIX:-} go build -mod=readonly -buildvcs=false -trimpath -ldflags '-s -w' \
-      -o "$place.new/cert-manager" .
+    # Again if it fails: the modules come over the network.
+    for try in 1 2 3; do
+      # shellcheck disable=SC2086 # a prefix is several words
+      CGO_ENABLED=0 ${GO_BUILD_PREFIX:-} go build -mod=readonly -buildvcs=false -trimpath -ldflags '-s -w' \
+        -o "$place.new/cert-manager" . && break
+      ((try < 3)) || die "cert-manager did not build"
+    done
     cp -r --no-preserve=mode "$(go list -m -f '{{.Dir}}' github.com/cert-manager/cert-manager)/deploy/crds" "$place.new/crds"
     mv "$place.new" "$place"
   fi

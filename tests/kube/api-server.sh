@@ -57,12 +57,16 @@ module() {
 
 # build BINARY NAME PACKAGE [LDFLAGS]
 build() {
-    local binary=$1 name=$2 package=$3 flags=${4:-}
+    local binary=$1 name=$2 package=$3 flags=${4:-} try
     cd "$cache/src/$name"
     echo "api-server.sh: building $binary" >&2
-    # shellcheck disable=SC2086 # a prefix is several words
-    CGO_ENABLED=0 ${GO_BUILD_PREFIX:-} go build -mod=mod -buildvcs=false -trimpath -ldflags "-s -w $flags" \
-        -o "$cache/bin/.$binary.new" "$package" || die "$binary did not build"
+    # Again if it fails: the modules come over the network.
+    for try in 1 2 3; do
+        # shellcheck disable=SC2086 # a prefix is several words
+        CGO_ENABLED=0 ${GO_BUILD_PREFIX:-} go build -mod=mod -buildvcs=false -trimpath -ldflags "-s -w $flags" \
+            -o "$cache/bin/.$binary.new" "$package" && break
+        ((try < 3)) || die "$binary did not build"
+    done
     mv "$cache/bin/.$binary.new" "$cache/bin/$binary"
 }
 
