@@ -335,9 +335,14 @@ fn choose<'a>(
         });
         judged.flatten().collect()
     };
-    // A path with the CA's own certificate also serves workloads that trust only a part of the roots.
+    // A path with the CA's own certificate also serves workloads that trust only a part of the roots. Of as many problems,
+    // those of a root that may be taken instead are easier to solve.
     let judged = paths.into_iter().map(|path| (judge(&path), path));
-    match judged.min_by_key(|(problems, path)| (problems.len(), path.below_root.is_empty(), path.below_root.len())) {
+    let rank = |(problems, path): &(Vec<Problem>, Path<'a>)| {
+        let is_faulty = !rules::path_problems(path, now).is_empty();
+        (problems.len(), is_faulty, path.below_root.is_empty(), path.below_root.len())
+    };
+    match judged.min_by_key(rank) {
         Some((problems, path)) if problems.is_empty() => Ok(path),
         Some((problems, _)) => Err(problems),
         None => Err(rules::problems_of(ca, Place::CA, now)),

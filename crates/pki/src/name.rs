@@ -61,6 +61,13 @@ pub(crate) fn is_same_text(one: &[u8], other: &[u8]) -> bool {
     one == other || canonical(one).is_some_and(|one| canonical(other) == Some(one))
 }
 
+/// Whether a DER Name begins with all of another, as OpenSSL and BoringSSL compare them (RFC 5280, section 7.1). True where
+/// that cannot be said.
+pub(crate) fn is_within(name_der: &[u8], base: &Name) -> bool {
+    let (name, base) = (canonical(name_der), base.to_der().ok().and_then(|base| canonical(&base)));
+    name.zip(base).is_none_or(|(name, base)| name.starts_with(&base))
+}
+
 /// The attributes of each relative name: object identifier and text, or the bytes where there is no text.
 type Canonical = Vec<Vec<(ObjectIdentifier, Result<String, Vec<u8>>)>>;
 

@@ -4,6 +4,8 @@
 use der::{AnyRef, Decode, Tag, Tagged};
 use x509_cert::ext::pkix::{NameConstraints, name::GeneralName};
 
+use crate::name;
+
 /// The names of a CA's certificate: most have none.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AltNames {
@@ -133,6 +135,25 @@ impl Constraints {
             }
             _ => None,
         })
+    }
+
+    /// Why OpenSSL and BoringSSL may refuse a certificate below, given the subjects of the CAs there, as a predicate of
+    /// the constrained certificate. Other subjects are unknown yet: those of leaves are empty, those of CAs that this CA
+    /// issues are not.
+    pub(super) fn may_forbid_leaves(&self, subjects: &[&[u8]]) -> Option<&'static str> {
+        let is_directory = |base: &GeneralName| matches!(base, GeneralName::DirectoryName(_));
+        let is_excluded = |base: &GeneralName| match base {
+            GeneralName::DirectoryName(base) => subjects.iter().any(|subject| name::is_within(subject, base)),
+            _ => false,
+        };
+        if self.has_distances {
+            return Some("has name constraints with a minimum or maximum");
+        }
+        if self.bases().any(|base| matches!(base, GeneralName::UniformResourceIdentifier(_))) {
+            return Some("constrains URI names, which may forbid SPIFFE IDs");
+        }
+        (self.permitted.iter().any(is_directory) || self.excluded.iter().any(is_excluded))
+            .then_some("constrains directory names, which may forbid the names of CAs below")
     }
 
     /// The first name of a CA certificate further down that they forbid, for people.

@@ -101,8 +101,15 @@ pub(super) fn problems_of(certificate: &Certificate, place: Place, now: SystemTi
 pub(super) fn problem_of_root(path: &Path<'_>, now: SystemTime) -> Option<Problem> {
     let root = path.root;
     let place = Place { below: path.below_root.len(), is_root: true, is_ca: path.below_root.is_empty() };
-    let reasons =
-        [authority(root, place), validity(root, now), extended_key_usage(root), unknown_critical(root, place, false)];
+    // Of a root that may sign, neither wants basicConstraints.
+    let is_signer = root.version == 3 && root.basic_constraints.is_none() && root.may_sign == Some(true);
+    let reasons = [
+        authority(root, place).filter(|_| !is_signer),
+        validity(root, now),
+        extended_key_usage(root),
+        unknown_critical(root, place, false),
+        names_constrained(root, &path.below_root),
+    ];
     reasons.into_iter().flatten().chain(constrained(root, &path.below_root)).next().map(|found| problem(root, found))
 }
 
@@ -231,6 +238,14 @@ fn extended_key_usage(certificate: &Certificate) -> Option<Violation> {
 /// RFC 5280, section 4.2.1.10: constraints that no leaf can meet.
 fn name_constraints(certificate: &Certificate) -> Option<Violation> {
     let reason = certificate.constraints.as_ref()?.forbids_leaves()?;
+    Some((reason.to_owned(), "have it issued again without that constraint".into()))
+}
+
+/// The same of a root that OpenSSL or BoringSSL takes: unlike rustls-webpki they compare the names. Which trust domains
+/// the CA will serve is not known here.
+fn names_constrained(root: &Certificate, below: &[&Certificate]) -> Option<Violation> {
+    let subjects: Vec<&[u8]> = below.iter().map(|ca| ca.subject.as_slice()).collect();
+    let reason = root.constraints.as_ref()?.may_forbid_leaves(&subjects)?;
     Some((reason.to_owned(), "have it issued again without that constraint".into()))
 }
 

@@ -29,6 +29,8 @@ struct Judged {
     presented: Presented,
     /// The same without other certificates for the CA's name and key, which do not go out.
     strict: Presented,
+    /// A leaf of another trust domain: the check does not know which ones the CA will serve.
+    elsewhere: Presented,
 }
 
 impl Judged {
@@ -42,6 +44,8 @@ impl Judged {
     }
 }
 
+const ELSEWHERE: &str = "spiffe://elsewhere.example/ns/foo/sa/bar";
+
 /// The check of a shape, and a leaf below it: issued as the product does, or what it would have issued.
 fn judged(seed: u64) -> Judged {
     let now = now();
@@ -54,6 +58,15 @@ fn judged(seed: u64) -> Judged {
     };
     let times = (now - Duration::from_secs(60), now + Duration::from_secs(1800));
     let workload_key = WORKLOAD.serialize_pem();
+    let drafted = |id: &str| {
+        let authority = ca_key_id.as_ref().map(|id| authority_key_id(Some(id), None));
+        let names = san_value(&[(6, id.as_bytes())]);
+        let extensions = [basic_constraints(false, None), extended_key_usage(&[1, 2])].into_iter().chain(authority);
+        let mut draft = Draft::under(b"\x30\x00", &WORKLOAD, &ca.subject, now);
+        draft.extensions = extensions.chain([extension(b"\x55\x1d\x11", Some(0xff), &names)]).collect();
+        (draft.not_before, draft.not_after) = times;
+        draft.sign(key)
+    };
     let (problems, leaf, sent) = match Bundle::check(files, now) {
         Ok(bundle) => {
             let template = Template { not_before: times.0, not_after: times.1, ..leaf(&[ID]) };
@@ -63,14 +76,8 @@ fn judged(seed: u64) -> Judged {
             (Vec::new(), issued.der().to_vec(), bundle.issuer().path_pem().concat())
         }
         Err(problems) => {
-            let authority = ca_key_id.map(|id| authority_key_id(Some(&id), None));
-            let names = san_value(&[(6, b"spiffe://cluster.local/ns/foo/sa/bar")]);
-            let extensions = [basic_constraints(false, None), extended_key_usage(&[1, 2])].into_iter().chain(authority);
-            let mut draft = Draft::under(b"\x30\x00", &WORKLOAD, &ca.subject, now);
-            draft.extensions = extensions.chain([extension(b"\x55\x1d\x11", Some(0xff), &names)]).collect();
-            (draft.not_before, draft.not_after) = times;
             let problems = problems.iter().map(ToString::to_string).collect();
-            (problems, draft.sign(key), format!("{ca_cert}{cert_chain}"))
+            (problems, drafted("spiffe://cluster.local/ns/foo/sa/bar"), format!("{ca_cert}{cert_chain}"))
         }
     };
     let others = pem::blocks(cert_chain.as_bytes()).unwrap().into_iter().filter(|block| {
@@ -80,7 +87,8 @@ fn judged(seed: u64) -> Judged {
     let others: String = others.map(|block| pem::encode("CERTIFICATE", &block.der)).collect();
     let presented = Presented { leaf, key: workload_key, sent, roots: root_cert };
     let strict = Presented { sent: format!("{ca_cert}{others}"), ..presented.clone() };
-    Judged { seed, notes, problems, presented, strict }
+    let elsewhere = Presented { leaf: drafted(ELSEWHERE), ..presented.clone() };
+    Judged { seed, notes, problems, presented, strict, elsewhere }
 }
 
 /// Forms of root-cert.pem, with the check's problems and what a peer would be presented.
@@ -258,7 +266,7 @@ fn random_chains_are_judged_as_openssl_and_webpki_judge_them() {
 }
 
 /// Of all four judges, a thousand shapes. Which of several roots of one name OpenSSL and BoringSSL take depends on their
-/// order, so that a refused bundle counts as refused when it is in some order.
+/// order, so that a refused bundle counts as refused when it is in some order, or for a leaf of another trust domain.
 #[test]
 #[ignore = "needs Go and grpcio of PyPI: make test-foreign"]
 fn random_chains_are_judged_as_all_four_clients_judge_them() {
@@ -288,6 +296,13 @@ fn random_chains_are_judged_as_all_four_clients_judge_them() {
             _ => {}
         }
     }
+    // Constraints on trust domains, alone, tell the two leaves apart.
+    let taken = |judged: &&Judged| judged.problems.is_empty() && judged.notes.contains(&"URI constraint");
+    let constrained: Vec<_> = judged.iter().filter(taken).collect();
+    let presented: Vec<_> = constrained.iter().map(|judged| judged.elsewhere.clone()).collect();
+    for (judged, refused) in constrained.iter().zip(verdicts(&presented)).filter(|(_, refused)| !refused.is_empty()) {
+        faults.push(format!("{}: another trust domain is refused by {refused:#?}", judged.describe()));
+    }
     let orders: Vec<(usize, Presented)> = unshared
         .iter()
         .enumerate()
@@ -295,9 +310,10 @@ fn random_chains_are_judged_as_all_four_clients_judge_them() {
             let blocks = pem::blocks(judged.presented.roots.as_bytes()).unwrap();
             let mut roots: Vec<_> = blocks.iter().map(|block| pem::encode("CERTIFICATE", &block.der)).collect();
             (0..roots.len())
-                .map(|_| {
+                .flat_map(|_| {
                     roots.rotate_left(1);
-                    (at, Presented { roots: roots.concat(), ..judged.strict.clone() })
+                    let in_order = |it: &Presented| (at, Presented { roots: roots.concat(), ..it.clone() });
+                    [in_order(&judged.strict), in_order(&judged.elsewhere)]
                 })
                 .collect::<Vec<_>>()
         })

@@ -208,6 +208,13 @@ fn good_plugin_cas_are_accepted() {
     shop.certify("rekeyed", ("root", "rekeyed"), None, CA, "");
     let rekeyed = shop.read("rekeyed.crt");
 
+    // The same root without basicConstraints, and with a constraint that every name meets.
+    shop.certify("signer", ("root", "root"), None, &CA.replace("basicConstraints=critical,CA:true\n", ""), "");
+    let signer = shop.read("signer.crt");
+    let directory = "nameConstraints=critical,excluded;dirName:d\n[d]\nO=Other\n";
+    shop.certify("lenient", ("root", "root"), None, &format!("{CA}{directory}"), "");
+    let lenient = shop.read("lenient.crt");
+
     let v1 = shop.authority("v1", None, "", "");
     let under_v1 = shop.authority("under-v1", Some("v1"), CA, "");
     shop.key("p521", "EC -pkeyopt ec_paramgen_curve:P-521");
@@ -244,6 +251,16 @@ fn good_plugin_cas_are_accepted() {
         ),
         (Case::new("root renewed with its key", "plain", &*plain, &*plain, &*renewed), 1, &[]),
         (Case::new("a root of the same name first", "plain", &*plain, "", rekeyed.clone() + &root), 1, &[]),
+        (
+            Case::new("the root without basicConstraints in addition", "plain", &*plain, "", signer.clone() + &root),
+            1,
+            &["is not a CA's (it has no basicConstraints); the CA's path does not need it"],
+        ),
+        (
+            Case::new("the root with a directory constraint in addition", "plain", &*plain, "", lenient + &root),
+            1,
+            &["constrains directory names", "do not know (2.5.29.30)"],
+        ),
         (Case::new("a root of version 1", "under-v1", &*under_v1, "", &*v1), 1, &[]),
         (Case::new("Ed25519 under P-521", "ed25519", &*ed25519, "", &*p521), 1, &[]),
         (Case::new("both usages", "usages", &*usages, "", &*root), 1, &[]),
@@ -475,6 +492,37 @@ fn bad_plugin_cas_are_refused_with_every_reason() {
         assert_eq!(webpki, judge == Openssl, "{name}: webpki");
         let files = [case.ca.as_slice(), b"\n", &case.chain].concat();
         assert_eq!(shop.openssl_takes(&files, &case.roots, case.now()), judge == Webpki, "{name}: openssl");
+    }
+}
+
+/// Which of two roots of one name and key OpenSSL takes depends on their order, and Envoy takes the other one. Constraints
+/// of either may forbid a trust domain, or a CA below, although rustls-webpki verifies by the root without them.
+#[test]
+fn a_second_root_with_constraints_on_spiffe_ids_or_subjects_is_refused() {
+    let shop = Workshop::new();
+    let root = shop.authority("root", None, CA, "");
+    let ca = shop.authority("plain", Some("root"), CA, "");
+    shop.certify("given-leaf", ("leaf", "leaf"), Some(("plain", "plain")), LEAF, "");
+    let directory = |kind: &str, name: &str| format!("critical,{kind};dirName:d\n[d]\n{name}\n");
+    let cases = [
+        ("critical,permitted;URI:example.com\n".to_owned(), "constrains URI names, which may forbid SPIFFE IDs", true),
+        // Allows the leaf here, and none of another trust domain.
+        ("permitted;URI:cluster.local\n".to_owned(), "constrains URI names, which may forbid SPIFFE IDs", false),
+        (directory("permitted", "O=Other"), "constrains directory names, which may forbid the names of CAs", true),
+        (directory("excluded", "O=istio"), "constrains directory names, which may forbid the names of CAs", true),
+    ];
+    for (constraints, reason, is_refused) in cases {
+        shop.certify("second", ("root", "root"), None, &format!("{CA}nameConstraints={constraints}"), "");
+        let second = shop.read("second.crt");
+        let orders = [second.clone() + &root, root.clone() + &second];
+        let taken = orders.map(|roots| {
+            let case = Case::new("a second root", "plain", &*ca, "", &*roots);
+            let problems = case.check().err().unwrap_or_else(|| panic!("{constraints}: accepted"));
+            assert!(problems.len() == 1 && problems[0].contains(reason), "{constraints}: {problems:?}");
+            assert!(problems[0].contains("may take the certificate on line"), "{constraints}: {problems:?}");
+            shop.openssl_takes(ca.as_bytes(), roots.as_bytes(), case.now())
+        });
+        assert_eq!(taken.contains(&false), is_refused, "{constraints}: openssl");
     }
 }
 
