@@ -318,11 +318,16 @@ fn choose<'a>(
     let dead_end = |DeadEnd { at, reason, remedy }: DeadEnd<'_>| {
         Problem::with_remedy(&at.file, format!("{} {reason}", at.label()), remedy)
     };
-    let paths = path::find(ca, others, roots).map_err(|found| {
+    let mut paths = path::find(ca, others, roots).map_err(|found| {
         let mut problems = rules::problems_of(ca, Place::CA, now);
         problems.extend(Some(dead_end(found)).filter(|_| is_whole));
         problems
     })?;
+    for path in paths.iter_mut().filter(|path| !path.is_pointed_to) {
+        let taken = path::as_openssl(ca, &path.below_root, roots, now).into_iter().flatten();
+        path.instead = taken.map(|taken| taken.root).collect();
+    }
+    paths.retain(|path| path.is_pointed_to || !path.instead.is_empty());
     let judge = |path: &Path<'a>| {
         let problems = rules::path_problems(path, now);
         if !problems.is_empty() {
@@ -340,7 +345,8 @@ fn choose<'a>(
     let judged = paths.into_iter().map(|path| (judge(&path), path));
     let rank = |(problems, path): &(Vec<Problem>, Path<'a>)| {
         let is_faulty = !rules::path_problems(path, now).is_empty();
-        (problems.len(), is_faulty, path.below_root.is_empty(), path.below_root.len())
+        let is_bad = !problems.is_empty();
+        (is_bad, !path.is_pointed_to, problems.len(), is_faulty, path.below_root.is_empty(), path.below_root.len())
     };
     match judged.min_by_key(rank) {
         Some((problems, path)) if problems.is_empty() => Ok(path),
@@ -372,7 +378,9 @@ fn outside_path(
     roots: &[Certificate],
     now: SystemTime,
 ) -> Vec<String> {
-    let on_path = |der: &[u8]| path.root.der == der || path.below_root.iter().any(|it| it.der == der);
+    let on_path = |der: &[u8]| {
+        [path.root].iter().chain(&path.below_root).chain(&path.instead).any(|certificate| certificate.der == der)
+    };
     let is_stray = |other: &&Certificate| {
         !on_path(&other.der) && other.der != ca.der && roots.iter().all(|root| root.der != other.der)
     };
@@ -384,7 +392,7 @@ fn outside_path(
         format!("{found}; it is sent to nobody and may be removed")
     });
     let rivals = path::as_openssl(ca, &path.below_root, roots, now).into_iter().flatten();
-    let rivals: Vec<_> = rivals.filter(|rival| rival.root.der != path.root.der).collect();
+    let rivals: Vec<_> = rivals.filter(|rival| !on_path(&rival.root.der)).collect();
     let soon = rivals.iter().flat_map(|rival| rules::expires_soon(rival.root, now));
     let soon = soon.map(|warning| format!("{warning}; remove it before: Envoy (BoringSSL) may take it for the issuer"));
     let unusable = roots.iter().filter(|root| !on_path(&root.der)).flat_map(|root| {

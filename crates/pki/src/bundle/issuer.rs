@@ -50,7 +50,8 @@ impl Issuer {
         roots_pem: String,
         roots: &[Certificate],
     ) -> Self {
-        let ends = path.below_root.iter().map(|certificate| certificate.not_after);
+        let ends = path.below_root.iter().chain(&path.instead).map(|certificate| certificate.not_after);
+        let tops = path.instead.iter().copied().chain([path.root]).map(|root| (root, path.below_root.len() + 1));
         Self {
             certificate: ca.der.clone(),
             subject: ca.subject.clone(),
@@ -64,7 +65,7 @@ impl Issuer {
             roots_pem,
             roots: roots.iter().map(|root| root.der.clone()).collect(),
             root_pem: pem::encode(LABEL, &path.root.der),
-            room_for_intermediate: path.below_root.iter().copied().chain([path.root]).zip(1_usize..).all(
+            room_for_intermediate: path.below_root.iter().copied().zip(1_usize..).chain(tops).all(
                 |(certificate, below)| {
                     path_length(certificate).is_none_or(|most| usize::try_from(most).is_ok_and(|most| most >= below))
                 },

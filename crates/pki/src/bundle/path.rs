@@ -37,6 +37,16 @@ pub(super) struct Path<'a> {
     pub(super) below_root: Vec<&'a Certificate>,
     /// The root, from root-cert.pem.
     pub(super) root: &'a Certificate,
+    /// Whether the key identifiers below lead to the root, as OpenSSL and BoringSSL want it. Go and rustls-webpki do not.
+    pub(super) is_pointed_to: bool,
+    /// The roots that OpenSSL and BoringSSL take where they are not led to this one.
+    pub(super) instead: Vec<&'a Certificate>,
+}
+
+impl<'a> Path<'a> {
+    fn to(root: &'a Certificate, below_root: Vec<&'a Certificate>, is_pointed_to: bool) -> Self {
+        Self { below_root, root, is_pointed_to, instead: Vec::new() }
+    }
 }
 
 /// Why no path was found: the last certificate reached, and the problem with its issuer.
@@ -110,7 +120,8 @@ fn points_to<'a>(authority: &'a Authority, issuer: &'a Certificate) -> Result<()
     Ok(())
 }
 
-/// All paths from the CA certificate to a root, within the bounds.
+/// All paths from the CA certificate to a root, within the bounds; those that the key identifiers do not lead along only
+/// where there are others.
 pub(super) fn find<'a>(
     ca: &'a Certificate,
     others: &'a [Certificate],
@@ -118,8 +129,10 @@ pub(super) fn find<'a>(
 ) -> Result<Vec<Path<'a>>, DeadEnd<'a>> {
     // A leaf may be verified with a root of the CA's name and key in place of the CA's own certificate.
     let leaf = leaf_authority(ca);
-    let same = roots.iter().filter(|root| root.der == ca.der || root.is_same_ca(ca) && points_to(&leaf, root).is_ok());
-    let same = same.map(|root| Path { below_root: Vec::new(), root });
+    let same = roots.iter().filter(|root| root.is_same_ca(ca)).map(|root| {
+        let is_pointed_to = root.der == ca.der || points_to(&leaf, root).is_ok();
+        Path::to(root, Vec::new(), is_pointed_to)
+    });
     if roots.iter().any(|root| root.der == ca.der) {
         return Ok(same.collect());
     }
@@ -135,7 +148,7 @@ pub(super) fn find<'a>(
     };
     search.climb(&mut vec![ca]);
     search.found.extend(same);
-    if !search.found.is_empty() {
+    if search.found.iter().any(|path| path.is_pointed_to) {
         return Ok(search.found);
     }
     if search.was_limited {
@@ -178,7 +191,7 @@ pub(super) fn as_openssl<'a>(
         if !candidates.is_empty() {
             let judge = |root: &'a Certificate| {
                 let is_issuer = child.map_or(root.spki == ca.spki, |child| is_signed_by(child, root));
-                let path = Path { below_root: below_root.clone(), root };
+                let path = Path::to(root, below_root.clone(), true);
                 if is_issuer { Ok(path) } else { Err(impostor(root, child)) }
             };
             return candidates.into_iter().map(judge).collect();
@@ -230,7 +243,16 @@ impl<'a> Search<'a> {
                 self.was_limited = true;
                 continue;
             }
-            if let Err(found) = self.is_issued(child, candidate) {
+            let issued = self.is_issued(child, candidate);
+            let is_pointed_to = issued.is_ok();
+            let is_signed = !matches!(issued, Err(Misfit::Signature));
+            if is_root
+                && is_signed
+                && self.found.iter().filter(|it| it.is_pointed_to == is_pointed_to).count() < PATHS_MAX
+            {
+                self.found.push(Path::to(candidate, path.clone(), is_pointed_to));
+            }
+            if let Err(found) = issued {
                 misfit = Some((candidate, found));
                 continue;
             }
@@ -239,8 +261,6 @@ impl<'a> Search<'a> {
                 path.push(candidate);
                 self.climb(path);
                 path.pop();
-            } else if self.found.len() < PATHS_MAX {
-                self.found.push(Path { below_root: path.clone(), root: candidate });
             }
         }
         if !has_issuer && path.len() > self.deepest {

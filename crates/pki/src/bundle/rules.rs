@@ -116,9 +116,10 @@ pub(super) fn problem_of_root(path: &Path<'_>, now: SystemTime) -> Option<Proble
 /// Warnings about a valid path.
 pub(super) fn path_warnings(path: &Path<'_>, now: SystemTime) -> Vec<String> {
     let mut warnings = Vec::new();
-    for certificate in path.below_root.iter().copied().chain([path.root]) {
+    let roots = || [path.root].into_iter().chain(path.instead.iter().copied());
+    for certificate in path.below_root.iter().copied().chain(roots()) {
         let of = format!("{}: {}", certificate.file, certificate.label());
-        let is_root = std::ptr::eq(certificate, path.root);
+        let is_root = roots().any(|root| std::ptr::eq(certificate, root));
         warnings.extend(expires_soon(certificate, now).map(|warning| format!("{warning}; renew it")));
         if is_sha1(certificate) {
             warnings.push(format!("{of} is signed with SHA-1; nobody verifies a root's own signature, but renew it"));
@@ -135,6 +136,15 @@ pub(super) fn path_warnings(path: &Path<'_>, now: SystemTime) -> Vec<String> {
             warnings.push(format!("{of} is not self-signed; OpenSSL does not take it as a root by default"));
         }
     }
+    warnings.extend(path.instead.iter().map(|other| {
+        format!(
+            "{}: OpenSSL and Envoy (BoringSSL) verify by {}, to which an authorityKeyIdentifier points, Go and rustls-webpki \
+             (ztunnel) by {}: leave both there",
+            other.file,
+            other.label(),
+            path.root.label()
+        )
+    }));
     warnings
 }
 

@@ -495,6 +495,44 @@ fn bad_plugin_cas_are_refused_with_every_reason() {
     }
 }
 
+/// A root issued again for its key, since the old one had no basicConstraints, which Go wants. The certificates below point
+/// to the old one's serial number, to which OpenSSL and Envoy keep.
+#[test]
+fn clients_may_verify_by_different_roots_of_one_key() {
+    let shop = Workshop::new();
+    shop.key("root", P256);
+    let old = CA.replace("basicConstraints=critical,CA:true\n", "");
+    shop.certify("root", ("root", "root"), None, &old, "-days 60");
+    let old = shop.read("root.crt");
+    let ca = shop.authority("plain", Some("root"), &format!("{CA}authorityKeyIdentifier=keyid,issuer:always\n"), "");
+    shop.certify("new", ("root", "root"), None, CA, "");
+    let new = shop.read("new.crt");
+    shop.certify("given-leaf", ("leaf", "leaf"), Some(("plain", "plain")), LEAF, "");
+    let leaf = ders(shop.read("given-leaf.crt").as_bytes()).remove(0);
+
+    for roots in [old.clone() + &new, new.clone() + &old] {
+        let case = Case::new("both roots", "plain", &*ca, "", &*roots);
+        let bundle = case.check().unwrap_or_else(|problems| panic!("{problems:#?}"));
+        let issuer = bundle.issuer();
+        assert!(issuer.remaining(clock::now()) <= 60 * DAY, "of the two roots, the earlier end counts");
+        assert_eq!(issuer.root_pem(), new, "the root of Go and rustls-webpki");
+        let warnings: Vec<_> = bundle.warnings().iter().map(ToString::to_string).collect();
+        let [expires, both] = warnings.as_slice() else { panic!("{warnings:#?}") };
+        assert!(expires.contains("expires in 59 days") && both.ends_with("leave both there"), "{warnings:#?}");
+        assert!(shop.openssl_takes(ca.as_bytes(), roots.as_bytes(), case.now()));
+        assert!(webpki_takes(&leaf, &ders(ca.as_bytes()), issuer.roots(), case.now()));
+    }
+    for (roots, reason) in [(&old, "it has no basicConstraints"), (&new, "its authorityKeyIdentifier has the serial")] {
+        let problems = Case::new("one root", "plain", &*ca, "", &**roots).check().unwrap_err();
+        assert!(problems.len() == 1 && problems[0].contains(reason), "{problems:?}");
+    }
+    // To OpenSSL and Envoy, the root that is pointed to has to be fit.
+    let case = Case::new("expired", "plain", &*ca, "", old.clone() + &new).at(61);
+    let problems = case.check().unwrap_err();
+    assert!(problems.iter().any(|problem| problem.contains("expired at")), "{problems:?}");
+    assert!(!shop.openssl_takes(ca.as_bytes(), (old + &new).as_bytes(), case.now()));
+}
+
 /// Which of two roots of one name and key OpenSSL takes depends on their order, and Envoy takes the other one. Constraints
 /// of either may forbid a trust domain, or a CA below, although rustls-webpki verifies by the root without them.
 #[test]
