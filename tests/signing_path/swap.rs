@@ -13,9 +13,10 @@ use testkit::wait::eventually;
 use serde_json::Value;
 
 use crate::judges::judge;
+use rcgen::{CertifiedIssuer, SerialNumber};
 use testkit::{
     daemon::{Ask, Daemon, Site},
-    plug_in::{PlugIn, new_root, p256},
+    plug_in::{PlugIn, authority, new_root, p256},
 };
 
 const CONNECTIONS: usize = 10;
@@ -251,4 +252,65 @@ async fn a_start_refuses_what_a_reload_refuses_and_says_what_to_do() {
     other.root_cert = both;
     other.write_public(&site.bundle());
     site.serve("").stop();
+}
+
+/// A CA and its root with serial numbers of this content.
+fn numbered(serial: &[u8]) -> PlugIn {
+    let mut params = [authority("Root CA"), authority("Intermediate CA")];
+    params.iter_mut().for_each(|params| params.serial_number = Some(SerialNumber::from_slice(serial)));
+    let [root, mut ca] = params;
+    ca.use_authority_key_identifier_extension = true;
+    let root = CertifiedIssuer::self_signed(root, p256()).unwrap();
+    let ca = CertifiedIssuer::signed_by(ca, p256(), &root).unwrap();
+    let (ca_cert, root_cert) = (ca.pem(), root.pem());
+    PlugIn { root: Some(root), ca, cert_chain: ca_cert.clone(), ca_cert, root_cert }
+}
+
+/// RFC 5280, section 4.1.2.2 allows 20 octets, and no client minds more. The second one has 20 without the leading zero.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_judges_a_serial_number_of_21_octets_alike() {
+    for (serial, is_warned) in [(vec![0x7f; 21], true), (vec![0xff; 20], false)] {
+        let first = PlugIn::intermediate();
+        let site = Site::new(&first);
+        let second = numbered(&serial);
+        let [made, copy] = ["made", "copy"].map(|name| site.softhsm.path().join(name));
+        second.write(&made);
+        let (from, uri, bundle) = (made.to_str().unwrap(), site.uri(), copy.to_str().unwrap());
+        let judged = |arguments: &[&str]| {
+            let output = site.run(arguments);
+            let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert!(output.status.success(), "{arguments:?}: {text}");
+            let warned = text.contains("has a serial number longer than the 20 octets of RFC 5280");
+            assert_eq!(warned, is_warned, "{arguments:?}: {text}");
+        };
+        let import = ["import", "--from", from, "--token", &uri, "--bundle", bundle];
+        judged(&[&import[..], &["--dry-run"]].concat());
+        judged(&import);
+        judged(&import);
+        judged(&["install", "--from", from, "--token", &uri, "--bundle", bundle]);
+        judged(&["adopt", "--from", from, "--token", &uri, "--bundle", bundle]);
+        // It shows keys and certificates, and no warnings.
+        let view = site.run(&["inspect", "--token", &uri, "--bundle", bundle, "--output", "json"]);
+        let view: Value = serde_json::from_slice(&view.stdout).unwrap();
+        assert_eq!(view["bundle"]["key_in_token"], true, "{view}");
+
+        // A reload, and a start.
+        let warned = |daemon: &Daemon| {
+            let is_it =
+                |line: &Value| line["warning"].as_str().is_some_and(|text| text.contains("has a serial number"));
+            assert_eq!(daemon.lines().iter().any(is_it), is_warned, "{}", daemon.stderr());
+        };
+        let mut daemon = site.serve("");
+        second.write_public(&site.bundle());
+        fs::write(site.bundle().join("root-cert.pem"), format!("{}{}", first.root_cert, second.root_cert)).unwrap();
+        daemon.wait_line(|line| line["message"] == "the new bundle is in use");
+        daemon.roots = site.roots();
+        judge("reloaded", &daemon.send(daemon.ask()).await.unwrap(), process::clock::now());
+        warned(&daemon);
+        daemon.stop();
+        judged(&["check", "--config", site.configure("").to_str().unwrap()]);
+        let daemon = site.serve("");
+        assert_eq!(issuer_in_use(&daemon).await, second.ca_cert);
+        warned(&daemon);
+    }
 }
