@@ -156,6 +156,10 @@ impl Config {
             kubernetes::check(settings, ca, auth, hosts, &mut document);
         }
         ca.iter().for_each(|ca| ca.check(&mut document));
+        for jwt in auth.iter().flat_map(|auth| &auth.jwt) {
+            let place = format!("[[auth.jwt]] {} audiences", jwt.issuer);
+            sections::check_audiences(&jwt.audiences, &place, &mut document);
+        }
         sections::check_tokens(&tokens, any_token, &mut document);
         if let Some(name) = log.as_ref().and_then(|log| log.token.as_deref()) {
             sections::check_log_token(name, &tokens, &mut document);
@@ -275,6 +279,16 @@ directory = "/var/lib/istio-hsm-ca/log"
                 "[log]",
                 "[[auth.jwt]]\nissuer = \"i\"\nkeys = { file = { path = \"x\" } }\nleeway_seconds = 30\n[log]",
                 "[auth] jwt.leeway_seconds: was renamed and is a duration; write `leeway = \"30s\"`",
+            ),
+            (
+                "[log]",
+                "[[auth.jwt]]\nissuer = \"i\"\nkeys = { file = { path = \"x\" } }\naudiences = []\n[log]",
+                "[[auth.jwt]] i audiences: is empty; the default is [\"istio-ca\"]",
+            ),
+            (
+                "[log]",
+                "[[auth.jwt]]\nissuer = \"i\"\nkeys = { file = { path = \"x\" } }\naudiences = [\"istio-ca\", \"\"]\n[log]",
+                "[[auth.jwt]] i audiences: holds an empty audience, which no JWT has; Istio's agents request \"istio-ca\"",
             ),
             (
                 "[log]",

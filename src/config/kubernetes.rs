@@ -1,6 +1,6 @@
 //! Checks of `[kubernetes]`, also against other sections. Each controller checks its own section.
 
-use super::{Ca, HostLimits, document::Document};
+use super::{Ca, HostLimits, document::Document, sections::check_audiences};
 use crate::{
     auth,
     kubernetes::{
@@ -67,9 +67,7 @@ fn check_token_review(
     if review.issuers.is_empty() {
         document.refuse(&format!("{place}.issuers"), "is empty; set it to the API server's --service-account-issuer");
     }
-    if review.audiences.is_empty() {
-        document.refuse(&format!("{place}.audiences"), "is empty; the default is [\"istio-ca\"]");
-    }
+    check_audiences(&review.audiences, &format!("{place}.audiences"), document);
     for issuer in &review.issuers {
         // With one issuer in two clusters, the cluster sent by the client would decide which API server receives its
         // JWT.

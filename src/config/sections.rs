@@ -211,6 +211,15 @@ pub(super) fn check_serving(serving: &Serving, plaintext: bool, document: &mut D
     }
 }
 
+/// Reports audiences that no JWT has.
+pub(super) fn check_audiences(audiences: &[String], place: &str, document: &mut Document<'_>) {
+    if audiences.is_empty() {
+        document.refuse(place, "is empty; the default is [\"istio-ca\"]");
+    } else if audiences.iter().any(String::is_empty) {
+        document.refuse(place, "holds an empty audience, which no JWT has; Istio's agents request \"istio-ca\"");
+    }
+}
+
 /// Reports a token of the log that is not one, or that leaves none for the CA's key.
 pub(super) fn check_log_token(name: &str, tokens: &[Option<Token>], document: &mut Document<'_>) {
     let same = |token: &Option<Token>| token.as_ref().is_none_or(|token| token.name == name);

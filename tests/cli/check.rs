@@ -100,6 +100,7 @@ fn check_passes_and_changes_nothing() {
     assert_eq!(ready.machine.token_files(), before, "the token is unchanged");
     assert_eq!(fs::read_dir(ready.machine.path("log")).unwrap().count(), log, "the log is unchanged");
     assert!(warned(&findings, "auth", "no issuer of tokens is configured"));
+    assert!(warned(&findings, "addresses", "[listen] address 127.0.0.1:0 has no fixed port"));
     let all = findings.iter().map(|finding| format!("{} {}", finding["part"], finding["text"])).collect::<String>();
     for expected in [
         "until 20",
@@ -307,6 +308,12 @@ fn those_who_prove_who_calls() {
     let findings = ready.fails(&[]);
     // A key set without keys is not valid.
     assert!(warned(&findings, "auth", "issuer https://issuer.test"), "{findings:#?}");
+    // One that is missing may come later.
+    fs::remove_file(&keys).unwrap();
+    let findings = ready.fails(&[]);
+    assert!(warned(&findings, "auth", "keys.json cannot be read"), "{findings:#?}");
+    let remedy = "name a readable file; until then its tokens are refused, and `serve` keeps trying";
+    assert!(findings.iter().any(|finding| finding["remedy"] == remedy), "{findings:#?}");
     ready.machine.write(
         "keys.json",
         r#"{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"1","use":"sig",

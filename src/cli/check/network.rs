@@ -39,6 +39,10 @@ pub(super) fn addresses(
     const OTHERWISE: &str = "configure another address";
     let mut found = Findings::about("addresses");
     match endpoint {
+        Ok(_) if config.listen.address.port() == 0 => found.warning(
+            format!("[listen] address {} has no fixed port: each start takes another one", config.listen.address),
+            "write the port that agents connect to, such as 15012; the log line \"listening\" has the one in use",
+        ),
         Ok(_) => found.ok(format!("[listen] address {} is free", config.listen.address)),
         Err(error) => found.failed(error, OTHERWISE),
     }
