@@ -157,8 +157,9 @@ impl Config {
         }
         ca.iter().for_each(|ca| ca.check(&mut document));
         for jwt in auth.iter().flat_map(|auth| &auth.jwt) {
-            let place = format!("[[auth.jwt]] {} audiences", jwt.issuer);
-            sections::check_audiences(&jwt.audiences, &place, &mut document);
+            if let Some(mistake) = sections::mistake_in_audiences(&jwt.audiences) {
+                document.refuse("[auth] jwt.audiences", format!("{mistake} (issuer {})", jwt.issuer));
+            }
         }
         sections::check_tokens(&tokens, any_token, &mut document);
         if let Some(name) = log.as_ref().and_then(|log| log.token.as_deref()) {
@@ -283,12 +284,12 @@ directory = "/var/lib/istio-hsm-ca/log"
             (
                 "[log]",
                 "[[auth.jwt]]\nissuer = \"i\"\nkeys = { file = { path = \"x\" } }\naudiences = []\n[log]",
-                "[[auth.jwt]] i audiences: is empty; the default is [\"istio-ca\"]",
+                "[auth] jwt.audiences: is empty; the default is [\"istio-ca\"] (issuer i)",
             ),
             (
                 "[log]",
                 "[[auth.jwt]]\nissuer = \"i\"\nkeys = { file = { path = \"x\" } }\naudiences = [\"istio-ca\", \"\"]\n[log]",
-                "[[auth.jwt]] i audiences: holds an empty audience, which no JWT has; Istio's agents request \"istio-ca\"",
+                "[auth] jwt.audiences: holds an empty audience, which no JWT has; Istio's agents request \"istio-ca\" (issuer i)",
             ),
             (
                 "[log]",

@@ -1,6 +1,6 @@
 //! Checks of `[kubernetes]`, also against other sections. Each controller checks its own section.
 
-use super::{Ca, HostLimits, document::Document, sections::check_audiences};
+use super::{Ca, HostLimits, document::Document, sections::mistake_in_audiences};
 use crate::{
     auth,
     kubernetes::{
@@ -67,7 +67,9 @@ fn check_token_review(
     if review.issuers.is_empty() {
         document.refuse(&format!("{place}.issuers"), "is empty; set it to the API server's --service-account-issuer");
     }
-    check_audiences(&review.audiences, &format!("{place}.audiences"), document);
+    if let Some(mistake) = mistake_in_audiences(&review.audiences) {
+        document.refuse(&format!("{place}.audiences"), mistake);
+    }
     for issuer in &review.issuers {
         // With one issuer in two clusters, the cluster sent by the client would decide which API server receives its
         // JWT.

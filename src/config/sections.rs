@@ -211,13 +211,13 @@ pub(super) fn check_serving(serving: &Serving, plaintext: bool, document: &mut D
     }
 }
 
-/// Reports audiences that no JWT has.
-pub(super) fn check_audiences(audiences: &[String], place: &str, document: &mut Document<'_>) {
+/// What is wrong with audiences that no JWT has.
+pub(super) fn mistake_in_audiences(audiences: &[String]) -> Option<&'static str> {
     if audiences.is_empty() {
-        document.refuse(place, "is empty; the default is [\"istio-ca\"]");
-    } else if audiences.iter().any(String::is_empty) {
-        document.refuse(place, "holds an empty audience, which no JWT has; Istio's agents request \"istio-ca\"");
+        return Some("is empty; the default is [\"istio-ca\"]");
     }
+    let reason = "holds an empty audience, which no JWT has; Istio's agents request \"istio-ca\"";
+    audiences.iter().any(String::is_empty).then_some(reason)
 }
 
 /// Reports a token of the log that is not one, or that leaves none for the CA's key.
