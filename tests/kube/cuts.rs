@@ -162,7 +162,7 @@ impl Scene {
             assert_eq!(after[name] != *serial, another, "{name}");
         }
         // istiod's, the workload's, the intermediate; the new requests', the new account's.
-        assert_eq!(self.issued(), issued + 6, "not one certificate per object");
+        assert_eq!(self.issued(), issued + 7, "not one certificate per object");
         after
     }
 }
