@@ -39,7 +39,7 @@ export PATH=$tools/bin:$PATH
 
 if [[ -z ${SOURCE_DATE_EPOCH:-} ]]; then
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null) ||
-    { echo "this is no Git repository; set SOURCE_DATE_EPOCH to the time of the release, in seconds since 1970" >&2; exit 1; }
+    { echo "this is not a Git repository; set SOURCE_DATE_EPOCH to the time of the release, in seconds since 1970" >&2; exit 1; }
 fi
 export SOURCE_DATE_EPOCH
 cargo_home=${CARGO_HOME:-$HOME/.cargo} target=${CARGO_TARGET_DIR:-$root/target}

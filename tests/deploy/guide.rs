@@ -91,8 +91,8 @@ fn the_guide_works_as_it_is_written() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    let tail: Vec<_> = told.lines().rev().take(30).collect();
+    let reported = String::from_utf8_lossy(&output.stderr);
+    let tail: Vec<_> = reported.lines().rev().take(30).collect();
     let tail: Vec<_> = tail.into_iter().rev().collect();
     assert!(output.status.success(), "{tail:#?}\n{}", String::from_utf8_lossy(&output.stdout));
 

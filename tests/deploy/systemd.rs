@@ -136,13 +136,14 @@ fn the_daemon_tells_systemd_how_it_is() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let mut hear = |wanted: &str| {
         let mut buffer = [0; 4096];
-        while !told.iter().any(|line: &String| line == wanted) {
-            let length =
-                socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted} is not reported: {error}; {told:?}"));
-            told.extend(std::str::from_utf8(&buffer[..length]).unwrap().lines().map(str::to_owned));
+        while !reported.iter().any(|line: &String| line == wanted) {
+            let length = socket
+                .recv(&mut buffer)
+                .unwrap_or_else(|error| panic!("{wanted} is not reported: {error}; {reported:?}"));
+            reported.extend(std::str::from_utf8(&buffer[..length]).unwrap().lines().map(str::to_owned));
         }
     };
     hear("READY=1");
@@ -300,10 +301,10 @@ pub fn under_systemd(programs: &[(&str, &Path)], script: &[&str]) {
     }
     let _already_gone = unshare.kill();
     let _already_gone = unshare.wait();
-    let told = ["outer.log", "log", "istio-hsm-ca.log", "istio-hsm-ca-token@hsm.log"].map(|name| {
+    let reported = ["outer.log", "log", "istio-hsm-ca.log", "istio-hsm-ca-token@hsm.log"].map(|name| {
         let text = fs::read_to_string(work.join(name)).unwrap_or_default();
         let lines: Vec<String> = text.lines().rev().take(12).map(str::to_owned).collect();
         lines.into_iter().rev().collect::<Vec<_>>()
     });
-    assert!(work.join("passed").exists(), "{told:#?}");
+    assert!(work.join("passed").exists(), "{reported:#?}");
 }

@@ -22,8 +22,8 @@ use super::{
     page::{Case, Section},
 };
 
-fn told(input: &str, message: impl ToString) -> Case {
-    Case { input: input.to_owned(), told: vec![(message.to_string(), None)] }
+fn messages(input: &str, message: impl ToString) -> Case {
+    Case { input: input.to_owned(), messages: vec![(message.to_string(), None)] }
 }
 
 /// JWTs, and what makes each.
@@ -63,7 +63,7 @@ fn tokens() -> Vec<Case> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let cases = cases.map(|(input, token, cluster)| {
         let error = runtime.block_on(jwt.check(BearerToken::new(&token), cluster, at(NOW))).err();
-        told(input, chain(&error.unwrap_or_else(|| panic!("{input}: accepted"))))
+        messages(input, chain(&error.unwrap_or_else(|| panic!("{input}: accepted"))))
     });
     cases.into()
 }
@@ -98,7 +98,7 @@ fn certificates() -> Vec<Case> {
     let ca = PreviousCa::parse_all(root().pem(&P384).as_bytes()).unwrap().remove(0);
     let cases = cases.map(|(input, draft)| {
         let refused = checker.check(&[draft.sign(&P384).into()], ca.accepted(), now());
-        told(input, refused.err().unwrap_or_else(|| panic!("{input}: accepted")))
+        messages(input, refused.err().unwrap_or_else(|| panic!("{input}: accepted")))
     });
     cases.into()
 }
@@ -119,7 +119,7 @@ fn files() -> Vec<Case> {
             desk.shell("openssl x509 -in root-cert.pem -outform DER -out der");
             desk.read("der")
         }),
-        ("A previous CA that is no CA", "previous", |_| {
+        ("A previous CA that is not a CA", "previous", |_| {
             let leaf = Draft::under(&name("leaf"), &P256, &name("Root CA"), now());
             Draft { extensions: vec![basic_constraints(false, None)], ..leaf }.pem(&P384).into_bytes()
         }),
@@ -133,25 +133,25 @@ fn files() -> Vec<Case> {
             "jwks" => {
                 let error = istio_hsm_ca::auth::jwt::jwks::parse(&fs::read(&path).unwrap()).err().unwrap();
                 let Report { problem, remedy } = Report::from(&FetchError::KeyFile(kind.into(), error));
-                return Case { input: input.to_owned(), told: vec![(problem, remedy.map(|it| it.to_string()))] };
+                return Case { input: input.to_owned(), messages: vec![(problem, remedy.map(|it| it.to_string()))] };
             }
             "denylist" => format!("denylist = '{path}'"),
             _ => format!("previous_ca_certificates = ['{path}']"),
         };
         let settings = toml::from_str(&settings).unwrap();
         let errors = ClientCertificates::load(settings, &[]).err().unwrap_or_else(|| panic!("{input}: accepted"));
-        let told = errors.iter().map(|error| {
+        let messages = errors.iter().map(|error| {
             let Report { problem, remedy } = Report::from(error);
             let plain = |text: String| text.replace(&path, kind);
             (plain(problem), remedy.map(|it| plain(it.to_string())))
         });
-        Case { input: input.to_owned(), told: told.collect() }
+        Case { input: input.to_owned(), messages: messages.collect() }
     });
     let discovery = FetchError::Issuer { found: "https://a.example/".into(), configured: "https://a.example".into() };
     let Report { problem, remedy } = Report::from(&discovery);
     let slash = Case {
         input: "A discovery document whose issuer differs by a slash".to_owned(),
-        told: vec![(problem, remedy.map(|it| it.to_string()))],
+        messages: vec![(problem, remedy.map(|it| it.to_string()))],
     };
     cases.into_iter().chain([slash]).collect()
 }
@@ -160,7 +160,7 @@ pub fn section() -> Section {
     let cases = [tokens(), certificates(), files()];
     Section {
         title: "Authentication",
-        about: "The daemon's log and `check` show these; a refused caller is told no reason.",
+        about: "The daemon's log and `check` show these; the reply to a refused caller contains no reason.",
         cases: cases.into_iter().flatten().collect(),
     }
 }
@@ -168,7 +168,7 @@ pub fn section() -> Section {
 #[test]
 fn received_and_configured_values_are_shown() {
     let messages: Vec<String> =
-        tokens().into_iter().chain(certificates()).flat_map(|case| case.told).map(|(message, _)| message).collect();
+        tokens().into_iter().chain(certificates()).flat_map(|case| case.messages).map(|(message, _)| message).collect();
     for values in [
         ["\"api\", \"vault\"", "\"istio-ca\""],
         ["\"https://issuer.example/\"", "https://issuer.example"],

@@ -60,7 +60,7 @@ fn pins() -> impl Iterator<Item = Case> {
         let error = pin::read(&path).err().unwrap_or_else(|| panic!("{input}: accepted"));
         let Report { problem, remedy } = Report::from(&error);
         let plain = |text: &str| text.replace(&path.display().to_string(), "pin");
-        Case { input: (*input).to_owned(), told: vec![(plain(&problem), remedy.map(|it| plain(&it)))] }
+        Case { input: (*input).to_owned(), messages: vec![(plain(&problem), remedy.map(|it| plain(&it)))] }
     })
 }
 
@@ -80,8 +80,8 @@ fn commands() -> impl Iterator<Item = Case> {
         let text = String::from_utf8(output.stderr).unwrap();
         let lines = text.lines().map(|line| line.trim_start_matches([' ', '-'])).filter(|line| !line.ends_with(':'));
         // Further reasons do not belong to the case: this directory has no bundle and no token.
-        let told = lines.take(1).map(|line| (line.trim_start_matches("error: ").to_owned(), None)).collect();
-        Case { input: (*input).to_owned(), told }
+        let messages = lines.take(1).map(|line| (line.trim_start_matches("error: ").to_owned(), None)).collect();
+        Case { input: (*input).to_owned(), messages }
     })
 }
 

@@ -93,7 +93,10 @@ pub fn section() -> Section {
     let cases = CASES.iter().map(|(input, from, to)| {
         assert!(BASE.contains(from), "{input}");
         let problems = Config::parse(&BASE.replacen(from, to, 1), "").err().unwrap_or_default();
-        Case { input: (*input).to_owned(), told: problems.iter().map(|problem| (problem.to_string(), None)).collect() }
+        Case {
+            input: (*input).to_owned(),
+            messages: problems.iter().map(|problem| (problem.to_string(), None)).collect(),
+        }
     });
     Section {
         title: "Configuration",
@@ -104,6 +107,7 @@ pub fn section() -> Section {
 
 #[test]
 fn no_pin_is_repeated() {
-    let told = section().cases.into_iter().flat_map(|case| case.told).map(|(message, _)| message).collect::<String>();
-    assert!(!told.contains("123456"), "{told}");
+    let messages =
+        section().cases.into_iter().flat_map(|case| case.messages).map(|(message, _)| message).collect::<String>();
+    assert!(!messages.contains("123456"), "{messages}");
 }

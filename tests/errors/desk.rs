@@ -99,11 +99,11 @@ impl Desk {
 
     /// The case for the page.
     pub fn case(&self, input: &str) -> Case {
-        let told = self.problems().into_iter().map(|problem| {
+        let messages = self.problems().into_iter().map(|problem| {
             let Problem { file, reason, remedy } = problem;
             (without_fingerprints(&format!("{file}: {reason}")), remedy.map(|it| without_offsets(&it)))
         });
-        Case { input: input.to_owned(), told: told.collect() }
+        Case { input: input.to_owned(), messages: messages.collect() }
     }
 }
 

@@ -7,7 +7,7 @@ pub struct Case {
     /// What is wrong, as a heading.
     pub input: String,
     /// Every message, with its remedy.
-    pub told: Vec<(String, Option<String>)>,
+    pub messages: Vec<(String, Option<String>)>,
 }
 
 /// The cases of one kind of input.
@@ -48,9 +48,9 @@ fn rendered(sections: &[Section]) -> String {
     page.push('\n');
     for Section { title, about, cases } in sections {
         write!(page, "\n## {title}\n\n{about}\n").unwrap();
-        for Case { input, told } in cases {
+        for Case { input, messages } in cases {
             writeln!(page, "\n### {input}").unwrap();
-            for (message, remedy) in told {
+            for (message, remedy) in messages {
                 writeln!(page, "\n    {message}").unwrap();
                 if let Some(remedy) = remedy {
                     writeln!(page, "    -> {remedy}").unwrap();
@@ -81,9 +81,9 @@ fn the_page_shows_what_people_are_told() {
 fn every_refusal_says_what_to_do() {
     // Refusals of callers show values in place of a remedy.
     let others = sections().into_iter().filter(|section| section.title != "Authentication");
-    for Case { input, told } in others.flat_map(|section| section.cases) {
-        assert!(!told.is_empty(), "{input}: nothing is said");
-        for (message, remedy) in told {
+    for Case { input, messages } in others.flat_map(|section| section.cases) {
+        assert!(!messages.is_empty(), "{input}: nothing is said");
+        for (message, remedy) in messages {
             assert!(
                 remedy.is_some() || message.contains("; ") || message.contains(", expected "),
                 "{input}: {message}"

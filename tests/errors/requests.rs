@@ -21,8 +21,8 @@ pub fn section() -> Section {
         ("A damaged request", good.replacen("MI", "M*", 1)),
     ];
     let cases = cases.map(|(input, text)| {
-        let told = VerifiedCsr::from_pem(&text).err().map(|error| (error.to_string(), None));
-        Case { input: input.to_owned(), told: told.into_iter().collect() }
+        let messages = VerifiedCsr::from_pem(&text).err().map(|error| (error.to_string(), None));
+        Case { input: input.to_owned(), messages: messages.into_iter().collect() }
     });
     Section {
         title: "Certificate requests",

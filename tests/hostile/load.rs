@@ -29,7 +29,7 @@ fn limit() -> u64 {
 struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// `None` where this user may make none. What the process has already is not counted, so it is no part of `bytes`.
+    /// `None` where this user may not create one. What the process has already is not counted, so `bytes` does not include it.
     fn limit(pid: nix::unistd::Pid, bytes: u64) -> Option<Self> {
         let (parent, file) = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
             .into_iter()

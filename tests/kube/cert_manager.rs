@@ -417,8 +417,8 @@ async fn each_requester_is_signed_for_what_a_rule_says_and_nothing_else() {
     let ready = eventually("the issuer's condition", async || issuer_ready(&cluster, "later").await).await;
     assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "ProfileNotFound"));
     let issuers = cluster.api::<HsmIssuer>();
-    let mended = Patch::Merge(json!({"spec": {"profile": "web"}}));
-    issuers.patch("later", &PatchParams::default(), &mended).await.unwrap();
+    let correction = Patch::Merge(json!({"spec": {"profile": "web"}}));
+    issuers.patch("later", &PatchParams::default(), &correction).await.unwrap();
     answer(&api, &early).await.unwrap();
     let ready = eventually("the issuer's condition", async || issuer_ready(&cluster, "later").await).await;
     assert_eq!(ready.status, "True");

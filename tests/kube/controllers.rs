@@ -56,15 +56,15 @@ async fn without(kind: Kind, number: usize) -> bool {
             ("signers", ..) => "not permitted to sign requests with signerName".to_owned(),
             _ => format!("cannot {} resource \"{}\" in API group \"{}\"", right.verb, right.resource, right.group),
         };
-        let told = eventually(&format!("word of {right}"), async || {
-            let told = rig.remark(kind.name())?;
-            told.contains(&words).then_some(told)
+        let reported = eventually(&format!("word of {right}"), async || {
+            let reported = rig.remark(kind.name())?;
+            reported.contains(&words).then_some(reported)
         })
         .await;
         let place = format!("in the namespace \"{}", cluster.namespace);
         assert!(
-            right.resource == "signers" || told.contains(&place) || told.contains("at the cluster scope"),
-            "{told}"
+            right.resource == "signers" || reported.contains(&place) || reported.contains("at the cluster scope"),
+            "{reported}"
         );
         let status = rig.status(kind.name());
         assert!(status.running > 0 && status.last_error.is_some(), "{status:?}");

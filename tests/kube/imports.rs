@@ -101,16 +101,16 @@ async fn a_secret_is_imported_and_loses_its_key_only_when_all_is_proven() {
         assert!(refused.contains("--remove-key-from-secret: Secret "), "{refused}");
     }
 
-    let told = import(&site, &kubeconfig, &named("cacerts"), &[]).unwrap();
-    assert!(told.contains("the private key is still in Secret"), "{told}");
+    let reported = import(&site, &kubeconfig, &named("cacerts"), &[]).unwrap();
+    assert!(reported.contains("the private key is still in Secret"), "{reported}");
     assert_eq!(key_of(&api, "cacerts", "ca-key.pem").await.as_deref(), Some(key.as_bytes()));
     let bundle = |name: &str| std::fs::read_to_string(site.bundle().join(name)).unwrap();
     assert_eq!((bundle("ca-cert.pem"), bundle("root-cert.pem")), (plug_in.ca_cert.clone(), plug_in.root_cert.clone()));
 
     // Other key names, and the private key removed.
     let names = ["--secret-ca-cert=cert", "--secret-ca-key=private", "--secret-root-cert=roots"];
-    let told = import(&site, &kubeconfig, &named("other"), &[&names[..], &remove].concat()).unwrap();
-    assert!(told.contains("took the private key out of Secret"), "{told}");
+    let reported = import(&site, &kubeconfig, &named("other"), &[&names[..], &remove].concat()).unwrap();
+    assert!(reported.contains("took the private key out of Secret"), "{reported}");
     assert_eq!(key_of(&api, "other", "private").await, None);
     assert_eq!(
         key_of(&api, "other", "cert").await.as_deref(),

@@ -38,8 +38,8 @@ fn judge() -> PathBuf {
     judge
 }
 
-fn steps(told: &[Value]) -> Vec<&str> {
-    told.iter().map(|told| told["step"].as_str().unwrap()).collect()
+fn steps(reported: &[Value]) -> Vec<&str> {
+    reported.iter().map(|reported| reported["step"].as_str().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,7 +61,7 @@ async fn the_agent_of_a_sidecar_asks_by_token_rotates_and_asks_by_certificate() 
     for key in ["", "ECDSA"] {
         let out = files.path().join(format!("out{key}"));
         fs::create_dir(&out).unwrap();
-        let told = istio(&[
+        let reported = istio(&[
             "agent",
             &format!("--endpoint={endpoint}"),
             &format!("--san={SERVER}"),
@@ -73,15 +73,15 @@ async fn the_agent_of_a_sidecar_asks_by_token_rotates_and_asks_by_certificate() 
             &format!("--ecc={key}"),
             "--rotations=2",
         ]);
-        assert_eq!(steps(&told), ["token", "rotation", "rotation", "certificate"], "{told:#?}");
-        for one in &told {
+        assert_eq!(steps(&reported), ["token", "rotation", "rotation", "certificate"], "{reported:#?}");
+        for one in &reported {
             assert_eq!(one["identity"], format!("spiffe://cluster.local/ns/{namespace}/sa/web"));
             let seconds = one["seconds"].as_i64().unwrap();
             assert!((3500..=3600).contains(&seconds), "{one}");
             // The agent's chain is the whole reply: leaf, CA, root; its roots are the last element.
             assert_eq!((&one["certificates"], &one["roots"]), (&Value::from(3), &Value::from(1)));
         }
-        let serials: BTreeSet<&str> = told.iter().map(|told| told["serial"].as_str().unwrap()).collect();
+        let serials: BTreeSet<&str> = reported.iter().map(|reported| reported["serial"].as_str().unwrap()).collect();
         assert_eq!(serials.len(), 4, "serial numbers repeat");
         // The files that the agent wrote for the proxy, verified with openssl.
         let file = |name: &str| out.join(name).display().to_string();
@@ -130,10 +130,10 @@ async fn istiod_as_a_registration_authority_has_its_workloads_signed() {
         format!("--roots={}", roots.display()),
         format!("--identity={identity}"),
     ];
-    let told = tokio::task::spawn_blocking(move || istio(&arguments.each_ref().map(String::as_str))).await.unwrap();
-    assert_eq!(steps(&told), ["ra"]);
-    assert_eq!(told[0]["identity"], identity);
-    assert_eq!(told[0]["roots"], 1);
+    let reported = tokio::task::spawn_blocking(move || istio(&arguments.each_ref().map(String::as_str))).await.unwrap();
+    assert_eq!(steps(&reported), ["ra"]);
+    assert_eq!(reported[0]["identity"], identity);
+    assert_eq!(reported[0]["roots"], 1);
 }
 
 /// Istio's chart permits istiod to approve for the configured signers.
@@ -155,9 +155,10 @@ async fn istiod_as_the_ca_takes_the_intermediate_that_it_is_given() {
         fs::write(files.path().join(name), bytes.0).unwrap();
     }
     let identity = "spiffe://cluster.local/ns/foo/sa/bar";
-    let told = istio(&["plugged", &format!("--from={}", files.path().display()), &format!("--identity={identity}")]);
-    assert_eq!(steps(&told), ["plugged"]);
-    assert_eq!(told[0]["identity"], identity);
+    let reported =
+        istio(&["plugged", &format!("--from={}", files.path().display()), &format!("--identity={identity}")]);
+    assert_eq!(steps(&reported), ["plugged"]);
+    assert_eq!(reported[0]["identity"], identity);
     // The leaf, the intermediate, and the CA in the token, whose root is the trust anchor.
-    assert!(told[0]["certificates"].as_i64().unwrap() >= 3, "{told:?}");
+    assert!(reported[0]["certificates"].as_i64().unwrap() >= 3, "{reported:?}");
 }

@@ -4,7 +4,7 @@ use std::{fmt::Write, fs};
 
 use testkit::root;
 
-use super::story::{Step, Told};
+use super::story::{Results, Step};
 
 /// The part of a page between the line that starts with `from` and the next line that starts with `to`.
 pub fn section<'a>(page: &'a str, from: &str, to: &str) -> &'a str {
@@ -65,15 +65,15 @@ fn introduction() -> String {
 }
 
 fn page() -> String {
-    let mut told: Vec<Told> = fs::read_dir(testkit::tmp().join("mesh/results"))
+    let mut results: Vec<Results> = fs::read_dir(testkit::tmp().join("mesh/results"))
         .into_iter()
         .flatten()
         .flatten()
         .map(|entry| serde_json::from_slice(&fs::read(entry.path()).unwrap()).unwrap())
         .collect();
-    told.sort_by(|one, other| one.number.cmp(&other.number));
+    results.sort_by(|one, other| one.number.cmp(&other.number));
     let mut page = introduction();
-    for scenario in &told {
+    for scenario in &results {
         writeln!(page, "\n## {}. {}\n", scenario.number, scenario.title).unwrap();
         page += "| step | seconds | requests | failed | handshakes | failed |\n|---|--:|--:|--:|--:|--:|\n";
         for step in &scenario.steps {

@@ -17,7 +17,7 @@ use super::{
 
 /// What docs/MESH.md says about a scenario.
 #[derive(Debug, Deserialize, Serialize)]
-pub struct Told {
+pub struct Results {
     pub number: String,
     pub title: String,
     pub steps: Vec<Step>,
@@ -40,7 +40,7 @@ pub struct Step {
 /// A scenario that runs.
 pub struct Story<'a> {
     mesh: &'a Mesh,
-    told: Told,
+    results: Results,
     counts: Counts,
     at: Instant,
     before: BTreeMap<String, Shown>,
@@ -51,7 +51,7 @@ impl Mesh {
     /// Starts a scenario.
     pub async fn story(&self, number: &str, title: &str) -> Story<'_> {
         println!("scenario {number}: {title}");
-        let told = Told {
+        let results = Results {
             number: number.into(),
             title: title.into(),
             steps: vec![],
@@ -59,7 +59,7 @@ impl Mesh {
             notes: vec![],
         };
         let before = self.workload_certificates().await;
-        Story { mesh: self, told, counts: self.counts(), at: Instant::now(), before, failures: vec![] }
+        Story { mesh: self, results, counts: self.counts(), at: Instant::now(), before, failures: vec![] }
     }
 
     /// The certificate of each workload, whose pods may be others than before.
@@ -132,7 +132,7 @@ impl Story<'_> {
         if step.failed > 0 || step.failed_handshakes > 0 {
             self.failures.push(format!("{name}: {since:#?}"));
         }
-        self.told.steps.push(step);
+        self.results.steps.push(step);
         (self.counts, self.at) = (counts, Instant::now());
     }
 
@@ -140,18 +140,18 @@ impl Story<'_> {
     pub fn note(&mut self, note: impl Into<String>) {
         let note = note.into();
         println!("  {note}");
-        self.told.notes.push(note);
+        self.results.notes.push(note);
     }
 
     /// The last step may have failures that are not the CA's.
     pub fn expected(&mut self) {
-        let name = &self.told.steps.last().unwrap().name;
+        let name = &self.results.steps.last().unwrap().name;
         self.failures.retain(|failure| !failure.starts_with(&format!("{name}: Counts")));
     }
 
     /// The last step must have failures; they are intended.
     pub fn must_have_failed(&mut self) {
-        assert!(self.told.steps.last().unwrap().failed > 0, "{:#?}", self.told.steps.last());
+        assert!(self.results.steps.last().unwrap().failed > 0, "{:#?}", self.results.steps.last());
         self.expected();
     }
 
@@ -191,12 +191,12 @@ impl Story<'_> {
         let after = self.mesh.workload_certificates().await;
         for (name, shown) in &self.before {
             let serials = (shown.serial.clone(), after[name].serial.clone());
-            self.told.certificates.insert(name.clone(), serials);
+            self.results.certificates.insert(name.clone(), serials);
         }
         let results = testkit::tmp().join("mesh/results");
         fs::create_dir_all(&results).unwrap();
-        let file = results.join(format!("{}.json", self.told.number));
-        fs::write(file, serde_json::to_vec_pretty(&self.told).unwrap()).unwrap();
+        let file = results.join(format!("{}.json", self.results.number));
+        fs::write(file, serde_json::to_vec_pretty(&self.results).unwrap()).unwrap();
         super::page::write();
         assert!(self.failures.is_empty(), "{:#?}\n{}", self.failures, self.mesh.logs.tails(12));
     }

@@ -97,7 +97,7 @@ impl SecretArgs {
         let runtime = runtime()?;
         let found = runtime.block_on(async {
             let client = client(self.kubeconfig.clone()).await?;
-            secret::get(&client, namespace, name).await.map_err(|error| told(&shown, "read", &error))
+            secret::get(&client, namespace, name).await.map_err(|error| failure(&shown, "read", &error))
         })?;
         let mut secret = found
             .with_context(|| format!("{shown} does not exist; name another, or import from files if it is gone"))?;
@@ -168,7 +168,7 @@ impl KeySecret {
     pub(super) fn unremovable(&self) -> Option<String> {
         let error = match self.without_key(true) {
             Ok(Ok(())) => return None,
-            Ok(Err(error)) => told(&self.to_string(), "changed", &error),
+            Ok(Err(error)) => failure(&self.to_string(), "changed", &error),
             Err(error) => error,
         };
         let remedy = "make the Secret changeable (immutable: true forbids it), or leave the flag out";
@@ -186,7 +186,7 @@ impl KeySecret {
                 "{self} is gone since it was read, so that no key was taken out of it; see who deleted it, and whether the \
                  key is kept elsewhere"
             ),
-            Err(error) => Err(told(&self.to_string(), "changed, and its key is kept", &error)),
+            Err(error) => Err(failure(&self.to_string(), "changed, and its key is kept", &error)),
         }
     }
 
@@ -220,7 +220,7 @@ fn is_name(text: &str) -> bool {
     text.parse::<pki::identity::ServiceAccount>().is_ok()
 }
 
-fn told(what: &str, not: &str, error: &SecretError) -> anyhow::Error {
+fn failure(what: &str, not: &str, error: &SecretError) -> anyhow::Error {
     let remedy = match error {
         SecretError::Api(kube::Error::Api(status)) if status.code == 403 => {
             "; have the right to get and patch it, or use another kubeconfig"

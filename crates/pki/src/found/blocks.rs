@@ -1,5 +1,5 @@
-//! PEM blocks that are no certificates in a file of certificates. What they are is told by their content, and only then
-//! by their label: labels are written by hand.
+//! PEM blocks that are not certificates, in a file of certificates. Their content decides what they are, and only if it
+//! does not, their label, which people write by hand.
 
 use der::{Decode, Encode};
 
