@@ -24,7 +24,8 @@ use serde_json::json;
 
 use super::{
     Controller, Grants, IssuerProblem, Limits, Mistake, Mistakes,
-    certificate_signer::{self, RETRY_DELAY, Signer},
+    certificate_signer::{self, Signer},
+    request_signer::RETRY_DELAY,
 };
 use crate::{
     issue::CertificateAuthority,

@@ -25,7 +25,10 @@ use kube::{
 use pki::Issued;
 use serde_json::{Value, json};
 
-use super::certificate_requests::{NAME, Served, now, object_name};
+use super::{
+    certificate_requests::{NAME, Served, now, object_name},
+    request_signer::{CONCURRENT_REQUESTS, RETRY_DELAY, Refusal, SignerError, chain_pem, is_final, shortened},
+};
 use crate::{
     auth::{Caller, CertificateRequester},
     issue::{CertificateAuthority, IssueError, Request},
@@ -35,12 +38,11 @@ use crate::{
             CertificateRequest, CertificateRequestSpec, Condition, GROUP, HsmClusterIssuer, HsmIssuer, condition,
             set_condition,
         },
-        cluster::chain,
         reconcile::is_conflict,
         status::StatusRecorder,
         watch_stream::{WatchItem, watch_stream},
     },
-    policy::{Asked, Kind},
+    policy::Asked,
     telemetry::RequestId,
 };
 
@@ -50,36 +52,8 @@ const LEAF_USAGES: [&str; 5] = ["client auth", "digital signature", "key enciphe
 /// encipherment by default, and a CA certificate without extended key usages permits them all.
 const CA_USAGES: [&str; 7] =
     ["cert sign", "crl sign", "digital signature", "signing", "client auth", "key encipherment", "server auth"];
-const CONCURRENT_REQUESTS: u16 = 32;
-/// Delay before a request is retried.
-pub(super) const RETRY_DELAY: Duration = Duration::from_secs(2);
 /// Delay before a request is retried whose issuer is not ready.
 const ISSUER_DELAY: Duration = Duration::from_secs(5);
-/// Maximum length of a condition's message in bytes.
-const MAX_MESSAGE: usize = 1024;
-
-/// A request is neither signed nor failed yet.
-#[derive(Debug, thiserror::Error)]
-enum SignerError {
-    #[error("{}", chain(.0))]
-    Api(#[from] kube::Error),
-    #[error(transparent)]
-    Issue(#[from] IssueError),
-}
-
-/// Why a request can never be signed.
-struct Refusal {
-    /// The reason of the condition InvalidRequest.
-    reason: &'static str,
-    message: String,
-}
-
-impl Refusal {
-    fn malformed(message: impl Into<String>) -> Self {
-        Self { reason: "Malformed", message: message.into() }
-    }
-}
-
 /// What is to be done about a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Phase {
@@ -296,7 +270,7 @@ impl Signer {
                 (issuer.map(|issuer| issuer.spec.clone()), is_listed(&self.cluster_issuers))
             }
             kind => {
-                return Selected::Never(Refusal::malformed(format!(
+                return Selected::Never(malformed(format!(
                     "spec.issuerRef.kind: {GROUP} has no {kind:?}; use HsmIssuer or HsmClusterIssuer"
                 )));
             }
@@ -395,7 +369,7 @@ fn read(spec: &CertificateRequestSpec) -> Result<(String, i64), Refusal> {
         let kind = if spec.is_ca { "a CA certificate" } else { "a certificate" };
         let message =
             format!("spec.usages: {usage:?} is not granted in {kind}; permitted usages: {}", usages.join(", "));
-        return Err(Refusal::malformed(message));
+        return Err(malformed(message));
     }
     let seconds = match &spec.duration {
         None => 0,
@@ -404,37 +378,27 @@ fn read(spec: &CertificateRequestSpec) -> Result<(String, i64), Refusal> {
             let seconds = parsed.and_then(|duration| i64::try_from(Duration::from(duration).as_secs()).ok());
             seconds.filter(|seconds| *seconds > 0).ok_or_else(|| {
                 let duration: String = duration.chars().take(64).collect();
-                Refusal::malformed(format!("spec.duration: {duration:?} is not a positive duration, such as 24h"))
+                malformed(format!("spec.duration: {duration:?} is not a positive duration, such as 24h"))
             })?
         }
     };
     let decoded = STANDARD.decode(&spec.request).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    Ok((decoded.ok_or_else(|| Refusal::malformed("spec.request is not PEM in base64"))?, seconds))
+    Ok((decoded.ok_or_else(|| malformed("spec.request is not PEM in base64"))?, seconds))
 }
 
-/// The refusal, if the same request can never be signed. Problems that the operator can fix are not final.
+/// The refusal, if the same request can never be signed.
 fn refusal(error: IssueError) -> Result<Refusal, IssueError> {
-    match &error {
-        IssueError::Csr(_) => Ok(Refusal::malformed(format!("spec.request: {error}"))),
-        IssueError::Denied(denied) => match denied.kind() {
-            Kind::InvalidArgument | Kind::PermissionDenied => {
-                Ok(Refusal { reason: "NotAllowed", message: error.to_string() })
-            }
-            Kind::FailedPrecondition => Err(error),
-        },
-        IssueError::Clock(_)
-        | IssueError::Limited(_)
-        | IssueError::Log(_)
-        | IssueError::Sign(_)
-        | IssueError::Tbs(_)
-        | IssueError::Verify(_) => Err(error),
+    if !is_final(&error) {
+        return Err(error);
     }
+    Ok(match &error {
+        IssueError::Csr(_) => malformed(format!("spec.request: {error}")),
+        _ => Refusal { reason: "NotAllowed", message: error.to_string() },
+    })
 }
 
-fn shortened(message: &str) -> String {
-    let ends = message.char_indices().map(|(at, c)| at + c.len_utf8());
-    let end = ends.take_while(|end| *end <= MAX_MESSAGE).last().unwrap_or_default();
-    message.get(..end).unwrap_or_default().to_owned()
+fn malformed(message: impl Into<String>) -> Refusal {
+    Refusal { reason: "Malformed", message: message.into() }
 }
 
 fn ready(status: &str, reason: &str, message: String) -> Condition {
@@ -481,14 +445,14 @@ fn issued_status(request: &CertificateRequest, issued: &Issued) -> Value {
     let message = format!("the certificate has the serial number {}", issued.serial().to_hex());
     json!({
         "conditions": with(request, [ready("True", "Issued", message)]),
-        "certificate": STANDARD.encode(format!("{}{}", issued.to_pem(), issuer.path_pem().concat())),
+        "certificate": STANDARD.encode(chain_pem(issued, false)),
         "ca": STANDARD.encode(issuer.roots_pem()),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::request_signer::MAX_MESSAGE, *};
 
     fn request(status: Value) -> CertificateRequest {
         let value = json!({

@@ -39,11 +39,11 @@ use crate::{
     policy::Kind,
 };
 
-const CONCURRENT_REQUESTS: u16 = 32;
+pub(super) const CONCURRENT_REQUESTS: u16 = 32;
 /// Delay before a request is retried; istiod waits for a minute.
-const RETRY_DELAY: Duration = Duration::from_secs(2);
+pub(super) const RETRY_DELAY: Duration = Duration::from_secs(2);
 /// Maximum length of a condition's message in bytes.
-const MAX_MESSAGE: usize = 1024;
+pub(super) const MAX_MESSAGE: usize = 1024;
 
 /// A kind of request, and how one signer answers it.
 pub(super) trait RequestKind: Send + Sync + 'static {
@@ -115,10 +115,15 @@ impl Refusal {
 
     /// The message, short enough for a condition.
     pub(super) fn short_message(&self) -> String {
-        let ends = self.message.char_indices().map(|(at, c)| at + c.len_utf8());
-        let end = ends.take_while(|end| *end <= MAX_MESSAGE).last().unwrap_or_default();
-        self.message.get(..end).unwrap_or_default().to_owned()
+        shortened(&self.message)
     }
+}
+
+/// A message, cut to the length that a condition may have.
+pub(super) fn shortened(message: &str) -> String {
+    let ends = message.char_indices().map(|(at, c)| at + c.len_utf8());
+    let end = ends.take_while(|end| *end <= MAX_MESSAGE).last().unwrap_or_default();
+    message.get(..end).unwrap_or_default().to_owned()
 }
 
 /// A request is neither granted nor refused yet.
