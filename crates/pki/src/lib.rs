@@ -2,6 +2,7 @@
 
 mod algorithm;
 pub mod bundle;
+pub mod crl;
 pub mod csr;
 pub mod existing;
 pub mod found;
@@ -30,6 +31,7 @@ pub mod verify;
 
 pub use algorithm::SignatureAlgorithm;
 pub use bundle::{Bundle, Issuer};
+pub use crl::{CrlTbs, SignedCrl};
 pub use csr::VerifiedCsr;
 pub use key::{KeyAlgorithm, PublicKey};
 pub use profile::{Profile, Template};

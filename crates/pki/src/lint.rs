@@ -5,6 +5,7 @@
 //! only the CA certificate ([`OwnedCa`]).
 
 mod ca;
+mod crl;
 mod extensions;
 mod facts;
 mod key;
@@ -15,6 +16,7 @@ mod tests;
 use std::time::Duration;
 
 pub use ca::{Ca, OwnedCa, subject_public_key};
+pub use crl::{CrlEntry, CrlFacts, crl};
 pub use facts::Facts;
 pub(super) use facts::organization;
 

@@ -7,7 +7,7 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-pub(super) use encode::{extension, name};
+pub(super) use encode::{extension, name, time};
 
 use std::sync::Arc;
 

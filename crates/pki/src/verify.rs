@@ -11,7 +11,7 @@ use der::{
 };
 
 use super::{
-    KeyAlgorithm, SignatureAlgorithm, Tbs, algorithm,
+    KeyAlgorithm, PublicKey, SignatureAlgorithm, Tbs, algorithm,
     lint::{Facts, Finding},
     pem,
     structure::Signed,
@@ -48,22 +48,7 @@ impl Issued {
     /// If the signature does not verify, or a field differs.
     pub fn assemble(tbs: Arc<Tbs>, signature: &[u8]) -> Result<Self, VerifyError> {
         let issuer_key = tbs.issuer().public_key();
-        let algorithm = issuer_key.signature_algorithm();
-        let der = encode(tbs.der(), algorithm, signature).map_err(|_error| VerifyError::Field("encoding"))?;
-
-        // From here on only the encoded certificate is used.
-        let signed = Signed::from_der(&der).map_err(|_error| VerifyError::Field("form"))?;
-        let content = signed.content.to_der().map_err(|_error| VerifyError::Field("form"))?;
-        if content != tbs.der() {
-            return Err(VerifyError::Field("signed part"));
-        }
-        if signed.algorithm.to_der().ok().as_deref() != Some(algorithm::identifier(algorithm)) {
-            return Err(VerifyError::Field("signature algorithm"));
-        }
-        compare(&Facts::parse(&content)?, &tbs)?;
-        let signature = signed.signature.as_bytes().ok_or(VerifyError::Field("form"))?;
-        check_form(issuer_key.algorithm(), signature)?;
-        issuer_key.verify(algorithm, &content, signature).map_err(|_| VerifyError::Signature)?;
+        let der = signed(tbs.der(), issuer_key, signature, |content| compare(&Facts::parse(content)?, &tbs))?;
         Ok(Self { der, tbs })
     }
 
@@ -129,7 +114,34 @@ impl Issued {
     }
 }
 
-/// The DER Certificate from its parts.
+/// Assembles the DER of a signed message with its signature, parses it again and verifies it; `check` compares the parsed
+/// content with the intended one.
+pub(crate) fn signed(
+    tbs: &[u8],
+    key: &PublicKey,
+    signature: &[u8],
+    check: impl FnOnce(&[u8]) -> Result<(), VerifyError>,
+) -> Result<Vec<u8>, VerifyError> {
+    let algorithm = key.signature_algorithm();
+    let der = encode(tbs, algorithm, signature).map_err(|_error| VerifyError::Field("encoding"))?;
+
+    // From here on only the encoded message is used.
+    let signed = Signed::from_der(&der).map_err(|_error| VerifyError::Field("form"))?;
+    let content = signed.content.to_der().map_err(|_error| VerifyError::Field("form"))?;
+    if content != tbs {
+        return Err(VerifyError::Field("signed part"));
+    }
+    if signed.algorithm.to_der().ok().as_deref() != Some(algorithm::identifier(algorithm)) {
+        return Err(VerifyError::Field("signature algorithm"));
+    }
+    check(&content)?;
+    let signature = signed.signature.as_bytes().ok_or(VerifyError::Field("form"))?;
+    check_form(key.algorithm(), signature)?;
+    key.verify(algorithm, &content, signature).map_err(|_| VerifyError::Signature)?;
+    Ok(der)
+}
+
+/// The DER of a signed message from its parts.
 fn encode(tbs: &[u8], algorithm: SignatureAlgorithm, signature: &[u8]) -> der::Result<Vec<u8>> {
     let (content, algorithm) = (AnyRef::from_der(tbs)?, AnyRef::from_der(algorithm::identifier(algorithm))?);
     Signed { content, algorithm, signature: BitStringRef::from_bytes(signature)? }.to_der()

@@ -77,7 +77,7 @@ impl<'a> Extensions<'a> {
 }
 
 /// Parses one Extension: object identifier, criticality, value. An explicit FALSE is not DER.
-fn extension<'a>(reader: &mut DerReader<'a>) -> Result<(&'a [u8], bool, &'a [u8]), Malformed> {
+pub(super) fn extension<'a>(reader: &mut DerReader<'a>) -> Result<(&'a [u8], bool, &'a [u8]), Malformed> {
     let mut extension = reader.enter(Tag::Sequence)?;
     let oid = extension.content(Tag::ObjectIdentifier)?;
     let critical = match extension.optional(Tag::Boolean)? {
@@ -99,7 +99,7 @@ pub(super) fn own_id(value: &[u8]) -> Result<&[u8], Malformed> {
 }
 
 /// AuthorityKeyIdentifier with only a keyIdentifier.
-fn authority_id(value: &[u8]) -> Result<&[u8], Malformed> {
+pub(super) fn authority_id(value: &[u8]) -> Result<&[u8], Malformed> {
     let mut reader = DerReader::inside(value, Tag::Sequence)?;
     let id = reader.content(context(0, false))?;
     reader.finish()?;

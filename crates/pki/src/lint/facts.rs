@@ -49,7 +49,7 @@ pub struct Facts<'a> {
 }
 
 /// Names a malformed element.
-fn at(finding: &'static str) -> impl Fn(Malformed) -> Finding {
+pub(super) fn at(finding: &'static str) -> impl Fn(Malformed) -> Finding {
     move |Malformed| Finding(finding)
 }
 

@@ -133,7 +133,7 @@ fn general_name(name: &Name) -> der::Result<GeneralName> {
 }
 
 /// UTCTime up to 2049, GeneralizedTime from 2050 on (RFC 5280, section 4.1.2.5).
-pub(super) fn time(time: SystemTime) -> Result<Time, TbsError> {
+pub(crate) fn time(time: SystemTime) -> Result<Time, TbsError> {
     let what = TbsError::Encoding("a time before 1970 or after 9999");
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) if since == Duration::from_secs(since.as_secs()) => Time::try_from(time).map_err(|_| what),
