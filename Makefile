@@ -36,9 +36,9 @@ test-browser: ## test the status page in a headless Chromium; screenshots in tar
 	$(call require,browser)
 	$(CARGO) test --locked --test browser -- --ignored
 
-test-foreign: ## the log by another implementation, chains by Go and BoringSSL, metrics and alert rules by promtool
+test-foreign: ## the log by another implementation, chains and CRLs by Go, BoringSSL and Envoy, metrics and alert rules by promtool
 	$(call require,foreign)
-	$(CARGO) test --locked --package istio-hsm-ca-pki --test certificates -- --ignored agreement::
+	$(CARGO) test --locked --package istio-hsm-ca-pki --test certificates -- --ignored agreement:: published_crls::
 	$(CARGO) test --locked --test issuance_log -- --ignored --exact \
 		foreign::another_implementation_verifies_checkpoints_roots_and_proofs
 	$(CARGO) test --locked --test repository -- --ignored dashboard::

@@ -31,7 +31,7 @@ for group in "$@"; do
     # metrics and rules.
     foreign)
       needs+=(
-        "golang-go:go" "prometheus:promtool"
+        "golang-go:go" "prometheus:promtool" "python3-pip:/usr/lib/python3/dist-packages/pip"
         "python3:python3" "python3-venv:/var/lib/dpkg/info/python3-venv.list"
       )
       ;;

@@ -1,7 +1,8 @@
 // Command chain-judges verifies chains with Go's crypto/x509, as Istio's agent and istiod do.
 //
-// It reads one JSON object a line: {"leaf": PEM, "sent": PEM, "roots": PEM}, and prints for each the reason of a refusal, or an
-// empty line. Every certificate has to be readable, since Istio's code reads whole files.
+// It reads one JSON object a line: {"leaf": PEM, "sent": PEM, "roots": PEM, "crls": PEM}, and prints for each the reason of a
+// refusal, or an empty line. Every certificate has to be readable, since Istio's code reads whole files. CRLs are checked as
+// istiod checks its ca-crl.pem: each certificate above the leaf has one that it signed.
 package main
 
 import (
@@ -14,7 +15,7 @@ import (
 	"strings"
 )
 
-type presented struct{ Leaf, Sent, Roots string }
+type presented struct{ Leaf, Sent, Roots, Crls string }
 
 func certificates(text string) ([]*x509.Certificate, error) {
 	var found []*x509.Certificate
@@ -58,6 +59,42 @@ func refusal(it presented) error {
 		options.KeyUsages = []x509.ExtKeyUsage{usage}
 		if _, err := leaf[0].Verify(options); err != nil {
 			return err
+		}
+	}
+	if it.Crls == "" {
+		return nil
+	}
+	return revoked(leaf[0], append(sent, roots...), it.Crls)
+}
+
+func revoked(leaf *x509.Certificate, issuers []*x509.Certificate, text string) error {
+	var lists []*x509.RevocationList
+	for rest := []byte(text); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		list, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			return err
+		}
+		lists = append(lists, list)
+	}
+	for _, issuer := range issuers {
+		signed := false
+		for _, list := range lists {
+			if list.CheckSignatureFrom(issuer) != nil {
+				continue
+			}
+			signed = true
+			for _, entry := range list.RevokedCertificateEntries {
+				if leaf.CheckSignatureFrom(issuer) == nil && entry.SerialNumber.Cmp(leaf.SerialNumber) == 0 {
+					return fmt.Errorf("revoked")
+				}
+			}
+		}
+		if !signed {
+			return fmt.Errorf("no CRL of %v", issuer.Subject)
 		}
 	}
 	return nil

@@ -4,14 +4,14 @@
 //! several roots. A bundle whose leaves Envoy, Go or ztunnel would reject is rejected here, with all reasons at once.
 //! Reads no file and no clock (`istio_hsm_ca::bundle_files` reads the files).
 
-mod certificate;
+pub(crate) mod certificate;
 mod constraints;
 mod issuer;
 mod key;
 mod passed_on;
-mod path;
+pub(crate) mod path;
 mod root;
-mod rules;
+pub(crate) mod rules;
 
 use std::{sync::Arc, time::SystemTime};
 

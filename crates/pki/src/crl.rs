@@ -4,8 +4,12 @@
 //! A list passes through the same steps as a certificate: [`CrlTbs`] is built and linted, recorded in the issuance log,
 //! signed by the token, and [`SignedCrl::assemble`] parses the result again and verifies its signature. The lint
 //! ([`crate::lint::crl()`]) reads the bytes with its own reader and shares nothing with the builder.
+//!
+//! CRLs of any CA are read by [`read`], and judged for publication by [`judge()`].
 
 mod build;
+mod judge;
+mod parse;
 mod serial;
 #[cfg(test)]
 mod tests;
@@ -13,6 +17,8 @@ mod tests;
 use std::{fmt, str::FromStr, sync::Arc, time::SystemTime};
 
 pub use build::{CrlContent, CrlError, CrlIssuer, CrlTbs};
+pub use judge::{Authority, Judgement, Role, judge};
+pub use parse::{Crl, read};
 pub use serial::{SerialError, SerialNumber};
 
 use crate::{

@@ -29,16 +29,16 @@ const SERIAL_MAX: usize = 20;
 
 /// What a signature was made with: the content of its AlgorithmIdentifier, and its bits.
 #[derive(Clone, Debug)]
-pub(super) struct Signature {
-    pub(super) algorithm: Vec<u8>,
-    pub(super) bits: Vec<u8>,
+pub(crate) struct Signature {
+    pub(crate) algorithm: Vec<u8>,
+    pub(crate) bits: Vec<u8>,
 }
 
 /// authorityKeyIdentifier (RFC 5280, section 4.2.1.1): which certificate the issuer's is.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Authority {
+pub(crate) struct Authority {
     /// The issuer's subjectKeyIdentifier.
-    pub(super) key_id: Option<Vec<u8>>,
+    pub(crate) key_id: Option<Vec<u8>>,
     /// DER Name: the issuer of the issuer's certificate.
     pub(super) issuer: Option<Vec<u8>>,
     /// The serial number of the issuer's certificate: the content of the INTEGER.
@@ -47,10 +47,10 @@ pub(super) struct Authority {
 
 /// A certificate that could be parsed. Whether it is fit for anything is for the rules to say.
 #[derive(Clone, Debug)]
-pub(super) struct Certificate {
+pub(crate) struct Certificate {
     pub(super) file: String,
     pub(super) line: usize,
-    pub(super) der: Vec<u8>,
+    pub(crate) der: Vec<u8>,
     pub(super) tbs: Vec<u8>,
     /// 1 to 3.
     pub(super) version: u8,
@@ -58,21 +58,23 @@ pub(super) struct Certificate {
     /// The content of the INTEGER, which is not negative.
     pub(super) serial: Vec<u8>,
     pub(super) issuer: Vec<u8>,
-    pub(super) subject: Vec<u8>,
+    pub(crate) subject: Vec<u8>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
     /// DER SubjectPublicKeyInfo.
-    pub(super) spki: Vec<u8>,
+    pub(crate) spki: Vec<u8>,
     pub(super) key: Key,
     pub(super) signature: Signature,
     /// Whether it is a CA's, and its pathLenConstraint; `None` without the extension.
     pub(super) basic_constraints: Option<(bool, Option<u64>)>,
     /// keyCertSign, when there is a keyUsage.
     pub(super) may_sign: Option<bool>,
+    /// cRLSign, when there is a keyUsage.
+    pub(crate) may_sign_crls: Option<bool>,
     pub(super) extended_key_usage: Option<Vec<ObjectIdentifier>>,
     pub(super) alternative_names: AltNames,
     pub(super) constraints: Option<Constraints>,
-    pub(super) subject_key_id: Option<Vec<u8>>,
+    pub(crate) subject_key_id: Option<Vec<u8>>,
     pub(super) authority: Authority,
     pub(super) require_explicit_policy: Option<u32>,
     /// The critical extensions, and whether Go knows everything in them.
@@ -81,9 +83,9 @@ pub(super) struct Certificate {
 
 /// Why a certificate is refused wherever it stands: a predicate of it, and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Unreadable {
-    pub(super) reason: String,
-    pub(super) remedy: String,
+pub(crate) struct Unreadable {
+    pub(crate) reason: String,
+    pub(crate) remedy: String,
 }
 
 impl Unreadable {
@@ -112,7 +114,7 @@ impl Unreadable {
 
 impl Certificate {
     /// Parses a certificate; `file` and `line` are for messages only.
-    pub(super) fn parse(file: &str, line: usize, der: &[u8]) -> Result<Self, Unreadable> {
+    pub(crate) fn parse(file: &str, line: usize, der: &[u8]) -> Result<Self, Unreadable> {
         let damaged = |_error: der::Error| Unreadable::damaged("it is not a DER certificate");
         let outer = Signed::from_der(der).map_err(damaged)?;
         let tbs = outer.content.to_der().map_err(damaged)?;
@@ -164,6 +166,7 @@ impl Certificate {
             },
             basic_constraints: None,
             may_sign: None,
+            may_sign_crls: None,
             extended_key_usage: None,
             alternative_names: AltNames::default(),
             constraints: None,
@@ -193,6 +196,7 @@ impl Certificate {
                 let usage =
                     KeyUsage::from_der(value).map_err(|_error| "has a malformed keyUsage, which Go cannot read")?;
                 self.may_sign = Some(usage.key_cert_sign());
+                self.may_sign_crls = Some(usage.crl_sign());
             }
             ExtendedKeyUsage::OID => {
                 let usage = ExtendedKeyUsage::from_der(value)
@@ -277,7 +281,7 @@ impl Certificate {
     }
 
     /// Whether two certificates are of one CA: the same name and key. Go and rustls-webpki put only one of them on a path.
-    pub(super) fn is_same_ca(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_ca(&self, other: &Self) -> bool {
         self.subject == other.subject && self.spki == other.spki
     }
 }
@@ -287,7 +291,7 @@ const ISSUER: &str = "has an issuer's name that";
 
 impl Authority {
     /// As OpenSSL reads it: of the issuer's names only the first directoryName counts.
-    fn parse(value: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(value: &[u8]) -> Option<Self> {
         let fields: Vec<AnyRef<'_>> = Vec::from_der(value).ok()?;
         let mut authority = Self::default();
         for field in fields {

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use rustls_pki_types::SignatureVerificationAlgorithm;
 
-use super::certificate::{Authority, Certificate, hex};
+use super::certificate::{Authority, Certificate, Signature, hex};
 use crate::{
     PublicKey, algorithm,
     name::{is_same_text, shown, string_types},
@@ -78,18 +78,23 @@ pub(super) fn is_signed_by(child: &Certificate, issuer: &Certificate) -> bool {
         return PublicKey::from_spki_der(&issuer.spki)
             .is_ok_and(|key| key.verify_legacy_sha1(&child.tbs, &child.signature.bits).is_ok());
     }
-    verifiers(child, issuer)
-        .any(|candidate| candidate.verify_signature(&issuer.key.bits, &child.tbs, &child.signature.bits).is_ok())
+    is_signature_of(&child.signature, &child.tbs, issuer)
+}
+
+/// Whether a signature over some content, other than one with SHA-1, verifies with the issuer's key.
+pub(crate) fn is_signature_of(signature: &Signature, content: &[u8], issuer: &Certificate) -> bool {
+    verifiers(signature, issuer)
+        .any(|candidate| candidate.verify_signature(&issuer.key.bits, content, &signature.bits).is_ok())
 }
 
 /// The algorithms of rustls-webpki, which ztunnel verifies with, for a signature: wider than those of our own keys
 /// (P-521, RSA up to 8192 bits, PSS), since a root's key never gets near a token of ours.
 fn verifiers(
-    child: &Certificate,
+    signature: &Signature,
     issuer: &Certificate,
 ) -> impl Iterator<Item = &'static dyn SignatureVerificationAlgorithm> {
     webpki::ALL_VERIFICATION_ALGS.iter().copied().filter(move |candidate| {
-        candidate.signature_alg_id().as_ref() == child.signature.algorithm.as_slice()
+        candidate.signature_alg_id().as_ref() == signature.algorithm.as_slice()
             && candidate.public_key_alg_id().as_ref() == issuer.key.algorithm.as_slice()
     })
 }
@@ -99,6 +104,11 @@ fn is_supported(child: &Certificate, issuer: &Certificate) -> bool {
     let known = || webpki::ALL_VERIFICATION_ALGS.iter();
     known().any(|it| it.signature_alg_id().as_ref() == child.signature.algorithm.as_slice())
         && known().any(|it| it.public_key_alg_id().as_ref() == issuer.key.algorithm.as_slice())
+}
+
+/// Whether an authorityKeyIdentifier points to a certificate, or at least to no other.
+pub(crate) fn may_point_to(authority: &Authority, issuer: &Certificate) -> bool {
+    points_to(authority, issuer).is_ok()
 }
 
 /// OpenSSL's X509_check_akid: whether an authorityKeyIdentifier points to a certificate.

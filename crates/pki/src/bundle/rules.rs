@@ -334,6 +334,6 @@ fn explicit_policy(path: &Path<'_>) -> Option<Problem> {
 }
 
 /// RFC 3339, in UTC.
-fn date(time: SystemTime) -> String {
+pub(crate) fn date(time: SystemTime) -> String {
     DateTime::from_system_time(time).map_or_else(|_error| "an impossible time".to_owned(), |date| date.to_string())
 }

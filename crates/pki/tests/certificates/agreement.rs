@@ -85,7 +85,7 @@ fn judged(seed: u64) -> Judged {
         !fields.is_ok_and(|it| it.subject == ca.subject && it.spki == ca.spki)
     });
     let others: String = others.map(|block| pem::encode("CERTIFICATE", &block.der)).collect();
-    let presented = Presented { leaf, key: workload_key, sent, roots: root_cert };
+    let presented = Presented { leaf, key: workload_key, sent, roots: root_cert, crls: String::new() };
     let strict = Presented { sent: format!("{ca_cert}{others}"), ..presented.clone() };
     let elsewhere = Presented { leaf: drafted(ELSEWHERE), ..presented.clone() };
     Judged { seed, notes, problems, presented, strict, elsewhere }
@@ -161,7 +161,8 @@ fn forms() -> Vec<(String, Vec<String>, Presented)> {
         draft.extensions.push(extension(b"\x55\x1d\x11", Some(0xff), &names));
         draft.not_after = now + Duration::from_secs(1800);
         let leaf = draft.sign(&P256);
-        let presented = Presented { leaf, key: key.clone(), sent: String::new(), roots: text.clone() };
+        let presented =
+            Presented { leaf, key: key.clone(), sent: String::new(), roots: text.clone(), crls: String::new() };
         (format!("{name}: {text:?}"), problems.iter().map(ToString::to_string).collect(), presented)
     });
     judged.collect()

@@ -11,7 +11,11 @@ use std::{
 
 use istio_hsm_ca_pki::pem;
 use process::clock;
-use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime, pem::PemObject};
+use webpki::{
+    BorrowedCertRevocationList, CertRevocationList, ExpirationPolicy, RevocationCheckDepth, RevocationOptionsBuilder,
+    UnknownStatusPolicy,
+};
 
 /// The version of grpcio, which is BoringSSL's here.
 const GRPCIO: &str = "1.76.0";
@@ -27,6 +31,8 @@ pub struct Presented {
     pub sent: String,
     /// root-cert.pem.
     pub roots: String,
+    /// PEM of the CRLs that the peer has; none where it does not check for revocation.
+    pub crls: String,
 }
 
 impl Presented {
@@ -34,8 +40,19 @@ impl Presented {
         pem::encode("CERTIFICATE", &self.leaf)
     }
 
+    /// PEM of what is presented in a handshake.
+    pub fn chain(&self) -> String {
+        format!("{}{}", self.leaf_pem(), self.sent)
+    }
+
     fn to_json(&self) -> String {
-        let fields = [("leaf", &self.leaf_pem()), ("key", &self.key), ("sent", &self.sent), ("roots", &self.roots)];
+        let fields = [
+            ("leaf", &self.leaf_pem()),
+            ("key", &self.key),
+            ("sent", &self.sent),
+            ("roots", &self.roots),
+            ("crls", &self.crls),
+        ];
         serde_json::json!(
             fields
                 .map(|(name, text)| (name.to_owned(), text.clone()))
@@ -62,6 +79,10 @@ impl Presented {
         if !self.sent.is_empty() {
             arguments.extend(["-untrusted", &sent]);
         }
+        let crls = file("crls", &self.crls);
+        if !self.crls.is_empty() {
+            arguments.extend(["-crl_check_all", "-CRLfile", &crls]);
+        }
         for purpose in ["sslserver", "sslclient"] {
             let output = Command::new("openssl").args(&arguments).args(["-purpose", purpose, &leaf]).output().unwrap();
             if !output.status.success() {
@@ -71,7 +92,8 @@ impl Presented {
         Ok(())
     }
 
-    /// Why rustls-webpki refuses it, or rustls' reader of PEM.
+    /// Why rustls-webpki refuses it, or rustls' reader of PEM; with CRLs as ztunnel checks them (Istio ztunnel:
+    /// src/tls/workload.rs).
     pub fn webpki(&self, now: SystemTime) -> Result<(), String> {
         let ders = |text: &str| -> Result<Vec<_>, String> {
             CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().map_err(|error| error.to_string())
@@ -81,9 +103,21 @@ impl Presented {
         let time = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap());
         let leaf = CertificateDer::from(self.leaf.clone());
         let leaf = webpki::EndEntityCert::try_from(&leaf).map_err(|error| error.to_string())?;
+        let crls = CertificateRevocationListDer::pem_slice_iter(self.crls.as_bytes());
+        let crls = crls.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+        let crls: Result<Vec<_>, _> = crls.iter().map(|der| BorrowedCertRevocationList::from_der(der)).collect();
+        let crls: Vec<_> = crls.map_err(|error| error.to_string())?.into_iter().map(CertRevocationList::from).collect();
+        let crls: Vec<_> = crls.iter().collect();
+        let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
+            let options = options.with_depth(RevocationCheckDepth::Chain);
+            options
+                .with_status_policy(UnknownStatusPolicy::Allow)
+                .with_expiration_policy(ExpirationPolicy::Ignore)
+                .build()
+        });
         for usage in [webpki::KeyUsage::server_auth(), webpki::KeyUsage::client_auth()] {
             let verified =
-                leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, &sent, time, usage, None, None);
+                leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, &sent, time, usage, revocation, None);
             verified.map_err(|error| error.to_string())?;
         }
         Ok(())

@@ -10,7 +10,9 @@
 )]
 
 mod agreement;
+mod envoy;
 mod judges;
 mod leaf;
 mod plugged_ca;
+mod published_crls;
 mod shapes;

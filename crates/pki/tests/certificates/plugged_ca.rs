@@ -24,43 +24,43 @@ const CA: &str =
 const LEAF: &str = "basicConstraints=critical,CA:false\nkeyUsage=critical,digitalSignature,keyEncipherment\n\
                     extendedKeyUsage=serverAuth,clientAuth\n\
                     subjectAltName=critical,URI:spiffe://cluster.local/ns/default/sa/bar\n";
-const P256: &str = "EC -pkeyopt ec_paramgen_curve:P-256";
+pub(super) const P256: &str = "EC -pkeyopt ec_paramgen_curve:P-256";
 
 /// A directory in which openssl runs; files have short names.
-struct Workshop(tempfile::TempDir);
+pub(super) struct Workshop(pub(super) tempfile::TempDir);
 
 impl Workshop {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let shop = Self(tempfile::tempdir().unwrap());
         shop.key("leaf", P256);
         shop
     }
 
     /// Runs openssl; arguments are separated by spaces. True if it succeeds.
-    fn try_openssl(&self, arguments: &str) -> bool {
+    pub(super) fn try_openssl(&self, arguments: &str) -> bool {
         let output = Command::new("openssl").args(arguments.split_whitespace()).current_dir(self.0.path()).output();
         output.unwrap().status.success()
     }
 
-    fn openssl(&self, arguments: &str) {
+    pub(super) fn openssl(&self, arguments: &str) {
         assert!(self.try_openssl(arguments), "openssl {arguments}");
     }
 
-    fn read(&self, file: &str) -> String {
+    pub(super) fn read(&self, file: &str) -> String {
         fs::read_to_string(self.0.path().join(file)).unwrap()
     }
 
-    fn write(&self, file: &str, content: impl AsRef<[u8]>) {
+    pub(super) fn write(&self, file: &str, content: impl AsRef<[u8]>) {
         fs::write(self.0.path().join(file), content).unwrap();
     }
 
-    fn key(&self, name: &str, algorithm: &str) {
+    pub(super) fn key(&self, name: &str, algorithm: &str) {
         self.openssl(&format!("genpkey -algorithm {algorithm} -out {name}.key"));
     }
 
     /// A certificate `name`.crt for `key`.key with the subject CN=`subject`, by `issuer` (certificate, key) or
     /// self-signed.
-    fn certify(
+    pub(super) fn certify(
         &self,
         name: &str,
         (subject, key): (&str, &str),
