@@ -10,7 +10,7 @@ use std::{
     convert::Infallible,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use axum::{
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use pki::identity::DnsName;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -144,13 +145,13 @@ struct Waiting(Mutex<BTreeMap<u64, (Network, CancellationToken)>>);
 impl Waiting {
     fn add(self: &Arc<Self>, number: u64, network: Network) -> Place {
         let dropped = CancellationToken::new();
-        self.lock().insert(number, (network, dropped.clone()));
+        self.0.lock().insert(number, (network, dropped.clone()));
         Place { waiting: Arc::clone(self), number, dropped }
     }
 
     /// Drops the oldest connection of the address that has the most; returns whether there was one.
     fn drop_one(&self) -> bool {
-        let mut waiting = self.lock();
+        let mut waiting = self.0.lock();
         let mut by_network: HashMap<Network, usize> = HashMap::new();
         for (network, _) in waiting.values() {
             *by_network.entry(*network).or_default() += 1;
@@ -159,10 +160,6 @@ impl Waiting {
         let oldest = waiting.iter().find(|(_, (network, _))| by_network.get(network).copied() == most);
         let Some(number) = oldest.map(|(number, _)| *number) else { return false };
         waiting.remove(&number).inspect(|(_, dropped)| dropped.cancel()).is_some()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, (Network, CancellationToken)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,7 +174,7 @@ struct Place {
 impl Place {
     /// The request is complete.
     fn leave(&self) {
-        self.waiting.lock().remove(&self.number);
+        self.waiting.0.lock().remove(&self.number);
     }
 }
 

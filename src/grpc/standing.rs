@@ -11,12 +11,13 @@ use std::{
     net::IpAddr,
     ops::RangeInclusive,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::settings::Limits;
@@ -120,7 +121,7 @@ impl Connections {
         let Inner { open, numbers, idle, .. } = &*self.0;
         let network = Network::from(address);
         let held = open.take(network, 1).or_else(|full| {
-            let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut idle = idle.lock();
             let any = Stage::Waiting..=Stage::Authenticated;
             let dropped = idle.connections.drop_oldest(network, full, any, None, Duration::ZERO);
             if dropped { Ok(open.replace(network, 1)) } else { Err(full) }
@@ -262,11 +263,11 @@ impl Standing {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.connections.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections.idle.lock()
     }
 }
 
@@ -389,7 +390,7 @@ mod tests {
         assert_eq!(connections.admit(address(1), &all).unwrap_err(), Full::Address);
         drop((all_busy, first, seventh, eighth, other));
         assert!(connections.is_empty());
-        let idle = connections.0.idle.lock().unwrap();
+        let idle = connections.0.idle.lock();
         for queue in [&idle.connections, &idle.with_streams] {
             assert!(queue.connections.is_empty() && queue.by_network.is_empty());
         }

@@ -6,15 +6,11 @@
 
 mod store;
 
-use std::{
-    fmt::Write,
-    future::Future,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{fmt::Write, future::Future, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use kube::{Api, api::ListParams, runtime::watcher};
+use parking_lot::RwLock;
 use tokio::sync::{Semaphore, watch};
 
 use self::store::{PodView, Store};
@@ -85,7 +81,7 @@ impl WatchedPods {
     /// The number of cached pods.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.store.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.store.read().len()
     }
 
     /// Whether no pod is cached.
@@ -120,7 +116,7 @@ impl WatchedPods {
     fn apply(&self, event: watcher::Event<PodView>) {
         let done = matches!(event, watcher::Event::InitDone);
         let count = {
-            let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+            let mut store = self.store.write();
             store.apply(event);
             store.len()
         };
@@ -144,7 +140,7 @@ impl WatchedPods {
     }
 
     async fn find(&self, namespace: &Namespace, name: &str, uid: &str) -> Result<Option<Pod>, Unanswered> {
-        let known = self.store.read().unwrap_or_else(PoisonError::into_inner).pod(namespace, name);
+        let known = self.store.read().pod(namespace, name);
         if let Some(known) = known.filter(|pod| pod.uid == uid && !pod.node.is_empty()) {
             return Ok(Some(known));
         }
@@ -154,7 +150,7 @@ impl WatchedPods {
     }
 
     async fn has(&self, node: &str, namespace: &Namespace, account: &ServiceAccount) -> Result<bool, Unanswered> {
-        if self.store.read().unwrap_or_else(PoisonError::into_inner).runs(node, namespace, account) {
+        if self.store.read().runs(node, namespace, account) {
             return Ok(true);
         }
         let mut selector = NOT_FAILED.to_owned();

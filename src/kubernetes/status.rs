@@ -2,12 +2,9 @@
 //!
 //! Nothing in the program depends on a status.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{Cluster, reconcile::ReconcileResult};
@@ -54,12 +51,12 @@ impl ControllerStatuses {
 
     /// Every controller that was watched or has run.
     pub(super) fn all(&self) -> Vec<(&'static str, ControllerStatus)> {
-        let statuses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let statuses = self.0.lock();
         statuses.iter().map(|(name, status)| (*name, status.borrow().clone())).collect()
     }
 
     fn with<T>(&self, controller: &'static str, f: impl FnOnce(&watch::Sender<ControllerStatus>) -> T) -> T {
-        let mut statuses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut statuses = self.0.lock();
         f(statuses.entry(controller).or_default())
     }
 }

@@ -1,9 +1,8 @@
 //! A resource of fixed size, shared by network address.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
 
 use super::Network;
 
@@ -63,14 +62,14 @@ impl Shares {
     /// # Errors
     /// When too little is free, or the address holds its share.
     pub fn take(self: &Arc<Self>, network: Network, amount: usize) -> Result<Held, Full> {
-        self.lock().add(self, network, amount)?;
+        self.held.lock().add(self, network, amount)?;
         Ok(Held { shares: Arc::clone(self), network, amount })
     }
 
     /// Takes a part even if too little is free: for one that replaces another which is about to be given back.
     #[must_use]
     pub fn replace(self: &Arc<Self>, network: Network, amount: usize) -> Held {
-        let mut held = self.lock();
+        let mut held = self.held.lock();
         held.total += amount;
         *held.by_network.entry(network).or_default() += amount;
         Held { shares: Arc::clone(self), network, amount }
@@ -79,11 +78,7 @@ impl Shares {
     /// How much is held.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.lock().total
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Amounts> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().total
     }
 }
 
@@ -110,14 +105,14 @@ impl Held {
     /// # Errors
     /// As [`Shares::take`]; what was held stays.
     pub fn grow(&mut self, amount: usize) -> Result<(), Full> {
-        self.shares.lock().add(&self.shares, self.network, amount)?;
+        self.shares.held.lock().add(&self.shares, self.network, amount)?;
         self.amount += amount;
         Ok(())
     }
 
     /// Takes more even if too little is free, as [`Shares::replace`].
     pub fn grow_by_replacing(&mut self, amount: usize) {
-        let mut held = self.shares.lock();
+        let mut held = self.shares.held.lock();
         held.total += amount;
         *held.by_network.entry(self.network).or_default() += amount;
         self.amount += amount;
@@ -126,7 +121,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut held = self.shares.lock();
+        let mut held = self.shares.held.lock();
         held.total = held.total.saturating_sub(self.amount);
         if let Some(of_network) = held.by_network.get_mut(&self.network) {
             *of_network = of_network.saturating_sub(self.amount);
@@ -202,6 +197,6 @@ mod tests {
         assert_eq!(shares.held(), 8);
         drop((held, other, replacing));
         assert_eq!(shares.held(), 0);
-        assert!(shares.lock().by_network.is_empty());
+        assert!(shares.held.lock().by_network.is_empty());
     }
 }

@@ -3,9 +3,10 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{Client, Network};
@@ -37,7 +38,7 @@ impl Turns {
     /// Waits for a turn. Dropping the future gives up the place in the queue.
     pub async fn take(self: &Arc<Self>, client: Client) -> Turn {
         let granted = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.free > 0 {
                 state.free -= 1;
                 return Turn(Some(Arc::clone(self)));
@@ -50,13 +51,9 @@ impl Turns {
         granted.await.unwrap_or(Turn(None))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Gives a turn that ended to the next who still waits.
     fn pass_on(self: &Arc<Self>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while let Some(next) = state.waiting.next() {
             match next.send(Turn(Some(Arc::clone(self)))) {
                 Ok(()) => return,
@@ -156,7 +153,7 @@ mod tests {
             let (turns, order) = (Arc::clone(turns), Arc::clone(&served));
             tasks.push(tokio::spawn(async move {
                 let _turn = turns.take(client(network, connection)).await;
-                order.lock().unwrap().push((network, connection));
+                order.lock().push((network, connection));
             }));
             tokio::task::yield_now().await;
         }
@@ -164,7 +161,7 @@ mod tests {
         for task in tasks {
             task.await.unwrap();
         }
-        Arc::into_inner(served).unwrap().into_inner().unwrap()
+        Arc::into_inner(served).unwrap().into_inner()
     }
 
     #[tokio::test]
@@ -186,7 +183,7 @@ mod tests {
             drop(held);
             // Both leave now, one of them with its turn in its hands.
         }
-        let state = turns.lock();
+        let state = turns.state.lock();
         assert_eq!(state.free, 2);
         assert!(state.waiting.is_empty() && state.waiting.lines.is_empty());
     }

@@ -4,12 +4,13 @@
 //! adds `_total` to sums). Label values are from closed sets and from the configuration, never from a caller.
 
 use std::{
-    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError},
+    sync::{Arc, LazyLock, OnceLock},
     time::Duration,
 };
 
 use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use parking_lot::Mutex;
 
 use token::call_metrics::{self, Calls};
 
@@ -118,7 +119,7 @@ impl Metrics {
         let handle = self.handle.clone();
         Arc::new(move || {
             let mut text = handle.render();
-            text.push_str(&call_metrics::render(&CALLS.lock().unwrap_or_else(PoisonError::into_inner)));
+            text.push_str(&call_metrics::render(&CALLS.lock()));
             text
         })
     }
@@ -227,7 +228,7 @@ pub fn in_error(controller: &'static str, cluster: &str, before: usize, now: usi
 
 /// Sets the PKCS#11 call counters of the token hosts.
 pub fn pkcs11_calls(calls: Vec<Calls>) {
-    *CALLS.lock().unwrap_or_else(PoisonError::into_inner) = calls;
+    *CALLS.lock() = calls;
 }
 
 /// Sets a gauge.

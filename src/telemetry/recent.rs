@@ -5,9 +5,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use parking_lot::Mutex;
 
 /// Length of a bucket in seconds.
 pub const BUCKET_SECONDS: u64 = 10;
@@ -172,7 +173,7 @@ impl Recent {
 
     /// Records a certificate.
     pub fn issued(&self, certificate: Certificate) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(bucket) = state.bucket(certificate.time) {
             bucket.issued = bucket.issued.saturating_add(1);
             if let Some(count) = bucket.bins.get_mut(bin(certificate.latency)) {
@@ -184,7 +185,7 @@ impl Recent {
 
     /// Records a rejection.
     pub fn refused(&self, refusal: Refusal) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(bucket) = state.bucket(refusal.time) {
             bucket.refused = bucket.refused.saturating_add(1);
             state.reason(bucket_number(refusal.time), refusal.reason);
@@ -195,7 +196,7 @@ impl Recent {
     /// The last hour's activity as of `now`.
     #[must_use]
     pub fn hour(&self, now: SystemTime) -> Hour {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let _ = state.bucket(now);
         Hour {
             buckets: state.buckets.iter().copied().collect(),
@@ -203,10 +204,6 @@ impl Recent {
             refusals: state.refusals.iter().rev().cloned().collect(),
             reasons: state.reasons(),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -406,7 +406,7 @@ fn outside_path(
 
 /// The beginning of a key's fingerprint, for comparison by users.
 fn short(key: &PublicKey) -> String {
-    key.fingerprint().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    const_hex::encode(key.fingerprint().get(..8).unwrap_or_default())
 }
 
 #[cfg(test)]

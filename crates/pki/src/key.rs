@@ -263,7 +263,7 @@ impl std::hash::Hash for PublicKey {
 impl std::fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PublicKey({}, SHA-256 ", self.0.algorithm)?;
-        self.fingerprint().iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        f.write_str(&const_hex::encode(self.fingerprint()))?;
         f.write_str(")")
     }
 }

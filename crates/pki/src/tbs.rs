@@ -43,12 +43,7 @@ impl Serial {
     /// The serial number in lower-case hexadecimal.
     #[must_use]
     pub fn to_hex(self) -> String {
-        use std::fmt::Write;
-        self.0.iter().fold(String::with_capacity(32), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        const_hex::encode(self.0)
     }
 }
 

@@ -12,9 +12,11 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
+
+use parking_lot::Mutex;
 
 use crate::error::{Advice, Remedy};
 
@@ -156,11 +158,7 @@ impl Clock {
     /// The trusted time, to be stored for the next start; `None` until the clock was believed once.
     #[must_use]
     pub fn trusted(&self) -> Option<SystemTime> {
-        self.lock().last.map(|last| last.trusted)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().last.map(|last| last.trusted)
     }
 
     fn observe(&self, wall: SystemTime, monotonic: Instant) -> Result<SystemTime, ClockError> {
@@ -174,7 +172,7 @@ impl Clock {
             return Err(ClockError::BehindBuild(by));
         }
         let lead = |of: SystemTime| wall.duration_since(of).unwrap_or_default();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let last = state.last.unwrap_or_else(|| {
             let trusted = self.known.trusted.or(self.known.newest_record).unwrap_or(wall).max(self.built).min(wall);
             Reading { wall, monotonic, trusted, steady: wall }

@@ -207,7 +207,9 @@ fn is_allowed(line: &Metadata<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -233,7 +235,7 @@ mod tests {
         struct Lines(Arc<Mutex<Vec<u8>>>);
         impl std::io::Write for Lines {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-                self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).write(bytes)
+                self.0.lock().write(bytes)
             }
             fn flush(&mut self) -> std::io::Result<()> {
                 Ok(())
@@ -251,7 +253,7 @@ mod tests {
             tracing::warn!(target: "h2::proto::ping_pong", "again and again");
             tracing::trace!(target: "istio_hsm_ca::grpc", "ours");
         });
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(lines.0.lock().clone()).unwrap();
         assert!(!text.contains("secret"), "{text}");
         assert!(text.contains("harmless") && text.contains("ours"), "{text}");
         assert!(!text.contains("again and again"), "{text}");

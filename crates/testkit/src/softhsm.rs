@@ -9,12 +9,13 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        LazyLock, Mutex, PoisonError,
+        LazyLock,
         atomic::{AtomicU32, Ordering},
     },
 };
 
 use cryptoki::session::{Session, UserType};
+use parking_lot::Mutex;
 use secrecy::SecretString;
 use token::{Module, Token, TokenUri};
 
@@ -65,7 +66,7 @@ impl TestToken {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         /// SoftHSM fails if tokens are created concurrently.
         static CREATION: Mutex<()> = Mutex::new(());
-        let _one_at_a_time = CREATION.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = CREATION.lock();
         let module = shared_module();
         let label = format!("{name:.20}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let pkcs11 = module.pkcs11();

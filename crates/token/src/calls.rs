@@ -5,14 +5,12 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
 
 use cryptoki::error::Error;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::call_metrics::{BUCKETS, Histogram};
@@ -104,7 +102,7 @@ pub fn call<T>(function: Function, call: impl FnOnce() -> Result<T, Error>) -> R
     }
     if let Err(Error::Pkcs11(rv, exactly)) = &result {
         let failed = (Function::of_binding(*exactly).unwrap_or(function), super::error::code_of(*rv));
-        let mut errors = ERRORS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut errors = ERRORS.lock();
         if errors.len() < ERRORS_MOST || errors.contains_key(&failed) {
             *errors.entry(failed).or_default() += 1;
         }
@@ -143,7 +141,7 @@ pub fn snapshot() -> (Vec<FunctionCalls>, Vec<FunctionErrors>) {
         buckets: counted.buckets.iter().map(load).collect(),
         nanoseconds: load(&counted.nanoseconds),
     });
-    let errors = ERRORS.lock().unwrap_or_else(PoisonError::into_inner);
+    let errors = ERRORS.lock();
     let errors = errors.iter().map(|((function, code), count)| FunctionErrors {
         function: function.name().to_owned(),
         code: *code,

@@ -79,13 +79,13 @@ impl Denylist {
         if let Some(id) = caller.into_iter().chain(names).find(|id| self.identities.contains(id)) {
             return Some(id.to_string());
         }
-        self.keys.contains(&key.fingerprint()).then(|| format!("{KEY}{}", audit_log::record::hex(&key.fingerprint())))
+        self.keys.contains(&key.fingerprint()).then(|| format!("{KEY}{}", const_hex::encode(key.fingerprint())))
     }
 
     fn add(&mut self, entry: &str) -> Result<(), EntryError> {
         match entry.strip_prefix(KEY) {
             Some(hex) => {
-                self.keys.insert(hash_from_hex(hex).ok_or(EntryError::Key)?);
+                self.keys.insert(const_hex::decode_to_array(hex).map_err(|_error| EntryError::Key)?);
             }
             None => {
                 self.identities.insert(entry.parse()?);
@@ -93,17 +93,6 @@ impl Denylist {
         }
         Ok(())
     }
-}
-
-fn hash_from_hex(text: &str) -> Option<Hash> {
-    let mut hash = Hash::default();
-    if text.len() != 2 * hash.len() || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (to, at) in hash.iter_mut().zip((0..).step_by(2)) {
-        *to = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
-    }
-    Some(hash)
 }
 
 #[cfg(test)]

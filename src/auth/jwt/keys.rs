@@ -4,12 +4,10 @@
 //! has an unknown key ID. Whatever clients send, two fetches are never closer than the configured pause. A failed fetch
 //! does not remove valid keys.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
     task::AbortHandle,
@@ -119,7 +117,7 @@ impl Keys {
 
     /// Starts refreshing the keys, until this value is dropped. Needs a Tokio runtime.
     pub fn start(&self) {
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut task = self.task.lock();
         if task.is_none() {
             *task = Some(tokio::spawn(Arc::clone(&self.shared).keep_fresh()).abort_handle());
         }
@@ -149,7 +147,7 @@ impl Keys {
 
 impl Drop for Keys {
     fn drop(&mut self) {
-        if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(task) = self.task.get_mut().take() {
             task.abort();
         }
     }

@@ -10,12 +10,13 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake, Waker, ready},
 };
 
+use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 
 /// Maximum number of delayed bytes: the content of one TLS record (RFC 8446, section 5.1).
@@ -44,7 +45,7 @@ struct Over {
 impl Wake for Over {
     fn wake(self: Arc<Self>) {
         self.over.store(true, Ordering::Release);
-        self.task.lock().unwrap_or_else(PoisonError::into_inner).wake_by_ref();
+        self.task.lock().wake_by_ref();
     }
 }
 
@@ -81,7 +82,7 @@ impl Outgoing {
         match &self.round {
             Some((_, round)) if round.over.load(Ordering::Acquire) => self.poll_drain(cx, inner),
             Some((_, round)) => {
-                round.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(cx.waker());
+                round.task.lock().clone_from(cx.waker());
                 Poll::Ready(Ok(()))
             }
             None => {

@@ -8,13 +8,14 @@
 use std::{
     io::{self, Write},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex};
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -57,14 +58,9 @@ struct Shared {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // This lock is held only while bytes are moved.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Queues one whole line, or drops it.
     fn push(&self, line: &[u8], urgent: bool) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.closed || state.waiting.len() + line.len() > ROOM {
             state.dropped += 1;
             DROPPED.fetch_add(1, Ordering::Relaxed);
@@ -83,10 +79,10 @@ impl Shared {
     fn take(&self, into: &mut Vec<u8>) -> Option<u64> {
         into.clear();
         into.shrink_to(KEPT);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while state.waiting.is_empty() && !state.closed {
             state.idle = true;
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.wake.wait(&mut state);
         }
         state.idle = false;
         let until = Instant::now() + GATHER;
@@ -95,7 +91,7 @@ impl Shared {
             if left.is_zero() {
                 break;
             }
-            state = self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.wake.wait_for(&mut state, left);
         }
         if state.waiting.is_empty() && state.dropped == 0 && state.closed {
             return None;
@@ -138,13 +134,13 @@ fn write(shared: &Shared, mut out: impl Write) {
         }
         let _ = out.flush();
     }
-    shared.lock().ended = true;
+    shared.state.lock().ended = true;
     shared.ended.notify_all();
 }
 
 impl Drop for Flushed {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         state.closed = true;
         self.shared.wake.notify_one();
         let until = Instant::now() + END;
@@ -153,7 +149,7 @@ impl Drop for Flushed {
             if left.is_zero() {
                 return;
             }
-            state = self.shared.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.shared.ended.wait_for(&mut state, left);
         }
         drop(state);
         if let Some(thread) = self.thread.take() {
@@ -209,7 +205,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             // Without a sender every write succeeds.
             let _ = self.permits.recv();
-            self.written.lock().unwrap().extend_from_slice(bytes);
+            self.written.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -236,9 +232,9 @@ mod tests {
             expected.extend_from_slice(line.as_bytes());
         }
         drop(flushed);
-        assert!(*written.lock().unwrap() == expected);
+        assert!(*written.lock() == expected);
         lines.make_writer().write_all(b"late\n").unwrap();
-        assert!(*written.lock().unwrap() == expected, "after the end nothing is written");
+        assert!(*written.lock() == expected, "after the end nothing is written");
     }
 
     #[test]
@@ -255,7 +251,7 @@ mod tests {
         assert!(lost >= u64::try_from(ROOM / line.len()).unwrap(), "{lost}");
         drop(permit);
         drop(flushed);
-        let written = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        let written = String::from_utf8(written.lock().clone()).unwrap();
         let kept = written.matches('x').count() / line.len();
         assert!(u64::try_from(kept).unwrap() + lost >= u64::try_from(sent).unwrap(), "{kept} + {lost} of {sent}");
         assert!(written.contains("log lines were dropped here"));
@@ -267,10 +263,10 @@ mod tests {
         drop(permit);
         let (lines, _flushed) = Lines::start(out).unwrap();
         for urgent in [true, false] {
-            let before = written.lock().unwrap().len();
+            let before = written.lock().len();
             lines.0.push(b"here\n", urgent);
             let start = Instant::now();
-            while written.lock().unwrap().len() == before {
+            while written.lock().len() == before {
                 assert!(start.elapsed() < Duration::from_secs(10), "urgent: {urgent}");
                 std::thread::sleep(Duration::from_millis(1));
             }

@@ -7,11 +7,12 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use nix::sys::signal::{SigSet, SigmaskHow};
+use parking_lot::{Condvar, Mutex};
 use tracing::{
     Event, Level, Subscriber,
     callsite::Identifier,
@@ -106,7 +107,7 @@ impl Repeats {
     }
 
     fn admit_kind(&self, key: Key, level: Level, line: String, now: Instant) -> bool {
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         let State { kinds, has_counted } = &mut *state;
         let key = if kinds.len() < MAX_KINDS || kinds.contains_key(&key) { key } else { (key.0, String::new()) };
         let kind = kinds.entry(key).or_insert_with(|| Kind { level, line, tokens: BURST, refilled: now, counted: 0 });
@@ -123,13 +124,12 @@ impl Repeats {
     }
 
     fn wait(&self) {
-        let state = self.lock();
-        drop(self.0.counted.wait_while(state, |state| !state.has_counted).unwrap_or_else(PoisonError::into_inner));
+        self.0.counted.wait_while(&mut self.0.state.lock(), |state| !state.has_counted);
     }
 
     /// The numbers since the last report. Kinds that could write a whole burst again are forgotten.
     fn take(&self, now: Instant) -> Vec<Counted> {
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         state.has_counted = false;
         let mut counted = Vec::new();
         state.kinds.retain(|(_, label), kind| {
@@ -141,10 +141,6 @@ impl Repeats {
             kind.tokens < BURST
         });
         counted
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -306,20 +302,20 @@ mod tests {
         written(&repeats, || (0..20).for_each(|_| refused("a")));
         let now = Instant::now();
         assert_eq!(repeats.take(now).len(), 1);
-        let (place, _) = repeats.lock().kinds.keys().next().unwrap().clone();
+        let (place, _) = repeats.0.state.lock().kinds.keys().next().unwrap().clone();
         let admit = |at| repeats.admit_kind((place.clone(), "a".into()), Level::WARN, String::new(), at);
         assert!(!admit(now));
         assert!(admit(now + REFILL));
         assert!(!admit(now + REFILL), "one line, not a burst");
         assert_eq!(repeats.take(now + REFILL).len(), 1);
         assert_eq!(repeats.take(now + REFILL * (BURST + 2)), []);
-        assert!(repeats.lock().kinds.is_empty());
+        assert!(repeats.0.state.lock().kinds.is_empty());
     }
 
     #[test]
     fn number_of_kinds_is_bounded() {
         let repeats = Repeats::default();
         written(&repeats, || (0..3 * MAX_KINDS).for_each(|n| refused(&n.to_string())));
-        assert!(repeats.lock().kinds.len() <= MAX_KINDS + 1);
+        assert!(repeats.0.state.lock().kinds.len() <= MAX_KINDS + 1);
     }
 }
