@@ -13,6 +13,7 @@ pub mod csr_signer;
 pub mod intermediate;
 pub mod istiod_certificate;
 pub mod pod_certificates;
+mod request_loop;
 mod request_signer;
 pub mod root_configmap;
 pub mod workload_secrets;

@@ -10,7 +10,7 @@ use futures_util::future::{self, BoxFuture};
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{
     Api, Client,
-    api::{ObjectMeta, Patch, PatchParams},
+    api::{Patch, PatchParams},
     runtime::{reflector::Store, watcher},
 };
 use pki::{
@@ -25,7 +25,7 @@ use serde_json::json;
 use super::{
     Controller, Grants, IssuerProblem, Limits, Mistake, Mistakes,
     certificate_signer::{self, Signer},
-    request_signer::RETRY_DELAY,
+    request_loop::{self, RETRY_DELAY},
 };
 use crate::{
     issue::CertificateAuthority,
@@ -259,7 +259,7 @@ impl Issuers {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             // The watch reports the change; this covers a missed event.
             Err(error) if is_conflict(&error) => result.due_at(clock::now() + RETRY_DELAY),
-            Err(error) => result.failed(format!("{} {}", K::KIND, object_name(metadata)), chain(&error)),
+            Err(error) => result.failed(format!("{} {}", K::KIND, request_loop::name_of(issuer)), chain(&error)),
         }
     }
 
@@ -279,11 +279,6 @@ impl Issuers {
             observed_generation: issuer.metadata().generation,
         }
     }
-}
-
-pub(super) fn object_name(metadata: &ObjectMeta) -> String {
-    let name = metadata.name.as_deref().unwrap_or_default();
-    metadata.namespace.as_ref().map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"))
 }
 
 /// The time for a status.

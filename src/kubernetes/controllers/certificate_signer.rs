@@ -6,28 +6,28 @@
 //! retried. Writes carry the resourceVersion that was read.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use futures_util::{FutureExt, StreamExt, future, stream};
+use futures_util::FutureExt;
 use kube::{
     Api,
     api::{Patch, PatchParams},
     runtime::{
-        controller::{self, Action, Config, Error as ControllerError},
-        reflector::{self, ObjectRef, Store},
-        watcher::{self, Event},
+        controller::Action,
+        reflector::{ObjectRef, Store},
+        watcher,
     },
 };
 use pki::Issued;
 use serde_json::{Value, json};
 
 use super::{
-    certificate_requests::{NAME, Served, now, object_name},
-    request_signer::{CONCURRENT_REQUESTS, RETRY_DELAY, Refusal, SignerError, chain_pem, is_final, shortened},
+    certificate_requests::{NAME, Served, now},
+    request_loop::{self, Progress, RETRY_DELAY, Reconciler, SignerError, name_of},
+    request_signer::{Refusal, chain_pem, is_final, shortened},
 };
 use crate::{
     auth::{Caller, CertificateRequester},
@@ -38,9 +38,6 @@ use crate::{
             CertificateRequest, CertificateRequestSpec, Condition, GROUP, HsmClusterIssuer, HsmIssuer, condition,
             set_condition,
         },
-        reconcile::is_conflict,
-        status::StatusRecorder,
-        watch_stream::{WatchItem, watch_stream},
     },
     policy::Asked,
     telemetry::RequestId,
@@ -80,56 +77,11 @@ fn phase(request: &CertificateRequest) -> Phase {
     }
 }
 
-/// Signs requests until dropped. They are independent of each other and exist before they are reconciled, so kube's
-/// `Controller` runs them concurrently.
+/// Signs requests until dropped.
 pub(super) async fn run(signer: Signer) {
     let requests: Api<CertificateRequest> = Api::all(signer.cluster.client());
-    let items = watch_stream(requests, watcher::Config::default());
-    let context = Arc::new(signer);
-    let (store, mut writer) = reflector::store();
-    let signer = Arc::clone(&context);
-    let mut listed = Vec::new();
-    let changed = items.flat_map(move |item| {
-        if let WatchItem::Event(event) = &item {
-            writer.apply_watcher_event(event);
-        }
-        let mut requests = Vec::new();
-        match item {
-            WatchItem::Event(Event::Apply(request)) => requests.push(request),
-            WatchItem::Event(Event::Init) => listed.clear(),
-            // The store has the requests of a list only when the list is complete.
-            WatchItem::Event(Event::InitApply(request)) => listed.push(request),
-            WatchItem::Event(Event::InitDone) => {
-                signer.status().count("unchanged");
-                requests = std::mem::take(&mut listed);
-            }
-            WatchItem::Event(Event::Delete(request)) => signer.forget(&object_name(&request.metadata)),
-            WatchItem::Failed(reason) => signer.status().watch(WATCH, Some(reason)),
-            WatchItem::Recovered => signer.status().watch(WATCH, None),
-        }
-        stream::iter(requests.into_iter().map(Ok))
-    });
-    let signer = Arc::clone(&context);
-    controller::Controller::for_stream(changed, store)
-        .with_config(Config::default().concurrency(CONCURRENT_REQUESTS))
-        .run(|request, signer| async move { signer.reconcile(&request).await }, retry, context)
-        .for_each(|result| {
-            // `retry` and the watch report all other failures.
-            if let Err(ControllerError::ObjectNotFound(request)) = result {
-                signer.forget(&format!("{}/{}", request.namespace.unwrap_or_default(), request.name));
-            }
-            future::ready(())
-        })
-        .await;
-}
-
-const WATCH: &str = "the watch of CertificateRequests";
-
-fn retry(request: Arc<CertificateRequest>, error: &SignerError, signer: Arc<Signer>) -> Action {
-    let mut status = signer.status();
-    status.object(&object_name(&request.metadata), Some(error.to_string()));
-    status.count("error");
-    Action::requeue(RETRY_DELAY)
+    let watch = "the watch of CertificateRequests".to_owned();
+    request_loop::run(requests, watcher::Config::default(), (), watch, signer).await;
 }
 
 pub(super) struct Signer {
@@ -138,10 +90,7 @@ pub(super) struct Signer {
     served: Served,
     issuers: Store<HsmIssuer>,
     cluster_issuers: Store<HsmClusterIssuer>,
-    status: Mutex<StatusRecorder>,
-    /// Certificates that could not be written, by the request's name: while the API server fails, retries must not issue
-    /// a certificate each.
-    unwritten: Mutex<HashMap<String, (Version, Issued)>>,
+    progress: Progress<Version>,
 }
 
 /// UID and generation of a request. Without cert-manager's webhook, a spec can change.
@@ -171,29 +120,24 @@ impl Signer {
         issuers: Store<HsmIssuer>,
         cluster_issuers: Store<HsmClusterIssuer>,
     ) -> Self {
-        let status = Mutex::new(StatusRecorder::new(NAME, &cluster));
-        Self { cluster, ca, served, issuers, cluster_issuers, status, unwritten: Mutex::default() }
+        let progress = Progress::new(NAME, &cluster);
+        Self { cluster, ca, served, issuers, cluster_issuers, progress }
     }
+}
 
-    fn status(&self) -> MutexGuard<'_, StatusRecorder> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+impl Reconciler for Signer {
+    type Object = CertificateRequest;
+    type Version = Version;
 
-    fn unwritten(&self) -> MutexGuard<'_, HashMap<String, (Version, Issued)>> {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Drops the unwritten certificate of a request that is done or deleted.
-    fn forget(&self, name: &str) {
-        self.unwritten().remove(name);
-        self.status().object(name, None);
+    fn progress(&self) -> &Progress<Version> {
+        &self.progress
     }
 
     async fn reconcile(&self, request: &CertificateRequest) -> Result<Action, SignerError> {
-        let name = object_name(&request.metadata);
+        let name = name_of(request);
         match phase(request) {
             Phase::Done => {
-                self.forget(&name);
+                self.progress.forget(&name);
                 return Ok(Action::await_change());
             }
             Phase::Denied => {
@@ -205,24 +149,19 @@ impl Signer {
         let profile = match self.select(request) {
             Selected::Profile(profile) => profile,
             Selected::NotReady(reason) => {
-                self.forget(&name);
+                self.progress.forget(&name);
                 self.set_pending(request, &reason).await?;
                 return Ok(Action::requeue(ISSUER_DELAY));
             }
             Selected::Foreign => {
-                self.forget(&name);
+                self.progress.forget(&name);
                 return Ok(Action::requeue(ISSUER_DELAY));
             }
             Selected::Unknown => return Ok(Action::requeue(RETRY_DELAY)),
             Selected::Never(refusal) => return self.refuse(request, &refusal).await,
         };
-        let issuer = self.ca.issuer();
-        let unwritten = self
-            .unwritten()
-            .remove(&name)
-            .filter(|(known, issued)| *known == version(request) && Arc::ptr_eq(issued.tbs().issuer(), &issuer));
-        let decided = match unwritten {
-            Some((_, issued)) => Ok(issued),
+        let decided = match self.progress.take_unwritten(&name, &version(request), &self.ca.issuer()) {
+            Some(issued) => Ok(issued),
             None => match self.decide(request, profile).await {
                 Ok(decided) => decided,
                 Err(error) => {
@@ -241,15 +180,17 @@ impl Signer {
             Ok(action) if *action == Action::await_change() => {
                 tracing::info!(request = name, username = request.spec.username, serial, "signed a CertificateRequest");
             }
-            Ok(_) | Err(_) => drop(self.unwritten().insert(name, (version(request), issued))),
+            Ok(_) | Err(_) => self.progress.keep_unwritten(&name, version(request), issued),
         }
         result
     }
+}
 
+impl Signer {
     async fn refuse(&self, request: &CertificateRequest, refusal: &Refusal) -> Result<Action, SignerError> {
         let result = self.write(request, failed(request, "Failed", &refusal.message, Some(refusal.reason))).await;
         if result.is_ok() {
-            let (request, username) = (object_name(&request.metadata), &request.spec.username);
+            let (request, username) = (name_of(request), &request.spec.username);
             let refusal = &refusal.message;
             tracing::warn!(request, username, refusal, kind = "certificate_request", "refused a CertificateRequest");
         }
@@ -336,20 +277,8 @@ impl Signer {
         let api: Api<CertificateRequest> = Api::namespaced(self.cluster.client(), namespace);
         let patch = json!({"metadata": {"resourceVersion": metadata.resource_version}, "status": status});
         let name = metadata.name.as_deref().unwrap_or_default();
-        match api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await {
-            Ok(_) => {
-                self.forget(&object_name(metadata));
-                self.status().count("changed");
-                Ok(Action::await_change())
-            }
-            Err(kube::Error::Api(status)) if status.code == 404 => {
-                self.forget(&object_name(metadata));
-                Ok(Action::await_change())
-            }
-            // The request was changed meanwhile. The watch reports the change; the retry covers a missed event.
-            Err(error) if is_conflict(&error) => Ok(Action::requeue(RETRY_DELAY)),
-            Err(error) => Err(error.into()),
-        }
+        let result = api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        self.progress.written(&name_of(request), result)
     }
 }
 

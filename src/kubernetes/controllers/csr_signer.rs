@@ -22,7 +22,8 @@ use serde::Deserialize;
 
 use super::{
     Controller, Grants, Limits, Mistake, Mistakes,
-    request_signer::{self, Refusal, RequestKind, SignerError, chain_pem, check_signer_name, is_final},
+    request_loop::SignerError,
+    request_signer::{self, Refusal, RequestKind, chain_pem, check_signer_name, is_final},
 };
 use crate::{
     auth::Caller,

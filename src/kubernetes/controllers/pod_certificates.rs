@@ -39,7 +39,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Controller, DAY, Grants, Limits, Mistake, Mistakes,
-    request_signer::{self, Refusal, RequestKind, SignerError, chain_pem, check_signer_name, is_final},
+    request_loop::SignerError,
+    request_signer::{self, Refusal, RequestKind, chain_pem, check_signer_name, is_final},
 };
 use crate::{
     auth::{BoundPod, Caller},

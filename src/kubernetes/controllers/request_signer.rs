@@ -4,58 +4,32 @@
 //! A request that can never be granted is refused; after a temporary failure, such as an unavailable token, it is
 //! retried. Writes carry the UID and resourceVersion that were read.
 
-use std::{
-    collections::HashMap,
-    fmt::Debug,
-    future::Future,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{future::Future, sync::Arc};
 
-use futures_util::{StreamExt, future, stream};
 use kube::{
     Api, Resource,
     api::{ListParams, PostParams},
-    runtime::{
-        controller::{self, Action, Config, Error as ControllerError},
-        reflector::{ObjectRef, store::Writer},
-        watcher::{self, Event},
-    },
+    runtime::{controller::Action, watcher},
 };
 use pki::Issued;
-use serde::{Serialize, de::DeserializeOwned};
 
-use super::Mistakes;
+use super::{
+    Mistakes,
+    request_loop::{self, Progress, Reconciler, RequestObject, SignerError, name_of},
+};
 use crate::{
     issue::{CertificateAuthority, IssueError},
-    kubernetes::{
-        Cluster,
-        cluster::chain,
-        reconcile::is_conflict,
-        status::StatusRecorder,
-        watch_stream::{WatchItem, watch_stream},
-    },
+    kubernetes::Cluster,
     policy::Kind,
 };
 
-pub(super) const CONCURRENT_REQUESTS: u16 = 32;
-/// Delay before a request is retried; istiod waits for a minute.
-pub(super) const RETRY_DELAY: Duration = Duration::from_secs(2);
 /// Maximum length of a condition's message in bytes.
 pub(super) const MAX_MESSAGE: usize = 1024;
 
 /// A kind of request, and how one signer answers it.
 pub(super) trait RequestKind: Send + Sync + 'static {
     /// The object.
-    type Object: Resource<DynamicType: Debug + Clone + Eq + Hash + Unpin>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Serialize
-        + Send
-        + Sync
-        + 'static;
+    type Object: RequestObject;
     /// The controller's name in logs, metrics and readiness.
     const CONTROLLER: &'static str;
     /// The kind's name in messages.
@@ -126,15 +100,6 @@ pub(super) fn shortened(message: &str) -> String {
     message.get(..end).unwrap_or_default().to_owned()
 }
 
-/// A request is neither granted nor refused yet.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SignerError {
-    #[error("{}", chain(.0))]
-    Api(#[from] kube::Error),
-    #[error(transparent)]
-    Issue(#[from] IssueError),
-}
-
 /// Checks the name of a signer (Kubernetes: pkg/apis/core/validation, ValidateSignerName). `section` is its section of
 /// the configuration.
 pub(super) fn check_signer_name(section: &str, name: &str, mistakes: &mut Mistakes) {
@@ -171,134 +136,47 @@ pub(super) fn chain_pem(issued: &Issued, include_root: bool) -> String {
     format!("{}{}{root}", issued.to_pem(), issuer.path_pem().concat())
 }
 
-/// Signs the requests for one signer name until dropped. Requests are independent of each other and exist before they
-/// are reconciled, so kube's `Controller` runs them concurrently.
+/// Signs the requests for one signer name until dropped.
 pub(super) async fn run<K: RequestKind>(cluster: Arc<Cluster>, ca: Arc<CertificateAuthority>, kind: K) {
     let requests = kind.api(&cluster, None);
     let ours = watcher::Config::default().fields(&format!("spec.signerName={}", kind.signer()));
-    let status = Mutex::new(StatusRecorder::new(K::CONTROLLER, &cluster));
     let watch = format!("the watch of {}s for {}", K::KIND, kind.signer());
-    let items = watch_stream(requests, ours);
-    let mut writer = Writer::new(kind.dynamic_type());
-    let (store, dynamic_type) = (writer.as_reader(), kind.dynamic_type());
-    let context = Arc::new(Signer { cluster, ca, kind, status, unwritten: Mutex::default() });
-    let signer = Arc::clone(&context);
-    let mut listed = Vec::new();
-    let changed = items.flat_map(move |item| {
-        if let WatchItem::Event(event) = &item {
-            writer.apply_watcher_event(event);
-        }
-        let requests = match item {
-            WatchItem::Event(Event::Apply(request)) => vec![request],
-            WatchItem::Event(Event::Init) => {
-                listed.clear();
-                Vec::new()
-            }
-            // The store has the requests of a list only when the list is complete.
-            WatchItem::Event(Event::InitApply(request)) => {
-                listed.push(request);
-                Vec::new()
-            }
-            WatchItem::Event(Event::InitDone) => {
-                signer.status().count("unchanged");
-                std::mem::take(&mut listed)
-            }
-            WatchItem::Event(Event::Delete(request)) => {
-                signer.forget(&name_of(&request));
-                Vec::new()
-            }
-            WatchItem::Failed(reason) => {
-                signer.status().watch(&watch, Some(reason));
-                Vec::new()
-            }
-            WatchItem::Recovered => {
-                signer.status().watch(&watch, None);
-                Vec::new()
-            }
-        };
-        stream::iter(requests.into_iter().map(Ok))
-    });
-    let signer = Arc::clone(&context);
-    controller::Controller::for_stream_with(changed, store, dynamic_type)
-        .with_config(Config::default().concurrency(CONCURRENT_REQUESTS))
-        .run(|request, signer| async move { signer.reconcile(&request).await }, retry, context)
-        .for_each(|result| {
-            // `retry` and the watch report all other failures.
-            if let Err(ControllerError::ObjectNotFound(request)) = result {
-                signer.forget(&name_of_reference(&request));
-            }
-            future::ready(())
-        })
-        .await;
-}
-
-fn retry<K: RequestKind>(request: Arc<K::Object>, error: &SignerError, signer: Arc<Signer<K>>) -> Action {
-    let mut status = signer.status();
-    status.object(&name_of(&*request), Some(error.to_string()));
-    status.count("error");
-    Action::requeue(RETRY_DELAY)
-}
-
-/// `namespace/name`, or the name of an object without a namespace.
-fn name_of(object: &impl Resource) -> String {
-    joined(object.meta().namespace.as_deref(), object.meta().name.as_deref().unwrap_or_default())
-}
-
-/// [`name_of`] the object that kube's `Controller` refers to.
-fn name_of_reference<L: kube::runtime::reflector::Lookup>(reference: &ObjectRef<L>) -> String {
-    joined(reference.namespace.as_deref(), &reference.name)
-}
-
-fn joined(namespace: Option<&str>, name: &str) -> String {
-    namespace.map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"))
+    let (dynamic_type, progress) = (kind.dynamic_type(), Progress::new(K::CONTROLLER, &cluster));
+    request_loop::run(requests, ours, dynamic_type, watch, Signer { cluster, ca, kind, progress }).await;
 }
 
 struct Signer<K> {
     cluster: Arc<Cluster>,
     ca: Arc<CertificateAuthority>,
     kind: K,
-    status: Mutex<StatusRecorder>,
-    /// Certificates that could not be written, with the request's UID, by the request's name: while the API server
-    /// fails, retries must not issue a certificate each.
-    unwritten: Mutex<HashMap<String, (Option<String>, Issued)>>,
+    /// A request's version is its UID.
+    progress: Progress<Option<String>>,
 }
 
-impl<K: RequestKind> Signer<K> {
-    fn status(&self) -> MutexGuard<'_, StatusRecorder> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+impl<K: RequestKind> Reconciler for Signer<K> {
+    type Object = K::Object;
+    type Version = Option<String>;
 
-    fn unwritten(&self) -> MutexGuard<'_, HashMap<String, (Option<String>, Issued)>> {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Drops the unwritten certificate of a request that is done or deleted.
-    fn forget(&self, name: &str) {
-        self.unwritten().remove(name);
-        self.status().object(name, None);
+    fn progress(&self) -> &Progress<Self::Version> {
+        &self.progress
     }
 
     async fn reconcile(&self, request: &K::Object) -> Result<Action, SignerError> {
         let name = name_of(request);
         if !self.kind.is_open(request) {
-            self.forget(&name);
+            self.progress.forget(&name);
             return Ok(Action::await_change());
         }
         let api = self.kind.api(&self.cluster, request.meta().namespace.as_deref());
         let object_name = request.meta().name.as_deref().unwrap_or_default();
         let uid = &request.meta().uid;
-        let issuer = self.ca.issuer();
-        let unwritten = self
-            .unwritten()
-            .remove(&name)
-            .filter(|(of, issued)| of == uid && Arc::ptr_eq(issued.tbs().issuer(), &issuer));
-        let decided = match unwritten {
-            Some((_, issued)) if self.kind.is_acceptable(&issued) => Ok(issued),
-            Some((of, issued)) => {
+        let decided = match self.progress.take_unwritten(&name, uid, &self.ca.issuer()) {
+            Some(issued) if self.kind.is_acceptable(&issued) => Ok(issued),
+            Some(issued) => {
                 // The API server was away for long. It must answer before another certificate is issued, or each retry
                 // would issue one.
                 if let Err(error) = api.list(&named(object_name)).await {
-                    self.unwritten().insert(name, (of, issued));
+                    self.progress.keep_unwritten(&name, uid.clone(), issued);
                     return Err(error.into());
                 }
                 self.kind.decide(&self.cluster, &self.ca, request).await?
@@ -321,25 +199,10 @@ impl<K: RequestKind> Signer<K> {
                 let (refusal, kind) = (refusal.message, K::LOG_KIND);
                 tracing::warn!(request = name, requester, refusal, kind, "refused a {}", K::KIND);
             }
-            (Err(_), Ok(issued)) => {
-                self.unwritten().insert(name.clone(), (uid.clone(), issued));
-            }
+            (Err(_), Ok(issued)) => self.progress.keep_unwritten(&name, uid.clone(), issued),
             (Err(_), Err(_)) => {}
         }
-        match result {
-            Ok(_) => {
-                self.forget(&name);
-                self.status().count("changed");
-                Ok(Action::await_change())
-            }
-            Err(kube::Error::Api(status)) if status.code == 404 => {
-                self.forget(&name);
-                Ok(Action::await_change())
-            }
-            // The request was changed meanwhile. The watch reports the change; the retry covers a missed event.
-            Err(error) if is_conflict(&error) => Ok(Action::requeue(RETRY_DELAY)),
-            Err(error) => Err(error.into()),
-        }
+        self.progress.written(&name, result)
     }
 }
 
