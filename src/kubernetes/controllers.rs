@@ -10,6 +10,7 @@ pub mod checkpoints;
 pub mod cluster_trust_bundle;
 mod corrections;
 pub mod csr_signer;
+mod in_every_namespace;
 pub mod intermediate;
 pub mod istiod_certificate;
 pub mod pod_certificates;
