@@ -112,6 +112,21 @@ fn no_directory(directory: &Path) -> Problem {
     Problem::with_remedy(&directory.display().to_string(), "is not a directory", remedy)
 }
 
+/// Reads one public file that is not one of a plug-in CA's, such as a CRL.
+///
+/// # Errors
+/// If it is missing, unreadable, or larger than 1 MiB.
+pub fn read_public(path: &Path) -> Result<Input, Problem> {
+    let name = path.display().to_string();
+    match read(path) {
+        Ok(bytes) => Ok(Input { name, bytes }),
+        Err((reason, remedy)) => {
+            let remedy = if path.exists() { remedy } else { "put it there, or correct its path in the configuration" };
+            Err(Problem::with_remedy(&name, reason, remedy))
+        }
+    }
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, (String, &'static str)> {
     match read_input(path, TEXT_MAX) {
         Ok(bytes) if bytes.len() > TEXT_MAX => Err(("is larger than 1 MiB".to_owned(), "give the PEM file itself")),

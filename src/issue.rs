@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::{
     auth::{Caller, DenylistCheck, Identity},
     policy::{Asked, Denied, Rules},
+    publication::Publication,
     signer::{Context, Priority, SignError, Signer},
     telemetry::{
         metrics::{self, Step},
@@ -88,6 +89,7 @@ pub enum IssueError {
 #[derive(Debug)]
 pub struct CertificateAuthority {
     issuer: watch::Sender<Arc<Issuer>>,
+    publication: watch::Sender<Arc<Publication>>,
     rules: Rules,
     denylist: DenylistCheck,
     limits: Limits,
@@ -130,8 +132,8 @@ impl CertificateAuthority {
     pub fn new(parts: Parts) -> Self {
         let Parts { issuer, rules, denylist, limits, first_class, default_deadline, clock, log, signer, recent } =
             parts;
-        let issuer = watch::Sender::new(issuer);
-        Self { issuer, rules, denylist, limits, first_class, default_deadline, clock, log, signer, recent }
+        let (issuer, publication) = (watch::Sender::new(issuer), watch::Sender::default());
+        Self { issuer, publication, rules, denylist, limits, first_class, default_deadline, clock, log, signer, recent }
     }
 
     /// The issuer for new requests.
@@ -149,6 +151,29 @@ impl CertificateAuthority {
     #[must_use]
     pub fn issuers(&self) -> watch::Receiver<Arc<Issuer>> {
         self.issuer.subscribe()
+    }
+
+    /// The CRLs of the bundle's CAs.
+    #[must_use]
+    pub fn publication(&self) -> Arc<Publication> {
+        Arc::clone(&self.publication.borrow())
+    }
+
+    /// Replaces the CRLs; nothing happens if they are the same.
+    pub fn replace_publication(&self, publication: Publication) {
+        self.publication.send_if_modified(|current| {
+            let is_another = **current != publication;
+            if is_another {
+                *current = Arc::new(publication);
+            }
+            is_another
+        });
+    }
+
+    /// The CRLs, now and after each change.
+    #[must_use]
+    pub fn publications(&self) -> watch::Receiver<Arc<Publication>> {
+        self.publication.subscribe()
     }
 
     /// The time of day, if it is plausible.

@@ -26,6 +26,7 @@ pub mod issue;
 pub mod kubernetes;
 pub mod limits;
 pub mod policy;
+pub mod publication;
 pub mod signer;
 pub mod telemetry;
 pub mod token_pool;

@@ -9,6 +9,7 @@ mod certificate_signer;
 pub mod checkpoints;
 pub mod cluster_trust_bundle;
 mod corrections;
+pub mod crl_configmap;
 pub mod csr_signer;
 mod in_every_namespace;
 pub mod intermediate;

@@ -84,6 +84,9 @@ pub fn needed(settings: &Settings, cluster: &settings::Cluster, own: Option<&Nam
             needed.extend(checkpoints.permissions(own));
         }
     }
+    // Several features need the same ones.
+    needed.sort();
+    needed.dedup();
     needed
 }
 

@@ -129,6 +129,16 @@ where
     (store, Signals { name: format!("the watch of {}", name.into()), signals })
 }
 
+/// The changes of a watched value, as those of a watch. `name` is what changes, for messages.
+pub(super) fn changes<T: Send + Sync + 'static>(mut value: watch::Receiver<T>, name: impl Into<String>) -> Signals {
+    value.mark_unchanged();
+    let later = stream::unfold(value, |mut value| async move {
+        value.changed().await.ok()?;
+        Some((Signal::Changed, value))
+    });
+    Signals { name: name.into(), signals: stream::iter([Signal::Listed]).chain(later).boxed() }
+}
+
 /// Runs a controller until dropped. The first reconcile runs after every watch has listed its objects; another runs
 /// whenever another CA certificate or other roots are in use.
 pub(super) async fn run(

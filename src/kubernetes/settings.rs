@@ -6,9 +6,9 @@ use serde::Deserialize;
 
 use super::controllers::{
     Controller, Grants, certificate_requests::CertManager, checkpoints::Checkpoints,
-    cluster_trust_bundle::ClusterTrustBundle, csr_signer::CsrSigner, intermediate::Intermediate,
-    istiod_certificate::IstiodCertificate, pod_certificates::PodSigner, root_configmap::RootConfigMap,
-    workload_secrets::WorkloadSecrets,
+    cluster_trust_bundle::ClusterTrustBundle, crl_configmap::CrlConfigMap, csr_signer::CsrSigner,
+    intermediate::Intermediate, istiod_certificate::IstiodCertificate, pod_certificates::PodSigner,
+    root_configmap::RootConfigMap, workload_secrets::WorkloadSecrets,
 };
 use crate::{
     auth::{ClusterName, jwt::settings::IssuerName},
@@ -59,6 +59,9 @@ pub struct Cluster {
     /// Publishes the roots in every namespace.
     #[serde(default)]
     pub root_configmap: Option<RootConfigMap>,
+    /// Publishes the CRLs in every namespace.
+    #[serde(default)]
+    pub crl_configmap: Option<CrlConfigMap>,
     /// Writes istiod's serving certificate as a Secret.
     #[serde(default)]
     pub istiod_certificate: Option<IstiodCertificate>,
@@ -141,6 +144,7 @@ impl Cluster {
         let pod_signers = Some(&self.pod_signers).filter(|signers| !signers.is_empty());
         [
             configured(self.root_configmap.as_ref()),
+            configured(self.crl_configmap.as_ref()),
             configured(self.istiod_certificate.as_ref()),
             configured(self.workload_secrets.as_ref()),
             configured(signers),

@@ -319,6 +319,18 @@ fn describe() {
         ("istio_hsm_ca_log_disk_bytes", "Bytes of the issuance log's lines on the disk."),
         ("istio_hsm_ca_log_checkpoint_timestamp_seconds", "When the last checkpoint was signed, Unix time in seconds."),
         ("istio_hsm_ca_excess_signatures", "ALARM above 0: signatures of the hosts beyond the log's intents."),
+        (
+            "istio_hsm_ca_crl_this_update_timestamp_seconds",
+            "When the CRL of the CA, or the one of the other CAs that expires first, was issued, Unix time in seconds.",
+        ),
+        (
+            "istio_hsm_ca_crl_next_update_timestamp_seconds",
+            "When that CRL expires and proxies reject every certificate below its CA, Unix time in seconds.",
+        ),
+        ("istio_hsm_ca_crl_entries", "Revoked certificates in that CRL."),
+        ("istio_hsm_ca_crls_enabled", "1 when the CRLs are to be published."),
+        ("istio_hsm_ca_crls_publishable", "1 when every CA of the bundle has a current CRL."),
+        ("istio_hsm_ca_crls_bytes", "Size of all CRLs; a ConfigMap holds 1048576."),
         ("istio_hsm_ca_connections", "Open connections of the gRPC endpoint."),
     ];
     for (name, help) in gauges {

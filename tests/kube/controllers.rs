@@ -103,6 +103,12 @@ async fn root_configmap_reports_each_missing_permission() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an API server: make test-kube"]
+async fn crl_configmap_reports_each_missing_permission() {
+    each(Kind::Crls, 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server: make test-kube"]
 async fn istiod_certificate_reports_each_missing_permission() {
     each(Kind::Istiod, 5).await;
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use istio_hsm_ca::kubernetes::{
     cert_manager::{CertificateRequest, HsmClusterIssuer, condition},
     controllers::{
-        certificate_requests, cluster_trust_bundle, csr_signer, intermediate, istiod_certificate, pod_certificates,
-        root_configmap, workload_secrets,
+        certificate_requests, cluster_trust_bundle, crl_configmap, csr_signer, intermediate, istiod_certificate,
+        pod_certificates, root_configmap, workload_secrets,
     },
     secret::MANAGED_BY,
 };
@@ -38,6 +38,7 @@ use testkit::plug_in::PlugIn;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Roots,
+    Crls,
     Istiod,
     Intermediate,
     Signer,
@@ -48,8 +49,9 @@ pub enum Kind {
 }
 
 /// Their preparations run in this order: `Pods` uses an account of `Workloads`.
-pub const ALL: [Kind; 8] = [
+pub const ALL: [Kind; 9] = [
     Kind::Roots,
+    Kind::Crls,
     Kind::Istiod,
     Kind::Intermediate,
     Kind::Signer,
@@ -64,6 +66,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Roots => root_configmap::NAME,
+            Self::Crls => crl_configmap::NAME,
             Self::Istiod => istiod_certificate::NAME,
             Self::Intermediate => intermediate::NAME,
             Self::Signer => csr_signer::NAME,
@@ -79,6 +82,10 @@ impl Kind {
         let namespace = &cluster.namespace;
         match self {
             Self::Roots => format!("[kubernetes.cluster.root_configmap]\nnamespace_selector = 'mesh={namespace}'\n"),
+            Self::Crls => format!(
+                "[kubernetes.cluster.crl_configmap]\n\
+                 namespace_selector = 'kubernetes.io/metadata.name in ({namespace},{namespace}-c)'\n"
+            ),
             Self::Istiod => format!("[kubernetes.cluster.istiod_certificate]\nnamespace = '{namespace}'\n"),
             Self::Intermediate => format!("[kubernetes.cluster.intermediate]\nnamespace = '{namespace}'\n"),
             Self::Signer => format!(
@@ -120,6 +127,15 @@ impl Kind {
                 for name in [&cluster.namespace, &other] {
                     namespaces.patch(name, &PatchParams::default(), &label).await.unwrap();
                 }
+            }
+            Self::Crls => {
+                cluster.make_namespace(&format!("{}-c", cluster.namespace)).await;
+                let wrong = ConfigMap {
+                    metadata: named("istio-ca-crl"),
+                    data: Some([("ca-crl.pem".to_owned(), "wrong".to_owned())].into()),
+                    ..ConfigMap::default()
+                };
+                cluster.api::<ConfigMap>().create(&PostParams::default(), &wrong).await.unwrap();
             }
             Self::Istiod | Self::Intermediate | Self::TrustBundles => {}
             Self::Pods => {
@@ -163,7 +179,7 @@ impl Kind {
                 let signer = format!("{}.example.com/pods", cluster.namespace);
                 trust_bundles::create(cluster, &name, &signer, &PlugIn::intermediate().root_cert).await;
             }
-            Self::Roots | Self::Signer | Self::Workloads | Self::Pods | Self::CertManager => {}
+            Self::Roots | Self::Crls | Self::Signer | Self::Workloads | Self::Pods | Self::CertManager => {}
         }
     }
 
@@ -220,6 +236,15 @@ impl Kind {
                     serials.insert(namespace, certificate(roots.as_bytes()).0);
                 }
             }
+            // Nothing is published without a section [revocation].
+            Self::Crls => {
+                for namespace in [cluster.namespace.clone(), format!("{}-c", cluster.namespace)] {
+                    let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &namespace);
+                    let crls = api.get_opt("istio-ca-crl").await.unwrap()?.data?.remove("ca-crl.pem")?;
+                    crls.is_empty().then_some(())?;
+                    serials.insert(format!("{namespace} CRLs"), crls);
+                }
+            }
             Self::Istiod => drop(serials.insert("istiod-tls".into(), serial(&secrets, "istiod-tls", "tls.crt").await?)),
             Self::Intermediate => {
                 drop(serials.insert("cacerts".into(), serial(&secrets, "cacerts", "ca-cert.pem").await?))
@@ -273,7 +298,7 @@ impl Kind {
     /// Number of certificates needed to reach the desired state.
     pub fn certificates(self) -> u64 {
         match self {
-            Self::Roots | Self::TrustBundles => 0,
+            Self::Roots | Self::Crls | Self::TrustBundles => 0,
             Self::Istiod | Self::Intermediate | Self::Signer | Self::CertManager => 1,
             // The Secrets of the test's own accounts add to these.
             Self::Workloads => 2,

@@ -8,6 +8,7 @@
 mod cert_manager;
 mod cert_manager_itself;
 mod controllers;
+mod crls;
 mod csrs;
 mod cuts;
 mod harness;

@@ -21,7 +21,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("daemon", &["*", "!cli"]),
     // These are the errors that `issue` returns, which one match maps to gRPC codes.
     ("grpc", &["auth", "issue", "policy::Asked", "policy::Denied", "policy::Kind", "signer::*Error"]),
-    ("issue", &["auth::Caller", "auth::DenylistCheck", "policy", "signer"]),
+    ("issue", &["auth::Caller", "auth::DenylistCheck", "policy", "publication", "signer"]),
     (
         "kubernetes",
         &[
@@ -33,10 +33,12 @@ const TABLE: &[(&str, &[&str])] = &[
             "policy::Kind",
             "policy::Scope",
             "policy::*Rules",
+            "publication",
         ],
     ),
     ("limits", &[]),
     ("policy", &["auth::Caller"]),
+    ("publication", &[]),
     ("signer", &[]),
     ("telemetry", &[]),
     ("token_pool", &["signer"]),

@@ -13,6 +13,7 @@ use rcgen::{KeyPair, PublicKeyData, RsaKeySize, SigningKey};
 use super::{
     Bundle, Issuer, Profile, PublicKey, Template, VerifiedCsr, algorithm,
     bundle::{BundleFiles, Input},
+    crl::{CrlContent, CrlIssuer, CrlTbs, SignedCrl},
 };
 use crate::identity::Name;
 
@@ -69,6 +70,15 @@ impl SoftCa {
         let certificate = params.self_signed(key).unwrap();
         Self { key, issuer: plug_in(&certificate.pem(), &certificate.pem()) }
     }
+}
+
+/// A CRL of a software CA without entries, in PEM; of the day before [`now`].
+pub fn crl(ca: &SoftCa, number: u64, next_update: SystemTime) -> String {
+    let issuer = CrlIssuer::from_certificate(ca.issuer.certificate()).unwrap();
+    let content = CrlContent { number, this_update: now() - DAY, next_update, entries: Vec::new() };
+    let tbs = Arc::new(CrlTbs::build(issuer, content).unwrap());
+    let signature = ca.key.sign(tbs.der()).unwrap();
+    SignedCrl::assemble(tbs, &signature).unwrap().to_pem()
 }
 
 /// The issuer of a plug-in CA's files, without a cert-chain.pem.

@@ -45,7 +45,9 @@ pub struct Authority<'a> {
 pub struct Judgement<'a> {
     /// The CAs from the issuing one up to its root, then the other roots.
     pub authorities: Vec<Authority<'a>>,
-    /// Why the CRLs must not be published.
+    /// Why the issuing CA has no CRL among them, if it has none: the only problem that is not the operator's to solve.
+    pub missing_own: Option<Problem>,
+    /// Why else the CRLs must not be published.
     pub problems: Vec<Problem>,
     /// What cannot be decided here.
     pub warnings: Vec<Warning>,
@@ -79,10 +81,21 @@ const WITHOUT_KEY_ID: &str = "have the CRL issued again with authorityKeyIdentif
 #[must_use]
 pub fn judge<'a>(issuer: &Issuer, crls: &'a [Crl], now: SystemTime, margin: Duration) -> Judgement<'a> {
     let candidates = candidates(issuer);
-    let mut judged = Judgement { authorities: Vec::new(), problems: Vec::new(), warnings: Vec::new() };
+    let mut judged =
+        Judgement { authorities: Vec::new(), missing_own: None, problems: Vec::new(), warnings: Vec::new() };
     for candidate in &candidates {
         let has_namesake = candidates.iter().filter(|other| other.subject() == candidate.subject()).count() > 1;
-        let crl = candidate.crl(crls, has_namesake, &mut judged.problems);
+        let crl = match candidate.crl(crls, has_namesake, &mut judged.problems) {
+            Ok(crl) => Some(crl),
+            Err(problem) if candidate.role == Role::Ca => {
+                judged.missing_own = Some(problem);
+                None
+            }
+            Err(problem) => {
+                judged.problems.push(problem);
+                None
+            }
+        };
         judged.authorities.push(Authority { role: candidate.role, subject: candidate.name(), crl });
     }
     for crl in crls {
@@ -153,16 +166,13 @@ impl Candidate {
     }
 
     /// The CA's CRL; what is wrong with it or with the CA is added to the problems.
-    fn crl<'a>(&self, crls: &'a [Crl], has_namesake: bool, problems: &mut Vec<Problem>) -> Option<&'a Crl> {
+    fn crl<'a>(&self, crls: &'a [Crl], has_namesake: bool, problems: &mut Vec<Problem>) -> Result<&'a Crl, Problem> {
         if self.certificates.iter().any(|certificate| certificate.may_sign_crls == Some(false)) {
             let reason = "lacks cRLSign in keyUsage: Envoy rejects all certificates below it as soon as there is a CRL";
             problems.push(Problem::with_remedy(&self.label(), reason, REISSUE));
         }
         let own: Vec<&Crl> = crls.iter().filter(|crl| crl.issuer == self.subject() && self.has_signed(crl)).collect();
-        let Some(crl) = own.first().copied() else {
-            problems.push(self.without_crl(crls));
-            return None;
-        };
+        let crl = own.first().copied().ok_or_else(|| self.without_crl(crls))?;
         if let [first, second, ..] = own.as_slice() {
             let reason =
                 format!("has two CRLs, in {} and {}; which of them counts is undefined", first.place(), second.place());
@@ -185,7 +195,7 @@ impl Candidate {
                 format!("has no authorityKeyIdentifier, and the bundle has several CAs with the name {}", self.name());
             problems.push(Problem::with_remedy(&crl.place(), reason, WITHOUT_KEY_ID));
         }
-        Some(crl)
+        Ok(crl)
     }
 
     fn without_crl(&self, crls: &[Crl]) -> Problem {
@@ -202,7 +212,9 @@ impl Candidate {
             );
         }
         let remedy = match self.role {
-            Role::Ca => "this daemon signs its CRL; the line `revocation` at /readyz says why there is none".to_owned(),
+            Role::Ca => {
+                "this daemon signs its CRL; the line `CRL signing` at /readyz says why there is none".to_owned()
+            }
             Role::Intermediate | Role::Root => format!(
                 "have its owner issue a CRL, even if nothing is revoked (`openssl ca -gencrl`), and name its file in \
                  [revocation] crl_files{}",

@@ -319,7 +319,8 @@ impl Pki {
         }
         // A file that is refused counts for nothing; what only follows from that is not compared.
         if refusals.is_empty() {
-            refusals.extend(judge(bundle.issuer(), &crls, now, MARGIN).problems.iter().map(ToString::to_string));
+            let judged = judge(bundle.issuer(), &crls, now, MARGIN);
+            refusals.extend(judged.missing_own.iter().chain(&judged.problems).map(ToString::to_string));
         }
         refusals
     }

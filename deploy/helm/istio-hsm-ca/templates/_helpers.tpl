@@ -91,7 +91,7 @@ seccompProfile:
 {{/* "true" if a controller runs for any cluster; it then needs a Lease in this one. */}}
 {{- define "ca.leads" -}}
 {{- range (.Values.config.kubernetes | default dict).cluster -}}
-{{- range list .root_configmap .istiod_certificate .intermediate .workload_secrets .signer .pod_signer .cluster_trust_bundle .cert_manager -}}
+{{- range list .root_configmap .crl_configmap .istiod_certificate .intermediate .workload_secrets .signer .pod_signer .cluster_trust_bundle .cert_manager -}}
 {{- if or (kindIs "map" .) (and (kindIs "slice" .) .) -}}true{{- end -}}
 {{- end -}}
 {{- end -}}
