@@ -32,6 +32,7 @@ use istio_hsm_ca::{
         tls::{ServingCertificate, server_config},
     },
     policy::{Asked, Rules},
+    revocation::Revocations,
     telemetry::{
         RequestId,
         metrics::{self, Step},
@@ -137,7 +138,8 @@ fn measure(directory: &Path, storm: bool) {
         "[[jwt]]\nissuer = \"https://bench.invalid\"\nkeys = {{ file = {{ path = {keys:?} }} }}\ntrust_domain = \"cluster.local\"\n"
     ))
     .unwrap();
-    let authenticator = Authenticator::new(&settings, &["cluster.local".parse().unwrap()]).unwrap();
+    let authenticator =
+        Authenticator::new(&settings, &["cluster.local".parse().unwrap()], &Revocations::default()).unwrap();
     let rsa_issuer = issuer(&rsa, now);
     runtime.block_on(async {
         authenticator.start();
@@ -150,6 +152,7 @@ fn measure(directory: &Path, storm: bool) {
         cluster_id: ClusterId::Named("Kubernetes"),
         client_chain: None,
         peer: None,
+        node: None,
         client: None,
     };
     let authenticate = || runtime.block_on(authenticator.authenticate(&credentials, &rsa_issuer, now)).unwrap();

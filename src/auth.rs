@@ -88,6 +88,8 @@ impl Method {
 /// A part of the daemon as a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum InternalCaller {
+    /// The CRL.
+    Crl,
     /// The endpoint's own TLS certificate.
     ServingCertificate,
 }
@@ -166,6 +168,7 @@ impl std::fmt::Display for Identity {
             Self::Requester { cluster, signer, username } => {
                 write!(f, "requester:cluster={cluster}:signer={signer}:username={}", username.escape_debug())
             }
+            Self::Internal(InternalCaller::Crl) => f.write_str("internal:crl"),
             Self::Internal(InternalCaller::ServingCertificate) => f.write_str("internal:serving-certificate"),
             Self::Operator { uid } => write!(f, "operator:uid={uid}"),
             Self::Pod { cluster, signer, account, name, services: _ } => {
@@ -202,6 +205,7 @@ pub struct Caller {
     cluster: Option<ClusterName>,
     pod: Option<Arc<BoundPod>>,
     peer: Option<IpAddr>,
+    node: Option<Arc<str>>,
     acts_for: Option<SpiffeId>,
 }
 
@@ -211,6 +215,7 @@ impl From<&Caller> for CallerField {
             method: caller.method().as_str().to_owned(),
             identity: caller.identity().to_string(),
             peer: caller.peer(),
+            node: caller.node().map(str::to_owned),
         }
     }
 }
@@ -278,14 +283,14 @@ impl Caller {
         Self::plain(method, Identity::Workload(id))
     }
 
-    /// The same caller, permitted to impersonate another identity.
+    /// The same caller, permitted to impersonate another identity on its node.
     #[must_use]
-    pub(crate) fn acting_for(self, id: SpiffeId) -> Self {
-        Self { acts_for: Some(id), ..self }
+    pub(crate) fn acting_for(self, id: SpiffeId, node: &str) -> Self {
+        Self { acts_for: Some(id), node: Some(node.into()), ..self }
     }
 
     fn plain(method: Method, identity: Identity) -> Self {
-        Self { method, identity, cluster: None, pod: None, peer: None, acts_for: None }
+        Self { method, identity, cluster: None, pod: None, peer: None, node: None, acts_for: None }
     }
 
     /// How the caller was authenticated.
@@ -332,6 +337,12 @@ impl Caller {
                 | Identity::CertificateRequester(_),
             ) => None,
         }
+    }
+
+    /// The Kubernetes node of the caller's pod, if the authentication has established it: of ztunnel, by the watched pods.
+    #[must_use]
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_deref()
     }
 
     /// Source address of the caller's connection.

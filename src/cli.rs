@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod install;
 pub mod issue;
 pub mod log;
+pub mod revoke;
 pub mod serve;
 pub mod token;
 mod token_host;
@@ -54,6 +55,8 @@ enum Command {
     Log(log::LogCommand),
     /// Write the man pages of all commands.
     Man(documentation::ManArgs),
+    /// Revoke certificates, and deny further ones to those who obtained them.
+    Revoke(Box<revoke::Args>),
     /// Run the daemon.
     Serve(serve::Args),
     /// Run the token host: the program istio-hsm-ca-token-host, with these arguments.
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Issue(args) => issue::run(args, output),
         Command::Log(args) => log::run(args, output),
         Command::Man(args) => documentation::man(&args),
+        Command::Revoke(args) => revoke::run(*args, output),
         Command::Serve(args) => serve::run(args),
         Command::TokenHost(_) => Ok(()),
     };

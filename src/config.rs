@@ -52,6 +52,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[rate_limits]`.
     pub rate_limits: limits::Settings,
+    /// `[revocation]`; without it, nothing is revoked.
+    pub revocation: Option<crate::revocation::Settings>,
     /// `[kubernetes]`; without it, no API server is used.
     pub kubernetes: Option<crate::kubernetes::Settings>,
     /// `[logging]`.
@@ -151,11 +153,24 @@ impl Config {
         let admin: Option<Admin> = document.section_or_default("admin");
         let rate_limits: Option<limits::Settings> = document.section_or_default("rate_limits");
         let logging: Option<logging::Settings> = document.section_or_default("logging");
-        let kubernetes: Option<crate::kubernetes::Settings> = document.optional_section("kubernetes");
+        let revocation: Option<crate::revocation::Settings> = document.optional_section("revocation");
+        let mut kubernetes: Option<crate::kubernetes::Settings> = document.optional_section("kubernetes");
+        if let Some(kubernetes) = &mut kubernetes {
+            kubernetes.revocations =
+                revocation.as_ref().and_then(|revocation| revocation.config_map().map(str::to_owned));
+        }
         if let (Some(settings), Some(ca), Some(auth), Some(hosts)) = (&kubernetes, &ca, &auth, &token_host) {
             kubernetes::check(settings, ca, auth, hosts, &mut document);
         }
         ca.iter().for_each(|ca| ca.check(&mut document));
+        for (key, mistake) in revocation.iter().flat_map(|revocation| revocation.mistakes()) {
+            document.refuse(&format!("[revocation] {key}"), mistake);
+        }
+        if revocation.as_ref().is_some_and(|revocation| revocation.config_map().is_some()) && kubernetes.is_none() {
+            let problem =
+                "is a ConfigMap, and [kubernetes] is missing; add it with a cluster, or keep the state in a file";
+            document.refuse("[revocation] store", problem);
+        }
         for jwt in auth.iter().flat_map(|auth| &auth.jwt) {
             if let Some(mistake) = sections::mistake_in_audiences(&jwt.audiences) {
                 document.refuse("[auth] jwt.audiences", format!("{mistake} (issuer {})", jwt.issuer));
@@ -183,6 +198,7 @@ impl Config {
                 has_log_origin,
                 admin,
                 rate_limits,
+                revocation,
                 kubernetes,
                 logging,
                 confirm_clock: Arc::from("istio-hsm-ca log confirm-clock"),
@@ -301,6 +317,13 @@ directory = "/var/lib/istio-hsm-ca/log"
                 "[auth]\nclient_certificate = { max_age = \"0s\" }\n[log]",
                 "[auth] client_certificate.max_age: ",
             ),
+            ("[log]", "[revocation]\n[log]", "[revocation]: missing field `store`"),
+            (
+                "[log]",
+                "[revocation]\nstore = { file = '/s' }\nlifetime = '1h'\n[log]",
+                "[revocation] lifetime: must be",
+            ),
+            ("[log]", "[revocation]\nstore = { config_map = 'a' }\n[log]", "[revocation] store: is a ConfigMap"),
             ("[log]", "[listen.serving]\n[log]", "[listen] serving: unknown field"),
             ("[log]", "[logs]", "[logs]: no such section"),
             ("[log]", "[log]\nsegment_bytes = 0", "[log] segment_bytes: "),

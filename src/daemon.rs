@@ -13,6 +13,7 @@ pub mod operator;
 pub mod preparation;
 pub mod readiness;
 pub mod reload;
+pub mod revocation;
 pub mod runtime;
 pub mod setup;
 pub mod snapshot;
@@ -35,6 +36,7 @@ use crate::{
     auth::Authenticator,
     config::{Admin, Config},
     grpc::{self, service::CertificateService},
+    revocation::StoreError,
     telemetry::metrics::{self, Metrics},
 };
 use background::Background;
@@ -73,6 +75,9 @@ pub enum DaemonError {
     /// The CA, its log or its tokens cannot be set up.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The store of revocation cannot be used.
+    #[error("[revocation] store: {0}")]
+    Revocation(#[from] StoreError),
     /// The system refuses signals.
     #[error("signals cannot be received")]
     Signal(#[source] std::io::Error),
@@ -95,7 +100,7 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     let metrics = metrics::install();
     // First of all, so that the daemon is not ready before it listens, by when every other part has registered.
     let listening = readiness.required("gRPC endpoint");
-    let Prepared { admin, authenticator, bundle, clusters, endpoint, status_page } =
+    let Prepared { admin, authenticator, bundle, clusters, endpoint, status_page, revocations } =
         Preparation::run(&config).await.complete()?;
     serve_admin(admin, Hosts::new(&config.admin.hosts), &readiness, &metrics, &background);
     let clusters = clusters
@@ -106,12 +111,21 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
         None => authenticator,
     });
     authenticator.start();
-    let core = setup::core(&config, bundle, authenticator.denylist(), &readiness, &background)?;
+    let core = setup::core(&config, bundle, authenticator.denylist(), &revocations, &readiness, &background)?;
+    let leadership = clusters.as_ref().and_then(|clusters| clusters::elect(&config, clusters, &background));
+    let leading = leadership.as_ref().map(|leadership| &leadership.here);
+    let _crls = revocation::start(
+        &config,
+        &core,
+        &revocations,
+        clusters.as_deref(),
+        leading.cloned(),
+        &readiness,
+        &background,
+    )?;
     let standing = clusters.as_ref().map(|clusters| {
-        let leadership = clusters::elect(&config, clusters, &background);
-        let leading = leadership.as_ref().map(|leadership| &leadership.here);
         controllers::start(&config, clusters, &core.ca, leading, &readiness, &background);
-        clusters::ClustersStatus::new(clusters, leadership)
+        clusters::ClustersStatus::new(clusters, leadership.clone())
     });
     let parts = (authenticator, standing, endpoint, status_page);
     let served =

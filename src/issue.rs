@@ -2,6 +2,7 @@
 //!
 //! Each rejection is a variant of one closed enum. Each front end maps it to its own error in one exhaustive match.
 
+mod crl;
 mod label;
 pub mod limits;
 pub mod outcome;
@@ -17,13 +18,14 @@ use crate::{
     auth::{Caller, DenylistCheck, Identity},
     policy::{Asked, Denied, Rules},
     publication::Publication,
-    signer::{Context, Priority, SignError, Signer},
+    revocation::{Revocations, Subject},
+    signer::{Context, Priority, SignError, Signer, ToBeSigned},
     telemetry::{
         metrics::{self, Step},
         recent::Recent,
     },
 };
-use audit_log::{Intent, Log, LogError, Outcome, Recorded};
+use audit_log::{Intent, Log, LogError, Outcome};
 use limits::{Limited, Limits};
 use outcome::{IssuedBy, RequestInfo};
 use pki::{
@@ -92,6 +94,7 @@ pub struct CertificateAuthority {
     publication: watch::Sender<Arc<Publication>>,
     rules: Rules,
     denylist: DenylistCheck,
+    revocations: Revocations,
     limits: Limits,
     first_class: Vec<pki::identity::SpiffeId>,
     default_deadline: Duration,
@@ -110,6 +113,8 @@ pub struct Parts {
     pub rules: Rules,
     /// Identities and keys that get no certificate.
     pub denylist: DenylistCheck,
+    /// Revoked certificates, and whom no further ones are issued to.
+    pub revocations: Revocations,
     /// Rate limits.
     pub limits: Limits,
     /// Identities whose requests have high priority: istiod's, gateways'.
@@ -130,10 +135,34 @@ impl CertificateAuthority {
     /// Assembles the pipeline.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { issuer, rules, denylist, limits, first_class, default_deadline, clock, log, signer, recent } =
-            parts;
+        let Parts {
+            issuer,
+            rules,
+            denylist,
+            revocations,
+            limits,
+            first_class,
+            default_deadline,
+            clock,
+            log,
+            signer,
+            recent,
+        } = parts;
         let (issuer, publication) = (watch::Sender::new(issuer), watch::Sender::default());
-        Self { issuer, publication, rules, denylist, limits, first_class, default_deadline, clock, log, signer, recent }
+        Self {
+            issuer,
+            publication,
+            rules,
+            denylist,
+            revocations,
+            limits,
+            first_class,
+            default_deadline,
+            clock,
+            log,
+            signer,
+            recent,
+        }
     }
 
     /// The issuer for new requests.
@@ -232,33 +261,43 @@ impl CertificateAuthority {
         if let Some(entry) = self.denylist.denied(&caller, grant.template()) {
             return Err(Denied::Denylist(entry).into());
         }
+        let subject = Subject {
+            caller: caller.for_whom(),
+            names: &grant.template().names,
+            key: grant.template().public_key.fingerprint(),
+            node: caller.node(),
+        };
+        if let Some(reason) = self.revocations.denied(&subject, now) {
+            return Err(Denied::Revoked(reason).into());
+        }
         self.limits.admit_names(&caller, grant.template())?;
         let tbs = Arc::new(Tbs::build(grant.template().clone(), issuer, Serial::random())?);
         timer.record(Step::Build);
         let priority = self.priority(&caller);
-        let intent = Intent { request_id: id.to_string(), time: now, caller: (&caller).into(), tbs };
-        let recorded = self.log.record(intent).await?;
+        let intent = Intent { request_id: id.to_string(), time: now, caller: (&caller).into(), tbs: Arc::clone(&tbs) };
+        let message = ToBeSigned::Certificate(self.log.record(intent).await?);
         timer.record(Step::Log);
         let context = Context { request_id: id, deadline, priority, avoid: Vec::new() };
-        self.sign(recorded, context, timer).await
+        self.sign(&message, context, timer, |signature| Issued::assemble(Arc::clone(&tbs), signature)).await
     }
 
-    /// Requests the signature for a recorded certificate and verifies it. After a wrong signature, another token is
-    /// used.
-    async fn sign(
+    /// Requests the signature for a recorded message and verifies it with `assemble`. After a wrong signature, another
+    /// token is used. Returns the signed object and the name of the token.
+    async fn sign<T>(
         &self,
-        recorded: Recorded<Arc<Tbs>>,
+        message: &ToBeSigned,
         mut context: Context,
         mut timer: StageTimer,
-    ) -> Result<IssuedBy, IssueError> {
-        let mut guard = OutcomeGuard { log: &self.log, index: recorded.index(), outcome: None };
+        assemble: impl Fn(&[u8]) -> Result<T, VerifyError>,
+    ) -> Result<(T, Arc<str>), IssueError> {
+        let mut guard = OutcomeGuard { log: &self.log, index: message.index(), outcome: None };
         loop {
-            let signed = match self.signer.sign(&recorded, &context).await {
+            let signed = match self.signer.sign(message, &context).await {
                 Ok(signed) => signed,
                 Err(error) => return Err(guard.failed(error.into())),
             };
             timer.record(Step::Sign);
-            let issued = Issued::assemble(Arc::clone(recorded.value()), &signed.signature);
+            let issued = assemble(&signed.signature);
             timer.record(Step::Verify);
             self.signer.verdict(&signed.source, issued.is_ok());
             let token = signed.source.token;
@@ -269,7 +308,7 @@ impl CertificateAuthority {
                 }
                 Err(error) => {
                     let request_id = &*context.request_id;
-                    tracing::error!(request_id, token = &*token, %error, "ALARM: the token returned a wrong signature; the certificate is not released");
+                    tracing::error!(request_id, token = &*token, %error, "ALARM: the token returned a wrong signature, which is not released");
                     metrics::wrong_signature(&token);
                     context.avoid.push(token);
                     if context.avoid.len() >= WRONG_SIGNATURES {

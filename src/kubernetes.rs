@@ -12,6 +12,7 @@ pub mod permissions;
 pub mod pods;
 mod reconcile;
 pub mod reviewer;
+pub mod revocations;
 pub mod secret;
 pub mod served;
 pub mod settings;

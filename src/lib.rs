@@ -27,6 +27,7 @@ pub mod kubernetes;
 pub mod limits;
 pub mod policy;
 pub mod publication;
+pub mod revocation;
 pub mod signer;
 pub mod telemetry;
 pub mod token_pool;

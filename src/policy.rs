@@ -148,6 +148,8 @@ impl Rules {
             Identity::Controller { cluster, name, subject } => {
                 self.controller(cluster, name, subject.as_ref(), issuer)?
             }
+            // It obtains no certificate.
+            Identity::Internal(InternalCaller::Crl) => return Err(Denied::NotConfigured("a certificate for the CRL")),
             Identity::Internal(InternalCaller::ServingCertificate) => {
                 Allowed::leaf(self.serving_names()?, self.serving_ttl)
             }

@@ -9,10 +9,48 @@ use std::{
 };
 
 use audit_log::Recorded;
-use pki::Tbs;
+use pki::{CrlTbs, PublicKey, Tbs};
 
 /// A boxed future, since [`Signer`] is used as a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What the CA's key signs: only messages that the log has recorded. Clones share the message.
+#[derive(Clone, Debug)]
+pub enum ToBeSigned {
+    /// A certificate.
+    Certificate(Recorded<Arc<Tbs>>),
+    /// A CRL.
+    Crl(Recorded<Arc<CrlTbs>>),
+}
+
+impl ToBeSigned {
+    /// The DER message.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        match self {
+            Self::Certificate(recorded) => recorded.value().der(),
+            Self::Crl(recorded) => recorded.value().der(),
+        }
+    }
+
+    /// The key in the CA certificate.
+    #[must_use]
+    pub fn key(&self) -> &PublicKey {
+        match self {
+            Self::Certificate(recorded) => recorded.value().issuer().public_key(),
+            Self::Crl(recorded) => recorded.value().issuer().public_key(),
+        }
+    }
+
+    /// Index of the intent in the log.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        match self {
+            Self::Certificate(recorded) => recorded.index(),
+            Self::Crl(recorded) => recorded.index(),
+        }
+    }
+}
 
 /// The queue priority of a request; never chosen by the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -83,14 +121,10 @@ pub enum SignError {
     Unavailable(String),
 }
 
-/// Signs certificates. Owned by `issue` only.
+/// Signs certificates and CRLs. Owned by `issue` only.
 pub trait Signer: Debug + Send + Sync {
-    /// Signs a recorded certificate with its issuer's key.
-    fn sign<'a>(
-        &'a self,
-        tbs: &'a Recorded<Arc<Tbs>>,
-        context: &'a Context,
-    ) -> BoxFuture<'a, Result<Signed, SignError>>;
+    /// Signs a recorded message with its issuer's key.
+    fn sign<'a>(&'a self, message: &'a ToBeSigned, context: &'a Context) -> BoxFuture<'a, Result<Signed, SignError>>;
 
     /// Reports whether a signature verified with the CA certificate's key: a wrong one costs the session, repeated ones
     /// the token; a correct one closes a half-open breaker.

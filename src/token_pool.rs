@@ -31,10 +31,9 @@ pub use health::{Phase, PoolHealth, TokenHealth};
 use job::{Job, Message};
 use state::Shared;
 
-use crate::signer::{BoxFuture, Context, Priority, SignError, Signed, Signer, Source};
+use crate::signer::{BoxFuture, Context, Priority, SignError, Signed, Signer, Source, ToBeSigned};
 use ::token::call_metrics::Calls;
-use audit_log::Recorded;
-use pki::{Profile, PublicKey, Tbs};
+use pki::{Profile, PublicKey};
 use process::logging;
 use token_host::{
     self,
@@ -283,22 +282,19 @@ impl Pool {
 const OWN_KEY: Fingerprint = [0; 32];
 
 impl Signer for Pool {
-    fn sign<'a>(
-        &'a self,
-        tbs: &'a Recorded<Arc<Tbs>>,
-        context: &'a Context,
-    ) -> BoxFuture<'a, Result<Signed, SignError>> {
+    fn sign<'a>(&'a self, message: &'a ToBeSigned, context: &'a Context) -> BoxFuture<'a, Result<Signed, SignError>> {
         Box::pin(async move {
-            let tbs = Arc::clone(tbs.value());
-            let kind = match tbs.template().profile {
-                Profile::Intermediate { .. } => Kind::Intermediate,
-                Profile::Leaf => Kind::Leaf,
-                Profile::SelfSignedRoot { .. } => {
-                    return Err(SignError::Refused("a root is signed by the command that makes it".to_owned()));
-                }
+            let kind = match message {
+                ToBeSigned::Certificate(recorded) => match recorded.value().template().profile {
+                    Profile::Intermediate { .. } => Kind::Intermediate,
+                    Profile::Leaf => Kind::Leaf,
+                    Profile::SelfSignedRoot { .. } => {
+                        return Err(SignError::Refused("a root is signed by the command that makes it".to_owned()));
+                    }
+                },
+                ToBeSigned::Crl(_) => Kind::Crl,
             };
-            let key = tbs.issuer().public_key().fingerprint();
-            self.submit(kind, key, Message::Tbs(tbs), context).await
+            self.submit(kind, message.key().fingerprint(), Message::Recorded(message.clone()), context).await
         })
     }
 

@@ -102,6 +102,7 @@ fn judge(input: &[u8]) -> bool {
         settings.dns_names = "ca.test".parse().into_iter().collect();
         settings.ip_addresses = "192.0.2.1".parse().into_iter().collect();
         settings.allow_intermediate = true;
+        settings.max_crl_lifetime = Some(Duration::from_secs(720 * 3600));
         settings.log_origins = vec!["ca.test/log".to_owned()];
         let der = pem::blocks(CA_CERT.as_bytes()).expect("PEM").remove(0).der.to_vec();
         let key = Judge::new(&settings, der.clone()).expect("a CA certificate").key();
@@ -113,6 +114,7 @@ fn judge(input: &[u8]) -> bool {
         b'h' => Kind::Checkpoint,
         b'i' => Kind::Intermediate,
         b'l' => Kind::Leaf,
+        b'r' => Kind::Crl,
         _ => return false,
     };
     let (settings, ca, key) = &*HOST;
@@ -129,6 +131,7 @@ fn judge(input: &[u8]) -> bool {
             let text = std::str::from_utf8(message).expect("a checkpoint is text");
             assert!(text.starts_with("ca.test/log\n") && text.lines().count() == 3);
         }
+        Kind::Crl => crl(message),
         Kind::Intermediate | Kind::Leaf => certificate(kind, message),
     }
     true
@@ -162,6 +165,20 @@ fn certificate(kind: Kind, message: &[u8]) {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// An admitted CRL, as x509-cert reads it.
+fn crl(message: &[u8]) {
+    use x509_cert::crl::TbsCertList;
+    let list: TbsCertList = TbsCertList::from_der(message).expect("an admitted CRL is DER");
+    assert_eq!(list.to_der().as_deref(), Ok(message), "in its only form");
+    let (from, to) = (list.this_update.to_system_time(), list.next_update.expect("nextUpdate").to_system_time());
+    assert!(from < now() + Duration::from_secs(240) && to > now());
+    assert!(to.duration_since(from).is_ok_and(|lifetime| lifetime <= Duration::from_secs(720 * 3600 + 120)));
+    let revoked = list.revoked_certificates.unwrap_or_default();
+    let serials: Vec<_> = revoked.iter().map(|entry| entry.serial_number.as_bytes()).collect();
+    assert!(serials.is_sorted_by_key(|serial| (serial.len(), serial.to_vec())));
+    assert!(revoked.iter().all(|entry| entry.revocation_date.to_system_time() <= from));
 }
 
 /// A JWT, up to its signature.

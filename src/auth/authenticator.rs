@@ -11,13 +11,15 @@ use std::{
 use super::{
     Caller, DenylistCheck, Identity, Method,
     client_certificate::{
-        self, ClientCertificates, denylist::DenylistError, previous::PreviousCaError, refusal::CertificateRefusal,
+        self, CertificateError, ClientCertificates, denylist::DenylistError, previous::PreviousCaError,
+        refusal::CertificateRefusal,
     },
     credentials::{ClusterName, Credentials},
     jwt::{self, FetchError, Jwt, JwtError},
     node::{ImpersonationError, Nodes},
     token_review::{ReviewError, TokenReviews},
 };
+use crate::revocation::Revocations;
 use pki::{
     Issuer,
     found::{self, Found, Wanted},
@@ -214,13 +216,15 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Sets up the methods from the configuration: `own` are the trust domains in which this CA issues. Files are read;
+    /// Sets up the methods from the configuration: `own` are the trust domains in which this CA issues; client
+    /// certificates in `revocations` are refused. Files are read;
     /// the network is not used before [`Authenticator::start`], and failures there do not stop the daemon.
     ///
     /// # Errors
     /// All files and settings that cannot be used.
-    pub fn new(settings: &Settings, own: &[TrustDomain]) -> Result<Self, Vec<SetupError>> {
-        let client_certificates = ClientCertificates::load(settings.client_certificate.clone(), own);
+    pub fn new(settings: &Settings, own: &[TrustDomain], revocations: &Revocations) -> Result<Self, Vec<SetupError>> {
+        let client_certificates = ClientCertificates::load(settings.client_certificate.clone(), own)
+            .map(|certificates| certificates.with_revocations(revocations.clone()));
         let jwt = Jwt::new(&settings.jwt, settings.default_cluster.clone(), own);
         match (client_certificates, jwt) {
             (Ok(client_certificates), Ok(jwt)) => Ok(Self {
@@ -284,6 +288,11 @@ impl Authenticator {
                     let caller = Caller::plain(Method::ClientCertificate, Identity::Workload(id));
                     return Ok(Caller { peer: credentials.peer, ..caller });
                 }
+                // Whoever holds a revoked certificate's key does not get a new one by a JWT that may be stolen as well.
+                Err(error) if error.error == CertificateError::Revoked => {
+                    let refusals = Refusals { client_certificate: Some(error), ..refusals };
+                    return Err(AuthError::Refused(Box::new(refusals)));
+                }
                 Err(error) => refusals.client_certificate = Some(error),
             }
         }
@@ -318,8 +327,8 @@ impl Authenticator {
         if self.nodes.is_empty() {
             return Ok(caller);
         }
-        let id = self.nodes.authorize(&caller, asked).await?;
-        Ok(caller.acting_for(id))
+        let (id, node) = self.nodes.authorize(&caller, asked).await?;
+        Ok(caller.acting_for(id, &node))
     }
 }
 

@@ -25,6 +25,8 @@ use self::{
     previous::PreviousCa,
     refusal::{CertificateRefusal, Context},
 };
+use crate::revocation::Revocations;
+
 use super::{
     SetupError,
     authenticator::{read_file, recognized},
@@ -108,6 +110,9 @@ pub enum CertificateError {
     /// Its notBefore is in the future.
     #[error("the certificate is not valid yet")]
     NotYetValid,
+    /// The operator has revoked it.
+    #[error("the certificate is revoked")]
+    Revoked,
     /// The issuer's name matches, but the signature does not verify.
     #[error("the certificate's signature does not verify with its issuer's key")]
     Signature,
@@ -139,6 +144,7 @@ impl CertificateError {
             Self::Malformed => "certificate_malformed",
             Self::Names => "certificate_names",
             Self::NotYetValid => "certificate_not_yet_valid",
+            Self::Revoked => "certificate_revoked",
             Self::Signature => "certificate_signature",
             Self::TooOld => "certificate_too_old",
             Self::TrustDomain => "certificate_trust_domain",
@@ -154,6 +160,7 @@ pub struct ClientCertificates {
     settings: Settings,
     trust_domains: Vec<TrustDomain>,
     files: ArcSwap<Files>,
+    revocations: Revocations,
     proven: CredentialCache<Proven>,
 }
 
@@ -200,8 +207,15 @@ impl ClientCertificates {
             settings,
             trust_domains,
             files: ArcSwap::from_pointee(files),
+            revocations: Revocations::default(),
             proven: CredentialCache::new(REMEMBERED),
         })
+    }
+
+    /// The same, refusing revoked certificates.
+    #[must_use]
+    pub fn with_revocations(self, revocations: Revocations) -> Self {
+        Self { revocations, ..self }
     }
 
     /// Reads the files again; replaces all or none.
@@ -248,6 +262,10 @@ impl ClientCertificates {
         }
         let der = chain.first().ok_or(CertificateError::Empty)?;
         let (proven, issuer_ends) = self.prove(der, accepted)?;
+        let serial = proven.leaf.serial.as_ref();
+        if serial.is_some_and(|serial| self.revocations.is_revoked(proven.key.fingerprint(), serial)) {
+            return Err(CertificateError::Revoked);
+        }
         self.judge(&proven.leaf, issuer_ends, denylist, now)?;
         Ok(proven.leaf.identity.clone())
     }

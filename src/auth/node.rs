@@ -133,11 +133,11 @@ impl Nodes {
         self.0.is_empty()
     }
 
-    /// Checks whether a caller may impersonate an identity, and parses it.
+    /// Checks whether a caller may impersonate an identity, and parses it. Returns the caller's node as well.
     ///
     /// # Errors
     /// The first violated rule, or that the pods cannot be determined now.
-    pub async fn authorize(&self, caller: &Caller, asked: &str) -> Result<SpiffeId, ImpersonationError> {
+    pub async fn authorize(&self, caller: &Caller, asked: &str) -> Result<(SpiffeId, String), ImpersonationError> {
         let Identity::Workload(own) = caller.identity() else { return Err(ImpersonationError::NotTrusted) };
         let cluster = self.0.iter().find(|one| caller.cluster() == Some(one.cluster.as_str()));
         let NodeCluster { cluster, trusted, pods } = cluster.ok_or(ImpersonationError::Cluster)?;
@@ -159,7 +159,7 @@ impl Nodes {
         }
         let (namespace, account) = (asked.namespace(), asked.service_account());
         if pods.runs(&pod.node, namespace, account).await.map_err(unanswered)? {
-            Ok(asked)
+            Ok((asked, pod.node))
         } else {
             Err(ImpersonationError::NotOnNode {
                 namespace: namespace.clone(),
@@ -224,8 +224,8 @@ mod tests {
             pods: Arc::new(Fixed { caller: pod, on: "n1 shop/web" }),
         }]);
         match nodes.authorize(caller, asked).await {
-            Ok(id) => {
-                assert_eq!(id.to_string(), asked);
+            Ok((id, node)) => {
+                assert_eq!((id.to_string().as_str(), node.as_str()), (asked, "n1"));
                 "may"
             }
             Err(error) => error.reason(),

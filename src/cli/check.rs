@@ -74,8 +74,17 @@ fn all(config: &Config, path: String) -> anyhow::Result<Vec<Finding>> {
     let mut findings = found.into_vec();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     // By field, so that a new step of the preparation is reported here too.
-    let Preparation { admin, authenticator, bundle, clusters, endpoint, log, operator_socket, status_page } =
-        runtime.block_on(Preparation::run(config));
+    let Preparation {
+        admin,
+        authenticator,
+        bundle,
+        clusters,
+        endpoint,
+        log,
+        operator_socket,
+        status_page,
+        revocations: _,
+    } = runtime.block_on(Preparation::run(config));
     findings.extend(local::bundle(config, &bundle));
     for token in &config.tokens {
         findings.extend(process::token(token)?);

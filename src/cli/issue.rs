@@ -19,8 +19,9 @@ use crate::{
         background::Background,
         operator::{self, IssueFailure, IssueReply, IssueRequest},
         readiness::{Readiness, Report},
-        setup,
+        revocation, setup,
     },
+    revocation::Revocations,
     telemetry::RequestId,
 };
 use pki::{
@@ -141,11 +142,14 @@ async fn alone(config: &Config, request: IssueRequest) -> anyhow::Result<IssueRe
     process::logging::init(&config.logging)?;
     let (readiness, background) = (Readiness::new(), Background::default());
     let bundle = setup::bundle(config)?;
-    let authenticator = Authenticator::new(&config.auth, &config.ca.trust_domains).map_err(|errors| Refused {
-        what: "[auth] cannot be used:".to_owned(),
-        reasons: errors.iter().map(|error| chain(error)).collect(),
-    })?;
-    let core = setup::core(config, bundle, authenticator.denylist(), &readiness, &background)?;
+    let revocations = Revocations::default();
+    let authenticator =
+        Authenticator::new(&config.auth, &config.ca.trust_domains, &revocations).map_err(|errors| Refused {
+            what: "[auth] cannot be used:".to_owned(),
+            reasons: errors.iter().map(|error| chain(error)).collect(),
+        })?;
+    let core = setup::core(config, bundle, authenticator.denylist(), &revocations, &readiness, &background)?;
+    revocation::apply_once(config, &core, &revocations).await?;
     let mut report = readiness.watch();
     let deadline = Instant::now() + ALONE;
     let ready = tokio::time::timeout_at(deadline.into(), report.wait_for(Report::ready));

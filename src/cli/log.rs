@@ -1,5 +1,7 @@
 //! `istio-hsm-ca log`: verifies and shows the issuance log, and proves inclusion, without the daemon or a token.
 
+mod rows;
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -11,13 +13,14 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Subcommand;
 use serde::Serialize;
 
+use self::rows::{crl_row, heading, outcome, printable, revocation_row, row};
 use super::configured::ConfigArgs;
 use audit_log::{
     Confirmation,
     checkpoint::VerifierKeys,
     prove,
-    record::{IntentLine, Line, OutcomeKind, OutcomeLine, hex},
-    show::{self, Books, Entry, Filter, Follow},
+    record::{Line, OutcomeLine, hex},
+    show::{self, Books, Entry, Filter, Follow, Shown},
     tree::leaf_hash,
     verify::{self, Report},
 };
@@ -257,14 +260,19 @@ fn show(args: ShowArgs, output: Output) -> anyhow::Result<()> {
     if follow {
         return self::follow(&log.directory, filter, output);
     }
-    let mut entries = show::entries(&log.directory, &filter)?;
+    let mut entries = show::records(&log.directory, &filter)?;
     if let Some(last) = last {
         entries.drain(..entries.len().saturating_sub(last));
     }
     output.print(&entries, |entries| {
         let mut text = heading();
         for entry in entries {
-            text.push_str(&row(&entry.intent, &entry.outcome.as_ref().map_or("open".to_owned(), outcome)));
+            let ended = |line: &Option<OutcomeLine>| line.as_ref().map_or("open".to_owned(), outcome);
+            text.push_str(&match entry {
+                Shown::Certificate(entry) => row(&entry.intent, &ended(&entry.outcome)),
+                Shown::Crl { crl, outcome } => crl_row(crl, &ended(outcome)),
+                Shown::Revocation { revocation } => revocation_row(revocation),
+            });
         }
         text
     })
@@ -280,44 +288,18 @@ fn follow(directory: &Path, filter: Filter, output: Output) -> anyhow::Result<()
         while let Some((line, text)) = lines.next_line()? {
             let shown = match (output, line) {
                 (Output::Json, _) => [text.as_slice(), b"\n"].concat(),
+                (Output::Text, Line::Crl(crl)) => crl_row(&crl, "open").into_bytes(),
                 (Output::Text, Line::Intent(intent)) => row(&intent, "open").into_bytes(),
                 (Output::Text, Line::Outcome(line)) => {
                     format!("{:>9}  {:24}  {}\n", line.index, printable(&line.time), outcome(&line)).into_bytes()
                 }
+                (Output::Text, Line::Revocation(revocation)) => revocation_row(&revocation).into_bytes(),
                 (Output::Text, Line::Retired(_) | Line::Sealed(_)) => Vec::new(),
             };
             out.write_all(&shown)?;
         }
         out.flush()?;
         std::thread::sleep(FOLLOW_EVERY);
-    }
-}
-
-fn heading() -> String {
-    format!("{:>9}  {:24}  {:32}  {:24}  CALLER, NAMES, OUTCOME\n", "INDEX", "TIME", "SERIAL", "NOT AFTER")
-}
-
-fn row(intent: &IntentLine, outcome: &str) -> String {
-    let caller = match intent.caller.peer {
-        Some(peer) => format!("{} ({}) from {peer}", intent.caller.identity, intent.caller.method),
-        None => format!("{} ({})", intent.caller.identity, intent.caller.method),
-    };
-    let names = if intent.names.is_empty() { intent.profile.clone() } else { intent.names.join(" ") };
-    format!(
-        "{:>9}  {:24}  {:32}  {:24}  {}, {}, {outcome}\n",
-        intent.index,
-        printable(&intent.time),
-        printable(&intent.serial),
-        printable(&intent.not_after),
-        printable(&caller),
-        printable(&names),
-    )
-}
-
-fn outcome(line: &OutcomeLine) -> String {
-    match line.outcome {
-        OutcomeKind::Failed => format!("failed: {}", printable(line.reason.as_deref().unwrap_or_default())),
-        OutcomeKind::Issued => format!("issued by {}", printable(line.token.as_deref().unwrap_or_default())),
     }
 }
 
@@ -397,9 +379,4 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
         context()
     );
     Ok(content)
-}
-
-/// A text from the log without control characters: the log may have been tampered with.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

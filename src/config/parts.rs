@@ -7,7 +7,7 @@ use crate::token_pool;
 use pki::identity::Name;
 
 /// Keys of a host's settings that are derived from the daemon's configuration unless the host's own file has them.
-const DERIVED: [&str; 10] = [
+const DERIVED: [&str; 11] = [
     "allow_intermediate",
     "bundle",
     "ca_certificates",
@@ -16,6 +16,7 @@ const DERIVED: [&str; 10] = [
     "log_origins",
     "max_certificates",
     "max_certificates_per_hour",
+    "max_crl_lifetime",
     "max_validity",
     "trust_domains",
 ];
@@ -90,6 +91,7 @@ impl Config {
         settings.dns_names = limits.dns_names.clone().unwrap_or(dns_names);
         settings.ip_addresses = limits.ip_addresses.clone().unwrap_or(ip_addresses);
         settings.allow_intermediate = limits.allow_intermediate;
+        settings.max_crl_lifetime = self.revocation.as_ref().map(|revocation| revocation.lifetime);
         settings.max_certificates = limits.max_certificates;
         settings.max_certificates_per_hour = limits.max_certificates_per_hour;
         settings.log_origins = vec![self.log.origin.clone()];

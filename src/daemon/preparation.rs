@@ -21,6 +21,7 @@ use crate::{
     },
     kubernetes::{ClusterError, Clusters},
     policy::Asked,
+    revocation::Revocations,
     token_pool::HostEndpoint,
 };
 use audit_log::Log;
@@ -50,6 +51,8 @@ pub struct Preparation {
     pub operator_socket: Result<(), AddressError>,
     /// The status page's address, open.
     pub status_page: Result<StatusPage, AddressError>,
+    /// Revoked certificates, which the authenticator and the endpoint refuse; filled once the daemon runs.
+    pub revocations: Revocations,
 }
 
 /// What the daemon starts with.
@@ -61,6 +64,7 @@ pub struct Prepared {
     pub(super) clusters: Option<Clusters>,
     pub(super) endpoint: Endpoint,
     pub(super) status_page: StatusPage,
+    pub(super) revocations: Revocations,
 }
 
 /// The gRPC endpoint before it accepts connections.
@@ -154,15 +158,16 @@ impl Preparation {
     /// Takes every step, whatever the others give. Addresses stay open until the result is dropped; nothing else
     /// outside of this process changes.
     pub async fn run(config: &Config) -> Self {
+        let revocations = Revocations::default();
         Self {
             admin: admin(config).await,
-            authenticator: Authenticator::new(&config.auth, &config.ca.trust_domains),
+            authenticator: Authenticator::new(&config.auth, &config.ca.trust_domains, &revocations),
             bundle: setup::bundle(config),
             clusters: match &config.kubernetes {
                 Some(settings) => Clusters::new(settings, &config.ca.trust_domains).await.map(Some),
                 None => Ok(None),
             },
-            endpoint: endpoint(config).await,
+            endpoint: endpoint(config, &revocations).await,
             log: Log::examine_lock(&config.log).map_err(SetupError::from),
             operator_socket: match &config.admin.socket {
                 Some(path) => {
@@ -171,6 +176,7 @@ impl Preparation {
                 None => Ok(()),
             },
             status_page: status_page(config).await,
+            revocations,
         }
     }
 
@@ -180,7 +186,8 @@ impl Preparation {
     /// Every reason why not.
     pub fn complete(self) -> Result<Prepared, PreparationError> {
         let mut reasons = Vec::new();
-        let Self { admin, authenticator, bundle, clusters, endpoint, log, operator_socket, status_page } = self;
+        let Self { admin, authenticator, bundle, clusters, endpoint, log, operator_socket, status_page, revocations } =
+            self;
         let admin = admin.map_err(|error| reasons.push(chain(&error)));
         let authenticator = authenticator.map_err(|errors| reasons.extend(errors.iter().map(|error| chain(error))));
         let bundle = bundle.map_err(|error| reasons.push(chain(&error)));
@@ -192,7 +199,7 @@ impl Preparation {
         let checked = log.and(operator_socket);
         match (admin, authenticator, bundle, clusters, endpoint, checked, status_page) {
             (Ok(admin), Ok(authenticator), Ok(bundle), Ok(clusters), Ok(endpoint), Ok(()), Ok(status_page)) => {
-                Ok(Prepared { admin, authenticator, bundle, clusters, endpoint, status_page })
+                Ok(Prepared { admin, authenticator, bundle, clusters, endpoint, status_page, revocations })
             }
             _ => Err(PreparationError(reasons)),
         }
@@ -206,13 +213,13 @@ async fn admin(config: &Config) -> Result<Option<TcpListener>, AddressError> {
     }
 }
 
-async fn endpoint(config: &Config) -> Result<Endpoint, EndpointError> {
+async fn endpoint(config: &Config, revocations: &Revocations) -> Result<Endpoint, EndpointError> {
     let listen = &config.listen;
     let certificate = ServingCertificate::absent();
     let tls = if listen.plaintext {
         None
     } else {
-        let verifier = AcceptAny::new(&rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = AcceptAny::new(&rustls::crypto::aws_lc_rs::default_provider(), revocations.clone());
         Some(tls::server_config(&listen.tls, certificate.clone(), Arc::new(verifier))?)
     };
     Ok(Endpoint { listener: Listener::bind(listen, tls).await?, certificate })

@@ -20,6 +20,7 @@ use crate::{
     auth::{Authenticator, DenylistCheck},
     config::Config,
     issue::{CertificateAuthority, Parts, limits::Limits},
+    revocation::Revocations,
     telemetry::recent::Recent,
     token_pool::{Pool, PoolError, PoolHealth},
 };
@@ -134,6 +135,7 @@ pub fn core(
     config: &Config,
     bundle: Bundle,
     denylist: DenylistCheck,
+    revocations: &Revocations,
     readiness: &Readiness,
     background: &Background,
 ) -> Result<Core, SetupError> {
@@ -165,6 +167,7 @@ pub fn core(
         issuer: Arc::clone(&issuer),
         rules: config.rules(),
         denylist,
+        revocations: revocations.clone(),
         limits: Limits::new(config.rate_limits),
         first_class: config.ca.first_class.clone(),
         default_deadline: config.listen.limits.request_timeout,

@@ -181,6 +181,7 @@ fn denied(error: &Denied) -> Answer {
         | Denied::Requester { .. } => "not configured",
         Denied::NotServed(_) => "a requested name is not configured",
         Denied::OperatorNames => "only the operator may request names",
+        Denied::Revoked(_) => "the identity or its key is revoked",
         Denied::SeveralIdentities => "more than one identity is requested",
         Denied::TooManyNames(_) => "too many names are requested",
         Denied::TrustDomain(_) => "the trust domain is not one of this CA's",

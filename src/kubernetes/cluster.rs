@@ -231,7 +231,8 @@ impl Clusters {
             settings.namespace.clone().or_else(|| std::fs::read_to_string(OWN_NAMESPACE).ok()?.trim().parse().ok());
         let host = || nix::unistd::gethostname().ok()?.into_string().ok().filter(|name| !name.is_empty());
         let identity = settings.identity.clone().or_else(host);
-        if namespace.is_none() && (settings.needs_leader() || settings.checkpoints.is_some()) {
+        let in_namespace = settings.needs_leader() || settings.checkpoints.is_some() || settings.revocations.is_some();
+        if namespace.is_none() && in_namespace {
             errors.push(ClusterError::NoNamespace);
         }
         match identity {
@@ -255,7 +256,7 @@ impl Clusters {
         self.clusters.first()
     }
 
-    /// The daemon's namespace; known if a controller or the checkpoints are configured.
+    /// The daemon's namespace; known if a controller, the checkpoints or a ConfigMap for revocation are configured.
     #[must_use]
     pub fn namespace(&self) -> Option<&Namespace> {
         self.namespace.as_ref()

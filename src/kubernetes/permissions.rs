@@ -5,7 +5,10 @@
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::{Api, Client, api::PostParams};
 
-use super::settings::{self, Settings};
+use super::{
+    revocations,
+    settings::{self, Settings},
+};
 use pki::identity::Namespace;
 
 /// One verb on one resource.
@@ -82,6 +85,9 @@ pub fn needed(settings: &Settings, cluster: &settings::Cluster, own: Option<&Nam
         }
         if let Some(checkpoints) = &settings.checkpoints {
             needed.extend(checkpoints.permissions(own));
+        }
+        if let Some(configmap) = &settings.revocations {
+            needed.extend(revocations::permissions(own, configmap));
         }
     }
     // Several features need the same ones.

@@ -32,6 +32,9 @@ pub struct Settings {
     /// `[[kubernetes.cluster]]`.
     #[serde(default, rename = "cluster")]
     pub clusters: Vec<Cluster>,
+    /// The ConfigMap with the state of revocation, from `[revocation] store`.
+    #[serde(skip)]
+    pub(crate) revocations: Option<String>,
     /// `[kubernetes.checkpoints]`: copies of the issuance log's checkpoints, in the first cluster.
     #[serde(default)]
     pub checkpoints: Option<Checkpoints>,

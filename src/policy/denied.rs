@@ -99,6 +99,9 @@ pub enum Denied {
         /// The user name.
         username: String,
     },
+    /// The operator has revoked the key's certificate, or blocked the caller, the certificate or its key.
+    #[error("denied by {0}; `istio-hsm-ca revoke --list` shows what is revoked and blocked")]
+    Revoked(String),
     /// More than one SPIFFE ID.
     #[error("more than one SPIFFE ID is requested; a certificate carries one (SPIFFE X.509-SVID, section 2)")]
     SeveralIdentities,
@@ -160,6 +163,7 @@ impl Denied {
             | Self::NotServed(_)
             | Self::OperatorNames
             | Self::Requester { .. }
+            | Self::Revoked(_)
             | Self::TrustDomain(_) => Kind::PermissionDenied,
         }
     }
@@ -192,6 +196,7 @@ impl Denied {
             Self::PodLifetime => "pod_lifetime",
             Self::PodLifetimeAsked(_) => "pod_lifetime_asked",
             Self::Requester { .. } => "requester",
+            Self::Revoked(_) => "revoked",
             Self::SeveralIdentities => "several_identities",
             Self::TooManyNames(_) => "too_many_names",
             Self::TrustDomain(_) => "trust_domain",

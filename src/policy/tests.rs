@@ -161,7 +161,7 @@ fn impersonator_is_granted_the_impersonated_name_only() {
     ];
     for (found, asked, expected) in cases {
         let caller = match found {
-            Some(id) => proxy().acting_for(id.parse().unwrap()),
+            Some(id) => proxy().acting_for(id.parse().unwrap(), "worker-1"),
             None => proxy(),
         };
         let asked = Asked { impersonated_identity: asked.map(str::to_owned), ..Asked::default() };

@@ -151,7 +151,7 @@ async fn reader(shared: Arc<Shared>, handle: Arc<Handle>, host: u64, socket: Asy
 /// Decodes all whole frames, and returns their length in bytes.
 fn decode(buffer: &[u8], replies: &mut Vec<(u64, Reply)>) -> Result<usize, ProtocolError> {
     let mut used = 0;
-    while let Some((frame, length)) = Frame::split(buffer.get(used..).unwrap_or_default())? {
+    while let Some((frame, length)) = Frame::split_reply(buffer.get(used..).unwrap_or_default())? {
         replies.push((frame.correlation, Reply::decode(frame)?));
         used += length;
     }

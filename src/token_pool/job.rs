@@ -7,8 +7,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::signer::{Context, Priority, SignError, Signed};
-use pki::Tbs;
+use crate::signer::{Context, Priority, SignError, Signed, ToBeSigned};
 use token_host::protocol::{Fingerprint, Kind, Sign};
 
 /// The maximum number of attempts for one request: at its own token, at another, and at both again after a recovery.
@@ -18,14 +17,14 @@ const MAX_ATTEMPTS: u32 = 4;
 #[derive(Debug)]
 pub(super) enum Message {
     Bytes(Arc<[u8]>),
-    Tbs(Arc<Tbs>),
+    Recorded(ToBeSigned),
 }
 
 impl Message {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
-            Self::Tbs(tbs) => tbs.der(),
+            Self::Recorded(message) => message.der(),
         }
     }
 }
@@ -86,11 +85,11 @@ impl Job {
         self.failed_at.as_ref() == Some(token)
     }
 
-    /// The certificate to be signed; `None` for any other message.
-    pub(super) fn tbs(&self) -> Option<&Arc<Tbs>> {
+    /// The certificate or CRL to be signed; `None` for any other message.
+    pub(super) fn recorded(&self) -> Option<&ToBeSigned> {
         match &self.message {
             Message::Bytes(_) => None,
-            Message::Tbs(tbs) => Some(tbs),
+            Message::Recorded(message) => Some(message),
         }
     }
 
@@ -102,7 +101,7 @@ impl Job {
     /// Whether it needs the CA's key.
     pub(super) fn is_real(&self) -> bool {
         match self.kind {
-            Kind::Intermediate | Kind::Leaf => true,
+            Kind::Crl | Kind::Intermediate | Kind::Leaf => true,
             Kind::Canary | Kind::Checkpoint => false,
         }
     }

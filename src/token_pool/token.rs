@@ -171,7 +171,7 @@ impl Token {
             && match job.kind {
                 Kind::Canary => !self.status.canary_key.is_empty(),
                 Kind::Checkpoint => !self.status.log_key.is_empty(),
-                Kind::Intermediate | Kind::Leaf => self.opened.contains(&job.key),
+                Kind::Crl | Kind::Intermediate | Kind::Leaf => self.opened.contains(&job.key),
             }
     }
 

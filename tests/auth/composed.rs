@@ -6,6 +6,7 @@ use istio_hsm_ca::auth::{
     AuthError, Authenticator, ClusterId, Credentials, Identity, Method, Settings, bearer,
     client_certificate::CertificateError, jwt::JwtError,
 };
+use istio_hsm_ca::revocation::Revocations;
 use pki::{
     Bundle, Issuer,
     bundle::{BundleFiles, Input},
@@ -38,7 +39,7 @@ fn authenticator(more: &str) -> (Authenticator, tempfile::NamedTempFile) {
         keys.path().display()
     );
     let settings: Settings = toml::from_str(&settings).unwrap();
-    (Authenticator::new(&settings, &["cluster.local".parse().unwrap()]).unwrap(), keys)
+    (Authenticator::new(&settings, &["cluster.local".parse().unwrap()], &Revocations::default()).unwrap(), keys)
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{process::Command, sync::Arc};
 
-use istio_hsm_ca::auth::AcceptAny;
+use istio_hsm_ca::{auth::AcceptAny, revocation::Revocations};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::{
     ClientConfig, ClientConnection, Error, RootCertStore, ServerConfig, ServerConnection, SignatureScheme,
@@ -50,7 +50,7 @@ fn shake(
     let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[version])
         .unwrap()
-        .with_client_cert_verifier(Arc::new(AcceptAny::new(&provider)))
+        .with_client_cert_verifier(Arc::new(AcceptAny::new(&provider, Revocations::default())))
         .with_single_cert(vec![server_certificate], pkcs8(&server_key))
         .unwrap();
     let client = ClientConfig::builder_with_provider(Arc::clone(&provider))

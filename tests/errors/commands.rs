@@ -47,6 +47,16 @@ const COMMANDS: &[(&str, &str, fn(&Desk))] = &[
     ),
 ];
 
+/// What is wrong with a revocation, the arguments after `revoke`, and the state document.
+const REVOCATIONS: &[(&str, &str, &str)] = &[
+    ("A revocation that selects nothing", "--yes", ""),
+    ("A state document of revocation that is not one", "--list", "{}"),
+    ("A state document of revocation of a newer release", "--list", r#"{"v":2}"#),
+    ("A block that does not exist", "--unblock 7 --yes", ""),
+    ("The release of a certificate that is not revoked", "--release --serial 0a --yes", ""),
+    ("A revocation without an answer", "--release --serial 0a", ""),
+];
+
 fn request(desk: &Desk) {
     desk.shell("openssl req -new -key ca-key.pem -subj / -out request 2>/dev/null");
 }
@@ -85,10 +95,32 @@ fn commands() -> impl Iterator<Item = Case> {
     })
 }
 
+fn revocations() -> impl Iterator<Item = Case> {
+    let section = "\n[revocation]\nstore = { file = \"revocations.json\" }\n";
+    let missing = ("A revocation without its section", "--serial 0a --yes", "", "");
+    let configured = REVOCATIONS.iter().map(move |(input, arguments, state)| (*input, *arguments, *state, section));
+    std::iter::once(missing).chain(configured).map(|(input, arguments, state, section)| {
+        let desk = Desk::new();
+        desk.write("config.toml", format!("{BASE}{section}"));
+        if !state.is_empty() {
+            desk.write("revocations.json", state);
+        }
+        let output = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"))
+            .args(["revoke", "--config", "config.toml"])
+            .args(arguments.split(' '))
+            .current_dir(desk.path())
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{input}: accepted");
+        let text = String::from_utf8(output.stderr).unwrap();
+        Case { input: input.to_owned(), messages: vec![(text.trim().trim_start_matches("error: ").to_owned(), None)] }
+    })
+}
+
 pub fn section() -> Section {
     Section {
         title: "Commands and PIN files",
         about: "Nothing is signed, generated or imported before these are checked.",
-        cases: pins().chain(commands()).collect(),
+        cases: pins().chain(commands()).chain(revocations()).collect(),
     }
 }

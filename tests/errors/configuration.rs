@@ -83,6 +83,17 @@ const CASES: &[(&str, &str, &str)] = &[
     ("A key that does not exist", r#"directory = "/var/log/istio-hsm-ca""#, "directory = \"/var/log\"\nfolder = \"a\""),
     ("A section that does not exist", "[serving]", "[server]\n[serving]"),
     ("A section that is missing", "[log]\ndirectory = \"/var/log/istio-hsm-ca\"", ""),
+    ("A path in place of a store", "[log]", "[revocation]\nstore = \"/var/lib/revocations.json\"\n[log]"),
+    (
+        "A short-lived CRL",
+        "[log]",
+        "[revocation]\nstore = { file = \"/var/lib/revocations.json\" }\nlifetime = \"1h\"\n[log]",
+    ),
+    (
+        "State of revocation in a ConfigMap without a cluster",
+        "[log]",
+        "[revocation]\nstore = { config_map = \"revocations\" }\n[log]",
+    ),
     ("A value without quotes", r#"directory = "/var/log/istio-hsm-ca""#, "directory = /var/log/istio-hsm-ca"),
     ("A token URI of another scheme", "pkcs11:token=ca?module-path", "token=ca?module-path"),
     ("A PIN in the token URI", "pin-source=file:/run/pin", "pin-value=123456"),

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use audit_log::{Log, Recorded};
+use audit_log::Log;
 use istio_hsm_ca::{
     auth::{Caller, InternalCaller},
     config::Config,
@@ -24,13 +24,13 @@ use istio_hsm_ca::{
         status::ControllerStatus,
     },
     policy::Asked,
-    signer::{BoxFuture, Context, SignError, Signed, Signer, Source},
+    signer::{BoxFuture, Context, SignError, Signed, Signer, Source, ToBeSigned},
     telemetry::{RequestId, metrics, recent::Recent},
 };
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::Client;
 use pki::{
-    Bundle, Issuer, Tbs,
+    Bundle, Issuer,
     bundle::{BundleFiles, Input},
 };
 use process::clock::{self, Clock};
@@ -70,18 +70,14 @@ impl std::fmt::Debug for Software {
 }
 
 impl Signer for Software {
-    fn sign<'a>(
-        &'a self,
-        tbs: &'a Recorded<Arc<Tbs>>,
-        _context: &'a Context,
-    ) -> BoxFuture<'a, Result<Signed, SignError>> {
+    fn sign<'a>(&'a self, message: &'a ToBeSigned, _context: &'a Context) -> BoxFuture<'a, Result<Signed, SignError>> {
         Box::pin(async move {
             if self.away.load(Ordering::SeqCst) {
                 return Err(SignError::Unavailable("it is away".into()));
             }
             let authorities = self.authorities.lock().unwrap();
-            let ours = |one: &&Arc<PlugIn>| issuer(one).public_key() == tbs.value().issuer().public_key();
-            let signature = authorities.iter().find(ours).unwrap().ca.key().sign(tbs.value().der()).unwrap();
+            let ours = |one: &&Arc<PlugIn>| issuer(one).public_key() == message.key();
+            let signature = authorities.iter().find(ours).unwrap().ca.key().sign(message.der()).unwrap();
             Ok(Signed { signature, source: Source { token: "software".into(), host: 0, session: 0 } })
         })
     }
@@ -139,6 +135,7 @@ impl Rig {
             issuer: issuer(&plug_in),
             rules: config.rules(),
             denylist: istio_hsm_ca::auth::DenylistCheck::default(),
+            revocations: istio_hsm_ca::revocation::Revocations::default(),
             limits: Limits::new(istio_hsm_ca::issue::limits::Settings::default()),
             first_class: Vec::new(),
             default_deadline: Duration::from_secs(5),

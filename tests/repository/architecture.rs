@@ -14,14 +14,28 @@ const COMMON: &[&str] = &["limits", "telemetry"];
 /// any module except those that follow with a `!`; `*Error` any item whose name ends like this. Cargo enforces the
 /// boundaries between the packages.
 const TABLE: &[(&str, &[&str])] = &[
-    ("auth", &[]),
+    ("auth", &["revocation"]),
     ("bundle_files", &[]),
-    ("cli", &["auth", "bundle_files", "config", "daemon", "grpc", "issue", "kubernetes", "signer", "token_pool"]),
+    (
+        "cli",
+        &[
+            "auth",
+            "bundle_files",
+            "config",
+            "daemon",
+            "grpc",
+            "issue",
+            "kubernetes",
+            "revocation",
+            "signer",
+            "token_pool",
+        ],
+    ),
     ("config", &["*", "!cli", "!daemon"]),
     ("daemon", &["*", "!cli"]),
     // These are the errors that `issue` returns, which one match maps to gRPC codes.
     ("grpc", &["auth", "issue", "policy::Asked", "policy::Denied", "policy::Kind", "signer::*Error"]),
-    ("issue", &["auth::Caller", "auth::DenylistCheck", "policy", "publication", "signer"]),
+    ("issue", &["auth::Caller", "auth::DenylistCheck", "policy", "publication", "revocation", "signer"]),
     (
         "kubernetes",
         &[
@@ -34,11 +48,13 @@ const TABLE: &[(&str, &[&str])] = &[
             "policy::Scope",
             "policy::*Rules",
             "publication",
+            "revocation",
         ],
     ),
     ("limits", &[]),
     ("policy", &["auth::Caller"]),
     ("publication", &[]),
+    ("revocation", &["signer::BoxFuture"]),
     ("signer", &[]),
     ("telemetry", &[]),
     ("token_pool", &["signer"]),

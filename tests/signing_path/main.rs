@@ -24,6 +24,7 @@ mod outcomes;
 mod overload;
 mod refusals;
 mod replies;
+mod revocation;
 mod starts;
 mod swap;
 mod telemetry;

@@ -131,7 +131,7 @@ impl Forger {
 }
 
 /// A host as a child of this process.
-fn child(site: &Site) -> (Child, Forger) {
+pub(super) fn child(site: &Site) -> (Child, Forger) {
     child_of(Command::new(PROGRAM), site)
 }
 
@@ -149,7 +149,7 @@ fn child_of(mut command: Command, site: &Site) -> (Child, Forger) {
     (child, Forger::new(ours))
 }
 
-fn leaf(issuer: &Arc<Issuer>, change: impl FnOnce(&mut pki::Template)) -> Vec<u8> {
+pub(super) fn leaf(issuer: &Arc<Issuer>, change: impl FnOnce(&mut pki::Template)) -> Vec<u8> {
     leaf_of(Serial::random(), issuer, change)
 }
 
@@ -167,7 +167,7 @@ fn intermediate(issuer: &Arc<Issuer>) -> Vec<u8> {
 }
 
 /// The elements of a SEQUENCE.
-fn parts(sequence: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn parts(sequence: &[u8]) -> Vec<Vec<u8>> {
     let mut reader = SliceReader::new(AnyRef::from_der(sequence).unwrap().value()).unwrap();
     let mut parts = Vec::new();
     while !reader.is_finished() {
@@ -176,8 +176,8 @@ fn parts(sequence: &[u8]) -> Vec<Vec<u8>> {
     parts
 }
 
-/// A TBSCertificate with one field replaced (0 version ... 6 public key, 7 extensions).
-fn with(tbs: &[u8], at: usize, field: &[u8]) -> Vec<u8> {
+/// A TBSCertificate with one field replaced (0 version ... 6 public key, 7 extensions), or another SEQUENCE.
+pub(super) fn with(tbs: &[u8], at: usize, field: &[u8]) -> Vec<u8> {
     let mut fields = parts(tbs);
     fields[at] = field.to_vec();
     element(Tag::Sequence, &[&fields.concat()])
@@ -224,7 +224,7 @@ fn hundred_years(issuer: &Arc<Issuer>) -> Vec<u8> {
 
 /// The key for a message.
 #[derive(Clone, Copy, Debug)]
-enum By {
+pub(super) enum By {
     Ca,
     CanaryKey,
     LogKey,
@@ -232,7 +232,7 @@ enum By {
 }
 
 /// A message that no host may sign.
-struct Forgery {
+pub(super) struct Forgery {
     /// The violated rule: kind and field in SECURITY.md's table.
     rule: (&'static str, &'static str),
     name: &'static str,
@@ -243,7 +243,7 @@ struct Forgery {
     word: &'static str,
 }
 
-fn forgery(
+pub(super) fn forgery(
     rule: (&'static str, &'static str),
     name: &'static str,
     kind: Kind,
@@ -537,7 +537,7 @@ fn forged_intermediates(issuer: &Arc<Issuer>) -> Vec<Forgery> {
 }
 
 impl Forger {
-    fn status(&mut self) -> Status {
+    pub(super) fn status(&mut self) -> Status {
         match self.ask(&Request::Ping) {
             Some(Reply::Status(status)) => *status,
             other => panic!("{other:?}"),
@@ -545,16 +545,20 @@ impl Forger {
     }
 
     /// Requests a signature with the CA key or one of the host's own keys.
-    fn signs(&mut self, kind: Kind, key: &PublicKey, message: &[u8]) {
-        match self.sign(kind, key.fingerprint(), message) {
-            Some(Reply::Signed { signature, .. }) => {
-                key.verify(key.signature_algorithm(), message, &signature).unwrap()
-            }
+    pub(super) fn signs(&mut self, kind: Kind, key: &PublicKey, message: &[u8]) {
+        let signature = self.signature(kind, key.fingerprint(), message);
+        key.verify(key.signature_algorithm(), message, &signature).unwrap();
+    }
+
+    /// Requests a signature with the key of this fingerprint.
+    pub(super) fn signature(&mut self, kind: Kind, key: [u8; 32], message: &[u8]) -> Vec<u8> {
+        match self.sign(kind, key, message) {
+            Some(Reply::Signed { signature, .. }) => signature,
             other => panic!("{kind:?}: {other:?}"),
         }
     }
 
-    fn refuses(&mut self, issuer: &Arc<Issuer>, forgeries: &[Forgery]) {
+    pub(super) fn refuses(&mut self, issuer: &Arc<Issuer>, forgeries: &[Forgery]) {
         let status = self.status();
         let own = |spki: &[u8]| PublicKey::from_spki_der(spki).unwrap().fingerprint();
         for Forgery { rule, name, kind, by, message, word } in forgeries {
@@ -618,7 +622,10 @@ fn every_rule_of_the_security_page_has_its_forgery() {
         .collect();
     let issuer = soft_issuer();
     let forged = forgeries(&issuer, &Honest::new(&issuer)).into_iter().chain(forged_intermediates(&issuer));
-    let mut tested: BTreeSet<_> = forged.map(|forgery| forgery.rule).collect();
+    let crls = super::crls::forgeries(&issuer, &super::crls::honest(&issuer));
+    let mut tested: BTreeSet<_> = forged.chain(crls).map(|forgery| forgery.rule).collect();
+    // By `host_without_the_permission_signs_no_crl`.
+    tested.insert(("CRL", "permission"));
     // By `host_signs_no_more_certificates_than_its_limit`.
     tested.insert(("certificate", "number"));
     let tested = tested.into_iter().map(|(kind, field)| (kind.to_owned(), field.to_owned())).collect();

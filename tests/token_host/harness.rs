@@ -16,7 +16,7 @@ use std::{
 use audit_log::{Intent, Log, Outcome, Recorded};
 use istio_hsm_ca::{
     auth::{Caller, InternalCaller},
-    signer::{Context, Priority, SignError, Signed, Signer},
+    signer::{Context, Priority, SignError, Signed, Signer, ToBeSigned},
     token_pool::{HostEndpoint, Phase, Pool, PoolHealth, Settings, Snapshot, TokenSettings},
 };
 use pki::{
@@ -241,7 +241,7 @@ impl Mill {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let request_id = format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed)).into();
         let context = Context { request_id, deadline: Instant::now() + within, priority, avoid: Vec::new() };
-        self.pool.sign(tbs, &context).await
+        self.pool.sign(&ToBeSigned::Certificate(tbs.clone()), &context).await
     }
 
     /// A certificate, from the record to the verdict.

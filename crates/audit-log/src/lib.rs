@@ -41,7 +41,7 @@ pub use checkpointer::Ship;
 #[cfg(feature = "writer")]
 pub use confirmation::{Confirmation, store_trusted_time};
 #[cfg(feature = "writer")]
-pub use log::{CheckpointHealth, Intent, Log, LogError, LogHealth, Opened, Outcome, Recorded, Settings};
+pub use log::{CheckpointHealth, CrlIntent, Intent, Log, LogError, LogHealth, Opened, Outcome, Recorded, Settings};
 #[cfg(feature = "writer")]
 pub use recover::{Examined, Lock, OpenError, SetAside};
 pub use segment::CHECKPOINT;

@@ -19,14 +19,14 @@ use crate::{
     checkpointer::{Checkpointer, Ship},
     confirmation::store_trusted_time,
     queue::Queue,
-    record::{CallerField, IntentLine, OutcomeKind, OutcomeLine, VERSION},
+    record::{CallerField, CrlLine, IntentLine, Line, OutcomeKind, OutcomeLine, RevocationLine, VERSION},
     recover::{self, Examined, Lock, OpenError, SetAside},
     segment::Directory,
     stats::{Counts, Stats},
     timestamp,
     writer::{self, Links, Writer},
 };
-use pki::Tbs;
+use pki::{CrlTbs, Tbs};
 use process::clock::Known;
 use serde::{Deserialize, Deserializer};
 
@@ -44,6 +44,19 @@ pub struct Intent {
     pub caller: CallerField,
     /// The certificate about to be signed.
     pub tbs: Arc<Tbs>,
+}
+
+/// Content of a CRL's line before it has an index.
+#[derive(Clone, Debug)]
+pub struct CrlIntent {
+    /// The request ID, as in the daemon's log.
+    pub request_id: String,
+    /// Time of the decision.
+    pub time: SystemTime,
+    /// The part of the daemon that publishes the CRL.
+    pub caller: CallerField,
+    /// The CRL about to be signed.
+    pub tbs: Arc<CrlTbs>,
 }
 
 /// A value whose intent is durable in the log. Only the log can construct it.
@@ -338,12 +351,30 @@ impl Log {
     /// # Errors
     /// If the line could not be made durable; nothing must be signed for it then.
     pub async fn record(&self, intent: Intent) -> Result<Recorded<Arc<Tbs>>, LogError> {
-        let line = Box::new(IntentLine::new(&intent));
+        let line = Line::Intent(Box::new(IntentLine::new(&intent)));
         let index = self.append(line).await?;
         Ok(Recorded { value: intent.tbs, index })
     }
 
-    pub(super) async fn append(&self, line: Box<IntentLine>) -> Result<u64, LogError> {
+    /// Makes the intent of a CRL durable.
+    ///
+    /// # Errors
+    /// Those of [`Log::record`].
+    pub async fn record_crl(&self, intent: CrlIntent) -> Result<Recorded<Arc<CrlTbs>>, LogError> {
+        let line = Line::Crl(Box::new(CrlLine::new(&intent)));
+        let index = self.append(line).await?;
+        Ok(Recorded { value: intent.tbs, index })
+    }
+
+    /// Records durably that this replica applies a revocation from now on. The writer sets the number of the line.
+    ///
+    /// # Errors
+    /// Those of [`Log::record`].
+    pub async fn record_revocation(&self, line: RevocationLine) -> Result<(), LogError> {
+        self.append(Line::Revocation(Box::new(line))).await.map(|_index| ())
+    }
+
+    pub(super) async fn append(&self, line: Line) -> Result<u64, LogError> {
         let (waiter, done) = oneshot::channel();
         self.shared.queue.intent(line, waiter)?;
         done.await.unwrap_or(Err(LogError::Closed))

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     LogError,
-    record::{IntentLine, OutcomeLine},
+    record::{Line, OutcomeLine},
 };
 
 /// Maximum number of waiting outcomes per slot for an intent: outcomes are kept while the disk fails, but bounded.
@@ -31,7 +31,11 @@ const ROUNDS: usize = 4;
 /// An entry to be written.
 #[derive(Debug)]
 pub(super) enum Entry {
-    Intent { line: Box<IntentLine>, waiter: oneshot::Sender<Result<u64, LogError>> },
+    /// A line that a request waits for: a certificate, a CRL or a revocation.
+    Awaited {
+        line: Line,
+        waiter: oneshot::Sender<Result<u64, LogError>>,
+    },
     Outcome(OutcomeLine),
 }
 
@@ -68,12 +72,8 @@ impl Queue {
         Self { state: Mutex::default(), wake: Condvar::new(), begun: Notify::new(), capacity }
     }
 
-    /// Queues an intent.
-    pub(super) fn intent(
-        &self,
-        line: Box<IntentLine>,
-        waiter: oneshot::Sender<Result<u64, LogError>>,
-    ) -> Result<(), LogError> {
+    /// Queues a line that a request waits for.
+    pub(super) fn intent(&self, line: Line, waiter: oneshot::Sender<Result<u64, LogError>>) -> Result<(), LogError> {
         let mut state = self.lock();
         if state.closed {
             return Err(LogError::Closed);
@@ -83,7 +83,7 @@ impl Queue {
         }
         let first = state.intents == 0;
         state.intents += 1;
-        state.entries.push(Entry::Intent { line, waiter });
+        state.entries.push(Entry::Awaited { line, waiter });
         drop(state);
         if first {
             self.begun.notify_one();

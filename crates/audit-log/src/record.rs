@@ -3,15 +3,21 @@
 //! Pure. Fields are written in the order of the structs below. A new field or meaning requires a new [`VERSION`];
 //! readers reject unknown versions and fields, since a line that is only partly understood proves nothing.
 
+mod revocation;
+
 use std::{net::IpAddr, time::SystemTime};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 
 use super::timestamp;
+pub use revocation::{CrlLine, RevocationAction, RevocationLine};
 
-/// The version of the format, in every line.
+/// The version of the format, in every line but those of [`REVOCATION_VERSION`].
 pub const VERSION: u8 = 1;
+
+/// The version of lines that only newer programs read: CRLs, revocations, and intents whose caller has a node.
+pub const REVOCATION_VERSION: u8 = 2;
 
 /// Maximum length in bytes of a line that readers accept; lines with our certificates are much shorter.
 pub const LINE_MAX: usize = 1 << 20;
@@ -20,12 +26,16 @@ pub const LINE_MAX: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Line {
+    /// A CRL about to be signed.
+    Crl(Box<CrlLine>),
     /// A certificate about to be signed.
     Intent(Box<IntentLine>),
     /// The result of an intent.
     Outcome(OutcomeLine),
     /// Retention removed the segments before a line.
     Retired(RetiredLine),
+    /// Certificates were revoked or released.
+    Revocation(Box<RevocationLine>),
     /// A write to a segment failed; the segment ended there and the log continued in a new one.
     Sealed(SealedLine),
 }
@@ -74,6 +84,9 @@ pub struct CallerField {
     pub identity: String,
     /// Source address of its connection; null without one.
     pub peer: Option<IpAddr>,
+    /// The Kubernetes node of the caller's pod, if the authentication has established it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub node: Option<String>,
 }
 
 /// The result of an intent.
@@ -150,7 +163,7 @@ pub enum LineError {
     #[error("its field {0:?} is malformed")]
     Field(&'static str),
     /// The line has the version of a newer program.
-    #[error("its format is version {0}; this program reads version {VERSION}")]
+    #[error("its format is version {0}; this program reads version {VERSION} of such a line, or {REVOCATION_VERSION}")]
     Version(u8),
 }
 
@@ -161,16 +174,18 @@ impl Line {
     /// If the version is unknown or the format invalid.
     pub fn parse(text: &[u8]) -> Result<Self, LineError> {
         let line: Self = serde_json::from_slice(text).map_err(LineError::Json)?;
-        let (v, time) = match &line {
-            Self::Intent(l) => (l.v, &l.time),
-            Self::Outcome(l) => (l.v, &l.time),
-            Self::Retired(l) => (l.v, &l.time),
-            Self::Sealed(l) => (l.v, &l.time),
+        let (v, expected) = match &line {
+            Self::Crl(l) => (l.v, REVOCATION_VERSION),
+            Self::Intent(l) => (l.v, l.version()),
+            Self::Outcome(l) => (l.v, VERSION),
+            Self::Retired(l) => (l.v, VERSION),
+            Self::Revocation(l) => (l.v, REVOCATION_VERSION),
+            Self::Sealed(l) => (l.v, VERSION),
         };
-        if v != VERSION {
+        if v != expected {
             return Err(LineError::Version(v));
         }
-        if timestamp::parse(time).is_none() {
+        if timestamp::parse(line.time()).is_none() {
             return Err(LineError::Field("time"));
         }
         Ok(line)
@@ -180,10 +195,22 @@ impl Line {
     #[must_use]
     pub fn number(&self) -> u64 {
         match self {
+            Self::Crl(l) => l.line,
             Self::Intent(l) => l.line,
             Self::Outcome(l) => l.line,
             Self::Retired(l) => l.line,
+            Self::Revocation(l) => l.line,
             Self::Sealed(l) => l.line,
+        }
+    }
+
+    /// Index of the intent, for a certificate or a CRL about to be signed.
+    #[must_use]
+    pub fn intent_index(&self) -> Option<u64> {
+        match self {
+            Self::Crl(l) => Some(l.index),
+            Self::Intent(l) => Some(l.index),
+            Self::Outcome(_) | Self::Retired(_) | Self::Revocation(_) | Self::Sealed(_) => None,
         }
     }
 
@@ -191,9 +218,11 @@ impl Line {
     #[must_use]
     pub fn time(&self) -> &str {
         match self {
+            Self::Crl(l) => &l.time,
             Self::Intent(l) => &l.time,
             Self::Outcome(l) => &l.time,
             Self::Retired(l) => &l.time,
+            Self::Revocation(l) => &l.time,
             Self::Sealed(l) => &l.time,
         }
     }
@@ -204,11 +233,23 @@ impl Line {
     /// Sets the number of the line.
     pub(super) fn set_number(&mut self, number: u64) {
         match self {
+            Self::Crl(l) => l.line = number,
             Self::Intent(l) => l.line = number,
             Self::Outcome(l) => l.line = number,
             Self::Retired(l) => l.line = number,
+            Self::Revocation(l) => l.line = number,
             Self::Sealed(l) => l.line = number,
         }
+    }
+
+    /// Sets the index of an intent; `false` if the line is not one.
+    pub(super) fn set_intent_index(&mut self, index: u64) -> bool {
+        match self {
+            Self::Crl(l) => l.index = index,
+            Self::Intent(l) => l.index = index,
+            Self::Outcome(_) | Self::Retired(_) | Self::Revocation(_) | Self::Sealed(_) => return false,
+        }
+        true
     }
 
     /// Appends the line to a buffer, without a newline.
@@ -225,7 +266,7 @@ impl IntentLine {
     pub(crate) fn new(intent: &super::Intent) -> Self {
         let template = intent.tbs.template();
         Self {
-            v: VERSION,
+            v: caller_version(&intent.caller),
             line: 0,
             index: 0,
             time: timestamp::format(intent.time),
@@ -242,6 +283,11 @@ impl IntentLine {
         }
     }
 
+    /// The version that such a line has.
+    fn version(&self) -> u8 {
+        caller_version(&self.caller)
+    }
+
     /// Time of the policy decision; `None` if the text is malformed.
     #[must_use]
     pub fn time(&self) -> Option<SystemTime> {
@@ -253,6 +299,10 @@ impl IntentLine {
     pub fn tbs_der(&self) -> Option<Vec<u8>> {
         BASE64_STANDARD.decode(&self.tbs).ok()
     }
+}
+
+fn caller_version(caller: &CallerField) -> u8 {
+    if caller.node.is_some() { REVOCATION_VERSION } else { VERSION }
 }
 
 /// Lower-case hexadecimal.
@@ -277,6 +327,7 @@ pub(super) mod tests {
                 method: "jwt".to_owned(),
                 identity: "spiffe://td/ns/n/sa/a".to_owned(),
                 peer: Some("10.1.2.3".parse().unwrap()),
+                node: None,
             },
             names: vec!["URI:spiffe://td/ns/n/sa/a".to_owned()],
             profile: "leaf".to_owned(),
@@ -318,6 +369,40 @@ pub(super) mod tests {
             assert_eq!(line.number(), 8);
             line.write(&mut again);
             assert_eq!(String::from_utf8(again).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn the_form_of_version_2_stays() {
+        let mut with_node = intent("AAEC");
+        with_node.v = 2;
+        with_node.line = 8;
+        with_node.caller.node = Some("worker-1".to_owned());
+        let mut text = Vec::new();
+        Line::Intent(Box::new(with_node)).write(&mut text);
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains(r#""peer":"10.1.2.3","node":"worker-1"},"#), "{text}");
+        let lines = [
+            text.as_str(),
+            concat!(
+                r#"{"type":"crl","v":2,"line":8,"index":3,"time":"2026-01-31T23:59:59.008Z","request":"r","#,
+                r#""caller":{"method":"internal","identity":"internal:crl","peer":null},"number":7,"#,
+                r#""this_update":"2026-01-31T23:57:59.000Z","next_update":"2026-03-02T23:59:59.000Z","entries":1,"#,
+                r#""ca_key":"bb","tbs":"AAEC"}"#
+            ),
+            concat!(
+                r#"{"type":"revocation","v":2,"line":8,"time":"2026-01-31T23:59:59.008Z","revision":4,"#,
+                r#""changed":"2026-01-31T23:59:58.000Z","by":"alice (uid 1000) at host","action":"revoked","#,
+                r#""selector":"--serial 0a","reason":"keyCompromise","block":false,"serials":["0a"]}"#
+            ),
+        ];
+        for text in lines {
+            let mut again = Vec::new();
+            let line = Line::parse(text.as_bytes()).unwrap();
+            assert_eq!(line.number(), 8);
+            line.write(&mut again);
+            assert_eq!(String::from_utf8(again).unwrap(), text);
+            assert!(Line::parse(text.replace("\"v\":2", "\"v\":1").as_bytes()).is_err(), "{text}");
         }
     }
 

@@ -209,7 +209,7 @@ impl<R: BufRead> LineReader<R> {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Counters {
-    /// Number of intents.
+    /// Number of intents, of certificates and CRLs.
     pub(super) intents: u64,
     /// Number of outcomes.
     pub(super) outcomes: u64,
@@ -224,23 +224,26 @@ pub(super) struct Counters {
 impl Counters {
     pub(super) fn count(&mut self, line: &Line) {
         match line {
-            Line::Intent(intent) => {
-                self.intents += 1;
-                match self.intents_per_ca_key.get_mut(&intent.ca_key) {
-                    Some(count) => *count += 1,
-                    None => {
-                        self.intents_per_ca_key.insert(intent.ca_key.clone(), 1);
-                    }
-                }
-            }
+            Line::Crl(crl) => self.intent(&crl.ca_key),
+            Line::Intent(intent) => self.intent(&intent.ca_key),
             Line::Outcome(_) => self.outcomes += 1,
             Line::Retired(retired) => self.retired_before = self.retired_before.max(retired.before),
-            Line::Sealed(_) => {}
+            Line::Revocation(_) | Line::Sealed(_) => {}
         }
         if self.newest.as_deref().is_none_or(|newest| newest < line.time()) {
             let newest = self.newest.get_or_insert_default();
             newest.clear();
             newest.push_str(line.time());
+        }
+    }
+
+    fn intent(&mut self, ca_key: &str) {
+        self.intents += 1;
+        match self.intents_per_ca_key.get_mut(ca_key) {
+            Some(count) => *count += 1,
+            None => {
+                self.intents_per_ca_key.insert(ca_key.to_owned(), 1);
+            }
         }
     }
 

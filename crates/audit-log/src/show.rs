@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     reader::Reader,
-    record::{IntentLine, Line, OutcomeLine},
+    record::{CrlLine, IntentLine, Line, OutcomeLine, RevocationLine},
     timestamp,
     verify::ReadError,
 };
@@ -32,6 +32,26 @@ pub struct Entry {
     pub intent: IntentLine,
     /// The outcome's line; `None` while the request is in progress, or after a crash.
     pub outcome: Option<OutcomeLine>,
+}
+
+/// What `log show` shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Shown {
+    /// A certificate.
+    Certificate(Box<Entry>),
+    /// A CRL.
+    Crl {
+        /// The CRL's line.
+        crl: Box<CrlLine>,
+        /// The outcome's line, as of a certificate.
+        outcome: Option<OutcomeLine>,
+    },
+    /// Certificates were revoked or released.
+    Revocation {
+        /// The line.
+        revocation: Box<RevocationLine>,
+    },
 }
 
 /// Whether a certificate is recorded in the log.
@@ -62,10 +82,30 @@ impl Filter {
             intent.caller.identity == *identity
                 || intent.names.iter().any(|n| n == identity || n.split_once(':').is_some_and(|(_, n)| n == identity))
         };
-        self.since.is_none_or(|since| time.is_some_and(|time| time >= since))
-            && self.until.is_none_or(|until| time.is_some_and(|time| time < until))
+        self.covers(time)
             && self.identity.as_ref().is_none_or(named)
             && self.serial.as_ref().is_none_or(|serial| same_serial(serial, &intent.serial))
+    }
+
+    /// Whether the filter matches a CRL: by its time, and none if the filter is for a certificate.
+    #[must_use]
+    pub fn matches_crl(&self, crl: &CrlLine) -> bool {
+        self.covers(timestamp::parse(&crl.time)) && self.identity.is_none() && self.serial.is_none()
+    }
+
+    /// Whether the filter matches a revocation: by its time, its selector or a serial number.
+    #[must_use]
+    pub fn matches_revocation(&self, revocation: &RevocationLine) -> bool {
+        let selected = |identity: &String| revocation.selector.split_whitespace().any(|word| word == identity);
+        self.covers(timestamp::parse(&revocation.time))
+            && self.identity.as_ref().is_none_or(selected)
+            && self.serial.as_ref().is_none_or(|serial| revocation.serials.iter().any(|one| same_serial(serial, one)))
+    }
+
+    /// Whether the filter's period covers a time.
+    fn covers(&self, time: Option<SystemTime>) -> bool {
+        self.since.is_none_or(|since| time.is_some_and(|time| time >= since))
+            && self.until.is_none_or(|until| time.is_some_and(|time| time < until))
     }
 }
 
@@ -79,32 +119,70 @@ pub fn same_serial(left: &str, right: &str) -> bool {
     digits(left) == digits(right)
 }
 
+/// The certificates, CRLs and revocations that match a filter, oldest first.
+///
+/// # Errors
+/// If the log cannot be read.
+pub fn records(directory: &Path, filter: &Filter) -> Result<Vec<Shown>, ReadError> {
+    collect(directory, |line| match line {
+        Line::Crl(crl) => filter.matches_crl(crl),
+        Line::Intent(intent) => filter.matches(intent),
+        Line::Revocation(revocation) => filter.matches_revocation(revocation),
+        Line::Outcome(_) | Line::Retired(_) | Line::Sealed(_) => false,
+    })
+}
+
+/// The intents of certificates for which `wanted` is true, oldest first, with their outcomes. Others take no memory.
+///
+/// # Errors
+/// If the log cannot be read.
+pub fn certificates(directory: &Path, wanted: impl Fn(&IntentLine) -> bool) -> Result<Vec<Entry>, ReadError> {
+    let shown = collect(directory, |line| matches!(line, Line::Intent(intent) if wanted(intent)))?;
+    let certificates = shown.into_iter().filter_map(|shown| match shown {
+        Shown::Certificate(entry) => Some(*entry),
+        Shown::Crl { .. } | Shown::Revocation { .. } => None,
+    });
+    Ok(certificates.collect())
+}
+
 /// The intents that match a filter, oldest first, with their outcomes.
 ///
 /// # Errors
 /// If the log cannot be read.
 pub fn entries(directory: &Path, filter: &Filter) -> Result<Vec<Entry>, ReadError> {
-    let mut reader = Reader::new(directory)?;
-    let mut entries: Vec<Entry> = Vec::new();
-    let mut open: HashMap<u64, usize> = HashMap::new();
-    while let Some(read) = reader.next()? {
-        match read.line {
-            Line::Intent(intent) if filter.matches(&intent) => {
-                open.insert(intent.index, entries.len());
-                entries.push(Entry { intent: *intent, outcome: None });
-            }
-            Line::Outcome(outcome) => {
-                if let Some(entry) = open.remove(&outcome.index).and_then(|at| entries.get_mut(at)) {
-                    entry.outcome = Some(outcome);
-                }
-            }
-            Line::Intent(_) | Line::Retired(_) | Line::Sealed(_) => {}
-        }
-    }
-    Ok(entries)
+    certificates(directory, |intent| filter.matches(intent))
 }
 
-/// Follows a log: returns new intents that match a filter, and their outcomes.
+fn collect(directory: &Path, wanted: impl Fn(&Line) -> bool) -> Result<Vec<Shown>, ReadError> {
+    let mut reader = Reader::new(directory)?;
+    let mut shown: Vec<Shown> = Vec::new();
+    let mut open: HashMap<u64, usize> = HashMap::new();
+    while let Some(read) = reader.next()? {
+        let wanted = wanted(&read.line);
+        match read.line {
+            Line::Crl(crl) if wanted => {
+                open.insert(crl.index, shown.len());
+                shown.push(Shown::Crl { crl, outcome: None });
+            }
+            Line::Intent(intent) if wanted => {
+                open.insert(intent.index, shown.len());
+                shown.push(Shown::Certificate(Box::new(Entry { intent: *intent, outcome: None })));
+            }
+            Line::Outcome(line) => match open.remove(&line.index).and_then(|at| shown.get_mut(at)) {
+                Some(Shown::Certificate(entry)) => entry.outcome = Some(line),
+                Some(Shown::Crl { outcome, .. }) => *outcome = Some(line),
+                Some(Shown::Revocation { .. }) | None => {}
+            },
+            Line::Revocation(revocation) if wanted => {
+                shown.push(Shown::Revocation { revocation });
+            }
+            Line::Crl(_) | Line::Intent(_) | Line::Retired(_) | Line::Revocation(_) | Line::Sealed(_) => {}
+        }
+    }
+    Ok(shown)
+}
+
+/// Follows a log: returns new lines that match a filter, with the outcomes of intents.
 #[derive(Debug)]
 pub struct Follow {
     reader: Reader,
@@ -128,8 +206,10 @@ impl Follow {
     pub fn next_line(&mut self) -> Result<Option<(Line, Vec<u8>)>, ReadError> {
         while let Some(read) = self.reader.next()? {
             let shown = match &read.line {
+                Line::Crl(crl) => self.filter.matches_crl(crl) && self.open.insert(crl.index),
                 Line::Intent(intent) => self.filter.matches(intent) && self.open.insert(intent.index),
                 Line::Outcome(outcome) => self.open.remove(&outcome.index),
+                Line::Revocation(revocation) => self.filter.matches_revocation(revocation),
                 Line::Retired(_) | Line::Sealed(_) => false,
             };
             if shown {

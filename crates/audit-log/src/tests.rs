@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{
     checkpoint::{VerifierKeys, tests::SoftKey},
-    record::{CallerField, tests::intent},
+    record::{CallerField, Line, RevocationAction, RevocationLine, tests::intent},
     *,
 };
 
@@ -70,7 +70,7 @@ fn real() -> Intent {
         not_after: time + day,
     };
     let tbs = pki::Tbs::build(template, Arc::new(issuer), pki::tbs::Serial::random()).unwrap();
-    let caller = CallerField { method: "operator".to_owned(), identity: "uid 7".to_owned(), peer: None };
+    let caller = CallerField { method: "operator".to_owned(), identity: "uid 7".to_owned(), peer: None, node: None };
     Intent { request_id: "r".to_owned(), time, caller, tbs: Arc::new(tbs) }
 }
 
@@ -159,7 +159,7 @@ fn only_one_process_writes() {
         let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
         assert!(matches!(open(settings(scratch.path(), 1 << 20)), Err(OpenError::Locked(_))));
         log.close().await;
-        assert!(matches!(log.append(Box::new(intent(""))).await, Err(LogError::Closed)));
+        assert!(matches!(log.append(Line::Intent(Box::new(intent("")))).await, Err(LogError::Closed)));
         let (again, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
         again.close().await;
         let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
@@ -178,7 +178,7 @@ fn a_group_shares_a_flush() {
         let tasks: Vec<_> = (0..500)
             .map(|_| {
                 let log = log.clone();
-                tokio::spawn(async move { log.append(Box::new(intent("AA=="))).await.unwrap() })
+                tokio::spawn(async move { log.append(Line::Intent(Box::new(intent("AA==")))).await.unwrap() })
             })
             .collect();
         let mut indices = Vec::new();
@@ -206,7 +206,7 @@ async fn intents_that_are_ready_soon_join_the_group() {
                     // Long enough for a flush if there were one.
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                log.append(Box::new(intent("AA=="))).await.unwrap()
+                log.append(Line::Intent(Box::new(intent("AA==")))).await.unwrap()
             })
         })
         .collect();
@@ -214,7 +214,7 @@ async fn intents_that_are_ready_soon_join_the_group() {
         task.await.unwrap();
     }
     assert_eq!(log.stats().flushes, 1);
-    log.append(Box::new(intent("AA=="))).await.unwrap();
+    log.append(Line::Intent(Box::new(intent("AA==")))).await.unwrap();
     assert_eq!(log.stats().flushes, 2, "a single intent waits for others");
     log.close().await;
 }
@@ -226,7 +226,7 @@ async fn the_writer_is_called_for_each_group() {
     let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
     let began = std::time::Instant::now();
     for _ in 0..16 {
-        log.append(Box::new(intent("AA=="))).await.unwrap();
+        log.append(Line::Intent(Box::new(intent("AA==")))).await.unwrap();
     }
     assert_eq!(log.stats().flushes, 16);
     assert!(began.elapsed() < Duration::from_secs(2), "they waited for the writer's tick: {:?}", began.elapsed());
@@ -423,3 +423,98 @@ fn a_proof_leads_to_the_checkpoint() {
 }
 
 mod cuts;
+
+/// A CRL of the test CA.
+fn crl(number: u64) -> CrlIntent {
+    use pki::crl::{CrlContent, CrlIssuer, Reason, RevokedEntry};
+    let ca = pki::testing::SoftCa::new(&pki::testing::P256);
+    let now = pki::testing::now();
+    let entry = RevokedEntry {
+        serial: "0a".parse().unwrap(),
+        revoked_at: now,
+        reason: Reason::KeyCompromise,
+        expires: now + pki::testing::DAY,
+    };
+    let content = CrlContent { number, this_update: now, next_update: now + pki::testing::DAY, entries: vec![entry] };
+    let issuer = CrlIssuer::from_certificate(ca.issuer.certificate()).unwrap();
+    let tbs = Arc::new(pki::CrlTbs::build(issuer, content).unwrap());
+    let caller =
+        CallerField { method: "internal".to_owned(), identity: "internal:crl".to_owned(), peer: None, node: None };
+    CrlIntent { request_id: "crl".to_owned(), time: now, caller, tbs }
+}
+
+fn revocation() -> RevocationLine {
+    RevocationLine {
+        v: record::REVOCATION_VERSION,
+        line: 0,
+        time: "2026-01-01T00:00:00.000Z".to_owned(),
+        revision: 1,
+        changed: "2026-01-01T00:00:00.000Z".to_owned(),
+        by: "alice".to_owned(),
+        action: RevocationAction::Revoked,
+        selector: "--serial 0a".to_owned(),
+        reason: "keyCompromise".to_owned(),
+        block: false,
+        serials: vec!["0a".to_owned()],
+    }
+}
+
+#[test]
+fn crls_and_revocations_are_recorded_shown_and_verified() {
+    let scratch = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let (log, _) = open(settings(scratch.path(), 1 << 20)).unwrap();
+        write(&log, 1).await;
+        log.record_revocation(revocation()).await.unwrap();
+        let recorded = log.record_crl(crl(7)).await.unwrap();
+        assert_eq!(recorded.index(), 1, "counted together with the certificates");
+        log.outcome(recorded.index(), Outcome::Issued { token: "a".to_owned() });
+        write(&log, 1).await;
+        log.close().await;
+    });
+    assert_eq!(findings(scratch.path()), []);
+    let report = report(scratch.path(), Vec::new());
+    assert_eq!((report.intents, report.outcomes, report.without_outcome), (3, 3, 0));
+    let crl_key = record::hex(&crl(7).tbs.issuer().public_key().fingerprint());
+    assert_eq!(report.intents_per_ca_key.get(&crl_key), Some(&1), "{report:?}");
+    let shown = show::records(scratch.path(), &show::Filter::default()).unwrap();
+    assert!(matches!(
+        shown.as_slice(),
+        [
+            show::Shown::Certificate(_),
+            show::Shown::Revocation { .. },
+            show::Shown::Crl { outcome: Some(_), .. },
+            show::Shown::Certificate(_)
+        ]
+    ));
+    let serial = |text: &str| show::Filter { serial: Some(text.to_owned()), ..show::Filter::default() };
+    assert!(matches!(
+        show::records(scratch.path(), &serial("0A")).unwrap().as_slice(),
+        [show::Shown::Revocation { .. }]
+    ));
+    // A log with such lines is opened again, and goes on with the next index.
+    runtime().block_on(async {
+        let (log, opened) = open(settings(scratch.path(), 1 << 20)).unwrap();
+        assert_eq!(opened.intents, 3);
+        assert_eq!(log.record_crl(crl(8)).await.unwrap().index(), 3);
+        log.close().await;
+    });
+}
+
+#[test]
+fn changed_crl_line_is_found() {
+    let scratch = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let (log, _) = Log::open(settings(scratch.path(), 1 << 20), None).unwrap();
+        log.record_crl(crl(7)).await.unwrap();
+        log.close().await;
+    });
+    let path = scratch.path().join("00000000000000000000.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    for (from, to) in [("\"number\":7", "\"number\":8"), ("\"entries\":1", "\"entries\":0")] {
+        fs::write(&path, text.replace(from, to)).unwrap();
+        let request = verify::Request { directory: scratch.path().to_owned(), keys: None, checkpoints: Vec::new() };
+        let report = verify::verify(&request).unwrap();
+        assert!(report.findings.iter().any(|finding| finding.what.contains("not what its TBS says")), "{report:?}");
+    }
+}

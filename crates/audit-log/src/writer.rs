@@ -155,11 +155,10 @@ impl Writer {
         for entry in entries {
             match entry {
                 // The caller has gone: nothing will be signed, so nothing is recorded.
-                Entry::Intent { waiter, .. } if waiter.is_closed() => {}
-                Entry::Intent { mut line, waiter } => {
-                    line.index = index;
-                    index += 1;
-                    lines.push((Line::Intent(line), Some(waiter)));
+                Entry::Awaited { waiter, .. } if waiter.is_closed() => {}
+                Entry::Awaited { mut line, waiter } => {
+                    index += u64::from(line.set_intent_index(index));
+                    lines.push((line, Some(waiter)));
                 }
                 Entry::Outcome(outcome) => lines.push((Line::Outcome(outcome), None)),
             }
@@ -208,8 +207,8 @@ impl Writer {
             segment.open.hashes.push(hash);
             segment.open.counters.count(&line);
             self.counters.count(&line);
-            if let (Line::Intent(intent), Some(waiter)) = (line, waiter) {
-                waiters.push((waiter, intent.index));
+            if let Some(waiter) = waiter {
+                waiters.push((waiter, line.intent_index().unwrap_or_default()));
             }
         }
         self.counts.lines(self.tree.size(), &self.counters, self.buffer.len());

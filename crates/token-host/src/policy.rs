@@ -4,6 +4,7 @@
 //! The daemon has checked it already; this protects against a compromised daemon.
 
 mod checkpoint;
+mod crl;
 mod limit;
 mod serials;
 mod signed;
@@ -18,12 +19,13 @@ use std::{
 use super::{CANARY_PREFIX, Settings};
 use crate::protocol::{Fingerprint, Kind, Sign};
 use checkpoint::KeptHead;
+use crl::SignedCrls;
 use limit::Limit;
 use pki::{
     PublicKey,
     identity::{DnsName, Name, TrustDomain},
     key::KeyError,
-    lint::{self, Ca, Facts, Finding, OwnedCa},
+    lint::{self, Ca, CrlFacts, Facts, Finding, OwnedCa},
     profile::CLOCK_SKEW,
 };
 use process::error::{Advice, Remedy};
@@ -79,6 +81,7 @@ pub(super) struct Policy {
     rules: Rules,
     certificates: Mutex<SignedCertificates>,
     heads: Mutex<KeptHeads>,
+    crls: Mutex<SignedCrls>,
 }
 
 impl Policy {
@@ -91,10 +94,12 @@ impl Policy {
                 dns_names: settings.dns_names.clone(),
                 ip_addresses: settings.ip_addresses.clone(),
                 allow_intermediate: settings.allow_intermediate,
+                max_crl_lifetime: settings.max_crl_lifetime,
                 log_origins: settings.log_origins.clone(),
             },
             certificates: Mutex::new(SignedCertificates::new(limit)),
             heads: Mutex::new(KeptHeads::new(settings.checkpoint_file.clone())),
+            crls: Mutex::default(),
         }
     }
 
@@ -112,6 +117,11 @@ impl Policy {
             Kind::Checkpoint => {
                 let checkpoint = self.rules.checkpoint(sign.message)?;
                 self.heads.lock().unwrap_or_else(PoisonError::into_inner).admit(&checkpoint)
+            }
+            Kind::Crl => {
+                let facts = CrlFacts::parse(sign.message)?;
+                self.rules.crl(sign, &facts, cas, now)?;
+                self.crls.lock().unwrap_or_else(PoisonError::into_inner).admit(sign.key, facts.number, sign.message)
             }
             Kind::Intermediate | Kind::Leaf => {
                 let facts = Facts::parse(sign.message)?;
@@ -131,6 +141,7 @@ struct Rules {
     dns_names: Vec<DnsName>,
     ip_addresses: Vec<IpAddr>,
     allow_intermediate: bool,
+    max_crl_lifetime: Option<Duration>,
     log_origins: Vec<String>,
 }
 
@@ -163,6 +174,20 @@ pub(super) enum Refusal {
     Issuer,
     #[error("the subject has the key of a CA")]
     CaKey,
+    #[error("the host's configuration does not allow CRLs{}", Advice(self))]
+    Crl,
+    #[error("the CRL's number is {number}, and a CRL with the number {signed} was signed")]
+    CrlNumber { number: u64, signed: u64 },
+    #[error("another CRL with the number {0} was signed")]
+    CrlNumberTwice(u64),
+    #[error("the CRL has {bytes} bytes; {most} are signed at most")]
+    CrlSize { bytes: usize, most: usize },
+    #[error("thisUpdate of the CRL is in the future")]
+    CrlNotYet,
+    #[error("thisUpdate of the CRL is long before now, or nextUpdate has passed")]
+    CrlPast,
+    #[error("nextUpdate of the CRL is later than the host allows, counted from now{}", Advice(self))]
+    CrlTooLate,
     #[error("the host's configuration does not allow intermediates")]
     Intermediate,
     #[error("{0}")]
@@ -215,6 +240,16 @@ impl Remedy for Refusal {
                 )
                 .into(),
             ),
+            Self::Crl => Some(
+                "set [revocation] in the daemon's configuration, or max_crl_lifetime in that of a separate host, and \
+                 restart the host"
+                    .into(),
+            ),
+            Self::CrlTooLate => Some(
+                "lower [revocation] lifetime in the daemon's configuration, or raise max_crl_lifetime in that of a \
+                 separate host and restart it"
+                    .into(),
+            ),
             Self::Limit { .. } => Some(
                 "if so many certificates are needed, raise max_certificates or max_certificates_per_hour in the host's \
                  configuration; if not, find out who obtained them"
@@ -223,6 +258,11 @@ impl Remedy for Refusal {
             Self::CaKey
             | Self::Canary
             | Self::Checkpoint
+            | Self::CrlNotYet
+            | Self::CrlNumber { .. }
+            | Self::CrlNumberTwice(_)
+            | Self::CrlPast
+            | Self::CrlSize { .. }
             | Self::First { .. }
             | Self::Intermediate
             | Self::Issuer
@@ -275,7 +315,9 @@ impl Rules {
             Kind::Leaf => lint::leaf(facts, ca, self.max_validity)?,
             Kind::Intermediate if self.allow_intermediate => lint::intermediate(facts, ca, self.max_validity)?,
             Kind::Intermediate => return Err(Refusal::Intermediate),
-            Kind::Canary | Kind::Checkpoint => return Err(Finding("it is not a kind of certificate").into()),
+            Kind::Canary | Kind::Checkpoint | Kind::Crl => {
+                return Err(Finding("it is not a kind of certificate").into());
+            }
         }
         Ok(())
     }

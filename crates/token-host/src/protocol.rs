@@ -16,12 +16,15 @@ pub use status::{KeyCount, Status};
 pub use token::Recovery;
 
 /// The protocol version, sent in [`Request::Hello`] and [`Status`]. Version 1 had no protobuf: such a peer is
-/// disconnected at its first frame.
-pub const VERSION: u32 = 2;
+/// disconnected at its first frame. Version 3 added [`Kind::Crl`] and larger frames for it.
+pub const VERSION: u32 = 3;
 
-/// Maximum size of a frame in bytes, without its length field. The largest TBSCertificate of this CA (a hundred names)
-/// is below 32 KiB, and a whole frame must fit into the host's read buffer of 64 KiB.
-pub const MAX_FRAME: usize = 60 * 1024;
+/// Maximum size of a frame in bytes, without its length field: a CRL of [`pki::crl::TBS_MAX`] bytes and the fields around
+/// it.
+pub const MAX_FRAME: usize = 768 * 1024;
+
+/// Maximum size of a reply's frame; a whole one must fit into the daemon's read buffer of 64 KiB.
+pub const MAX_REPLY: usize = 60 * 1024;
 
 /// Maximum length of a text in a reply, in bytes; longer ones are truncated.
 const MAX_TEXT: usize = 1024;
@@ -39,6 +42,8 @@ pub enum Kind {
     Canary,
     /// A tree head of the log; signed by the log key only.
     Checkpoint,
+    /// A CRL's TBSCertList, if the host's own configuration permits it.
+    Crl,
     /// An intermediate CA's TBSCertificate, if the host's own configuration permits it.
     Intermediate,
     /// A leaf's TBSCertificate.
@@ -148,7 +153,7 @@ pub enum ProtocolError {
     /// A field is out of range, or the body is not the expected one.
     #[error("a frame's {0} is malformed")]
     Malformed(&'static str),
-    /// The frame is empty, or larger than [`MAX_FRAME`].
+    /// The frame is empty, or larger than [`MAX_FRAME`], a reply than [`MAX_REPLY`].
     #[error("a frame of {0} bytes is out of bounds")]
     Size(usize),
 }
@@ -167,15 +172,41 @@ impl Frame {
     /// # Errors
     /// If it is malformed. A length out of bounds is detected as soon as the length field is complete.
     pub fn split(buffer: &[u8]) -> Result<Option<(Self, usize)>, ProtocolError> {
-        let Some((length, rest)) = buffer.split_first_chunk::<4>() else { return Ok(None) };
+        Self::split_within(buffer, MAX_FRAME)
+    }
+
+    /// The same of a host, whose replies are smaller.
+    ///
+    /// # Errors
+    /// Those of [`Frame::split`].
+    pub fn split_reply(buffer: &[u8]) -> Result<Option<(Self, usize)>, ProtocolError> {
+        Self::split_within(buffer, MAX_REPLY)
+    }
+
+    /// The length in bytes that the first frame of a buffer has as a whole, with its length field; `None` while that field
+    /// is incomplete.
+    ///
+    /// # Errors
+    /// If it is out of bounds.
+    pub fn length(buffer: &[u8]) -> Result<Option<usize>, ProtocolError> {
+        Self::length_within(buffer, MAX_FRAME)
+    }
+
+    fn length_within(buffer: &[u8], max: usize) -> Result<Option<usize>, ProtocolError> {
+        let Some((length, _)) = buffer.split_first_chunk::<4>() else { return Ok(None) };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-        if !(1..=MAX_FRAME).contains(&length) {
+        if !(1..=max).contains(&length) {
             return Err(ProtocolError::Size(length));
         }
-        let Some(payload) = rest.get(..length) else { return Ok(None) };
+        Ok(Some(4 + length))
+    }
+
+    fn split_within(buffer: &[u8], max: usize) -> Result<Option<(Self, usize)>, ProtocolError> {
+        let Some(whole) = Self::length_within(buffer, max)? else { return Ok(None) };
+        let Some(payload) = buffer.get(4..whole) else { return Ok(None) };
         let proto::Frame { correlation, body } = prost::Message::decode(payload)?;
         let body = body.ok_or(ProtocolError::Malformed("body"))?;
-        Ok(Some((Self { correlation, body }, 4 + length)))
+        Ok(Some((Self { correlation, body }, whole)))
     }
 }
 

@@ -57,6 +57,9 @@ pub struct Settings {
     /// Whether intermediate CAs may be signed.
     #[serde(default)]
     pub allow_intermediate: bool,
+    /// Maximum time from now to nextUpdate of signed CRLs; none are signed without it.
+    #[serde(default, with = "humantime_serde")]
+    pub max_crl_lifetime: Option<Duration>,
     /// Maximum number of certificates per hour, which is also the burst after an hour without any.
     #[serde(default)]
     pub max_certificates_per_hour: Option<NonZeroU32>,
@@ -107,6 +110,7 @@ impl Settings {
             dns_names: Vec::new(),
             ip_addresses: Vec::new(),
             allow_intermediate: false,
+            max_crl_lifetime: None,
             max_certificates_per_hour: None,
             max_certificates: None,
             log_origins: log_origins(),
@@ -180,6 +184,7 @@ mod tests {
         pin_marker = "/var/lib/ca/a.pin-refused"
         bundle = "/etc/ca"
         max_validity = "24h"
+        max_crl_lifetime = "720h"
         trust_domains = ["cluster.local"]
         dns_names = ["istiod.istio-system.svc"]
         ip_addresses = ["127.0.0.1"]
@@ -194,6 +199,7 @@ mod tests {
         assert_eq!((settings.sessions, settings.allow_intermediate), (1, false));
         assert_eq!(settings.max_validity, Duration::from_secs(86_400));
         assert_eq!(settings.call_timeout, Duration::from_secs(10));
+        assert_eq!(settings.max_crl_lifetime, Some(Duration::from_secs(720 * 3600)));
         let json = serde_json::to_vec(&settings).unwrap();
         assert_eq!(serde_json::from_slice::<Settings>(&json).unwrap(), settings);
     }

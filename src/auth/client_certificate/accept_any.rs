@@ -1,4 +1,5 @@
-//! Client certificates in the handshake: any certificate is accepted, and only possession of its key is verified.
+//! Client certificates in the handshake: any certificate is accepted unless it is revoked, and only possession of its key is
+//! verified.
 //!
 //! Agents that migrate from another CA first present its certificate; if the handshake failed, they could never use
 //! their JWT. Therefore the certificate is checked at the request ([`super::ClientCertificates`]), not here.
@@ -11,17 +12,20 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
 
-/// Accepts any client certificate, or none.
+use crate::revocation::Revocations;
+
+/// Accepts any client certificate that is not revoked, or none.
 #[derive(Debug)]
 pub struct AcceptAny {
+    revocations: Revocations,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl AcceptAny {
     /// A verifier with the signature algorithms of a provider.
     #[must_use]
-    pub fn new(provider: &rustls::crypto::CryptoProvider) -> Self {
-        Self { algorithms: provider.signature_verification_algorithms }
+    pub fn new(provider: &rustls::crypto::CryptoProvider, revocations: Revocations) -> Self {
+        Self { revocations, algorithms: provider.signature_verification_algorithms }
     }
 }
 
@@ -37,10 +41,16 @@ impl ClientCertVerifier for AcceptAny {
 
     fn verify_client_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
+        end_entity: &CertificateDer<'_>,
         _intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        // The issuer is not established here, so serial number and key must match. The request is checked again.
+        let revoked = super::leaf::serial_and_key(end_entity)
+            .is_some_and(|(serial, key)| self.revocations.has_revoked_key(&serial, key));
+        if revoked {
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
+        }
         Ok(ClientCertVerified::assertion())
     }
 

@@ -13,7 +13,7 @@ use x509_cert::{
 
 use super::CertificateError;
 use crate::auth::credential_cache::{Hash, sha256};
-use pki::{PublicKey, SignatureAlgorithm, identity::SpiffeId};
+use pki::{PublicKey, SignatureAlgorithm, crl::SerialNumber, identity::SpiffeId};
 
 /// Maximum size of a leaf in bytes: ours are below 2 KiB even with RSA-4096 keys and the longest SPIFFE ID.
 const MOST: usize = 8192;
@@ -21,6 +21,8 @@ const MOST: usize = 8192;
 /// Content of a verified leaf.
 #[derive(Debug)]
 pub struct Leaf {
+    /// The serial number; `None` if it is one that no CRL can have.
+    pub serial: Option<SerialNumber>,
     /// DER Name of the issuer.
     pub issuer: Vec<u8>,
     /// The workload.
@@ -44,6 +46,7 @@ pub struct Unproven<'a> {
 #[derive(Debug)]
 struct Raw<'a> {
     tbs: &'a [u8],
+    serial: &'a [u8],
     issuer: &'a [u8],
     public_key_info: &'a [u8],
 }
@@ -52,6 +55,17 @@ struct Raw<'a> {
 #[must_use]
 pub fn public_key_info(certificate: &[u8]) -> Option<&[u8]> {
     Raw::split(certificate).ok().map(|raw| raw.public_key_info)
+}
+
+/// The serial number of a certificate, and SHA-256 of its DER SubjectPublicKeyInfo.
+pub(super) fn serial_and_key(certificate: &[u8]) -> Option<(SerialNumber, Hash)> {
+    let raw = Raw::split(certificate).ok()?;
+    Some((serial_number(raw.serial)?, sha256(raw.public_key_info)))
+}
+
+/// The number in a DER INTEGER.
+fn serial_number(integer: &[u8]) -> Option<SerialNumber> {
+    SerialNumber::new(der::AnyRef::from_der(integer).ok()?.value())
 }
 
 impl<'a> Unproven<'a> {
@@ -108,6 +122,7 @@ impl<'a> Unproven<'a> {
             return Err(CertificateError::KeyUsage);
         }
         Ok(Leaf {
+            serial: serial_number(self.raw.serial),
             identity: identity(tbs)?,
             issuer: self.raw.issuer.to_vec(),
             key: sha256(self.raw.public_key_info),
@@ -160,7 +175,7 @@ impl<'a> Raw<'a> {
     fn split(certificate: &'a [u8]) -> der::Result<Self> {
         let (tbs, fields) = fields(certificate)?;
         match fields.as_slice() {
-            [_, _, issuer, _, _, public_key_info] => Ok(Self { tbs, issuer, public_key_info }),
+            [serial, _, issuer, _, _, public_key_info] => Ok(Self { tbs, serial, issuer, public_key_info }),
             _ => Err(der::Tag::Sequence.length_error().into()),
         }
     }

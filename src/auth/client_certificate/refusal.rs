@@ -55,7 +55,11 @@ fn values(error: CertificateError, seen: &Certificate, context: &Context<'_>) ->
     let issuer = tbs.issuer().to_string();
     let names = names(seen);
     match error {
-        CertificateError::Denied | CertificateError::Names | CertificateError::Ca | CertificateError::KeyUsage => {
+        CertificateError::Ca
+        | CertificateError::Denied
+        | CertificateError::KeyUsage
+        | CertificateError::Names
+        | CertificateError::Revoked => {
             format!("it names {names}")
         }
         CertificateError::Disabled | CertificateError::Empty | CertificateError::Version => String::new(),

@@ -47,8 +47,8 @@ impl Shared {
                         token.reported(*status);
                     }
                 }
-                Some(Pending::TakenOver(tbs)) => {
-                    self.answered_late(&mut inner, id, correlation, &tbs, reply);
+                Some(Pending::TakenOver(message)) => {
+                    self.answered_late(&mut inner, id, correlation, &message, reply);
                 }
                 Some(Pending::Job { job, sent, .. }) => {
                     self.finish(&mut inner, id, correlation, *job, reply, now.saturating_duration_since(sent))?;
@@ -78,9 +78,9 @@ impl Shared {
                 let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
                 counters.busy_nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
                 let source = Source { token: Arc::clone(token.name()), host: token.host, session };
-                match job.tbs() {
-                    Some(tbs) if job.is_abandoned() && token.phase() == Phase::HalfOpen => {
-                        self.verify_late(inner, id, tbs, &signature, session);
+                match job.recorded() {
+                    Some(message) if job.is_abandoned() && token.phase() == Phase::HalfOpen => {
+                        self.verify_late(inner, id, message, &signature, session);
                         false
                     }
                     Some(_) | None => {

@@ -3,10 +3,7 @@
 //! If another token serves, the first request with enough time left goes to the token on trial. If that token does not
 //! reply soon, another one takes the request over. The late signature is verified here, since no caller waits for it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     super::{
@@ -18,7 +15,7 @@ use super::{
     },
     Inner, Shared, Tokens,
 };
-use pki::Tbs;
+use crate::signer::ToBeSigned;
 use token_host::protocol::Reply;
 
 /// How long a half-open breaker waits for the verdict on the request that it let through.
@@ -106,11 +103,18 @@ impl Shared {
     }
 
     /// Verifies a signature for a request that another token has taken over, or whose caller is gone.
-    pub(super) fn verify_late(&self, inner: &mut Inner, id: TokenId, tbs: &Tbs, signature: &[u8], session: u32) {
+    pub(super) fn verify_late(
+        &self,
+        inner: &mut Inner,
+        id: TokenId,
+        message: &ToBeSigned,
+        signature: &[u8],
+        session: u32,
+    ) {
         let counters = &inner.tokens[id].handle.counters;
         count(&counters.signed);
-        let key = tbs.issuer().public_key();
-        let verified = key.verify(key.signature_algorithm(), tbs.der(), signature).is_ok();
+        let key = message.key();
+        let verified = key.verify(key.signature_algorithm(), message.der(), signature).is_ok();
         if !verified {
             count(&counters.wrong);
         }
@@ -118,10 +122,17 @@ impl Shared {
     }
 
     /// Processes a host's reply to a request that was taken over.
-    pub(super) fn answered_late(&self, inner: &mut Inner, id: TokenId, correlation: u64, tbs: &Arc<Tbs>, reply: Reply) {
+    pub(super) fn answered_late(
+        &self,
+        inner: &mut Inner,
+        id: TokenId,
+        correlation: u64,
+        message: &ToBeSigned,
+        reply: Reply,
+    ) {
         match reply {
-            Reply::Signed { session, signature } => self.verify_late(inner, id, tbs, &signature, session),
-            Reply::Fault(fault) => self.failed(inner, id, &fault, Some(tbs.issuer().public_key().fingerprint())),
+            Reply::Signed { session, signature } => self.verify_late(inner, id, message, &signature, session),
+            Reply::Fault(fault) => self.failed(inner, id, &fault, Some(message.key().fingerprint())),
             Reply::Expired | Reply::Opened { .. } | Reply::Refused { .. } | Reply::Status(_) => {}
         }
         inner.tokens[id].end_trial_of(correlation);

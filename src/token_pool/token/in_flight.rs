@@ -1,6 +1,6 @@
 //! What is in flight to a token's host: frames to be written, and requests that await an answer.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
@@ -8,7 +8,7 @@ use super::{
     super::{health::Phase, job::Job},
     Token,
 };
-use pki::Tbs;
+use crate::signer::ToBeSigned;
 use token_host::protocol::{ProtocolError, Reply, Request};
 
 /// An unanswered request.
@@ -22,7 +22,7 @@ pub(in super::super) enum Pending {
         cancelled: bool,
     },
     /// Another token has taken the request over; this one's reply still shows whether it signs.
-    TakenOver(Arc<Tbs>),
+    TakenOver(ToBeSigned),
 }
 
 /// The one real request that a half-open breaker has let through.
@@ -82,7 +82,7 @@ impl Token {
         let trial = self.trial.as_mut()?;
         let pending = self.outstanding.get_mut(&trial.correlation)?;
         let Pending::Job { job, .. } = pending else { return None };
-        let taken_over = Pending::TakenOver(Arc::clone(job.tbs()?));
+        let taken_over = Pending::TakenOver(job.recorded()?.clone());
         let Pending::Job { job, .. } = std::mem::replace(pending, taken_over) else { return None };
         trial.taken_over = true;
         self.jobs = self.jobs.saturating_sub(1);

@@ -27,9 +27,9 @@ impl Token {
     /// Processes a host's status, and counts the certificates that it has signed since the last one.
     pub(in super::super) fn reported(&mut self, status: Status) {
         self.window = WINDOW_PER_SESSION * usize::try_from(status.sessions.max(1)).unwrap_or(1);
-        let signed = certificates(&status);
+        let signed = by_ca_keys(&status);
         // What a host signed before it served this process is not in this process's log.
-        let known = if self.reported_by == self.host { certificates(&self.status) } else { signed };
+        let known = if self.reported_by == self.host { by_ca_keys(&self.status) } else { signed };
         self.reported_by = self.host;
         self.add_calls(&status);
         self.status = status;
@@ -37,10 +37,10 @@ impl Token {
     }
 }
 
-/// The number of certificates that a host has signed, by its own count.
-fn certificates(status: &Status) -> u64 {
+/// The number of certificates and CRLs that a host has signed, by its own count: what the log has intents for.
+fn by_ca_keys(status: &Status) -> u64 {
     let counted = |kind| match kind {
-        Kind::Intermediate | Kind::Leaf => true,
+        Kind::Crl | Kind::Intermediate | Kind::Leaf => true,
         Kind::Canary | Kind::Checkpoint => false,
     };
     status.signed.iter().filter(|signed| counted(signed.kind)).map(|signed| signed.count).sum()
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn certificates_are_counted_from_the_first_report_of_each_host() {
         let status = |leaves, canaries| Status {
-            signed: [(Kind::Leaf, leaves), (Kind::Canary, canaries)]
+            signed: [(Kind::Leaf, leaves), (Kind::Crl, 0), (Kind::Canary, canaries)]
                 .map(|(kind, count)| KeyCount { key: "aa".to_owned(), kind, count })
                 .into(),
             ..Status::default()

@@ -119,9 +119,9 @@ impl<'a> Walk<'a> {
             }
             let parsed = Line::parse(text).map_err(|source| OpenError::Line { path: path.clone(), line, source })?;
             let in_place = match &parsed {
-                Line::Intent(intent) => intent.index == self.counters.intents,
+                Line::Crl(_) | Line::Intent(_) => parsed.intent_index() == Some(self.counters.intents),
                 Line::Outcome(outcome) => outcome.index < self.counters.intents,
-                Line::Retired(_) | Line::Sealed(_) => true,
+                Line::Retired(_) | Line::Revocation(_) | Line::Sealed(_) => true,
             };
             if parsed.number() != line || !in_place {
                 return Err(OpenError::Number { path, line });

@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use base64::{Engine, prelude::BASE64_STANDARD};
 
 use crate::{
-    record::{IntentLine, Line, OutcomeKind, OutcomeLine, hex},
+    record::{CrlLine, IntentLine, Line, OutcomeKind, OutcomeLine, hex},
     timestamp,
 };
-use pki::lint::Facts;
+use pki::lint::{CrlFacts, Facts};
 
 /// State over the lines read so far.
 #[derive(Debug, Default)]
@@ -30,13 +31,12 @@ impl Seen {
             wrong = Some(format!("it bears the number {}", line.number()));
         }
         match line {
+            Line::Crl(crl) => {
+                wrong = wrong.or(self.intent(crl.index));
+                wrong = wrong.or_else(|| crl_content(crl).err());
+            }
             Line::Intent(intent) => {
-                if intent.index != self.intents {
-                    wrong = wrong.or(Some(format!("its intent is {} where {} follows", intent.index, self.intents)));
-                }
-                // Continue with this line's index, so that one bad line does not make all following lines bad.
-                self.intents = intent.index.saturating_add(1);
-                self.open.insert(intent.index);
+                wrong = wrong.or(self.intent(intent.index));
                 wrong = wrong.or_else(|| content(intent).err());
             }
             Line::Outcome(outcome) => wrong = wrong.or_else(|| self.outcome(outcome).err()),
@@ -46,9 +46,18 @@ impl Seen {
             Line::Sealed(sealed) if sealed.segment > number => {
                 wrong = wrong.or(Some("it ends a segment that comes after it".to_owned()));
             }
-            Line::Retired(_) | Line::Sealed(_) => {}
+            Line::Retired(_) | Line::Revocation(_) | Line::Sealed(_) => {}
         }
         wrong.map_or(Ok(()), Err)
+    }
+
+    /// Counts an intent; returns what is wrong with its index.
+    fn intent(&mut self, index: u64) -> Option<String> {
+        let wrong = (index != self.intents).then(|| format!("its intent is {index} where {} follows", self.intents));
+        // Continue with this line's index, so that one bad line does not make all following lines bad.
+        self.intents = index.saturating_add(1);
+        self.open.insert(index);
+        wrong
     }
 
     fn outcome(&mut self, outcome: &OutcomeLine) -> Result<(), String> {
@@ -83,6 +92,22 @@ fn content(intent: &IntentLine) -> Result<(), String> {
         ("profile", facts.profile.as_str() == intent.profile),
         ("spki_sha256", hex(digest(&SHA256, facts.spki).as_ref()) == intent.spki_sha256),
     ];
+    agree(&fields)
+}
+
+/// Compares the fields of a CRL's line with its TBSCertList.
+fn crl_content(crl: &CrlLine) -> Result<(), String> {
+    let tbs = BASE64_STANDARD.decode(&crl.tbs).map_err(|_| "its TBS is not Base64")?;
+    let facts = CrlFacts::parse(&tbs).map_err(|finding| format!("its TBS is none of ours: {finding}"))?;
+    agree(&[
+        ("number", facts.number == crl.number),
+        ("this_update", timestamp::format(facts.this_update) == crl.this_update),
+        ("next_update", timestamp::format(facts.next_update) == crl.next_update),
+        ("entries", u64::try_from(facts.entries.len()).is_ok_and(|entries| entries == crl.entries)),
+    ])
+}
+
+fn agree(fields: &[(&str, bool)]) -> Result<(), String> {
     match fields.iter().find(|(_, agrees)| !agrees) {
         Some((field, _)) => Err(format!("its field {field:?} is not what its TBS says")),
         None => Ok(()),

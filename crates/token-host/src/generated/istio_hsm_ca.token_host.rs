@@ -240,6 +240,8 @@ pub enum Kind {
     Intermediate = 3,
     /// A leaf's TBSCertificate.
     Leaf = 4,
+    /// A CRL's TBSCertList, if the host's configuration allows it.
+    Crl = 5,
 }
 impl Kind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -253,6 +255,7 @@ impl Kind {
             Self::Checkpoint => "CHECKPOINT",
             Self::Intermediate => "INTERMEDIATE",
             Self::Leaf => "LEAF",
+            Self::Crl => "CRL",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -263,6 +266,7 @@ impl Kind {
             "CHECKPOINT" => Some(Self::Checkpoint),
             "INTERMEDIATE" => Some(Self::Intermediate),
             "LEAF" => Some(Self::Leaf),
+            "CRL" => Some(Self::Crl),
             _ => None,
         }
     }

@@ -288,7 +288,7 @@ impl<'a> Worker<'a> {
             return Ok(*handle);
         }
         let label = match kind {
-            Kind::Intermediate | Kind::Leaf => return self.find_ca_key(key).map(|found| found.handle),
+            Kind::Crl | Kind::Intermediate | Kind::Leaf => return self.find_ca_key(key).map(|found| found.handle),
             Kind::Canary => CANARY_KEY_LABEL,
             Kind::Checkpoint => LOG_KEY_LABEL,
         };

@@ -3,8 +3,8 @@
 use prost::Message;
 
 use super::{
-    Fault, Fingerprint, Frame, Kind, MAX_FRAME, MAX_REQUEST_ID, MAX_TEXT, ProtocolError, Recovery, Reply, Request,
-    Sign, Status,
+    Fault, Fingerprint, Frame, Kind, MAX_FRAME, MAX_REPLY, MAX_REQUEST_ID, MAX_TEXT, ProtocolError, Recovery, Reply,
+    Request, Sign, Status,
     proto::{self, frame::Body},
 };
 
@@ -13,6 +13,7 @@ impl From<Kind> for proto::Kind {
         match kind {
             Kind::Canary => Self::Canary,
             Kind::Checkpoint => Self::Checkpoint,
+            Kind::Crl => Self::Crl,
             Kind::Intermediate => Self::Intermediate,
             Kind::Leaf => Self::Leaf,
         }
@@ -27,6 +28,7 @@ impl TryFrom<proto::Kind> for Kind {
             proto::Kind::Unspecified => return Err(ProtocolError::Malformed("kind of message")),
             proto::Kind::Canary => Self::Canary,
             proto::Kind::Checkpoint => Self::Checkpoint,
+            proto::Kind::Crl => Self::Crl,
             proto::Kind::Intermediate => Self::Intermediate,
             proto::Kind::Leaf => Self::Leaf,
         })
@@ -75,12 +77,12 @@ fn truncate(text: &str, max: usize) -> String {
     text[..text.floor_char_boundary(max)].to_owned()
 }
 
-/// Appends a frame. The buffer is unchanged after an error.
-fn encode(correlation: u64, body: Body, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
+/// Appends a frame of at most `max` bytes. The buffer is unchanged after an error.
+fn encode(correlation: u64, body: Body, max: usize, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
     let frame = proto::Frame { correlation, body: Some(body) };
     let length = frame.encoded_len();
     let too_large = || ProtocolError::Size(length);
-    let prefix = u32::try_from(length).ok().filter(|_| length <= MAX_FRAME).ok_or_else(too_large)?;
+    let prefix = u32::try_from(length).ok().filter(|_| length <= max).ok_or_else(too_large)?;
     out.extend_from_slice(&prefix.to_be_bytes());
     frame.encode(out).map_err(|_| too_large())
 }
@@ -107,7 +109,7 @@ impl<'a> Request<'a> {
                 message: sign.message.to_vec(),
             }),
         };
-        encode(correlation, body, out)
+        encode(correlation, body, MAX_FRAME, out)
     }
 
     /// Reads a request.
@@ -147,7 +149,7 @@ impl Reply {
     /// Appends the reply's frame to a buffer.
     ///
     /// # Errors
-    /// If it is larger than [`MAX_FRAME`]; the buffer is unchanged then.
+    /// If it is larger than [`MAX_REPLY`]; the buffer is unchanged then.
     pub fn encode(&self, correlation: u64, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
         let body = match self {
             Self::Expired => Body::Expired(proto::Expired {}),
@@ -168,7 +170,7 @@ impl Reply {
             }
             Self::Status(status) => Body::Status(status.to_proto()),
         };
-        encode(correlation, body, out)
+        encode(correlation, body, MAX_REPLY, out)
     }
 
     /// Reads a reply.

@@ -17,6 +17,7 @@ fn requests() -> Vec<Request<'static>> {
         sign(Kind::Checkpoint),
         sign(Kind::Intermediate),
         sign(Kind::Leaf),
+        sign(Kind::Crl),
     ]
 }
 
@@ -92,9 +93,15 @@ fn every_cut_of_a_frame_is_incomplete_or_an_error() {
 
 #[test]
 fn sizes_out_of_bounds_are_known_from_the_length() {
-    for length in [0u32, 60 * 1024 + 1, u32::MAX] {
+    for length in [0u32, 768 * 1024 + 1, u32::MAX] {
         assert!(matches!(Frame::split(&length.to_be_bytes()), Err(ProtocolError::Size(_))), "{length}");
+        assert!(matches!(Frame::length(&length.to_be_bytes()), Err(ProtocolError::Size(_))), "{length}");
     }
+    let largest = (60 * 1024_u32).to_be_bytes();
+    assert_eq!(Frame::split_reply(&largest), Ok(None));
+    let larger = (60 * 1024_u32 + 1).to_be_bytes();
+    assert!(matches!(Frame::split_reply(&larger), Err(ProtocolError::Size(_))));
+    assert_eq!((Frame::split(&larger), Frame::length(&larger)), (Ok(None), Ok(Some(60 * 1024 + 5))));
 }
 
 #[test]
@@ -136,7 +143,7 @@ fn fields_out_of_range_are_refused() {
     for wrong in [
         Body::Open(proto::Open { key: vec![0; 33], ..proto::Open::default() }),
         Body::Sign(proto::Sign { kind: 0, ..sign.clone() }),
-        Body::Sign(proto::Sign { kind: 5, ..sign.clone() }),
+        Body::Sign(proto::Sign { kind: 6, ..sign.clone() }),
         Body::Sign(proto::Sign { key: vec![7; 31], ..sign.clone() }),
         Body::Sign(proto::Sign { request_id: "r".repeat(129), ..sign }),
         Body::Opened(proto::Opened::default()),
@@ -159,7 +166,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_frame_does_not_panic(at in 0usize..200, to in any::<u8>(), which in 0usize..8) {
+    fn a_damaged_frame_does_not_panic(at in 0usize..200, to in any::<u8>(), which in 0usize..9) {
         let mut buffer = Vec::new();
         requests()[which].encode(1, &mut buffer).unwrap();
         let at = at % buffer.len();

@@ -90,12 +90,14 @@ impl Service<'_> {
             }
         };
         let fingerprint = match sign.kind {
-            Kind::Intermediate | Kind::Leaf => sign.key,
+            Kind::Crl | Kind::Intermediate | Kind::Leaf => sign.key,
             Kind::Canary | Kind::Checkpoint => key.fingerprint(),
         };
         let mut session = lock(&self.sessions[index]);
         let signed = match sign.kind {
-            Kind::Intermediate | Kind::Leaf => session.sign(sign.kind, &key, fingerprint, sign.message, deadline),
+            Kind::Crl | Kind::Intermediate | Kind::Leaf => {
+                session.sign(sign.kind, &key, fingerprint, sign.message, deadline)
+            }
             Kind::Canary | Kind::Checkpoint => session.sign_own(sign.kind, &key, sign.message, deadline),
         };
         match signed {
@@ -117,7 +119,7 @@ impl Service<'_> {
         let key = match sign.kind {
             Kind::Canary => self.login.canary_key().ok_or(Refusal::NoKey("canary key")),
             Kind::Checkpoint => self.login.log_key().ok_or(Refusal::NoKey("log key")),
-            Kind::Intermediate | Kind::Leaf => {
+            Kind::Crl | Kind::Intermediate | Kind::Leaf => {
                 cas.iter().find(|ca| ca.fingerprint == sign.key).map(|ca| &ca.key).ok_or(Refusal::Issuer)
             }
         }?;
