@@ -286,7 +286,6 @@ directory = "/var/lib/istio-hsm-ca/log"
             ("pkcs11:token", "pkcs11:slot-id=1;token", "[[token]] 1 uri: "),
             ("?module-path=/usr/lib/softhsm/libsofthsm2.so&", "?", "[[token]] 1 uri: names no module"),
             ("&pin-source=file:/etc/istio-hsm-ca/pin", "&pin-value=1234", "[[token]] 1 uri: "),
-            ("&pin-source=file:/etc/istio-hsm-ca/pin", "", "[[token]] 1 uri: names no PIN file"),
             ("name = \"softhsm\"", "name = \"\"", "[[token]] 1 name: "),
             ("name = \"softhsm\"", "name = \"a\"\nsocket = \"/run/s\"", "has both uri and socket"),
             ("name = \"softhsm\"", "name = \"a\"\nsessions = 0", "[[token]] 1 sessions: "),
@@ -377,7 +376,6 @@ filter = "inof"
         let expected = [
             "[ca] default_ttl: is longer than max_ttl",
             "[[token]] 2 uri: names no module",
-            "[[token]] 2 uri: names no PIN file",
             "line 4: [ca] trust_domains: ",
             "line 7: [[token]] 1 name: ",
             "line 13: [listen] limits.streams: ",

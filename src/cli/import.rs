@@ -176,8 +176,8 @@ pub fn run(args: Args, output: Output) -> anyhow::Result<()> {
     let key = source.as_ref().map(|source| source.key.public_key()).or(public_key.as_ref());
     for (uri, opened) in &opened {
         let planned = match key {
-            Some(key) => import::plan(&opened.module, uri, &opened.pin, key, &options).map(Some),
-            None => import::reach(&opened.module, uri, &opened.pin).map(|()| None),
+            Some(key) => import::plan(&opened.module, uri, opened.pin.as_ref(), key, &options).map(Some),
+            None => import::reach(&opened.module, uri, opened.pin.as_ref()).map(|()| None),
         };
         match planned {
             Ok(plan) => ready.extend(plan.map(|plan| (uri.to_string(), plan))),

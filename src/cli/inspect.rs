@@ -104,9 +104,15 @@ fn one(args: &TokenArgs, bundle: Option<PathBuf>, output: Output) -> anyhow::Res
     } else {
         let module = Module::load_with(module_path(&args.token)?, args.token.library_parameters())?;
         let token = module.find_token(&args.token)?;
-        let contents = inspect::contents(&token.open_session(false)?)?;
-        output.note("without a PIN private keys stay hidden; give --pin-file");
-        view(token.info().clone(), None, contents, bundle)
+        let session = token.open_session(false)?;
+        let contents = inspect::contents(&session)?;
+        if token.skips_login(false) {
+            let hints = Hints::from(&args.token);
+            view(token.info().clone(), Some((&session, hints)), contents, bundle)
+        } else {
+            output.note("without a PIN private keys stay hidden; give --pin-file");
+            view(token.info().clone(), None, contents, bundle)
+        }
     };
     output.print(&view, |view| show::view(view, clock::now()))
 }

@@ -56,8 +56,8 @@ pub struct Opened {
     pub token: Token,
     /// The library, which must outlive the token.
     pub module: Module,
-    /// The PIN.
-    pub pin: SecretString,
+    /// The PIN; `None` for a token that requires no login.
+    pub pin: Option<SecretString>,
 }
 
 impl TokenArgs {
@@ -157,7 +157,7 @@ impl Opened {
             }
             Err(error) => return Err(error.into()),
         };
-        self.token.login(&session, &self.pin)?;
+        self.token.login(&session, self.pin.as_ref())?;
         Ok((session, None))
     }
 
@@ -167,7 +167,7 @@ impl Opened {
     /// If no session can be opened, or the PIN is rejected.
     pub fn login(&self, rw: bool) -> anyhow::Result<Session> {
         let session = self.token.open_session(rw)?;
-        self.token.login(&session, &self.pin)?;
+        self.token.login(&session, self.pin.as_ref())?;
         Ok(session)
     }
 }
@@ -175,6 +175,10 @@ impl Opened {
 fn open(uri: &TokenUri, pin_file: Option<&PathBuf>, pin_fd: Option<u32>) -> anyhow::Result<Opened> {
     let module = Module::load_with(module_path(uri)?, uri.library_parameters())?;
     let token = module.find_token(uri)?;
+    let given = pin_file.is_some() || pin_fd.is_some() || uri.pin_source().is_some();
+    if token.skips_login(given) {
+        return Ok(Opened { token, module, pin: None });
+    }
     let pin = match (pin_file.map(PathBuf::as_path).or(uri.pin_source()), pin_fd) {
         (_, Some(number)) => {
             let path = PathBuf::from(format!("/dev/fd/{number}"));
@@ -192,7 +196,7 @@ fn open(uri: &TokenUri, pin_file: Option<&PathBuf>, pin_fd: Option<u32>) -> anyh
             token.info().label
         ),
     };
-    Ok(Opened { token, module, pin })
+    Ok(Opened { token, module, pin: Some(pin) })
 }
 
 /// What is wrong with the label of a new key (CKA_LABEL), which must fit on one line of output.

@@ -73,7 +73,7 @@ impl Ca {
 pub struct Token {
     /// The name in logs and metrics.
     pub name: String,
-    /// The token, for a host that the daemon starts; its pin-source is the PIN file.
+    /// The token, for a host that the daemon starts; its pin-source is the PIN file, unless the token requires no login.
     #[serde(default)]
     pub uri: Option<TokenUri>,
     /// The socket of a separately started host.
@@ -253,9 +253,6 @@ pub(super) fn check_tokens(tokens: &[Option<Token>], configured: bool, document:
             (Some(uri), None) => {
                 if uri.module_path().is_none() {
                     document.refuse(&format!("{place} uri"), "names no module; add ?module-path=/path/to/module.so");
-                }
-                if uri.pin_source().is_none() {
-                    document.refuse(&format!("{place} uri"), "names no PIN file; add pin-source=file:/path/to/pin");
                 }
             }
             (None, Some(_)) => {}

@@ -31,7 +31,7 @@ use super::{
 use crate::protocol::{Fault, Fingerprint, KeyCount, Kind, Status, VERSION};
 use pki::{PublicKey, lint, pem};
 use token::{
-    Module, Token, TokenUri, calls,
+    Module, RvError, Token, TokenUri, calls,
     key::{Hints, Search, hex},
     module::LoginError,
     pin,
@@ -57,7 +57,8 @@ pub(super) struct LoginContext {
     /// Number of workers with an open session.
     pub(super) live: AtomicUsize,
     settings: Settings,
-    pin_file: PathBuf,
+    /// `None` for a token that requires no login.
+    pin_file: Option<PathBuf>,
     module: Module,
     token: Token,
     certificates: RwLock<Arc<Vec<CaCertificate>>>,
@@ -91,14 +92,15 @@ impl LoginContext {
     pub(super) fn open(name: &str, settings: Settings, watchdog: &Arc<Watchdog>) -> Result<Self, Fault> {
         let uri: TokenUri = settings.uri.parse().map_err(|error: token::uri::UriError| setting(&error))?;
         let pin_file = settings.pin_file.clone().or_else(|| uri.pin_source().map(Path::to_owned));
-        let pin_file = pin_file.ok_or_else(|| fault("the token URI names no PIN file; add pin-source=file:/path"))?;
         let module_path =
             uri.module_path().ok_or_else(|| fault("the token URI names no module; add module-path=/path"))?;
         let certificates = read_certificates(&settings)?;
         let other_ca_keys = read_other_keys(&settings);
         // Before the library is loaded: a PIN known to be wrong is not tried.
         let marker = PinMarker::new(settings.pin_marker.clone());
-        marker.check(&pin_file).map_err(|error| pin_fault(&chain(&error)))?;
+        if let Some(pin_file) = &pin_file {
+            marker.check(pin_file).map_err(|error| pin_fault(&chain(&error)))?;
+        }
 
         let call = watchdog.call(MAIN_THREAD);
         let module = Module::load_with(module_path, uri.library_parameters()).map_err(|error| token_fault(&error))?;
@@ -127,7 +129,12 @@ impl LoginContext {
         };
         login.login(MAIN_THREAD, 0)?;
         login.look_for_own_keys();
-        tracing::info!(name, token = login.token.info().label, "the token host is logged in");
+        let label = &login.token.info().label;
+        if login.skips_login() {
+            tracing::info!(name, token = label, "the token host uses the token, which requires no login");
+        } else {
+            tracing::info!(name, token = label, "the token host is logged in");
+        }
         Ok(login)
     }
 
@@ -140,6 +147,11 @@ impl LoginContext {
         if let Err(error) = module.finalize() {
             tracing::warn!(%error, "the module does not end well");
         }
+    }
+
+    /// Whether the token is used without a login.
+    fn skips_login(&self) -> bool {
+        self.token.skips_login(self.pin_file.is_some())
     }
 
     pub(super) fn session_count(&self) -> usize {
@@ -191,14 +203,23 @@ impl LoginContext {
         if self.login_number() != lost {
             return Ok(());
         }
+        let Some(pin_file) = self.pin_file.as_deref().filter(|_| !self.skips_login()) else {
+            let _call = self.watchdog.call(thread);
+            *anchor = None;
+            let session = self.token.open_session(false).map_err(|error| call_fault(&error, "C_OpenSession"))?;
+            self.token.login(&session, None).map_err(|error| login_fault(&error))?;
+            *anchor = Some(session);
+            self.logins.fetch_add(1, Ordering::Release);
+            return Ok(());
+        };
         let marker = PinMarker::new(self.settings.pin_marker.clone());
-        marker.check(&self.pin_file).map_err(|error| pin_fault(&chain(&error)))?;
-        let state = state_of(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
-        let pin = pin::read(&self.pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
+        marker.check(pin_file).map_err(|error| pin_fault(&chain(&error)))?;
+        let state = state_of(pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
+        let pin = pin::read(pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
         marker.ready().map_err(|error| setting(&error))?;
         let call = self.watchdog.call(thread);
         *anchor = None;
-        let session = self.token.open_session(false).map_err(|error| call_fault(&error, ""))?;
+        let session = self.token.open_session(false).map_err(|error| call_fault(&error, "C_OpenSession"))?;
         let result = self.token.login(&session, &pin);
         drop(call);
         drop(pin);
@@ -219,10 +240,16 @@ impl LoginContext {
         Ok(())
     }
 
-    /// Opens a session for a worker and numbers it.
+    /// Opens a session for a worker and numbers it. A token that has no other session gives the one that keeps the login.
     pub(super) fn session(&self, thread: usize) -> Result<(Session, u32), Fault> {
         let _call = self.watchdog.call(thread);
-        let session = self.token.open_session(false).map_err(|error| call_fault(&error, "C_OpenSession"))?;
+        let session = match self.token.open_session(false) {
+            Ok(session) => session,
+            Err(error) if error.is(RvError::SessionCount) && self.live.load(Ordering::Relaxed) == 0 => {
+                lock(&self.anchor).take().ok_or_else(|| call_fault(&error, "C_OpenSession"))?
+            }
+            Err(error) => return Err(call_fault(&error, "C_OpenSession")),
+        };
         Ok((session, self.sessions.fetch_add(1, Ordering::Relaxed)))
     }
 

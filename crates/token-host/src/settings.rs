@@ -26,7 +26,7 @@ use pki::{
 pub struct Settings {
     /// The token: `pkcs11:token=...?module-path=...&pin-source=file:...`.
     pub uri: String,
-    /// The PIN file, if the URI names none.
+    /// The PIN file, if the URI names none. A token that requires no login needs neither.
     #[serde(default)]
     pub pin_file: Option<PathBuf>,
     /// The file that records a rejected PIN; one per token, in a directory that is kept over restarts.

@@ -5,6 +5,7 @@
 
 mod error;
 mod raw;
+mod session;
 mod token;
 
 use std::{
@@ -124,6 +125,7 @@ impl Module {
                     functions: self.functions.clone(),
                     slot,
                     info: Info::from(&info),
+                    opening: session::Opening::default(),
                 }),
                 // Not initialised yet, or removed since the slots were listed.
                 Ok(_) | Err(Error::Pkcs11(RvError::TokenNotPresent, _)) => {}

@@ -51,6 +51,8 @@ fn look(config: &Config, configured: &config::Token, uri: &TokenUri, found: &mut
     found.ok(format!("{} (serial {}, {} {}) is there", info.label, info.serial, info.manufacturer, info.model));
     let wanted = u64::from(configured.sessions.get()) + OTHER_SESSIONS;
     match info.max_sessions {
+        // The host signs with the session that keeps the login.
+        Some(1) if configured.sessions.get() == 1 => {}
         Some(most) if most < wanted => found.error(
             format!("it allows {most} sessions, and {wanted} are wanted: those configured and one for the login"),
             "lower sessions in [[token]]",
@@ -63,9 +65,11 @@ fn look(config: &Config, configured: &config::Token, uri: &TokenUri, found: &mut
     if let Some(ca) = ca.as_ref().filter(|_| !log_only) {
         mechanism(&token, ca, found);
     }
-    let Some(pin_file) = uri.pin_source() else { return };
-    let marker = config.pin_marker(configured);
-    let Some(session) = login(&token, pin_file, &marker, found) else { return };
+    let session = match uri.pin_source() {
+        Some(pin_file) if !token.skips_login(true) => login(&token, pin_file, &config.pin_marker(configured), found),
+        Some(_) | None => without_pin(&token, found),
+    };
+    let Some(session) = session else { return };
     if let Some(ca) = ca.as_ref().filter(|_| !log_only) {
         let accepted = Accepted::in_bundle(&config.ca.bundle, &ca.fingerprint(), &token.info().serial);
         ca_key(&session, ca, (uri, &accepted), found);
@@ -99,6 +103,24 @@ fn mechanism(token: &Token, ca: &PublicKey, found: &mut Findings) {
         ),
         Ok(_) => {}
         Err(error) => found.failed(&error, "see whether the token works, by the vendor's tool"),
+    }
+}
+
+/// A session of a token that requires no login.
+fn without_pin(token: &Token, found: &mut Findings) -> Option<Session> {
+    let opened = token.open_session(false).map_err(|error| chain(&error)).and_then(|session| {
+        token.login(&session, None).map_err(|error| Report::from(&error).problem)?;
+        Ok(session)
+    });
+    match opened {
+        Ok(session) => {
+            found.ok("it requires no login");
+            Some(session)
+        }
+        Err(problem) => {
+            found.error(problem, "add pin-source=file:/path/to/pin to the token's uri");
+            None
+        }
     }
 }
 

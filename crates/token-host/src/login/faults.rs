@@ -55,14 +55,14 @@ pub(super) fn token_fault(error: &TokenError) -> Fault {
 pub(super) fn login_fault(error: &LoginError) -> Fault {
     let (code, function) = match error {
         LoginError::Call { source, .. } | LoginError::WrongPin { source, .. } => (source.code(), "C_Login"),
-        LoginError::FinalTry(_) | LoginError::Locked(_) | LoginError::Unset(_) => (None, ""),
+        LoginError::FinalTry(_) | LoginError::Locked(_) | LoginError::NoPin(_) | LoginError::Unset(_) => (None, ""),
     };
-    Fault {
-        recovery: of_key(error.recovery()),
-        code: code.unwrap_or_default(),
-        function: function.to_owned(),
-        text: chain(error),
-    }
+    let recovery = match error {
+        LoginError::NoPin(_) => Recovery::FixConfiguration,
+        other => of_key(other.recovery()),
+    };
+    let code = code.unwrap_or_default();
+    Fault { recovery, code, function: function.to_owned(), text: chain(error) }
 }
 
 pub(super) fn key_fault(error: &KeyError) -> Fault {

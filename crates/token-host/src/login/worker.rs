@@ -277,6 +277,7 @@ impl<'a> Worker<'a> {
             .map_err(|error| call_fault(&error.into(), "C_GetSessionInfo"))?;
         match info.session_state() {
             SessionState::RoUser | SessionState::RwUser => Ok(()),
+            SessionState::RoPublic | SessionState::RwPublic if login.skips_login() => Ok(()),
             _ => Err(fault_of(Recovery::Relogin, "the token has ended the login")),
         }
     }

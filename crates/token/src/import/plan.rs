@@ -97,14 +97,14 @@ pub enum Problem {
 ///
 /// # Errors
 /// All problems found. After a missing token or a wrong PIN, later checks are skipped.
-pub fn plan(
+pub fn plan<'a>(
     module: &Module,
     uri: &TokenUri,
-    pin: &SecretString,
+    pin: impl Into<Option<&'a SecretString>>,
     key: &PublicKey,
     options: &Options,
 ) -> Result<Ready, Vec<Problem>> {
-    check(open(module, uri, pin, Some(key.algorithm()))?, key, options)
+    check(open(module, uri, pin.into(), Some(key.algorithm()))?, key, options)
 }
 
 /// [`plan`] for a session that is logged in already.
@@ -127,8 +127,12 @@ pub fn plan_in_session(
 ///
 /// # Errors
 /// Those of [`plan`].
-pub fn reach(module: &Module, uri: &TokenUri, pin: &SecretString) -> Result<(), Vec<Problem>> {
-    let opened = open(module, uri, pin, None)?;
+pub fn reach<'a>(
+    module: &Module,
+    uri: &TokenUri,
+    pin: impl Into<Option<&'a SecretString>>,
+) -> Result<(), Vec<Problem>> {
+    let opened = open(module, uri, pin.into(), None)?;
     if opened.problems.is_empty() { Ok(()) } else { Err(opened.problems) }
 }
 
@@ -143,7 +147,7 @@ struct Opened {
 fn open(
     module: &Module,
     uri: &TokenUri,
-    pin: &SecretString,
+    pin: Option<&SecretString>,
     algorithm: Option<KeyAlgorithm>,
 ) -> Result<Opened, Vec<Problem>> {
     let token = module.find_token(uri).map_err(|error| vec![error.into()])?;

@@ -43,7 +43,7 @@ pub enum TokenError {
         source: Pkcs11Error,
     },
     /// No token matches.
-    #[error("no token in {module} matches {uri}; it holds {candidates}")]
+    #[error("no token in {module} matches {uri}; it holds {candidates}{advice}", advice = Advice(self))]
     NotFound {
         /// Path of the library.
         module: PathBuf,
@@ -80,22 +80,35 @@ impl Remedy for TokenError {
             Self::Forked(_) => Some("load it afterwards".into()),
             Self::Module { path, source } => Some(initialize_remedy(path, source)),
             Self::Unreadable { .. } => Some("see with the vendor's tool what is wrong with that slot".into()),
-            Self::Call { .. } | Self::NotFound { .. } => None,
+            Self::NotFound { module, .. } => no_token_remedy(module, softhsm_conf()).map(Cow::Owned),
+            Self::Call { .. } => None,
         }
     }
 }
 
 /// What to do about a library that cannot be loaded or initialised.
 fn initialize_remedy(path: &Path, source: &Pkcs11Error) -> Cow<'static, str> {
-    let is_softhsm = path.file_name().is_some_and(|name| name.to_string_lossy().contains("softhsm"));
     match source.code() {
         // SoftHSM answers CKR_GENERAL_ERROR whatever is wrong with its configuration.
-        Some(_) if is_softhsm => softhsm_remedy(std::env::var_os("SOFTHSM2_CONF").map(PathBuf::from)).into(),
+        Some(_) if is_softhsm(path) => softhsm_remedy(softhsm_conf()).into(),
         Some(_) => "check that this user may read the library's configuration, and that its service or device can be \
                     reached"
             .into(),
         None => "check module-path and the library's own configuration".into(),
     }
+}
+
+/// What to do about a missing token: SoftHSM then uses the system's configuration.
+fn no_token_remedy(module: &Path, conf: Option<PathBuf>) -> Option<String> {
+    (is_softhsm(module) && conf.is_none()).then(|| softhsm_remedy(None))
+}
+
+fn softhsm_conf() -> Option<PathBuf> {
+    std::env::var_os("SOFTHSM2_CONF").map(PathBuf::from)
+}
+
+fn is_softhsm(module: &Path) -> bool {
+    module.file_name().is_some_and(|name| name.to_string_lossy().contains("softhsm"))
 }
 
 /// What to do about SoftHSM's configuration, which the variable SOFTHSM2_CONF names.
@@ -175,6 +188,9 @@ pub enum LoginError {
     /// The token is locked.
     #[error("the PIN of the token `{0}` is locked{advice}", advice = Advice(self))]
     Locked(String),
+    /// The token requires a login, and no PIN is given.
+    #[error("the token `{0}` requires a login, and no PIN is given{advice}", advice = Advice(self))]
+    NoPin(String),
     /// The token has no user PIN.
     #[error("the token `{0}` has no user PIN yet{advice}", advice = Advice(self))]
     Unset(String),
@@ -196,6 +212,7 @@ impl Remedy for LoginError {
         match self {
             Self::FinalTry(_) => Some("log in by the vendor's tool with the right PIN".into()),
             Self::Locked(_) => Some("have its security officer unlock it".into()),
+            Self::NoPin(_) => Some("add pin-source=file:/path/to/pin to the token URI".into()),
             Self::Unset(_) => Some("have its security officer set one".into()),
             Self::WrongPin { oddity, .. } => {
                 let hint = oddity.map_or("", PinOddity::hint);
@@ -214,6 +231,7 @@ impl LoginError {
         match self {
             Self::Call { source, .. } => source.recovery(),
             Self::FinalTry(_) | Self::Locked(_) | Self::Unset(_) | Self::WrongPin { .. } => Recovery::FixPin,
+            Self::NoPin(_) => Recovery::FixConfiguration,
         }
     }
 }
@@ -247,6 +265,10 @@ mod tests {
             let text = softhsm_remedy(conf);
             assert!(text.contains(expected), "{text}");
         }
+        let softhsm = Path::new("/usr/lib/softhsm/libsofthsm2.so");
+        assert!(no_token_remedy(softhsm, None).is_some_and(|text| text.contains("the variable is not set")));
+        assert_eq!(no_token_remedy(softhsm, Some(file.path().to_owned())), None);
+        assert_eq!(no_token_remedy(Path::new("/usr/lib/vendor.so"), None), None);
     }
 
     #[test]

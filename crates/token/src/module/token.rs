@@ -8,13 +8,13 @@ use cryptoki::{
     slot::Slot,
 };
 use cryptoki_sys::{
-    CK_INFO, CK_TOKEN_INFO, CK_ULONG, CK_VERSION, CKF_CLOCK_ON_TOKEN, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY,
-    CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED, CKF_WRITE_PROTECTED,
+    CK_INFO, CK_TOKEN_INFO, CK_ULONG, CK_VERSION, CKF_CLOCK_ON_TOKEN, CKF_LOGIN_REQUIRED, CKF_USER_PIN_COUNT_LOW,
+    CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED, CKF_WRITE_PROTECTED,
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
-use super::{LoginError, error::PinOddity, raw::Functions};
+use super::{LoginError, error::PinOddity, raw::Functions, session::Opening};
 use crate::{
     Pkcs11Error, Recovery, TokenUri,
     calls::{Function, call},
@@ -27,6 +27,7 @@ pub struct Token {
     pub(super) functions: Functions,
     pub(super) slot: Slot,
     pub(super) info: Info,
+    pub(super) opening: Opening,
 }
 
 /// Information about a library (CK_INFO).
@@ -63,6 +64,8 @@ pub struct Info {
     pub max_sessions: Option<u64>,
     /// Whether new objects are rejected.
     pub write_protected: bool,
+    /// Whether keys can be used after a login only (CKF_LOGIN_REQUIRED).
+    pub login_required: bool,
     /// State of the PIN.
     pub pin: PinState,
     /// Fields that violate the standard, each with what was found.
@@ -100,23 +103,36 @@ impl Token {
         Ok(Info::from(&call(Function::GetTokenInfo, || self.functions.token_info(self.slot))?))
     }
 
-    /// Opens a session; `rw` to create token objects.
+    /// Opens a session; `rw` to create token objects. Where the library has no read-only sessions, it is a read-write one.
     ///
     /// # Errors
     /// If the call fails, in particular with CKR_SESSION_COUNT ([`Recovery::Retry`]).
     pub fn open_session(&self, rw: bool) -> Result<Session, Pkcs11Error> {
-        let open = || if rw { self.pkcs11.open_rw_session(self.slot) } else { self.pkcs11.open_ro_session(self.slot) };
-        Ok(call(Function::OpenSession, open)?)
+        self.opening.open(rw, |rw| {
+            let open = if rw { Pkcs11::open_rw_session } else { Pkcs11::open_ro_session };
+            Ok(call(Function::OpenSession, || open(&self.pkcs11, self.slot))?)
+        })
     }
 
-    /// Logs the process in to this token; one call suffices for all sessions, and lasts until the last one is closed.
-    /// An existing login is a success, which then proves nothing about the PIN.
+    /// Whether the token is used without a login: it requires none, and there is no PIN, or the token has none.
+    #[must_use]
+    pub fn skips_login(&self, has_pin: bool) -> bool {
+        !self.info.login_required && (!has_pin || self.info.pin == PinState::Unset)
+    }
+
+    /// Logs the process in to this token, unless [`Token::skips_login`]; one call suffices for all sessions, and lasts
+    /// until the last one is closed. An existing login is a success, which then proves nothing about the PIN.
     ///
     /// # Errors
-    /// If the PIN is wrong, and without trying it if the token is locked or has one attempt left.
-    pub fn login(&self, session: &Session, pin: &SecretString) -> Result<(), LoginError> {
+    /// If there is no PIN or it is wrong, and without trying it if the token is locked or has one attempt left.
+    pub fn login<'a>(&self, session: &Session, pin: impl Into<Option<&'a SecretString>>) -> Result<(), LoginError> {
+        let pin = pin.into();
+        if self.skips_login(pin.is_some()) {
+            return Ok(());
+        }
         let label = || self.info.label.clone();
         let failed = |source| LoginError::Call { label: label(), source };
+        let pin = pin.ok_or_else(|| LoginError::NoPin(label()))?;
         match self.current_info().map_err(failed)?.pin {
             PinState::CountLow | PinState::Normal => {}
             PinState::FinalTry => return Err(LoginError::FinalTry(label())),
@@ -194,6 +210,7 @@ impl From<&CK_TOKEN_INFO> for Info {
             firmware: version(info.firmwareVersion),
             max_sessions: fields.limit(info.ulMaxSessionCount, info.ulSessionCount),
             write_protected: set(CKF_WRITE_PROTECTED),
+            login_required: set(CKF_LOGIN_REQUIRED),
             pin: if set(CKF_USER_PIN_LOCKED) {
                 PinState::Locked
             } else if set(CKF_USER_PIN_FINAL_TRY) {
