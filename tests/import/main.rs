@@ -272,7 +272,7 @@ fn a_renewed_certificate_takes_the_place_of_the_old_one() {
     let report = import_with(&token, &ca, &renewed, &options(false)).unwrap();
     assert_eq!((report.private_key, report.certificate), (How::AlreadyThere, Placed::Replaced));
     assert_eq!(key::find_private_key(&session, key).unwrap(), private);
-    let left = key::objects::certificates(&session, Some(&key.key_id())).unwrap();
+    let left = key::objects::certificates(&session).unwrap();
     let ours: Vec<_> = left.iter().filter(|(_, label, _)| label == LABEL).collect();
     assert!(matches!(ours.as_slice(), [(_, _, value)] if *value == renewed));
     assert!(left.iter().any(|(object, ..)| *object == foreign), "a foreign certificate was deleted");

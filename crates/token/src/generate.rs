@@ -14,7 +14,7 @@ use super::{
     CallError, Pkcs11Error, Token, adopt,
     key::{
         Accepted, Flags, KeyError, LOG_KEY_LABEL, Locator, Weakness, hex,
-        objects::Made,
+        objects::{Made, await_visible},
         proof::{self, ProofError},
         public,
         template::{self, CertificateError, Name},
@@ -255,6 +255,7 @@ impl Request<'_> {
         omitted: Vec<String>,
         accepted: &Accepted,
     ) -> Result<Pair, GenerateError> {
+        await_visible(self.session, stored, self.label).map_err(|source| call("look for the new key", source))?;
         let flags = proof::attributes(self.session, stored, true, accepted)?;
         proof::unreadable(self.session, stored, self.algorithm)?;
         proof::signs(self.session, stored, &key)?;

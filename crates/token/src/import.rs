@@ -2,8 +2,9 @@
 //!
 //! [`plan()`] finds every obstacle before anything is written, and its results are the input of [`run`]. The order of
 //! steps leaves no partial key however it is interrupted: the private key is unwrapped as a session object, proves
-//! itself by a signature, and becomes a token object by one C_CopyObject, last of all; a token without C_CopyObject gets
-//! it a second time, as a token object. On failure [`run`] removes what
+//! itself by a signature, and becomes a token object by one C_CopyObject; a token without C_CopyObject gets it a second
+//! time, as a token object, and one without session objects at once. The helper keys come last, since they are optional
+//! and the token may have no room for them. On failure [`run`] removes what
 //! it created. It deletes other objects only if its marker shows that an interrupted import left them, or if they are
 //! an older certificate of the same key and label.
 
@@ -16,8 +17,8 @@ use super::{
     CallError, Pkcs11Error,
     generate::service,
     key::{
-        self, Accepted, Flags, KeyError, Search, Weakness, hex,
-        objects::{Made, Placed, place_certificate, place_public},
+        self, Accepted, Flags, KeyError, Weakness, hex,
+        objects::{Made, Placed, await_visible, place_certificate, place_public},
         proof::{self, ProofError},
         template::{self, Certificate, CertificateError, Name, Omission},
     },
@@ -37,6 +38,7 @@ mod wrap;
 
 pub use clear::ClearTemplate;
 pub use plan::{Problem, Ready, plan, plan_in_session, reach};
+use rehearsal::Clear;
 pub use report::{Control, How, ImportReport, WrapAttempt};
 use wrap::Wrapping;
 pub use wrap::{KeyWrap, Level, Number, OaepHash, WrapError};
@@ -125,11 +127,30 @@ pub enum ImportError {
     Wrap(#[from] WrapError),
 }
 
-/// A private key in the token as a session object that has passed its checks.
+impl ImportError {
+    /// Whether the token rejects an attribute of a template.
+    fn rejects_template(&self) -> bool {
+        let fault = match self {
+            Self::Call(call) => Some(&call.source),
+            Self::Wrap(wrap) => wrap.fault(),
+            Self::Certificate(_)
+            | Self::Key(_)
+            | Self::NotUndone { .. }
+            | Self::PrivateKey(_)
+            | Self::Proof(_)
+            | Self::Unproven { .. } => None,
+        };
+        fault.is_some_and(template::rejects_template)
+    }
+}
+
+/// A private key in the token that has passed its checks.
 struct Staged {
     handle: ObjectHandle,
     how: How,
     omission: Omission,
+    /// Whether it is a token object already.
+    stored: bool,
 }
 
 /// Imports a key with its certificate. If the key is present already, updates the certificate only.
@@ -175,26 +196,27 @@ impl Import<'_> {
         let Ready { session, key: public, existing, options, .. } = &self.ready;
         let cleared = existing::clear(session, public, existing)?;
         let mut notes = report::other_interruptions(session, public);
-        let staged = match &existing.whole {
-            Some(_) => None,
-            None => Some(self.stage(made)?),
-        };
-        let service_keys = service::ensure(session, &self.ready.mechanisms, made);
-        notes.extend(service_keys.disabled());
-        let own_id = public.key_id();
-        let locator = existing.whole.as_ref().map(|whole| &whole.locator);
-        let id = locator.map(|locator| locator.id.as_slice()).filter(|id| !id.is_empty()).unwrap_or(&own_id);
-        let label = locator.map_or(options.label.as_str(), |locator| &locator.label);
-        let name = Name { id, label };
         let mut obsolete = existing.interrupted.clone();
-        if staged.is_some() && obsolete.is_empty() {
+        if existing.whole.is_none() && obsolete.is_empty() {
             match marker::write(session, public) {
                 Ok(mark) => obsolete.push(made.guard(mark)),
+                Err(fault) if !fault.is_inability() => {
+                    return Err(call("store the marker of an import in progress", fault));
+                }
                 Err(fault) => {
                     notes.push(format!("the token does not store the marker of an import in progress: {fault}"))
                 }
             }
         }
+        let staged = match &existing.whole {
+            Some(_) => None,
+            None => Some(self.stage(made)?),
+        };
+        let own_id = public.key_id();
+        let locator = existing.whole.as_ref().map(|whole| &whole.locator);
+        let id = locator.map(|locator| locator.id.as_slice()).filter(|id| !id.is_empty()).unwrap_or(&own_id);
+        let label = locator.map_or(options.label.as_str(), |locator| &locator.label);
+        let name = Name { id, label };
         let public_key = place_public(session, public, &name, made);
         let public_key = Placed::or_not(public_key, Placed::NotStored, "public key", &mut notes)
             .map_err(|e| call("store the public key", e))?;
@@ -213,14 +235,15 @@ impl Import<'_> {
         if staged.is_some() && same.len() > 1 {
             return Err(KeyError::Ambiguous { what: format!("CKA_ID {}", hex(&own_id)), count: same.len() }.into());
         }
-        // The same search as in `serve`.
-        Search::default().find_related(session, public)?;
+        existing::search(options).find_related(session, public)?;
         let mut weaknesses = flags.weaknesses();
         let read_attempt = proof::unreadable(session, handle, public.algorithm())?;
         let wrap_attempt = self.wrap_attempt(handle, made)?;
         if wrap_attempt == WrapAttempt::Accepted {
             weaknesses.push(Weakness::Extractable);
         }
+        let service_keys = service::ensure(session, &self.ready.mechanisms, made);
+        notes.extend(service_keys.disabled());
         let restricted = !omitted_attributes.iter().any(|name| name == "CKA_ALLOWED_MECHANISMS");
         let report = ImportReport {
             at: report::now(),
@@ -246,11 +269,15 @@ impl Import<'_> {
         Ok((report, obsolete))
     }
 
-    /// Creates the key as a session object and checks its attributes and signature.
+    /// Creates the key, as a session object if the token has such, and checks its attributes and signature.
     fn stage(&self, made: &mut Made<'_>) -> Result<Staged, ImportError> {
         let staged = self.create(&self.template(Some(self.ready.signing), false))?;
-        made.scratch(staged.handle);
-        proof::attributes(&self.ready.session, staged.handle, false, &self.ready.options.accepted)?;
+        if staged.stored {
+            made.token(staged.handle)
+        } else {
+            made.scratch(staged.handle)
+        };
+        proof::attributes(&self.ready.session, staged.handle, staged.stored, &self.ready.options.accepted)?;
         proof::signs(&self.ready.session, staged.handle, &self.ready.key)?;
         Ok(staged)
     }
@@ -258,16 +285,24 @@ impl Import<'_> {
     /// Creates the key as an object, in the way that the plan found.
     fn create(&self, template: &[Attribute]) -> Result<Staged, ImportError> {
         let Ready { session, wrapping, clear, .. } = &self.ready;
-        if let Some(omission) = *clear {
-            let template = ClearTemplate::new(self.key, omission.apply(template))?;
-            let handle = session.create_object(template.attributes());
-            let handle = handle.map_err(|e| call("take the key in the clear", e.into()))?;
-            return Ok(Staged { handle, how: How::Clear, omission });
+        match *clear {
+            Some(Clear::Session(omission)) => {
+                let template = ClearTemplate::new(self.key, omission.apply(template))?;
+                let handle = session.create_object(template.attributes());
+                let handle = handle.map_err(|e| call("take the key in the clear", e.into()))?;
+                return Ok(Staged { handle, how: How::Clear, omission, stored: false });
+            }
+            Some(Clear::Token) => {
+                let created = rehearsal::create(session, self.key, &template::kept(template));
+                let (handle, omission) = created.map_err(|source| call("take the key in the clear", source))?;
+                return Ok(Staged { handle, how: How::Clear, omission, stored: true });
+            }
+            None => {}
         }
         let wrapping = wrapping.as_ref().map_err(WrapError::clone)?;
         let omission = wrapping.unwraps()?;
         let handle = wrapping.unwrap(session, self.key.pkcs8(), &omission.apply(template))?;
-        Ok(Staged { handle, how: wrapping.how(), omission })
+        Ok(Staged { handle, how: wrapping.how(), omission, stored: false })
     }
 
     /// Makes the staged key a token object, and reads its attributes back. Returns also the attributes that were left
@@ -277,19 +312,38 @@ impl Import<'_> {
         let failed = |source| call("store the private key", source);
         let template = self.template(Some(self.ready.signing), false);
         let kept = template::keep();
+        if staged.stored {
+            let omitted = staged.omission.names(&template::kept(&template));
+            return Ok((staged.handle, self.kept_flags(staged.handle)?, omitted));
+        }
         let copied =
             template::with_fallbacks(&kept, |omission| Ok(session.copy_object(staged.handle, &omission.apply(&kept))?));
         let (stored, omission) = match copied {
             Ok(stored) => stored,
             Err(error) if error.is_inability() => {
-                let again = self.create(&template::kept(&template))?;
+                let again = match self.create(&template::kept(&template)) {
+                    // Only a token object has CKA_MODIFIABLE in its template.
+                    Err(error) if error.rejects_template() => {
+                        let kept = template::kept(&template).into_iter();
+                        self.create(&kept.filter(|it| !matches!(it, Attribute::Modifiable(_))).collect::<Vec<_>>())
+                            .map(|again| Staged { omission: Omission::MODIFIABLE.and(again.omission), ..again })
+                    }
+                    again => again,
+                }?;
                 (again.handle, again.omission)
             }
             Err(error) => return Err(failed(error)),
         };
         made.token(stored);
         let omitted = [staged.omission.names(&template), omission.names(&kept)].concat();
-        Ok((stored, proof::attributes(session, stored, true, &self.ready.options.accepted)?, omitted))
+        Ok((stored, self.kept_flags(stored)?, omitted))
+    }
+
+    /// The attributes of the key as a token object, once a search shows it.
+    fn kept_flags(&self, stored: ObjectHandle) -> Result<Flags, ImportError> {
+        let Ready { session, options, .. } = &self.ready;
+        await_visible(session, stored, &options.label).map_err(|e| call("look for the key", e))?;
+        Ok(proof::attributes(session, stored, true, &options.accepted)?)
     }
 
     fn wrap_attempt(&self, handle: ObjectHandle, made: &mut Made<'_>) -> Result<WrapAttempt, ImportError> {

@@ -145,7 +145,7 @@ pub fn contents(session: &Session) -> Result<Contents, Pkcs11Error> {
         }
     }
     let mut certificates = Vec::new();
-    for (object, label, der) in objects::certificates(session, None)? {
+    for (object, label, der) in objects::certificates(session)? {
         let id = hex(&public::id_of(session, object)?.unwrap_or_default());
         let content = content(&der, &id, &keys);
         certificates.push(CertificateView { label, id, sha256: sha256(&der), content });

@@ -2,11 +2,11 @@
 
 use cryptoki::{object::ObjectHandle, session::Session};
 
-use super::{CallError, ImportError};
+use super::{CallError, ImportError, Options};
 use crate::{
     Recovery,
     key::{
-        self, Accepted, CaKey, Flags, KeyError, Locator, Search, fit, hex,
+        self, CaKey, Flags, Hints, KeyError, Locator, Search, fit, hex,
         proof::{self, ProofError},
         public,
     },
@@ -37,7 +37,7 @@ pub(super) struct Whole {
 /// # Errors
 /// When there are several keys that work, one that does not work and that no interrupted import of ours explains, or
 /// one that is unfit.
-pub(super) fn look(session: &Session, key: &PublicKey, accepted: &Accepted) -> Result<Existing, ImportError> {
+pub(super) fn look(session: &Session, key: &PublicKey, options: &Options) -> Result<Existing, ImportError> {
     let call = |source| ImportError::from(CallError { step: "look for the key", source });
     let interrupted = super::marker::find(session, key).map_err(call)?;
     let what = format!("CKA_ID {}", hex(&key.key_id()));
@@ -67,8 +67,8 @@ pub(super) fn look(session: &Session, key: &PublicKey, accepted: &Accepted) -> R
             let flags = Flags::read(session, handle).map_err(call)?;
             Some(Whole { handle, flags, locator: Locator::read(session, handle).map_err(call)? })
         }
-        // Another tool may have imported it, under another CKA_ID.
-        None => match Search::default().find_related(session, key) {
+        // Another tool may have imported it, under another CKA_ID; or the token gave it one.
+        None => match search(options).find_related(session, key) {
             Ok(CaKey { handle, flags, locator, .. }) => Some(Whole { handle, flags, locator }),
             Err(KeyError::NoneSigns { .. }) => None,
             // It has the CKA_ID of an interrupted import, and was judged above.
@@ -77,9 +77,14 @@ pub(super) fn look(session: &Session, key: &PublicKey, accepted: &Accepted) -> R
         },
     };
     if let Some(Whole { flags, locator, .. }) = &whole {
-        fit(flags, locator, accepted)?;
+        fit(flags, locator, &options.accepted)?;
     }
     Ok(Existing { whole, broken, interrupted })
+}
+
+/// A search for the key that an import with these options makes, also where the token gave it a CKA_ID of its own.
+pub(super) fn search(options: &Options) -> Search {
+    Search::new(Hints { id: None, label: Some(options.label.clone()) })
 }
 
 /// Removes what an interrupted import of this key left; returns descriptions.

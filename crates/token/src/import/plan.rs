@@ -6,12 +6,11 @@ use secrecy::SecretString;
 use super::{
     ImportError, NotWrapped, Options, WrapError,
     existing::{self, Existing},
-    rehearsal,
+    rehearsal::{self, Clear},
     wrap::Wrapping,
 };
 use crate::{
     Module, Pkcs11Error, Token, TokenUri,
-    key::template::Omission,
     mechanism::signing_mechanism,
     module::{LoginError, TokenError},
 };
@@ -30,8 +29,8 @@ pub struct Ready {
     pub(super) existing: Existing,
     /// An error is acceptable only if the key is present already or may cross the boundary in the clear.
     pub(super) wrapping: Result<Wrapping, WrapError>,
-    /// What is left out from the key's template in the clear; `None` where it is not to cross the boundary so.
-    pub(super) clear: Option<Omission>,
+    /// How the key crosses the boundary in the clear; `None` where it is not to do so.
+    pub(super) clear: Option<Clear>,
 }
 
 impl Ready {
@@ -191,9 +190,7 @@ fn mechanisms(token: &Token, algorithm: Option<KeyAlgorithm>, problems: &mut Vec
 fn check(opened: Opened, key: &PublicKey, options: &Options) -> Result<Ready, Vec<Problem>> {
     let Opened { token, session, mechanisms, mut problems } = opened;
     let algorithm = key.algorithm();
-    let accepted = &options.accepted;
-    let existing =
-        existing::look(&session, key, accepted).map_err(|error| problems.push(Problem::Existing(error))).ok();
+    let existing = existing::look(&session, key, options).map_err(|error| problems.push(Problem::Existing(error))).ok();
     let signing = signing_mechanism(algorithm, &mechanisms);
     let wrapping = Wrapping::establish(&session, algorithm, signing, options.kwp_mechanism);
     let unwraps = wrapping.as_ref().map_err(WrapError::clone).and_then(Wrapping::unwraps);
@@ -201,12 +198,20 @@ fn check(opened: Opened, key: &PublicKey, options: &Options) -> Result<Ready, Ve
     if existing.as_ref().is_none_or(|existing| existing.whole.is_none())
         && let Err(source) = unwraps
     {
-        let possible = source.is_inability();
-        let rehearsed = possible.then(|| rehearsal::in_the_clear(&session, algorithm, signing).ok()).flatten();
-        clear = rehearsed.filter(|_| options.allow_plaintext);
-        if clear.is_none() {
-            let source = NotWrapped { algorithm, source, clear: rehearsed.is_some(), inability: possible };
-            problems.push(Problem::NotWrapped { label: token.info().label.clone(), source });
+        let inability = source.is_inability();
+        let label = || token.info().label.clone();
+        let rehearsed = match inability.then(|| rehearsal::in_the_clear(&session, algorithm, signing)) {
+            Some(Err(source)) if !source.is_inability() => Err(Problem::Call { label: label(), source }),
+            rehearsed => Ok(rehearsed.and_then(Result::ok)),
+        };
+        clear = rehearsed.as_ref().ok().copied().flatten().filter(|_| options.allow_plaintext);
+        match rehearsed {
+            Err(problem) => problems.push(problem),
+            Ok(rehearsed) if clear.is_none() => {
+                let source = NotWrapped { algorithm, source, clear: rehearsed.is_some(), inability };
+                problems.push(Problem::NotWrapped { label: label(), source });
+            }
+            Ok(_) => {}
         }
     }
     match (existing, signing) {

@@ -7,7 +7,11 @@ use aws_lc_rs::{
     rsa::{self, KeySize},
     signature::{ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair},
 };
-use cryptoki::{mechanism::MechanismType, object::Attribute, session::Session};
+use cryptoki::{
+    mechanism::MechanismType,
+    object::{Attribute, ObjectHandle},
+    session::Session,
+};
 use zeroize::Zeroizing;
 
 use super::ClearTemplate;
@@ -47,7 +51,17 @@ pub(super) fn template(algorithm: KeyAlgorithm, signing: Option<MechanismType>) 
     template::private(algorithm, &Name { id: b"rehearsal", label: LABEL }, signing, false)
 }
 
-/// What must be left out from the template of such a key for the token to take it in the clear.
+/// How a token takes a key in the clear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Clear {
+    /// As a session object, with this left out from its template.
+    Session(Omission),
+    /// As a token object, if at all: it has no private keys that are session objects. It was not tried out, which would
+    /// write to the token.
+    Token,
+}
+
+/// How the token takes such a key in the clear.
 ///
 /// # Errors
 /// When the token does not take it.
@@ -55,16 +69,34 @@ pub(super) fn in_the_clear(
     session: &Session,
     algorithm: KeyAlgorithm,
     signing: Option<MechanismType>,
-) -> Result<Omission, Pkcs11Error> {
-    let internal = || Pkcs11Error::from(cryptoki::error::Error::InvalidValue);
+) -> Result<Clear, Pkcs11Error> {
     let pkcs8 = random_pkcs8(algorithm).ok_or_else(internal)?;
     let text = pem::encode_secret("PRIVATE KEY", &pkcs8);
     let key = PrivateKey::from_pem(text.as_bytes(), None).map_err(|_| internal())?;
     let attributes = template(algorithm, signing);
-    let (object, omission) = template::with_fallbacks(&attributes, |omission| {
-        let template = ClearTemplate::new(&key, omission.apply(&attributes)).map_err(|_| internal())?;
+    match create(session, &key, &attributes) {
+        Ok((object, omission)) => {
+            Made::new(session).scratch(object);
+            Ok(Clear::Session(omission))
+        }
+        Err(error) if template::rejects_template(&error) => Ok(Clear::Token),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates a key in the clear, without the attributes that the token rejects.
+pub(super) fn create(
+    session: &Session,
+    key: &PrivateKey,
+    attributes: &[Attribute],
+) -> Result<(ObjectHandle, Omission), Pkcs11Error> {
+    template::with_fallbacks(attributes, |omission| {
+        let template = ClearTemplate::new(key, omission.apply(attributes)).map_err(|_| internal())?;
         Ok(session.create_object(template.attributes())?)
-    })?;
-    Made::new(session).scratch(object);
-    Ok(omission)
+    })
+}
+
+/// Stands for a failure of this process.
+fn internal() -> Pkcs11Error {
+    cryptoki::error::Error::InvalidValue.into()
 }

@@ -214,8 +214,12 @@ impl Pair {
     fn send_aes(&self, session: &Session, hash: OaepHash) -> Result<Keys, WrapError> {
         let key = random_key()?;
         let wrapped = self.encrypt(hash, key.as_slice())?;
-        let unwrapped = session.unwrap_key(&hash.mechanism(), self.private, &wrapped, &aes_template(false, true));
-        Ok(Keys::Aes { key, in_token: unwrapped.map_err(|e| WrapError::Oaep(e.into()))? })
+        let attributes = aes_template(false, true);
+        let unwrap = |omission: Omission| {
+            Ok(session.unwrap_key(&hash.mechanism(), self.private, &wrapped, &omission.apply(&attributes))?)
+        };
+        let (in_token, _) = template::with_fallbacks(&attributes, unwrap).map_err(WrapError::Oaep)?;
+        Ok(Keys::Aes { key, in_token })
     }
 }
 
@@ -224,7 +228,8 @@ fn generate_aes(session: &Session) -> Result<Keys, WrapError> {
     let failed = |error: cryptoki::error::Error| WrapError::GeneratedKey(error.into());
     let mut attributes = aes_template(false, false);
     attributes.push(Attribute::ValueLen(32.into()));
-    let in_token = session.generate_key(&Mechanism::AesKeyGen, &attributes).map_err(failed)?;
+    let generate = |omission: Omission| Ok(session.generate_key(&Mechanism::AesKeyGen, &omission.apply(&attributes))?);
+    let (in_token, _) = template::with_fallbacks(&attributes, generate).map_err(WrapError::GeneratedKey)?;
     let mut key = Zeroizing::new([0; 32]);
     for attribute in session.get_attributes(in_token, &[AttributeType::Value]).map_err(failed)? {
         if let Attribute::Value(mut value) = attribute {

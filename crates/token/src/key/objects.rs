@@ -1,5 +1,7 @@
 //! The objects that one operation creates in a token, so that it can remove exactly these on failure.
 
+use std::time::{Duration, Instant};
+
 use cryptoki::{
     object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
     session::Session,
@@ -10,6 +12,13 @@ use super::{
     template::{self, Certificate, Name},
 };
 use pki::PublicKey;
+
+/// Most certificates that are read in one search.
+pub(super) const MAX_CERTIFICATES: usize = 256;
+/// How long a new private key may stay hidden.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
+/// Interval of the searches for it.
+const VISIBLE_AGAIN: Duration = Duration::from_millis(100);
 
 /// Objects created by one operation. Session objects are destroyed when it is dropped; token objects are destroyed by
 /// [`Made::undo`], or kept by [`Made::keep`].
@@ -124,6 +133,30 @@ impl Placed {
     }
 }
 
+/// Creates a public object, without the attributes that the token rejects.
+fn create(session: &Session, template: &[Attribute]) -> Result<ObjectHandle, Pkcs11Error> {
+    let created = template::with_fallbacks(template, |omission| Ok(session.create_object(&omission.apply(template))?));
+    created.map(|(object, _)| object)
+}
+
+/// Waits until a search shows a new private key: AWS CloudHSM copies it to all of its HSMs first. A key that stays hidden
+/// is no error here; what needs it reports that.
+///
+/// # Errors
+/// If a call fails.
+pub fn await_visible(session: &Session, key: ObjectHandle, label: &str) -> Result<(), Pkcs11Error> {
+    let template = [
+        Attribute::Class(ObjectClass::PRIVATE_KEY),
+        Attribute::Token(true),
+        Attribute::Label(label.as_bytes().to_vec()),
+    ];
+    let until = Instant::now() + VISIBLE_WITHIN;
+    while !session.find_objects(&template)?.contains(&key) && Instant::now() < until {
+        std::thread::sleep(VISIBLE_AGAIN);
+    }
+    Ok(())
+}
+
 /// Writes the public key object, unless the token has one of this key.
 ///
 /// # Errors
@@ -139,7 +172,7 @@ pub fn place_public(
             return Ok(Placed::Unchanged);
         }
     }
-    made.token(session.create_object(&template::public(key, name))?);
+    made.token(create(session, &template::public(key, name))?);
     Ok(Placed::Written)
 }
 
@@ -156,15 +189,16 @@ pub fn place_certificate(
 ) -> Result<(Placed, Vec<ObjectHandle>), Pkcs11Error> {
     let mut same = false;
     let mut old = Vec::new();
-    for (object, label, value) in certificates(session, Some(name.id))? {
+    // A token that gives objects a CKA_ID of its own has it under another one.
+    for (object, label, value) in certificates(session)?.into_iter().take(MAX_CERTIFICATES) {
         if value == certificate.der() {
             same = true;
-        } else if label == name.label {
+        } else if label == name.label && public::id_of(session, object)?.as_deref() == Some(name.id) {
             old.push(object);
         }
     }
     if !same {
-        made.token(session.create_object(&template::certificate(certificate, name))?);
+        made.token(create(session, &template::certificate(certificate, name))?);
     }
     let placed = match (same, old.is_empty()) {
         (true, true) => Placed::Unchanged,
@@ -174,13 +208,12 @@ pub fn place_certificate(
     Ok((placed, old))
 }
 
-/// The token's X.509 certificates with a CKA_ID, or all: handle, label, DER.
+/// The token's X.509 certificates: handle, label, DER.
 ///
 /// # Errors
 /// If a call fails.
-pub fn certificates(session: &Session, id: Option<&[u8]>) -> Result<Vec<(ObjectHandle, String, Vec<u8>)>, Pkcs11Error> {
-    let mut template = vec![Attribute::Class(ObjectClass::CERTIFICATE), Attribute::Token(true)];
-    template.extend(id.map(|id| Attribute::Id(id.to_vec())));
+pub fn certificates(session: &Session) -> Result<Vec<(ObjectHandle, String, Vec<u8>)>, Pkcs11Error> {
+    let template = [Attribute::Class(ObjectClass::CERTIFICATE), Attribute::Token(true)];
     let mut found = Vec::new();
     for object in session.find_objects(&template)? {
         let (mut label, mut value) = (String::new(), Vec::new());

@@ -30,8 +30,6 @@ use pki::{KeyAlgorithm, PublicKey};
 
 /// Most trial signatures of one search.
 const MAX_TRIALS: usize = 32;
-/// Most certificates that are read in one search.
-const MAX_CERTIFICATES: usize = 256;
 /// How long a key that did not sign as the CA's is not tried again: it may be the CA's key in a token that signs wrongly.
 const REJECTED: Duration = Duration::from_secs(60);
 /// How long commands search.
@@ -342,7 +340,7 @@ fn ids_of_public_objects(session: &Session, key: &PublicKey) -> Result<Vec<Vec<u
             ids.extend(public::id_of(session, object)?);
         }
     }
-    for (object, _, der) in objects::certificates(session, None)?.into_iter().take(MAX_CERTIFICATES) {
+    for (object, _, der) in objects::certificates(session)?.into_iter().take(objects::MAX_CERTIFICATES) {
         if public::of_certificate(&der).as_ref() == Some(key) {
             ids.extend(public::id_of(session, object)?);
         }

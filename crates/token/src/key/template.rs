@@ -54,75 +54,83 @@ pub fn private_flags(name: &Name<'_>, allowed: Option<MechanismType>, extractabl
     template
 }
 
-/// How much of a template is left out, from nothing to everything that a token may refuse.
+/// What is left out of a template: groups of attributes that a token may refuse, as a set of bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Omission(usize);
+pub struct Omission(u8);
 
 impl Omission {
     /// Nothing is left out.
     pub const NONE: Self = Self(0);
+    /// CKA_MODIFIABLE is left out.
+    pub const MODIFIABLE: Self = Self(1 << 1);
+
+    /// What either of the two leaves out.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 
     /// The attributes that are left out from a template, by name.
     #[must_use]
     pub fn names(self, template: &[Attribute]) -> Vec<String> {
-        let rank = |attribute: &Attribute| omission_rank(attribute).is_some_and(|rank| rank <= self.0);
-        template
-            .iter()
-            .filter(|attribute| rank(attribute))
-            .map(|attribute| attribute.attribute_type().to_string())
-            .collect()
+        let omitted = template.iter().filter(|attribute| self.contains(attribute));
+        omitted.map(|attribute| attribute.attribute_type().to_string()).collect()
     }
 
     /// The rest of a template.
     #[must_use]
     pub fn apply(self, template: &[Attribute]) -> Vec<Attribute> {
-        template.iter().filter(|attribute| omission_rank(attribute).is_none_or(|rank| rank > self.0)).cloned().collect()
+        template.iter().filter(|attribute| !self.contains(attribute)).cloned().collect()
+    }
+
+    fn contains(self, attribute: &Attribute) -> bool {
+        self.0 & group(attribute) != 0
     }
 }
 
-/// From which omission on an attribute is left out, the least important first; `None` for what an object needs.
-fn omission_rank(attribute: &Attribute) -> Option<usize> {
+/// The group of an attribute, as a bit: a higher one is of more importance. 0 for what an object needs.
+fn group(attribute: &Attribute) -> u8 {
     match attribute {
         // Unknown to tokens older than PKCS#11 v2.20.
-        Attribute::AllowedMechanisms(_) => Some(1),
-        Attribute::Modifiable(_) => Some(2),
+        Attribute::AllowedMechanisms(_) => 1,
+        Attribute::Modifiable(_) => Omission::MODIFIABLE.0,
+        // AWS CloudHSM derives it from CKA_SIGN.
+        Attribute::SignRecover(false) | Attribute::VerifyRecover(false) => 1 << 2,
+        // Some vendors assign it themselves.
+        Attribute::Id(_) => 1 << 3,
+        // AWS CloudHSM has private objects only.
+        Attribute::Private(false) => 1 << 4,
         Attribute::Decrypt(false)
         | Attribute::Derive(false)
         | Attribute::Encrypt(false)
-        | Attribute::SignRecover(false)
+        | Attribute::Sign(false)
         | Attribute::Unwrap(false)
-        | Attribute::VerifyRecover(false)
-        | Attribute::Wrap(false) => Some(3),
-        Attribute::Extractable(false) | Attribute::Private(_) | Attribute::Sensitive(true) => Some(4),
-        // Some vendors assign it themselves.
-        Attribute::Id(_) => Some(5),
-        _ => None,
+        | Attribute::Verify(false)
+        | Attribute::Wrap(false) => 1 << 5,
+        Attribute::Extractable(false) | Attribute::Private(true) | Attribute::Sensitive(true) => 1 << 6,
+        _ => 0,
     }
 }
 
-const MOST_OMITTED: usize = 5;
-
-/// Makes an object with all attributes of the template, or else without those that the token rejects.
+/// Makes an object with all attributes of the template, or else without those that the token rejects: it does not say
+/// which, so that one group after the other is left out, then several, the least important first.
 ///
 /// # Errors
-/// The call's, when it is not about the template, or when nothing is left to omit.
+/// The call's, when it is not about the template; the last one when nothing is left to omit.
 pub fn with_fallbacks<T>(
     template: &[Attribute],
     mut make: impl FnMut(Omission) -> Result<T, Pkcs11Error>,
 ) -> Result<(T, Omission), Pkcs11Error> {
-    let mut omission = Omission::NONE;
-    loop {
-        let error = match make(omission) {
+    let groups = template.iter().map(group).fold(0, |all, group| all | group);
+    let sets = (0..groups).filter(|set| set & !groups == 0).map(Omission);
+    for omission in sets {
+        match make(omission) {
             Ok(made) => return Ok((made, omission)),
-            Err(error) => error,
-        };
-        let left = omission.apply(template).len();
-        let next = (omission.0 + 1..=MOST_OMITTED).map(Omission).find(|next| next.apply(template).len() < left);
-        match next {
-            Some(next) if rejects_template(&error) => omission = next,
-            Some(_) | None => return Err(error),
+            Err(error) if rejects_template(&error) => {}
+            Err(error) => return Err(error),
         }
     }
+    make(Omission(groups)).map(|made| (made, Omission(groups)))
 }
 
 /// Whether the token rejects an attribute of a template.
@@ -244,4 +252,59 @@ impl Certificate {
 
 pub(super) fn octet_string(bytes: &[u8]) -> Option<Vec<u8>> {
     OctetStringRef::new(bytes).ok()?.to_der().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use cryptoki::{
+        context::Function,
+        error::{Error, RvError},
+    };
+
+    use super::*;
+
+    fn error(rv: RvError) -> Pkcs11Error {
+        Error::Pkcs11(rv, Function::GenerateKeyPair).into()
+    }
+
+    /// What is left out for a token that rejects these attributes, and how often it was asked.
+    fn omitted(rejected: fn(&Attribute) -> bool) -> (Vec<String>, usize) {
+        let name = Name { id: b"id", label: "label" };
+        let template =
+            kept(&[&private_flags(&name, Some(MechanismType::ECDSA), false)[..], &public_flags(true)].concat());
+        let mut asked = 0;
+        let made = with_fallbacks(&template, |omission| {
+            asked += 1;
+            let left = omission.apply(&template);
+            if left.iter().any(rejected) { Err(error(RvError::TemplateInconsistent)) } else { Ok(()) }
+        });
+        (made.unwrap().1.names(&template), asked)
+    }
+
+    #[test]
+    fn only_what_a_token_rejects_is_left_out() {
+        assert_eq!(omitted(|_| false), (vec![], 1));
+        let (names, asked) = omitted(|attribute| matches!(attribute, Attribute::AllowedMechanisms(_)));
+        assert_eq!((names, asked), (vec!["CKA_ALLOWED_MECHANISMS".to_owned()], 2));
+        // A YubiHSM with its first firmware: neither a list of mechanisms nor a long ID.
+        let (names, _) = omitted(|it| matches!(it, Attribute::AllowedMechanisms(_) | Attribute::Id(_)));
+        assert_eq!(names, ["CKA_ID", "CKA_ALLOWED_MECHANISMS"]);
+        let (names, asked) = omitted(|it| matches!(it, Attribute::Sensitive(true)));
+        assert!(names.contains(&"CKA_SENSITIVE".to_owned()) && !names.contains(&"CKA_DECRYPT".to_owned()), "{names:?}");
+        assert!(asked <= 128, "{asked}");
+    }
+
+    #[test]
+    fn failure_that_is_not_about_the_template_ends_the_attempts() {
+        let template = private_flags(&Name { id: b"id", label: "label" }, None, false);
+        for rv in [RvError::DeviceError, RvError::MechanismInvalid, RvError::DeviceMemory] {
+            let mut asked = 0;
+            let made: Result<((), Omission), _> = with_fallbacks(&template, |_| {
+                asked += 1;
+                Err(error(rv))
+            });
+            assert!(made.unwrap_err().is(rv));
+            assert_eq!(asked, 1, "{rv:?}");
+        }
+    }
 }
