@@ -129,11 +129,12 @@ check: dependencies ## check format, lints, documentation and dependencies
 dependencies: ## check licences, bans and sources of the packages in Cargo.lock
 	@.ci/dependencies
 
-bench: ## measure the pure parts (criterion), the daemon with the performance goals, a slow token, a storm
+bench: ## measure the pure parts (criterion), the daemon with the performance goals, a slow token, failing helper keys, a storm
 	$(call require)
 	$(CARGO) bench --locked --workspace
 	@benches/endpoint.sh
 	@benches/delayed.sh
+	@benches/helpers.sh
 	@benches/storm.sh
 
 format: ## format the sources

@@ -25,24 +25,14 @@ done
 # shellcheck source=benches/harness.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/harness.sh"
 
-if [[ -z ${CA:-} || -z ${FAULTY:-} ]]; then
-  umask "$users_umask"
-  cargo build --quiet --release --locked --bins
-  cargo build --quiet --release --locked --package istio-hsm-ca-bench --bins --example workload_token
-  target=${CARGO_TARGET_DIR:-$root/target}
-  cargo build --quiet --release --locked --manifest-path tests/faulty-token/Cargo.toml --target-dir "$target/faulty-token"
-  umask 077
-  CA=$target/release/istio-hsm-ca FAULTY=$target/faulty-token/release/libfaulty_token.so
-fi
+faulty_built
 PARTS=none built
 token p256 p256
 alone p256 1 0.5 5
 slower=$(calculate "$(field cpu_us_per_signature) / 59")
 there=$(calculate "5 * $slower" 1)
 echo "this machine's P-256 signature takes $slower times that of the goals' machine (59 us): its 5 ms are $there ms here"
-export FAULTY_TOKEN_MODULE FAULTY_TOKEN_CONTROL=$memory/control
-FAULTY_TOKEN_MODULE=$(sed -n 's/^.*module-path=\([^&]*\).*$/\1/p' <<<"${uri[p256]}")
-uri[p256]=${uri[p256]/"$FAULTY_TOKEN_MODULE"/"$FAULTY"}
+faulty_token p256
 
 # signed: number of the token's signatures, and the seconds of C_SignInit and C_Sign, from the daemon's metrics.
 signed() {

@@ -46,6 +46,24 @@ built() {
     --audience istio-ca --namespace bench --service-account w0 --out "$memory/workload-token"
 }
 
+# faulty_built: builds what $CA and $FAULTY, the module in tests/faulty-token, do not specify.
+faulty_built() {
+  local target=${CARGO_TARGET_DIR:-$root/target}
+  [[ -z ${CA:-} || -z ${FAULTY:-} ]] || return 0
+  umask "$users_umask"
+  cargo build --quiet --release --locked --bins
+  cargo build --quiet --release --locked --package istio-hsm-ca-bench --bins --example workload_token
+  cargo build --quiet --release --locked --manifest-path tests/faulty-token/Cargo.toml --target-dir "$target/faulty-token"
+  umask 077
+  CA=$target/release/istio-hsm-ca FAULTY=$target/faulty-token/release/libfaulty_token.so
+}
+# faulty_token NAME: lets daemons use a token through $FAULTY, with commands in $memory/control.
+faulty_token() {
+  export FAULTY_TOKEN_MODULE FAULTY_TOKEN_CONTROL=$memory/control
+  FAULTY_TOKEN_MODULE=$(sed -n 's/^.*module-path=\([^&]*\).*$/\1/p' <<<"${uri[$1]}")
+  uri[$1]=${uri[$1]/"$FAULTY_TOKEN_MODULE"/"$FAULTY"}
+}
+
 # token NAME TYPE: a SoftHSM token with an imported plug-in CA of a type (p256, rsa-2048), in $memory/NAME.
 declare -A uri
 token() {

@@ -18,6 +18,7 @@ mod disk;
 mod ending;
 mod hostile;
 mod judges;
+mod log_key;
 mod malformed;
 mod measured;
 mod outcomes;

@@ -76,27 +76,21 @@ impl<'a> Worker<'a> {
         deadline: Instant,
     ) -> Result<Signature, Fault> {
         let login = self.login.login_number();
-        let first = match self.attempt(kind, key, fingerprint, message) {
+        let mut first = match self.attempt(kind, key, fingerprint, message) {
             Ok(signature) => return Ok(signature),
             Err(fault) => fault,
         };
-        tracing::warn!(
-            thread = self.thread,
-            code = first.code,
-            function = first.function,
-            reason = first.text,
-            "signing failed; dropping the session"
-        );
+        // The session shows whether it is the login that is lost, or an optional key that wants another one.
+        if first.recovery == Recovery::Relogin && matches!(kind, Kind::Canary | Kind::Checkpoint) {
+            first.recovery = Recovery::NewSession;
+        }
+        let (thread, Fault { code, function, text: reason, .. }) = (self.thread, &first);
+        tracing::warn!(thread, message_kind = ?kind, code, function, reason, "signing failed; dropping the session");
         self.drop_session();
         self.escalate(&first, login, deadline)?;
         let second = self.attempt(kind, key, fingerprint, message);
-        if let Err(fault) = &second {
-            tracing::warn!(
-                thread = self.thread,
-                code = fault.code,
-                reason = fault.text,
-                "signing failed again after recovery; dropping the session"
-            );
+        if let Err(Fault { code, text: reason, .. }) = &second {
+            tracing::warn!(thread, message_kind = ?kind, code, reason, "signing failed again; dropping the session");
             self.drop_session();
         }
         second
@@ -155,17 +149,31 @@ impl<'a> Worker<'a> {
         message: &[u8],
         deadline: Instant,
     ) -> Result<Signature, Fault> {
+        if let Some(fault) = self.login.own_key_pauses(kind) {
+            return Err(fault);
+        }
         let fault = match self.sign(kind, key, key.fingerprint(), message, deadline) {
-            Ok(signature) => return Ok(signature),
+            Ok(signature) => {
+                self.login.own_key_signs(kind);
+                return Ok(signature);
+            }
             Err(fault) => fault,
         };
         self.touch()?;
+        self.cas_still_there()?;
+        let name = if kind == Kind::Canary { "canary key" } else { "log key" };
+        let text = format!("the {name} does not sign, and certificates do not need it: {}", fault.text);
+        let fault = Fault { recovery: Recovery::RejectRequest, text, ..fault };
+        self.login.own_key_failed(kind, &fault);
+        Err(fault)
+    }
+
+    /// Looks the CA keys up that were found before.
+    fn cas_still_there(&mut self) -> Result<(), Fault> {
         for ca in self.login.certificates().iter() {
             self.still_there(&ca.key)?;
         }
-        let name = if kind == Kind::Canary { "canary key" } else { "log key" };
-        let text = format!("the {name} does not sign, and certificates do not need it: {}", fault.text);
-        Err(Fault { recovery: Recovery::RejectRequest, text, ..fault })
+        Ok(())
     }
 
     /// Looks a CA key up that was found before.
@@ -239,21 +247,12 @@ impl<'a> Worker<'a> {
     /// the CA's key must do.
     pub(in super::super) fn exercise(&mut self) -> Result<(), Fault> {
         self.touch()?;
-        let Some(key) = self.login.canary_key().cloned() else {
-            for ca in self.login.certificates().iter() {
-                self.still_there(&ca.key)?;
-            }
-            return Ok(());
-        };
+        let paused = self.login.own_key_pauses(Kind::Canary).is_some();
+        let Some(key) = self.login.canary_key().filter(|_| !paused).cloned() else { return self.cas_still_there() };
         match self.sign_own(Kind::Canary, &key, &canary_message(), Instant::now() + BUSY_PAUSE * 2) {
             Ok(_) => self.login.count_signed(key.fingerprint(), Kind::Canary),
-            Err(fault) if fault.recovery == Recovery::RejectRequest => {
-                tracing::warn!(
-                    thread = self.thread,
-                    reason = fault.text,
-                    "the session was exercised without the canary key"
-                );
-            }
+            // The session was exercised without it.
+            Err(fault) if fault.recovery == Recovery::RejectRequest => {}
             Err(fault) => return Err(fault),
         }
         Ok(())
