@@ -1,14 +1,14 @@
 //! Arguments that select tokens and provide PINs: a file, a descriptor or a prompt, never the command line or the
 //! environment.
 
-use std::{fs::File, path::PathBuf};
+use std::{fs::File, path::PathBuf, sync::Once, time::Duration};
 
 use anyhow::{Context, bail};
 use secrecy::SecretString;
 
 use process::output;
 use token::{
-    Module, RvError, Session, Token, TokenUri,
+    Module, RvError, Session, Token, TokenUri, calls,
     key::{Accepted, Weakness},
     pin,
 };
@@ -172,7 +172,37 @@ impl Opened {
     }
 }
 
+/// When a call counts as hanging.
+const HANGING: Duration = Duration::from_secs(10);
+
+/// Says when the token's library does not return from a call, which may last for minutes: a command has no watchdog that
+/// would end the call, since the library may be changing the token.
+fn tell_hanging_calls() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        let watch = || {
+            let mut told = false;
+            loop {
+                let call = calls::in_progress().filter(|(_, since)| *since >= HANGING);
+                if let Some((function, _)) = call.filter(|_| !told) {
+                    output::Output::Text.warn(&format!(
+                        "{} has not returned for {} s; check the HSM and the connection to it by the vendor's tool, or \
+                         interrupt this command",
+                        function.name(),
+                        HANGING.as_secs()
+                    ));
+                }
+                told = call.is_some();
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        };
+        // Without the thread, the command works as well.
+        let _ = std::thread::Builder::new().name("hanging-calls".to_owned()).spawn(watch);
+    });
+}
+
 fn open(uri: &TokenUri, pin_file: Option<&PathBuf>, pin_fd: Option<u32>) -> anyhow::Result<Opened> {
+    tell_hanging_calls();
     let module = Module::load_with(module_path(uri)?, uri.library_parameters())?;
     let token = module.find_token(uri)?;
     let given = pin_file.is_some() || pin_fd.is_some() || uri.pin_source().is_some();

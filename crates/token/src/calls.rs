@@ -5,8 +5,11 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use cryptoki::error::Error;
@@ -86,13 +89,31 @@ static COUNTED: [Counted; Function::ALL.len()] =
 
 static ERRORS: Mutex<BTreeMap<(Function, u64), u64>> = Mutex::new(BTreeMap::new());
 
+/// The call in progress, in a process that watches it: one with a single thread that makes calls.
+static IN_PROGRESS: OnceLock<Mutex<Option<(Function, Instant)>>> = OnceLock::new();
+
+/// The call in progress and its duration so far. Calls are watched from the first time on that this is asked.
+#[must_use]
+pub fn in_progress() -> Option<(Function, Duration)> {
+    let watched = IN_PROGRESS.get_or_init(Mutex::default).lock();
+    watched.map(|(function, began)| (function, began.elapsed()))
+}
+
+fn watch(call: Option<(Function, Instant)>) {
+    if let Some(watched) = IN_PROGRESS.get() {
+        *watched.lock() = call;
+    }
+}
+
 /// Makes a call and counts it.
 ///
 /// # Errors
 /// Those of the call.
 pub fn call<T>(function: Function, call: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     let began = Instant::now();
+    watch(Some((function, began)));
     let result = call();
+    watch(None);
     let nanoseconds = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     if let Some(counted) = COUNTED.get(function.at()) {
         counted.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
