@@ -6,11 +6,14 @@
 //! how it creates a token, what it cannot do, and an annotated configuration in `hsm-config/`.
 
 mod cases;
+mod failures;
 mod modules;
 mod place;
+mod profiles;
 mod two;
 
 use modules::{Key, Module};
+use profiles::Profile;
 
 /// Each case with each key on one module.
 macro_rules! suite {
@@ -18,18 +21,45 @@ macro_rules! suite {
         mod $name {
             use super::{Key, Module, cases};
 
-            suite!(@cases $module, [$($ignore)?], rsa_2048 Rsa2048, p256 P256, p384 P384, ed25519 Ed25519);
+            const MODULE: Module = Module::$module;
+
+            suite!(@cases MODULE, [$($ignore)?], rsa_2048 Rsa2048, p256 P256, p384 P384, ed25519 Ed25519);
 
             #[tokio::test(flavor = "multi_thread")]
             $(#[$ignore])?
             async fn signing_recovers_after_failures() {
-                cases::recovers(Module::$module).await;
+                cases::recovers(MODULE).await;
             }
 
             #[test]
             $(#[$ignore])?
             fn a_wrong_pin_is_tried_once() {
-                cases::wrong_pin(Module::$module);
+                cases::wrong_pin(MODULE);
+            }
+        }
+    };
+    // A vendor's token as its documentation describes it.
+    ($name:ident, profile $profile:ident) => {
+        mod $name {
+            use super::{Key, Module, Profile, cases};
+
+            const MODULE: Module = Module::Profile(Profile::$profile);
+
+            suite!(@cases MODULE, [], rsa_2048 Rsa2048, p256 P256, p384 P384, ed25519 Ed25519);
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn signing_recovers_after_failures() {
+                cases::recovers(MODULE).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn key_of_the_vendors_tool_is_adopted() {
+                cases::adopted(MODULE).await;
+            }
+
+            #[test]
+            fn a_wrong_pin_is_tried_once() {
+                cases::wrong_pin(MODULE);
             }
         }
     };
@@ -38,18 +68,18 @@ macro_rules! suite {
     };
     (@case $module:ident, [$($ignore:meta)?], $key:ident $variant:ident) => {
         mod $key {
-            use super::{Key, Module, cases};
+            use super::{Key, cases};
 
             #[tokio::test(flavor = "multi_thread")]
             $(#[$ignore])?
             async fn imported_and_serving() {
-                cases::imported(Module::$module, Key::$variant).await;
+                cases::imported(super::$module, Key::$variant).await;
             }
 
             #[tokio::test(flavor = "multi_thread")]
             $(#[$ignore])?
             async fn generated_and_serving() {
-                cases::generated(Module::$module, Key::$variant).await;
+                cases::generated(super::$module, Key::$variant).await;
             }
         }
     };
@@ -60,6 +90,16 @@ suite!(kryoptic, Kryoptic, ignore = "needs another module: make test-tokens");
 suite!(nss, Nss, ignore = "needs another module: make test-tokens");
 suite!(p11_kit, P11Kit, ignore = "needs another module: make test-tokens");
 suite!(tpm2, Tpm2, ignore = "needs another module: make test-tokens");
+suite!(yubihsm, profile YubiHsm);
+suite!(cloudhsm, profile CloudHsm);
+suite!(cloudhsm_rsa_aes, profile CloudHsmRsaAes);
+suite!(luna, profile Luna);
+suite!(nshield, profile NShield);
+suite!(nshield_module, profile NShieldModule);
+suite!(nethsm, profile NetHsm);
+suite!(cloud_kms, profile CloudKms);
+suite!(smart_card, profile SmartCard);
+suite!(no_oaep, profile NoOaep);
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs another module: make test-tokens"]

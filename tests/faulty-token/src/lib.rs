@@ -1,9 +1,11 @@
 //! A PKCS#11 module that forwards all calls to another one, and fails on command.
 //!
 //! `FAULTY_TOKEN_MODULE` is the path of the real module, `FAULTY_TOKEN_CONTROL` a file with commands that is read at
-//! each call: see [`control`]. Only tests load it.
+//! each call: see [`control`]. `FAULTY_TOKEN_PROFILE` lets it behave like a vendor's token: see [`profile`]. Only tests
+//! load it.
 
 mod control;
+mod profile;
 mod rest;
 
 use std::{
@@ -68,6 +70,7 @@ pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> 
         faulty.C_GetAttributeValue = Some(attribute_value);
         faulty.C_SignInit = Some(sign_init);
         faulty.C_Sign = Some(sign);
+        profile::install(&mut faulty);
         faulty
     });
     if list.is_null() {
@@ -139,6 +142,11 @@ fn removed(function: &str) -> Option<CK_RV> {
         "C_GetTokenInfo" | "C_OpenSession" => Some(CKR_TOKEN_NOT_PRESENT),
         _ => Some(CKR_DEVICE_REMOVED),
     }
+}
+
+/// Slot of the session opened last.
+fn last_slot() -> CK_SLOT_ID {
+    LAST_SLOT.load(Ordering::Relaxed)
 }
 
 /// The real module's handle of an object.

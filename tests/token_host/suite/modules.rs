@@ -8,7 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use testkit::softhsm::{self, PIN, SO_PIN};
+use testkit::{
+    plug_in::{self, PlugIn},
+    softhsm::{self, PIN, SO_PIN},
+};
+
+use super::profiles::Profile;
 
 /// Label of every token here.
 pub const LABEL: &str = "suite";
@@ -26,6 +31,8 @@ pub enum Module {
     P11Kit,
     /// tpm2-pkcs11 on a software TPM (swtpm) behind a resource manager (tpm2-abrmd), of the distribution.
     Tpm2,
+    /// SoftHSM behind a vendor's profile.
+    Profile(Profile),
 }
 
 /// The programs that a module needs while it is used; they end with this value.
@@ -55,6 +62,8 @@ pub enum Key {
 pub enum Capability {
     /// Generating such a key.
     Generate(Key),
+    /// A helper key of such a type: the canary key (P-256), the log key (Ed25519).
+    HelperKey(Key),
     /// Importing such a key in the clear, and signing with it.
     Take(Key),
     /// Unwrapping such a key, and signing with it.
@@ -67,6 +76,10 @@ pub enum Capability {
     WrapOut(Key),
     /// Restricting a key to one mechanism (CKA_ALLOWED_MECHANISMS).
     Restrict,
+    /// Storing a certificate object.
+    StoreCertificate,
+    /// Refusing signatures with recovery (CKA_SIGN_RECOVER).
+    SignOnly,
     /// Making an object unmodifiable (CKA_MODIFIABLE).
     Unmodifiable,
 }
@@ -86,8 +99,10 @@ impl Key {
 impl Module {
     /// Why the module cannot do something; `None` if it can. Verified in every case.
     pub fn cannot(self, what: Capability) -> Option<&'static str> {
-        use Capability::{Generate, KwpNumber, OaepSha256, Take, Unwrap, WrapOut};
+        use Capability::{Generate, HelperKey, KwpNumber, OaepSha256, Take, Unwrap, WrapOut};
         match (self, what) {
+            (Self::Profile(profile), _) => profile.cannot(what),
+            (_, HelperKey(key)) if self.cannot(Generate(key)).is_some() => self.cannot(Generate(key)),
             (Self::SoftHsm, Unwrap(Key::Ed25519)) => Some("SoftHSM before 2.7 unwraps no CKK_EC_EDWARDS key"),
             (Self::SoftHsm, WrapOut(Key::Ed25519)) => {
                 Some("SoftHSM before 2.7 wraps no CKK_EC_EDWARDS key, not even one that may go")
@@ -119,6 +134,7 @@ impl Module {
     pub fn path(self) -> PathBuf {
         let candidates: Vec<PathBuf> = match self {
             Self::SoftHsm => return softhsm::module_path(),
+            Self::Profile(_) => return Profile::library(),
             Self::Kryoptic => {
                 let cache = std::env::var_os("XDG_CACHE_HOME")
                     .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"), PathBuf::from);
@@ -143,6 +159,11 @@ impl Module {
         let path = |name: &str| directory.join(name).display().to_string();
         let variables = match self {
             Self::SoftHsm => vec![("SOFTHSM2_CONF", path("softhsm2.conf"))],
+            Self::Profile(profile) => {
+                let mut all = Self::SoftHsm.environment(directory);
+                all.extend(profile.environment(directory));
+                return all;
+            }
             Self::Kryoptic => vec![("KRYOPTIC_CONF", path("kryoptic.conf"))],
             Self::Nss => Vec::new(),
             Self::P11Kit => vec![("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", path("p11-kit.sock")))],
@@ -173,6 +194,7 @@ impl Module {
         let path = |name: &str| directory.join(name).display().to_string();
         let mut servers = Servers::default();
         match self {
+            Self::Profile(_) => return Self::SoftHsm.make_token(directory),
             Self::P11Kit => {
                 Self::SoftHsm.make_token(directory);
                 let arguments =
@@ -242,10 +264,47 @@ impl Module {
         servers
     }
 
-    /// Generates a P-256 key with a self-signed CA certificate, with the vendor's own tool; returns the certificate.
+    /// The level of imports that the module unwraps, and the flags with which they are made.
+    pub fn level(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::Profile(profile) => profile.level(),
+            Self::SoftHsm | Self::Kryoptic | Self::Nss | Self::P11Kit | Self::Tpm2 => ("aes_kwp_under_rsa_oaep", &[]),
+        }
+    }
+
+    /// Time limit of a call.
+    pub fn call_timeout(self) -> Duration {
+        match self.hanging_hosts() {
+            0 => Duration::from_secs(10),
+            _ => Duration::from_secs(2),
+        }
+    }
+
+    /// How many token hosts hang.
+    pub fn hanging_hosts(self) -> u64 {
+        u64::from(self == Self::Profile(Profile::Luna))
+    }
+
+    /// Whether the token is used without a PIN.
+    pub fn has_no_login(self) -> bool {
+        matches!(self, Self::Profile(profile) if profile.has_no_login())
+    }
+
+    /// Makes a P-256 key with a self-signed CA certificate, with the vendor's own tool; returns the certificate.
     pub fn make_key(self, directory: &Path) -> String {
-        assert_eq!(self, Self::Nss, "the other modules get keys by import");
         let path = |name: &str| directory.join(name).display().to_string();
+        if let Self::Profile(profile) = self {
+            let ca = PlugIn::self_signed(plug_in::p256());
+            fs::write(directory.join("vendor.der"), ca.ca.key().serialize_der()).unwrap();
+            let module = softhsm::module_path().display().to_string();
+            let login = ["--module", &module, "--token-label", LABEL, "--login", "--pin", PIN];
+            // A name as ID, longer than any hash.
+            let id: String = format!("vendor/{}/keys/istio-ca/versions/1", profile.name()).bytes().map(hex).collect();
+            let key = ["--write-object", &path("vendor.der"), "--type", "privkey", "--id", &id, "--label", "istio-ca"];
+            Self::SoftHsm.tool("pkcs11-tool", directory, &[&login[..], &key].concat());
+            return ca.ca_cert;
+        }
+        assert_eq!(self, Self::Nss, "the other modules get keys by import");
         let mut noise = [0; 64];
         aws_lc_rs::rand::fill(&mut noise).unwrap();
         fs::write(directory.join("noise"), noise).unwrap();
@@ -295,6 +354,10 @@ impl Servers {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn hex(byte: u8) -> String {
+    format!("{byte:02x}")
 }
 
 /// A file of a package, on either machine.

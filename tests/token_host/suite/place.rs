@@ -109,8 +109,11 @@ impl Place {
             "" => String::new(),
             text => format!("&library-parameters={}", text.replace(' ', "%20")),
         };
-        let pin = self.text("pin");
-        format!("pkcs11:token={LABEL}?module-path={}{parameters}&pin-source=file:{pin}", library.display())
+        let pin = match self.module.has_no_login() {
+            true => String::new(),
+            false => format!("&pin-source=file:{}", self.text("pin")),
+        };
+        format!("pkcs11:token={LABEL}?module-path={}{parameters}{pin}", library.display())
     }
 
     pub fn run(&self, arguments: &[&str]) -> Done {
@@ -122,7 +125,8 @@ impl Place {
         ca.write(&self.path("ca"));
         let (from, uri, bundle) = (self.text("ca"), self.uri(), self.text("bundle"));
         let words = ["--output", "json", "import", "--from", &from, "--token", &uri, "--bundle", &bundle];
-        self.run(&[&words, more].concat())
+        let (_, flags) = self.module.level();
+        self.run(&[&words, flags, more].concat())
     }
 
     /// A place whose token has a P-256 CA key, by whichever way its module supports.
@@ -133,15 +137,20 @@ impl Place {
         } else if module.cannot(Capability::Generate(Key::P256)).is_none() {
             place.generate(Key::P256).json();
         } else {
-            let certificate = module.make_key(place.root.path());
-            fs::create_dir(place.path("bundle")).unwrap();
-            for (name, text) in
-                [("ca-cert.pem", certificate.as_str()), ("root-cert.pem", &certificate), ("cert-chain.pem", "")]
-            {
-                fs::write(place.path("bundle").join(name), text).unwrap();
-            }
+            place.vendor_made("bundle");
         }
         place
+    }
+
+    /// A P-256 CA key made by the vendor's tool, with its public files in a directory.
+    pub fn vendor_made(&self, directory: &str) {
+        let certificate = self.module.make_key(self.root.path());
+        fs::create_dir(self.path(directory)).unwrap();
+        for (name, text) in
+            [("ca-cert.pem", certificate.as_str()), ("root-cert.pem", &certificate), ("cert-chain.pem", "")]
+        {
+            fs::write(self.path(directory).join(name), text).unwrap();
+        }
     }
 
     /// `generate` of a self-signed root.
@@ -205,8 +214,10 @@ impl Place {
     /// The same with the module that fails on command; see [`Place::breaks`].
     pub fn faulty_token(&self, name: &str) -> TokenSettings {
         let mut environment = self.environment();
-        environment.insert("FAULTY_TOKEN_MODULE".to_owned(), self.module.path().display().to_string());
-        environment.insert("FAULTY_TOKEN_CONTROL".to_owned(), self.text("faults"));
+        if !matches!(self.module, Module::Profile(_)) {
+            environment.insert("FAULTY_TOKEN_MODULE".to_owned(), self.module.path().display().to_string());
+            environment.insert("FAULTY_TOKEN_CONTROL".to_owned(), self.text("faults"));
+        }
         self.token_of(name, self.uri_of(&faulty::MODULE), environment)
     }
 
@@ -220,6 +231,7 @@ impl Place {
         let mut settings = token_host::Settings::new(uri, self.path("pin-refused"), self.path("bundle"), MAX_VALIDITY);
         settings.trust_domains = vec!["cluster.local".parse().unwrap()];
         settings.log_origins = vec!["suite.test/log".to_owned()];
+        settings.call_timeout = self.module.call_timeout();
         TokenSettings {
             name: Arc::from(name),
             call_timeout: settings.call_timeout,
