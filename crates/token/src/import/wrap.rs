@@ -10,7 +10,7 @@ use std::fmt;
 
 use aws_lc_rs::{
     rand,
-    rsa::{OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPublicEncryptingKey, PublicEncryptingKey},
+    rsa::{OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm},
 };
 use cryptoki::{
     mechanism::{
@@ -18,20 +18,19 @@ use cryptoki::{
         rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource},
         vendor_defined::VendorDefinedMechanism,
     },
-    object::{Attribute, AttributeType, ObjectHandle},
+    object::{Attribute, ObjectHandle},
     session::Session,
 };
 use serde::{Serialize, Serializer};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
-use keys::{PAIR_BITS, aes_template, pair_private, pair_public, random_key, wrap_cbc, wrap_kwp};
+use keys::{PAIR_BITS, Pair, aes_template, generate_aes, random_key, wrap_cbc, wrap_kwp};
 
 use super::{How, rehearsal};
 use crate::{
     Pkcs11Error,
     key::{
         objects::Made,
-        public,
         template::{self, Omission},
     },
 };
@@ -177,77 +176,6 @@ impl fmt::Debug for Wrapping {
         let Way { level, mechanism, hash, .. } = &self.way;
         f.debug_struct("Wrapping").field("level", level).field("mechanism", mechanism).field("hash", hash).finish()
     }
-}
-
-/// The RSA pair of one import.
-#[derive(Clone)]
-struct Pair {
-    public_half: ObjectHandle,
-    private: ObjectHandle,
-    spki: Vec<u8>,
-}
-
-impl Pair {
-    fn generate(session: &Session) -> Result<Self, WrapError> {
-        let generate = |omission: Omission| {
-            let halves = (omission.apply(&pair_public()), omission.apply(&pair_private()));
-            Ok(session.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &halves.0, &halves.1)?)
-        };
-        let all = [pair_public(), pair_private()].concat();
-        let ((public_half, private), _) = template::with_fallbacks(&all, generate).map_err(WrapError::Pair)?;
-        match public::read(session, public_half).map_err(WrapError::Pair)? {
-            Ok(key) => Ok(Self { public_half, private, spki: key.spki_der().to_vec() }),
-            Err(_) => Err(WrapError::Software),
-        }
-    }
-
-    fn encrypt(&self, hash: OaepHash, key: &[u8]) -> Result<Vec<u8>, WrapError> {
-        let recipient = PublicEncryptingKey::from_der(&self.spki).map_err(|_| WrapError::Software)?;
-        let recipient = OaepPublicEncryptingKey::new(recipient).map_err(|_| WrapError::Software)?;
-        let mut output = vec![0; recipient.ciphertext_size()];
-        let length = recipient.encrypt(hash.software(), key, &mut output, None).map_err(|_| WrapError::Software)?.len();
-        output.truncate(length);
-        Ok(output)
-    }
-
-    /// Has the token unwrap a new AES key.
-    fn send_aes(&self, session: &Session, hash: OaepHash) -> Result<Keys, WrapError> {
-        let key = random_key()?;
-        let wrapped = self.encrypt(hash, key.as_slice())?;
-        let attributes = aes_template(false, true);
-        let unwrap = |omission: Omission| {
-            Ok(session.unwrap_key(&hash.mechanism(), self.private, &wrapped, &omission.apply(&attributes))?)
-        };
-        let (in_token, _) = template::with_fallbacks(&attributes, unwrap).map_err(WrapError::Oaep)?;
-        Ok(Keys::Aes { key, in_token })
-    }
-}
-
-/// Has the token generate an AES key, and reads it.
-fn generate_aes(session: &Session) -> Result<Keys, WrapError> {
-    let failed = |error: cryptoki::error::Error| WrapError::GeneratedKey(error.into());
-    let mut attributes = aes_template(false, false);
-    attributes.push(Attribute::ValueLen(32.into()));
-    let generate = |omission: Omission| Ok(session.generate_key(&Mechanism::AesKeyGen, &omission.apply(&attributes))?);
-    let (in_token, _) = template::with_fallbacks(&attributes, generate).map_err(WrapError::GeneratedKey)?;
-    let mut key = Zeroizing::new([0; 32]);
-    for attribute in session.get_attributes(in_token, &[AttributeType::Value]).map_err(failed)? {
-        if let Attribute::Value(mut value) = attribute {
-            if value.len() == key.len() {
-                key.copy_from_slice(&value);
-            }
-            value.zeroize();
-        }
-    }
-    // A token that does not reveal the value returns no attribute.
-    if key.iter().all(|byte| *byte == 0) {
-        let error = cryptoki::error::Error::Pkcs11(
-            cryptoki::error::RvError::AttributeSensitive,
-            cryptoki::context::Function::GetAttributeValue,
-        );
-        return Err(failed(error));
-    }
-    Ok(Keys::Aes { key, in_token })
 }
 
 impl Wrapping {

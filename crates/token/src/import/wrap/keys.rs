@@ -5,11 +5,20 @@ use aws_lc_rs::{
     iv::FixedLength,
     key_wrap::{AES_256, AesKek, KeyWrapPadded},
     rand,
+    rsa::{OaepPublicEncryptingKey, PublicEncryptingKey},
 };
-use cryptoki::object::{Attribute, KeyType, ObjectClass};
+use cryptoki::{
+    mechanism::Mechanism,
+    object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
+    session::Session,
+};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::WrapError;
+use super::{Keys, OaepHash, WrapError};
+use crate::key::{
+    public,
+    template::{self, Omission},
+};
 
 /// Size of the RSA pair. It exists for one import only, and generating larger pairs is slow.
 pub(super) const PAIR_BITS: u32 = 2048;
@@ -18,6 +27,77 @@ pub(super) fn random_key() -> Result<Zeroizing<[u8; 32]>, WrapError> {
     let mut key = Zeroizing::new([0; 32]);
     rand::fill(key.as_mut_slice()).map_err(|_| WrapError::Software)?;
     Ok(key)
+}
+
+/// The RSA pair of one import.
+#[derive(Clone)]
+pub(super) struct Pair {
+    pub(super) public_half: ObjectHandle,
+    pub(super) private: ObjectHandle,
+    spki: Vec<u8>,
+}
+
+impl Pair {
+    pub(super) fn generate(session: &Session) -> Result<Self, WrapError> {
+        let generate = |omission: Omission| {
+            let halves = (omission.apply(&pair_public()), omission.apply(&pair_private()));
+            Ok(session.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &halves.0, &halves.1)?)
+        };
+        let all = [pair_public(), pair_private()].concat();
+        let ((public_half, private), _) = template::with_fallbacks(&all, generate).map_err(WrapError::Pair)?;
+        match public::read(session, public_half).map_err(WrapError::Pair)? {
+            Ok(key) => Ok(Self { public_half, private, spki: key.spki_der().to_vec() }),
+            Err(_) => Err(WrapError::Software),
+        }
+    }
+
+    pub(super) fn encrypt(&self, hash: OaepHash, key: &[u8]) -> Result<Vec<u8>, WrapError> {
+        let recipient = PublicEncryptingKey::from_der(&self.spki).map_err(|_| WrapError::Software)?;
+        let recipient = OaepPublicEncryptingKey::new(recipient).map_err(|_| WrapError::Software)?;
+        let mut output = vec![0; recipient.ciphertext_size()];
+        let length = recipient.encrypt(hash.software(), key, &mut output, None).map_err(|_| WrapError::Software)?.len();
+        output.truncate(length);
+        Ok(output)
+    }
+
+    /// Has the token unwrap a new AES key.
+    pub(super) fn send_aes(&self, session: &Session, hash: OaepHash) -> Result<Keys, WrapError> {
+        let key = random_key()?;
+        let wrapped = self.encrypt(hash, key.as_slice())?;
+        let attributes = aes_template(false, true);
+        let unwrap = |omission: Omission| {
+            Ok(session.unwrap_key(&hash.mechanism(), self.private, &wrapped, &omission.apply(&attributes))?)
+        };
+        let (in_token, _) = template::with_fallbacks(&attributes, unwrap).map_err(WrapError::Oaep)?;
+        Ok(Keys::Aes { key, in_token })
+    }
+}
+
+/// Has the token generate an AES key, and reads it.
+pub(super) fn generate_aes(session: &Session) -> Result<Keys, WrapError> {
+    let failed = |error: cryptoki::error::Error| WrapError::GeneratedKey(error.into());
+    let mut attributes = aes_template(false, false);
+    attributes.push(Attribute::ValueLen(32.into()));
+    let generate = |omission: Omission| Ok(session.generate_key(&Mechanism::AesKeyGen, &omission.apply(&attributes))?);
+    let (in_token, _) = template::with_fallbacks(&attributes, generate).map_err(WrapError::GeneratedKey)?;
+    let mut key = Zeroizing::new([0; 32]);
+    for attribute in session.get_attributes(in_token, &[AttributeType::Value]).map_err(failed)? {
+        if let Attribute::Value(mut value) = attribute {
+            if value.len() == key.len() {
+                key.copy_from_slice(&value);
+            }
+            value.zeroize();
+        }
+    }
+    // A token that does not reveal the value returns no attribute.
+    if key.iter().all(|byte| *byte == 0) {
+        let error = cryptoki::error::Error::Pkcs11(
+            cryptoki::error::RvError::AttributeSensitive,
+            cryptoki::context::Function::GetAttributeValue,
+        );
+        return Err(failed(error));
+    }
+    Ok(Keys::Aes { key, in_token })
 }
 
 /// RFC 5649.
@@ -46,7 +126,7 @@ pub(super) fn wrap_cbc(key: &[u8; 32], pkcs8: &[u8], iv: [u8; 16]) -> Result<Vec
     }
 }
 
-pub(super) fn pair_public() -> Vec<Attribute> {
+fn pair_public() -> Vec<Attribute> {
     vec![
         Attribute::Token(false),
         Attribute::Private(false),
@@ -59,7 +139,7 @@ pub(super) fn pair_public() -> Vec<Attribute> {
     ]
 }
 
-pub(super) fn pair_private() -> Vec<Attribute> {
+fn pair_private() -> Vec<Attribute> {
     vec![
         Attribute::Token(false),
         Attribute::Private(true),
