@@ -197,13 +197,13 @@ fn store(
 }
 
 /// The list of weaknesses that nobody has accepted, for an error.
-pub(super) fn listed(weaknesses: &[Weakness]) -> String {
+pub(crate) fn listed(weaknesses: &[Weakness]) -> String {
     let words: Vec<_> = weaknesses.iter().map(|weakness| weakness.in_words()).collect();
     words.join(", ")
 }
 
 /// The flags that accept weaknesses.
-pub(super) fn flags(weaknesses: &[Weakness]) -> String {
+pub(crate) fn flags(weaknesses: &[Weakness]) -> String {
     let flags: Vec<_> = weaknesses.iter().map(|weakness| weakness.flag()).collect();
     flags.join(" ")
 }

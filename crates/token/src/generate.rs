@@ -5,6 +5,7 @@
 //! C_CopyObject (a TPM) makes the pair at once. Nothing is ever overwritten.
 
 use cryptoki::{
+    error::RvError,
     mechanism::{Mechanism, MechanismType},
     object::{Attribute, ObjectClass, ObjectHandle},
     session::Session,
@@ -17,7 +18,7 @@ use super::{
         objects::{Made, await_visible},
         proof::{self, ProofError},
         public,
-        template::{self, CertificateError, Name},
+        template::{self, CertificateError, Name, Omission},
     },
     mechanism::{signing_mechanism, signing_mechanisms},
     module::Info,
@@ -179,11 +180,17 @@ fn pair<'a>(
     accepted: &Accepted,
     made: &mut Made<'a>,
 ) -> Result<Pair, GenerateError> {
-    let request = Request { session, mechanisms, algorithm, label };
+    let mut request = Request { session, mechanisms, algorithm, label, without: Omission::NONE };
     let mut attempt = Made::new(session);
-    let staged = request.staged(&mut attempt);
-    let unable = matches!(&staged, Err(GenerateError::Call(CallError { source, .. })) if source.is_inability());
-    let (stored, key, omitted) = if unable {
+    let mut staged = request.staged(&mut attempt);
+    // NSS takes the restriction of a session object, and has no place for it in its database.
+    if failed_with(&staged, |error| error.is(RvError::GeneralError)) {
+        let _left = attempt.undo();
+        attempt = Made::new(session);
+        request.without = Omission::RESTRICTION;
+        staged = request.staged(&mut attempt);
+    }
+    let (stored, key, omitted) = if failed_with(&staged, Pkcs11Error::is_inability) {
         // What is left of the attempt does not keep the second one from being whole.
         let _left = attempt.undo();
         request.at_once(made)?
@@ -194,12 +201,19 @@ fn pair<'a>(
     request.finished(stored, key, omitted, accepted)
 }
 
+/// Whether a call failed with such an error.
+fn failed_with<T>(outcome: &Result<T, GenerateError>, such: impl FnOnce(&Pkcs11Error) -> bool) -> bool {
+    matches!(outcome, Err(GenerateError::Call(CallError { source, .. })) if such(source))
+}
+
 /// A pair to be made.
 struct Request<'a> {
     session: &'a Session,
     mechanisms: &'a [MechanismType],
     algorithm: KeyAlgorithm,
     label: &'a str,
+    /// What is left out from the start.
+    without: Omission,
 }
 
 impl Request<'_> {
@@ -280,7 +294,8 @@ impl Request<'_> {
     fn generate(&self, token: bool, id: &[u8]) -> Result<(ObjectHandle, ObjectHandle, Vec<String>), GenerateError> {
         let signing = signing_mechanism(self.algorithm, self.mechanisms);
         let private = template::private_flags(&Name { id, label: self.label }, signing, false);
-        let private = if token { template::kept(&self.with_every_mechanism(private)) } else { private };
+        let all = if token { template::kept(&self.with_every_mechanism(private)) } else { private };
+        let private = self.without.apply(&all);
         // What the public half may do is of no importance, and a TPM has one set of attributes for both halves, which would
         // contradict each other.
         let mut public = match token {
@@ -320,7 +335,7 @@ impl Request<'_> {
             pair = generate(&public);
         }
         let ((public_half, private_half), omission) = pair.map_err(|source| call("generate the key", source))?;
-        Ok((public_half, private_half, omission.names(&private)))
+        Ok((public_half, private_half, omission.max(self.without).names(&all)))
     }
 }
 

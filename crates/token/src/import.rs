@@ -9,6 +9,7 @@
 //! an older certificate of the same key and label.
 
 use cryptoki::{
+    error::RvError,
     mechanism::MechanismType,
     object::{Attribute, ObjectHandle},
 };
@@ -22,6 +23,7 @@ use super::{
         proof::{self, ProofError},
         template::{self, Certificate, CertificateError, Name, Omission},
     },
+    module::LibraryInfo,
 };
 use pki::{
     KeyAlgorithm,
@@ -67,6 +69,16 @@ pub struct NotWrapped {
     clear: bool,
     /// Whether the token lacks the ability, and did not fail.
     inability: bool,
+    /// What imports keys instead.
+    tool: &'static str,
+}
+
+/// What imports keys into a token that takes none through PKCS#11.
+fn import_tool(library: &LibraryInfo) -> &'static str {
+    match library.description.as_str() {
+        "TPM2.0 Cryptoki" => "`tpm2_ptool import` (hsm-config/tpm2-pkcs11.toml)",
+        _ => "the vendor's own tool (hsm-config/VENDORS.md)",
+    }
 }
 
 impl NotWrapped {
@@ -78,8 +90,9 @@ impl NotWrapped {
                 format!("cannot unwrap a {algorithm} key; --allow-plaintext-import imports it in the clear")
             }
             (true, false) => format!(
-                "takes no {algorithm} key through PKCS#11, wrapped or in the clear; import it with the vendor's own tool \
-                 (hsm-config/VENDORS.md) and take it into service with `istio-hsm-ca adopt`"
+                "takes no {algorithm} key through PKCS#11, wrapped or in the clear; import it with {} and take it into \
+                 service with `istio-hsm-ca adopt`",
+                self.tool
             ),
         }
     }
@@ -210,7 +223,7 @@ impl Import<'_> {
         }
         let staged = match &existing.whole {
             Some(_) => None,
-            None => Some(self.stage(made)?),
+            None => Some(self.stage(Omission::NONE, made)?),
         };
         let own_id = public.key_id();
         let locator = existing.whole.as_ref().map(|whole| &whole.locator);
@@ -270,8 +283,8 @@ impl Import<'_> {
     }
 
     /// Creates the key, as a session object if the token has such, and checks its attributes and signature.
-    fn stage(&self, made: &mut Made<'_>) -> Result<Staged, ImportError> {
-        let staged = self.create(&self.template(Some(self.ready.signing), false))?;
+    fn stage(&self, omission: Omission, made: &mut Made<'_>) -> Result<Staged, ImportError> {
+        let staged = self.create(&self.template(Some(self.ready.signing), false), omission)?;
         if staged.stored {
             made.token(staged.handle)
         } else {
@@ -282,60 +295,72 @@ impl Import<'_> {
         Ok(staged)
     }
 
-    /// Creates the key as an object, in the way that the plan found.
-    fn create(&self, template: &[Attribute]) -> Result<Staged, ImportError> {
+    /// Creates the key as an object, in the way that the plan found, and without what `omission` leaves out.
+    fn create(&self, template: &[Attribute], omission: Omission) -> Result<Staged, ImportError> {
         let Ready { session, wrapping, clear, .. } = &self.ready;
-        match *clear {
-            Some(Clear::Session(omission)) => {
+        let (handle, how, omission) = match *clear {
+            Some(Clear::Session(planned)) => {
+                let omission = omission.and(planned);
                 let template = ClearTemplate::new(self.key, omission.apply(template))?;
                 let handle = session.create_object(template.attributes());
-                let handle = handle.map_err(|e| call("take the key in the clear", e.into()))?;
-                return Ok(Staged { handle, how: How::Clear, omission, stored: false });
+                (handle.map_err(|e| call("take the key in the clear", e.into()))?, How::Clear, omission)
             }
             Some(Clear::Token) => {
-                let created = rehearsal::create(session, self.key, &template::kept(template));
-                let (handle, omission) = created.map_err(|source| call("take the key in the clear", source))?;
-                return Ok(Staged { handle, how: How::Clear, omission, stored: true });
+                let kept = template::kept(&omission.apply(template));
+                let (handle, rejected) = rehearsal::create(session, self.key, &kept)
+                    .map_err(|source| call("take the key in the clear", source))?;
+                return Ok(Staged { handle, how: How::Clear, omission: omission.and(rejected), stored: true });
             }
-            None => {}
-        }
-        let wrapping = wrapping.as_ref().map_err(WrapError::clone)?;
-        let omission = wrapping.unwraps()?;
-        let handle = wrapping.unwrap(session, self.key.pkcs8(), &omission.apply(template))?;
-        Ok(Staged { handle, how: wrapping.how(), omission, stored: false })
+            None => {
+                let wrapping = wrapping.as_ref().map_err(WrapError::clone)?;
+                let omission = omission.and(wrapping.unwraps()?);
+                let handle = wrapping.unwrap(session, self.key.pkcs8(), &omission.apply(template))?;
+                (handle, wrapping.how(), omission)
+            }
+        };
+        proof::protect(session, handle);
+        Ok(Staged { handle, how, omission, stored: false })
     }
 
     /// Makes the staged key a token object, and reads its attributes back. Returns also the attributes that were left
     /// out.
     fn keep(&self, staged: &Staged, made: &mut Made<'_>) -> Result<(ObjectHandle, Flags, Vec<String>), ImportError> {
         let session = &self.ready.session;
-        let failed = |source| call("store the private key", source);
         let template = self.template(Some(self.ready.signing), false);
         let kept = template::keep();
         if staged.stored {
             let omitted = staged.omission.names(&template::kept(&template));
             return Ok((staged.handle, self.kept_flags(staged.handle)?, omitted));
         }
-        let copied =
-            template::with_fallbacks(&kept, |omission| Ok(session.copy_object(staged.handle, &omission.apply(&kept))?));
+        let copy = |staged: &Staged| {
+            template::with_fallbacks(&kept, |omission| Ok(session.copy_object(staged.handle, &omission.apply(&kept))?))
+        };
+        let mut created = staged.omission;
+        let mut copied = copy(staged);
+        // NSS takes the restriction of a session object, and has no place for it in its database.
+        if !created.includes(Omission::RESTRICTION)
+            && copied.as_ref().is_err_and(|error| error.is(RvError::GeneralError))
+        {
+            let unrestricted = self.stage(Omission::RESTRICTION, made)?;
+            copied = copy(&unrestricted);
+            created = unrestricted.omission;
+        }
         let (stored, omission) = match copied {
             Ok(stored) => stored,
             Err(error) if error.is_inability() => {
-                let again = match self.create(&template::kept(&template)) {
+                let again = match self.create(&template::kept(&template), created) {
                     // Only a token object has CKA_MODIFIABLE in its template.
                     Err(error) if error.rejects_template() => {
-                        let kept = template::kept(&template).into_iter();
-                        self.create(&kept.filter(|it| !matches!(it, Attribute::Modifiable(_))).collect::<Vec<_>>())
-                            .map(|again| Staged { omission: Omission::MODIFIABLE.and(again.omission), ..again })
+                        self.create(&template::kept(&template), created.and(Omission::MODIFIABLE))
                     }
                     again => again,
                 }?;
                 (again.handle, again.omission)
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(call("store the private key", error)),
         };
         made.token(stored);
-        let omitted = [staged.omission.names(&template), omission.names(&kept)].concat();
+        let omitted = [created.names(&template), omission.names(&kept)].concat();
         Ok((stored, self.kept_flags(stored)?, omitted))
     }
 

@@ -123,6 +123,7 @@ fn passing(error: &ProofError) -> bool {
         ProofError::Attribute(_)
         | ProofError::Readable(_)
         | ProofError::Unfit(_)
+        | ProofError::Weak(_)
         | ProofError::Wrappable
         | ProofError::WrongSignature => return false,
     };

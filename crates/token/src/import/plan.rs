@@ -6,6 +6,7 @@ use secrecy::SecretString;
 use super::{
     ImportError, NotWrapped, Options, WrapError,
     existing::{self, Existing},
+    import_tool,
     rehearsal::{self, Clear},
     wrap::Wrapping,
 };
@@ -195,7 +196,9 @@ fn check(opened: Opened, key: &PublicKey, options: &Options) -> Result<Ready, Ve
     let wrapping = Wrapping::establish(&session, algorithm, signing, options.kwp_mechanism);
     let unwraps = wrapping.as_ref().map_err(WrapError::clone).and_then(Wrapping::unwraps);
     let mut clear = None;
+    // A token that cannot sign with such a key needs no way in for it.
     if existing.as_ref().is_none_or(|existing| existing.whole.is_none())
+        && signing.is_some()
         && let Err(source) = unwraps
     {
         let inability = source.is_inability();
@@ -208,7 +211,8 @@ fn check(opened: Opened, key: &PublicKey, options: &Options) -> Result<Ready, Ve
         match rehearsed {
             Err(problem) => problems.push(problem),
             Ok(rehearsed) if clear.is_none() => {
-                let source = NotWrapped { algorithm, source, clear: rehearsed.is_some(), inability };
+                let tool = import_tool(&token.library().unwrap_or_default());
+                let source = NotWrapped { algorithm, source, clear: rehearsed.is_some(), inability, tool };
                 problems.push(Problem::NotWrapped { label: label(), source });
             }
             Ok(_) => {}

@@ -62,6 +62,8 @@ pub enum KeyWrap {
     CbcPad,
     /// CKM_AES_KEY_WRAP_KWP, standard since v3.0.
     Kwp,
+    /// CKM_RSA_PKCS_OAEP, without an AES key: for keys that fit into one RSA operation.
+    Oaep,
     /// CKM_AES_KEY_WRAP_PAD, the earlier number, with which some tokens (SoftHSM) mean RFC 5649.
     Pad,
     /// CKM_RSA_AES_KEY_WRAP: RSA-OAEP and RFC 5649 in one mechanism.
@@ -75,6 +77,7 @@ impl fmt::Display for KeyWrap {
         match self {
             Self::CbcPad => f.write_str("CKM_AES_CBC_PAD (0x1085)"),
             Self::Kwp => f.write_str("CKM_AES_KEY_WRAP_KWP (0x210b)"),
+            Self::Oaep => f.write_str("CKM_RSA_PKCS_OAEP (0x9)"),
             Self::Pad => f.write_str("CKM_AES_KEY_WRAP_PAD (0x210a)"),
             Self::RsaAes => f.write_str("CKM_RSA_AES_KEY_WRAP (0x1054)"),
             Self::Vendor(number) => write!(f, "the vendor's mechanism 0x{number:x}"),
@@ -100,6 +103,9 @@ pub enum Level {
     VendorKwpUnderRsaOaep,
     /// CKM_AES_CBC_PAD under an AES key that the token unwraps with RSA-OAEP.
     AesCbcPadUnderRsaOaep,
+    /// Directly under RSA-OAEP, as some tokens and remote protocols have no AES mechanism that unwraps. For elliptic-curve
+    /// keys, which are short enough. The standard describes it for secret keys only (PKCS#11 v3.1, section 6.1.8).
+    RsaOaep,
     /// Under an AES key that the token generates and reveals to this program: as strict as the connection to the token's
     /// library is private.
     AesKeyGeneratedInToken,
@@ -203,19 +209,21 @@ impl Wrapping {
             }
         }
         let vendor = vendor.map(KeyWrap::Vendor);
+        let short = !matches!(algorithm, KeyAlgorithm::Rsa { .. });
         let underneath = [
             (Level::AesKwpUnderRsaOaep, vec![KeyWrap::Pad, KeyWrap::Kwp]),
             (Level::RsaAesKeyWrap, vec![KeyWrap::RsaAes]),
             (Level::VendorKwpUnderRsaOaep, vendor.into_iter().collect()),
             (Level::AesCbcPadUnderRsaOaep, vec![KeyWrap::CbcPad]),
+            (Level::RsaOaep, if short { vec![KeyWrap::Oaep] } else { Vec::new() }),
         ];
         for (level, mechanisms) in underneath {
             for mechanism in mechanisms {
                 let ways: Vec<Way> = match (mechanism, &pair, &sent) {
-                    (KeyWrap::RsaAes, Some(pair), _) => [OaepHash::Sha256, OaepHash::Sha1]
+                    (KeyWrap::Oaep | KeyWrap::RsaAes, Some(pair), _) => [OaepHash::Sha256, OaepHash::Sha1]
                         .map(|hash| Way { level, mechanism, hash: Some(hash), keys: Keys::Rsa(pair.clone()) })
                         .into(),
-                    (KeyWrap::RsaAes, None, _) | (_, _, None) => Vec::new(),
+                    (KeyWrap::Oaep | KeyWrap::RsaAes, None, _) | (_, _, None) => Vec::new(),
                     (_, _, Some((hash, keys))) => {
                         vec![Way { level, mechanism, hash: Some(*hash), keys: keys.again() }]
                     }
@@ -357,15 +365,21 @@ impl Way {
         rand::fill(&mut iv).map_err(|_| WrapError::Software)?;
         let (wrapped, with) = match &self.keys {
             Keys::Aes { key, in_token } => (self.wrap(key, pkcs8, iv)?, *in_token),
+            Keys::Rsa(pair) if self.mechanism == KeyWrap::Oaep => (pair.encrypt(self.hash(), pkcs8)?, pair.private),
             Keys::Rsa(pair) => {
                 let key = random_key()?;
-                let mut wrapped = pair.encrypt(self.hash.unwrap_or(OaepHash::Sha256), key.as_slice())?;
+                let mut wrapped = pair.encrypt(self.hash(), key.as_slice())?;
                 wrapped.extend(wrap_kwp(&key, pkcs8)?);
                 (wrapped, pair.private)
             }
         };
         self.with_mechanism(iv, |mechanism| session.unwrap_key(mechanism, with, &wrapped, template))
             .map_err(|e| WrapError::KeyWrap { mechanism: self.mechanism, source: e.into() })
+    }
+
+    /// The hash of RSA-OAEP.
+    fn hash(&self) -> OaepHash {
+        self.hash.unwrap_or(OaepHash::Sha256)
     }
 
     fn wrap(&self, key: &[u8; 32], pkcs8: &[u8], iv: [u8; 16]) -> Result<Vec<u8>, WrapError> {
@@ -377,10 +391,11 @@ impl Way {
         match self.mechanism {
             KeyWrap::CbcPad => call(&Mechanism::AesCbcPad(iv)),
             KeyWrap::Kwp => call(&Mechanism::VendorDefined(numbered(CKM_AES_KEY_WRAP_KWP))),
+            KeyWrap::Oaep => call(&self.hash().mechanism()),
             KeyWrap::Pad => call(&Mechanism::AesKeyWrapPad),
             KeyWrap::Vendor(number) => call(&Mechanism::VendorDefined(numbered(number))),
             KeyWrap::RsaAes => {
-                let oaep = self.hash.unwrap_or(OaepHash::Sha256).parameters();
+                let oaep = self.hash().parameters();
                 let parameters = RsaAesParameters { aes_key_bits: 256, oaep: &raw const oaep };
                 let number = mechanism_type(CKM_RSA_AES_KEY_WRAP);
                 call(&Mechanism::VendorDefined(VendorDefinedMechanism::new(number, Some(&parameters))))

@@ -6,14 +6,17 @@
 use std::borrow::Cow;
 
 use cryptoki::{
-    object::{AttributeInfo, AttributeType, ObjectHandle},
+    object::{Attribute, AttributeInfo, AttributeType, ObjectHandle},
     session::Session,
 };
 
-use super::{Accepted, Flags, Pkcs11Error, Unfit};
-use crate::mechanism::{self, SignError};
+use super::{Accepted, Flags, Pkcs11Error, Unfit, Weakness};
+use crate::{
+    adopt,
+    mechanism::{self, SignError},
+};
 use pki::{KeyAlgorithm, PublicKey};
-use process::error::Remedy;
+use process::error::{Advice, Remedy};
 
 /// A key in the token is not as expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +36,9 @@ pub enum ProofError {
     /// Its attributes are not suitable.
     #[error("the private key is refused: {0}")]
     Unfit(#[from] Unfit),
+    /// The token made a key that allows what nobody has accepted.
+    #[error("the key that the token made {}{advice}", adopt::listed(.0), advice = Advice(self))]
+    Weak(Vec<Weakness>),
     /// The key can be wrapped out of the token.
     #[error(
         "the private key could be wrapped out of the token although it is not extractable; use another token, or accept \
@@ -48,6 +54,9 @@ impl Remedy for ProofError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::Unfit(unfit) => unfit.remedy(),
+            Self::Weak(weaknesses) => {
+                Some(format!("use another token, or accept that with {}", adopt::flags(weaknesses)).into())
+            }
             Self::Attribute(_)
             | Self::Call(_)
             | Self::Readable(_)
@@ -90,10 +99,8 @@ pub fn attributes(
     if flags.private == Some(false) {
         return Err(ProofError::Attribute("CKA_PRIVATE"));
     }
-    match accepted.missing(&flags.weaknesses()).first() {
-        Some(weakness) => Err(Unfit::Weak(*weakness).into()),
-        None => Ok(flags),
-    }
+    let missing = accepted.missing(&flags.weaknesses());
+    if missing.is_empty() { Ok(flags) } else { Err(ProofError::Weak(missing)) }
 }
 
 /// Attributes that permit more than a CA key needs.
@@ -111,6 +118,19 @@ pub fn surplus(flags: &Flags, kept: bool) -> Vec<&'static str> {
     .into_iter()
     .filter_map(|(name, wrong)| wrong.then_some(name))
     .collect()
+}
+
+/// Has the token protect a key that it has unwrapped without the protection of the template, as PKCS#11 v2.20 described
+/// it (openCryptoki 3.8). What a token then still allows, [`attributes`] finds.
+pub fn protect(session: &Session, handle: ObjectHandle) {
+    let Ok(flags) = Flags::read(session, handle) else { return };
+    let sensitive = (flags.sensitive == Some(false)).then_some(Attribute::Sensitive(true));
+    let extractable = (flags.extractable == Some(true)).then_some(Attribute::Extractable(false));
+    for attribute in sensitive.into_iter().chain(extractable) {
+        if let Err(error) = session.update_attributes(handle, &[attribute]) {
+            tracing::debug!(error = %Pkcs11Error::from(error), "the token does not protect the key that it unwrapped");
+        }
+    }
 }
 
 /// Tries to read the private value, which must fail. Returns the token's answer for the receipt.

@@ -61,6 +61,8 @@ pub struct Omission(u8);
 impl Omission {
     /// Nothing is left out.
     pub const NONE: Self = Self(0);
+    /// CKA_ALLOWED_MECHANISMS is left out.
+    pub const RESTRICTION: Self = Self(1);
     /// CKA_MODIFIABLE is left out.
     pub const MODIFIABLE: Self = Self(1 << 1);
 
@@ -68,6 +70,12 @@ impl Omission {
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// Whether this leaves out all that `other` does.
+    #[must_use]
+    pub fn includes(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
     }
 
     /// The attributes that are left out from a template, by name.
@@ -92,7 +100,7 @@ impl Omission {
 fn group(attribute: &Attribute) -> u8 {
     match attribute {
         // Unknown to tokens older than PKCS#11 v2.20.
-        Attribute::AllowedMechanisms(_) => 1,
+        Attribute::AllowedMechanisms(_) => Omission::RESTRICTION.0,
         Attribute::Modifiable(_) => Omission::MODIFIABLE.0,
         // AWS CloudHSM derives it from CKA_SIGN.
         Attribute::SignRecover(false) | Attribute::VerifyRecover(false) => 1 << 2,

@@ -31,7 +31,7 @@ pub struct Token {
 }
 
 /// Information about a library (CK_INFO).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LibraryInfo {
     /// Its manufacturer.
     pub manufacturer: String,
@@ -166,6 +166,14 @@ impl Token {
     pub fn mechanisms(&self) -> Result<Vec<MechanismType>, Pkcs11Error> {
         let numbers = self.functions.mechanisms(self.slot)?;
         Ok(numbers.into_iter().filter_map(|number| number.try_into().ok()).collect())
+    }
+
+    /// Information about the library (C_GetInfo).
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn library(&self) -> Result<LibraryInfo, Pkcs11Error> {
+        Ok(LibraryInfo::from(&self.functions.info()?))
     }
 
     /// The library's description of the slot (C_GetSlotInfo): the name of a reader, or a partition of an HSM.
