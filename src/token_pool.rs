@@ -288,8 +288,10 @@ impl Signer for Pool {
                 ToBeSigned::Certificate(recorded) => match recorded.value().template().profile {
                     Profile::Intermediate { .. } => Kind::Intermediate,
                     Profile::Leaf => Kind::Leaf,
-                    Profile::SelfSignedRoot { .. } => {
-                        return Err(SignError::Refused("a root is signed by the command that makes it".to_owned()));
+                    Profile::Ca(_) | Profile::SelfSignedRoot { .. } => {
+                        return Err(SignError::Refused(
+                            "such a CA's certificate is signed by the command that makes it".to_owned(),
+                        ));
                     }
                 },
                 ToBeSigned::Crl(_) => Kind::Crl,

@@ -22,6 +22,7 @@ pub use parse::{Crl, read};
 pub use serial::{SerialError, SerialNumber};
 
 use crate::{
+    PublicKey,
     lint::{self, CrlFacts},
     pem,
     verify::{self, VerifyError},
@@ -150,13 +151,7 @@ impl SignedCrl {
     /// # Errors
     /// If the signature does not verify with the CA certificate's key, or the signed list is not the one that was built.
     pub fn assemble(tbs: Arc<CrlTbs>, signature: &[u8]) -> Result<Self, VerifyError> {
-        let issuer = tbs.issuer();
-        let der = verify::signed(tbs.der(), issuer.public_key(), signature, |content| {
-            let facts = CrlFacts::parse(content)?;
-            lint::crl(&facts, &issuer.as_ca(), tbs.lifetime())?;
-            let same = facts.number == tbs.number() && facts.entries.len() == tbs.entries();
-            if same { Ok(()) } else { Err(VerifyError::Field("content")) }
-        })?;
+        let der = rehearsed(&tbs, tbs.issuer().public_key(), signature)?;
         Ok(Self { der, tbs })
     }
 
@@ -177,4 +172,18 @@ impl SignedCrl {
     pub fn to_pem(&self) -> String {
         pem::encode(LABEL, &self.der)
     }
+}
+
+/// The DER list with a signature by a key that stands in for the CA's in a rehearsal, which is never released. Everything
+/// but the signature value is checked as [`SignedCrl::assemble`] does.
+///
+/// # Errors
+/// If the signature does not verify with the stand-in, or the signed list is not the one that was built.
+pub fn rehearsed(tbs: &CrlTbs, stand_in: &PublicKey, signature: &[u8]) -> Result<Vec<u8>, VerifyError> {
+    verify::signed(tbs.der(), stand_in, signature, |content| {
+        let facts = CrlFacts::parse(content)?;
+        lint::crl(&facts, &tbs.issuer().as_ca(), tbs.lifetime())?;
+        let same = facts.number == tbs.number() && facts.entries.len() == tbs.entries();
+        if same { Ok(()) } else { Err(VerifyError::Field("content")) }
+    })
 }

@@ -34,7 +34,7 @@ pub use bundle::{Bundle, Issuer};
 pub use crl::{CrlTbs, SignedCrl};
 pub use csr::VerifiedCsr;
 pub use key::{KeyAlgorithm, PublicKey};
-pub use profile::{Profile, Template};
+pub use profile::{CaProfile, Profile, Template};
 pub use structure::CertificateFields;
 pub use tbs::Tbs;
 pub use verify::Issued;

@@ -30,6 +30,10 @@ use crate::identity::Name;
 /// (RFC 5280, section 4.1.2.2).
 const SERIAL_BYTES: std::ops::RangeInclusive<usize> = 9..=20;
 
+/// Permitted length of a subject key identifier in bytes: 20 for the methods of RFC 5280 and RFC 7093, up to the longest
+/// hash for others.
+const SUBJECT_KEY_ID_BYTES: std::ops::RangeInclusive<usize> = 1..=64;
+
 /// A violated rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -66,6 +70,31 @@ pub fn intermediate(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> R
         names(&facts.names)?;
     }
     subject_key_id(facts)
+}
+
+/// Checks a CA certificate of a ceremony: self-signed if it has the key of `ca`, otherwise issued by `ca`.
+///
+/// # Errors
+/// The first violation.
+pub fn certificate_authority(facts: &Facts<'_>, ca: &Ca<'_>, max_lifetime: Duration) -> Result<(), Finding> {
+    let Profile::Ca(profile) = &facts.profile else {
+        return Err(Finding("it is not the certificate of a ceremony's CA"));
+    };
+    common(facts, ca, max_lifetime)?;
+    facts::name_is_readable(facts.subject)?;
+    rule(
+        SUBJECT_KEY_ID_BYTES.contains(&profile.subject_key_id.len()),
+        "the subject key identifier is empty or too long",
+    )?;
+    if facts.spki == ca.spki {
+        rule(facts.issuer == facts.subject, "issuer and subject of the self-signed certificate differ")?;
+        return rule(facts.authority_key_id.is_none(), "the self-signed certificate has an authority key identifier");
+    }
+    issued_by(facts, ca)?;
+    rule(facts.subject != ca.subject, "the CA has the name of the one that certifies it")?;
+    // A CA without a limit below one with a limit would promise what no verifier accepts.
+    let fits = ca.path_len.is_none_or(|above| profile.path_len.is_some_and(|below| below < above));
+    rule(fits, "the path length is not below that of the CA above")
 }
 
 /// Checks a self-signed root; `ca` is the future root itself.

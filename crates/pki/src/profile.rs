@@ -20,9 +20,24 @@ pub const ORGANIZATION_MAX: usize = 64;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The subject of a CA certificate that a ceremony makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaProfile {
+    /// DER Name of the subject, not empty.
+    pub subject: Vec<u8>,
+    /// The subject key identifier: that of the CA's other certificates, if there are any, since certificates below it
+    /// refer to it.
+    pub subject_key_id: Vec<u8>,
+    /// pathLenConstraint, if there is one.
+    pub path_len: Option<u8>,
+}
+
 /// The types of certificates that this CA signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Profile {
+    /// A root, an intermediate, a cross-certificate or a renewed CA certificate, by `ceremony run`: it may sign
+    /// certificates and CRLs, and nothing else.
+    Ca(CaProfile),
     /// A short-lived CA for istiod or for a requester by cert-manager: path length 0.
     Intermediate {
         /// The subject's organization (O).
@@ -42,6 +57,7 @@ impl Profile {
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
+            Self::Ca(_) => "certificate-authority",
             Self::Intermediate { .. } => "intermediate",
             Self::Leaf => "leaf",
             Self::SelfSignedRoot { .. } => "self-signed-root",
@@ -50,12 +66,12 @@ impl Profile {
 
     /// Maximum lifetime that the lint accepts regardless of configuration, as a safeguard against unit errors. For
     /// leaves and intermediates ten years, the longest that Istio itself requests (istiod's own certificate,
-    /// security/pkg/k8s/chiron); for roots thirty.
+    /// security/pkg/k8s/chiron); for roots and the CAs of ceremonies thirty.
     #[must_use]
     pub fn max_lifetime(&self) -> Duration {
         match self {
             Self::Intermediate { .. } | Self::Leaf => 3660 * DAY,
-            Self::SelfSignedRoot { .. } => 10_960 * DAY,
+            Self::Ca(_) | Self::SelfSignedRoot { .. } => 10_960 * DAY,
         }
     }
 }
@@ -68,7 +84,7 @@ pub struct Template {
     /// The subject's public key.
     pub public_key: PublicKey,
     /// The subject alternative names; at least one for a leaf, DNS names or none for an intermediate, none
-    /// for a root.
+    /// for a root and the CAs of ceremonies.
     pub names: Vec<Name>,
     /// notBefore, whole seconds.
     pub not_before: SystemTime,

@@ -11,7 +11,7 @@ use x509_cert::{
     request::{CertReq, CertReqInfo, ExtensionReq, Version},
 };
 
-use super::{PublicKey, algorithm, tbs::extension};
+use super::{PublicKey, algorithm, name, tbs::extension};
 
 /// Maximum length of a subject in bytes: a handful of attributes of 64 characters (RFC 5280, appendix A.1).
 const SUBJECT_MAX: usize = 1024;
@@ -22,6 +22,9 @@ pub enum RequestError {
     /// The CSR cannot be encoded.
     #[error("BUG: the certificate request cannot be encoded")]
     Encoding,
+    /// The bytes are not a CSR.
+    #[error("the certificate request is malformed")]
+    Malformed,
     /// The signature does not verify with the key.
     #[error("the token's signature does not verify with the new key: the token is broken, or its key is another")]
     Signature,
@@ -54,6 +57,37 @@ impl std::str::FromStr for Subject {
         let der = RdnSequence::from(parts).to_der().map_err(|_error| refused())?;
         Name::from_der(&der).map(Self).map_err(|_error| refused())
     }
+}
+
+impl Subject {
+    /// DER Name.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn to_der(&self) -> Result<Vec<u8>, RequestError> {
+        self.0.to_der().map_err(|_error| RequestError::Encoding)
+    }
+
+    /// Whether a DER Name has the same text, in whatever string types.
+    #[must_use]
+    pub fn is_name(&self, der: &[u8]) -> bool {
+        self.to_der().is_ok_and(|own| name::is_same_text(&own, der))
+    }
+}
+
+/// The subject of a DER CertificationRequest: a DER Name.
+///
+/// # Errors
+/// If it is not a CertificationRequest.
+pub fn requested_subject(der: &[u8]) -> Result<Vec<u8>, RequestError> {
+    let request = CertReq::from_ber(der).map_err(|_error| RequestError::Malformed)?;
+    request.info.subject.to_der().map_err(|_error| RequestError::Malformed)
+}
+
+/// A DER Name for people (RFC 4514).
+#[must_use]
+pub fn subject_text(der: &[u8]) -> String {
+    name::shown(der)
 }
 
 /// A CSR to be signed; it requests CA:TRUE, keyCertSign and cRLSign.

@@ -7,6 +7,8 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(super) use encode::tbs as unchecked;
 pub(super) use encode::{extension, name, time};
 
 use std::sync::Arc;
@@ -30,6 +32,14 @@ impl Serial {
     pub fn random() -> Self {
         let mut bytes = [0; 16];
         aws_lc_rs::rand::fill(&mut bytes).expect("BUG: AWS-LC's generator never fails");
+        bytes[0] |= 0x80;
+        Self(bytes)
+    }
+
+    /// A serial number that follows from a hash, for a ceremony whose rehearsal must give the same bytes: all but the
+    /// highest of these bits.
+    #[must_use]
+    pub fn from_hash(mut bytes: [u8; 16]) -> Self {
         bytes[0] |= 0x80;
         Self(bytes)
     }
@@ -77,6 +87,7 @@ impl Tbs {
         let (facts, ca) = (Facts::parse(&der)?, Ca::from(&*issuer));
         let longest = template.profile.max_lifetime();
         match &template.profile {
+            Profile::Ca(_) => lint::certificate_authority(&facts, &ca, longest)?,
             Profile::Intermediate { .. } => lint::intermediate(&facts, &ca, longest)?,
             Profile::Leaf => lint::leaf(&facts, &ca, longest)?,
             Profile::SelfSignedRoot { .. } => lint::self_signed_root(&facts, &ca, longest)?,

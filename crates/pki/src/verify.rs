@@ -114,6 +114,15 @@ impl Issued {
     }
 }
 
+/// A certificate of a rehearsal: signed with a stand-in for the CA's key, and never released. Everything but its signature
+/// value is checked as [`Issued::assemble`] does.
+///
+/// # Errors
+/// If the signature does not verify with the stand-in, or a field differs.
+pub fn rehearsed(tbs: &Tbs, stand_in: &PublicKey, signature: &[u8]) -> Result<Vec<u8>, VerifyError> {
+    signed(tbs.der(), stand_in, signature, |content| compare(&Facts::parse(content)?, tbs))
+}
+
 /// Assembles the DER of a signed message with its signature, parses it again and verifies it; `check` compares the parsed
 /// content with the intended one.
 pub(crate) fn signed(

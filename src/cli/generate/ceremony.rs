@@ -37,7 +37,9 @@ pub fn sign_root(session: &Session, root: &Recorded<Arc<Tbs>>) -> Result<Vec<u8>
     let tbs = root.value();
     match &tbs.template().profile {
         Profile::SelfSignedRoot { .. } => sign(session, tbs.issuer().public_key(), tbs.der()),
-        other @ (Profile::Intermediate { .. } | Profile::Leaf) => Err(CeremonyError::NotARoot(other.as_str())),
+        other @ (Profile::Ca(_) | Profile::Intermediate { .. } | Profile::Leaf) => {
+            Err(CeremonyError::NotARoot(other.as_str()))
+        }
     }
 }
 

@@ -14,12 +14,16 @@ impl Issuer {
     /// checked before anything is issued by it.
     ///
     /// # Errors
-    /// If the template is not for a self-signed root, or its organization is not valid in a name.
+    /// If the template is not for a CA that can sign itself, or its organization is not valid in a name.
     pub fn of_new_root(template: &Template) -> Result<Arc<Self>, TbsError> {
-        let Profile::SelfSignedRoot { organization } = &template.profile else {
-            return Err(TbsError::Encoding("a root of a template for another kind of certificate"));
+        let subject = match &template.profile {
+            Profile::Ca(profile) => profile.subject.clone(),
+            Profile::SelfSignedRoot { organization } => name(organization)?,
+            Profile::Intermediate { .. } | Profile::Leaf => {
+                return Err(TbsError::Encoding("a root of a template for another kind of certificate"));
+            }
         };
         let key = template.public_key.clone();
-        Ok(Arc::new(Self::self_signed(name(organization)?, key, template.not_before, template.not_after)))
+        Ok(Arc::new(Self::self_signed(subject, key, template.not_before, template.not_after)))
     }
 }

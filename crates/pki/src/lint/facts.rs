@@ -4,13 +4,13 @@ use std::time::SystemTime;
 
 use const_oid::db::rfc4519;
 use der::{
-    Decode, Tag,
+    AnyRef, Decode, Tag,
     asn1::{GeneralizedTime, PrintableStringRef, UtcTime},
 };
 
 use super::{Finding, extensions::Extensions};
 use crate::{
-    KeyAlgorithm, Profile, PublicKey, SignatureAlgorithm, algorithm,
+    CaProfile, KeyAlgorithm, Profile, PublicKey, SignatureAlgorithm, algorithm,
     identity::Name,
     key::KeyError,
     lint::reader::{DerReader, Malformed, context},
@@ -126,6 +126,7 @@ impl<'a> Facts<'a> {
 fn profile(found: &Extensions<'_>, subject: &[u8]) -> Result<(Profile, bool, Option<u8>), Finding> {
     const KEY_USAGE_LEAF: &[u8] = b"\x03\x02\x05\xa0";
     const KEY_USAGE_INTERMEDIATE: &[u8] = b"\x03\x02\x01\x86";
+    const KEY_USAGE_CA: &[u8] = b"\x03\x02\x01\x06";
     const KEY_USAGE_ROOT: &[u8] = b"\x03\x02\x02\x04";
     const SERVER_AND_CLIENT: &[u8] =
         b"\x30\x14\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02";
@@ -149,10 +150,30 @@ fn profile(found: &Extensions<'_>, subject: &[u8]) -> Result<(Profile, bool, Opt
     if found.extended_key_usage.is_some() || !found.names.is_empty() {
         return Err(Finding("key usages, basic constraints and names are not those of one profile"));
     }
+    if key_usage == KEY_USAGE_CA {
+        let path_len = match constraints {
+            CA => None,
+            [0x30, 0x06, 0x01, 0x01, 0xff, 0x02, 0x01, length @ 0..=0x7f] => Some(*length),
+            _ => return Err(Finding("the basic constraints are not those of a CA")),
+        };
+        let subject_key_id = found.subject_key_id.ok_or(Finding("the subject key identifier is missing"))?.to_vec();
+        let profile = CaProfile { subject: subject.to_vec(), subject_key_id, path_len };
+        return Ok((Profile::Ca(profile), true, path_len));
+    }
     if key_usage == KEY_USAGE_ROOT && constraints == CA && found.authority_key_id.is_none() {
         return Ok((Profile::SelfSignedRoot { organization: certified_organization(subject)? }, true, None));
     }
     Err(Finding("key usages and basic constraints are not those of one profile"))
+}
+
+/// Whether a CA's DER Name is not empty and every client of Istio can read it.
+pub(super) fn name_is_readable(subject: &[u8]) -> Result<(), Finding> {
+    let unreadable = Finding("the subject has a string that not every client reads");
+    let name = AnyRef::try_from(subject).map_err(|_error: der::Error| unreadable.clone())?;
+    if name.value().is_empty() {
+        return Err(Finding("the subject of the CA is empty"));
+    }
+    crate::name::parse(name).map(drop).map_err(|_reason| unreadable)
 }
 
 /// The value of a Name that consists of one organization.

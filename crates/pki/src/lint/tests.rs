@@ -9,7 +9,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::lint::reader::DerReader;
 use crate::testing::*;
-use crate::{Tbs, Template, algorithm, tbs::Serial};
+use crate::{
+    CaProfile, Issuer, Tbs, Template, algorithm,
+    tbs::{self, Serial},
+};
 
 const LONGEST: Duration = DAY;
 
@@ -252,6 +255,52 @@ fn profiles_are_distinguished() {
         "the CA's path length forbids an intermediate below it"
     );
     assert!(intermediate(&Facts::parse(&good(&ca)).unwrap(), &below, LONGEST).is_err());
+}
+
+/// The CA certificate of a ceremony.
+fn ceremony(subject: &[u8], path_len: Option<u8>, key: &rcgen::KeyPair) -> Template {
+    let profile = CaProfile { subject: subject.to_vec(), subject_key_id: b"identifier".to_vec(), path_len };
+    Template { profile: Profile::Ca(profile), names: vec![], public_key: public(key), ..leaf(&[ID]) }
+}
+
+#[test]
+fn certificate_of_a_ceremony_obeys_its_issuer() {
+    let ca = SoftCa::new(&P256);
+    let subject = b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x0a\x0c\x01o";
+    let tbs = Tbs::build(ceremony(subject, Some(1), &P384), Arc::clone(&ca.issuer), Serial::random()).unwrap();
+    let (facts, above) = (Facts::parse(tbs.der()).unwrap(), Ca::from(&*ca.issuer));
+    assert_eq!(facts.profile, tbs.template().profile);
+    assert_eq!((facts.is_ca, facts.path_len), (true, Some(1)));
+    assert!(intermediate(&facts, &above, LONGEST).is_err() && self_signed_root(&facts, &above, LONGEST).is_err());
+
+    let longest =
+        Profile::Ca(CaProfile { subject: Vec::new(), subject_key_id: Vec::new(), path_len: None }).max_lifetime();
+    let judge = |template: Template, above: &Ca<'_>| {
+        let unlinted = tbs::unchecked(&template, &ca.issuer, Serial::random()).unwrap();
+        let judged = Facts::parse(&unlinted).and_then(|facts| certificate_authority(&facts, above, longest));
+        judged.map_err(|finding| finding.0)
+    };
+    assert_eq!(judge(ceremony(subject, None, &P384), &above), Ok(()));
+    let limited = Ca { path_len: Some(1), ..above };
+    assert_eq!(judge(ceremony(subject, Some(0), &P384), &limited), Ok(()));
+    let path = Err("the path length is not below that of the CA above");
+    assert_eq!(judge(ceremony(subject, Some(1), &P384), &limited), path);
+    assert_eq!(judge(ceremony(subject, None, &P384), &limited), path);
+    assert_eq!(judge(ceremony(b"\x30\x00", None, &P384), &above), Err("the subject of the CA is empty"));
+    let own_name = Err("the CA has the name of the one that certifies it");
+    assert_eq!(judge(ceremony(ca.issuer.subject(), None, &P384), &above), own_name);
+    let ends = Err("the validity ends after the CA's");
+    let late = Template { not_after: ca.issuer.not_after() + DAY, ..ceremony(subject, None, &P384) };
+    assert_eq!(judge(late, &above), ends);
+
+    // Self-signed: its own name, no authority key identifier, and a validity of its own.
+    let renewed = |subject: &[u8]| Template { not_after: now() + 9000 * DAY, ..ceremony(subject, None, &P256) };
+    let own = Issuer::of_new_root(&renewed(ca.issuer.subject())).unwrap();
+    let tbs = Tbs::build(renewed(ca.issuer.subject()), own, Serial::random()).unwrap();
+    assert_eq!(Facts::parse(tbs.der()).unwrap().authority_key_id, None);
+    let unlinted = tbs::unchecked(&renewed(subject), &ca.issuer, Serial::random()).unwrap();
+    let other_name = certificate_authority(&Facts::parse(&unlinted).unwrap(), &above, longest);
+    assert_eq!(other_name, Err(Finding("issuer and subject of the self-signed certificate differ")));
 }
 
 #[test]

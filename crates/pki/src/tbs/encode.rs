@@ -39,16 +39,18 @@ use crate::{
 const EMPTY_NAME: &[u8] = b"\x30\x00";
 
 /// The DER TBSCertificate of a template for an issuer.
-pub(super) fn tbs(template: &Template, issuer: &Issuer, serial: Serial) -> Result<Vec<u8>, TbsError> {
+pub(crate) fn tbs(template: &Template, issuer: &Issuer, serial: Serial) -> Result<Vec<u8>, TbsError> {
     let subject = match &template.profile {
+        Profile::Ca(profile) => profile.subject.clone(),
         Profile::Leaf => EMPTY_NAME.to_vec(),
         Profile::Intermediate { organization } | Profile::SelfSignedRoot { organization } => name(organization)?,
     };
     if template.names.len() > NAMES_MAX {
         return Err(TbsError::Encoding("a certificate with more than 64 names"));
     }
-    if matches!(template.profile, Profile::SelfSignedRoot { .. }) && !template.names.is_empty() {
-        return Err(TbsError::Encoding("a name in a root's certificate"));
+    let is_nameless = matches!(template.profile, Profile::Ca(_) | Profile::SelfSignedRoot { .. });
+    if is_nameless && !template.names.is_empty() {
+        return Err(TbsError::Encoding("a subject alternative name in such a CA's certificate"));
     }
     let validity = Validity::new(time(template.not_before)?, time(template.not_after)?);
     let serial = [[0].as_slice(), serial.as_bytes()].concat();
@@ -73,7 +75,8 @@ pub(super) fn tbs(template: &Template, issuer: &Issuer, serial: Serial) -> Resul
 /// The extensions in Go's order: key usage, extended key usage, basic constraints, key identifiers, names.
 fn extensions(template: &Template, issuer: &Issuer) -> der::Result<Extensions> {
     use KeyUsages::{CRLSign, DigitalSignature, KeyCertSign, KeyEncipherment};
-    let (usages, ca, path_len_constraint) = match template.profile {
+    let (usages, ca, path_len_constraint) = match &template.profile {
+        Profile::Ca(profile) => (KeyCertSign | CRLSign, true, profile.path_len),
         // keyEncipherment also for EC keys, as in Istio.
         Profile::Leaf => (DigitalSignature | KeyEncipherment, false, None),
         Profile::Intermediate { .. } => (DigitalSignature | KeyCertSign | CRLSign, true, Some(0)),
@@ -86,11 +89,17 @@ fn extensions(template: &Template, issuer: &Issuer) -> der::Result<Extensions> {
     }
     extensions.push(extension(true, &BasicConstraints { ca, path_len_constraint })?);
     if ca {
-        let id = OctetString::new(template.public_key.key_id())?;
+        let id = match &template.profile {
+            Profile::Ca(profile) => OctetString::new(profile.subject_key_id.as_slice())?,
+            Profile::Intermediate { .. } | Profile::Leaf | Profile::SelfSignedRoot { .. } => {
+                OctetString::new(template.public_key.key_id())?
+            }
+        };
         extensions.push(extension(false, &SubjectKeyIdentifier(id))?);
     }
-    let is_root = matches!(template.profile, Profile::SelfSignedRoot { .. });
-    if let Some(id) = issuer.subject_key_id().filter(|_| !is_root) {
+    // A self-signed certificate may leave it out (RFC 5280, section 4.2.1.1), and a leaf never has the CA's key.
+    let is_self_signed = template.public_key.spki_der() == issuer.public_key().spki_der();
+    if let Some(id) = issuer.subject_key_id().filter(|_| !is_self_signed) {
         let key_identifier = Some(OctetString::new(id)?);
         extensions.push(extension(false, &AuthorityKeyIdentifier { key_identifier, ..Default::default() })?);
     }

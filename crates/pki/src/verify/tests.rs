@@ -23,6 +23,17 @@ fn a_good_signature_of_each_key_type_is_released() {
 }
 
 #[test]
+fn rehearsed_certificate_has_the_same_content_and_the_signature_of_the_stand_in() {
+    let ca = SoftCa::new(&P256);
+    let tbs = tbs(&ca);
+    let signature = WORKLOAD.sign(tbs.der()).unwrap();
+    let der = rehearsed(&tbs, &public(&WORKLOAD), &signature).unwrap();
+    assert!(der.windows(tbs.der().len()).any(|part| part == tbs.der()));
+    assert_eq!(rehearsed(&tbs, &public(&P256), &signature), Err(VerifyError::Signature));
+    assert_eq!(Issued::assemble(tbs, &signature).unwrap_err(), VerifyError::Signature);
+}
+
+#[test]
 fn no_other_signature_is_released() {
     for key in keys() {
         let ca = SoftCa::new(key);
