@@ -1,6 +1,7 @@
 //! The command line: clap types and dispatch; one file per command.
 
 pub mod bundle_dir;
+pub mod ceremony;
 pub mod check;
 pub mod configured;
 pub mod documentation;
@@ -36,6 +37,9 @@ pub struct Cli {
 enum Command {
     /// Take a key into service that other tools have made in, or imported into, the token.
     Adopt(install::AdoptArgs),
+    /// Split PINs.
+    #[command(subcommand)]
+    Ceremony(ceremony::CeremonyCommand),
     /// Report everything that would stop `serve`, with remedies.
     Check(check::Args),
     /// Print completions for a shell.
@@ -88,6 +92,7 @@ pub fn main() -> ExitCode {
     }
     let done = match command {
         Command::Adopt(args) => install::adopt(args, output),
+        Command::Ceremony(command) => ceremony::run(command, output),
         Command::Check(args) => check::run(args, output),
         Command::Completions(args) => documentation::completions(&args),
         Command::Generate(args) => generate::run(args, output),

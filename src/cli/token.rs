@@ -1,11 +1,17 @@
 //! Arguments that select tokens and provide PINs: a file, a descriptor or a prompt, never the command line or the
 //! environment.
 
-use std::{fs::File, path::PathBuf, sync::Once, time::Duration};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Once,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use secrecy::SecretString;
 
+use super::ceremony::shares;
 use process::output;
 use token::{
     Module, RvError, Session, Token, TokenUri, calls,
@@ -47,6 +53,12 @@ pub struct PinArgs {
     /// An open descriptor from which the user PIN is read
     #[arg(long, value_name = "NUMBER", conflicts_with = "pin_file")]
     pin_fd: Option<u32>,
+    /// A file with one holder's share of the PIN (`ceremony split-pin`); repeat it for each share
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pin_file", "pin_fd"])]
+    pin_share: Vec<PathBuf>,
+    /// Ask for the shares of the PIN, one holder after the other
+    #[arg(long, conflicts_with_all = ["pin_file", "pin_fd", "pin_share"])]
+    pin_shares: bool,
 }
 
 /// An opened token, and its PIN, which has not been tried.
@@ -66,13 +78,44 @@ impl TokenArgs {
     /// # Errors
     /// If the module cannot be loaded, no or several tokens match, or there is no PIN.
     pub fn open(&self) -> anyhow::Result<Opened> {
-        open(&self.token, self.pin.pin_file.as_ref(), self.pin.pin_fd)
+        self.pin.open(&self.token)
     }
 
     /// Whether a PIN is given; without one, only public objects are visible.
     #[must_use]
     pub fn names_pin(&self) -> bool {
-        self.pin.pin_file.is_some() || self.pin.pin_fd.is_some() || self.token.pin_source().is_some()
+        self.pin.is_given() || self.token.pin_source().is_some()
+    }
+}
+
+impl PinArgs {
+    /// Finds a token and reads its PIN, which is not tried yet.
+    ///
+    /// # Errors
+    /// If the module cannot be loaded, no or several tokens match, or there is no PIN.
+    pub fn open(&self, uri: &TokenUri) -> anyhow::Result<Opened> {
+        let (module, token) = find(uri)?;
+        let pin = self.read(uri.pin_source(), &token.info().label)?;
+        Ok(Opened { token, module, pin })
+    }
+
+    /// Reads the PIN of the token with a label; `default` is the file to read if no argument names another source.
+    ///
+    /// # Errors
+    /// If there is no PIN, it cannot be read, or its shares do not restore it.
+    pub fn read(&self, default: Option<&Path>, label: &str) -> anyhow::Result<SecretString> {
+        if !self.pin_share.is_empty() {
+            return shares::assemble(&shares::read_files(&self.pin_share)?);
+        }
+        if self.pin_shares {
+            return shares::assemble(&shares::ask()?);
+        }
+        read_pin(self.pin_file.as_deref().or(default), self.pin_fd, label)
+    }
+
+    /// Whether an argument says where the PIN comes from.
+    fn is_given(&self) -> bool {
+        self.pin_file.is_some() || self.pin_fd.is_some() || !self.pin_share.is_empty() || self.pin_shares
     }
 }
 
@@ -177,14 +220,14 @@ const HANGING: Duration = Duration::from_secs(10);
 
 /// Says when the token's library does not return from a call, which may last for minutes: a command has no watchdog that
 /// would end the call, since the library may be changing the token.
-fn tell_hanging_calls() {
+fn warn_of_hanging_calls() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
         let watch = || {
-            let mut told = false;
+            let mut warned = false;
             loop {
                 let call = calls::in_progress().filter(|(_, since)| *since >= HANGING);
-                if let Some((function, _)) = call.filter(|_| !told) {
+                if let Some((function, _)) = call.filter(|_| !warned) {
                     output::Output::Text.warn(&format!(
                         "{} has not returned for {} s; check the HSM and the connection to it by the vendor's tool, or \
                          interrupt this command",
@@ -192,7 +235,7 @@ fn tell_hanging_calls() {
                         HANGING.as_secs()
                     ));
                 }
-                told = call.is_some();
+                warned = call.is_some();
                 std::thread::sleep(Duration::from_secs(1));
             }
         };
@@ -202,14 +245,25 @@ fn tell_hanging_calls() {
 }
 
 fn open(uri: &TokenUri, pin_file: Option<&PathBuf>, pin_fd: Option<u32>) -> anyhow::Result<Opened> {
-    tell_hanging_calls();
-    let module = Module::load_with(module_path(uri)?, uri.library_parameters())?;
-    let token = module.find_token(uri)?;
+    let (module, token) = find(uri)?;
     let given = pin_file.is_some() || pin_fd.is_some() || uri.pin_source().is_some();
     if token.skips_login(given) {
         return Ok(Opened { token, module, pin: None });
     }
-    let pin = match (pin_file.map(PathBuf::as_path).or(uri.pin_source()), pin_fd) {
+    let pin = read_pin(pin_file.map(PathBuf::as_path).or(uri.pin_source()), pin_fd, &token.info().label)?;
+    Ok(Opened { token, module, pin: Some(pin) })
+}
+
+fn find(uri: &TokenUri) -> anyhow::Result<(Module, Token)> {
+    warn_of_hanging_calls();
+    let module = Module::load_with(module_path(uri)?, uri.library_parameters())?;
+    let token = module.find_token(uri)?;
+    Ok((module, token))
+}
+
+/// The PIN from a descriptor, otherwise from a file, otherwise typed at the terminal.
+fn read_pin(file: Option<&Path>, descriptor: Option<u32>, label: &str) -> anyhow::Result<SecretString> {
+    Ok(match (file, descriptor) {
         (_, Some(number)) => {
             let path = PathBuf::from(format!("/dev/fd/{number}"));
             let file = File::open(&path).with_context(|| format!("--pin-fd {number} cannot be read"))?;
@@ -217,16 +271,13 @@ fn open(uri: &TokenUri, pin_file: Option<&PathBuf>, pin_fd: Option<u32>) -> anyh
         }
         (Some(path), None) => pin::read(path)?,
         (None, None) if output::interactive() => {
-            let prompt = format!("User PIN of token {}: ", token.info().label);
-            let typed = zeroize::Zeroizing::new(rpassword::prompt_password(prompt)?);
+            let typed = zeroize::Zeroizing::new(rpassword::prompt_password(format!("User PIN of token {label}: "))?);
             SecretString::from(Box::<str>::from(typed.as_str()))
         }
         (None, None) => bail!(
-            "no PIN for token {}; give --pin-file, or pin-source=file:... in the token URI, or run it at a terminal",
-            token.info().label
+            "no PIN for token {label}; give --pin-file, or pin-source=file:... in the token URI, or run it at a terminal"
         ),
-    };
-    Ok(Opened { token, module, pin: Some(pin) })
+    })
 }
 
 /// What is wrong with the label of a new key (CKA_LABEL), which must fit on one line of output.
@@ -239,7 +290,7 @@ pub fn label_problem(label: &str) -> Option<&'static str> {
 ///
 /// # Errors
 /// If the URI has none.
-pub fn module_path(uri: &TokenUri) -> anyhow::Result<&std::path::Path> {
+pub fn module_path(uri: &TokenUri) -> anyhow::Result<&Path> {
     uri.module_path().with_context(|| {
         format!("the token URI {uri} names no module; add ?module-path=/path/to/the/vendor's/module.so")
     })

@@ -246,6 +246,13 @@ impl Machine {
         done
     }
 
+    /// Like [`Machine::done`], without a token.
+    pub fn done_alone(&self, words: &str) -> Done {
+        let done = self.run(words, &[]);
+        assert_eq!(done.status, 0, "{words}\n{}\n{}", done.out, done.err);
+        done
+    }
+
     /// Like [`Machine::done`], with JSON output.
     pub fn json(&self, words: &str) -> Value {
         let done = self.done(&format!("{words} --output json"));

@@ -17,4 +17,5 @@ mod import;
 mod inspect;
 mod install;
 mod refused;
+mod split_pin;
 mod terminal;

@@ -7,14 +7,14 @@ use std::{
     borrow::Cow,
     error::Error,
     fmt,
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use process::error::{Advice, Remedy};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 /// Maximum length of a PIN. Tokens that report a maximum report at most 255 bytes (PKCS#11 sets no bound).
@@ -137,17 +137,50 @@ pub fn read_secret(path: &Path, secret: &'static str) -> Result<SecretString, Pi
     read_line(file).map_err(failed)
 }
 
-/// Reads the PIN from an open descriptor, pipe or terminal (`--pin-fd`); `name` is its name in errors.
+/// Reads the PIN from an open descriptor, pipe or terminal (`--pin-fd`), or a socket; `name` is its name in errors.
 ///
 /// # Errors
 /// Those of [`read`], without the checks of the file's mode.
-pub fn read_open(source: File, name: &Path) -> Result<SecretString, PinError> {
+pub fn read_open(source: impl Read, name: &Path) -> Result<SecretString, PinError> {
     read_line(source).map_err(|problem| PinError { secret: "PIN", path: name.to_owned(), problem })
 }
 
-fn read_line(mut source: File) -> Result<SecretString, PinProblem> {
+/// A PIN in memory that is never written to swap space (mlock(2)); zeroized when it is dropped.
+pub struct LockedPin {
+    // Zeroized before its pages are unlocked.
+    pin: SecretString,
+    _pages: region::LockGuard,
+}
+
+impl fmt::Debug for LockedPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LockedPin")
+    }
+}
+
+impl LockedPin {
+    /// Locks the memory of a PIN.
+    ///
+    /// # Errors
+    /// If the operating system refuses, usually because of RLIMIT_MEMLOCK.
+    pub fn new(pin: SecretString) -> Result<Self, io::Error> {
+        let text = pin.expose_secret();
+        let pages = region::lock(text.as_ptr(), text.len().max(1)).map_err(io::Error::other)?;
+        Ok(Self { pin, _pages: pages })
+    }
+
+    /// The PIN.
+    #[must_use]
+    pub fn pin(&self) -> &SecretString {
+        &self.pin
+    }
+}
+
+fn read_line(mut source: impl Read) -> Result<SecretString, PinProblem> {
     // One fixed buffer: a reallocated one would leave copies behind.
     let mut buffer = Zeroizing::new([0_u8; MAX_PIN + 2]);
+    // Not in swap space either, unless the operating system refuses that.
+    let _pages = region::lock(buffer.as_ptr(), buffer.len());
     let mut filled = 0;
     while let Some(space) = buffer.get_mut(filled..).filter(|s| !s.is_empty()) {
         match source.read(space) {
@@ -184,10 +217,8 @@ fn read_line(mut source: File) -> Result<SecretString, PinProblem> {
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
-    use process::error::Report;
-    use secrecy::ExposeSecret;
-
     use super::*;
+    use process::error::Report;
 
     fn file(content: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
@@ -263,9 +294,22 @@ mod tests {
     }
 
     #[test]
+    fn locked_pin_is_in_locked_memory() {
+        let locked_kib = || -> u64 {
+            let status = fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse().unwrap()
+        };
+        let pin = LockedPin::new(SecretString::from("1234")).unwrap();
+        assert!(locked_kib() > 0);
+        assert_eq!(pin.pin().expose_secret(), "1234");
+        assert!(!format!("{pin:?}").contains("1234"));
+    }
+
+    #[test]
     fn a_descriptor_has_no_mode() {
         let (_directory, path) = file(b"1234\n", 0o666);
-        let pin = read_open(File::open(&path).unwrap(), Path::new("descriptor 3")).unwrap();
+        let pin = read_open(fs::File::open(&path).unwrap(), Path::new("descriptor 3")).unwrap();
         assert_eq!(pin.expose_secret(), "1234");
     }
 }
