@@ -152,7 +152,6 @@ fn measure(directory: &Path, storm: bool) {
         cluster_id: ClusterId::Named("Kubernetes"),
         client_chain: None,
         peer: None,
-        node: None,
         client: None,
     };
     let authenticate = || runtime.block_on(authenticator.authenticate(&credentials, &rsa_issuer, now)).unwrap();

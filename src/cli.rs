@@ -1,5 +1,6 @@
 //! The command line: clap types and dispatch; one file per command.
 
+pub mod activate;
 pub mod bundle_dir;
 pub mod ceremony;
 pub mod check;
@@ -35,6 +36,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Hand the PIN to a running token host that waits for its operators.
+    Activate(activate::Args),
     /// Take a key into service that other tools have made in, or imported into, the token.
     Adopt(install::AdoptArgs),
     /// Split PINs.
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         return output.fail(&error.into());
     }
     let done = match command {
+        Command::Activate(args) => activate::run(args, output),
         Command::Adopt(args) => install::adopt(args, output),
         Command::Ceremony(command) => ceremony::run(command, output),
         Command::Check(args) => check::run(args, output),

@@ -94,9 +94,8 @@ impl PinArgs {
     /// # Errors
     /// If the module cannot be loaded, no or several tokens match, or there is no PIN.
     pub fn open(&self, uri: &TokenUri) -> anyhow::Result<Opened> {
-        let (module, token) = find(uri)?;
-        let pin = self.read(uri.pin_source(), &token.info().label)?;
-        Ok(Opened { token, module, pin })
+        let given = self.is_given() || uri.pin_source().is_some();
+        open(uri, given, |label| self.read(uri.pin_source(), label))
     }
 
     /// Reads the PIN of the token with a label; `default` is the file to read if no argument names another source.
@@ -138,7 +137,11 @@ impl TokensArgs {
             bail!("--token {twice} is given twice");
         }
         let file = |index: usize| self.pin_file.get(index).or_else(|| self.pin_file.first().filter(|_| files == 1));
-        Ok(self.tokens.iter().enumerate().map(|(index, uri)| open(uri, file(index), self.pin_fd)).collect())
+        let open_one = |(index, uri): (usize, &TokenUri)| {
+            let file = file(index).map(PathBuf::as_path).or(uri.pin_source());
+            open(uri, file.is_some() || self.pin_fd.is_some(), |label| read_pin(file, self.pin_fd, label))
+        };
+        Ok(self.tokens.iter().enumerate().map(open_one).collect())
     }
 }
 
@@ -244,14 +247,15 @@ fn warn_of_hanging_calls() {
     });
 }
 
-fn open(uri: &TokenUri, pin_file: Option<&PathBuf>, pin_fd: Option<u32>) -> anyhow::Result<Opened> {
+/// Finds a token, and has its PIN read if it needs one.
+fn open(
+    uri: &TokenUri,
+    pin_is_given: bool,
+    read: impl FnOnce(&str) -> anyhow::Result<SecretString>,
+) -> anyhow::Result<Opened> {
     let (module, token) = find(uri)?;
-    let given = pin_file.is_some() || pin_fd.is_some() || uri.pin_source().is_some();
-    if token.skips_login(given) {
-        return Ok(Opened { token, module, pin: None });
-    }
-    let pin = read_pin(pin_file.map(PathBuf::as_path).or(uri.pin_source()), pin_fd, &token.info().label)?;
-    Ok(Opened { token, module, pin: Some(pin) })
+    let pin = (!token.skips_login(pin_is_given)).then(|| read(&token.info().label)).transpose()?;
+    Ok(Opened { token, module, pin })
 }
 
 fn find(uri: &TokenUri) -> anyhow::Result<(Module, Token)> {

@@ -11,6 +11,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod activation;
 mod client_certificates;
 mod clock;
 mod counted;

@@ -7,6 +7,7 @@
 //! ([`Kind`](protocol::Kind)) within its own limits. Started through [`main`].
 
 mod acceptor;
+pub mod activation;
 mod command;
 mod ending;
 mod isolation;
@@ -32,13 +33,14 @@ use std::{
 };
 
 use acceptor::Acceptor;
+use activation::PinSource;
 pub use command::main;
 use ending::Ending;
 use login::LoginContext;
 use process::{error::chain, files};
 use protocol::{Fault, Recovery};
 use serve::{Connection, Served};
-pub use settings::{DEFAULT_CALL_TIMEOUT, Settings};
+pub use settings::{ActivationSettings, DEFAULT_CALL_TIMEOUT, Settings};
 use watchdog::Watchdog;
 
 /// Prefix of every canary message; no certificate, checkpoint or other signed data begins with it.
@@ -169,7 +171,11 @@ pub fn run_child(name: &str) -> Result<(), HostError> {
     };
     let watchdog = Watchdog::start(settings.threads(), settings.call_timeout).map_err(system("start its watchdog"))?;
     watchdog.watch_socket(Some(connection.socket().map_err(system("use its socket"))?));
-    let login = match LoginContext::open(name, settings, &watchdog) {
+    let pin_source = match PinSource::of_child(&settings) {
+        Ok(source) => source,
+        Err(fault) => return Err(refuse(&mut connection, hello.correlation, fault.recovery, &fault.text)),
+    };
+    let login = match LoginContext::open(name, settings, pin_source, &watchdog) {
         Ok(login) => login,
         Err(fault) => {
             let text = fault.text.clone();
@@ -201,6 +207,7 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
     let name = supervised.socket.display().to_string();
     let acceptor =
         Acceptor::open(listener, supervised.uids.clone()).map_err(system("start the thread at its socket"))?;
+    let pin_source = PinSource::of_supervised(settings).map_err(|fault| HostError::Unable(fault.text))?;
     let mut login: Option<LoginContext> = None;
     while !ending.begun() {
         let socket = match acceptor.next() {
@@ -217,9 +224,13 @@ pub fn run_supervised(supervised: &Supervised) -> Result<(), HostError> {
                 continue;
             }
         };
+        if let Some(waiting) = pin_source.waiting() {
+            connection.give_up(hello.correlation, waiting);
+            continue;
+        }
         let open = match login.take() {
             Some(open) => open,
-            None => match LoginContext::open(&name, settings.clone(), &watchdog) {
+            None => match LoginContext::open(&name, settings.clone(), pin_source.clone(), &watchdog) {
                 Ok(open) => open,
                 Err(fault) => {
                     tracing::error!(reason = fault.text, "the token cannot be used");

@@ -9,7 +9,7 @@ mod worker;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -21,15 +21,19 @@ use faults::{
     call_fault, fault, fault_of, key_fault, login_fault, pin_fault, pin_file_fault, setting, sign_fault, token_fault,
 };
 use own_keys::OwnKeys;
+use secrecy::SecretString;
 pub(super) use worker::Worker;
 
 use super::{
-    Settings, chain,
+    Settings,
+    activation::PinSource,
+    chain,
     policy::{CaCertificate, Policy},
     watchdog::Watchdog,
 };
 use crate::protocol::{Fault, Fingerprint, KeyCount, Kind, Status, VERSION};
 use pki::{PublicKey, lint, pem};
+use process::error::Report;
 use token::{
     Module, RvError, Token, TokenUri, calls,
     key::{Hints, Search, hex},
@@ -57,8 +61,7 @@ pub(super) struct LoginContext {
     /// Number of workers with an open session.
     pub(super) live: AtomicUsize,
     settings: Settings,
-    /// `None` for a token that requires no login.
-    pin_file: Option<PathBuf>,
+    pin_source: PinSource,
     module: Module,
     token: Token,
     certificates: RwLock<Arc<Vec<CaCertificate>>>,
@@ -89,16 +92,20 @@ const DISCARDED_MOST: usize = 256;
 
 impl LoginContext {
     /// Loads the module, finds the token, logs in and looks up the keys.
-    pub(super) fn open(name: &str, settings: Settings, watchdog: &Arc<Watchdog>) -> Result<Self, Fault> {
+    pub(super) fn open(
+        name: &str,
+        settings: Settings,
+        pin_source: PinSource,
+        watchdog: &Arc<Watchdog>,
+    ) -> Result<Self, Fault> {
         let uri: TokenUri = settings.uri.parse().map_err(|error: token::uri::UriError| setting(&error))?;
-        let pin_file = settings.pin_file.clone().or_else(|| uri.pin_source().map(Path::to_owned));
         let module_path =
             uri.module_path().ok_or_else(|| fault("the token URI names no module; add module-path=/path"))?;
         let certificates = read_certificates(&settings)?;
         let other_ca_keys = read_other_keys(&settings);
         // Before the library is loaded: a PIN known to be wrong is not tried.
-        let marker = PinMarker::new(settings.pin_marker.clone());
-        if let Some(pin_file) = &pin_file {
+        if let PinSource::File(pin_file) = &pin_source {
+            let marker = PinMarker::new(settings.pin_marker.clone());
             marker.check(pin_file).map_err(|error| pin_fault(&chain(&error)))?;
         }
 
@@ -114,7 +121,7 @@ impl LoginContext {
             counters: Counters::default(),
             live: AtomicUsize::new(0),
             settings,
-            pin_file,
+            pin_source,
             module,
             token,
             certificates: RwLock::new(Arc::new(certificates)),
@@ -151,7 +158,7 @@ impl LoginContext {
 
     /// Whether the token is used without a login.
     fn skips_login(&self) -> bool {
-        self.token.skips_login(self.pin_file.is_some())
+        self.token.skips_login(!matches!(self.pin_source, PinSource::None))
     }
 
     pub(super) fn session_count(&self) -> usize {
@@ -196,48 +203,69 @@ impl LoginContext {
         self.logins.load(Ordering::Acquire)
     }
 
-    /// Logs the process in, unless another thread has done so after the login with this number. The PIN is read again
-    /// and tried once, and not again before its file has changed.
+    /// Logs the process in, unless another thread has done so after the login with this number. A PIN that the token
+    /// refused is not tried again: before its file has changed, or before operators hand over another one.
     pub(super) fn login(&self, thread: usize, lost: u64) -> Result<(), Fault> {
         let mut anchor = lock(&self.anchor);
         if self.login_number() != lost {
             return Ok(());
         }
-        let Some(pin_file) = self.pin_file.as_deref().filter(|_| !self.skips_login()) else {
-            let _call = self.watchdog.call(thread);
-            *anchor = None;
-            let session = self.token.open_session(false).map_err(|error| call_fault(&error, "C_OpenSession"))?;
-            self.token.login(&session, None).map_err(|error| login_fault(&error))?;
-            *anchor = Some(session);
-            self.logins.fetch_add(1, Ordering::Release);
-            return Ok(());
-        };
-        let marker = PinMarker::new(self.settings.pin_marker.clone());
-        marker.check(pin_file).map_err(|error| pin_fault(&chain(&error)))?;
-        let state = state_of(pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
-        let pin = pin::read(pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
-        marker.ready().map_err(|error| setting(&error))?;
+        match &self.pin_source {
+            PinSource::File(pin_file) if !self.skips_login() => {
+                let marker = PinMarker::new(self.settings.pin_marker.clone());
+                marker.check(pin_file).map_err(|error| pin_fault(&chain(&error)))?;
+                let state = state_of(pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
+                let pin = pin::read(pin_file).map_err(|error| pin_file_fault(&chain(&error)))?;
+                marker.ready().map_err(|error| setting(&error))?;
+                let result = self.try_pin(thread, &mut anchor, Some(&pin))?;
+                drop(pin);
+                if let Err(error) = result {
+                    if is_refusal(&error)
+                        && let Err(error) = marker.mark(&state, &chain(&error))
+                    {
+                        tracing::error!(error = chain(&error), "ALARM: a restart may try the refused PIN again");
+                    }
+                    return Err(login_fault(&error));
+                }
+                if let Err(error) = marker.clear() {
+                    tracing::warn!(error = chain(&error), "the mark of an earlier refused PIN stays");
+                }
+            }
+            PinSource::Operators(activation) if !self.skips_login() => {
+                let pin = activation.pin().ok_or_else(|| activation.waiting())?;
+                if let Err(error) = self.try_pin(thread, &mut anchor, Some(pin.pin()))? {
+                    if is_refusal(&error) {
+                        // Its remedy is about a PIN file.
+                        activation.refuse(&Report::from(&error).problem);
+                        return Err(activation.waiting());
+                    }
+                    return Err(login_fault(&error));
+                }
+                activation.accept();
+            }
+            PinSource::File(_) | PinSource::Operators(_) | PinSource::None => {
+                self.try_pin(thread, &mut anchor, None)?.map_err(|error| login_fault(&error))?;
+            }
+        }
+        self.logins.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Logs in with a PIN, which is tried once, or without one. The anchor holds the new session if the token accepts
+    /// it, and none if it does not.
+    fn try_pin(
+        &self,
+        thread: usize,
+        anchor: &mut Option<Session>,
+        pin: Option<&SecretString>,
+    ) -> Result<Result<(), LoginError>, Fault> {
         let call = self.watchdog.call(thread);
         *anchor = None;
         let session = self.token.open_session(false).map_err(|error| call_fault(&error, "C_OpenSession"))?;
-        let result = self.token.login(&session, &pin);
+        let result = self.token.login(&session, pin);
         drop(call);
-        drop(pin);
-        self.counters.logins.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = result {
-            if let LoginError::WrongPin { .. } | LoginError::Locked(_) | LoginError::FinalTry(_) = &error
-                && let Err(error) = marker.mark(&state, &chain(&error))
-            {
-                tracing::error!(error = chain(&error), "ALARM: a restart may try the refused PIN again");
-            }
-            return Err(login_fault(&error));
-        }
-        if let Err(error) = marker.clear() {
-            tracing::warn!(error = chain(&error), "the mark of an earlier refused PIN stays");
-        }
-        *anchor = Some(session);
-        self.logins.fetch_add(1, Ordering::Release);
-        Ok(())
+        self.counters.logins.fetch_add(u64::from(pin.is_some()), Ordering::Relaxed);
+        Ok(result.map(|()| *anchor = Some(session)))
     }
 
     /// Opens a session for a worker and numbers it. A token that has no other session gives the one that keeps the login.
@@ -321,6 +349,11 @@ fn instance() -> u64 {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the token refuses this PIN, or any.
+fn is_refusal(error: &LoginError) -> bool {
+    matches!(error, LoginError::WrongPin { .. } | LoginError::Locked(_) | LoginError::FinalTry(_))
 }
 
 /// The files in a bundle, of both of Istio's layouts.

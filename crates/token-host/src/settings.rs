@@ -29,6 +29,9 @@ pub struct Settings {
     /// The PIN file, if the URI names none. A token that requires no login needs neither.
     #[serde(default)]
     pub pin_file: Option<PathBuf>,
+    /// Operators hand over the PIN after each start of the host, and no file holds it. Only for supervised hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation: Option<ActivationSettings>,
     /// The file that records a rejected PIN; one per token, in a directory that is kept over restarts.
     pub pin_marker: PathBuf,
     /// Directory of the public bundle, whose `ca-cert.pem` or `tls.crt` determines the key and the issuer.
@@ -75,6 +78,18 @@ pub struct Settings {
     pub checkpoint_file: Option<PathBuf>,
 }
 
+/// `[activation]`: where operators hand over the PIN (`istio-hsm-ca activate`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActivationSettings {
+    /// The Unix socket to listen on; an existing one is replaced.
+    pub socket: PathBuf,
+    /// User IDs of the operators, in addition to root and the host's own user. Not the daemon's: whoever can connect can
+    /// use up the attempts that the token allows.
+    #[serde(default)]
+    pub uids: Vec<u32>,
+}
+
 /// Default timeout of one PKCS#11 call: network HSMs take seconds to fail over.
 pub const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -100,6 +115,7 @@ impl Settings {
         Self {
             uri,
             pin_file: None,
+            activation: None,
             pin_marker,
             bundle,
             ca_certificates: Vec::new(),

@@ -335,7 +335,7 @@ impl Request<'_> {
             pair = generate(&public);
         }
         let ((public_half, private_half), omission) = pair.map_err(|source| call("generate the key", source))?;
-        Ok((public_half, private_half, omission.max(self.without).names(&all)))
+        Ok((public_half, private_half, omission.and(self.without).names(&all)))
     }
 }
 
