@@ -171,6 +171,14 @@ impl Config {
                 "is a ConfigMap, and [kubernetes] is missing; add it with a cluster, or keep the state in a file";
             document.refuse("[revocation] store", problem);
         }
+        let mut clusters = kubernetes.iter().flat_map(|kubernetes| &kubernetes.clusters);
+        if revocation.as_ref().is_some_and(|revocation| revocation.enabled)
+            && clusters.any(|cluster| cluster.intermediate.is_some())
+        {
+            let problem = "cannot be set with [kubernetes.cluster.intermediate]: proxies would reject every certificate below \
+                           istiod's CA, of which there is no CRL; leave one of the two out";
+            document.refuse("[revocation] enabled", problem);
+        }
         for jwt in auth.iter().flat_map(|auth| &auth.jwt) {
             if let Some(mistake) = sections::mistake_in_audiences(&jwt.audiences) {
                 document.refuse("[auth] jwt.audiences", format!("{mistake} (issuer {})", jwt.issuer));

@@ -11,6 +11,7 @@ pub mod http;
 pub mod last_good_bundle;
 pub mod operator;
 pub mod preparation;
+pub mod publication;
 pub mod readiness;
 pub mod reload;
 pub mod revocation;
@@ -114,7 +115,7 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     let core = setup::core(&config, bundle, authenticator.denylist(), &revocations, &readiness, &background)?;
     let leadership = clusters.as_ref().and_then(|clusters| clusters::elect(&config, clusters, &background));
     let leading = leadership.as_ref().map(|leadership| &leadership.here);
-    let _crls = revocation::start(
+    let crls = revocation::start(
         &config,
         &core,
         &revocations,
@@ -123,6 +124,9 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
         &readiness,
         &background,
     )?;
+    if let Some((inputs, own)) = publication::Inputs::of(&config).zip(crls) {
+        publication::start(inputs, Arc::clone(&core.ca), own, leading.cloned(), &readiness, &background);
+    }
     let standing = clusters.as_ref().map(|clusters| {
         controllers::start(&config, clusters, &core.ca, leading, &readiness, &background);
         clusters::ClustersStatus::new(clusters, leadership.clone())

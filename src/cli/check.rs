@@ -5,6 +5,7 @@
 //! own environment.
 
 mod clusters;
+mod crls;
 mod finding;
 mod local;
 mod network;
@@ -97,6 +98,7 @@ fn all(config: &Config, path: String) -> anyhow::Result<Vec<Finding>> {
     findings.extend(network::serving(config));
     findings.extend(bundle.as_ref().map(|bundle| local::rehearsal(config, bundle)).unwrap_or_default());
     findings.extend(network::callers(config, authenticator, &runtime));
+    findings.extend(bundle.as_ref().map(|bundle| crls::crls(config, bundle)).unwrap_or_default());
     findings.extend(runtime.block_on(clusters::clusters(config, clusters, bundle.ok().as_ref())));
     runtime.shutdown_background();
     Ok(findings)

@@ -17,6 +17,7 @@ use crate::{
     config::{self, Config},
     grpc::standing::Connections,
     issue::CertificateAuthority,
+    publication::Publication,
     telemetry::metrics::{self, Metrics},
     token_pool::{Pool, PoolHealth},
 };
@@ -40,7 +41,7 @@ pub fn taker(core: &Core, config: &Config, report: watch::Receiver<Report>, clus
             now,
             started,
             report: report.borrow().clone(),
-            chain: chain(&ca.issuer()),
+            chain: chain(&ca.issuer(), &ca.publication()),
             tokens: tokens(&pool, &places),
             log: log_entry(&log, &pool.health().borrow(), lines_before),
             clusters: clusters.as_ref().map(ClustersStatus::entries).unwrap_or_default(),
@@ -153,7 +154,7 @@ fn gather_expiry(ca: &CertificateAuthority) {
     metrics::expiry(ends(root.unwrap_or_else(|| issuer.not_after())), ends(issuer.not_after()));
 }
 
-fn chain(issuer: &Issuer) -> Vec<ChainEntry> {
+fn chain(issuer: &Issuer, publication: &Publication) -> Vec<ChainEntry> {
     let mut entries: Vec<ChainEntry> = Vec::new();
     for text in issuer.path_pem() {
         let role = if entries.is_empty() { "CA" } else { "intermediate" };
@@ -162,6 +163,10 @@ fn chain(issuer: &Issuer) -> Vec<ChainEntry> {
     }
     let root = if entries.is_empty() { "CA and root" } else { "root" };
     entries.extend(issuer.roots().iter().filter_map(|der| entry(root, der)));
+    for entry in &mut entries {
+        let authority = publication.authorities.iter().find(|authority| authority.subject == entry.subject);
+        entry.crl = authority.and_then(|authority| authority.crl.as_ref()).map(ToString::to_string);
+    }
     entries
 }
 
@@ -180,6 +185,7 @@ fn entry(role: &'static str, der: &[u8]) -> Option<ChainEntry> {
         key,
         not_before: certificate.validity.not_before.to_system_time(),
         not_after: certificate.validity.not_after.to_system_time(),
+        crl: None,
     })
 }
 

@@ -45,6 +45,8 @@ pub struct ChainEntry {
     pub not_before: SystemTime,
     /// notAfter.
     pub not_after: SystemTime,
+    /// Its CRL: number, nextUpdate, entries; `None` without revocation.
+    pub crl: Option<String>,
 }
 
 /// State of a token.

@@ -1,6 +1,9 @@
 //! The CRLs in every selected namespace: empty until they are enabled and complete.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use istio_hsm_ca::{
     kubernetes::controllers::crl_configmap::{KEY, NAME},
@@ -30,7 +33,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// A CRL without entries, in PEM.
 fn crl(authority: &CertifiedIssuer<'_, KeyPair>, number: u64) -> String {
-    let this_update = clock::now() - DAY;
+    let seconds = clock::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let this_update = UNIX_EPOCH + Duration::from_secs(seconds) - DAY;
     let content = CrlContent { number, this_update, next_update: this_update + 30 * DAY, entries: Vec::new() };
     let tbs = Arc::new(CrlTbs::build(CrlIssuer::from_certificate(authority.der()).unwrap(), content).unwrap());
     let signature = authority.key().sign(tbs.der()).unwrap();

@@ -26,6 +26,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "grpc",
             "issue",
             "kubernetes",
+            "publication",
             "revocation",
             "signer",
             "token_pool",

@@ -69,6 +69,7 @@ struct Life {
     key: String,
     not_before: String,
     not_after: String,
+    crl: Option<String>,
     left: String,
     class: &'static str,
     permille: u64,
@@ -175,6 +176,7 @@ fn life(entry: &super::ChainEntry, now: SystemTime) -> Life {
         key: entry.key.clone(),
         not_before: date(entry.not_before),
         not_after: date(entry.not_after),
+        crl: entry.crl.clone(),
         left: if left.is_zero() { "expired".to_owned() } else { format!("{} left", span(left)) },
         class,
         permille: left.as_secs().saturating_mul(1000) / whole,
@@ -287,6 +289,7 @@ mod tests {
                 key: "RSA 2048".to_owned(),
                 not_before: now - Duration::from_secs(86_400 * 10),
                 not_after: now + Duration::from_secs(86_400 * 20),
+                crl: Some("number 2A until 2026-01-31T00:00:00Z, 3 entries".to_owned()),
             }],
             tokens: vec![TokenEntry {
                 name: hostile.to_owned(),
@@ -347,6 +350,7 @@ mod tests {
         let html = render(&snapshot("x")).unwrap();
         let expected = [
             "20 days left",
+            "CRL number 2A until 2026-01-31T00:00:00Z, 3 entries",
             "not ready",
             "foreign_name",
             "0.1 <small>a second",
