@@ -44,9 +44,9 @@ test-foreign: ## the log by another implementation, chains and CRLs by Go, Borin
 	$(CARGO) test --locked --test repository -- --ignored dashboard::
 	$(CARGO) test --locked --test signing_path -- --ignored --exact outcomes::prometheus_takes_the_metrics_as_they_are
 
-test-pkilint: ## check leaf certificates with pkilint, which is cached outside the tree
+test-pkilint: ## check leaf and CA certificates with pkilint, which is cached outside the tree
 	$(call require,pkilint)
-	$(CARGO) test --locked --package istio-hsm-ca-pki --test certificates leaf::
+	$(CARGO) test --locked --package istio-hsm-ca-pki --test certificates -- leaf:: ceremony::
 	@tests/pkilint.sh
 
 test-deploy: ## test chart, manifests, units, images and the guide; needs root, and Go once (Helm, an API server)

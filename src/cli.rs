@@ -40,7 +40,7 @@ enum Command {
     Activate(activate::Args),
     /// Take a key into service that other tools have made in, or imported into, the token.
     Adopt(install::AdoptArgs),
-    /// Split PINs.
+    /// Perform a reviewed act with an offline CA's key, and split PINs.
     #[command(subcommand)]
     Ceremony(ceremony::CeremonyCommand),
     /// Report everything that would stop `serve`, with remedies.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks the leaf certificates written by `cargo test -p istio-hsm-ca-pki --test certificates` with pkilint (RFC 5280).
+# Checks certificates with pkilint (RFC 5280): leaves, and the CAs of ceremonies, as written by
+# `cargo test -p istio-hsm-ca-pki --test certificates`.
 # Usage: tests/pkilint.sh [DIRECTORY]
 #
 # The linter is installed once into a cache outside the tree, at a pinned version; PKILINT selects another program.
@@ -45,6 +46,15 @@ for leaf in "$directory"/*.leaf.pem; do
         failed=1
     fi
 done
+for ca in "$directory"/*.ca.pem; do
+    [ -e "$ca" ] || { echo "no *.ca.pem in $directory: run make test-pkilint" >&2; exit 1; }
+    count=$((count + 1))
+    # Nothing is excused in the certificates of ceremonies, and a linter that does not run is an error.
+    if ! report=$("$linter" lint -s WARNING "$ca") || [ -n "$report" ]; then
+        printf '%s: pkilint finds\n%s\n' "$ca" "$report" >&2
+        failed=1
+    fi
+done
 [ "$count" -gt 0 ] || { echo "no *.leaf.pem in $directory: run make test-pkilint" >&2; exit 1; }
 [ "$failed" -eq 0 ] || exit 1
-echo "pkilint: $count leaves, nothing unexpected"
+echo "pkilint: $count certificates, nothing unexpected"

@@ -3,7 +3,6 @@
 //! All checks run before the key is generated. Nothing that exists is overwritten, neither a key nor a file; an error
 //! after the key was generated reports what exists and what to do.
 
-mod ceremony;
 mod request;
 mod root;
 
@@ -70,16 +69,20 @@ pub struct Args {
 }
 
 /// Supported types of generated keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Algorithm {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Algorithm {
     Ed25519,
     P256,
     P384,
     #[value(name = "rsa-2048")]
+    #[serde(rename = "rsa-2048")]
     Rsa2048,
     #[value(name = "rsa-3072")]
+    #[serde(rename = "rsa-3072")]
     Rsa3072,
     #[value(name = "rsa-4096")]
+    #[serde(rename = "rsa-4096")]
     Rsa4096,
 }
 
@@ -152,7 +155,7 @@ impl Key<'_> {
 }
 
 /// What exists, and what to do, after a failure later than the generation of the key.
-fn left_behind(made: &Generated) -> String {
+pub(super) fn left_behind(made: &Generated) -> String {
     format!(
         "the key `{}` (CKA_ID {}) was made in the token {} and stays there without a certificate; fix the cause, then \
          delete the key by the vendor's tool and run this again, or run it again with another --label",

@@ -6,7 +6,7 @@
 mod cluster;
 mod config_map;
 mod removal;
-mod source;
+pub(super) mod source;
 
 use std::path::{Path, PathBuf};
 

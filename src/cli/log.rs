@@ -13,7 +13,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Subcommand;
 use serde::Serialize;
 
-use self::rows::{crl_row, heading, outcome, printable, revocation_row, row};
+use self::rows::{ceremony_row, crl_row, heading, outcome, printable, revocation_row, row};
 use super::configured::ConfigArgs;
 use audit_log::{
     Confirmation,
@@ -270,6 +270,7 @@ fn show(args: ShowArgs, output: Output) -> anyhow::Result<()> {
             let ended = |line: &Option<OutcomeLine>| line.as_ref().map_or("open".to_owned(), outcome);
             text.push_str(&match entry {
                 Shown::Certificate(entry) => row(&entry.intent, &ended(&entry.outcome)),
+                Shown::Ceremony { ceremony } => ceremony_row(ceremony),
                 Shown::Crl { crl, outcome } => crl_row(crl, &ended(outcome)),
                 Shown::Revocation { revocation } => revocation_row(revocation),
             });
@@ -288,6 +289,7 @@ fn follow(directory: &Path, filter: Filter, output: Output) -> anyhow::Result<()
         while let Some((line, text)) = lines.next_line()? {
             let shown = match (output, line) {
                 (Output::Json, _) => [text.as_slice(), b"\n"].concat(),
+                (Output::Text, Line::Ceremony(ceremony)) => ceremony_row(&ceremony).into_bytes(),
                 (Output::Text, Line::Crl(crl)) => crl_row(&crl, "open").into_bytes(),
                 (Output::Text, Line::Intent(intent)) => row(&intent, "open").into_bytes(),
                 (Output::Text, Line::Outcome(line)) => {

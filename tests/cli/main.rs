@@ -9,6 +9,7 @@
 )]
 
 mod adopt;
+mod ceremony;
 mod check;
 mod documentation;
 mod generate;

@@ -57,6 +57,36 @@ const REVOCATIONS: &[(&str, &str, &str)] = &[
     ("A revocation without an answer", "--release --serial 0a", ""),
 ];
 
+/// The same for ceremonies.
+const CEREMONIES: &[(&str, &str, fn(&Desk))] = &[
+    ("A ceremony file without an act", "ceremony run act.toml --rehearse", |desk| ceremony(desk, "")),
+    ("A ceremony file with two acts", "ceremony run act.toml --rehearse", |desk| {
+        ceremony(
+            desk,
+            "[retire_key]\nkey_sha256 = \"\"\n[import_key]\nkey = \"\"\nlabel = \"\"\ncertificate = { file = \"\", sha256 = \"\" }\n",
+        );
+    }),
+    ("An input of a ceremony that is not the reviewed one", "ceremony run act.toml --rehearse", |desk| {
+        desk.write("cert.pem", "changed\n");
+        ceremony(desk, &retire("certificate = { file = \"cert.pem\", sha256 = \"00\" }\n"));
+    }),
+    ("A ceremony that was not rehearsed", "ceremony run act.toml --rehearsed none.json --sign-with key", |desk| {
+        ceremony(desk, &retire(""));
+    }),
+    ("More shares needed than there are", "ceremony split-pin --shares 2 --threshold 3 --out shares", |_| ()),
+];
+
+fn retire(more: &str) -> String {
+    format!("[retire_key]\nkey_sha256 = \"{}\"\n{more}", "0a".repeat(32))
+}
+
+fn ceremony(desk: &Desk, act: &str) {
+    let head = "version = 1\ntitle = \"a ceremony\"\ntoken = \"pkcs11:token=root?module-path=/usr/lib/hsm.so\"\n\
+                participants = [{ name = \"Ann\", role = \"operator\" }]\n\
+                log = { directory = \"log\", origin = \"ca.test/root\" }\n";
+    desk.write("act.toml", format!("{head}{act}"));
+}
+
 fn request(desk: &Desk) {
     desk.shell("openssl req -new -key ca-key.pem -subj / -out request 2>/dev/null");
 }
@@ -75,7 +105,7 @@ fn pins() -> impl Iterator<Item = Case> {
 }
 
 fn commands() -> impl Iterator<Item = Case> {
-    COMMANDS.iter().map(|(input, arguments, spoil)| {
+    COMMANDS.iter().chain(CEREMONIES).map(|(input, arguments, spoil)| {
         let desk = Desk::new();
         spoil(&desk);
         desk.write("config.toml", BASE);

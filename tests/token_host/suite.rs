@@ -6,6 +6,7 @@
 //! how it creates a token, what it cannot do, and an annotated configuration in `hsm-config/`.
 
 mod cases;
+mod ceremonies;
 mod failures;
 mod modules;
 mod place;
@@ -19,7 +20,7 @@ use profiles::Profile;
 macro_rules! suite {
     ($name:ident, $module:ident $(, $ignore:meta)?) => {
         mod $name {
-            use super::{Key, Module, cases};
+            use super::{Key, Module, cases, ceremonies};
 
             const MODULE: Module = Module::$module;
 
@@ -29,6 +30,12 @@ macro_rules! suite {
             $(#[$ignore])?
             async fn signing_recovers_after_failures() {
                 cases::recovers(MODULE).await;
+            }
+
+            #[test]
+            $(#[$ignore])?
+            fn root_is_created_renewed_and_destroyed_by_ceremonies() {
+                ceremonies::root(MODULE);
             }
 
             #[test]

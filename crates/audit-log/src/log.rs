@@ -19,7 +19,7 @@ use crate::{
     checkpointer::{Checkpointer, Ship},
     confirmation::store_trusted_time,
     queue::Queue,
-    record::{CallerField, CrlLine, IntentLine, Line, OutcomeKind, OutcomeLine, RevocationLine, VERSION},
+    record::{CallerField, CeremonyLine, CrlLine, IntentLine, Line, OutcomeKind, OutcomeLine, RevocationLine, VERSION},
     recover::{self, Examined, Lock, OpenError, SetAside},
     segment::Directory,
     stats::{Counts, Stats},
@@ -372,6 +372,14 @@ impl Log {
     /// Those of [`Log::record`].
     pub async fn record_revocation(&self, line: RevocationLine) -> Result<(), LogError> {
         self.append(Line::Revocation(Box::new(line))).await.map(|_index| ())
+    }
+
+    /// Records durably that a ceremony has begun or ended. The writer sets the number of the line.
+    ///
+    /// # Errors
+    /// Those of [`Log::record`].
+    pub async fn record_ceremony(&self, line: CeremonyLine) -> Result<(), LogError> {
+        self.append(Line::Ceremony(Box::new(line))).await.map(|_index| ())
     }
 
     pub(super) async fn append(&self, line: Line) -> Result<u64, LogError> {

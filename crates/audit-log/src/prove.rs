@@ -85,7 +85,8 @@ pub fn by_serial(path: &Path, serial: &str) -> Result<Proof, ProveError> {
             None => return Err(ProveError::Absent(serial.to_owned())),
             Some(read) => match &read.line {
                 Line::Intent(intent) if same_serial(&intent.serial, serial) => break read,
-                Line::Crl(_)
+                Line::Ceremony(_)
+                | Line::Crl(_)
                 | Line::Intent(_)
                 | Line::Outcome(_)
                 | Line::Retired(_)

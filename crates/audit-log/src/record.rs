@@ -3,6 +3,7 @@
 //! Pure. Fields are written in the order of the structs below. A new field or meaning requires a new [`VERSION`];
 //! readers reject unknown versions and fields, since a line that is only partly understood proves nothing.
 
+mod ceremony;
 mod revocation;
 
 use std::{net::IpAddr, time::SystemTime};
@@ -11,6 +12,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 
 use super::timestamp;
+pub use ceremony::{CEREMONY_VERSION, CeremonyLine, CeremonyPhase};
 pub use revocation::{CrlLine, RevocationAction, RevocationLine};
 
 /// The version of the format, in every line but those of [`REVOCATION_VERSION`].
@@ -26,6 +28,8 @@ pub const LINE_MAX: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Line {
+    /// A ceremony has begun or ended.
+    Ceremony(Box<CeremonyLine>),
     /// A CRL about to be signed.
     Crl(Box<CrlLine>),
     /// A certificate about to be signed.
@@ -58,7 +62,7 @@ pub struct IntentLine {
     pub caller: CallerField,
     /// The granted names, each with its type: `URI:`, `DNS:` or `IP:`.
     pub names: Vec<String>,
-    /// `leaf`, `intermediate` or `self-signed-root`.
+    /// `leaf`, `intermediate`, `self-signed-root`, or `certificate-authority` for the CA of a ceremony.
     pub profile: String,
     /// Serial number in hexadecimal.
     pub serial: String,
@@ -175,6 +179,7 @@ impl Line {
     pub fn parse(text: &[u8]) -> Result<Self, LineError> {
         let line: Self = serde_json::from_slice(text).map_err(LineError::Json)?;
         let (v, expected) = match &line {
+            Self::Ceremony(l) => (l.v, CEREMONY_VERSION),
             Self::Crl(l) => (l.v, REVOCATION_VERSION),
             Self::Intent(l) => (l.v, l.version()),
             Self::Outcome(l) => (l.v, VERSION),
@@ -195,6 +200,7 @@ impl Line {
     #[must_use]
     pub fn number(&self) -> u64 {
         match self {
+            Self::Ceremony(l) => l.line,
             Self::Crl(l) => l.line,
             Self::Intent(l) => l.line,
             Self::Outcome(l) => l.line,
@@ -210,7 +216,7 @@ impl Line {
         match self {
             Self::Crl(l) => Some(l.index),
             Self::Intent(l) => Some(l.index),
-            Self::Outcome(_) | Self::Retired(_) | Self::Revocation(_) | Self::Sealed(_) => None,
+            Self::Ceremony(_) | Self::Outcome(_) | Self::Retired(_) | Self::Revocation(_) | Self::Sealed(_) => None,
         }
     }
 
@@ -218,6 +224,7 @@ impl Line {
     #[must_use]
     pub fn time(&self) -> &str {
         match self {
+            Self::Ceremony(l) => &l.time,
             Self::Crl(l) => &l.time,
             Self::Intent(l) => &l.time,
             Self::Outcome(l) => &l.time,
@@ -233,6 +240,7 @@ impl Line {
     /// Sets the number of the line.
     pub(super) fn set_number(&mut self, number: u64) {
         match self {
+            Self::Ceremony(l) => l.line = number,
             Self::Crl(l) => l.line = number,
             Self::Intent(l) => l.line = number,
             Self::Outcome(l) => l.line = number,
@@ -247,7 +255,9 @@ impl Line {
         match self {
             Self::Crl(l) => l.index = index,
             Self::Intent(l) => l.index = index,
-            Self::Outcome(_) | Self::Retired(_) | Self::Revocation(_) | Self::Sealed(_) => return false,
+            Self::Ceremony(_) | Self::Outcome(_) | Self::Retired(_) | Self::Revocation(_) | Self::Sealed(_) => {
+                return false;
+            }
         }
         true
     }
@@ -394,6 +404,15 @@ pub(super) mod tests {
                 r#"{"type":"revocation","v":2,"line":8,"time":"2026-01-31T23:59:59.008Z","revision":4,"#,
                 r#""changed":"2026-01-31T23:59:58.000Z","by":"alice (uid 1000) at host","action":"revoked","#,
                 r#""selector":"--serial 0a","reason":"keyCompromise","block":false,"serials":["0a"]}"#
+            ),
+            concat!(
+                r#"{"type":"ceremony","v":2,"line":8,"time":"2026-01-31T23:59:59.008Z","phase":"begun","#,
+                r#""act":"create_root","file_sha256":"cc","participants":["Ann (operator)"]}"#
+            ),
+            concat!(
+                r#"{"type":"ceremony","v":2,"line":8,"time":"2026-01-31T23:59:59.008Z","phase":"failed","#,
+                r#""act":"create_root","file_sha256":"cc","participants":["Ann (operator)"],"#,
+                r#""transcript_sha256":"dd","reason":"no"}"#
             ),
         ];
         for text in lines {

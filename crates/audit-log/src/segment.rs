@@ -228,7 +228,7 @@ impl Counters {
             Line::Intent(intent) => self.intent(&intent.ca_key),
             Line::Outcome(_) => self.outcomes += 1,
             Line::Retired(retired) => self.retired_before = self.retired_before.max(retired.before),
-            Line::Revocation(_) | Line::Sealed(_) => {}
+            Line::Ceremony(_) | Line::Revocation(_) | Line::Sealed(_) => {}
         }
         if self.newest.as_deref().is_none_or(|newest| newest < line.time()) {
             let newest = self.newest.get_or_insert_default();

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     reader::Reader,
-    record::{CrlLine, IntentLine, Line, OutcomeLine, RevocationLine},
+    record::{CeremonyLine, CeremonyPhase, CrlLine, IntentLine, Line, OutcomeLine, RevocationLine},
     timestamp,
     verify::ReadError,
 };
@@ -38,6 +38,11 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Shown {
+    /// A ceremony has begun or ended.
+    Ceremony {
+        /// The line.
+        ceremony: Box<CeremonyLine>,
+    },
     /// A certificate.
     Certificate(Box<Entry>),
     /// A CRL.
@@ -93,6 +98,12 @@ impl Filter {
         self.covers(timestamp::parse(&crl.time)) && self.identity.is_none() && self.serial.is_none()
     }
 
+    /// Whether the filter matches a line of a ceremony: by its time, and none if the filter is for a certificate.
+    #[must_use]
+    pub fn matches_ceremony(&self, ceremony: &CeremonyLine) -> bool {
+        self.covers(timestamp::parse(&ceremony.time)) && self.identity.is_none() && self.serial.is_none()
+    }
+
     /// Whether the filter matches a revocation: by its time, its selector or a serial number.
     #[must_use]
     pub fn matches_revocation(&self, revocation: &RevocationLine) -> bool {
@@ -119,12 +130,13 @@ pub fn same_serial(left: &str, right: &str) -> bool {
     digits(left) == digits(right)
 }
 
-/// The certificates, CRLs and revocations that match a filter, oldest first.
+/// The certificates, CRLs, revocations and ceremonies that match a filter, oldest first.
 ///
 /// # Errors
 /// If the log cannot be read.
 pub fn records(directory: &Path, filter: &Filter) -> Result<Vec<Shown>, ReadError> {
     collect(directory, |line| match line {
+        Line::Ceremony(ceremony) => filter.matches_ceremony(ceremony),
         Line::Crl(crl) => filter.matches_crl(crl),
         Line::Intent(intent) => filter.matches(intent),
         Line::Revocation(revocation) => filter.matches_revocation(revocation),
@@ -140,7 +152,7 @@ pub fn certificates(directory: &Path, wanted: impl Fn(&IntentLine) -> bool) -> R
     let shown = collect(directory, |line| matches!(line, Line::Intent(intent) if wanted(intent)))?;
     let certificates = shown.into_iter().filter_map(|shown| match shown {
         Shown::Certificate(entry) => Some(*entry),
-        Shown::Crl { .. } | Shown::Revocation { .. } => None,
+        Shown::Ceremony { .. } | Shown::Crl { .. } | Shown::Revocation { .. } => None,
     });
     Ok(certificates.collect())
 }
@@ -160,6 +172,7 @@ fn collect(directory: &Path, wanted: impl Fn(&Line) -> bool) -> Result<Vec<Shown
     while let Some(read) = reader.next()? {
         let wanted = wanted(&read.line);
         match read.line {
+            Line::Ceremony(ceremony) if wanted => shown.push(Shown::Ceremony { ceremony }),
             Line::Crl(crl) if wanted => {
                 open.insert(crl.index, shown.len());
                 shown.push(Shown::Crl { crl, outcome: None });
@@ -171,15 +184,49 @@ fn collect(directory: &Path, wanted: impl Fn(&Line) -> bool) -> Result<Vec<Shown
             Line::Outcome(line) => match open.remove(&line.index).and_then(|at| shown.get_mut(at)) {
                 Some(Shown::Certificate(entry)) => entry.outcome = Some(line),
                 Some(Shown::Crl { outcome, .. }) => *outcome = Some(line),
-                Some(Shown::Revocation { .. }) | None => {}
+                Some(Shown::Ceremony { .. } | Shown::Revocation { .. }) | None => {}
             },
             Line::Revocation(revocation) if wanted => {
                 shown.push(Shown::Revocation { revocation });
             }
-            Line::Crl(_) | Line::Intent(_) | Line::Retired(_) | Line::Revocation(_) | Line::Sealed(_) => {}
+            Line::Ceremony(_)
+            | Line::Crl(_)
+            | Line::Intent(_)
+            | Line::Retired(_)
+            | Line::Revocation(_)
+            | Line::Sealed(_) => {}
         }
     }
     Ok(shown)
+}
+
+/// The last line of each ceremony file in the log: whether it was performed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ceremonies {
+    last: HashMap<String, CeremonyLine>,
+}
+
+impl Ceremonies {
+    /// The line that forbids performing a file (by its SHA-256) again: it was performed, or has begun and has no end.
+    #[must_use]
+    pub fn unrepeatable(&self, file_sha256: &str) -> Option<&CeremonyLine> {
+        self.last.get(file_sha256).filter(|line| line.phase != CeremonyPhase::Failed)
+    }
+}
+
+/// The ceremonies in a log.
+///
+/// # Errors
+/// If the log cannot be read.
+pub fn ceremonies(directory: &Path) -> Result<Ceremonies, ReadError> {
+    let mut reader = Reader::new(directory)?;
+    let mut found = Ceremonies::default();
+    while let Some(read) = reader.next()? {
+        if let Line::Ceremony(line) = read.line {
+            found.last.insert(line.file_sha256.clone(), *line);
+        }
+    }
+    Ok(found)
 }
 
 /// Follows a log: returns new lines that match a filter, with the outcomes of intents.
@@ -206,6 +253,7 @@ impl Follow {
     pub fn next_line(&mut self) -> Result<Option<(Line, Vec<u8>)>, ReadError> {
         while let Some(read) = self.reader.next()? {
             let shown = match &read.line {
+                Line::Ceremony(ceremony) => self.filter.matches_ceremony(ceremony),
                 Line::Crl(crl) => self.filter.matches_crl(crl) && self.open.insert(crl.index),
                 Line::Intent(intent) => self.filter.matches(intent) && self.open.insert(intent.index),
                 Line::Outcome(outcome) => self.open.remove(&outcome.index),

@@ -1,7 +1,7 @@
 //! Everything that knows PKCS#11. The token holds keys and signs; everything else is done in software.
 //!
 //! `serve` uses it only in the token host's process, admin commands in their own. It never deletes an object that it
-//! did not create itself or recognize as the leftover of an interrupted import.
+//! did not create itself or recognize as the leftover of an interrupted import; [`retire`] alone destroys a key, by name.
 
 pub mod adopt;
 pub mod call_metrics;
@@ -15,6 +15,8 @@ pub mod mechanism;
 pub mod module;
 pub mod pin;
 pub mod pin_marker;
+pub mod rehearsal;
+pub mod retire;
 pub mod uri;
 
 pub use cryptoki::{error::RvError, session::Session};

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::ceremony;
 use super::{Key, left_behind};
-use crate::cli::bundle_dir;
+use crate::cli::{bundle_dir, ceremony::signing};
 use pki::request::{CaRequest, Subject};
 use process::output::Output;
 use token::{Session, generate::Generated};
@@ -44,7 +43,7 @@ pub(super) fn run(key: &Key<'_>, file: &Path, subject: &Subject, output: Output)
 
 fn write(session: &Session, made: &Generated, file: &Path, subject: &Subject) -> anyhow::Result<()> {
     let request = CaRequest::new(subject, made.public_key.clone())?;
-    let signature = ceremony::sign_request(session, &request)?;
+    let signature = signing::sign_request(session, &request)?;
     let pem = request.assemble(&signature)?;
     Ok(bundle_dir::write_file(file, pem.as_bytes(), 0o644)?)
 }

@@ -3,17 +3,21 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-use tokio::runtime::Runtime;
 
-use super::ceremony;
 use super::{Key, left_behind};
-use crate::{auth::Caller, cli::bundle_dir, telemetry::RequestId};
-use audit_log::{Intent, Log, Outcome, checkpoint, timestamp};
+use crate::cli::{
+    bundle_dir,
+    ceremony::{
+        books::{Books, whole_seconds},
+        signing,
+    },
+};
+use audit_log::{checkpoint, timestamp};
 use pki::{
     Bundle, Issued, Issuer, Profile, Tbs, Template,
     bundle::{BundleFiles, Input},
@@ -22,7 +26,6 @@ use pki::{
 };
 use process::{
     clock,
-    error::chain,
     output::{Output, Refused},
 };
 use token::{
@@ -84,15 +87,10 @@ pub(super) fn run(key: &Key<'_>, root: Root, output: Output) -> anyhow::Result<(
     bundle_dir::check(&root.bundle).context("no key was made: --bundle")?;
     let opened = key.token.open()?;
     let session = opened.login(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let settings = audit_log::Settings::new(&root.log, &root.origin);
-    let (log, _opened) = {
-        let _inside = runtime.enter();
-        Log::open(settings, None)?
-    };
+    let books = Books::open(&root.log, &root.origin)?;
     let made = key.make(&opened, &session);
-    let done = made.and_then(|made| ceremony(&runtime, &log, (&opened.token, &session), made, &root));
-    runtime.block_on(log.close());
+    let done = made.and_then(|made| ceremony(&books, (&opened.token, &session), made, &root));
+    books.close();
     let receipt = done?;
     output.print(&receipt, |receipt| {
         format!(
@@ -115,13 +113,12 @@ pub(super) fn run(key: &Key<'_>, root: Root, output: Output) -> anyhow::Result<(
 
 /// Records, signs, verifies, installs, writes; in this order.
 fn ceremony(
-    runtime: &Runtime,
-    log: &Log,
+    books: &Books,
     (token, session): (&Token, &Session),
     made: Generated,
     root: &Root,
 ) -> anyhow::Result<Receipt> {
-    let (issued, index) = sign(runtime, log, session, &made, root).with_context(|| left_behind(&made))?;
+    let (issued, index) = sign(books, session, &made, root).with_context(|| left_behind(&made))?;
     let unfinished = || {
         format!(
             "the key `{}` and its self-signed certificate (intent {index} of {}) exist, the certificate as below; keep \
@@ -157,15 +154,8 @@ fn ceremony(
     Ok(receipt)
 }
 
-fn sign(
-    runtime: &Runtime,
-    log: &Log,
-    session: &Session,
-    made: &Generated,
-    root: &Root,
-) -> anyhow::Result<(Issued, u64)> {
-    let now = clock::now();
-    let not_before = whole_seconds(now)? - CLOCK_SKEW;
+fn sign(books: &Books, session: &Session, made: &Generated, root: &Root) -> anyhow::Result<(Issued, u64)> {
+    let not_before = whole_seconds(clock::now())? - CLOCK_SKEW;
     let template = Template {
         profile: Profile::SelfSignedRoot { organization: root.organization.clone() },
         public_key: made.public_key.clone(),
@@ -174,25 +164,11 @@ fn sign(
         not_after: not_before + Duration::from_secs(u64::from(root.days) * 24 * 60 * 60),
     };
     let issuer = Issuer::of_new_root(&template)?;
-    let tbs = Arc::new(Tbs::build(template, issuer, Serial::random())?);
-    let intent = Intent {
-        request_id: RequestId::random().to_string(),
-        time: now,
-        caller: (&Caller::operator(nix::unistd::getuid().as_raw())).into(),
-        tbs,
-    };
-    let recorded = runtime.block_on(log.record(intent))?;
-    let issued = ceremony::sign_root(session, &recorded)
-        .map_err(anyhow::Error::from)
-        .and_then(|signature| Ok(Issued::assemble(Arc::clone(recorded.value()), &signature)?));
-    log.outcome(
-        recorded.index(),
-        match &issued {
-            Ok(_) => Outcome::Issued { token: made.token.label.clone() },
-            Err(error) => Outcome::Failed { reason: chain(error.as_ref()) },
-        },
-    );
-    Ok((issued?, recorded.index()))
+    let tbs = Tbs::build(template, issuer, Serial::random())?;
+    books.sign(tbs, &made.token.label, |recorded| {
+        let signature = signing::sign_certificate(session, recorded)?;
+        Ok(Issued::assemble(Arc::clone(recorded.value()), &signature)?)
+    })
 }
 
 /// All three files contain the same certificate, as with Istio's own CA; `serve` must accept what is written.
@@ -214,9 +190,4 @@ fn write(directory: &Path, issued: &Issued, receipt: &Receipt) -> anyhow::Result
     let pem = pem.as_bytes();
     let files = [("cert-chain.pem", pem), ("root-cert.pem", pem), ("ca-cert.pem", pem), (&name, &content)];
     Ok(bundle_dir::write(directory, &files)?)
-}
-
-fn whole_seconds(time: SystemTime) -> anyhow::Result<SystemTime> {
-    let since = time.duration_since(UNIX_EPOCH).context("the clock stands before 1970; set it right")?;
-    Ok(UNIX_EPOCH + Duration::from_secs(since.as_secs()))
 }

@@ -156,25 +156,42 @@ impl SourceArgs {
 
     /// Parses the key.
     fn key(&self, name: &str, text: &[u8]) -> Result<PrivateKey, String> {
-        let failed = |error: PrivateKeyError| error.in_file(name, text).to_string();
-        let passphrase = match PrivateKey::needs_passphrase(text).map_err(failed)? {
-            true => Some(self.passphrase(name)?),
-            false => None,
-        };
-        PrivateKey::from_pem(text, passphrase.as_ref()).map_err(failed)
+        parse_key(name, text, self.key_passphrase_file.as_deref())
     }
+}
 
-    fn passphrase(&self, name: &str) -> Result<SecretString, String> {
-        match &self.key_passphrase_file {
-            Some(path) => pin::read_secret(path, "passphrase")
-                .map_err(|error| format!("--key-passphrase-file: {}", super::chain(&error))),
-            None if output::interactive() => {
-                let typed = rpassword::prompt_password(format!("Passphrase of {name}: "));
-                let typed = Zeroizing::new(typed.map_err(|error| format!("no passphrase could be read: {error}"))?);
-                Ok(SecretString::from(Box::<str>::from(typed.as_str())))
-            }
-            None => Err(format!("{name}: the key is encrypted; give --key-passphrase-file, or run it at a terminal")),
+/// Reads and parses the private key in a file, and returns also a remark about its permissions.
+///
+/// # Errors
+/// Why it cannot be used, with a remedy.
+pub(in crate::cli) fn private_key(
+    path: &Path,
+    passphrase: Option<&Path>,
+) -> Result<(PrivateKey, Option<String>), String> {
+    let read = read_key(path, false)?;
+    Ok((parse_key(&shown(path), &read.text, passphrase)?, read.warning))
+}
+
+/// Parses a private key. `passphrase` is the file with the passphrase of an encrypted one.
+fn parse_key(name: &str, text: &[u8], passphrase: Option<&Path>) -> Result<PrivateKey, String> {
+    let failed = |error: PrivateKeyError| error.in_file(name, text).to_string();
+    let passphrase = match PrivateKey::needs_passphrase(text).map_err(failed)? {
+        true => Some(read_passphrase(name, passphrase)?),
+        false => None,
+    };
+    PrivateKey::from_pem(text, passphrase.as_ref()).map_err(failed)
+}
+
+fn read_passphrase(name: &str, file: Option<&Path>) -> Result<SecretString, String> {
+    match file {
+        Some(path) => pin::read_secret(path, "passphrase")
+            .map_err(|error| format!("--key-passphrase-file: {}", super::chain(&error))),
+        None if output::interactive() => {
+            let typed = rpassword::prompt_password(format!("Passphrase of {name}: "));
+            let typed = Zeroizing::new(typed.map_err(|error| format!("no passphrase could be read: {error}"))?);
+            Ok(SecretString::from(Box::<str>::from(typed.as_str())))
         }
+        None => Err(format!("{name}: the key is encrypted; give --key-passphrase-file, or run it at a terminal")),
     }
 }
 
@@ -248,7 +265,7 @@ fn read_key(path: &Path, removable: bool) -> Result<KeyText, String> {
 }
 
 /// Describes how a key was imported.
-pub(super) fn how(report: &ImportReport) -> &'static str {
+pub(in crate::cli) fn how(report: &ImportReport) -> &'static str {
     match report.private_key {
         How::AlreadyThere => "it was there already and was not touched",
         How::Clear => "handed over in the clear",

@@ -1,6 +1,8 @@
 //! The rows of `log show`.
 
-use audit_log::record::{CrlLine, IntentLine, OutcomeKind, OutcomeLine, RevocationAction, RevocationLine};
+use audit_log::record::{
+    CeremonyLine, CeremonyPhase, CrlLine, IntentLine, OutcomeKind, OutcomeLine, RevocationAction, RevocationLine,
+};
 
 /// The column titles.
 pub(super) fn heading() -> String {
@@ -22,6 +24,23 @@ pub(super) fn row(intent: &IntentLine, outcome: &str) -> String {
         printable(&intent.not_after),
         printable(&caller),
         printable(&names),
+    )
+}
+
+/// The beginning or the end of a ceremony.
+pub(super) fn ceremony_row(line: &CeremonyLine) -> String {
+    let phase = match line.phase {
+        CeremonyPhase::Begun => "begun".to_owned(),
+        CeremonyPhase::Done => "done".to_owned(),
+        CeremonyPhase::Failed => format!("failed: {}", printable(line.reason.as_deref().unwrap_or_default())),
+    };
+    format!(
+        "{:>9}  {:24}  ceremony {} by {}: {phase}; file {}\n",
+        "-",
+        printable(&line.time),
+        printable(&line.act),
+        printable(&line.participants.join(", ")),
+        printable(&line.file_sha256),
     )
 }
 

@@ -121,7 +121,7 @@ impl<'a> Walk<'a> {
             let in_place = match &parsed {
                 Line::Crl(_) | Line::Intent(_) => parsed.intent_index() == Some(self.counters.intents),
                 Line::Outcome(outcome) => outcome.index < self.counters.intents,
-                Line::Retired(_) | Line::Revocation(_) | Line::Sealed(_) => true,
+                Line::Ceremony(_) | Line::Retired(_) | Line::Revocation(_) | Line::Sealed(_) => true,
             };
             if parsed.number() != line || !in_place {
                 return Err(OpenError::Number { path, line });

@@ -46,7 +46,11 @@ impl Seen {
             Line::Sealed(sealed) if sealed.segment > number => {
                 wrong = wrong.or(Some("it ends a segment that comes after it".to_owned()));
             }
-            Line::Retired(_) | Line::Revocation(_) | Line::Sealed(_) => {}
+            Line::Ceremony(ceremony) if !ceremony.is_whole() => {
+                wrong =
+                    wrong.or(Some("its transcript or reason is missing, or does not belong to its phase".to_owned()));
+            }
+            Line::Ceremony(_) | Line::Retired(_) | Line::Revocation(_) | Line::Sealed(_) => {}
         }
         wrong.map_or(Ok(()), Err)
     }

@@ -140,10 +140,16 @@ fn openssl(arguments: &[&str]) -> String {
     out.into_owned()
 }
 
-/// Writes a certificate's chain for OpenSSL and pkilint: leaf, path and roots.
-fn files(ca: &SoftCa, what: &str, issued: &Issued) -> [PathBuf; 3] {
+/// The directory of the certificates for pkilint.
+pub fn directory() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("leaf");
     fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// Writes a certificate's chain for OpenSSL and pkilint: leaf, path and roots.
+fn files(ca: &SoftCa, what: &str, issued: &Issued) -> [PathBuf; 3] {
+    let dir = directory();
     let write = |part: &str, text: &str| {
         let path = dir.join(format!("{}-{what}.{part}.pem", ca.name));
         fs::write(&path, text).unwrap();

@@ -10,6 +10,7 @@
 )]
 
 mod agreement;
+mod ceremony;
 mod envoy;
 mod judges;
 mod leaf;
