@@ -11,7 +11,7 @@ mod counters;
 mod health;
 mod job;
 mod queue;
-mod state;
+mod router;
 mod supervisor;
 mod token;
 
@@ -29,7 +29,7 @@ use tokio::sync::{oneshot, watch};
 pub use counters::{Counters, Snapshot};
 pub use health::{Phase, PoolHealth, TokenHealth};
 use job::{Job, Message};
-use state::Shared;
+use router::Router;
 
 use crate::signer::{BoxFuture, Context, Priority, SignError, Signed, Signer, Source, ToBeSigned};
 use ::token::call_metrics::Calls;
@@ -155,7 +155,7 @@ pub struct CheckpointSignature {
 /// The tokens. Dropping the pool ends the hosts that it started.
 #[derive(Debug)]
 pub struct Pool {
-    shared: Arc<Shared>,
+    router: Arc<Router>,
     supervisors: std::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
@@ -177,49 +177,49 @@ impl Pool {
         let sibling =
             settings.tokens.iter().any(|token| matches!(token.endpoint, HostEndpoint::Child { program: None, .. }));
         let spawner = child::Spawner::start(&settings.logging, sibling).map_err(PoolError::Spawner)?;
-        let shared = Arc::new(Shared::new(&settings));
-        let tokens = shared.handles().into_iter().zip(settings.tokens);
+        let router = Arc::new(Router::new(&settings));
+        let tokens = router.handles().into_iter().zip(settings.tokens);
         let mut supervisors: Vec<_> = tokens
-            .map(|(handle, token)| tokio::spawn(supervisor::run(Arc::clone(&shared), handle, token, spawner.clone())))
+            .map(|(handle, token)| tokio::spawn(supervisor::run(Arc::clone(&router), handle, token, spawner.clone())))
             .collect();
-        supervisors.push(tokio::spawn(queue::sweep(Arc::clone(&shared))));
-        Ok(Self { shared, supervisors: supervisors.into() })
+        supervisors.push(tokio::spawn(queue::sweep(Arc::clone(&router))));
+        Ok(Self { router, supervisors: supervisors.into() })
     }
 
     /// The state of each token as it changes, for readiness and health.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<PoolHealth> {
-        self.shared.health()
+        self.router.health()
     }
 
     /// The counters of each token since the start, for the metrics.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Snapshot> {
-        self.shared.snapshot()
+        self.router.snapshot()
     }
 
     /// Durations and errors of the hosts' PKCS#11 calls as last reported, for the metrics.
     #[must_use]
     pub fn calls(&self) -> Vec<Calls> {
-        self.shared.calls()
+        self.router.calls()
     }
 
     /// The number of queued requests: normal, high priority.
     #[must_use]
     pub fn queued(&self) -> (usize, usize) {
-        self.shared.queued()
+        self.router.queued()
     }
 
     /// Looks a CA key up in every token, now and after each recovery, for start and reload: certificates are signed only
     /// by tokens that hold their issuer's key. Waits until `deadline` for hosts that are starting.
     pub async fn prove(&self, key: &PublicKey, deadline: Instant) -> Vec<Proof> {
-        supervisor::prove(&self.shared, key.fingerprint(), deadline).await
+        supervisor::prove(&self.router, key.fingerprint(), deadline).await
     }
 
     /// Stops looking for a key of an earlier [`Pool::prove`]. Requests that need it are still signed where it was
     /// found.
     pub fn forget(&self, key: &PublicKey) {
-        self.shared.forget(&key.fingerprint());
+        self.router.forget(&key.fingerprint());
     }
 
     /// Signs a tree head with the log key of a token.
@@ -230,28 +230,28 @@ impl Pool {
         let context =
             Context { request_id: Arc::from("checkpoint"), deadline, priority: Priority::High, avoid: Vec::new() };
         let signed = self.submit(Kind::Checkpoint, OWN_KEY, Message::Bytes(Arc::from(message)), &context).await?;
-        let log_key = self.shared.log_key(&signed.source.token);
+        let log_key = self.router.log_key(&signed.source.token);
         Ok(CheckpointSignature { signed, log_key })
     }
 
     /// DER SubjectPublicKeyInfo of the log key of each token that has reported one.
     #[must_use]
     pub fn log_keys(&self) -> Vec<(Arc<str>, Vec<u8>)> {
-        self.shared.log_keys()
+        self.router.log_keys()
     }
 
     /// Probes every token with its canary key, in addition to the breaker's probes.
     pub async fn canary(&self) -> Vec<Proof> {
-        supervisor::canaries(&self.shared).await
+        supervisor::canaries(&self.router).await
     }
 
     /// Rejects new requests, lets those in flight finish until `deadline`, and ends the hosts.
     pub async fn shutdown(&self, deadline: Instant) {
-        self.shared.close();
-        while self.shared.in_flight() > 0 && Instant::now() < deadline {
+        self.router.close();
+        while self.router.in_flight() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        self.shared.end_hosts();
+        self.router.end_hosts();
         let supervisors = self.supervisors.lock().map(|mut tasks| std::mem::take(&mut *tasks)).unwrap_or_default();
         for task in supervisors {
             // A supervisor ends once its child is reaped; otherwise it ends with the runtime.
@@ -269,7 +269,7 @@ impl Pool {
         context: &Context,
     ) -> Result<Signed, SignError> {
         let (reply, answer) = oneshot::channel();
-        self.shared.submit(Job::new(kind, key, message, context, reply))?;
+        self.router.submit(Job::new(kind, key, message, context, reply))?;
         match tokio::time::timeout_at(context.deadline.into(), answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(SignError::Unavailable("the daemon is ending".to_owned())),
@@ -301,13 +301,13 @@ impl Signer for Pool {
     }
 
     fn verdict(&self, source: &Source, verified: bool) {
-        self.shared.verdict(source, verified);
+        self.router.verdict(source, verified);
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.close();
-        self.shared.end_hosts();
+        self.router.close();
+        self.router.end_hosts();
     }
 }

@@ -15,7 +15,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{state::Shared, token::Handle};
+use super::{router::Router, token::Handle};
 use token_host::protocol::{Frame, ProtocolError, Reply};
 
 /// Size of one read, more than a frame.
@@ -44,12 +44,12 @@ pub(super) struct HostConnection {
 
 impl HostConnection {
     /// Starts the tasks. The socket must be non-blocking.
-    pub(super) fn start(shared: &Arc<Shared>, handle: &Arc<Handle>, host: u64, stream: UnixStream) -> io::Result<Self> {
+    pub(super) fn start(router: &Arc<Router>, handle: &Arc<Handle>, host: u64, stream: UnixStream) -> io::Result<Self> {
         let write = stream.try_clone()?;
         let read = watched(stream, Interest::READABLE)?;
         Ok(Self {
-            reader: tokio::spawn(reader(Arc::clone(shared), Arc::clone(handle), host, read)),
-            writer: tokio::spawn(writer(Arc::clone(shared), Arc::clone(handle), host, write)),
+            reader: tokio::spawn(reader(Arc::clone(router), Arc::clone(handle), host, read)),
+            writer: tokio::spawn(writer(Arc::clone(router), Arc::clone(handle), host, write)),
         })
     }
 
@@ -74,13 +74,13 @@ impl Drop for HostConnection {
     }
 }
 
-async fn writer(shared: Arc<Shared>, handle: Arc<Handle>, host: u64, socket: UnixStream) -> ConnectionError {
+async fn writer(router: Arc<Router>, handle: Arc<Handle>, host: u64, socket: UnixStream) -> ConnectionError {
     let mut buffer = Vec::new();
     loop {
         handle.writer.notified().await;
         // Lets the other runnable tasks add their frames to the same write.
         tokio::task::yield_now().await;
-        shared.take_outbox(handle.id, host, &mut buffer);
+        router.take_outbox(handle.id, host, &mut buffer);
         if let Err(error) = write_all(&socket, &buffer).await {
             return error.into();
         }
@@ -121,7 +121,7 @@ async fn write_all(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn reader(shared: Arc<Shared>, handle: Arc<Handle>, host: u64, socket: AsyncFd<UnixStream>) -> ConnectionError {
+async fn reader(router: Arc<Router>, handle: Arc<Handle>, host: u64, socket: AsyncFd<UnixStream>) -> ConnectionError {
     // Room for the rest of a frame and one more read.
     let mut buffer = vec![0; 2 * BUFFER];
     let mut filled = 0;
@@ -139,7 +139,7 @@ async fn reader(shared: Arc<Shared>, handle: Arc<Handle>, host: u64, socket: Asy
             Err(error) => return error.into(),
         };
         if !replies.is_empty()
-            && let Err(error) = shared.answered(handle.id, host, replies.drain(..))
+            && let Err(error) = router.answered(handle.id, host, replies.drain(..))
         {
             return error.into();
         }

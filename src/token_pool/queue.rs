@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{job::Job, state::Shared};
+use super::{job::Job, router::Router};
 use crate::signer::{Priority, SignError};
 
 /// The interval at which abandoned requests are removed. It does not delay their callers, whose deadline is a timer in
@@ -93,13 +93,13 @@ impl Queues {
 }
 
 /// Sweeps the queues until the pool ends.
-pub(super) async fn sweep(shared: Arc<Shared>) {
+pub(super) async fn sweep(router: Arc<Router>) {
     let mut interval = tokio::time::interval(SWEEP_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            () = shared.ending.cancelled() => return,
-            _ = interval.tick() => shared.sweep(Instant::now()),
+            () = router.ending.cancelled() => return,
+            _ = interval.tick() => router.sweep(Instant::now()),
         }
     }
 }

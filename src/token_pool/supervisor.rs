@@ -17,7 +17,7 @@ use super::{
     child::{Running, Spawner},
     connection::HostConnection,
     counters::count,
-    state::Shared,
+    router::Router,
     token::Handle,
 };
 use pki::PublicKey;
@@ -67,16 +67,16 @@ impl End {
 }
 
 struct Supervisor {
-    shared: Arc<Shared>,
+    router: Arc<Router>,
     handle: Arc<Handle>,
     settings: TokenSettings,
     spawner: Spawner,
 }
 
 /// Supervises a token until the pool ends.
-pub(super) async fn run(shared: Arc<Shared>, handle: Arc<Handle>, settings: TokenSettings, spawner: Spawner) {
-    let ending = shared.ending.clone();
-    let supervisor = Supervisor { shared, handle, settings, spawner };
+pub(super) async fn run(router: Arc<Router>, handle: Arc<Handle>, settings: TokenSettings, spawner: Spawner) {
+    let ending = router.ending.clone();
+    let supervisor = Supervisor { router, handle, settings, spawner };
     let mut backoff = Backoff::new(Instant::now());
     while !ending.is_cancelled() {
         let before = supervisor.served();
@@ -107,20 +107,20 @@ impl Supervisor {
     async fn one_host(&self) -> End {
         let opened = tokio::select! {
             opened = self.open() => opened,
-            () = self.shared.ending.cancelled() => return End::down("the daemon is ending"),
+            () = self.router.ending.cancelled() => return End::down("the daemon is ending"),
         };
         let (child, stream) = match opened {
             Ok(opened) => opened,
             Err(reason) => {
                 let end = End::down(reason);
-                self.shared.disconnected(self.handle.id, end.event, &end.reason);
+                self.router.disconnected(self.handle.id, end.event, &end.reason);
                 return end;
             }
         };
-        let host = self.shared.connected(self.handle.id);
+        let host = self.router.connected(self.handle.id);
         count(&self.handle.counters.hosts);
         let started =
-            stream.into_std().and_then(|stream| HostConnection::start(&self.shared, &self.handle, host, stream));
+            stream.into_std().and_then(|stream| HostConnection::start(&self.router, &self.handle, host, stream));
         let mut end = match started {
             Ok(mut connection) => tokio::select! {
                 // A host that cannot start reports the reason and closes: report the reason, not the end of the
@@ -128,12 +128,12 @@ impl Supervisor {
                 biased;
                 end = self.watch(host) => end,
                 error = connection.ended() => End::down(error.to_string()),
-                () = self.shared.ending.cancelled() => End::down("the daemon is ending"),
+                () = self.router.ending.cancelled() => End::down("the daemon is ending"),
             },
             Err(error) => End::down(format!("the connection to its host cannot be used: {error}")),
         };
         // The requests are released before the process is awaited.
-        self.shared.disconnected(self.handle.id, end.event, &end.reason);
+        self.router.disconnected(self.handle.id, end.event, &end.reason);
         if end.hung {
             count(&self.handle.counters.hung);
         }
@@ -177,7 +177,7 @@ impl Supervisor {
         let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let (replace, probe, silence, idle) = self.shared.view(&self.handle, |token| {
+            let (replace, probe, silence, idle) = self.router.view(&self.handle, |token| {
                 let breaker = &token.breaker;
                 let replace = breaker.needs_new_host().then(|| breaker.reason().to_owned());
                 let probe = breaker.probe_is_due(Instant::now());
@@ -192,9 +192,9 @@ impl Supervisor {
             }
             if probe {
                 match self.probe(host).await {
-                    Ok(passed) => self.shared.probed(id, Some(passed)),
+                    Ok(passed) => self.router.probed(id, Some(passed)),
                     Err(end) if end.hung || end.event == Event::PinRefused => return end,
-                    Err(_) => self.shared.probed(id, None),
+                    Err(_) => self.router.probed(id, None),
                 }
                 continue;
             }
@@ -206,7 +206,7 @@ impl Supervisor {
                 // One session may be busy while the others are idle. The reply counts as a sign of life and its absence
                 // as a hang; behind other work it is not awaited.
                 if !idle {
-                    drop(self.shared.call(id, host, &Request::Ping));
+                    drop(self.router.call(id, host, &Request::Ping));
                 } else if let Err(end) = self.ping(host).await {
                     return end;
                 }
@@ -230,7 +230,7 @@ impl Supervisor {
         let hello = Request::Hello { version: VERSION, settings: &settings };
         match self.ask(host, &hello, limit).await? {
             Reply::Status(status) if status.version == VERSION => {
-                self.shared.reported(self.handle.id, *status);
+                self.router.reported(self.handle.id, *status);
                 Ok(())
             }
             Reply::Status(status) => Err(End::down(format!(
@@ -244,7 +244,7 @@ impl Supervisor {
     async fn ping(&self, host: u64) -> Result<(), End> {
         match self.ask(host, &Request::Ping, self.settings.call_timeout + WATCHDOG_GRACE).await? {
             Reply::Status(status) => {
-                self.shared.reported(self.handle.id, *status);
+                self.router.reported(self.handle.id, *status);
                 Ok(())
             }
             other => Err(unexpected(other)),
@@ -252,9 +252,9 @@ impl Supervisor {
     }
 
     async fn open_missing(&self, host: u64) {
-        for key in self.shared.missing_keys(self.handle.id) {
+        for key in self.router.missing_keys(self.handle.id) {
             if let Err(error) =
-                open_key(&self.shared, self.handle.id, host, key, self.settings.call_timeout + WATCHDOG_GRACE).await
+                open_key(&self.router, self.handle.id, host, key, self.settings.call_timeout + WATCHDOG_GRACE).await
             {
                 tracing::warn!(token = &*self.settings.name, %error, "the token lacks a CA key");
             }
@@ -265,7 +265,7 @@ impl Supervisor {
     /// host exercises the session, the login and the CA's key instead. A canary key that made right signatures before and
     /// makes wrong ones now is a sign of a broken token.
     async fn probe(&self, host: u64) -> Result<Probe, End> {
-        let key = self.shared.view(&self.handle, |token| token.status.canary_key.clone());
+        let key = self.router.view(&self.handle, |token| token.status.canary_key.clone());
         if !key.is_empty() {
             count(&self.handle.counters.canaries);
             let canary = self.canary(host, &key).await;
@@ -274,10 +274,10 @@ impl Supervisor {
             }
             match canary? {
                 Canary::Verified => {
-                    self.shared.canary_verified(self.handle.id, key);
+                    self.router.canary_verified(self.handle.id, key);
                     return Ok(Probe::Canary);
                 }
-                Canary::Wrong if self.shared.view(&self.handle, |token| token.verified_canary == key) => {
+                Canary::Wrong if self.router.view(&self.handle, |token| token.verified_canary == key) => {
                     return Err(End::down("its canary key makes signatures that do not verify"));
                 }
                 Canary::Wrong | Canary::Failed => {}
@@ -311,7 +311,7 @@ impl Supervisor {
 
     async fn ask(&self, host: u64, request: &Request<'_>, limit: Duration) -> Result<Reply, End> {
         let gone = || End::down("its host is gone");
-        let answer = self.shared.call(self.handle.id, host, request).ok_or_else(gone)?;
+        let answer = self.router.call(self.handle.id, host, request).ok_or_else(gone)?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(gone()),

@@ -26,7 +26,7 @@ use token_host::protocol::{Fingerprint, Kind, Status};
 /// requests, the first of them decides sooner.
 const READY_WITHOUT_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The position of a token in the configuration. Made by `state` for its own entries only.
+/// The position of a token in the configuration. Made by `router` for its own entries only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TokenId(pub(super) usize);
 

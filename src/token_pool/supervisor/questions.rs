@@ -9,7 +9,7 @@ use std::{
 use super::{
     super::{
         OWN_KEY, Proof, ProveError,
-        state::Shared,
+        router::Router,
         token::{FoundKey, Handle, TokenId},
     },
     unexpected,
@@ -22,30 +22,30 @@ use token_host::{
 
 /// Makes a host look for a CA key, and records the result.
 pub(super) async fn open_key(
-    shared: &Shared,
+    router: &Router,
     id: TokenId,
     host: u64,
     key: Fingerprint,
     limit: Duration,
 ) -> Result<(), ProveError> {
     let gone = || ProveError::Unreachable("its host is gone".to_owned());
-    let known = shared.known(id, &key);
-    let answer = shared.call(id, host, &Request::Open { key, known: &known }).ok_or_else(gone)?;
+    let known = router.known(id, &key);
+    let answer = router.call(id, host, &Request::Open { key, known: &known }).ok_or_else(gone)?;
     let reply = match tokio::time::timeout(limit, answer).await {
         Ok(reply) => reply.map_err(|_| gone())?,
         Err(_) => return Err(ProveError::Unreachable(format!("its host has not answered for {limit:?}"))),
     };
     match reply {
         Reply::Opened { known, found } => {
-            shared.opened(id, host, key, Some(FoundKey { known, how: found }));
+            router.opened(id, host, key, Some(FoundKey { known, how: found }));
             Ok(())
         }
         Reply::Fault(fault) => {
-            shared.opened(id, host, key, None);
+            router.opened(id, host, key, None);
             Err(ProveError::Refused(fault.text))
         }
         Reply::Refused { reason, .. } => {
-            shared.opened(id, host, key, None);
+            router.opened(id, host, key, None);
             Err(ProveError::Refused(reason))
         }
         Reply::Expired | Reply::Signed { .. } | Reply::Status(_) => {
@@ -58,12 +58,12 @@ pub(super) async fn open_key(
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// As [`Pool::prove`](super::super::Pool::prove).
-pub(in super::super) async fn prove(shared: &Arc<Shared>, key: Fingerprint, deadline: Instant) -> Vec<Proof> {
-    shared.want(key);
-    let ca_tokens = shared.handles().into_iter().filter(|handle| !handle.log_only);
-    each(shared, ca_tokens.collect(), move |shared, handle| async move {
+pub(in super::super) async fn prove(router: &Arc<Router>, key: Fingerprint, deadline: Instant) -> Vec<Proof> {
+    router.want(key);
+    let ca_tokens = router.handles().into_iter().filter(|handle| !handle.log_only);
+    each(router, ca_tokens.collect(), move |router, handle| async move {
         loop {
-            let (host, version, connected, reason) = shared.view(&handle, |token| {
+            let (host, version, connected, reason) = router.view(&handle, |token| {
                 (token.host, token.status.version, token.connected, token.breaker.reason().to_owned())
             });
             let left = deadline.saturating_duration_since(Instant::now());
@@ -71,7 +71,7 @@ pub(in super::super) async fn prove(shared: &Arc<Shared>, key: Fingerprint, dead
                 return Err(ProveError::Unreachable(reason));
             }
             if connected && version == VERSION {
-                match open_key(&shared, handle.id, host, key, left).await {
+                match open_key(&router, handle.id, host, key, left).await {
                     Err(ProveError::Unreachable(_)) => {}
                     result => return result,
                 }
@@ -83,9 +83,9 @@ pub(in super::super) async fn prove(shared: &Arc<Shared>, key: Fingerprint, dead
 }
 
 /// As [`Pool::canary`](super::super::Pool::canary).
-pub(in super::super) async fn canaries(shared: &Arc<Shared>) -> Vec<Proof> {
-    each(shared, shared.handles(), |shared, handle| async move {
-        let (host, key, reason) = shared
+pub(in super::super) async fn canaries(router: &Arc<Router>) -> Vec<Proof> {
+    each(router, router.handles(), |router, handle| async move {
+        let (host, key, reason) = router
             .view(&handle, |token| (token.host, token.status.canary_key.clone(), token.breaker.reason().to_owned()));
         let message = canary_message();
         let request = Request::Sign(Sign {
@@ -95,7 +95,7 @@ pub(in super::super) async fn canaries(shared: &Arc<Shared>) -> Vec<Proof> {
             deadline_ms: u32::MAX,
             message: &message,
         });
-        let answer = shared.call(handle.id, host, &request).ok_or_else(|| ProveError::Unreachable(reason.clone()))?;
+        let answer = router.call(handle.id, host, &request).ok_or_else(|| ProveError::Unreachable(reason.clone()))?;
         let verified = |signature: &[u8]| {
             let key = PublicKey::from_spki_der(&key).ok();
             key.is_some_and(|key| key.verify(key.signature_algorithm(), &message, signature).is_ok())
@@ -114,16 +114,16 @@ pub(in super::super) async fn canaries(shared: &Arc<Shared>) -> Vec<Proof> {
 
 /// Asks tokens concurrently; the results are in their order.
 async fn each<F>(
-    shared: &Arc<Shared>,
+    router: &Arc<Router>,
     handles: Vec<Arc<Handle>>,
-    ask: impl Fn(Arc<Shared>, Arc<Handle>) -> F,
+    ask: impl Fn(Arc<Router>, Arc<Handle>) -> F,
 ) -> Vec<Proof>
 where
     F: Future<Output = Result<(), ProveError>> + Send + 'static,
 {
     let asked = handles.into_iter().map(|handle| {
         let token = Arc::clone(&handle.name);
-        (token, tokio::spawn(ask(Arc::clone(shared), handle)))
+        (token, tokio::spawn(ask(Arc::clone(router), handle)))
     });
     let mut proofs = Vec::new();
     for (token, task) in asked.collect::<Vec<_>>() {

@@ -13,12 +13,12 @@ use super::{
         job::Job,
         token::{Pending, TokenId},
     },
-    Inner, Shared,
+    Inner, Router,
 };
 use crate::signer::{SignError, Signed, Source};
 use token_host::protocol::{Fault, Fingerprint, ProtocolError, Recovery, Reply};
 
-impl Shared {
+impl Router {
     /// Processes the replies of one read from a host.
     pub(in super::super) fn answered(
         &self,

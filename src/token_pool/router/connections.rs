@@ -7,12 +7,12 @@ use super::{
         supervisor::Probe,
         token::{FoundKey, Handle, Token, TokenId},
     },
-    Inner, Shared,
+    Inner, Router,
 };
 use crate::signer::SignError;
 use token_host::protocol::{Fingerprint, Status};
 
-impl Shared {
+impl Router {
     /// A connection to a host was established; returns the host's number.
     pub(in super::super) fn connected(&self, id: TokenId) -> u64 {
         let mut inner = self.lock();

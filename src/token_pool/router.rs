@@ -1,4 +1,4 @@
-//! State shared by callers, writers, readers and supervisors: one mutex, never held across I/O.
+//! State of the router, shared by callers, writers, readers and supervisors: one mutex, never held across I/O.
 
 mod answers;
 mod connections;
@@ -101,14 +101,14 @@ struct Inner {
 
 /// The pool's state.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct Router {
     inner: Mutex<Inner>,
     pub(super) ending: CancellationToken,
     health: watch::Sender<PoolHealth>,
     recovery_wait: Duration,
 }
 
-impl Shared {
+impl Router {
     pub(super) fn new(settings: &Settings) -> Self {
         let inner = Inner {
             tokens: Tokens::new(settings),

@@ -13,7 +13,7 @@ use super::{
         job::Job,
         token::{Token, TokenId},
     },
-    Inner, Shared, Tokens,
+    Inner, Router, Tokens,
 };
 use crate::signer::ToBeSigned;
 use token_host::protocol::Reply;
@@ -70,7 +70,7 @@ impl Token {
     }
 }
 
-impl Shared {
+impl Router {
     /// Takes overdue requests over from tokens on trial, and ends trials without a verdict.
     pub(super) fn tend_trials(&self, inner: &mut Inner, now: Instant) {
         let mut changing = false;
