@@ -112,7 +112,7 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
         None => authenticator,
     });
     authenticator.start();
-    let core = setup::core(&config, bundle, authenticator.denylist(), &revocations, &readiness, &background)?;
+    let core = setup::core(&config, bundle, authenticator.denylist(), &revocations, &readiness, &background).await?;
     let leadership = clusters.as_ref().and_then(|clusters| clusters::elect(&config, clusters, &background));
     let leading = leadership.as_ref().map(|leadership| &leadership.here);
     let crls = revocation::start(
@@ -140,6 +140,13 @@ pub async fn run(mut config: Config) -> Result<(), DaemonError> {
     core.close(Instant::now() + TOKENS_END).await;
     tracing::info!("ended");
     served
+}
+
+/// Starts the generator of random numbers, which takes AWS-LC as long as everything else until the first certificate
+/// (jitter entropy). Meanwhile the configuration is read and the token hosts start.
+pub fn start_random() {
+    // Without a thread the first user waits for it, and reports a failure.
+    let _ = std::thread::Builder::new().name("random".to_owned()).spawn(|| aws_lc_rs::rand::fill(&mut [0]));
 }
 
 /// Raises the limit of open files and limits the number of connections accordingly: the log, the token hosts and the

@@ -148,7 +148,7 @@ async fn alone(config: &Config, request: IssueRequest) -> anyhow::Result<IssueRe
             what: "[auth] cannot be used:".to_owned(),
             reasons: errors.iter().map(|error| chain(error)).collect(),
         })?;
-    let core = setup::core(config, bundle, authenticator.denylist(), &revocations, &readiness, &background)?;
+    let core = setup::core(config, bundle, authenticator.denylist(), &revocations, &readiness, &background).await?;
     revocation::apply_once(config, &core, &revocations).await?;
     let mut report = readiness.watch();
     let deadline = Instant::now() + ALONE;

@@ -15,6 +15,7 @@ pub struct Args {
 /// # Errors
 /// If the configuration is invalid, or the daemon cannot start.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    daemon::start_random();
     let config = args.config.read()?;
     let _lines = process::logging::init_in_background(&config.logging)?;
     let runtime = daemon::runtime::start(config.listen.threads)?;

@@ -159,7 +159,11 @@ impl Preparation {
     /// outside of this process changes.
     pub async fn run(config: &Config) -> Self {
         let revocations = Revocations::default();
+        // First of all: a client that is refused by the system tries again only after a second, while one whose
+        // connection is in the listen queue waits for the daemon.
+        let endpoint = endpoint(config, &revocations).await;
         Self {
+            endpoint,
             admin: admin(config).await,
             authenticator: Authenticator::new(&config.auth, &config.ca.trust_domains, &revocations),
             bundle: setup::bundle(config),
@@ -167,7 +171,6 @@ impl Preparation {
                 Some(settings) => Clusters::new(settings, &config.ca.trust_domains).await.map(Some),
                 None => Ok(None),
             },
-            endpoint: endpoint(config, &revocations).await,
             log: Log::examine_lock(&config.log).map_err(SetupError::from),
             operator_socket: match &config.admin.socket {
                 Some(path) => {

@@ -131,7 +131,7 @@ fn last_good_bundle(config: &Config) -> LastGoodBundle {
 ///
 /// # Errors
 /// When the log is not as it was written, or no host can be started.
-pub fn core(
+pub async fn core(
     config: &Config,
     bundle: Bundle,
     denylist: DenylistCheck,
@@ -147,6 +147,8 @@ pub fn core(
     let issuer = Arc::clone(bundle.issuer());
     last_good_bundle(config).keep(bundle.files());
     let pool = Arc::new(Pool::start(config.pool_settings())?);
+    // The hosts start while the log is opened, also where the runtime has a single thread.
+    tokio::task::yield_now().await;
     let signer: Arc<dyn CheckpointSigner> = Arc::new(LogKey(Arc::clone(&pool)));
     let (log, opened) = Log::open_locked(lock, config.log.clone(), Some(signer))?;
     if let Some(aside) = &opened.set_aside {

@@ -2,7 +2,10 @@
 //!
 //! `auth` checks the client's certificate at each request; the handshake only verifies that the client holds its key.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use arc_swap::ArcSwapOption;
 use rustls::{
@@ -75,7 +78,7 @@ pub fn server_config(
         .with_cert_resolver(Arc::new(certificate));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = Arc::new(SmallTickets(aws_lc_rs::Ticketer::new()?));
+    config.ticketer = Arc::new(SmallTickets(LazyLock::new(|| aws_lc_rs::Ticketer::new().ok())));
     // One ticket a connection: agents and ztunnel keep one connection to the CA.
     config.send_tls13_tickets = 1;
     config.max_early_data_size = 0;
@@ -83,23 +86,35 @@ pub fn server_config(
 }
 
 /// Tickets for sessions of limited size. A client with a longer chain does a whole handshake each time.
+///
+/// Their keys are made for the first handshake: the generator of random numbers is still starting when the endpoint is
+/// prepared. Without it, which AWS-LC rules out, there are no tickets.
 #[derive(Debug)]
-struct SmallTickets(Arc<dyn ProducesTickets>);
+struct SmallTickets(LazyLock<Option<Arc<dyn ProducesTickets>>>);
+
+impl SmallTickets {
+    fn ticketer(&self) -> Option<&dyn ProducesTickets> {
+        self.0.as_deref()
+    }
+}
 
 impl ProducesTickets for SmallTickets {
     fn enabled(&self) -> bool {
-        self.0.enabled()
+        self.ticketer().is_some_and(ProducesTickets::enabled)
     }
 
     fn lifetime(&self) -> u32 {
-        self.0.lifetime()
+        self.ticketer().map_or(0, ProducesTickets::lifetime)
     }
 
     fn encrypt(&self, session: &[u8]) -> Option<Vec<u8>> {
-        (session.len() <= SESSION_MAX).then(|| self.0.encrypt(session)).flatten()
+        if session.len() > SESSION_MAX {
+            return None;
+        }
+        self.ticketer()?.encrypt(session)
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
-        self.0.decrypt(ticket)
+        self.ticketer()?.decrypt(ticket)
     }
 }

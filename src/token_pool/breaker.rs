@@ -16,7 +16,7 @@ const MAX_REQUEST_FAULTS: u32 = 4;
 const MAX_FAILED_PROBES: u32 = 3;
 /// Initial and maximum delay between two attempts to probe a token or to start a host.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
-const MAX_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_BACKOFF: Duration = Duration::from_millis(200);
 
 /// The breaker's state. [`Phase`] is the public view, which does not distinguish `Replacing` from `Probing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -441,7 +441,7 @@ mod tests {
             backoff.failed(now);
             Some(backoff.delay().as_millis())
         });
-        assert_eq!(delays.take(8).collect::<Vec<_>>(), [50, 100, 200, 250, 250, 250, 250, 250]);
+        assert_eq!(delays.take(8).collect::<Vec<_>>(), [50, 100, 200, 200, 200, 200, 200, 200]);
         assert_eq!(backoff.next, now + MAX_BACKOFF);
     }
 }

@@ -6,7 +6,8 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::MetadataExt,
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use testkit::{
@@ -32,6 +33,23 @@ async fn daemon_that_says_ready_at_its_start_issues_at_once() {
     daemon.send(daemon.ask()).await.unwrap();
     assert!(answers.iter().all(|answer| answer.contains("gRPC endpoint: ")), "{answers:?}");
     assert!(answers.len() > 1, "the start was not seen");
+}
+
+/// gRPC clients wait a second after a failed attempt, and one that has come too early for a serving certificate would
+/// be one.
+#[tokio::test]
+async fn client_that_dials_from_the_start_is_served_by_the_first_connection_that_the_system_accepts() {
+    let site = Site::new(&PlugIn::intermediate());
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let started = Instant::now();
+    let mut daemon = site.spawn_without_waiting(&format!("[listen]\naddress = \"{address}\"\n"));
+    daemon.address = address;
+    let ask = daemon.ask();
+    while TcpStream::connect(address).is_err() {
+        assert!(started.elapsed() < SOON, "{}", daemon.stderr());
+        thread::sleep(Duration::from_millis(1));
+    }
+    daemon.send(ask).await.unwrap();
 }
 
 fn readyz(admin: SocketAddr) -> Option<String> {

@@ -337,14 +337,7 @@ pub(super) fn last_word() -> Status {
 /// A number unique to this process ([`Status::instance`]).
 fn instance() -> u64 {
     static INSTANCE: OnceLock<u64> = OnceLock::new();
-    *INSTANCE.get_or_init(|| {
-        let mut bytes = [0; 8];
-        // Without randomness, process IDs are still unique on one machine.
-        match aws_lc_rs::rand::fill(&mut bytes) {
-            Ok(()) => u64::from_be_bytes(bytes),
-            Err(_) => std::process::id().into(),
-        }
-    })
+    *INSTANCE.get_or_init(crate::unique)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
