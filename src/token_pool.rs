@@ -178,10 +178,9 @@ impl Pool {
             settings.tokens.iter().any(|token| matches!(token.endpoint, HostEndpoint::Child { program: None, .. }));
         let spawner = child::Spawner::start(&settings.logging, sibling).map_err(PoolError::Spawner)?;
         let router = Arc::new(Router::new(&settings));
-        let tokens = router.handles().into_iter().zip(settings.tokens);
-        let mut supervisors: Vec<_> = tokens
-            .map(|(handle, token)| tokio::spawn(supervisor::run(Arc::clone(&router), handle, token, spawner.clone())))
-            .collect();
+        let tokens = router.tokens().iter().cloned().zip(settings.tokens);
+        let supervise = |(token, settings)| supervisor::run(Arc::clone(&router), token, settings, spawner.clone());
+        let mut supervisors: Vec<_> = tokens.map(supervise).map(tokio::spawn).collect();
         supervisors.push(tokio::spawn(queue::sweep(Arc::clone(&router))));
         Ok(Self { router, supervisors: supervisors.into() })
     }
@@ -248,7 +247,7 @@ impl Pool {
     /// Rejects new requests, lets those in flight finish until `deadline`, and ends the hosts.
     pub async fn shutdown(&self, deadline: Instant) {
         self.router.close();
-        while self.router.in_flight() > 0 && Instant::now() < deadline {
+        while self.router.is_busy() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.router.end_hosts();

@@ -1,4 +1,5 @@
-//! The two tasks of a connection to a host: one writes the outbox, one reads the answers.
+//! The two tasks of a connection to a host: one writes the outbox, one reads the answers. A request that is alone is
+//! written without the first ([`Outbox`](super::token::Outbox)).
 //!
 //! The socket is registered for reading only. If it were registered for writing as well, the daemon would be woken each
 //! time the host has read something. Writability is awaited only after an incomplete write.
@@ -15,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{router::Router, token::Handle};
+use super::{router::Router, token::Token};
 use token_host::protocol::{Frame, ProtocolError, Reply};
 
 /// Size of one read, more than a frame.
@@ -44,12 +45,13 @@ pub(super) struct HostConnection {
 
 impl HostConnection {
     /// Starts the tasks. The socket must be non-blocking.
-    pub(super) fn start(router: &Arc<Router>, handle: &Arc<Handle>, host: u64, stream: UnixStream) -> io::Result<Self> {
-        let write = stream.try_clone()?;
+    pub(super) fn start(router: &Arc<Router>, token: &Arc<Token>, host: u64, stream: UnixStream) -> io::Result<Self> {
+        let write = Arc::new(stream.try_clone()?);
         let read = watched(stream, Interest::READABLE)?;
+        token.lock().open_outbox(Arc::clone(&write));
         Ok(Self {
-            reader: tokio::spawn(reader(Arc::clone(router), Arc::clone(handle), host, read)),
-            writer: tokio::spawn(writer(Arc::clone(router), Arc::clone(handle), host, write)),
+            reader: tokio::spawn(reader(Arc::clone(router), Arc::clone(token), host, read)),
+            writer: tokio::spawn(writer(Arc::clone(token), host, write)),
         })
     }
 
@@ -74,13 +76,16 @@ impl Drop for HostConnection {
     }
 }
 
-async fn writer(router: Arc<Router>, handle: Arc<Handle>, host: u64, socket: UnixStream) -> ConnectionError {
+async fn writer(token: Arc<Token>, host: u64, socket: Arc<UnixStream>) -> ConnectionError {
     let mut buffer = Vec::new();
     loop {
-        handle.writer.notified().await;
-        // Lets the other runnable tasks add their frames to the same write.
-        tokio::task::yield_now().await;
-        router.take_outbox(handle.id, host, &mut buffer);
+        token.lock().take_outbox(host, &mut buffer);
+        if buffer.is_empty() {
+            token.writer.notified().await;
+            // Lets the other runnable tasks add their frames to the same write.
+            tokio::task::yield_now().await;
+            continue;
+        }
         if let Err(error) = write_all(&socket, &buffer).await {
             return error.into();
         }
@@ -121,7 +126,7 @@ async fn write_all(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn reader(router: Arc<Router>, handle: Arc<Handle>, host: u64, socket: AsyncFd<UnixStream>) -> ConnectionError {
+async fn reader(router: Arc<Router>, token: Arc<Token>, host: u64, socket: AsyncFd<UnixStream>) -> ConnectionError {
     // Room for the rest of a frame and one more read.
     let mut buffer = vec![0; 2 * BUFFER];
     let mut filled = 0;
@@ -139,7 +144,7 @@ async fn reader(router: Arc<Router>, handle: Arc<Handle>, host: u64, socket: Asy
             Err(error) => return error.into(),
         };
         if !replies.is_empty()
-            && let Err(error) = router.answered(handle.id, host, replies.drain(..))
+            && let Err(error) = router.answered(&token, host, replies.drain(..))
         {
             return error.into();
         }

@@ -1,16 +1,22 @@
-//! State of the router, shared by callers, writers, readers and supervisors: one mutex, never held across I/O.
+//! Routes requests to tokens: to the one with the least work, or into a queue.
+//!
+//! There is no lock over all tokens. Requests are routed by the tokens' views, which need no lock, and the chosen token
+//! decides under its own. Locks are taken in this order: a token, of which only one is locked at a time, then the
+//! queues. What concerns other tokens, and the health, follows once the token is unlocked.
 
 mod answers;
 mod connections;
 mod trial;
 
 use std::{
-    ops::{Index, IndexMut},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -18,119 +24,71 @@ use super::{
     health::{Phase, PoolHealth},
     job::Job,
     queue::Queues,
-    token::{Handle, Token, TokenId},
+    token::{State, Token},
 };
 use crate::signer::SignError;
 use token::call_metrics::Calls;
-use token_host::protocol::{Fingerprint, Kind, Reply, Request};
+use token_host::protocol::{Fingerprint, Kind};
 
-/// The tokens in the order of the configuration.
-#[derive(Debug)]
-struct Tokens(Vec<Token>);
-
-impl Tokens {
-    fn new(settings: &Settings) -> Self {
-        let tokens = (0..).map(TokenId).zip(&settings.tokens);
-        Self(tokens.map(|(id, token)| Token::new(id, Arc::clone(&token.name), token.log_only)).collect())
-    }
-
-    fn ids(&self) -> impl Iterator<Item = TokenId> + use<> {
-        (0..self.0.len()).map(TokenId)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Token> {
-        self.0.iter()
-    }
-
-    fn health(&self) -> PoolHealth {
-        let now = Instant::now();
-        PoolHealth { tokens: self.iter().map(|token| token.health(now)).collect(), log_key: self.log_key() }
-    }
-
-    /// The tokens that may sign checkpoints: the one that does nothing else, if there is one.
-    fn of_log(&self) -> impl Iterator<Item = &Token> {
-        let dedicated = self.iter().any(|token| token.handle.log_only);
-        self.iter().filter(move |token| token.handle.log_only || !dedicated)
-    }
-
-    /// Whether a token has a log key; `None` while that is not known.
-    fn log_key(&self) -> Option<bool> {
-        self.of_log().filter_map(Token::has_log_key).reduce(|one, other| one || other)
-    }
-
-    /// Whether all tokens reject their PIN, so that waiting does not help.
-    fn all_pins_refused(&self) -> bool {
-        self.iter().filter(|token| !token.handle.log_only).all(|token| token.phase() == Phase::PinRefused)
-    }
-
-    /// Whether another token serves such a request.
-    fn others_serve(&self, id: TokenId, job: &Job) -> bool {
-        self.iter().any(|token| token.handle.id != id && token.serves(job))
-    }
-
-    /// Whether a token may get a request now. The token that failed it last is used again only if no other serves.
-    fn may(&self, id: TokenId, job: &Job) -> bool {
-        let token = &self[id];
-        let dedicated = job.kind != Kind::Checkpoint || self.of_log().any(|token| token.handle.id == id);
-        dedicated && token.may(job) && !(job.failed_at(token.name()) && self.others_serve(id, job))
-    }
-}
-
-impl Index<TokenId> for Tokens {
-    type Output = Token;
-
-    fn index(&self, id: TokenId) -> &Token {
-        &self.0[id.0]
-    }
-}
-
-impl IndexMut<TokenId> for Tokens {
-    fn index_mut(&mut self, id: TokenId) -> &mut Token {
-        &mut self.0[id.0]
-    }
-}
-
-#[derive(Debug)]
-struct Inner {
-    tokens: Tokens,
-    queues: Queues,
-    /// CA keys that each token must hold.
-    keys: Vec<Fingerprint>,
-    closing: bool,
-}
-
-/// The pool's state.
+/// The tokens, and the requests that wait for them.
 #[derive(Debug)]
 pub(super) struct Router {
-    inner: Mutex<Inner>,
+    /// In the order of the configuration.
+    tokens: Vec<Arc<Token>>,
+    queues: Mutex<Queues>,
+    /// CA keys that each token must hold.
+    keys: Mutex<Vec<Fingerprint>>,
+    closing: AtomicBool,
     pub(super) ending: CancellationToken,
     health: watch::Sender<PoolHealth>,
     recovery_wait: Duration,
 }
 
+/// Why requests fail once the pool is closed.
+const ENDING: &str = "the daemon is ending";
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Router {
     pub(super) fn new(settings: &Settings) -> Self {
-        let inner = Inner {
-            tokens: Tokens::new(settings),
-            queues: Queues::new(settings.queue),
-            keys: Vec::new(),
-            closing: false,
-        };
-        Self {
+        let token = |token: &super::TokenSettings| Arc::new(Token::new(Arc::clone(&token.name), token.log_only));
+        let router = Self {
+            tokens: settings.tokens.iter().map(token).collect(),
+            queues: Mutex::new(Queues::new(settings.queue)),
+            keys: Mutex::default(),
+            closing: AtomicBool::new(false),
             ending: CancellationToken::new(),
-            health: watch::Sender::new(inner.tokens.health()),
+            health: watch::Sender::new(PoolHealth { tokens: Vec::new(), log_key: None }),
             recovery_wait: settings.recovery_wait,
-            inner: Mutex::new(inner),
+        };
+        router.publish();
+        router
+    }
+
+    /// The tokens in the order of the configuration.
+    pub(super) fn tokens(&self) -> &[Arc<Token>] {
+        &self.tokens
+    }
+
+    fn token(&self, name: &Arc<str>) -> Option<&Token> {
+        self.tokens.iter().map(|token| &**token).find(|token| token.name == *name)
+    }
+
+    fn current_health(&self) -> PoolHealth {
+        let now = Instant::now();
+        PoolHealth {
+            tokens: self.tokens.iter().map(|token| token.lock().health(now)).collect(),
+            log_key: self.has_log_key(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn publish(&self, inner: &Inner) {
-        let health = inner.tokens.health();
+    /// Reports the health if it has changed. No token may be locked.
+    fn publish(&self) {
+        // Read within, so that of two threads the one that publishes later has read later.
         self.health.send_if_modified(|old| {
+            let health = self.current_health();
             let changed = *old != health;
             if changed {
                 *old = health;
@@ -143,147 +101,152 @@ impl Router {
         self.health.subscribe()
     }
 
-    /// The tokens' handles in the order of the configuration.
-    pub(super) fn handles(&self) -> Vec<Arc<Handle>> {
-        self.lock().tokens.iter().map(|token| Arc::clone(&token.handle)).collect()
+    /// The tokens that may sign checkpoints: the one that does nothing else, if there is one.
+    fn of_log(&self) -> impl Iterator<Item = &Token> {
+        let dedicated = self.tokens.iter().any(|token| token.log_only);
+        self.tokens.iter().map(|token| &**token).filter(move |token| token.log_only || !dedicated)
+    }
+
+    /// Whether a token has a log key; `None` while that is not known.
+    fn has_log_key(&self) -> Option<bool> {
+        self.of_log().filter_map(|token| token.view().has_log_key).reduce(|one, other| one || other)
+    }
+
+    /// Whether all tokens reject their PIN, so that waiting does not help.
+    fn all_pins_refused(&self) -> bool {
+        self.tokens.iter().filter(|token| !token.log_only).all(|token| token.phase() == Phase::PinRefused)
+    }
+
+    /// Whether another token serves such a request.
+    fn others_serve(&self, token: &Token, job: &Job) -> bool {
+        self.tokens.iter().any(|other| !other.is(token) && other.serves(job))
+    }
+
+    /// Whether a token may get a request now. The token that failed it last is used again only if no other serves.
+    fn may(&self, token: &Token, job: &Job) -> bool {
+        token.may(job)
+            && (job.kind != Kind::Checkpoint || self.of_log().any(|other| other.is(token)))
+            && !(job.failed_at(&token.name) && self.others_serve(token, job))
     }
 
     pub(super) fn snapshot(&self) -> Vec<Snapshot> {
-        let inner = self.lock();
-        let snapshot = |token: &Token| token.handle.counters.snapshot(Arc::clone(token.name()), token.in_flight());
-        inner.tokens.iter().map(snapshot).collect()
+        let snapshot = |token: &Arc<Token>| token.counters.snapshot(Arc::clone(&token.name), token.in_flight());
+        self.tokens.iter().map(snapshot).collect()
     }
 
     pub(super) fn calls(&self) -> Vec<Calls> {
-        self.lock().tokens.iter().map(|token| token.calls.snapshot(token.name())).collect()
+        self.tokens.iter().map(|token| token.lock().calls.snapshot(&token.name)).collect()
     }
 
     pub(super) fn queued(&self) -> (usize, usize) {
-        self.lock().queues.len()
+        lock(&self.queues).len()
     }
 
-    pub(super) fn in_flight(&self) -> usize {
-        let inner = self.lock();
-        let (bulk, first) = inner.queues.len();
-        inner.tokens.iter().map(Token::in_flight).sum::<usize>() + bulk + first
+    /// Whether any request has not been answered.
+    pub(super) fn is_busy(&self) -> bool {
+        let waiting = || self.queued() != (0, 0);
+        // Twice, for a request that returns from a token to its queue meanwhile.
+        waiting() || self.tokens.iter().any(|token| token.in_flight() > 0) || waiting()
     }
 
     pub(super) fn close(&self) {
-        self.lock().closing = true;
+        self.closing.store(true, Ordering::Release);
     }
 
     pub(super) fn end_hosts(&self) {
-        self.lock().queues.sweep(|_| Some(SignError::Unavailable("the daemon is ending".to_owned())));
+        lock(&self.queues).sweep(|_| Some(SignError::Unavailable(ENDING.to_owned())));
         self.ending.cancel();
     }
 
     pub(super) fn log_key(&self, name: &Arc<str>) -> Vec<u8> {
-        let inner = self.lock();
-        let token = inner.tokens.iter().find(|token| token.name() == name);
-        token.map(|token| token.status.log_key.clone()).unwrap_or_default()
+        self.token(name).map(|token| token.lock().status.log_key.clone()).unwrap_or_default()
     }
 
     pub(super) fn log_keys(&self) -> Vec<(Arc<str>, Vec<u8>)> {
-        let inner = self.lock();
-        let with_key = inner.tokens.of_log().filter(|token| !token.status.log_key.is_empty());
-        with_key.map(|token| (Arc::clone(token.name()), token.status.log_key.clone())).collect()
+        let keys = self.of_log().map(|token| (Arc::clone(&token.name), token.lock().status.log_key.clone()));
+        keys.filter(|(_, key)| !key.is_empty()).collect()
     }
 
     /// Sends a request to the token with the least work, or puts it into a queue.
     pub(super) fn submit(&self, job: Job) -> Result<(), SignError> {
         let now = Instant::now();
-        let mut inner = self.lock();
-        if inner.closing {
-            return Err(SignError::Unavailable("the daemon is ending".to_owned()));
+        loop {
+            self.check_open()?;
+            let able = self.tokens.iter().filter(|token| self.may(token, &job));
+            let Some(token) = able.min_by_key(|token| self.rank(token, &job, now)) else { break };
+            let mut state = token.lock();
+            // Unless another request was faster.
+            if self.may(token, &job) {
+                state.send_job(job, now);
+                return Ok(());
+            }
         }
-        let tokens = &inner.tokens;
-        let able = tokens.ids().filter(|&id| tokens.may(id, &job));
-        match able.min_by_key(|&id| tokens.rank(id, &job, now)) {
-            Some(id) => inner.tokens[id].dispatch(job, now),
-            None if tokens.all_pins_refused() => return Err(SignError::Unavailable(tokens.health().reason())),
-            None => inner.queues.push(job)?,
+        if self.all_pins_refused() {
+            return Err(SignError::Unavailable(self.current_health().reason()));
+        }
+        {
+            let mut queues = lock(&self.queues);
+            // Under the lock: what is queued before the end is answered then.
+            self.check_open()?;
+            queues.push(job)?;
+        }
+        // A token that got room meanwhile may have found the queue empty.
+        self.pump_all();
+        Ok(())
+    }
+
+    fn check_open(&self) -> Result<(), SignError> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(SignError::Unavailable(ENDING.to_owned()));
         }
         Ok(())
     }
 
-    /// The bytes to be written; empty if there are none.
-    pub(super) fn take_outbox(&self, id: TokenId, host: u64, into: &mut Vec<u8>) {
-        into.clear();
-        let mut inner = self.lock();
-        let token = &mut inner.tokens[id];
-        if token.host == host {
-            std::mem::swap(&mut token.outbox, into);
-        }
-    }
-
-    /// Sends a host a request of the pool itself. `None` if that host is gone.
-    pub(super) fn call(&self, id: TokenId, host: u64, request: &Request<'_>) -> Option<oneshot::Receiver<Reply>> {
-        let (answer, answered) = oneshot::channel();
-        let mut inner = self.lock();
-        let token = &mut inner.tokens[id];
-        if token.host != host || !token.connected {
-            return None;
-        }
-        token.send_control(request, answer, Instant::now()).ok()?;
-        token.handle.writer.notify_one();
-        Some(answered)
-    }
-
     /// Removes abandoned requests, fails those that no token has served for too long, and supervises trials.
     pub(super) fn sweep(&self, now: Instant) {
-        let mut inner = self.lock();
-        self.tend_trials(&mut inner, now);
-        for token in &mut inner.tokens.0 {
-            if token.cancel_abandoned() {
-                token.handle.writer.notify_one();
-            }
+        self.tend_trials(now);
+        for token in &self.tokens {
+            token.lock().cancel_abandoned();
         }
-        let Inner { tokens, queues, .. } = &mut *inner;
-        if queues.len() == (0, 0) {
+        if self.queued() == (0, 0) {
             return;
         }
-        let hopeless = tokens.all_pins_refused();
-        let mut reason = None;
-        queues.sweep(|job| {
-            if tokens.iter().any(|token| token.serves(job)) {
+        let hopeless = self.all_pins_refused();
+        let reason = self.current_health().reason();
+        lock(&self.queues).sweep(|job| {
+            if self.tokens.iter().any(|token| token.serves(job)) {
                 job.unroutable_since = None;
                 return None;
             }
             let since = *job.unroutable_since.get_or_insert(now);
-            if !hopeless && now.saturating_duration_since(since) < self.recovery_wait {
-                return None;
-            }
-            let reason = reason.get_or_insert_with(|| tokens.health().reason());
-            Some(SignError::Unavailable(reason.clone()))
+            let overdue = now.saturating_duration_since(since) >= self.recovery_wait;
+            (hopeless || overdue).then(|| SignError::Unavailable(reason.clone()))
         });
-        inner.pump_all();
+        self.pump_all();
     }
-}
 
-impl Inner {
     /// Gives a token as many of the waiting requests as its window permits.
-    fn pump(&mut self, id: TokenId, now: Instant) {
-        while self.tokens[id].has_room() {
-            let Some(job) = self.queues.take(|job| self.tokens.may(id, job)) else { return };
-            self.tokens[id].dispatch(job, now);
+    fn pump(&self, token: &Token, state: &mut State, now: Instant) {
+        // Before the queues are locked, for `submit`.
+        state.publish();
+        let mut queues = lock(&self.queues);
+        while token.has_room() {
+            let Some(job) = queues.take(|job| self.may(token, job)) else { return };
+            state.send_job(job, now);
+            state.publish();
         }
     }
 
-    fn pump_all(&mut self) {
+    /// Gives waiting requests to all tokens. No token may be locked.
+    fn pump_all(&self) {
         let now = Instant::now();
-        for id in self.tokens.ids() {
-            self.pump(id, now);
+        for token in self.tokens.iter().filter(|token| token.has_room()) {
+            self.pump(token, &mut token.lock(), now);
         }
     }
-}
 
-impl Token {
-    fn dispatch(&mut self, job: Job, now: Instant) {
-        match self.send_job(job, now) {
-            Ok(()) => self.handle.writer.notify_one(),
-            Err((job, error)) => {
-                job.answer(Err(SignError::Refused(error.to_string())));
-            }
-        }
+    /// Puts a request that a token has returned to the front of its queue; `pump_all` must follow.
+    fn put_back(&self, job: Job) {
+        lock(&self.queues).put_back(job);
     }
 }

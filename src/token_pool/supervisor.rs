@@ -18,7 +18,7 @@ use super::{
     connection::HostConnection,
     counters::count,
     router::Router,
-    token::Handle,
+    token::Token,
 };
 use pki::PublicKey;
 use token_host::{
@@ -68,15 +68,15 @@ impl End {
 
 struct Supervisor {
     router: Arc<Router>,
-    handle: Arc<Handle>,
+    token: Arc<Token>,
     settings: TokenSettings,
     spawner: Spawner,
 }
 
 /// Supervises a token until the pool ends.
-pub(super) async fn run(router: Arc<Router>, handle: Arc<Handle>, settings: TokenSettings, spawner: Spawner) {
+pub(super) async fn run(router: Arc<Router>, token: Arc<Token>, settings: TokenSettings, spawner: Spawner) {
     let ending = router.ending.clone();
-    let supervisor = Supervisor { router, handle, settings, spawner };
+    let supervisor = Supervisor { router, token, settings, spawner };
     let mut backoff = Backoff::new(Instant::now());
     while !ending.is_cancelled() {
         let before = supervisor.served();
@@ -100,7 +100,7 @@ pub(super) async fn run(router: Arc<Router>, handle: Arc<Handle>, settings: Toke
 
 impl Supervisor {
     fn served(&self) -> u64 {
-        self.handle.counters.signed.load(std::sync::atomic::Ordering::Relaxed)
+        self.token.counters.signed.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Runs one host from its start to its end.
@@ -113,14 +113,14 @@ impl Supervisor {
             Ok(opened) => opened,
             Err(reason) => {
                 let end = End::down(reason);
-                self.router.disconnected(self.handle.id, end.event, &end.reason);
+                self.router.disconnected(&self.token, end.event, &end.reason);
                 return end;
             }
         };
-        let host = self.router.connected(self.handle.id);
-        count(&self.handle.counters.hosts);
+        let host = self.router.connected(&self.token);
+        count(&self.token.counters.hosts);
         let started =
-            stream.into_std().and_then(|stream| HostConnection::start(&self.router, &self.handle, host, stream));
+            stream.into_std().and_then(|stream| HostConnection::start(&self.router, &self.token, host, stream));
         let mut end = match started {
             Ok(mut connection) => tokio::select! {
                 // A host that cannot start reports the reason and closes: report the reason, not the end of the
@@ -133,9 +133,9 @@ impl Supervisor {
             Err(error) => End::down(format!("the connection to its host cannot be used: {error}")),
         };
         // The requests are released before the process is awaited.
-        self.router.disconnected(self.handle.id, end.event, &end.reason);
+        self.router.disconnected(&self.token, end.event, &end.reason);
         if end.hung {
-            count(&self.handle.counters.hung);
+            count(&self.token.counters.hung);
         }
         if let Some(child) = child {
             let status = child.end(end.hung).await;
@@ -171,18 +171,18 @@ impl Supervisor {
             return end;
         }
         self.open_missing(host).await;
-        let id = self.handle.id;
         let mut looked_up = Instant::now();
         let mut pinged = Instant::now();
         let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let (replace, probe, silence, idle) = self.router.view(&self.handle, |token| {
-                let breaker = &token.breaker;
+            let (replace, probe, silence, idle) = {
+                let state = self.token.lock();
+                let breaker = &state.breaker;
                 let replace = breaker.needs_new_host().then(|| breaker.reason().to_owned());
                 let probe = breaker.probe_is_due(Instant::now());
-                (replace, probe, token.last_reply_at.elapsed(), token.outstanding.is_empty())
-            });
+                (replace, probe, state.last_reply_at.elapsed(), state.outstanding.is_empty())
+            };
             if let Some(reason) = replace {
                 return End::down(reason);
             }
@@ -192,9 +192,9 @@ impl Supervisor {
             }
             if probe {
                 match self.probe(host).await {
-                    Ok(passed) => self.router.probed(id, Some(passed)),
+                    Ok(passed) => self.router.probed(&self.token, Some(passed)),
                     Err(end) if end.hung || end.event == Event::PinRefused => return end,
-                    Err(_) => self.router.probed(id, None),
+                    Err(_) => self.router.probed(&self.token, None),
                 }
                 continue;
             }
@@ -206,7 +206,7 @@ impl Supervisor {
                 // One session may be busy while the others are idle. The reply counts as a sign of life and its absence
                 // as a hang; behind other work it is not awaited.
                 if !idle {
-                    drop(self.router.call(id, host, &Request::Ping));
+                    drop(self.token.lock().call(host, &Request::Ping));
                 } else if let Err(end) = self.ping(host).await {
                     return end;
                 }
@@ -214,7 +214,7 @@ impl Supervisor {
             }
             tokio::select! {
                 _ = ticks.tick() => {}
-                () = self.handle.supervisor.notified() => {}
+                () = self.token.supervisor.notified() => {}
             }
         }
     }
@@ -230,7 +230,7 @@ impl Supervisor {
         let hello = Request::Hello { version: VERSION, settings: &settings };
         match self.ask(host, &hello, limit).await? {
             Reply::Status(status) if status.version == VERSION => {
-                self.router.reported(self.handle.id, *status);
+                self.router.reported(&self.token, *status);
                 Ok(())
             }
             Reply::Status(status) => Err(End::down(format!(
@@ -244,7 +244,7 @@ impl Supervisor {
     async fn ping(&self, host: u64) -> Result<(), End> {
         match self.ask(host, &Request::Ping, self.settings.call_timeout + WATCHDOG_GRACE).await? {
             Reply::Status(status) => {
-                self.router.reported(self.handle.id, *status);
+                self.router.reported(&self.token, *status);
                 Ok(())
             }
             other => Err(unexpected(other)),
@@ -252,9 +252,9 @@ impl Supervisor {
     }
 
     async fn open_missing(&self, host: u64) {
-        for key in self.router.missing_keys(self.handle.id) {
+        for key in self.router.missing_keys(&self.token) {
             if let Err(error) =
-                open_key(&self.router, self.handle.id, host, key, self.settings.call_timeout + WATCHDOG_GRACE).await
+                open_key(&self.router, &self.token, host, key, self.settings.call_timeout + WATCHDOG_GRACE).await
             {
                 tracing::warn!(token = &*self.settings.name, %error, "the token lacks a CA key");
             }
@@ -265,19 +265,19 @@ impl Supervisor {
     /// host exercises the session, the login and the CA's key instead. A canary key that made right signatures before and
     /// makes wrong ones now is a sign of a broken token.
     async fn probe(&self, host: u64) -> Result<Probe, End> {
-        let key = self.router.view(&self.handle, |token| token.status.canary_key.clone());
+        let key = self.token.lock().status.canary_key.clone();
         if !key.is_empty() {
-            count(&self.handle.counters.canaries);
+            count(&self.token.counters.canaries);
             let canary = self.canary(host, &key).await;
             if !matches!(canary, Ok(Canary::Verified)) {
-                count(&self.handle.counters.canaries_failed);
+                count(&self.token.counters.canaries_failed);
             }
             match canary? {
                 Canary::Verified => {
-                    self.router.canary_verified(self.handle.id, key);
+                    self.token.lock().verified_canary = key;
                     return Ok(Probe::Canary);
                 }
-                Canary::Wrong if self.router.view(&self.handle, |token| token.verified_canary == key) => {
+                Canary::Wrong if self.token.lock().verified_canary == key => {
                     return Err(End::down("its canary key makes signatures that do not verify"));
                 }
                 Canary::Wrong | Canary::Failed => {}
@@ -311,7 +311,7 @@ impl Supervisor {
 
     async fn ask(&self, host: u64, request: &Request<'_>, limit: Duration) -> Result<Reply, End> {
         let gone = || End::down("its host is gone");
-        let answer = self.router.call(self.handle.id, host, request).ok_or_else(gone)?;
+        let answer = self.token.lock().call(host, request).ok_or_else(gone)?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(gone()),

@@ -1,17 +1,26 @@
-//! One token in the pool's state: its breaker and the requests it may get. `in_flight` has the requests its host has
-//! not answered, `report` what the host reports about itself.
+//! One token of the pool, which owns all that the pool knows of it.
+//!
+//! Its [`State`] has a lock of its own, which is held for moments and never across waiting. The state of another token
+//! is never locked meanwhile: what others need to know is in the token's [`View`], which is read without a lock.
+//! `in_flight` has the requests that its host has not answered, `report` what the host reports about itself.
 
 mod in_flight;
+mod outbox;
 mod report;
+mod view;
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
+    collections::{BTreeSet, HashMap},
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 pub(super) use in_flight::{Pending, Trial};
+use outbox::Outbox;
 use tokio::sync::Notify;
+use view::Published;
+pub(super) use view::View;
 
 use super::{
     breaker::{Action, Breaker, Event},
@@ -20,20 +29,15 @@ use super::{
     job::Job,
 };
 use token::calls;
-use token_host::protocol::{Fingerprint, Kind, Status};
+use token_host::protocol::{Fingerprint, Status};
 
 /// How long a token that has failed must be half-open without a request before it counts as ready. If there are
 /// requests, the first of them decides sooner.
 const READY_WITHOUT_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The position of a token in the configuration. Made by `router` for its own entries only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TokenId(pub(super) usize);
-
-/// State that the tasks of one token share without a lock.
+/// What the tasks of one token use without its lock.
 #[derive(Debug)]
 pub(super) struct Handle {
-    pub(super) id: TokenId,
     pub(super) name: Arc<str>,
     /// It signs checkpoints only, and need not hold the CA's key.
     pub(super) log_only: bool,
@@ -42,6 +46,97 @@ pub(super) struct Handle {
     pub(super) writer: Notify,
     /// Wakes the supervisor: the token's state has changed.
     pub(super) supervisor: Notify,
+    published: Published,
+}
+
+/// A token and its state. Compared by identity.
+#[derive(Debug)]
+pub(super) struct Token {
+    handle: Arc<Handle>,
+    state: Mutex<State>,
+}
+
+impl Deref for Token {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Token {
+    pub(super) fn new(name: Arc<str>, log_only: bool) -> Self {
+        let (counters, published) = (Counters::default(), Published::default());
+        let (writer, supervisor) = (Notify::new(), Notify::new());
+        let handle = Arc::new(Handle { name, log_only, counters, writer, supervisor, published });
+        Self { state: Mutex::new(State::new(Arc::clone(&handle))), handle }
+    }
+
+    pub(super) fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+
+    pub(super) fn lock(&self) -> Locked<'_> {
+        Locked(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn view(&self) -> View {
+        self.published.view()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.published.in_flight()
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.view().phase
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.view().has_room(self.in_flight())
+    }
+
+    /// Whether it serves requests such as this one.
+    pub(super) fn serves(&self, job: &Job) -> bool {
+        let view = self.view();
+        view.phase == Phase::Serving && self.holds(&view, job)
+    }
+
+    /// Whether it may have this request now.
+    pub(super) fn may(&self, job: &Job) -> bool {
+        let view = self.view();
+        view.has_room(self.in_flight())
+            && self.holds(&view, job)
+            && (view.phase == Phase::Serving || !job.is_real() || !view.on_trial)
+    }
+
+    fn holds(&self, view: &View, job: &Job) -> bool {
+        !job.avoids(&self.name) && view.has_key_for(job)
+    }
+}
+
+/// The locked state of a token. Its view is published before it is unlocked.
+#[derive(Debug)]
+pub(super) struct Locked<'a>(MutexGuard<'a, State>);
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.0
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.0
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.publish();
+    }
 }
 
 /// Where a host has found a CA key.
@@ -53,9 +148,10 @@ pub(super) struct FoundKey {
     pub(super) how: String,
 }
 
+/// The state of a token.
 #[derive(Debug)]
-pub(super) struct Token {
-    pub(super) handle: Arc<Handle>,
+pub(super) struct State {
+    handle: Arc<Handle>,
     pub(super) breaker: Breaker,
     /// Number of the current host: a reply of an earlier host is not attributed to it.
     pub(super) host: u64,
@@ -68,12 +164,12 @@ pub(super) struct Token {
     /// DER SubjectPublicKeyInfo of the canary key whose signature verified last; empty if none has.
     pub(super) verified_canary: Vec<u8>,
     /// CA keys that were found in the token.
-    pub(super) opened: HashSet<Fingerprint>,
+    pub(super) opened: BTreeSet<Fingerprint>,
     /// Where CA keys were found, also by earlier hosts.
     pub(super) found: HashMap<Fingerprint, FoundKey>,
     pub(super) outstanding: HashMap<u64, Pending>,
     pub(super) jobs: usize,
-    pub(super) outbox: Vec<u8>,
+    outbox: Outbox,
     /// When the host last replied, or got its first request after it had answered everything.
     pub(super) last_reply_at: Instant,
     pub(super) trial: Option<Trial>,
@@ -81,13 +177,11 @@ pub(super) struct Token {
     correlation: u64,
 }
 
-impl Token {
-    pub(super) fn new(id: TokenId, name: Arc<str>, log_only: bool) -> Self {
+impl State {
+    fn new(handle: Arc<Handle>) -> Self {
         let now = Instant::now();
-        let counters = Counters::default();
-        let handle = Handle { id, name, log_only, counters, writer: Notify::new(), supervisor: Notify::new() };
         Self {
-            handle: Arc::new(handle),
+            handle,
             breaker: Breaker::new(now),
             host: 0,
             connected: false,
@@ -95,11 +189,11 @@ impl Token {
             calls: calls::Sum::default(),
             reported_by: 0,
             verified_canary: Vec::new(),
-            opened: HashSet::new(),
+            opened: BTreeSet::new(),
             found: HashMap::new(),
             outstanding: HashMap::new(),
             jobs: 0,
-            outbox: Vec::new(),
+            outbox: Outbox::default(),
             last_reply_at: now,
             trial: None,
             window: 0,
@@ -107,25 +201,13 @@ impl Token {
         }
     }
 
-    pub(super) fn name(&self) -> &Arc<str> {
-        &self.handle.name
-    }
-
     pub(super) fn phase(&self) -> Phase {
         self.breaker.phase()
     }
 
-    pub(super) fn in_flight(&self) -> usize {
-        self.jobs
-    }
-
-    pub(super) fn has_room(&self) -> bool {
-        self.phase().is_ready() && self.jobs < self.window
-    }
-
     pub(super) fn health(&self, now: Instant) -> TokenHealth {
         TokenHealth {
-            token: Arc::clone(self.name()),
+            token: Arc::clone(&self.handle.name),
             phase: self.phase(),
             reason: self.breaker.reason().to_owned(),
             since: self.breaker.since(),
@@ -156,34 +238,10 @@ impl Token {
         self.phase() == Phase::HalfOpen && self.breaker.is_distrusted()
     }
 
-    /// Whether it serves requests such as this one.
-    pub(super) fn serves(&self, job: &Job) -> bool {
-        self.phase() == Phase::Serving && self.holds(job)
-    }
-
-    /// Whether it may have this request now.
-    pub(super) fn may(&self, job: &Job) -> bool {
-        self.has_room() && self.holds(job) && (self.phase() == Phase::Serving || !job.is_real() || self.trial.is_none())
-    }
-
-    fn holds(&self, job: &Job) -> bool {
-        !job.avoids(self.name())
-            && match job.kind {
-                Kind::Canary => !self.status.canary_key.is_empty(),
-                Kind::Checkpoint => !self.status.log_key.is_empty(),
-                Kind::Crl | Kind::Intermediate | Kind::Leaf => self.opened.contains(&job.key),
-            }
-    }
-
     /// A key is not where it was found.
     pub(super) fn lost(&mut self, key: &Fingerprint) {
         self.opened.remove(key);
         self.found.remove(key);
-    }
-
-    /// Whether it has a log key; `None` before its first host has reported.
-    pub(super) fn has_log_key(&self) -> Option<bool> {
-        (self.status.version != 0).then_some(!self.status.log_key.is_empty())
     }
 
     /// A connection to a new host is established; returns the host's number.
@@ -200,7 +258,7 @@ impl Token {
     pub(super) fn disconnected(&mut self, event: Event, reason: &str) -> Vec<Job> {
         self.connected = false;
         self.host += 1;
-        self.outbox.clear();
+        self.outbox = Outbox::default();
         self.opened.clear();
         self.jobs = 0;
         self.apply(event, reason);
@@ -233,7 +291,7 @@ impl Token {
         if from != to {
             let reason = self.breaker.reason();
             tracing::info!(
-                token = &**self.name(),
+                token = &*self.handle.name,
                 from = from.as_str(),
                 to = to.as_str(),
                 reason,
@@ -253,7 +311,8 @@ mod tests {
 
     #[test]
     fn half_open_token_is_ready_at_the_start_and_after_a_fault_only_without_requests() {
-        let mut token = Token::new(TokenId(0), "one".into(), false);
+        let token = Token::new("one".into(), false);
+        let mut token = token.lock();
         token.connected();
         token.apply(Event::ProbePassed, "");
         let now = Instant::now();

@@ -5,118 +5,97 @@ use super::{
         breaker::Event,
         counters::count,
         supervisor::Probe,
-        token::{FoundKey, Handle, Token, TokenId},
+        token::{FoundKey, Token},
     },
-    Inner, Router,
+    Router, lock,
 };
 use crate::signer::SignError;
 use token_host::protocol::{Fingerprint, Status};
 
 impl Router {
     /// A connection to a host was established; returns the host's number.
-    pub(in super::super) fn connected(&self, id: TokenId) -> u64 {
-        let mut inner = self.lock();
-        let host = inner.tokens[id].connected();
-        self.publish(&inner);
+    pub(in super::super) fn connected(&self, token: &Token) -> u64 {
+        let host = token.lock().connected();
+        self.publish();
         host
     }
 
     /// A host has reported its status.
-    pub(in super::super) fn reported(&self, id: TokenId, status: Status) {
-        let mut inner = self.lock();
-        inner.tokens[id].reported(status);
-        self.publish(&inner);
+    pub(in super::super) fn reported(&self, token: &Token, status: Status) {
+        token.lock().reported(status);
+        self.publish();
     }
 
     /// A host is gone: its requests are retried at another token or wait.
-    pub(in super::super) fn disconnected(&self, id: TokenId, event: Event, reason: &str) {
-        let mut inner = self.lock();
-        let Inner { tokens, queues, .. } = &mut *inner;
-        let token = &mut tokens[id];
-        for mut job in token.disconnected(event, reason) {
-            if job.may_try_again(token.name()) {
-                count(&token.handle.counters.retried);
-                queues.put_back(job);
+    pub(in super::super) fn disconnected(&self, token: &Token, event: Event, reason: &str) {
+        let mut turn = self.turn(token);
+        for mut job in turn.state.disconnected(event, reason) {
+            if job.may_try_again(&token.name) {
+                count(&token.counters.retried);
+                turn.put_back(job);
             } else {
                 job.answer(Err(SignError::Unavailable(reason.to_owned())));
             }
         }
-        self.publish(&inner);
-        inner.pump_all();
+        turn.changed();
+        turn.end();
     }
 
     /// A probe has passed or failed.
-    pub(in super::super) fn probed(&self, id: TokenId, passed: Option<Probe>) {
-        let mut inner = self.lock();
+    pub(in super::super) fn probed(&self, token: &Token, passed: Option<Probe>) {
+        let mut turn = self.turn(token);
         if let Some(probe) = passed {
-            let token = &mut inner.tokens[id];
             let reason = match probe {
-                _ if token.handle.log_only => "",
+                _ if token.log_only => "",
                 Probe::Canary => "the canary key signs; waiting for a real request to be signed",
                 Probe::Session => "the session answers; waiting for a real request to be signed",
             };
-            token.apply(Event::ProbePassed, reason);
-            self.publish(&inner);
-            inner.pump_all();
+            turn.state.apply(Event::ProbePassed, reason);
+            turn.changed();
         } else {
-            inner.tokens[id].apply(Event::ProbeFailed, "");
+            turn.state.apply(Event::ProbeFailed, "");
         }
-    }
-
-    /// A signature by a canary key verified.
-    pub(in super::super) fn canary_verified(&self, id: TokenId, key: Vec<u8>) {
-        self.lock().tokens[id].verified_canary = key;
+        turn.end();
     }
 
     /// A key was found in a token, or is missing.
-    pub(in super::super) fn opened(&self, id: TokenId, host: u64, key: Fingerprint, found: Option<FoundKey>) {
-        let mut inner = self.lock();
-        let token = &mut inner.tokens[id];
-        if token.host == host {
+    pub(in super::super) fn opened(&self, token: &Token, host: u64, key: Fingerprint, found: Option<FoundKey>) {
+        let mut turn = self.turn(token);
+        let state = &mut turn.state;
+        if state.host == host {
             match found {
                 Some(found) => {
-                    if token.found.get(&key).is_none_or(|before| before.how != found.how) {
-                        tracing::info!(token = &**token.name(), key = found.how, "the CA's key is in the token");
+                    if state.found.get(&key).is_none_or(|before| before.how != found.how) {
+                        tracing::info!(token = &*token.name, key = found.how, "the CA's key is in the token");
                     }
-                    token.opened.insert(key);
-                    token.found.insert(key, found);
+                    state.opened.insert(key);
+                    state.found.insert(key, found);
                 }
-                None => token.lost(&key),
+                None => state.lost(&key),
             }
         }
-        self.publish(&inner);
-        inner.pump_all();
+        turn.changed();
+        turn.end();
     }
 
     /// Remembers a key that each token must hold.
     pub(in super::super) fn want(&self, key: Fingerprint) {
-        let mut inner = self.lock();
-        if !inner.keys.contains(&key) {
-            inner.keys.push(key);
+        let mut keys = lock(&self.keys);
+        if !keys.contains(&key) {
+            keys.push(key);
         }
     }
 
     pub(in super::super) fn forget(&self, key: &Fingerprint) {
-        self.lock().keys.retain(|wanted| wanted != key);
-    }
-
-    /// What the host that found a key in a token said of it; empty if none has.
-    pub(in super::super) fn known(&self, id: TokenId, key: &Fingerprint) -> Vec<u8> {
-        self.lock().tokens[id].found.get(key).map(|found| found.known.clone()).unwrap_or_default()
+        lock(&self.keys).retain(|wanted| wanted != key);
     }
 
     /// The wanted keys that a token does not hold.
-    pub(in super::super) fn missing_keys(&self, id: TokenId) -> Vec<Fingerprint> {
-        let inner = self.lock();
-        if inner.tokens[id].handle.log_only {
+    pub(in super::super) fn missing_keys(&self, token: &Token) -> Vec<Fingerprint> {
+        if token.log_only {
             return Vec::new();
         }
-        let opened = &inner.tokens[id].opened;
-        inner.keys.iter().filter(|key| !opened.contains(*key)).copied().collect()
-    }
-
-    /// Reads from a token's state.
-    pub(in super::super) fn view<T>(&self, handle: &Handle, look: impl FnOnce(&Token) -> T) -> T {
-        look(&self.lock().tokens[handle.id])
+        let state = token.lock();
+        lock(&self.keys).iter().filter(|key| !state.opened.contains(*key)).copied().collect()
     }
 }

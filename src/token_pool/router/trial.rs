@@ -11,9 +11,10 @@ use super::{
         counters::count,
         health::Phase,
         job::Job,
-        token::{Token, TokenId},
+        token::{State, Token},
     },
-    Inner, Router, Tokens,
+    Router,
+    answers::Turn,
 };
 use crate::signer::ToBeSigned;
 use token_host::protocol::Reply;
@@ -40,11 +41,10 @@ pub(super) enum Candidate {
     LastResort,
 }
 
-impl Tokens {
+impl Router {
     /// The order in which a request is offered to tokens: by preference, then by work in flight.
-    pub(super) fn rank(&self, id: TokenId, job: &Job, now: Instant) -> (Candidate, usize) {
-        let token = &self[id];
-        let on_trial = token.phase() == Phase::HalfOpen && job.is_real() && self.others_serve(id, job);
+    pub(super) fn rank(&self, token: &Token, job: &Job, now: Instant) -> (Candidate, usize) {
+        let on_trial = token.phase() == Phase::HalfOpen && job.is_real() && self.others_serve(token, job);
         let candidate = match on_trial {
             false => Candidate::Normal,
             true if job.left(now) >= MIN_TRIAL_TIME => Candidate::Probe,
@@ -53,15 +53,47 @@ impl Tokens {
         (candidate, token.in_flight())
     }
 
+    /// Takes overdue requests over from tokens on trial, and ends trials without a verdict.
+    pub(super) fn tend_trials(&self, now: Instant) {
+        let mut changing = false;
+        for token in &self.tokens {
+            let serving = self.tokens.iter().any(|token| token.phase() == Phase::Serving);
+            let mut turn = self.turn(token);
+            changing |= turn.state.waits_for_readiness();
+            if self.trial_is_overdue(token, &turn.state, now)
+                && let Some(mut job) = turn.state.hand_over_trial()
+            {
+                tracing::info!(token = &*token.name, "another token takes over the request on trial");
+                // Being taken over is not a failure, so the limit of attempts does not apply.
+                let _tries_left = job.may_try_again(&token.name);
+                count(&token.counters.retried);
+                turn.put_back(job);
+            } else {
+                // A request that was taken over keeps its token from the next trial until it is answered, unless no
+                // other token is left.
+                let ended = turn.state.trial.as_ref().is_some_and(|trial| {
+                    now.saturating_duration_since(trial.since) > VERDICT_TIMEOUT && !(trial.taken_over && serving)
+                });
+                if ended {
+                    turn.state.apply(Event::TrialEnded, "");
+                }
+            }
+            turn.end();
+        }
+        if changing {
+            self.publish();
+        }
+    }
+
     /// Whether a token on trial has used up its time for a request that another token can take over.
-    fn trial_is_overdue(&self, id: TokenId, now: Instant) -> bool {
-        let Some((trial, job)) = self[id].on_trial() else { return false };
+    fn trial_is_overdue(&self, token: &Token, state: &State, now: Instant) -> bool {
+        let Some((trial, job)) = state.on_trial() else { return false };
         let limit = (job.left(trial.since) / TAKE_OVER_SHARE).min(TAKE_OVER_TIMEOUT);
-        now.saturating_duration_since(trial.since) >= limit && !job.is_abandoned() && self.others_serve(id, job)
+        now.saturating_duration_since(trial.since) >= limit && !job.is_abandoned() && self.others_serve(token, job)
     }
 }
 
-impl Token {
+impl State {
     /// Ends the trial if this request is on trial.
     pub(super) fn end_trial_of(&mut self, correlation: u64) {
         if self.trial.as_ref().is_some_and(|trial| trial.correlation == correlation) {
@@ -70,71 +102,26 @@ impl Token {
     }
 }
 
-impl Router {
-    /// Takes overdue requests over from tokens on trial, and ends trials without a verdict.
-    pub(super) fn tend_trials(&self, inner: &mut Inner, now: Instant) {
-        let mut changing = false;
-        for id in inner.tokens.ids() {
-            let serving = inner.tokens.iter().any(|token| token.phase() == Phase::Serving);
-            let overdue = inner.tokens.trial_is_overdue(id, now);
-            let token = &mut inner.tokens[id];
-            changing |= token.waits_for_readiness();
-            if overdue && let Some(mut job) = token.hand_over_trial() {
-                tracing::info!(token = &**token.name(), "another token takes over the request on trial");
-                // Being taken over is not a failure, so the limit of attempts does not apply.
-                let _tries_left = job.may_try_again(token.name());
-                count(&token.handle.counters.retried);
-                inner.queues.put_back(job);
-                inner.pump_all();
-            } else {
-                // A request that was taken over keeps its token from the next trial until it is answered, unless no
-                // other token is left.
-                let ended = token.trial.as_ref().is_some_and(|trial| {
-                    now.saturating_duration_since(trial.since) > VERDICT_TIMEOUT && !(trial.taken_over && serving)
-                });
-                if ended {
-                    token.apply(Event::TrialEnded, "");
-                }
-            }
-        }
-        if changing {
-            self.publish(inner);
-        }
-    }
-
+impl Turn<'_> {
     /// Verifies a signature for a request that another token has taken over, or whose caller is gone.
-    pub(super) fn verify_late(
-        &self,
-        inner: &mut Inner,
-        id: TokenId,
-        message: &ToBeSigned,
-        signature: &[u8],
-        session: u32,
-    ) {
-        let counters = &inner.tokens[id].handle.counters;
+    pub(super) fn verify_late(&mut self, message: &ToBeSigned, signature: &[u8], session: u32) {
+        let counters = &self.token.counters;
         count(&counters.signed);
         let key = message.key();
         let verified = key.verify(key.signature_algorithm(), message.der(), signature).is_ok();
         if !verified {
             count(&counters.wrong);
         }
-        self.judge(inner, id, session, verified);
+        self.judge(session, verified);
     }
 
     /// Processes a host's reply to a request that was taken over.
-    pub(super) fn answered_late(
-        &self,
-        inner: &mut Inner,
-        id: TokenId,
-        correlation: u64,
-        message: &ToBeSigned,
-        reply: Reply,
-    ) {
+    pub(super) fn answered_late(&mut self, correlation: u64, message: &ToBeSigned, reply: Reply) {
         match reply {
-            Reply::Signed { session, signature } => self.verify_late(inner, id, message, &signature, session),
-            Reply::Fault(fault) => self.failed(inner, id, &fault, Some(message.key().fingerprint())),
+            Reply::Signed { session, signature } => self.verify_late(message, &signature, session),
+            Reply::Fault(fault) => self.failed(&fault, Some(message.key().fingerprint())),
             Reply::Expired | Reply::Opened { .. } | Reply::Refused { .. } | Reply::Status(_) => {}
         }
-        inner.tokens[id].end_trial_of(correlation);
+        self.state.end_trial_of(correlation);
     }
 }

@@ -10,7 +10,7 @@ use super::{
     super::{
         OWN_KEY, Proof, ProveError,
         router::Router,
-        token::{FoundKey, Handle, TokenId},
+        token::{FoundKey, Token},
     },
     unexpected,
 };
@@ -23,29 +23,29 @@ use token_host::{
 /// Makes a host look for a CA key, and records the result.
 pub(super) async fn open_key(
     router: &Router,
-    id: TokenId,
+    token: &Token,
     host: u64,
     key: Fingerprint,
     limit: Duration,
 ) -> Result<(), ProveError> {
     let gone = || ProveError::Unreachable("its host is gone".to_owned());
-    let known = router.known(id, &key);
-    let answer = router.call(id, host, &Request::Open { key, known: &known }).ok_or_else(gone)?;
+    let known = token.lock().found.get(&key).map(|found| found.known.clone()).unwrap_or_default();
+    let answer = token.lock().call(host, &Request::Open { key, known: &known }).ok_or_else(gone)?;
     let reply = match tokio::time::timeout(limit, answer).await {
         Ok(reply) => reply.map_err(|_| gone())?,
         Err(_) => return Err(ProveError::Unreachable(format!("its host has not answered for {limit:?}"))),
     };
     match reply {
         Reply::Opened { known, found } => {
-            router.opened(id, host, key, Some(FoundKey { known, how: found }));
+            router.opened(token, host, key, Some(FoundKey { known, how: found }));
             Ok(())
         }
         Reply::Fault(fault) => {
-            router.opened(id, host, key, None);
+            router.opened(token, host, key, None);
             Err(ProveError::Refused(fault.text))
         }
         Reply::Refused { reason, .. } => {
-            router.opened(id, host, key, None);
+            router.opened(token, host, key, None);
             Err(ProveError::Refused(reason))
         }
         Reply::Expired | Reply::Signed { .. } | Reply::Status(_) => {
@@ -60,18 +60,19 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// As [`Pool::prove`](super::super::Pool::prove).
 pub(in super::super) async fn prove(router: &Arc<Router>, key: Fingerprint, deadline: Instant) -> Vec<Proof> {
     router.want(key);
-    let ca_tokens = router.handles().into_iter().filter(|handle| !handle.log_only);
-    each(router, ca_tokens.collect(), move |router, handle| async move {
+    let ca_tokens = router.tokens().iter().filter(|token| !token.log_only);
+    each(router, ca_tokens, move |router, token| async move {
         loop {
-            let (host, version, connected, reason) = router.view(&handle, |token| {
-                (token.host, token.status.version, token.connected, token.breaker.reason().to_owned())
-            });
+            let (host, version, connected, reason) = {
+                let state = token.lock();
+                (state.host, state.status.version, state.connected, state.breaker.reason().to_owned())
+            };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(ProveError::Unreachable(reason));
             }
             if connected && version == VERSION {
-                match open_key(&router, handle.id, host, key, left).await {
+                match open_key(&router, &token, host, key, left).await {
                     Err(ProveError::Unreachable(_)) => {}
                     result => return result,
                 }
@@ -84,9 +85,11 @@ pub(in super::super) async fn prove(router: &Arc<Router>, key: Fingerprint, dead
 
 /// As [`Pool::canary`](super::super::Pool::canary).
 pub(in super::super) async fn canaries(router: &Arc<Router>) -> Vec<Proof> {
-    each(router, router.handles(), |router, handle| async move {
-        let (host, key, reason) = router
-            .view(&handle, |token| (token.host, token.status.canary_key.clone(), token.breaker.reason().to_owned()));
+    each(router, router.tokens().iter(), |_, token| async move {
+        let (host, key, reason) = {
+            let state = token.lock();
+            (state.host, state.status.canary_key.clone(), state.breaker.reason().to_owned())
+        };
         let message = canary_message();
         let request = Request::Sign(Sign {
             kind: Kind::Canary,
@@ -95,7 +98,7 @@ pub(in super::super) async fn canaries(router: &Arc<Router>) -> Vec<Proof> {
             deadline_ms: u32::MAX,
             message: &message,
         });
-        let answer = router.call(handle.id, host, &request).ok_or_else(|| ProveError::Unreachable(reason.clone()))?;
+        let answer = token.lock().call(host, &request).ok_or_else(|| ProveError::Unreachable(reason.clone()))?;
         let verified = |signature: &[u8]| {
             let key = PublicKey::from_spki_der(&key).ok();
             key.is_some_and(|key| key.verify(key.signature_algorithm(), &message, signature).is_ok())
@@ -113,17 +116,17 @@ pub(in super::super) async fn canaries(router: &Arc<Router>) -> Vec<Proof> {
 }
 
 /// Asks tokens concurrently; the results are in their order.
-async fn each<F>(
+async fn each<'a, F>(
     router: &Arc<Router>,
-    handles: Vec<Arc<Handle>>,
-    ask: impl Fn(Arc<Router>, Arc<Handle>) -> F,
+    tokens: impl Iterator<Item = &'a Arc<Token>>,
+    ask: impl Fn(Arc<Router>, Arc<Token>) -> F,
 ) -> Vec<Proof>
 where
     F: Future<Output = Result<(), ProveError>> + Send + 'static,
 {
-    let asked = handles.into_iter().map(|handle| {
-        let token = Arc::clone(&handle.name);
-        (token, tokio::spawn(ask(Arc::clone(router), handle)))
+    let asked = tokens.map(|token| {
+        let name = Arc::clone(&token.name);
+        (name, tokio::spawn(ask(Arc::clone(router), Arc::clone(token))))
     });
     let mut proofs = Vec::new();
     for (token, task) in asked.collect::<Vec<_>>() {

@@ -1,15 +1,15 @@
 //! What is in flight to a token's host: frames to be written, and requests that await an answer.
 
-use std::time::Instant;
+use std::{os::unix::net::UnixStream, sync::Arc, time::Instant};
 
 use tokio::sync::oneshot;
 
 use super::{
     super::{health::Phase, job::Job},
-    Token,
+    State,
 };
-use crate::signer::ToBeSigned;
-use token_host::protocol::{ProtocolError, Reply, Request};
+use crate::signer::{SignError, ToBeSigned};
+use token_host::protocol::{Reply, Request};
 
 /// An unanswered request.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(in super::super) struct Trial {
     pub(in super::super) taken_over: bool,
 }
 
-impl Token {
+impl State {
     fn next_correlation(&mut self, now: Instant) -> u64 {
         if self.outstanding.is_empty() {
             self.last_reply_at = now;
@@ -43,29 +43,53 @@ impl Token {
         self.correlation
     }
 
-    pub(in super::super) fn send_job(&mut self, job: Job, now: Instant) -> Result<(), (Box<Job>, ProtocolError)> {
+    /// Sends frames to a host from now on.
+    pub(in super::super) fn open_outbox(&mut self, socket: Arc<UnixStream>) {
+        self.outbox.open(socket);
+    }
+
+    /// Moves the frames of the current host to its writer, which has written the earlier ones.
+    pub(in super::super) fn take_outbox(&mut self, host: u64, into: &mut Vec<u8>) {
+        into.clear();
+        if self.host == host {
+            self.outbox.take(into);
+        }
+    }
+
+    /// Sends a request to the host, or answers it if it does not fit a frame.
+    pub(in super::super) fn send_job(&mut self, job: Job, now: Instant) {
         let correlation = self.next_correlation(now);
-        if let Err(error) = Request::Sign(job.sign(now)).encode(correlation, &mut self.outbox) {
-            return Err((Box::new(job), error));
+        if let Err(error) = Request::Sign(job.sign(now)).encode(correlation, self.outbox.frames()) {
+            job.answer(Err(SignError::Refused(error.to_string())));
+            return;
         }
         if self.phase() == Phase::HalfOpen && job.is_real() {
             self.trial = Some(Trial { correlation, since: now, taken_over: false });
         }
         self.jobs += 1;
         self.outstanding.insert(correlation, Pending::Job { job: Box::new(job), sent: now, cancelled: false });
-        Ok(())
+        self.flush();
     }
 
-    pub(in super::super) fn send_control(
-        &mut self,
-        request: &Request<'_>,
-        answer: oneshot::Sender<Reply>,
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        let correlation = self.next_correlation(now);
-        request.encode(correlation, &mut self.outbox)?;
+    /// Sends a request of the pool itself. `None` if that host is gone.
+    pub(in super::super) fn call(&mut self, host: u64, request: &Request<'_>) -> Option<oneshot::Receiver<Reply>> {
+        if self.host != host || !self.connected {
+            return None;
+        }
+        let (answer, answered) = oneshot::channel();
+        let correlation = self.next_correlation(Instant::now());
+        request.encode(correlation, self.outbox.frames()).ok()?;
         self.outstanding.insert(correlation, Pending::Control(answer));
-        Ok(())
+        self.flush();
+        Some(answered)
+    }
+
+    /// Writes a request at once if it is the only one in flight. Otherwise its writer is woken, which collects what
+    /// other tasks have to send.
+    fn flush(&mut self) {
+        if self.outstanding.len() != 1 || !self.outbox.write() {
+            self.handle.writer.notify_one();
+        }
     }
 
     /// The request on trial, while its caller waits for this token.
@@ -89,27 +113,28 @@ impl Token {
         Some(*job)
     }
 
-    /// Cancels abandoned requests at the host; returns whether there were any. The request on trial is not cancelled:
-    /// its signature decides about the token.
-    pub(in super::super) fn cancel_abandoned(&mut self) -> bool {
+    /// Cancels abandoned requests at the host. The request on trial is not cancelled: its signature decides about the
+    /// token.
+    pub(in super::super) fn cancel_abandoned(&mut self) {
+        if !self.status.cancels || !self.connected {
+            return;
+        }
         let trial = self.trial.as_ref().map(|trial| trial.correlation);
-        let before = self.outbox.len();
-        if self.status.cancels && self.connected {
-            for (correlation, pending) in &mut self.outstanding {
-                let Pending::Job { job, cancelled: cancelled @ false, .. } = pending else { continue };
-                if job.is_abandoned() && trial != Some(*correlation) {
-                    *cancelled = true;
-                    // Has a fixed size, far below the limit.
-                    let _ = Request::Cancel { correlation: *correlation }.encode(0, &mut self.outbox);
-                }
+        for (correlation, pending) in &mut self.outstanding {
+            let Pending::Job { job, cancelled: cancelled @ false, .. } = pending else { continue };
+            if job.is_abandoned() && trial != Some(*correlation) {
+                *cancelled = true;
+                // Has a fixed size, far below the limit.
+                let _ = Request::Cancel { correlation: *correlation }.encode(0, self.outbox.frames());
+                self.handle.writer.notify_one();
             }
         }
-        self.outbox.len() > before
     }
 
     /// Makes the host close a session.
     pub(in super::super) fn discard(&mut self, session: u32) {
         // Has a fixed size, far below the limit; the host does not reply to it.
-        let _ = Request::Discard { session }.encode(0, &mut self.outbox);
+        let _ = Request::Discard { session }.encode(0, self.outbox.frames());
+        self.handle.writer.notify_one();
     }
 }

@@ -2,14 +2,14 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Token;
+use super::State;
 use token_host::protocol::{Kind, Status};
 
 /// Maximum number of requests in flight to a host per session: enough for batches, and few enough that the others wait
 /// in the queues, where expired requests are dropped.
 const WINDOW_PER_SESSION: usize = 32;
 
-impl Token {
+impl State {
     /// Adds the call statistics of a host that ends.
     pub(in super::super) fn final_report(&mut self, status: Status) {
         self.add_calls(&status);
@@ -49,7 +49,7 @@ fn by_ca_keys(status: &Status) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{super::breaker::Event, TokenId},
+        super::{super::breaker::Event, Token},
         *,
     };
     use token_host::protocol::KeyCount;
@@ -62,8 +62,9 @@ mod tests {
                 .into(),
             ..Status::default()
         };
-        let mut token = Token::new(TokenId(0), "one".into(), false);
-        let counted = |token: &mut Token, status| {
+        let token = Token::new("one".into(), false);
+        let mut token = token.lock();
+        let counted = |token: &mut State, status| {
             let before = token.handle.counters.reported.load(Ordering::Relaxed);
             token.reported(status);
             token.handle.counters.reported.load(Ordering::Relaxed) - before
