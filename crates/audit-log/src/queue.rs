@@ -2,7 +2,8 @@
 //!
 //! One lock is held for a push or for taking all entries at once. A group of intents accumulates while the runtime has
 //! other runnable tasks, since those that need a record can share its flush. Then the writer's thread is woken once. No
-//! group waits for a fixed time: if no other task is runnable, the writer is woken at once.
+//! group waits for a fixed time. If the last group had a single intent, requests come one at a time, and the writer is
+//! woken at once.
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
@@ -51,6 +52,8 @@ pub(super) struct Batch {
 struct State {
     entries: Vec<Entry>,
     intents: usize,
+    /// The last group had more than one intent: the next one is worth waiting for. Also at the start.
+    shared: bool,
     /// The group of intents is complete; intents that arrive before the writer takes it still join it.
     gathered: bool,
     closed: bool,
@@ -69,7 +72,12 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { state: Mutex::default(), wake: Condvar::new(), begun: Notify::new(), capacity }
+        Self {
+            state: Mutex::new(State { shared: true, ..State::default() }),
+            wake: Condvar::new(),
+            begun: Notify::new(),
+            capacity,
+        }
     }
 
     /// Queues a line that a request waits for.
@@ -84,9 +92,12 @@ impl Queue {
         let first = state.intents == 0;
         state.intents += 1;
         state.entries.push(Entry::Awaited { line, waiter });
-        drop(state);
-        if first {
+        if first && state.shared {
+            drop(state);
             self.begun.notify_one();
+        } else if first {
+            state.gathered = true;
+            self.wake(state);
         }
         Ok(())
     }
@@ -147,6 +158,7 @@ impl Queue {
             state = self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.asleep = false;
         }
+        state.shared = state.intents > 1;
         state.intents = 0;
         state.gathered = false;
         Batch { entries: std::mem::take(&mut state.entries), closed: state.closed }

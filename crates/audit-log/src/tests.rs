@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::{
     checkpoint::{VerifierKeys, tests::SoftKey},
+    queue::Queue,
     record::{CallerField, Line, RevocationAction, RevocationLine, tests::intent},
     *,
 };
@@ -217,6 +218,30 @@ async fn intents_that_are_ready_soon_join_the_group() {
     log.append(Line::Intent(Box::new(intent("AA==")))).await.unwrap();
     assert_eq!(log.stats().flushes, 2, "a single intent waits for others");
     log.close().await;
+}
+
+#[test]
+fn intent_after_a_lone_one_does_not_wait_for_others() {
+    let queue = Queue::new(10);
+    let push = || {
+        let (waiter, done) = tokio::sync::oneshot::channel();
+        queue.intent(Line::Intent(Box::new(intent("AA=="))), waiter).unwrap();
+        done
+    };
+    let long = Duration::from_secs(60);
+    let first = push();
+    assert_eq!(queue.take(Duration::ZERO).entries.len(), 1);
+    let began = std::time::Instant::now();
+    let others = [push(), push()];
+    assert_eq!(queue.take(long).entries.len(), 2);
+    assert!(began.elapsed() < long / 2, "nobody has called the writer");
+    // Now they come together.
+    let last = push();
+    let patience = Duration::from_millis(50);
+    let began = std::time::Instant::now();
+    assert_eq!(queue.take(patience).entries.len(), 1);
+    assert!(began.elapsed() >= patience, "the group was not waited for");
+    drop((first, others, last));
 }
 
 /// Otherwise the writer's tick would write each of them, a quarter of a second late.

@@ -212,8 +212,12 @@ impl Writer {
             }
         }
         self.counts.lines(self.tree.size(), &self.counters, self.buffer.len());
-        // Without a runtime nothing waits.
-        let _ = self.durable.send(waiters);
+        match <[_; 1]>::try_from(waiters) {
+            // Alone, it is woken without the task that keeps a group together.
+            Ok([(waiter, index)]) => drop(waiter.send(Ok(index))),
+            // Without a runtime nothing waits.
+            Err(waiters) => drop(self.durable.send(waiters)),
+        }
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_KEPT);
     }

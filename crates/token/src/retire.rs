@@ -81,7 +81,7 @@ pub fn public_key(session: &Session, key_sha256: &str) -> Result<Option<PublicKe
             return Ok(Some(key));
         }
     }
-    let stored = certificates(session, None).map_err(|source| failed("look for certificates", source))?;
+    let stored = certificates(session).map_err(|source| failed("look for certificates", source))?;
     Ok(stored.iter().filter_map(|(_, _, der)| public::of_certificate(der)).find(is_named))
 }
 
@@ -97,7 +97,7 @@ impl<'a> Retirement<'a> {
             let read = public::read(session, object).map_err(|source| failed("read a public key", source))?;
             public.extend((read.ok().as_ref() == Some(key)).then_some(object));
         }
-        let stored = certificates(session, None).map_err(|source| failed("look for certificates", source))?;
+        let stored = certificates(session).map_err(|source| failed("look for certificates", source))?;
         let of_key = stored.into_iter().filter(|(_, _, der)| public::of_certificate(der).as_ref() == Some(key));
         let certificates = of_key.map(|(object, _, _)| object).collect();
         Ok(Self { session, key: key.clone(), found, public, certificates })

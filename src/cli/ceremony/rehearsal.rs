@@ -63,5 +63,5 @@ pub(super) fn token(softhsm: Option<&Path>) -> anyhow::Result<(TokenUri, Opened)
     let uri: TokenUri = format!("pkcs11:token=rehearsal?module-path={}", path.display()).parse()?;
     let module = Module::load(&path)?;
     let token = new_token(&module, &uri, &pin)?;
-    Ok((uri, Opened { token, module, pin }))
+    Ok((uri, Opened { token, module, pin: Some(pin) }))
 }

@@ -88,6 +88,7 @@ fn presented(name: &str, old_key: KeyPair, new_key: KeyPair, ca_key: KeyPair) ->
             key: workload.serialize_pem(),
             sent: format!("{}{}", ca.to_pem(), cross.to_pem()),
             roots: root.certificate.to_pem(),
+            crls: String::new(),
         })
         .into()
 }
