@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Shared by the other scripts: SoftHSM tokens with a plug-in CA each, daemons using them, figures, goals.
+# Shared by the other scripts: SoftHSM tokens with a plug-in CA each, daemons using them, results.
 # The token and the bundle are in memory (/dev/shm), the issuance log on the disk of TMPDIR.
 set -euo pipefail
 # Not applied to build results: tests run the program as other users.
@@ -181,36 +181,16 @@ parts() {
   mkdir "$disk/parts"
   taskset -c 0 "$PARTS" "${1:-measure}" "$disk/parts" 2>"$disk/parts.log" | sed 's/^/part./' >>"$figures"
 }
-# field NAME [WITHIN]: a number of the last report; of the object WITHIN, if given.
-field() {
-  local from=${2:+/\"$2\"/,}
-  sed -n "${from:-1,}\$s/^.*\"$1\": *\([0-9.]*\).*$/\1/p" "$memory/run" | head -n 1
-}
+# field NAME: a number of the last report.
+field() { sed -n "s/^.*\"$1\": *\([0-9.]*\).*$/\1/p" "$memory/run" | head -n 1; }
 
-# Figures. Each is measured many times, parts and whole in turn, in slices of about the same length: shared cores
-# have two speeds, 1.4 apart, which change several times a second, so a short slice is more likely to be at the best
-# speed than a long one. Medians are used.
+# Results, one per line: a name, and a number or a report as JSON. Each is measured many times, parts and whole in turn,
+# in slices of about the same length: shared cores have two speeds, 1.4 apart, which change several times a second, so a
+# short slice is more likely to be at the best speed than a long one. `summary` uses medians.
 figures=$memory/figures
 : >"$figures"
 note() { printf '%s %s\n' "$1" "$2" >>"$figures"; }
-every() { sed -n "s/^$1 //p" "$figures" | sort -g; }
-least() { every "$1" | head -n 1; }
-most() { every "$1" | tail -n 1; }
-median() { every "$1" | awk '{v[NR]=$1} END {if (NR) print v[int((NR+1)/2)]; else print "nan"}'; }
-calculate() { awk "BEGIN {printf \"%.${2:-2}f\", $1}" </dev/null; }
-# best NAME: the minimum of costs and latencies, the maximum of rates.
-best() { case $1 in *.rate) most "$1" ;; *) least "$1" ;; esac; }
-# figures_of median|best EXPRESSION: replaces each {NAME} by its figure.
-figures_of() {
-  local rest=$2 name
-  while [[ $rest =~ \{([a-z0-9.-]+)\} ]]; do
-    name=${BASH_REMATCH[1]}
-    rest=${rest//"{$name}"/$("$1" "$name")}
-  done
-  echo "$rest"
-}
-goal() { # TEXT VALUE COMPARISON GOAL
-  local verdict
-  verdict=$(awk "BEGIN {print ($2 $3 $4) ? \"reached\" : \"MISSED\"}" </dev/null)
-  printf '%-78s %9s  goal %s %-6s %s\n' "$1" "$2" "$3" "$4" "$verdict"
-}
+# note_run NAME: the last report.
+note_run() { note "$1" "$(tr -d '\n' <"$memory/run")"; }
+# summary: prints the medians, ratios and goals of all results.
+summary() { "$BENCH" summary "$bench" "$figures"; }

@@ -1,7 +1,7 @@
 //! CPU time of the parts of a certificate, for the ratio that `benches/endpoint.sh` prints; not wall time, so that a
 //! busy machine affects it less.
 //!
-//! `parts measure DIR` prints one part per line, `name microseconds`; the log is written to DIR, and log lines go to
+//! `parts measure DIR` prints one part per line, `name microseconds`, and as `flush` the wall time of a flush; the log is written to DIR, and log lines go to
 //! standard error as the daemon's do. `parts measure-storm DIR` adds a JWT that is not cached. `parts echo DIR` runs
 //! the endpoint's own stack (listener, TLS, HTTP/2, gRPC) with a handler that only returns a reply of a certificate's
 //! size: the cost of the RPC. It writes DIR/root.pem and prints its address.
@@ -10,7 +10,9 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     hint::black_box,
+    io::Write,
     net::SocketAddr,
     path::Path,
     sync::{Arc, RwLock},
@@ -39,7 +41,10 @@ use istio_hsm_ca::{
         recent::{self, Recent},
     },
 };
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    fcntl::posix_fallocate,
+    time::{ClockId, clock_gettime},
+};
 use pki::{
     Issued, Issuer, Profile, PublicKey, Tbs, Template, VerifiedCsr,
     lint::{self, Ca, Facts},
@@ -264,6 +269,23 @@ fn log(runtime: &tokio::runtime::Runtime, directory: &Path, intent: &Intent) {
         runtime.block_on(join_all((0..GROUP).map(|_| record())));
     });
     runtime.block_on(log.close());
+}
+
+/// Wall time of one write and flush of an intent's size, in microseconds; the median.
+fn flush(directory: &Path) {
+    let file = File::create(directory.join("flush")).unwrap();
+    // As in the issuance log, so that the size of the file does not change.
+    posix_fallocate(&file, 0, 1 << 20).unwrap();
+    let mut times: Vec<Duration> = (0..200)
+        .map(|_| {
+            let start = Instant::now();
+            (&file).write_all(&[b'x'; 700]).unwrap();
+            file.sync_data().unwrap();
+            start.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    println!("flush {:.2}", times[times.len() / 2].as_secs_f64() * 1e6);
 }
 
 /// Signs each CSR once and then returns the same certificate, which callers can use in a handshake.

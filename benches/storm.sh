@@ -25,31 +25,17 @@ built
 token p256 p256
 sources=$((agents / 1000 + 1))
 echo_server
-lost=0 memory_most=0 tries=
 for ((round = 1; round <= rounds; round++)); do
   printf 'round %d of %d\n' "$round" "$rounds" >&2
   parts measure-storm
   CORES=0 alone p256 1 0.4 2
-  note token "$(field cpu_us_per_signature)"
+  note_run token.p256
   LOAD_CORES=1 echo_load --storm "$agents" --storm-sources "$sources"
-  note rpc "$(field daemon_cpu_us_per_certificate)"
-  note rpc.rate "$(field certificates_per_second)"
+  note_run rpc
   CORES=0 daemon whole p256
   LOAD_CORES=1 load whole --storm "$agents" --storm-sources "$sources"
-  note whole "$(field daemon_cpu_us_per_certificate)"
-  note rate "$(field certificates_per_second)"
-  note seconds "$(field seconds)"
-  lost=$((lost + $(field agents) - $(field served)))
-  tries=$(tr -d ' \n' <"$memory/run" | sed -n 's/.*"tries":{\([^}]*\)}.*/\1/p')
-  now=$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB$/\1/p' "/proc/${pid[whole]}/status")
-  (( now <= memory_most )) || memory_most=$now
+  note_run whole
+  note memory.peak "$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB$/\1/p' "/proc/${pid[whole]}/status")"
   end_daemon whole
 done
-# The frames between daemon and token host: a constant, as in endpoint.sh.
-sum=$(calculate "$(median rpc) + $(median part.csr) + $(median part.jwt-new) + $(median part.tbs-p256) + $(median part.verify-p256) + $(median part.host-check) + $(median part.telemetry) + $(median part.log) + $(median token) + 3.2" 1)
-echo "agents $agents, served in $(median seconds) s, $(median rate) a second; tries (number: agents): $tries"
-echo "CPU us an agent: $(median whole); of the parts $sum, with $(median rpc) for connection, TLS and RPC, and $(median part.jwt-new) for a token not seen before"
-echo "the connections alone: $(median rpc.rate) a second"
-goal "storm: agents without a certificate" "$lost" '<=' 0
-goal "storm: rate for CPU time / what new connections and the other parts allow" "$(calculate "$sum / $(median whole)")" '>=' 0.8
-goal "storm: the daemon's memory at most, MiB" "$(calculate "$memory_most / 1024" 0)" '<=' "$((40 + agents * 64 / 1024))"
+summary

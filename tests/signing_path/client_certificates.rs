@@ -3,6 +3,7 @@
 use std::{fs, time::Duration};
 use testkit::wait::eventually;
 
+use bench::agent::{self, Tls};
 use nix::sys::signal::Signal;
 use tonic::Code;
 
@@ -47,6 +48,11 @@ async fn the_denylist_is_read_again_on_sighup() {
     let client = (certificate.as_str(), key.as_str());
     let channel = daemon.connect(Some(client)).await;
     assert_eq!(code(Ask::new(IDENTITY).send(channel.clone()).await), Code::Ok);
+    let chain_and_key = Some((certificate.as_bytes(), key.as_bytes()));
+    let resuming = Tls::new(daemon.roots.as_bytes(), SERVER, chain_and_key).unwrap().resuming();
+    let renew_resumed =
+        async || code(Ask::new(IDENTITY).send(agent::connect(daemon.address, &resuming).await.unwrap()).await);
+    assert_eq!(renew_resumed().await, Code::Ok);
 
     let spki = {
         use der::{DecodePem, Encode};
@@ -63,6 +69,7 @@ async fn the_denylist_is_read_again_on_sighup() {
         // On the connection that was opened before, too.
         assert_eq!(code(Ask::new(IDENTITY).send(channel.clone()).await), Code::Unauthenticated, "{entry}");
         assert_eq!(renew(&daemon, client).await, Code::Unauthenticated, "{entry}");
+        assert_eq!(renew_resumed().await, Code::Unauthenticated, "a session ticket does not help: {entry}");
         let with_token = daemon.ask().send(channel.clone()).await;
         assert_eq!(code(with_token), with_another_key, "a JWT does not help a denied identity: {entry}");
         let same_key = daemon.ask().csr(csr.as_str()).send(channel.clone()).await;

@@ -1,6 +1,7 @@
 //! `bench endpoint`: simulates many Istio agents against a running daemon.
 
 mod all_at_once;
+mod metrics;
 mod tokens;
 
 use std::{
@@ -13,6 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use metrics::Signatures;
 use serde::Serialize;
 use tokens::{read, tokens};
 use tonic::transport::Channel;
@@ -29,6 +31,9 @@ use super::{
 use crate::agent::{KeyKind, Tls, Workload, WorkloadKey, connect, create_certificate};
 use process::output::Output;
 use token::TokenUri;
+
+/// How long after a call a daemon's metrics have it: at a `keep_alive` of one second, and updated each second.
+const REPORTED: Duration = Duration::from_millis(2500);
 
 /// Arguments of `bench endpoint`.
 #[derive(Args, Debug)]
@@ -52,15 +57,28 @@ pub struct EndpointArguments {
     #[arg(long, value_name = "PER_SECOND", value_parser = positive)]
     rate: Option<f64>,
     /// With --rate: also print the latencies of an ideal token with so many sessions and the same arrivals (M/D/s)
-    #[arg(long, value_name = "SESSIONS", requires = "rate", requires = "ideal_signature",
+    #[arg(long, value_name = "SESSIONS", requires = "rate", requires = "ideal_source",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     ideal_sessions: Option<u16>,
     /// Duration of each signature of the ideal token, in microseconds
-    #[arg(long, value_name = "MICROSECONDS", requires = "ideal_sessions", value_parser = positive)]
+    #[arg(long, value_name = "MICROSECONDS", requires = "ideal_sessions", group = "ideal_source",
+          value_parser = positive)]
     ideal_signature: Option<f64>,
+    /// Instead: the daemon's [admin] address, whose metrics say how long the token's signatures took in this run
+    #[arg(long, value_name = "ADDRESS", requires = "ideal_sessions", group = "ideal_source")]
+    ideal_metrics: Option<SocketAddr>,
     /// Open a new connection with the workload's client certificate (mTLS) for each certificate
     #[arg(long)]
     new_connections: bool,
+    /// With --new-connections: authenticate with the JWT instead of a client certificate
+    #[arg(long, requires = "new_connections")]
+    jwt: bool,
+    /// With --new-connections: resume the TLS session of the workload's last connection
+    #[arg(long, requires = "new_connections")]
+    resume: bool,
+    /// Leave TCP_NODELAY off
+    #[arg(long)]
+    delay: bool,
     /// Instead of a load: number of agents that start at once, each with its own connection, identity, key and JWT, and
     /// with Istio's five attempts
     #[arg(long, value_name = "AGENTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000),
@@ -125,6 +143,7 @@ struct Report {
     certificates_per_second: f64,
     latency: Option<Latency>,
     ideal_latency: Option<Latency>,
+    ideal_signature_us: Option<f64>,
     errors: BTreeMap<String, u64>,
     token_signatures_per_second: Option<f64>,
     ratio_to_token: Option<f64>,
@@ -136,8 +155,8 @@ struct Report {
 struct Agent {
     token: String,
     request: String,
-    /// TLS settings with its certificate, once it has one.
-    renewal: Option<Tls>,
+    /// For new connections: TLS settings of its own, with its certificate unless it sends the JWT.
+    own: Option<Tls>,
 }
 
 /// All workloads and the connections that they share.
@@ -145,6 +164,8 @@ struct Agents {
     agents: Vec<Agent>,
     channels: Vec<Channel>,
     address: SocketAddr,
+    /// Whether new connections send the JWT.
+    jwt: bool,
     cluster: String,
     lifetime: i64,
 }
@@ -152,13 +173,11 @@ struct Agents {
 impl Ask for Agents {
     async fn ask(&self, worker: usize) -> Result<(), String> {
         let agent = self.agents.get(worker).ok_or("no such workload")?;
-        let (channel, token) = match &agent.renewal {
-            Some(tls) => (connect(self.address, tls).await.map_err(|_| "no connection".to_owned())?, None),
-            None => {
-                let channel = self.channels.get(worker % self.channels.len().max(1)).ok_or("no connection")?;
-                (channel.clone(), Some(agent.token.as_str()))
-            }
+        let channel = match &agent.own {
+            Some(tls) => connect(self.address, tls).await.map_err(|_| "no connection".to_owned())?,
+            None => self.channels.get(worker % self.channels.len().max(1)).ok_or("no connection")?.clone(),
         };
+        let token = (agent.own.is_none() || self.jwt).then_some(agent.token.as_str());
         let reply = create_certificate(channel, token, &self.cluster, agent.request.clone(), self.lifetime).await;
         match reply {
             Ok(chain) if chain.len() >= 2 => Ok(()),
@@ -205,12 +224,20 @@ async fn measure(arguments: &EndpointArguments) -> Result<Report> {
     let window = Window { start, end: start + Duration::from_secs_f64(arguments.seconds) };
 
     let watch = tokio::spawn(watch(window, arguments.pid));
-    let mut ideal_latency = None;
+    let signed_before = signatures(arguments).await?;
+    let (mut ideal_latency, mut ideal_signature_us) = (None, arguments.ideal_signature);
     let samples: Samples = match arguments.rate {
         None => load::closed(Arc::clone(&agents), workers, window).await,
         Some(rate) => {
             let opened = load::open(Arc::clone(&agents), workers, rate, window).await?;
-            ideal_latency = ideal(arguments).and_then(|ideal| ideal.play(&opened.arrivals, opened.from).latency());
+            if let Some(before) = signed_before {
+                // A host reports its calls at each keep-alive.
+                tokio::time::sleep(REPORTED).await;
+                let after = signatures(arguments).await?.context("the metrics are gone")?;
+                ideal_signature_us = Some(after.microseconds_since(before)?);
+            }
+            let ideal = ideal(arguments, ideal_signature_us);
+            ideal_latency = ideal.and_then(|ideal| ideal.play(&opened.arrivals, opened.from).latency());
             opened.samples
         }
     };
@@ -229,6 +256,7 @@ async fn measure(arguments: &EndpointArguments) -> Result<Report> {
         certificates_per_second: per_second,
         latency: samples.latency(),
         ideal_latency,
+        ideal_signature_us,
         errors: samples.errors,
         token_signatures_per_second: None,
         ratio_to_token: None,
@@ -239,9 +267,17 @@ async fn measure(arguments: &EndpointArguments) -> Result<Report> {
 }
 
 /// The ideal token that the open loop is compared with.
-fn ideal(arguments: &EndpointArguments) -> Option<Ideal> {
-    let (sessions, micros) = (arguments.ideal_sessions?, arguments.ideal_signature?);
-    Some(Ideal { sessions: sessions.into(), signature: Duration::try_from_secs_f64(micros / 1e6).ok()? })
+fn ideal(arguments: &EndpointArguments, microseconds: Option<f64>) -> Option<Ideal> {
+    let (sessions, microseconds) = (arguments.ideal_sessions?, microseconds?);
+    Some(Ideal { sessions: sessions.into(), signature: Duration::try_from_secs_f64(microseconds / 1e6).ok()? })
+}
+
+/// The token's signatures so far, if the daemon's metrics were asked for.
+async fn signatures(arguments: &EndpointArguments) -> Result<Option<Signatures>> {
+    match arguments.ideal_metrics {
+        Some(address) => Signatures::read(address).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Shows the progress, and reads the daemon's CPU time over the measured window only.
@@ -268,10 +304,15 @@ async fn prepare(arguments: &EndpointArguments) -> Result<Agents> {
     let roots = read(&arguments.roots)?;
     let tls = Tls::new(&roots, &arguments.server_name, None)
         .with_context(|| format!("--roots {}", arguments.roots.display()))?;
+    let configured = |tls: Tls| {
+        let tls = if arguments.resume { tls.resuming() } else { tls };
+        if arguments.delay { tls.delaying() } else { tls }
+    };
+    let shared = configured(tls.clone());
     let wanted = usize::from(arguments.connections) * usize::from(arguments.streams);
     let mut channels = Vec::new();
     for _ in 0..arguments.connections {
-        let channel = connect(arguments.address, &tls).await;
+        let channel = connect(arguments.address, &shared).await;
         channels.push(channel.context("start the daemon, or give its [listen] address by --address")?);
     }
     let mut agents = Vec::new();
@@ -280,15 +321,17 @@ async fn prepare(arguments: &EndpointArguments) -> Result<Agents> {
         let Workload { namespace, service_account } = workload;
         let identity = format!("spiffe://{}/ns/{namespace}/sa/{service_account}", arguments.trust_domain);
         let request = key.request(&identity)?;
-        let mut agent = Agent { token, request, renewal: None };
-        if arguments.new_connections {
+        let mut agent = Agent { token, request, own: None };
+        if arguments.jwt {
+            agent.own = Some(configured(tls.clone()));
+        } else if arguments.new_connections {
             let channel = channels.first().context("at least one connection is needed")?.clone();
-            agent.renewal = Some(first_certificate(arguments, channel, &agent, &key, &roots).await?);
+            agent.own = Some(configured(first_certificate(arguments, channel, &agent, &key, &roots).await?));
         }
         agents.push(agent);
     }
     let (address, cluster, lifetime) = (arguments.address, arguments.cluster.clone(), arguments.lifetime);
-    Ok(Agents { agents, channels, address, cluster, lifetime })
+    Ok(Agents { agents, channels, address, jwt: arguments.jwt, cluster, lifetime })
 }
 
 /// Obtains a workload's first certificate with its JWT, for connections with client certificates.

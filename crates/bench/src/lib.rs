@@ -11,6 +11,7 @@ mod queue;
 mod report;
 mod speed;
 mod storm;
+mod summary;
 mod token_bench;
 
 use std::{io::IsTerminal, process::ExitCode};
@@ -19,6 +20,7 @@ use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use endpoint::EndpointArguments;
+pub use summary::SummaryArguments;
 pub use token_bench::{TokenArguments, TokenChoice};
 
 use process::output::Output;
@@ -38,6 +40,8 @@ pub struct BenchArguments {
 enum What {
     /// Load a running daemon like many Istio agents
     Endpoint(Box<EndpointArguments>),
+    /// Summarize the results that a script of benches/ has collected
+    Summary(summary::SummaryArguments),
     /// Measure the signing speed of a token by number of sessions
     Token(Box<TokenArguments>),
 }
@@ -71,6 +75,7 @@ pub fn main() -> ExitCode {
 pub fn run(BenchArguments { output, what }: BenchArguments) -> anyhow::Result<()> {
     match what {
         What::Endpoint(arguments) => endpoint::run(&arguments, output),
+        What::Summary(arguments) => summary::run(&arguments, output),
         What::Token(arguments) => token_bench::run(&arguments, output),
     }
 }

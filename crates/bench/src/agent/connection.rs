@@ -48,6 +48,7 @@ pub enum AgentError {
 pub struct Tls {
     config: Arc<ClientConfig>,
     server_name: ServerName<'static>,
+    nodelay: bool,
 }
 
 impl Tls {
@@ -84,7 +85,20 @@ impl Tls {
         config.resumption = rustls::client::Resumption::disabled();
         let server_name =
             ServerName::try_from(server_name.to_owned()).map_err(|_| AgentError::ServerName(server_name.to_owned()))?;
-        Ok(Self { config: Arc::new(config), server_name })
+        Ok(Self { config: Arc::new(config), server_name, nodelay: true })
+    }
+
+    /// The same for a client that resumes the session of its last connection (RFC 8446, section 2.2).
+    #[must_use]
+    pub fn resuming(mut self) -> Self {
+        Arc::make_mut(&mut self.config).resumption = rustls::client::Resumption::in_memory_sessions(1);
+        self
+    }
+
+    /// The same for a client that does not set TCP_NODELAY.
+    #[must_use]
+    pub fn delaying(self) -> Self {
+        Self { nodelay: false, ..self }
     }
 }
 
@@ -101,7 +115,7 @@ pub async fn connect(address: SocketAddr, tls: &Tls) -> Result<Channel, AgentErr
 /// # Errors
 /// If the connection or the TLS handshake fails.
 pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr, tls: &Tls) -> Result<Channel, AgentError> {
-    let Tls { config, server_name } = tls.clone();
+    let Tls { config, server_name, nodelay } = tls.clone();
     let connector = tower::service_fn(move |_: Uri| {
         let (tls, name) = (TlsConnector::from(Arc::clone(&config)), server_name.clone());
         async move {
@@ -110,7 +124,7 @@ pub async fn connect_from(source: Option<IpAddr>, address: SocketAddr, tls: &Tls
                 socket.bind(SocketAddr::new(source, 0))?;
             }
             let stream = socket.connect(address).await?;
-            stream.set_nodelay(true)?;
+            stream.set_nodelay(nodelay)?;
             Ok::<_, io::Error>(TokioIo::new(tls.connect(name, stream).await?))
         }
     });
