@@ -3,6 +3,7 @@
 mod delayed;
 mod endpoint;
 mod figures;
+mod helpers;
 mod storm;
 
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ enum Script {
     Delayed,
     /// benches/endpoint.sh
     Endpoint,
+    /// benches/helpers.sh
+    Helpers,
     /// benches/storm.sh
     Storm,
 }
@@ -125,6 +128,7 @@ pub(super) fn run(arguments: &SummaryArguments, output: Output) -> Result<()> {
     let summary = match arguments.script {
         Script::Delayed => delayed::summary(&figures),
         Script::Endpoint => endpoint::summary(&figures),
+        Script::Helpers => helpers::summary(&figures),
         Script::Storm => storm::summary(&figures),
     };
     output.print(&summary, |Summary { tables, goals }| {
