@@ -288,7 +288,7 @@ impl Authenticator {
                     let caller = Caller::plain(Method::ClientCertificate, Identity::Workload(id));
                     return Ok(Caller { peer: credentials.peer, ..caller });
                 }
-                // Whoever holds a revoked certificate's key does not get a new one by a JWT that may be stolen as well.
+                // The holder of a revoked certificate's key gets no new one by a JWT, which may be stolen as well.
                 Err(error) if error.error == CertificateError::Revoked => {
                     let refusals = Refusals { client_certificate: Some(error), ..refusals };
                     return Err(AuthError::Refused(Box::new(refusals)));

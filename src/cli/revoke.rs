@@ -215,7 +215,7 @@ impl Change {
             let effect = document.revoke(&order, &revoked, block.clone())?;
             let bytes = match &crl_issuer {
                 Ok(issuer) => size(issuer, document, ca_key, order.at, self.settings.lifetime)?,
-                // The daemon reports it; who is revoked cannot renew all the same.
+                // The daemon reports it; the revoked certificates are refused at the endpoint all the same.
                 Err(_) => 0,
             };
             Ok::<(Effect, usize), RevokeError>((effect, bytes))

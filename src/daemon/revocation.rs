@@ -29,6 +29,7 @@ use crate::{
         store::update,
     },
     telemetry::RequestId,
+    token_pool::PoolHealth,
 };
 use pki::{
     CrlTbs,
@@ -44,7 +45,7 @@ const GATHER: Duration = Duration::from_millis(500);
 /// Interval at which the age is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// Delays after a failure.
-const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 /// Mode of the CRL's file: a CRL is public.
 const CRL_MODE: u32 = 0o644;
 
@@ -68,9 +69,25 @@ pub enum RefreshError {
     /// The CRL was not recorded, signed or verified.
     #[error(transparent)]
     Issue(#[from] IssueError),
+    /// The store's document is older than the state in use: a CRL from it would release revoked certificates.
+    #[error("{place}: it has revision {found}, and this replica has applied revision {applied}")]
+    Older {
+        /// The store.
+        place: String,
+        /// Its revision.
+        found: u64,
+        /// The applied revision.
+        applied: u64,
+    },
     /// No number could be reserved.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store's document was not applied yet.
+    #[error("the state of revocation has not been read yet")]
+    Unknown,
+    /// No token signs now. Nothing was recorded for a CRL that could not be signed.
+    #[error("no token signs: {0}")]
+    Token(String),
 }
 
 /// The store of the configuration.
@@ -115,6 +132,7 @@ pub fn start(
     let crls = published.subscribe();
     let refresher = Refresher {
         ca: Arc::clone(&core.ca),
+        tokens: core.pool.health(),
         store,
         revocations: revocations.clone(),
         settings: settings.clone(),
@@ -171,6 +189,7 @@ fn report(result: Result<u64, String>, first: &ReadinessHandle, contact: &Readin
 /// Keeps the CRL up to date.
 struct Refresher {
     ca: Arc<CertificateAuthority>,
+    tokens: watch::Receiver<PoolHealth>,
     store: Arc<dyn Store>,
     revocations: Revocations,
     settings: Settings,
@@ -205,7 +224,12 @@ impl Refresher {
                 }
                 Err(error) => {
                     self.handle.set(Some(format!("no CRL was signed: {}", chain(&error))));
-                    delay = (delay * 2).min(RETRY.1);
+                    // A token that starts or comes back is looked for again soon.
+                    delay = if matches!(error, RefreshError::Token(_) | RefreshError::Unknown) {
+                        RETRY.0
+                    } else {
+                        (delay * 2).min(RETRY.1)
+                    };
                     delay
                 }
             };
@@ -234,11 +258,18 @@ impl Refresher {
         let refresh_after = self.settings.refresh_after();
         let wanted = Wanted { certificate: issuer.certificate(), entries: &entries, now, refresh_after };
         let Some(reason) = due(self.last.as_ref(), &wanted) else { return Ok(()) };
+        let health = self.tokens.borrow().clone();
+        if !health.is_ready() {
+            return Err(RefreshError::Token(health.reason()));
+        }
+        let applied = self.revocations.revision().ok_or(RefreshError::Unknown)?;
         let crl_issuer = CrlIssuer::from_certificate(issuer.certificate())?;
         let next_update = now + self.settings.lifetime;
-        let (document, number) =
-            update(&*self.store, |document| Ok::<_, RefreshError>(document.reserve(now, next_update, refresh_after)))
-                .await?;
+        let reserve = |document: &mut Document| match document.revision {
+            found if found < applied => Err(RefreshError::Older { place: self.store.place(), found, applied }),
+            _ => Ok(document.reserve(now, next_update, refresh_after)),
+        };
+        let (document, number) = update(&*self.store, reserve).await?;
         let entries = document.entries(ca_key);
         self.adopt(document);
         let this_update = (now - CLOCK_SKEW).max(issuer.not_before());

@@ -41,6 +41,8 @@ impl<'a> Subject<'a> {
 /// The document in use, with indexes.
 #[derive(Debug, Default)]
 pub struct Current {
+    /// A document of the store was applied.
+    is_applied: bool,
     document: Document,
     /// The CA keys below which each serial number is revoked.
     revoked: HashMap<SerialNumber, Vec<KeyHash>>,
@@ -69,13 +71,20 @@ impl Revocations {
                 keys.extend(certificate.key);
             }
         }
-        self.0.send_replace(Arc::new(Current { document, revoked, keys }));
+        self.0.send_replace(Arc::new(Current { is_applied: true, document, revoked, keys }));
     }
 
     /// The document in use.
     #[must_use]
     pub fn document(&self) -> Document {
         self.current().document.clone()
+    }
+
+    /// The revision in use; `None` before the first document was applied.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        let current = self.current();
+        current.is_applied.then_some(current.document.revision)
     }
 
     /// Notifies of each change of the document.
@@ -112,5 +121,52 @@ impl Revocations {
 
     fn current(&self) -> Arc<Current> {
         Arc::clone(&self.0.borrow())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::state::{Certificate, Order, time},
+        *,
+    };
+    use pki::crl::Reason;
+
+    const NOW: u64 = 1_767_225_600;
+
+    #[test]
+    fn revoked_certificate_is_known_by_its_issuer_and_its_key() {
+        let revocations = Revocations::default();
+        assert_eq!(revocations.revision(), None);
+        let order = Order { by: "a".to_owned(), at: time(NOW), selector: String::new(), reason: Reason::KeyCompromise };
+        let serial: SerialNumber = "0a".parse().unwrap();
+        let certificate = Certificate {
+            ca_key: KeyHash([1; 32]),
+            serial: serial.clone(),
+            expires: time(NOW + 60),
+            key: Some(KeyHash([7; 32])),
+        };
+        let block = Some(("namespace=shop".parse().unwrap(), Some(time(NOW + 60))));
+        let mut document = Document::default();
+        document.revoke(&order, &[certificate], block).unwrap();
+        revocations.set(document);
+        assert_eq!(revocations.revision(), Some(1));
+        assert!(revocations.is_revoked([1; 32], &serial));
+        assert!(!revocations.is_revoked([2; 32], &serial), "of another CA");
+        assert!(!revocations.is_revoked([1; 32], &"0b".parse().unwrap()));
+        assert!(revocations.has_revoked_key(&serial, [7; 32]));
+        assert!(
+            !revocations.has_revoked_key(&serial, [8; 32])
+                && !revocations.has_revoked_key(&"0b".parse().unwrap(), [7; 32])
+        );
+
+        let (shop, cart) = ("spiffe://td/ns/shop/sa/a".parse().unwrap(), "spiffe://td/ns/cart/sa/a".parse().unwrap());
+        let denied = |caller, key: u8, now| {
+            revocations.denied(&Subject { caller: Some(caller), names: &[], key: [key; 32], node: None }, time(now))
+        };
+        assert_eq!(denied(&cart, 7, NOW).as_deref(), Some("the key of a revoked certificate"));
+        assert_eq!(denied(&shop, 8, NOW).as_deref(), Some("block 1 (namespace=shop)"));
+        assert_eq!(denied(&cart, 8, NOW), None);
+        assert_eq!(denied(&shop, 8, NOW + 60), None, "the block has ended");
     }
 }

@@ -33,16 +33,7 @@ impl FromStr for KeyHash {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || KeyHashError(text.to_owned());
         let digits: String = text.strip_prefix("sha256:").unwrap_or(text).chars().filter(|c| *c != ':').collect();
-        if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(wrong());
-        }
-        let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
-        let bytes = pairs
-            .iter()
-            .map(|pair| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()))
-            .collect::<Option<Vec<u8>>>()
-            .filter(|_| rest.is_empty());
-        bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or_else(wrong)
+        const_hex::decode_to_array(digits).map(Self).map_err(|_error| wrong())
     }
 }
 

@@ -261,6 +261,7 @@ async fn lost_store_changes_nothing_and_keeps_a_restarted_daemon_unready() {
         let (status, text) = daemon.get("/readyz");
         status == 503 && text.contains("this replica has applied revision 1") && text.contains("applied-revocations")
     });
+    assert!(!file.exists(), "a new document would begin with nothing revoked");
     fs::write(&file, content).unwrap();
     eventually_blocking("the store is back", || daemon.get("/readyz").0 == 200);
     assert_ne!(revoked.renews(&daemon).await, Code::Ok);

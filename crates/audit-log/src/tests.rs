@@ -517,7 +517,7 @@ fn crls_and_revocations_are_recorded_shown_and_verified() {
         show::records(scratch.path(), &serial("0A")).unwrap().as_slice(),
         [show::Shown::Revocation { .. }]
     ));
-    // A log with such lines is opened again, and goes on with the next index.
+    // A log with such lines can be opened again; the next index follows.
     runtime().block_on(async {
         let (log, opened) = open(settings(scratch.path(), 1 << 20)).unwrap();
         assert_eq!(opened.intents, 3);
