@@ -38,15 +38,15 @@ test-browser: ## test the status page in a headless Chromium; screenshots in tar
 
 test-foreign: ## the log by another implementation, chains and CRLs by Go, BoringSSL and Envoy, metrics and alert rules by promtool
 	$(call require,foreign)
-	$(CARGO) test --locked --package istio-hsm-ca-pki --test certificates -- --ignored agreement:: published_crls::
+	$(CARGO) test --locked --package istio-hsm-ca-pki --test certificates -- --ignored agreement:: crl:: published_crls::
 	$(CARGO) test --locked --test issuance_log -- --ignored --exact \
 		foreign::another_implementation_verifies_checkpoints_roots_and_proofs
 	$(CARGO) test --locked --test repository -- --ignored dashboard::
 	$(CARGO) test --locked --test signing_path -- --ignored --exact outcomes::prometheus_takes_the_metrics_as_they_are
 
-test-pkilint: ## check leaf and CA certificates with pkilint, which is cached outside the tree
+test-pkilint: ## check leaf and CA certificates and CRLs with pkilint, which is cached outside the tree
 	$(call require,pkilint)
-	$(CARGO) test --locked --package istio-hsm-ca-pki --test certificates -- leaf:: ceremony::
+	$(CARGO) test --locked --package istio-hsm-ca-pki --test certificates -- leaf:: ceremony:: crl::
 	@tests/pkilint.sh
 
 test-deploy: ## test chart, manifests, units, images and the guide; needs root, and Go once (Helm, an API server)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks certificates with pkilint (RFC 5280): leaves, and the CAs of ceremonies, as written by
+# Checks certificates and CRLs with pkilint (RFC 5280): leaves, the CAs of ceremonies, and our CRLs, as written by
 # `cargo test -p istio-hsm-ca-pki --test certificates`.
 # Usage: tests/pkilint.sh [DIRECTORY]
 #
@@ -56,5 +56,15 @@ for ca in "$directory"/*.ca.pem; do
     fi
 done
 [ "$count" -gt 0 ] || { echo "no *.leaf.pem in $directory: run make test-pkilint" >&2; exit 1; }
+lists=0
+for crl in "$directory"/*.crl.pem; do
+    [ -e "$crl" ] || break
+    lists=$((lists + 1))
+    if ! report=$("${linter%/*}/lint_crl" lint -t CRL -p PKIX -s WARNING "$crl") || [ -n "$report" ]; then
+        printf '%s: pkilint finds\n%s\n' "$crl" "$report" >&2
+        failed=1
+    fi
+done
+[ "$lists" -gt 0 ] || { echo "no *.crl.pem in $directory: run make test-pkilint" >&2; exit 1; }
 [ "$failed" -eq 0 ] || exit 1
-echo "pkilint: $count certificates, nothing unexpected"
+echo "pkilint: $count certificates and $lists CRLs, nothing unexpected"

@@ -11,6 +11,7 @@
 
 mod agreement;
 mod ceremony;
+mod crl;
 mod envoy;
 mod judges;
 mod leaf;
