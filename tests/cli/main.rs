@@ -18,5 +18,6 @@ mod import;
 mod inspect;
 mod install;
 mod refused;
+mod revoke;
 mod split_pin;
 mod terminal;
