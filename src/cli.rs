@@ -112,6 +112,7 @@ pub fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<ceremony::AlreadyReported>() => ExitCode::FAILURE,
         Err(error) => output.fail_with(&error, ::token::advice(error.as_ref())),
     }
 }

@@ -19,6 +19,11 @@ use clap::Subcommand;
 
 use process::output::Output;
 
+/// A rehearsal has failed; its own process has reported why.
+#[derive(Debug, thiserror::Error)]
+#[error("the rehearsal has failed")]
+pub(super) struct AlreadyReported;
+
 /// Subcommands of `ceremony`.
 #[derive(Debug, Subcommand)]
 pub enum CeremonyCommand {

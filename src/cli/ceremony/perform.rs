@@ -216,8 +216,8 @@ fn confirm(stage: &Stage<'_>, plan: &Retire, transcript: &mut Transcript) -> any
     let digits = plan.key_sha256.get(..16).unwrap_or_default();
     let label = stage.token();
     let questions = [
-        ("first", format!("the first 16 digits of the key's SHA-256, as reviewed on paper"), digits),
-        ("second", format!("the label of the token in which the key is destroyed for ever"), label),
+        ("first", "the first 16 digits of the key's SHA-256, as reviewed on paper", digits),
+        ("second", "the label of the token in which the key is destroyed for ever", label),
     ];
     for (who, what, expected) in questions {
         let mut asked = std::io::stderr();

@@ -23,11 +23,11 @@ const SOFTHSM: [&str; 5] = [
 ];
 
 /// Runs the same command again with a configuration of SoftHSM in a temporary directory, which the library reads from its
-/// environment alone. Returns the exit status.
+/// environment alone. Returns whether it succeeded; if not, it has said why.
 ///
 /// # Errors
 /// If the command cannot be run.
-pub(super) fn in_own_process() -> anyhow::Result<i32> {
+pub(super) fn in_own_process() -> anyhow::Result<bool> {
     let directory = tempfile::Builder::new().prefix("istio-hsm-ca-rehearsal-").tempdir()?;
     let tokens = directory.path().join("tokens");
     fs::create_dir(&tokens)?;
@@ -42,7 +42,7 @@ pub(super) fn in_own_process() -> anyhow::Result<i32> {
         .status()
         .context("the rehearsal cannot be started")?;
     match (status.code(), status.signal()) {
-        (Some(code), _) => Ok(code),
+        (Some(code), _) => Ok(code == 0),
         (None, signal) => bail!("the rehearsal was ended by signal {}", signal.unwrap_or_default()),
     }
 }

@@ -7,6 +7,7 @@ use aws_lc_rs::digest;
 use serde::Serialize;
 
 use super::{
+    AlreadyReported,
     books::Books,
     document::{Act, Document, FILE_MAX},
     inputs::{FileDigest, Inputs},
@@ -100,12 +101,10 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<()> {
         (None, None) => {
             // Mistakes in the file are reported before a token is made.
             prepare(args)?;
-            let status = rehearsal::in_own_process()?;
-            if status != 0 {
-                // The rehearsal has said why.
-                std::process::exit(status);
+            match rehearsal::in_own_process()? {
+                true => Ok(()),
+                false => Err(AlreadyReported.into()),
             }
-            Ok(())
         }
         (None, Some(directory)) => rehearse(args, prepare(args)?, directory, output),
         (Some(rehearsed), _) => act(args, prepare(args)?, rehearsed, output),

@@ -52,7 +52,12 @@ struct Split {
 /// If the numbers do not fit, there is no PIN, or the files cannot be written.
 pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<()> {
     if args.shares < args.threshold {
-        bail!("--shares {} is less than --threshold {}: the PIN could never be restored", args.shares, args.threshold);
+        bail!(
+            "--shares {} is less than --threshold {}, and the PIN could never be restored; make at least as many shares as are \
+             needed",
+            args.shares,
+            args.threshold
+        );
     }
     if args.name.chars().any(char::is_control) {
         bail!("--name must be one line without control characters");
