@@ -1,8 +1,8 @@
 //! CPU time of the parts of a certificate, for the ratio that `benches/endpoint.sh` prints; not wall time, so that a
 //! busy machine affects it less.
 //!
-//! `parts measure DIR` prints one part per line, `name microseconds`, and as `flush` the wall time of a flush; the log is written to DIR, and log lines go to
-//! standard error as the daemon's do. `parts measure-storm DIR` adds a JWT that is not cached. `parts echo DIR` runs
+//! `parts measure DIR` prints one part per line, `name microseconds`, and as `flush` the wall time of a flush; the log is
+//! written to DIR, and log lines go to standard error as the daemon's do. `parts measure-storm DIR` adds a JWT that is not cached. `parts echo DIR` runs
 //! the endpoint's own stack (listener, TLS, HTTP/2, gRPC) with a handler that only returns a reply of a certificate's
 //! size: the cost of the RPC. It writes DIR/root.pem and prints its address.
 
@@ -218,6 +218,7 @@ fn measure(directory: &Path, storm: bool) {
     });
     telemetry(&tbs, &caller);
     log(&runtime, directory, &Intent { request_id: "0".repeat(32), time: now, caller: (&caller).into(), tbs });
+    flush(directory);
 }
 
 /// What is reported for each certificate: the log line, the metrics, the status page's activity.
