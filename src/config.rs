@@ -324,6 +324,12 @@ directory = "/var/lib/istio-hsm-ca/log"
                 "[auth]\nclient_certificate = { max_age = \"0s\" }\n[log]",
                 "[auth] client_certificate.max_age: ",
             ),
+            (
+                "[log]",
+                "[revocation]\nstore = { file = '/s' }\nenabled = true\n[token_host]\nallow_intermediate = true\n\
+                 [kubernetes]\n[[kubernetes.cluster]]\nintermediate = {}\n[log]",
+                "[revocation] enabled: cannot be set with [kubernetes.cluster.intermediate]",
+            ),
             ("[log]", "[revocation]\n[log]", "[revocation]: missing field `store`"),
             (
                 "[log]",

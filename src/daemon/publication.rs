@@ -28,7 +28,7 @@ use pki::{
 use process::clock;
 
 /// How often the files are read again.
-const POLL: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_secs(5);
 
 /// What is judged, apart from the CA's own CRL.
 #[derive(Clone, Debug)]

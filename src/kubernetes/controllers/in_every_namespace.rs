@@ -110,8 +110,15 @@ impl Target {
         let (configmaps, configmap_signals) = reconcile::cached(configmaps, named, "ConfigMaps");
         let signals = changes.into_iter().chain([namespace_signals, configmap_signals]).collect();
         let client = cluster.client();
-        let work =
-            ConfigMaps { client, target: self, content, namespaces, configmaps, corrections: Corrections::default() };
+        let work = ConfigMaps {
+            client,
+            target: self,
+            content,
+            namespaces,
+            configmaps,
+            corrections: Corrections::default(),
+            last: None,
+        };
         reconcile::run(controller, cluster, signals, issuers, work).await;
     }
 }
@@ -124,6 +131,8 @@ struct ConfigMaps<C> {
     configmaps: Store<ConfigMap>,
     /// By namespace.
     corrections: Corrections,
+    /// The text of the last reconcile.
+    last: Option<String>,
 }
 
 /// The write that one namespace needs.
@@ -145,6 +154,11 @@ impl<C: Content> Reconcile for ConfigMaps<C> {
             result.failed(&target.name, failure);
         }
         let Some(text) = text else { return result };
+        // A new text is written everywhere, which is no correction.
+        if self.last.as_ref() != Some(&text) {
+            self.corrections = Corrections::default();
+            self.last = Some(text.clone());
+        }
         let actual: HashMap<String, Arc<ConfigMap>> = present
             .into_iter()
             .filter_map(|configmap| Some((configmap.metadata.namespace.clone()?, configmap)))
