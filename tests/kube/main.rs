@@ -22,6 +22,7 @@ mod outage;
 mod pod_certificates;
 mod proxy;
 mod replicas;
+mod revocations;
 mod rig;
 mod rights;
 mod roots;
