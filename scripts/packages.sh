@@ -71,6 +71,9 @@ for group in "$@"; do
         "libtss2-tcti-swtpm0:/var/lib/dpkg/info/libtss2-tcti-swtpm0:$(dpkg --print-architecture 2>/dev/null).list"
         "libtss2-tcti-tabrmd0:/var/lib/dpkg/info/libtss2-tcti-tabrmd0:$(dpkg --print-architecture 2>/dev/null).list"
         "dbus:dbus-daemon"                                                    # the bus between the two
+        "tpm2-tools:tpm2_getcap"                                              # waits for it
+        "opencryptoki:pkcsconf"                                               # its SoftTok as a token
+        "curl:curl" "iproute2:ip" "util-linux:nsenter"                        # commands of hsm-config in namespaces
         "p11-kit:p11-kit"                                                     # a token at a distance
         "p11-kit-modules:/usr/lib/$(uname -m)-linux-gnu/pkcs11/p11-kit-client.so"
         "gnutls-bin:p11tool"                                                  # makes keys for adopt

@@ -43,24 +43,9 @@ fn software_ca(machine: &Machine, key: KeyPair) {
 
 /// A CA below a root, in signed/, for the public key of a key in the token.
 fn ca_for_token_key(machine: &Machine, id: &str) {
-    let public = machine.path("made.der").display().to_string();
-    pkcs11_tool(machine, &format!("--read-object --type pubkey --id {id} --output-file {public}"));
-    machine.openssl("pkey -pubin -inform DER -in made.der -out made.pem");
-    machine.openssl(
-        "req -x509 -newkey rsa:2048 -nodes -keyout root.key -out root.pem -days 3650 -subj /CN=root \
-         -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign",
-    );
-    machine.openssl("req -new -newkey rsa:2048 -nodes -keyout other.key -out other.csr -subj /O=Company/CN=Mesh");
-    machine.write(
-        "ca.ext",
-        "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n",
-    );
-    machine.openssl(
-        "x509 -req -in other.csr -force_pubkey made.pem -CA root.pem -CAkey root.key -days 365 -extfile ca.ext -out ca.pem",
-    );
-    machine.write("signed/ca-cert.pem", machine.read("ca.pem"));
-    machine.write("signed/cert-chain.pem", machine.read("ca.pem"));
-    machine.write("signed/root-cert.pem", machine.read("root.pem"));
+    let public = machine.path("made.der");
+    pkcs11_tool(machine, &format!("--read-object --type pubkey --id {id} --output-file {}", public.display()));
+    plug_in::write_public_of(&fs::read(public).unwrap(), &machine.path("signed"));
 }
 
 fn rsa() -> KeyPair {

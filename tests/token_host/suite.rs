@@ -5,12 +5,16 @@
 //! ([`modules::Module::cannot`]), and a module that unexpectedly can do it fails the test. To add a module: its path,
 //! how it creates a token, what it cannot do, and an annotated configuration in `hsm-config/`.
 
+mod adopted;
 mod cases;
 mod ceremonies;
+mod documented;
 mod failures;
 mod modules;
 mod place;
 mod profiles;
+mod servers;
+mod set_up;
 mod two;
 
 use modules::{Key, Module};
@@ -48,7 +52,7 @@ macro_rules! suite {
     // A vendor's token as its documentation describes it.
     ($name:ident, profile $profile:ident) => {
         mod $name {
-            use super::{Key, Module, Profile, cases};
+            use super::{Key, Module, Profile, adopted, cases};
 
             const MODULE: Module = Module::Profile(Profile::$profile);
 
@@ -61,7 +65,7 @@ macro_rules! suite {
 
             #[tokio::test(flavor = "multi_thread")]
             async fn key_of_the_vendors_tool_is_adopted() {
-                cases::adopted(MODULE).await;
+                adopted::made_by_the_vendor(MODULE).await;
             }
 
             #[test]
@@ -96,6 +100,7 @@ suite!(softhsm, SoftHsm);
 suite!(kryoptic, Kryoptic, ignore = "needs another module: make test-tokens");
 suite!(nss, Nss, ignore = "needs another module: make test-tokens");
 suite!(p11_kit, P11Kit, ignore = "needs another module: make test-tokens");
+suite!(opencryptoki, OpenCryptoki, ignore = "needs another module: make test-tokens");
 suite!(tpm2, Tpm2, ignore = "needs another module: make test-tokens");
 suite!(yubihsm, profile YubiHsm);
 suite!(cloudhsm, profile CloudHsm);
@@ -111,5 +116,5 @@ suite!(no_oaep, profile NoOaep);
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs another module: make test-tokens"]
 async fn nss_serves_a_key_that_its_own_tool_has_made() {
-    cases::made_by_the_vendor(Module::Nss).await;
+    adopted::made_by_the_vendor(Module::Nss).await;
 }

@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SigningKey,
+    SubjectPublicKeyInfo,
 };
 
 /// A CA's key and certificate.
@@ -70,6 +71,19 @@ impl PlugIn {
         {
             fs::write(directory.join(name), text).unwrap();
         }
+    }
+}
+
+/// Writes the three public files of an intermediate whose private key is elsewhere; `spki` is its public key in DER.
+pub fn write_public_of(spki: &[u8], directory: &Path) {
+    let key = SubjectPublicKeyInfo::from_der(spki).unwrap();
+    let root = new_root("Root CA");
+    let mut params = authority("Intermediate CA");
+    params.use_authority_key_identifier_extension = true;
+    let ca = params.signed_by(&key, &root).unwrap().pem();
+    fs::create_dir_all(directory).unwrap();
+    for (name, text) in [("ca-cert.pem", &ca), ("cert-chain.pem", &ca), ("root-cert.pem", &root.pem())] {
+        fs::write(directory.join(name), text).unwrap();
     }
 }
 

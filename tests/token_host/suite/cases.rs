@@ -10,11 +10,12 @@ use nix::sys::signal::{Signal, kill};
 use pki::PublicKey;
 use serde_json::Value;
 
-use testkit::{faulty, softhsm::PIN};
+use testkit::faulty;
 
 use super::{
-    modules::{Capability, Key, Module},
+    modules::{Capability, Key, Module, PIN},
     place::{Place, plug_in},
+    profiles::CLOUDHSM_KWP,
 };
 use crate::harness::{Mill, PATIENCE, host_of, is, openssl_verifies, pool};
 
@@ -32,13 +33,26 @@ fn agrees(module: Module, what: Capability, can: bool, evidence: &str) {
 pub async fn imported(module: Module, key: Key) {
     let place = Place::new(module);
     let ca = plug_in(key);
-    let mut done = place.import(&ca, &[]);
+    let flags = module.import_flags(key);
+    if !flags.is_empty() {
+        let refused = place.import(&ca, &[]);
+        let said = format!("{}{}", refused.out, refused.err);
+        let names = flags.iter().filter(|flag| flag.starts_with("--"));
+        assert!(!refused.good && names.clone().all(|flag| said.contains(flag)), "{refused:?}");
+    }
+    let mut done = place.import(&ca, flags);
     agrees(module, Capability::Unwrap(key), done.good, &done.err);
     if !done.good {
-        done = place.import(&ca, &["--allow-plaintext-import"]);
+        // The flag that weakens the import is suggested only if it helps.
+        let suggested = done.err.contains("--allow-plaintext-import");
+        agrees(module, Capability::Take(key), suggested, &done.err);
+        done = place.import(&ca, &[flags, &["--allow-plaintext-import"]].concat());
         agrees(module, Capability::Take(key), done.good, &done.err);
         if !done.good {
             assert_eq!(place.keys(), 0, "an incomplete key is left: {done:?}");
+            if module == Module::Tpm2 && key != Key::Ed25519 {
+                assert!(done.err.contains("`tpm2_ptool import`") && done.err.contains("adopt"), "{done:?}");
+            }
             return;
         }
     }
@@ -47,26 +61,38 @@ pub async fn imported(module: Module, key: Key) {
     let way = &receipt["private_key"];
     assert_eq!(way["how"], if wrapped { "wrapped" } else { "clear" }, "{receipt}");
     if wrapped {
-        let (level, _) = module.level();
+        let level = module.level(key);
         assert_eq!(way["level"], level, "{way}");
-        if level == "aes_kwp_under_rsa_oaep" {
+        if level != "aes_key_generated_in_token" {
             agrees(module, Capability::OaepSha256, way["oaep_hash"] == "SHA-256", &way.to_string());
-            let number = way["key_wrap"] == "CKM_AES_KEY_WRAP_KWP (0x210b)";
-            agrees(module, Capability::KwpNumber, number, &way.to_string());
+        }
+        let key_wrap = &way["key_wrap"];
+        match level {
+            "aes_kwp_under_rsa_oaep" => {
+                let standard = key_wrap == "CKM_AES_KEY_WRAP_KWP (0x210b)";
+                agrees(module, Capability::KwpNumber, standard, &way.to_string());
+            }
+            "aes_cbc_pad_under_rsa_oaep" => assert_eq!(key_wrap, "CKM_AES_CBC_PAD (0x1085)"),
+            "rsa_aes_key_wrap" => assert_eq!(key_wrap, "CKM_RSA_AES_KEY_WRAP (0x1054)"),
+            "rsa_oaep" => assert_eq!(key_wrap, "CKM_RSA_PKCS_OAEP (0x9)"),
+            "vendor_kwp_under_rsa_oaep" => {
+                assert_eq!(key_wrap, &format!("the vendor's mechanism {CLOUDHSM_KWP}"));
+            }
+            _ => {}
         }
     }
-    held(module, &receipt, false);
+    held(module, key, &receipt, false);
     let attempt = &receipt["wrap_attempt"];
     assert_ne!(attempt["outcome"], "accepted", "{receipt}");
     agrees(module, Capability::WrapOut(key), attempt["control"]["twin"] == "wrapped", &attempt.to_string());
 
     let before = contents(&place.inspect());
-    let again = self::receipt(&place.import(&ca, &[]).json());
+    let again = self::receipt(&place.import(&ca, flags).json());
     assert_eq!(again["private_key"]["how"], "already_there", "{again}");
     let is_stored = again["certificate"] == "unchanged";
     agrees(module, Capability::StoreCertificate, is_stored, &again["certificate"].to_string());
     assert_eq!(contents(&place.inspect()), before, "a second import changed the token");
-    seen_and_serving(&place, &format!("{module:?}-{key:?}-imported")).await;
+    seen_and_serving(&place, &format!("{module:?}-{key:?}-imported"), false).await;
 }
 
 /// A key generated in the token, and its self-signed root.
@@ -75,32 +101,11 @@ pub async fn generated(module: Module, key: Key) {
     let done = place.generate(key);
     agrees(module, Capability::Generate(key), done.good, &done.err);
     if done.good {
-        held(module, &done.json(), true);
-        seen_and_serving(&place, &format!("{module:?}-{key:?}-generated")).await;
+        held(module, key, &done.json(), true);
+        seen_and_serving(&place, &format!("{module:?}-{key:?}-generated"), false).await;
     } else {
         assert_eq!(place.keys(), 0, "an incomplete key is left: {done:?}");
     }
-}
-
-/// A key made by the vendor's tool is adopted, whatever the token takes besides.
-pub async fn adopted(module: Module) {
-    let place = Place::new(module);
-    place.vendor_made("signed");
-    let (from, bundle, uri) = (place.text("signed"), place.text("bundle"), place.uri());
-    let words = ["--output", "json", "adopt", "--from", &from, "--bundle", &bundle, "--token", &uri];
-    let weaknesses = ["--allow-decrypt", "--allow-unwrap", "--allow-derive"];
-    let receipt = place.run(&[&words[..], &weaknesses].concat()).json();
-    assert_eq!(receipt["origin"], "made or imported by other tools", "{receipt}");
-    for (name, key) in [("canary", Key::P256), ("log", Key::Ed25519)] {
-        let keys = &receipt["service_keys"];
-        agrees(module, Capability::HelperKey(key), keys[name]["state"] == "made", &keys[name].to_string());
-    }
-    seen_and_serving(&place, &format!("{module:?}-adopted")).await;
-}
-
-/// A key generated by the vendor's tool, without a canary key and a log key.
-pub async fn made_by_the_vendor(module: Module) {
-    seen_and_serving(&Place::filled(module), &format!("{module:?}-vendor")).await;
 }
 
 /// The receipt written by an import.
@@ -111,7 +116,7 @@ fn receipt(summary: &Value) -> Value {
 }
 
 /// The key's attributes in a receipt, as read back.
-fn held(module: Module, receipt: &Value, made_there: bool) {
+fn held(module: Module, key: Key, receipt: &Value, made_there: bool) {
     let attributes = &receipt["attributes"];
     for (name, wanted) in
         [("token", true), ("private", true), ("sensitive", true), ("sign", true), ("extractable", false)]
@@ -119,17 +124,29 @@ fn held(module: Module, receipt: &Value, made_there: bool) {
         assert_eq!(attributes[name], wanted, "{name}: {receipt}");
     }
     let recovers = attributes["sign_recover"] == true;
-    agrees(module, Capability::SignOnly, !recovers, &attributes.to_string());
-    for name in ["decrypt", "unwrap", "derive", "always_authenticate"] {
-        assert_ne!(attributes[name], true, "{name}: {receipt}");
+    let surplus = ["decrypt", "unwrap", "derive"].iter().any(|name| attributes[name] == true);
+    if made_there {
+        assert!(!surplus, "{receipt}");
+        agrees(module, Capability::RefuseRecovery, !recovers, &attributes.to_string());
+        agrees(module, Capability::Local, attributes["local"] == true, &attributes.to_string());
+    } else {
+        agrees(module, Capability::SignOnly(key), !surplus, &attributes.to_string());
+        let unable = [Capability::SignOnly(key), Capability::RefuseRecovery].map(|what| module.cannot(what).is_some());
+        assert_eq!(recovers, unable.contains(&true), "{receipt}");
+        assert_ne!(attributes["local"], true, "{receipt}");
     }
-    assert_eq!(attributes["local"] == true, made_there, "{receipt}");
+    assert_ne!(attributes["always_authenticate"], true, "{receipt}");
     agrees(module, Capability::Unmodifiable, attributes["modifiable"] == false, &attributes.to_string());
     if !made_there {
         let restricted = receipt["restricted_to_mechanism"] == true;
         agrees(module, Capability::Restrict, restricted, &receipt["restricted_to_mechanism"].to_string());
         assert_eq!(receipt["read_attempt"], "CKR_ATTRIBUTE_SENSITIVE", "{receipt}");
     }
+    helper_keys(module, receipt);
+}
+
+/// The helper keys in a receipt.
+pub fn helper_keys(module: Module, receipt: &Value) {
     let keys = &receipt["service_keys"];
     for (name, key) in [("canary", Key::P256), ("log", Key::Ed25519)] {
         agrees(module, Capability::HelperKey(key), keys[name]["state"] == "made", &keys[name].to_string());
@@ -141,19 +158,20 @@ fn contents(view: &Value) -> Value {
 }
 
 /// `inspect` finds the key, `check` reports no error, and a host signs with it, also after a host was killed.
-async fn seen_and_serving(place: &Place, name: &str) {
+pub async fn seen_and_serving(place: &Place, name: &str, extractable: bool) {
     let view = place.inspect();
     assert_eq!(view["bundle"]["key_in_token"], true, "{view}");
     let keys = view["keys"].as_array().unwrap();
     let paired: Vec<_> = keys.iter().filter(|key| key["pairs_with_bundle"] == true).collect();
     assert_eq!(paired.len(), 1, "{view}");
-    assert_eq!(paired[0]["attributes"]["extractable"], false, "{view}");
+    assert_eq!(paired[0]["attributes"]["extractable"], extractable, "{view}");
     let errors: Vec<_> = place.check().into_iter().filter(|finding| finding["level"] == "error").collect();
     assert!(errors.is_empty(), "{errors:#?}");
 
     let issuer = place.issuer();
     let mill = Mill::proven(pool(vec![place.token(name)]), &issuer).await;
-    openssl_verifies(&mill.issue().await.unwrap(), issuer.roots_pem());
+    let chain = fs::read_to_string(place.path("bundle/cert-chain.pem")).unwrap();
+    openssl_verifies(&mill.issue().await.unwrap(), &format!("{}{chain}", issuer.roots_pem()));
     let answers = futures_util::future::join_all((0..20).map(|_| mill.issue())).await;
     assert!(answers.iter().all(Result::is_ok));
     for proof in mill.pool.canary().await {
@@ -221,7 +239,7 @@ pub async fn wrong_pin(module: Module) {
         return;
     }
     let before = fs::metadata(place.path("faults.calls")).map_or(0, |books| usize::try_from(books.len()).unwrap());
-    place.write_pin("wrong-and-long-enough");
+    place.write_pin("wrongpin");
     let name = format!("{module:?}-pin");
     let mill = Mill::start(patient(&place, &name), &place.issuer());
     mill.until("refused", is(0, Phase::PinRefused)).await;

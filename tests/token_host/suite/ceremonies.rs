@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    modules::{Capability, Key, LABEL, Module},
+    modules::{Capability, LABEL, Module},
     place::Place,
 };
 
@@ -24,7 +24,7 @@ fn perform(place: &Place, name: &str, act: &str, input: &str) -> Result<Value, S
     let file = place.text(&format!("{name}.toml"));
     let (rehearsal, key) = (place.text(&format!("{name}.rehearsal.json")), place.text("operator"));
     for mode in [vec!["--rehearse"], vec!["--rehearsed", &rehearsal, "--sign-with", &key]] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_istio-hsm-ca"));
+        let mut command = place.module.command(place.root(), env!("CARGO_BIN_EXE_istio-hsm-ca"));
         command.args(["ceremony", "run", &file]).args(mode).envs(place.environment());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -45,10 +45,14 @@ pub fn root(module: Module) {
     let mut keygen = Command::new("ssh-keygen");
     keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(place.path("operator"));
     assert!(keygen.status().unwrap().success());
-    let act = "[create_root]\nalgorithm = \"p256\"\nlabel = \"root\"\nsubject = \"O=Suite,CN=Root\"\n\
-               not_before = \"2026-01-01\"\nnot_after = \"2046-01-01\"\noutput = \"root.pem\"\n";
-    let created = perform(&place, "create", act, "");
-    if let Some(reason) = module.cannot(Capability::Generate(Key::P256)) {
+    let key = module.usual_key();
+    let act = format!(
+        "[create_root]\nalgorithm = \"{}\"\nlabel = \"root\"\nsubject = \"O=Suite,CN=Root\"\n\
+         not_before = \"2026-01-01\"\nnot_after = \"2046-01-01\"\noutput = \"root.pem\"\n",
+        key.name()
+    );
+    let created = perform(&place, "create", &act, "");
+    if let Some(reason) = module.cannot(Capability::Generate(key)) {
         assert!(created.is_err(), "outdated: {reason}");
         return;
     }

@@ -12,7 +12,8 @@ use super::{
 fn ends_at(profile: Profile, function: &str, code: (u64, &str), remedy: &str) {
     let place = Place::new(Module::Profile(profile));
     place.breaks(&format!("{function} return=0x{:x} {}", code.0, faulty::once()));
-    let done = place.import(&plug_in(Key::P256), &["--allow-plaintext-import"]);
+    let flags = [profile.import_flags(), &["--allow-plaintext-import"]].concat();
+    let done = place.import(&plug_in(Key::P256), &flags);
     assert!(!done.good, "{profile:?} {function} {}: {done:?}", code.1);
     let expected = format!("{function} returned {} (0x{:x})", code.1, code.0);
     let said = format!("{}{}", done.out, done.err);

@@ -19,10 +19,13 @@ use process::clock;
 use rcgen::{KeyPair, RsaKeySize};
 use serde_json::Value;
 
-use testkit::{faulty, plug_in::PlugIn, softhsm::PIN};
+use testkit::{faulty, plug_in::PlugIn};
 
-use super::modules::{Capability, Key, LABEL, Module, Servers};
-use crate::harness::{MAX_VALIDITY, PROGRAM};
+use super::{
+    modules::{Capability, Key, LABEL, Module, PIN},
+    set_up::Servers,
+};
+use crate::harness::MAX_VALIDITY;
 
 /// A self-signed CA as an operator has it.
 pub fn plug_in(key: Key) -> PlugIn {
@@ -50,9 +53,9 @@ impl Done {
     }
 }
 
-/// Runs the program.
-pub fn run(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Done {
-    let output = Command::new("timeout")
+/// Runs the program by a command that runs others.
+pub fn run(mut timeout: Command, environment: &BTreeMap<String, String>, arguments: &[&str]) -> Done {
+    let output = timeout
         .args(["120", env!("CARGO_BIN_EXE_istio-hsm-ca")])
         .args(arguments)
         .envs(environment)
@@ -80,6 +83,15 @@ impl Place {
         place.write_pin(PIN);
         place.servers = module.make_token(place.root.path());
         place
+    }
+
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The programs that the module needs.
+    pub fn servers(&mut self) -> &mut Servers {
+        &mut self.servers
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -116,8 +128,13 @@ impl Place {
         format!("pkcs11:token={LABEL}?module-path={}{parameters}{pin}", library.display())
     }
 
+    /// timeout(1) where the module works.
+    pub fn timeout(&self) -> Command {
+        self.module.command(self.root.path(), "timeout")
+    }
+
     pub fn run(&self, arguments: &[&str]) -> Done {
-        run(&self.environment(), arguments)
+        run(self.timeout(), &self.environment(), arguments)
     }
 
     /// Imports a plug-in CA.
@@ -125,32 +142,39 @@ impl Place {
         ca.write(&self.path("ca"));
         let (from, uri, bundle) = (self.text("ca"), self.uri(), self.text("bundle"));
         let words = ["--output", "json", "import", "--from", &from, "--token", &uri, "--bundle", &bundle];
-        let (_, flags) = self.module.level();
-        self.run(&[&words, flags, more].concat())
+        self.run(&[&words, more].concat())
     }
 
-    /// A place whose token has a P-256 CA key, by whichever way its module supports.
+    /// A place whose token has the module's usual CA key, by whichever way its module supports.
     pub fn filled(module: Module) -> Self {
-        let place = Self::new(module);
-        if module.cannot(Capability::Unwrap(Key::P256)).is_none() {
-            place.import(&plug_in(Key::P256), &[]).json();
-        } else if module.cannot(Capability::Generate(Key::P256)).is_none() {
-            place.generate(Key::P256).json();
+        let (place, key) = (Self::new(module), module.usual_key());
+        if module.cannot(Capability::Unwrap(key)).is_none() {
+            place.import(&plug_in(key), module.import_flags(key)).json();
+        } else if module.cannot(Capability::Generate(key)).is_none() {
+            place.generate(key).json();
         } else {
-            place.vendor_made("bundle");
+            place.adopt_made_by_the_vendor();
         }
         place
     }
 
-    /// A P-256 CA key made by the vendor's tool, with its public files in a directory.
-    pub fn vendor_made(&self, directory: &str) {
+    /// Has the vendor's own tool make a P-256 CA key, with its public files in `ca`, and adopts it. Returns the receipt.
+    pub fn adopt_made_by_the_vendor(&self) -> Value {
         let certificate = self.module.make_key(self.root.path());
-        fs::create_dir(self.path(directory)).unwrap();
+        fs::create_dir(self.path("ca")).unwrap();
         for (name, text) in
             [("ca-cert.pem", certificate.as_str()), ("root-cert.pem", &certificate), ("cert-chain.pem", "")]
         {
-            fs::write(self.path(directory).join(name), text).unwrap();
+            fs::write(self.path("ca").join(name), text).unwrap();
         }
+        self.adopt(self.module.adopt_flags()).json()
+    }
+
+    /// Adopts the key of the public files in `ca`.
+    pub fn adopt(&self, flags: &[&str]) -> Done {
+        let (from, uri, bundle) = (self.text("ca"), self.uri(), self.text("bundle"));
+        let words = ["--output", "json", "adopt", "--from", &from, "--token", &uri, "--bundle", &bundle];
+        self.run(&[&words, flags].concat())
     }
 
     /// `generate` of a self-signed root.
@@ -239,7 +263,7 @@ impl Place {
             log_only: false,
             endpoint: HostEndpoint::Child {
                 settings: Box::new(settings),
-                program: Some(PathBuf::from(PROGRAM)),
+                program: Some(self.module.host_program(self.root.path())),
                 environment,
             },
         }

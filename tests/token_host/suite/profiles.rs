@@ -32,7 +32,7 @@ pub enum Profile {
 }
 
 /// The vendor's number of RFC 5649 at AWS.
-const CLOUDHSM_KWP: &str = "0x8000216f";
+pub const CLOUDHSM_KWP: &str = "0x8000216f";
 
 impl Profile {
     pub fn name(self) -> &'static str {
@@ -53,8 +53,8 @@ impl Profile {
     /// Why the profile cannot do something; `None` if it can.
     pub fn cannot(self, what: Capability) -> Option<&'static str> {
         use Capability::{
-            Generate, HelperKey, KwpNumber, OaepSha256, Restrict, SignOnly, StoreCertificate, Take, Unmodifiable,
-            Unwrap, WrapOut,
+            Generate, HelperKey, KwpNumber, Local, OaepSha256, RefuseRecovery, Restrict, SignOnly, StoreCertificate,
+            Take, Unmodifiable, Unwrap, WrapOut,
         };
         match (self, what) {
             (Self::NetHsm | Self::CloudKms, Generate(_) | HelperKey(_) | Take(_) | Unwrap(_)) => {
@@ -87,13 +87,19 @@ impl Profile {
             ) => Some("the attribute is unknown to the library"),
             (Self::CloudHsm | Self::CloudHsmRsaAes, Unmodifiable) => Some("CKA_MODIFIABLE must be true"),
             (Self::CloudHsm | Self::CloudHsmRsaAes, StoreCertificate) => Some("there are key objects only"),
-            (Self::CloudHsm | Self::CloudHsmRsaAes, SignOnly) => Some("CKA_SIGN_RECOVER must be equal to CKA_SIGN"),
+            (Self::CloudHsm | Self::CloudHsmRsaAes, RefuseRecovery) => {
+                Some("CKA_SIGN_RECOVER must be equal to CKA_SIGN")
+            }
             (Self::Luna, WrapOut(_)) => Some("SoftHSM does not wrap with CKM_AES_CBC_PAD"),
             (Self::CloudHsmRsaAes, WrapOut(_)) => Some("SoftHSM does not wrap with CKM_RSA_AES_KEY_WRAP"),
             (Self::YubiHsm | Self::SmartCard, WrapOut(_)) => Some("the profile has no wrapping key"),
             (_, Take(_)) => self.takes(what),
             (_, KwpNumber | OaepSha256 | Unwrap(_) | WrapOut(_)) => Module::SoftHsm.cannot(what),
-            (_, Generate(_) | HelperKey(_) | Restrict | SignOnly | StoreCertificate | Unmodifiable) => None,
+            (
+                _,
+                Generate(_) | HelperKey(_) | Local | RefuseRecovery | Restrict | SignOnly(_) | StoreCertificate
+                | Unmodifiable,
+            ) => None,
         }
     }
 
@@ -108,17 +114,22 @@ impl Profile {
         }
     }
 
-    /// The level of its imports, and the flags with which they are made.
-    pub fn level(self) -> (&'static str, &'static [&'static str]) {
+    /// The level of its imports.
+    pub fn level(self) -> &'static str {
         match self {
-            Self::CloudHsm => ("vendor_kwp_under_rsa_oaep", &["--kwp-mechanism", CLOUDHSM_KWP]),
-            Self::CloudHsmRsaAes => ("rsa_aes_key_wrap", &[]),
-            Self::Luna => ("aes_cbc_pad_under_rsa_oaep", &[]),
-            Self::NoOaep => ("aes_key_generated_in_token", &[]),
+            Self::CloudHsm => "vendor_kwp_under_rsa_oaep",
+            Self::CloudHsmRsaAes => "rsa_aes_key_wrap",
+            Self::Luna => "aes_cbc_pad_under_rsa_oaep",
+            Self::NoOaep => "aes_key_generated_in_token",
             Self::YubiHsm | Self::NShield | Self::NShieldModule | Self::NetHsm | Self::CloudKms | Self::SmartCard => {
-                ("aes_kwp_under_rsa_oaep", &[])
+                "aes_kwp_under_rsa_oaep"
             }
         }
+    }
+
+    /// The flags with which its imports are made.
+    pub fn import_flags(self) -> &'static [&'static str] {
+        if self == Self::CloudHsm { &["--kwp-mechanism", CLOUDHSM_KWP] } else { &[] }
     }
 
     /// Whether it is used without a PIN.

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fs};
 use istio_hsm_ca::token_pool::Phase;
 
 use super::{
-    modules::{Key, Module},
+    adopted,
+    modules::{Capability, Key, Module},
     place::{self, Place, plug_in},
 };
 use crate::harness::{Mill, PATIENCE, is, pool};
@@ -13,31 +14,62 @@ use crate::harness::{Mill, PATIENCE, is, pool};
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs other modules: make test-tokens"]
 async fn softhsm_and_kryoptic_share_the_load() {
-    both(Module::SoftHsm, Module::Kryoptic).await;
+    imported(Module::SoftHsm, Module::Kryoptic, Key::P256, &[]).await;
 }
 
-async fn both(first: Module, second: Module) {
-    let places = [Place::new(first), Place::new(second)];
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other modules: make test-tokens"]
+async fn opencryptoki_and_kryoptic_share_the_load() {
+    imported(Module::OpenCryptoki, Module::Kryoptic, Key::Rsa2048, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other modules: make test-tokens"]
+async fn nss_and_p11_kit_share_the_load() {
+    imported(Module::Nss, Module::P11Kit, Key::P256, &["--allow-plaintext-import"]).await;
+}
+
+/// The TPM gets the key by its own tool, the other token by `import`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other modules: make test-tokens"]
+async fn tpm_and_softhsm_share_the_load() {
+    let places = [Place::new(Module::Tpm2), Place::new(Module::SoftHsm)];
     let ca = plug_in(Key::P256);
+    adopted::By::Import(&ca, "ecc").put(&places[0]);
+    places[0].adopt(&["--allow-decrypt", "--allow-extractable"]).json();
+    places[1].import(&ca, &[]).json();
+    both(places).await;
+}
+
+/// One import of one key into both.
+async fn imported(first: Module, second: Module, key: Key, flags: &[&str]) {
+    let places = [Place::new(first), Place::new(second)];
+    let ca = plug_in(key);
     ca.write(&places[0].path("ca"));
     let environment: BTreeMap<String, String> = places.iter().flat_map(Place::environment).collect();
     let (from, bundle) = (places[0].text("ca"), places[0].text("bundle"));
     let uris = [places[0].uri(), places[1].uri()];
-    let done = place::run(
-        &environment,
-        &["--output", "json", "import", "--from", &from, "--bundle", &bundle, "--token", &uris[0], "--token", &uris[1]],
-    );
+    let words = ["--output", "json", "import", "--from", &from, "--bundle", &bundle];
+    let tokens = ["--token", &uris[0], "--token", &uris[1]];
+    let done = place::run(places[0].timeout(), &environment, &[&words[..], &tokens, flags].concat());
     let summary = done.json();
     let tokens = summary["tokens"].as_array().unwrap();
     assert_eq!(tokens.len(), 2, "{summary}");
-    for token in tokens {
-        assert!(token["error"].is_null() && token["private_key"]["how"] == "wrapped", "{token}");
+    for (token, module) in tokens.iter().zip([first, second]) {
+        let how = if module.cannot(Capability::Unwrap(key)).is_none() { "wrapped" } else { "clear" };
+        assert!(token["error"].is_null() && token["private_key"]["how"] == how, "{token}");
     }
     fs::create_dir(places[1].path("bundle")).unwrap();
     for file in ["ca-cert.pem", "cert-chain.pem", "root-cert.pem"] {
         fs::copy(places[0].path("bundle").join(file), places[1].path("bundle").join(file)).unwrap();
     }
 
+    both(places).await;
+}
+
+/// Both sign, and each without the other.
+async fn both(places: [Place; 2]) {
+    let [first, second] = [places[0].module, places[1].module];
     let names = [0, 1].map(|at: usize| format!("{first:?}-{second:?}-{at}"));
     let mut settings = pool(vec![places[0].faulty_token(&names[0]), places[1].faulty_token(&names[1])]);
     settings.recovery_wait = PATIENCE;
