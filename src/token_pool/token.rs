@@ -167,6 +167,8 @@ pub(super) struct State {
     pub(super) opened: BTreeSet<Fingerprint>,
     /// Where CA keys were found, also by earlier hosts.
     pub(super) found: HashMap<Fingerprint, FoundKey>,
+    /// Why a CA key was not found; empty if the last one was.
+    pub(super) lacks: String,
     pub(super) outstanding: HashMap<u64, Pending>,
     pub(super) jobs: usize,
     outbox: Outbox,
@@ -191,6 +193,7 @@ impl State {
             verified_canary: Vec::new(),
             opened: BTreeSet::new(),
             found: HashMap::new(),
+            lacks: String::new(),
             outstanding: HashMap::new(),
             jobs: 0,
             outbox: Outbox::default(),
@@ -209,13 +212,19 @@ impl State {
         TokenHealth {
             token: Arc::clone(&self.handle.name),
             phase: self.phase(),
-            reason: self.breaker.reason().to_owned(),
+            reason: self.reason().to_owned(),
             since: self.breaker.since(),
             keys: self.opened.len(),
             found: self.opened.iter().filter_map(|key| Some(self.found.get(key)?.how.clone())).collect(),
             log_only: self.handle.log_only,
             ready: self.is_ready(now),
         }
+    }
+
+    /// Why it does not sign. A token that works and lacks the key waits in vain for a request that proves it.
+    fn reason(&self) -> &str {
+        let without_key = self.phase().is_ready() && self.opened.is_empty();
+        if without_key && !self.lacks.is_empty() { &self.lacks } else { self.breaker.reason() }
     }
 
     /// Whether it counts as able to sign. Half-open does, since a daemon that is not ready may get no request that

@@ -144,6 +144,17 @@ async fn the_token_with_the_least_work_is_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn health_reports_a_token_that_does_not_hold_the_key() {
+    let other = Ca::import(&KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap());
+    let site = Site { bundle: other.bundle(), ..Site::new() };
+    let mill = Mill::start(pool(vec![site.token("no-key")]), &other.issuer);
+    assert!(mill.prove().await.iter().all(|proof| proof.result.is_err()));
+    let health = mill.until("half-open", is(0, Phase::HalfOpen)).await;
+    assert!(health.reason().contains("no private key whose signature verifies with ca-cert.pem"), "{health:?}");
+    mill.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_of_another_key_is_found_out_at_the_start_and_after_a_recovery() {
     let stranger = Ca::import(&KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()).site();
     let (good, swapped) = (Site::new(), Site::new());

@@ -58,20 +58,24 @@ impl Router {
         turn.end();
     }
 
-    /// A key was found in a token, or is missing.
-    pub(in super::super) fn opened(&self, token: &Token, host: u64, key: Fingerprint, found: Option<FoundKey>) {
+    /// A key was found in a token, or is missing and why.
+    pub(in super::super) fn opened(&self, token: &Token, host: u64, key: Fingerprint, found: Result<FoundKey, String>) {
         let mut turn = self.turn(token);
         let state = &mut turn.state;
         if state.host == host {
             match found {
-                Some(found) => {
+                Ok(found) => {
                     if state.found.get(&key).is_none_or(|before| before.how != found.how) {
                         tracing::info!(token = &*token.name, key = found.how, "the CA's key is in the token");
                     }
                     state.opened.insert(key);
                     state.found.insert(key, found);
+                    state.lacks.clear();
                 }
-                None => state.lost(&key),
+                Err(reason) => {
+                    state.lost(&key);
+                    state.lacks = reason;
+                }
             }
         }
         turn.changed();

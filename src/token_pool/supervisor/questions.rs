@@ -37,15 +37,15 @@ pub(super) async fn open_key(
     };
     match reply {
         Reply::Opened { known, found } => {
-            router.opened(token, host, key, Some(FoundKey { known, how: found }));
+            router.opened(token, host, key, Ok(FoundKey { known, how: found }));
             Ok(())
         }
         Reply::Fault(fault) => {
-            router.opened(token, host, key, None);
+            router.opened(token, host, key, Err(fault.text.clone()));
             Err(ProveError::Refused(fault.text))
         }
         Reply::Refused { reason, .. } => {
-            router.opened(token, host, key, None);
+            router.opened(token, host, key, Err(reason.clone()));
             Err(ProveError::Refused(reason))
         }
         Reply::Expired | Reply::Signed { .. } | Reply::Status(_) => {
