@@ -1,7 +1,6 @@
 //! The cells of the matrix.
 
-use std::hash::{BuildHasher, RandomState};
-
+use testkit::random;
 use token::error::{Entry, Recovery, TABLE, entry};
 
 /// What makes a host call a function that it does not call for each signature.
@@ -90,15 +89,8 @@ pub fn sample(seed: u64) -> Vec<Job> {
     let mut state = seed;
     jobs(|_, recovery| {
         let codes = codes(recovery);
-        let at = usize::try_from(next(&mut state) % u64::try_from(codes.len()).unwrap()).unwrap();
-        vec![codes[at]]
+        vec![*random::choose(&codes, &mut state)]
     })
-}
-
-/// The seed of this run: `FAULT_SEED`, or a new one.
-pub fn seed() -> u64 {
-    let seed = std::env::var("FAULT_SEED").ok();
-    seed.map_or_else(|| RandomState::new().hash_one(std::process::id()), |text| text.parse().expect("FAULT_SEED"))
 }
 
 fn jobs(mut choose: impl FnMut(&'static str, Recovery) -> Vec<Entry>) -> Vec<Job> {
@@ -112,15 +104,6 @@ fn jobs(mut choose: impl FnMut(&'static str, Recovery) -> Vec<Entry>) -> Vec<Job
         }
     }
     jobs
-}
-
-/// SplitMix64: small, and the same on all platforms.
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use testkit::random;
 use token::error::Entry;
 use tokio::{runtime, task::LocalSet};
 
@@ -14,7 +15,7 @@ use super::{
     crowd::{alone, beside},
     lane::Lane,
     page,
-    plan::{FUNCTIONS, Job, Lasts, all, sample, seed},
+    plan::{FUNCTIONS, Job, Lasts, all, sample},
 };
 
 /// Concurrent daemons per round; they mostly wait. Late cells go to the next round; the last rounds run them alone.
@@ -116,7 +117,7 @@ fn drive(job: &Job, results: &Mutex<Results>) {
 
 #[test]
 fn every_recovery_at_every_function() {
-    let seed = seed();
+    let seed = random::fault_seed();
     println!("FAULT_SEED={seed} repeats this run");
     matrix(sample(seed));
 }

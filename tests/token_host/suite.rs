@@ -42,6 +42,12 @@ macro_rules! suite {
                 ceremonies::root(MODULE);
             }
 
+            #[tokio::test(flavor = "multi_thread")]
+            $(#[$ignore])?
+            async fn sampled_faults_are_not_noticed() {
+                cases::sampled_faults(MODULE).await;
+            }
+
             #[test]
             $(#[$ignore])?
             fn a_wrong_pin_is_tried_once() {

@@ -27,6 +27,7 @@ pub mod faulty;
 pub mod http2;
 pub mod mount;
 pub mod plug_in;
+pub mod random;
 pub mod softhsm;
 pub mod wait;
 

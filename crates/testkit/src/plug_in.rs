@@ -51,7 +51,18 @@ impl PlugIn {
 
     /// A root that signs leaves; cert-chain.pem is empty.
     pub fn self_signed(key: KeyPair) -> Self {
-        let ca = CertifiedIssuer::self_signed(authority("Root CA"), key).unwrap();
+        Self::of_root(authority("Root CA"), key)
+    }
+
+    /// The same root with a new certificate.
+    pub fn renewed(&self) -> Self {
+        let mut params = authority("Root CA");
+        params.serial_number = Some(vec![2].into());
+        Self::of_root(params, KeyPair::from_pem(&self.ca.key().serialize_pem()).unwrap())
+    }
+
+    fn of_root(params: CertificateParams, key: KeyPair) -> Self {
+        let ca = CertifiedIssuer::self_signed(params, key).unwrap();
         let pem = ca.pem();
         Self { root: None, ca, ca_cert: pem.clone(), cert_chain: String::new(), root_cert: pem }
     }

@@ -10,7 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use pki::PublicKey;
 use serde_json::Value;
 
-use testkit::faulty;
+use testkit::{faulty, random};
+use token::error::{Recovery, TABLE};
 
 use super::{
     modules::{Capability, Key, Module, PIN},
@@ -92,6 +93,10 @@ pub async fn imported(module: Module, key: Key) {
     let is_stored = again["certificate"] == "unchanged";
     agrees(module, Capability::StoreCertificate, is_stored, &again["certificate"].to_string());
     assert_eq!(contents(&place.inspect()), before, "a second import changed the token");
+    let renewed = self::receipt(&place.import(&ca.renewed(), flags).json());
+    assert_eq!(renewed["private_key"]["how"], "already_there", "{renewed}");
+    let is_replaced = renewed["certificate"] == "replaced";
+    agrees(module, Capability::StoreCertificate, is_replaced, &renewed["certificate"].to_string());
     seen_and_serving(&place, &format!("{module:?}-{key:?}-imported"), false).await;
 }
 
@@ -217,6 +222,30 @@ pub async fn recovers(module: Module) {
         place.breaks(&commands);
         if let Err(error) = mill.issue().await {
             panic!("{module:?}: after {what}: {error}");
+        }
+    }
+    place.breaks("");
+    mill.until("serving again", is(0, Phase::Serving)).await;
+    assert_eq!(mill.snapshot(0).wrong, 0);
+    mill.end().await;
+}
+
+/// Return codes that are temporary or end with a session, a login or a host, of which a sample is returned once; no request
+/// notices. `FAULT_SEED` repeats a sample.
+pub async fn sampled_faults(module: Module) {
+    let mut seed = random::fault_seed();
+    println!("FAULT_SEED={seed}");
+    let place = Place::filled(module);
+    let name = format!("{module:?}-sampled");
+    let mill = Mill::proven(patient(&place, &name), &place.issuer()).await;
+    for function in ["C_SignInit", "C_Sign"] {
+        for recovery in [Recovery::Retry, Recovery::NewSession, Recovery::Relogin, Recovery::NewProcess] {
+            let codes: Vec<_> = TABLE.iter().filter(|entry| entry.recovery == recovery).collect();
+            let entry = random::choose(&codes, &mut seed);
+            place.breaks(&format!("{function} return={:#x} {}", entry.code, faulty::once()));
+            if let Err(error) = mill.issue().await {
+                panic!("{module:?}: after {} at {function}: {error}", entry.name);
+            }
         }
     }
     place.breaks("");
