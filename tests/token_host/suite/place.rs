@@ -71,8 +71,9 @@ pub fn run(mut timeout: Command, environment: &BTreeMap<String, String>, argumen
 
 pub struct Place {
     pub module: Module,
-    root: tempfile::TempDir,
+    /// Dropped before the directory, in which the process IDs are.
     servers: Servers,
+    root: tempfile::TempDir,
 }
 
 impl Place {
