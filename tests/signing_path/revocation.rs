@@ -42,6 +42,19 @@ impl Revoking {
         )
     }
 
+    /// The root's CRL, which its owner issues.
+    fn root_crl(&self) -> String {
+        let params = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2025, 1, 1),
+            next_update: rcgen::date_time_ymd(2045, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(self.plug_in.root.as_ref().unwrap()).unwrap().pem().unwrap()
+    }
+
     fn serve(&self) -> Daemon {
         self.site.serve(&self.section(&self.site))
     }
@@ -123,16 +136,7 @@ fn verified(revoking: &Revoking, directory: &Path, workload: &Workload) -> (bool
         fs::write(&path, text).unwrap();
         path.display().to_string()
     };
-    let root = revoking.plug_in.root.as_ref().unwrap();
-    let params = CertificateRevocationListParams {
-        this_update: rcgen::date_time_ymd(2025, 1, 1),
-        next_update: rcgen::date_time_ymd(2045, 1, 1),
-        crl_number: SerialNumber::from(1_u64),
-        issuing_distribution_point: None,
-        revoked_certs: Vec::new(),
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    let root_crl = params.signed_by(root).unwrap().pem().unwrap();
+    let root_crl = revoking.root_crl();
     let own = fs::read_to_string(crl_file(&revoking.site)).unwrap();
     let crls = file("crls.pem", &format!("{own}{root_crl}"));
     let roots = file("root.pem", &revoking.plug_in.root_cert);
@@ -312,4 +316,50 @@ async fn replicas_never_sign_two_crls_with_one_number() {
     let crl = fs::read(crl_file(&revoking.site)).unwrap();
     let crl = x509_cert::crl::CertificateList::<x509_cert::certificate::Rfc5280>::from_pem(crl).unwrap();
     assert_eq!(crl.tbs_cert_list.issuer.to_der().unwrap(), issuer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crls_are_complete_when_the_roots_crl_is_there() {
+    let revoking = Revoking::new();
+    let root_crl = revoking.site.softhsm.path().join("root.crl");
+    let section = format!("{}root_crl_files = [\"{}\"]\n", revoking.section(&revoking.site), root_crl.display());
+    let daemon = revoking.site.serve(&section);
+    let line = |wanted: &str| {
+        eventually_blocking(wanted, || {
+            daemon.get("/readyz").1.lines().any(|line| line.starts_with("CRLs: ") && line.contains(wanted))
+        });
+    };
+    let check = || {
+        let config = revoking.site.softhsm.path().join("istio-hsm-ca.toml");
+        let output = revoking.site.run(&["check", "--config", config.to_str().unwrap()]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    line("root.crl: is missing; put it there, or correct its path in the configuration");
+    assert!(daemon.get("/metrics").1.contains("istio_hsm_ca_crls_publishable 0"));
+    assert!(check().contains("root.crl: is missing"), "{}", check());
+
+    fs::write(&root_crl, revoking.root_crl()).unwrap();
+    line("ok (the CA CN=Intermediate CA,O=Istio: number ");
+    line("; the root CN=Root CA,O=Istio: number 1 until 2045-01-01T00:00:00Z, 0 entries");
+    let metrics = daemon.get("/metrics").1;
+    for wanted in [
+        "istio_hsm_ca_crls_publishable 1",
+        "istio_hsm_ca_crls_enabled 1",
+        "istio_hsm_ca_crl_next_update_timestamp_seconds{of=\"others\"} 2366841600",
+        "istio_hsm_ca_crl_entries{of=\"ca\"} 0",
+    ] {
+        assert!(metrics.contains(wanted), "{wanted}: {metrics}");
+    }
+    assert!(daemon.status_page().contains("CRL number 1 until 2045-01-01T00:00:00Z, 0 entries"));
+    let checked = check();
+    assert!(
+        checked.contains("the root CN=Root CA,O=Istio: number 1 until 2045-01-01T00:00:00Z, 0 entries"),
+        "{checked}"
+    );
+    assert!(checked.contains("the CA CN=Intermediate CA,O=Istio: the daemon signs its CRL"), "{checked}");
+
+    fs::write(&root_crl, "").unwrap();
+    line("has no `X509 CRL` block");
+    fs::write(&root_crl, revoking.root_crl()).unwrap();
+    line("ok (");
 }
