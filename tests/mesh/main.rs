@@ -15,6 +15,7 @@ mod modes;
 mod node;
 mod page;
 mod renewal;
+mod revocation;
 mod rotation;
 mod story;
 mod traffic;

@@ -71,7 +71,7 @@ fn page() -> String {
         .flatten()
         .map(|entry| serde_json::from_slice(&fs::read(entry.path()).unwrap()).unwrap())
         .collect();
-    results.sort_by(|one, other| one.number.cmp(&other.number));
+    results.sort_by_key(|scenario| scenario.number.parse::<u32>().unwrap());
     let mut page = introduction();
     for scenario in &results {
         writeln!(page, "\n## {}. {}\n", scenario.number, scenario.title).unwrap();

@@ -47,7 +47,7 @@ fn root(name: &str) -> String {
 }
 
 /// Waits until every replica's page says something about its bundle.
-async fn readyz(mesh: &Mesh, wanted: &str) {
+pub async fn readyz(mesh: &Mesh, wanted: &str) {
     let started = Instant::now();
     loop {
         let mut texts = Vec::new();
