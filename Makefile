@@ -8,7 +8,7 @@ IN_TESTS := $(addprefix -A clippy::,unwrap_used expect_used panic as_conversions
 	cast_possible_wrap cast_sign_loss disallowed_methods type_complexity unwrap_in_result)
 
 .PHONY: help deps demo run test test-foreign test-long fuzz faults check bench format dependencies test-browser \
-	test-pkilint test-istio test-kube test-mesh mesh test-deploy test-release test-tokens release image
+	test-pkilint test-istio test-kube test-mesh test-mesh-short mesh test-deploy test-release test-tokens release image
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -87,7 +87,13 @@ test-mesh: ## test in a mesh: istiod, pilot-agent and Envoy under traffic; needs
 	$(call require,kube mesh)
 	$(mesh-programs)
 	$(CARGO) build --locked --package istio-hsm-ca-bench
-	$(CARGO) test --locked --test mesh -- --ignored
+	@# Scenarios wait most of the time, so two for each processor run next to each other. Each takes a gigabyte of memory.
+	$(CARGO) test --locked --test mesh -- --ignored --skip short:: --test-threads $$((2 * $$(nproc)))
+
+test-mesh-short: ## a short form of scenarios 1 to 3 of that: migration, renewals, a new certificate and key; needs root
+	$(call require,kube mesh)
+	$(mesh-programs)
+	$(CARGO) test --locked --test mesh -- --ignored short::
 
 mesh: ## run that mesh until it is interrupted, and print where to look
 	$(call require,kube mesh)

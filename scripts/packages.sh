@@ -41,7 +41,7 @@ for group in "$@"; do
     mesh)
       needs+=(
         "golang-go:go" "python3-pip:/usr/lib/python3/dist-packages/pip"
-        "iptables:iptables" "nftables:nft" "iproute2:ip" "util-linux:nsenter" "jq:jq"
+        "iptables:iptables" "nftables:nft" "iproute2:ip" "util-linux:nsenter" "jq:jq" "curl:curl"
       )
       ;;
     pkilint) needs+=("python3:python3" "python3-venv:/var/lib/dpkg/info/python3-venv.list") ;;

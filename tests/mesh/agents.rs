@@ -1,27 +1,26 @@
 //! Scenarios 6 and 7: compliance policies of agents, and many agents.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use testkit::daemon::{BENCH_PROGRAM, issuer, new_issuer_key};
 
-use super::{mesh::Mesh, node::inside, story::Story};
+use super::{
+    mesh::{Mesh, SOON},
+    node::inside,
+    story::Story,
+};
 
 /// Sets istiod's policy, which it applies to itself and to what it injects.
 async fn policy(mesh: &Mesh, policy: &str) {
     mesh.shell(&format!(
         "helm upgrade istiod istio/istiod -n istio-system --reuse-values --set pilot.env.COMPLIANCE_POLICY={policy}\n\
-         kubectl -n istio-system rollout status deployment/istiod --timeout=120s"
+         kubectl -n istio-system rollout status deployment/istiod --timeout=240s"
     ))
     .await;
-}
-
-/// Ends a step in which the policy changed, and one in which it did not.
-async fn between(story: &mut Story<'_>, title: &str) {
-    story.step(&format!("change to {title}")).await;
-    story.expected();
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    story.step(title).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,36 +29,52 @@ async fn agents_under_each_compliance_policy_get_certificates() {
     if !inside("agents::agents_under_each_compliance_policy_get_certificates") {
         return;
     }
-    let mesh = Mesh::after_the_guide("6-compliance", &[]).await;
+    let mesh = Mesh::after_the_guide("6-compliance", &[("SECRET_TTL", "20s")]).await;
     let mut story = mesh.story("6", "Compliance policies").await;
-    for (name, title) in [("fips-140-3", "`COMPLIANCE_POLICY=fips-140-3`"), ("pqc", "`COMPLIANCE_POLICY=pqc`")] {
-        policy(&mesh, name).await;
-        mesh.restart_workloads().await;
-        assert!(story.all_ours().await);
-        between(&mut story, title).await;
-    }
+    story.note("Certificates are valid for 20 s; each step of one policy includes a renewal under it.");
+    policy(&mesh, "fips-140-3").await;
+    mesh.restart_workloads().await;
+    story.step("change to `COMPLIANCE_POLICY=fips-140-3`").await;
+    under_policy(&mut story, "`COMPLIANCE_POLICY=fips-140-3`").await;
+
+    story.note(
+        "Proxies under `pqc` have no key exchange in common with those of another policy, and those under `fips-140-2` no TLS \
+         version in common with `pqc`: requests between them fail whatever the CA is. All workloads were stopped before such a \
+         change and started after it.",
+    );
+    story.stop_workloads_during(policy(&mesh, "pqc")).await;
+    under_policy(&mut story, "`COMPLIANCE_POLICY=pqc`").await;
 
     policy(&mesh, "fips-140-2").await;
     mesh.shell("kubectl -n demo rollout restart deployment/httpbin").await;
-    let refused = mesh.try_shell("kubectl -n demo rollout status deployment/httpbin --timeout=15s").await;
+    let started = Instant::now();
+    while !mesh.logs.tails(400).contains("[listen.tls] allow_tls12 = true") {
+        assert!(started.elapsed() < SOON, "the daemon does not say what to set:\n{}", mesh.logs.tails(400));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let refused = mesh.try_shell("kubectl -n demo rollout status deployment/httpbin --timeout=10s").await;
     assert!(refused.is_err(), "TLS 1.2 alone is refused by default");
-    let logs = mesh.logs.tails(400);
-    assert!(logs.contains("allow_tls12"), "the daemon says what to set:\n{logs}");
     story.step("`COMPLIANCE_POLICY=fips-140-2`: the agent of a new pod is refused").await;
     story.note("The daemon's log names `[listen.tls] allow_tls12`; the pods that run are not affected.");
-    mesh.shell(
-        "helm upgrade istio-hsm-ca $CHART -n istio-system --reuse-values --set config.listen.tls.allow_tls12=true",
-    )
-    .await;
-    mesh.ca_rolled().await;
-    mesh.restart_workloads().await;
-    assert!(story.all_ours().await);
-    between(&mut story, "`fips-140-2` with `allow_tls12`").await;
-    story.note(
-        "While workloads of two policies run next to each other, their proxies may have no TLS version or key exchange in \
-         common; requests between them fail whatever the CA is. All of one policy fail no request.",
-    );
+    story
+        .stop_workloads_during(async {
+            mesh.shell(
+                "helm upgrade istio-hsm-ca $CHART -n istio-system --reuse-values \
+                   --set config.listen.tls.allow_tls12=true",
+            )
+            .await;
+            mesh.ca_rolled().await;
+        })
+        .await;
+    under_policy(&mut story, "`fips-140-2` with `allow_tls12`").await;
     story.end().await;
+}
+
+/// Ends a step in which all workloads have one policy, and renew.
+async fn under_policy(story: &mut Story<'_>, title: &str) {
+    story.renewed().await;
+    assert!(story.all_ours().await);
+    story.step(title).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,7 +84,7 @@ async fn a_thousand_agents_do_not_disturb_the_traffic() {
         return;
     }
     const ISSUER: &str = "https://agents.test";
-    let mesh = Mesh::after_the_guide("7-agents", &[("SECRET_TTL", "60s")]).await;
+    let mesh = Mesh::after_the_guide("7-agents", &[("SECRET_TTL", "40s")]).await;
     let key = new_issuer_key();
     let keys = serde_json::to_vec(&issuer(&key, ISSUER, "istio-ca").key_set()).unwrap();
     let directory = mesh.logs.directory().join("checkout");

@@ -7,10 +7,12 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{mesh::Mesh, node::inside, story::Story, traffic::Shown};
-
-/// The replicas of istio-hsm-ca.
-const REPLICAS: [&str; 2] = ["istio-system/istio-hsm-ca-0", "istio-system/istio-hsm-ca-1"];
+use super::{
+    mesh::{Mesh, REPLICAS},
+    node::inside,
+    story::Story,
+    traffic::Shown,
+};
 
 /// Signals a container of a pod.
 fn signal(mesh: &Mesh, pod: &str, container: &str, signal: Signal) {
@@ -56,11 +58,11 @@ async fn absence_of_a_part_at_renewal_fails_no_request() {
     for pod in REPLICAS {
         signal(&mesh, pod, "token-hsm", Signal::SIGSTOP);
     }
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    tokio::time::sleep(Duration::from_secs(25)).await;
     for pod in REPLICAS {
         signal(&mesh, pod, "token-hsm", Signal::SIGCONT);
     }
-    renewed(&mut story, &old, "no token answers for 30 s").await;
+    renewed(&mut story, &old, "no token answers for 25 s").await;
 
     let old = before_renewal(&mesh, lifetime).await;
     for pod in REPLICAS {
@@ -85,10 +87,10 @@ async fn absence_of_a_part_at_renewal_fails_no_request() {
 
     let old = before_renewal(&mesh, lifetime).await;
     mesh.node.server.kill();
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
     let node = std::sync::Arc::clone(&mesh.node);
     tokio::task::spawn_blocking(move || node.server.run()).await.unwrap();
-    renewed(&mut story, &old, "API server and etcd away for 60 s").await;
+    renewed(&mut story, &old, "API server and etcd away for 30 s").await;
     assert!(story.all_ours().await);
     story.end().await;
 }
@@ -99,14 +101,14 @@ async fn restart_of_istiod_without_a_ca_fails_no_request() {
     if !inside("faults::restart_of_istiod_without_a_ca_fails_no_request") {
         return;
     }
-    let mesh = Mesh::after_the_guide("5-istiod", &[("SECRET_TTL", "60s")]).await;
+    let mesh = Mesh::after_the_guide("5-istiod", &[("SECRET_TTL", "40s")]).await;
     let mut story = mesh.story("5", "istiod without a CA: restarts").await;
     story.note(
         "`ENABLE_CA_SERVER=false`; the ConfigMap `istio-ca-root-cert` and istiod's certificate are those of istio-hsm-ca.",
     );
     let old = mesh.workload_certificates().await;
     mesh.shell("kubectl -n istio-system rollout restart deployment/istiod").await;
-    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
+    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=240s").await;
     renewed(&mut story, &old, "istiod restarted").await;
 
     let old = mesh.workload_certificates().await;
@@ -114,7 +116,7 @@ async fn restart_of_istiod_without_a_ca_fails_no_request() {
     let (istiod, _) = pods.iter().find(|(pod, _)| pod.starts_with("istio-system/istiod-")).unwrap();
     signal(&mesh, istiod, "discovery", Signal::SIGKILL);
     renewed(&mut story, &old, "istiod killed").await;
-    mesh.shell("kubectl -n istio-system wait --for=condition=available deployment/istiod --timeout=120s").await;
+    mesh.shell("kubectl -n istio-system wait --for=condition=available deployment/istiod --timeout=240s").await;
 
     mesh.shell("kubectl -n istio-system delete secret istiod-tls").await;
     mesh.shell("kubectl -n demo delete configmap istio-ca-root-cert").await;

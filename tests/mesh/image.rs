@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     sync::Mutex,
 };
 
@@ -122,9 +121,15 @@ pub fn bind(from: &Path, to: &Path) {
     mount(&["--rbind", from.to_str().unwrap(), to.to_str().unwrap()]);
 }
 
-/// Ends all mounts at a place and below.
+/// Mounts an empty directory at a new place.
+pub fn mount_memory(directory: &Path) {
+    fs::create_dir_all(directory).unwrap();
+    mount(&["-t", "tmpfs", "tmpfs", directory.to_str().unwrap()]);
+}
+
+/// Ends a mount and all mounts below it, also those in use.
 pub fn unmount(root: &Path) {
-    let _not_mounted = Command::new("umount").args(["--recursive", "--lazy"]).arg(root).output().unwrap();
+    super::node::run("umount", &["--recursive", "--lazy", root.to_str().unwrap()]);
 }
 
 fn mount(arguments: &[&str]) {

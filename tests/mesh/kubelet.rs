@@ -6,8 +6,9 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt::Write,
+    fmt::Write as _,
     fs,
+    io::Write as _,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -23,7 +24,7 @@ use tokio::sync::watch;
 
 use super::{
     container::{Container, Plan},
-    image::Images,
+    image::{Images, mount_memory, unmount},
     node::{ADDRESS, Logs, NAME, Network, Node},
     volumes::{Owner, Volume},
 };
@@ -85,13 +86,6 @@ impl Kubelet {
         let mut all: Vec<_> = inside.map(|(key, live)| (key.clone(), Arc::clone(live))).collect();
         all.sort_by(|(one, _), (other, _)| one.cmp(other));
         all
-    }
-
-    /// A container's image and namespaces, for running another program in it.
-    pub fn plan(&self, pod: &str, container: &str) -> Option<Arc<Plan>> {
-        let running = self.running.lock().unwrap();
-        let live = running.get(pod)?;
-        Some(Arc::clone(&live.containers.iter().find(|each| each.name() == container)?.plan))
     }
 }
 
@@ -156,8 +150,11 @@ impl Shared {
             }
         }
         if fs::read_to_string("/run/mesh/hosts").unwrap() != text {
-            // In place, since it is mounted into containers.
-            fs::write("/run/mesh/hosts", text).unwrap();
+            // In place, since it is mounted into containers, and never shorter than both: a program that finds no name here
+            // would ask a DNS server, and there is none.
+            let mut file = fs::OpenOptions::new().write(true).open("/run/mesh/hosts").unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            file.set_len(text.len() as u64).unwrap();
         }
         Ok(())
     }
@@ -194,6 +191,8 @@ impl Shared {
     async fn run(self: Arc<Self>, pod: Pod, mut stopped: watch::Receiver<Option<Duration>>) {
         let key = format!("{}/{}", pod.metadata.namespace.as_deref().unwrap(), pod.metadata.name.as_deref().unwrap());
         let directory = PathBuf::from(format!("/run/mesh/pods/{}", pod.metadata.uid.as_deref().unwrap()));
+        // A mount of its own: everything that containers have mounted below it ends with it.
+        mount_memory(&directory);
         let network = self.node.network();
         let mut value = serde_json::to_value(&pod).unwrap();
         value["status"]["podIP"] = json!(network.address.to_string());
@@ -218,7 +217,9 @@ impl Shared {
             }
         }
         self.remove(&pod).await;
-        let _mounted_still = fs::remove_dir_all(&directory);
+        // Files are never deleted here: containers see directories of the machine, such as /dev.
+        unmount(&directory);
+        fs::remove_dir(&directory).unwrap();
     }
 
     /// Whether a probe succeeds. Only HTTP probes are made; others count as successful.
@@ -304,12 +305,19 @@ impl Life<'_> {
         let address = self.network.address.to_string();
         let mut reported = None;
         let mut refreshed = Instant::now();
+        // Failures of each container's probe since it last succeeded; it is ready with the first success after its start.
+        let mut failures = vec![(u64::MAX, 0); containers.len()];
         loop {
             let mut states = Vec::new();
-            for container in containers {
+            for (container, (failures, restarts)) in containers.iter().zip(&mut failures) {
                 let state = container.state();
+                if std::mem::replace(restarts, state.restarts) != state.restarts {
+                    *failures = u64::MAX;
+                }
                 let probe = &container.spec["readinessProbe"];
-                let ready = state.running && self.shared.probe(probe, &container.spec, &address).await;
+                let passed = state.running && self.shared.probe(probe, &container.spec, &address).await;
+                *failures = if passed { 0 } else { failures.saturating_add(1) };
+                let ready = state.running && *failures < probe["failureThreshold"].as_u64().unwrap_or(3);
                 states.push((container.name().to_owned(), state, ready));
             }
             if reported.as_ref() != Some(&states) && self.report("Running", &states, None).await {

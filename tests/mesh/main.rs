@@ -17,6 +17,7 @@ mod page;
 mod renewal;
 mod revocation;
 mod rotation;
+mod short;
 mod story;
 mod traffic;
 mod volumes;
@@ -35,8 +36,8 @@ async fn workloads_reach_each_other() {
     let before = mesh.counts();
     tokio::time::sleep(Duration::from_secs(10)).await;
     let since = mesh.counts().since(&before);
-    assert!(since.ok > 100 && since.failed == 0 && since.failed_handshakes() == 0, "{since:#?}");
-    assert!(since.handshakes > 100 && since.resumed == 0, "each request has a full handshake: {since:#?}");
+    assert!(since.ok > 60 && since.failed == 0 && since.failed_handshakes() == 0, "{since:#?}");
+    assert!(since.handshakes > 60 && since.resumed == 0, "each request has a full handshake: {since:#?}");
     assert!(mesh.sampler.certificates().await.len() >= 3);
 }
 

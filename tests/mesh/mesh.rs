@@ -23,10 +23,12 @@ use super::{
 
 /// Workloads in the namespace demo. The first has the name that the documentation uses.
 pub const WORKLOADS: [&str; 3] = ["httpbin", "reviews", "ratings"];
+/// The replicas of istio-hsm-ca.
+pub const REPLICAS: [&str; 2] = ["istio-system/istio-hsm-ca-0", "istio-system/istio-hsm-ca-1"];
 /// Requests a second that each workload sends to each other workload.
-const RATE: &str = "5";
-/// Limit of one step.
-pub const SOON: Duration = Duration::from_secs(120);
+const RATE: &str = "3";
+/// Limit of one step, generous for busy machines.
+pub const SOON: Duration = Duration::from_secs(240);
 
 /// Everything that runs for one scenario.
 pub struct Mesh {
@@ -97,7 +99,7 @@ impl Mesh {
 
     /// Waits until all replicas of istio-hsm-ca have their newest form.
     pub async fn ca_rolled(&self) {
-        self.shell("kubectl -n istio-system rollout status statefulset/istio-hsm-ca --timeout=90s").await;
+        self.shell("kubectl -n istio-system rollout status statefulset/istio-hsm-ca --timeout=240s").await;
     }
 
     /// Restarts all workloads, and waits until they run.
@@ -110,7 +112,7 @@ impl Mesh {
     pub async fn workloads_rolled(&self) {
         self.shell(
             "for name in httpbin reviews ratings; do \
-               kubectl -n demo rollout status deployment/$name --timeout=90s; done",
+               kubectl -n demo rollout status deployment/$name --timeout=240s; done",
         )
         .await;
     }
@@ -199,7 +201,7 @@ impl Mesh {
         let crds = self.node.istio.join("crds.yaml");
         self.shell(&format!(
             "kubectl apply --server-side -f {}\n\
-             kubectl wait --for condition=established --timeout=60s crd --all",
+             kubectl wait --for condition=established --timeout=240s crd --all",
             crds.display()
         ))
         .await;
@@ -210,7 +212,7 @@ impl Mesh {
         let values = root().join("tests/mesh/values.yaml");
         self.shell(&format!(
             "helm upgrade --install istiod istio/istiod -n istio-system -f {} {arguments}\n\
-             kubectl -n istio-system rollout status deployment/istiod --timeout=120s",
+             kubectl -n istio-system rollout status deployment/istiod --timeout=240s",
             values.display()
         ))
         .await;
@@ -240,8 +242,21 @@ impl Mesh {
             all += &text.replace("annotations: {}", &format!("annotations: {annotations}"));
             all += "\n---\n";
         }
-        let file = self.checkout.join("workloads.yaml");
-        fs::write(&file, all).unwrap();
+        fs::write(self.checkout.join("workloads.yaml"), all).unwrap();
+        self.start_workloads().await;
+    }
+
+    /// Ends all workloads.
+    pub async fn stop_workloads(&self) {
+        self.shell(
+            "kubectl -n demo delete deployment --all\n\
+             kubectl -n demo wait --for=delete pod --all --timeout=240s",
+        )
+        .await;
+    }
+
+    /// Starts the workloads that were stopped, and waits for traffic.
+    pub async fn start_workloads(&self) {
         self.shell("kubectl apply -f workloads.yaml").await;
         self.workloads_rolled().await;
         // The first requests may have been sent before their servers were there.

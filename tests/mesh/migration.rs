@@ -12,20 +12,19 @@ async fn sidecar(mesh: &Mesh, story: &mut Story<'_>, from: &str, to: &str, names
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs root, Istio and Envoy: make test-mesh"]
-async fn migration_to_the_token_and_back_fails_no_request() {
-    if !inside("migration::migration_to_the_token_and_back_fails_no_request") {
-        return;
-    }
-    let mesh = Mesh::empty("1-migration").await;
+/// A mesh whose istiod has the key from the Secret `cacerts`. The agents have further environment variables.
+pub async fn with_the_secret(scenario: &str, environment: &[(&str, &str)]) -> Mesh {
+    let mesh = Mesh::empty(scenario).await;
     mesh.guide("## 1.", "## 3.").await;
     mesh.crds().await;
     mesh.istiod("").await;
-    mesh.workloads(&[]).await;
-    let mut story = mesh.story("1", "From the Secret `cacerts` to the token and back").await;
-    assert_eq!(story.ours().await, 0, "istiod has a CA, and no certificate is ours");
+    mesh.workloads(environment).await;
+    mesh
+}
 
+/// The key goes to the token, the workloads to istio-hsm-ca, and istiod loses its CA.
+pub async fn to_the_token(mesh: &Mesh, story: &mut Story<'_>) {
+    assert_eq!(story.ours().await, 0, "istiod has a CA, and no certificate is ours");
     mesh.guide("## 3.", "## 4.").await;
     story.step("GUIDE 3: import").await;
     mesh.guide("## 4.", "## 5.").await;
@@ -34,15 +33,20 @@ async fn migration_to_the_token_and_back_fails_no_request() {
     mesh.guide("## 5.", "## 7.").await;
     mesh.ca_rolled().await;
     story.step("GUIDE 5 and 6: install, both CAs compared").await;
-    sidecar(
-        &mesh,
-        &mut story,
-        "## Switch",
-        "## Verify",
-        &["step 1: address", "step 1: workloads restarted", "step 2: istiod's CA disabled"],
-    )
-    .await;
+    let steps = ["step 1: address", "step 1: workloads restarted", "step 2: istiod's CA disabled"];
+    sidecar(mesh, story, "## Switch", "## Verify", &steps).await;
     assert!(story.all_ours().await, "{:#?}", mesh.workload_certificates().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root, Istio and Envoy: make test-mesh"]
+async fn migration_to_the_token_and_back_fails_no_request() {
+    if !inside("migration::migration_to_the_token_and_back_fails_no_request") {
+        return;
+    }
+    let mesh = with_the_secret("1-migration", &[]).await;
+    let mut story = mesh.story("1", "From the Secret `cacerts` to the token and back").await;
+    to_the_token(&mesh, &mut story).await;
     sidecar(&mesh, &mut story, "## Verify", "## Roll", &["verified"]).await;
     mesh.restart_workloads().await;
     assert!(story.all_ours().await);
@@ -59,7 +63,7 @@ async fn migration_to_the_token_and_back_fails_no_request() {
     .await;
     sidecar(&mesh, &mut story, "## Roll back", "## Nothing", &["rolled back"]).await;
     mesh.shell("kubectl -n istio-system rollout restart deployment/istiod").await;
-    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
+    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=240s").await;
     mesh.restart_workloads().await;
     story.step("istiod and workloads restarted").await;
     assert_eq!(story.ours().await, 0, "istiod has its CA again");

@@ -24,7 +24,7 @@ async fn istiod_as_registration_authority_fails_no_request() {
     assert!(story.all_ours().await, "{:#?}", mesh.workload_certificates().await);
     story.step("switch").await;
     run(&mesh, "ra/README.md", "## Roll", "## Nothing").await;
-    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
+    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=240s").await;
     mesh.restart_workloads().await;
     assert_eq!(story.ours().await, 0);
     story.step("roll back").await;
@@ -44,11 +44,11 @@ async fn istiod_with_an_intermediate_fails_no_request() {
     let mut story = mesh.story("9", "istiod with an intermediate (`deploy/istio/intermediate`)").await;
     run(&mesh, "intermediate/README.md", "## Switch", "## Verify").await;
     mesh.shell("kubectl -n istio-system rollout restart deployment/istiod").await;
-    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
+    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=240s").await;
     mesh.restart_workloads().await;
     story.step("switch").await;
     run(&mesh, "intermediate/README.md", "## Roll", "## Nothing").await;
-    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
+    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=240s").await;
     mesh.restart_workloads().await;
     story.step("roll back").await;
     story.end().await;

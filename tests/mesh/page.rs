@@ -4,7 +4,7 @@ use std::{fmt::Write, fs};
 
 use testkit::root;
 
-use super::story::{Results, Step};
+use super::story::{Results, Run, Step};
 
 /// The part of a page between the line that starts with `from` and the next line that starts with `to`.
 pub fn section<'a>(page: &'a str, from: &str, to: &str) -> &'a str {
@@ -52,7 +52,7 @@ pub fn indented(text: &str) -> Vec<String> {
     blocks.into_iter().map(cut).collect()
 }
 
-/// Writes docs/MESH.md from the results of all scenarios that have run, if that is asked for.
+/// Writes docs/MESH.md from the results of the scenarios of one run, the last, if that is asked for.
 #[allow(clippy::disallowed_methods, reason = "the environment of a test")]
 pub fn write() {
     if std::env::var("MESH_PAGE").is_ok_and(|value| value == "write") {
@@ -71,8 +71,14 @@ fn page() -> String {
         .flatten()
         .map(|entry| serde_json::from_slice(&fs::read(entry.path()).unwrap()).unwrap())
         .collect();
-    results.sort_by_key(|scenario| scenario.number.parse::<u32>().unwrap());
     let mut page = introduction();
+    if let Some(run) = results.iter().map(|result| result.run.clone()).max() {
+        results.retain(|result| result.run == run);
+        let Run { started, processors } = run;
+        write!(page, "\nAll tables are from one run, which started at {started} on {processors} processors.\n")
+            .unwrap();
+    }
+    results.sort_by_key(|scenario| scenario.number.parse::<u32>().unwrap());
     for scenario in &results {
         writeln!(page, "\n## {}. {}\n", scenario.number, scenario.title).unwrap();
         page += "| step | seconds | requests | failed | handshakes | failed |\n|---|--:|--:|--:|--:|--:|\n";

@@ -1,8 +1,18 @@
 //! Scenario 3: new CA certificates, keys and roots.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use super::{mesh::Mesh, node::inside, story::Story};
+use super::{
+    mesh::{Mesh, REPLICAS, SOON},
+    node::inside,
+    story::Story,
+};
+
+/// What `/readyz` says of a bundle that drops a root.
+const WARNING: &str = "workloads that trust only that one would fail; add it again, or set allow_root_removal";
 
 /// Issues a CA certificate for a request by a root: names of files.
 fn sign(request: &str, root: &str, key: &str, out: &str) -> String {
@@ -63,16 +73,39 @@ pub async fn readyz(mesh: &Mesh, wanted: &str) {
         if !texts.is_empty() && texts.iter().all(|text| text.contains(wanted)) {
             return;
         }
-        assert!(started.elapsed() < Duration::from_secs(90), "no {wanted:?}: {texts:#?}\n{}", mesh.logs.tails(15));
+        assert!(started.elapsed() < SOON, "no {wanted:?}: {texts:#?}\n{}", mesh.logs.tails(15));
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
-/// Waits until the certificate of each workload has this issuer: two renewals after every replica has loaded its bundle.
-async fn all_renewed(story: &Story<'_>) {
-    tokio::time::sleep(Duration::from_secs(5)).await;
+/// Waits until both replicas use a bundle of the checkout and each workload has a certificate that was issued after that.
+pub async fn renewed_with(mesh: &Mesh, story: &Story<'_>, bundle: &str) {
+    let started = Instant::now();
+    let directory = mesh.logs.directory().join("checkout").join(bundle);
+    let file = |name: &str| fs::read(directory.join(name)).unwrap();
+    let (ca, roots) = (file("ca-cert.pem"), file("root-cert.pem"));
+    let used = |claim: &fs::DirEntry| {
+        let same =
+            |name: &str, wanted: &[u8]| fs::read(claim.path().join("log").join(name)).is_ok_and(|is| is == wanted);
+        same("ca-in-use.pem", &ca) && same("roots-in-use.pem", &roots)
+    };
+    loop {
+        if fs::read_dir("/run/mesh/claims").unwrap().flatten().filter(used).count() == REPLICAS.len() {
+            break;
+        }
+        assert!(started.elapsed() < SOON, "{bundle} is not in use\n{}", mesh.logs.tails(15));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     story.renewed().await;
-    story.renewed().await;
+}
+
+/// Allows or forbids bundles that drop a root.
+async fn allow_root_removal(mesh: &Mesh, allow: bool) {
+    mesh.shell(&format!(
+        "helm upgrade istio-hsm-ca $CHART -n istio-system --reuse-values --set config.ca.allow_root_removal={allow}"
+    ))
+    .await;
+    mesh.ca_rolled().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,14 +114,71 @@ async fn new_certificates_keys_and_roots_of_the_ca_fail_no_request() {
     if !inside("rotation::new_certificates_keys_and_roots_of_the_ca_fail_no_request") {
         return;
     }
-    let mesh = Mesh::after_the_guide("3-rotation", &[("SECRET_TTL", "30s")]).await;
+    let mesh = Mesh::after_the_guide("3-rotation", &[("SECRET_TTL", "20s")]).await;
     let mut story = mesh.story("3", "New certificate, key and root of the CA").await;
+    story.note("Certificates are valid for 20 s, and agents renew them after 10 s; each step includes a renewal.");
 
+    new_certificate(&mesh, &mut story).await;
+    new_key(&mesh, &mut story).await;
+
+    mesh.shell(&root("second-root")).await;
+    mesh.shell("cat bundle/root-cert.pem second-root.pem > both.pem").await;
+    mesh.shell(
+        "helm upgrade istiod istio/istiod -n istio-system --reuse-values --set pilot.env.ISTIO_MULTIROOT_MESH=true",
+    )
+    .await;
+    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=240s").await;
+    mesh.shell(&install("second.pem", "both.pem", "overlap")).await;
+    renewed_with(&mesh, &story, "overlap").await;
+    let shown = mesh.workload_certificates().await;
+    assert!(shown.values().all(|shown| shown.roots.len() >= 2), "every workload trusts both roots: {shown:#?}");
+    story.step("a second root is trusted in addition").await;
+
+    mesh.shell(&generate("third", "third.csr")).await;
+    mesh.open_token();
+    mesh.shell(&sign("third.csr", "second-root.pem", "second-root-key.pem", "third.pem")).await;
+    // Too early: the certificates in use are below the first root.
+    mesh.shell(&install("third.pem", "second-root.pem", "only-second")).await;
+    readyz(&mesh, WARNING).await;
+    story.step("the first root dropped too early: refused").await;
+    mesh.shell(&install("third.pem", "both.pem", "third-bundle")).await;
+    renewed_with(&mesh, &story, "third-bundle").await;
+    story.step("CA below the second root").await;
+
+    allow_root_removal(&mesh, true).await;
+    mesh.shell(&publish("only-second")).await;
+    renewed_with(&mesh, &story, "only-second").await;
+    let shown = mesh.workload_certificates().await;
+    assert!(shown.values().all(|shown| shown.roots.len() == 1), "{shown:#?}");
+    allow_root_removal(&mesh, false).await;
+    story.step("the first root removed after the last certificate below it").await;
+
+    // The control: what the daemon refuses does break the mesh.
+    mesh.shell(&root("third-root")).await;
+    mesh.shell(&sign("third.csr", "third-root.pem", "third-root-key.pem", "fourth.pem")).await;
+    mesh.shell(&install("fourth.pem", "third-root.pem", "too-early")).await;
+    readyz(&mesh, WARNING).await;
+    story.step("the second root dropped too early: refused").await;
+    story.note(
+        "Each time, `/readyz` of both replicas said that workloads would fail and which setting allows it, and the \
+         previous bundle stayed in use.",
+    );
+    allow_root_removal(&mesh, true).await;
+    renewed_with(&mesh, &story, "too-early").await;
+    story.failing_step("the same with `allow_root_removal`: requests must fail").await;
+    story.end().await;
+}
+
+/// A new CA certificate for the same key, by the guide.
+pub async fn new_certificate(mesh: &Mesh, story: &mut Story<'_>) {
     mesh.guide("### Renewing the CA certificate", "### Rolling").await;
-    all_renewed(&story).await;
+    renewed_with(mesh, story, "renewed-bundle").await;
     story.step("new CA certificate for the same key (GUIDE)").await;
+}
 
-    // As the guide says: the old certificate stays known, for renewal by certificates below it.
+/// A new CA key below the same root, after [`new_certificate`]. As the guide says, the old certificate stays known, for
+/// renewal by certificates below it.
+pub async fn new_key(mesh: &Mesh, story: &mut Story<'_>) {
     mesh.shell(
         "helm upgrade istio-hsm-ca $CHART -n istio-system --reuse-values \
            --set-file 'authFiles.old-ca\\.pem=renewed-bundle/ca-cert.pem' \
@@ -100,50 +190,6 @@ async fn new_certificates_keys_and_roots_of_the_ca_fail_no_request() {
     mesh.open_token();
     mesh.shell(&sign("second.csr", "cacerts/root-cert.pem", "cacerts/offline/root-key.pem", "second.pem")).await;
     mesh.shell(&install("second.pem", "bundle/root-cert.pem", "second-bundle")).await;
-    all_renewed(&story).await;
+    renewed_with(mesh, story, "second-bundle").await;
     story.step("new CA key below the same root").await;
-
-    mesh.shell(&root("second-root")).await;
-    mesh.shell("cat bundle/root-cert.pem second-root.pem > both.pem").await;
-    mesh.shell(
-        "helm upgrade istiod istio/istiod -n istio-system --reuse-values --set pilot.env.ISTIO_MULTIROOT_MESH=true",
-    )
-    .await;
-    mesh.shell("kubectl -n istio-system rollout status deployment/istiod --timeout=120s").await;
-    mesh.shell(&install("second.pem", "both.pem", "overlap")).await;
-    all_renewed(&story).await;
-    let shown = mesh.workload_certificates().await;
-    assert!(shown.values().all(|shown| shown.roots.len() >= 2), "every workload trusts both roots: {shown:#?}");
-    story.step("a second root is trusted in addition").await;
-
-    mesh.shell(&generate("third", "third.csr")).await;
-    mesh.open_token();
-    mesh.shell(&sign("third.csr", "second-root.pem", "second-root-key.pem", "third.pem")).await;
-    // Too early: the certificates in use are below the first root.
-    mesh.shell(&install("third.pem", "second-root.pem", "too-early")).await;
-    readyz(&mesh, "allow_root_removal").await;
-    story.step("the first root dropped too early: refused").await;
-    story.note("`/readyz` of both replicas named the setting without which a bundle that drops a root is refused.");
-    mesh.shell(&install("third.pem", "both.pem", "third-bundle")).await;
-    all_renewed(&story).await;
-    story.step("CA below the second root").await;
-
-    mesh.shell(
-        "helm upgrade istio-hsm-ca $CHART -n istio-system --reuse-values --set config.ca.allow_root_removal=true",
-    )
-    .await;
-    mesh.ca_rolled().await;
-    mesh.shell(&publish("too-early")).await;
-    all_renewed(&story).await;
-    let shown = mesh.workload_certificates().await;
-    assert!(shown.values().all(|shown| shown.roots.len() == 1), "{shown:#?}");
-    story.step("the first root removed after the last certificate below it").await;
-
-    mesh.shell(&root("third-root")).await;
-    mesh.shell(&sign("third.csr", "third-root.pem", "third-root-key.pem", "fourth.pem")).await;
-    mesh.shell(&install("fourth.pem", "third-root.pem", "forced")).await;
-    all_renewed(&story).await;
-    story.step("another root without an overlap, forced: fails, as intended").await;
-    story.must_have_failed();
-    story.end().await;
 }

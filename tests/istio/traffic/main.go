@@ -4,7 +4,7 @@
 //	traffic send RATE URL...         sends RATE requests a second to each URL, each over a new connection
 //
 // The client writes its counts to standard output as a line of JSON twice a second, and once more when it ends by SIGTERM,
-// after the last reply.
+// after the last reply; and each failure to standard error, with its time.
 package main
 
 import (
@@ -54,12 +54,17 @@ func serve(address string, stop <-chan os.Signal) error {
 	return <-ended
 }
 
-// counts is what became of the requests; causes counts the first twenty kinds of failure.
+// counts is what became of the requests; causes counts the first twenty kinds of failure. Slowest is the longest time of a
+// request, and Pause the longest time that the client itself was late, both in milliseconds: if Pause is long, the machine
+// was too busy to run this program, and the others on it.
 type counts struct {
 	Sent   uint64            `json:"sent"`
 	OK     uint64            `json:"ok"`
 	Failed uint64            `json:"failed"`
 	Causes map[string]uint64 `json:"causes"`
+
+	Slowest int64 `json:"slowest"`
+	Pause   int64 `json:"pause"`
 }
 
 func send(rate string, urls []string, stop <-chan os.Signal) error {
@@ -76,14 +81,18 @@ func send(rate string, urls []string, stop <-chan os.Signal) error {
 	total := counts{Causes: map[string]uint64{}}
 	one := func(url string) {
 		defer wait.Done()
+		started := time.Now()
 		cause := get(client, url)
+		took := time.Since(started)
 		lock.Lock()
 		defer lock.Unlock()
+		total.Slowest = max(total.Slowest, took.Milliseconds())
 		if cause == "" {
 			total.OK++
 			return
 		}
 		total.Failed++
+		fmt.Fprintf(os.Stderr, "failed: %s after %d ms: %s\n", started.UTC().Format(time.RFC3339Nano), took.Milliseconds(), cause)
 		if _, known := total.Causes[cause]; known || len(total.Causes) < 20 {
 			total.Causes[cause]++
 		}
@@ -93,11 +102,15 @@ func send(rate string, urls []string, stop <-chan os.Signal) error {
 		defer lock.Unlock()
 		return json.NewEncoder(os.Stdout).Encode(total)
 	}
-	next, reports := time.NewTicker(time.Second/time.Duration(perSecond)), time.NewTicker(time.Second/2)
+	period := time.Second / time.Duration(perSecond)
+	next, reports, last := time.NewTicker(period), time.NewTicker(time.Second/2), time.Now()
 	for {
 		select {
 		case <-next.C:
+			late := time.Since(last) - period
+			last = time.Now()
 			lock.Lock()
+			total.Pause = max(total.Pause, late.Milliseconds())
 			total.Sent += uint64(len(urls))
 			lock.Unlock()
 			wait.Add(len(urls))
