@@ -140,7 +140,7 @@ fn create(session: &Session, template: &[Attribute]) -> Result<ObjectHandle, Pkc
 }
 
 /// Waits until a search shows a new private key: AWS CloudHSM copies it to all of its HSMs first. A key that stays hidden
-/// is no error here; what needs it reports that.
+/// is not an error here; what needs it reports that.
 ///
 /// # Errors
 /// If a call fails.
