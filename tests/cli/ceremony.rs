@@ -312,7 +312,7 @@ fn act_is_refused_unless_it_is_as_rehearsed() {
     desk.act("root", "").refused(&["root.pem: exists already"]);
     fs::remove_file(machine.path("root.pem")).unwrap();
     let words = "ceremony run $/root.toml --rehearsed $/root.rehearsal.json --sign-with $/root.toml --pin-file $/pin";
-    machine.run(words, &[]).refused(&["--sign-with", "it is no SSH key"]);
+    machine.run(words, &[]).refused(&["--sign-with", "it is not an SSH key"]);
     assert_eq!(machine.token_files(), before, "an object was made");
     assert!(!exists(&machine.path("log")), "something was recorded");
 

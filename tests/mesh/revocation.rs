@@ -145,8 +145,7 @@ async fn revoked_workload_is_cut_off_and_no_other_loses_a_request() {
     for (pair, count) in after.iter().filter(|(pair, _)| pair.0 != REVOKED && pair.1 != REVOKED) {
         assert_eq!(count, &before[pair], "{pair:?} is not concerned");
     }
-    story.step("the certificate of one workload revoked: cut off, as intended").await;
-    story.must_have_failed();
+    story.failing_step("the certificate of one workload revoked: cut off, as intended").await;
     story.note(format!(
         "`{REVOKED}` was rejected as client and as server {} s after the command; requests between the others did not fail.",
         shown.as_secs()
@@ -157,8 +156,7 @@ async fn revoked_workload_is_cut_off_and_no_other_loses_a_request() {
     mesh.workloads_rolled().await;
     // Until the old pod has ended.
     tokio::time::sleep(Duration::from_secs(25)).await;
-    story.step("the workload restarted, with a new key").await;
-    story.expected();
+    story.failing_step("the workload restarted, with a new key").await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     story.step("with its new certificate").await;
 

@@ -84,7 +84,7 @@ pub struct Settings {
 pub struct ActivationSettings {
     /// The Unix socket to listen on; an existing one is replaced.
     pub socket: PathBuf,
-    /// User IDs of the operators, in addition to root and the host's own user. Not the daemon's: whoever can connect can
+    /// User IDs of the operators, in addition to root and the host's own user. Not the daemon's: anyone who can connect can
     /// use up the attempts that the token allows.
     #[serde(default)]
     pub uids: Vec<u32>,

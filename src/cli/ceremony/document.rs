@@ -284,7 +284,7 @@ impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let time = parse_time(&text).filter(|time| whole_seconds(*time).is_ok_and(|whole| whole == *time));
-        time.map(Self).ok_or_else(|| D::Error::custom(format!("{text:?} is no time; write \"2027-01-31T00:00:00Z\"")))
+        time.map(Self).ok_or_else(|| D::Error::custom(format!("{text:?} is not a time; write \"2027-01-31T00:00:00Z\"")))
     }
 }
 
@@ -342,8 +342,8 @@ mod tests {
             ("\"Ann\"", "\"\"", "participants"),
             ("p256", "p521", "p521"),
             ("O=Example,CN=Root", "Root", "is no name"),
-            ("2027-01-01\"", "yesterday\"", "is no time"),
-            ("2027-01-01\"", "2027-01-01T00:00:00.5Z\"", "is no time"),
+            ("2027-01-01\"", "yesterday\"", "is not a time"),
+            ("2027-01-01\"", "2027-01-01T00:00:00.5Z\"", "is not a time"),
             ("output =", "out =", "unknown field `out`"),
             ("pkcs11:token=root", "pkcs11:token=root;pin-value=1", "PIN"),
         ] {

@@ -195,7 +195,7 @@ pub(in crate::cli) fn read_files(files: &[PathBuf]) -> anyhow::Result<Vec<PinSha
     files.iter().map(read).collect()
 }
 
-/// Asks for shares at the terminal until they suffice; nothing that is typed is shown. What is no share is asked for again.
+/// Asks for shares at the terminal until they suffice; nothing that is typed is shown. Anything else is asked for again.
 ///
 /// # Errors
 /// If there is no terminal.

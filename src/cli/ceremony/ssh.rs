@@ -29,7 +29,7 @@ impl SshKey {
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let name = path.display();
         let listed = ssh_keygen(&["-l".as_ref(), "-f".as_ref(), path.as_os_str()], None)
-            .with_context(|| format!("--sign-with {name}: it is no SSH key"))?;
+            .with_context(|| format!("--sign-with {name}: it is not an SSH key"))?;
         let key = Self { path: path.to_owned(), description: listed.trim().to_owned() };
         let directory = tempfile::tempdir()?;
         let probe = directory.path().join("probe");

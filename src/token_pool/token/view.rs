@@ -81,7 +81,7 @@ impl Published {
 }
 
 impl State {
-    /// Publishes what has changed, which [`Locked`](super::Locked) does when it is dropped. Whoever looks for waiting
+    /// Publishes what has changed, which [`Locked`](super::Locked) does when it is dropped. A task that looks for waiting
     /// requests must publish before: a request that finds no room is put into its queue first, and then looks again.
     pub(in super::super) fn publish(&self) {
         let published = &self.handle.published;

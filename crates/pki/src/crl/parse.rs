@@ -71,7 +71,7 @@ const COMPLETE: &str = "have the CA issue a complete CRL of version 2: `openssl 
 /// Reads all CRLs of a PEM file.
 ///
 /// # Errors
-/// Every reason why the file cannot be published: content that is no CRL, malformed CRLs, CRLs that
+/// Every reason why the file cannot be published: content that is not a CRL, malformed CRLs, CRLs that
 /// Istio's clients do not support, or no CRL at all.
 pub fn read(input: &Input) -> Result<Vec<Crl>, Vec<Problem>> {
     let problem = |reason: String, remedy: &str| Problem::with_remedy(&input.name, reason, remedy);
