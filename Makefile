@@ -60,7 +60,6 @@ test-release: ## build the release twice and compare; install, upgrade and remov
 test-tokens: ## run the token suite on each PKCS#11 module and on two at once, and the commands of hsm-config; needs root
 	$(call require,tokens)
 	@tests/modules.sh
-	$(CARGO) build --locked --bins
 	$(CARGO) test --locked --test token_host suite:: -- --include-ignored
 	$(CARGO) test --locked --test cli adopt:: -- --include-ignored
 
