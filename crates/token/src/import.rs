@@ -65,8 +65,8 @@ pub struct NotWrapped {
     algorithm: KeyAlgorithm,
     /// The strictest way's error.
     source: WrapError,
-    /// Whether the token takes such a key in the clear.
-    clear: bool,
+    /// How the token takes such a key in the clear, if it may.
+    clear: Option<Clear>,
     /// Whether the token lacks the ability, and did not fail.
     inability: bool,
     /// What imports keys instead.
@@ -81,19 +81,27 @@ fn import_tool(library: &LibraryInfo) -> &'static str {
     }
 }
 
+fn takes_none(algorithm: KeyAlgorithm, tool: &str) -> String {
+    format!(
+        "takes no {algorithm} key through PKCS#11, wrapped or in the clear; import it with {tool} and take it into service \
+         with `istio-hsm-ca adopt`"
+    )
+}
+
 impl NotWrapped {
     fn text(&self) -> String {
         let algorithm = self.algorithm;
         match (self.inability, self.clear) {
             (false, _) => format!("failed while it was tried out how it takes a {algorithm} key"),
-            (true, true) => {
+            (true, Some(Clear::Session(_))) => {
                 format!("cannot unwrap a {algorithm} key; --allow-plaintext-import imports it in the clear")
             }
-            (true, false) => format!(
-                "takes no {algorithm} key through PKCS#11, wrapped or in the clear; import it with {} and take it into \
-                 service with `istio-hsm-ca adopt`",
+            (true, Some(Clear::Token)) => format!(
+                "cannot unwrap a {algorithm} key; --allow-plaintext-import tries to import it in the clear, which cannot \
+                 be tried out before; if it fails, import the key with {} and take it into service with `istio-hsm-ca adopt`",
                 self.tool
             ),
+            (true, None) => takes_none(algorithm, self.tool),
         }
     }
 }
@@ -110,6 +118,17 @@ pub enum ImportError {
     /// The key in the token is not suitable, or several keys match.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The token takes such a key in no way; only writing it as a token object has shown that.
+    #[error("the token {}", takes_none(*.algorithm, .tool))]
+    NotTaken {
+        /// The key's type.
+        algorithm: KeyAlgorithm,
+        /// What imports keys instead.
+        tool: &'static str,
+        /// C_CreateObject's error.
+        #[source]
+        source: Pkcs11Error,
+    },
     /// Some of the created objects could not be removed.
     #[error("{source}; in addition, {left} of the created objects could not be removed: import again to remove them")]
     NotUndone {
@@ -146,6 +165,7 @@ impl ImportError {
         let fault = match self {
             Self::Call(call) => Some(&call.source),
             Self::Wrap(wrap) => wrap.fault(),
+            Self::NotTaken { source, .. } => Some(source),
             Self::Certificate(_)
             | Self::Key(_)
             | Self::NotUndone { .. }
@@ -307,8 +327,14 @@ impl Import<'_> {
             }
             Some(Clear::Token) => {
                 let kept = template::kept(&omission.apply(template));
-                let (handle, rejected) = rehearsal::create(session, self.key, &kept)
-                    .map_err(|source| call("take the key in the clear", source))?;
+                let (handle, rejected) = rehearsal::create(session, self.key, &kept).map_err(|source| {
+                    if !source.is_inability() && !template::rejects_template(&source) {
+                        return call("take the key in the clear", source);
+                    }
+                    let tool = import_tool(&self.ready.token.library().unwrap_or_default());
+                    let algorithm = self.ready.key.algorithm();
+                    ImportError::NotTaken { algorithm, tool, source }
+                })?;
                 return Ok(Staged { handle, how: How::Clear, omission: omission.and(rejected), stored: true });
             }
             None => {

@@ -151,7 +151,7 @@ impl Module {
         }
     }
 
-    /// The flags without which no such key is imported: what must be accepted, or a vendor's mechanism.
+    /// The flags with which such a key is imported: what must be accepted, or a vendor's mechanism.
     pub fn import_flags(self, key: Key) -> &'static [&'static str] {
         match (self, key) {
             (Self::Profile(profile), _) => profile.import_flags(),

@@ -212,7 +212,7 @@ fn check(opened: Opened, key: &PublicKey, options: &Options) -> Result<Ready, Ve
             Err(problem) => problems.push(problem),
             Ok(rehearsed) if clear.is_none() => {
                 let tool = import_tool(&token.library().unwrap_or_default());
-                let source = NotWrapped { algorithm, source, clear: rehearsed.is_some(), inability, tool };
+                let source = NotWrapped { algorithm, source, clear: rehearsed, inability, tool };
                 problems.push(Problem::NotWrapped { label: label(), source });
             }
             Ok(_) => {}

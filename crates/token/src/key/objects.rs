@@ -177,7 +177,7 @@ pub fn place_public(
 }
 
 /// Writes the certificate object, unless the same one exists. Also returns the objects that it replaces, to be
-/// destroyed at the end: certificates with the same CKA_ID and the same label, which are ours. Others are not modified.
+/// destroyed at the end: certificates with the same label and the same CKA_ID or key, which are ours. Others are not modified.
 ///
 /// # Errors
 /// If a call fails.
@@ -189,11 +189,14 @@ pub fn place_certificate(
 ) -> Result<(Placed, Vec<ObjectHandle>), Pkcs11Error> {
     let mut same = false;
     let mut old = Vec::new();
+    let key = public::of_certificate(certificate.der());
     // A token that gives objects a CKA_ID of its own has it under another one.
     for (object, label, value) in certificates(session)?.into_iter().take(MAX_CERTIFICATES) {
         if value == certificate.der() {
             same = true;
-        } else if label == name.label && public::id_of(session, object)?.as_deref() == Some(name.id) {
+        } else if label == name.label
+            && (public::id_of(session, object)?.as_deref() == Some(name.id) || public::of_certificate(&value) == key)
+        {
             old.push(object);
         }
     }
