@@ -17,7 +17,7 @@ use super::{
 fn perform(place: &Place, name: &str, act: &str, input: &str) -> Result<Value, String> {
     let head = format!(
         "version = 1\ntitle = \"{name}\"\ntoken = \"{}\"\nparticipants = [{{ name = \"Ann\", role = \"operator\" }}]\n\
-         log = {{ directory = \"log\", origin = \"suite.test/ceremonies\" }}\n",
+         log = {{ directory = \"acts\", origin = \"suite.test/ceremonies\" }}\n",
         place.uri()
     );
     fs::write(place.path(&format!("{name}.toml")), format!("{head}{act}")).unwrap();
