@@ -167,7 +167,7 @@ impl From<&Crl> for Published {
 
 impl std::fmt::Display for Published {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let until = audit_log::timestamp::format(self.next_update);
+        let until = humantime::format_rfc3339_seconds(self.next_update);
         let entries = if self.entries == 1 { "entry" } else { "entries" };
         let number = self.number.as_deref().unwrap_or("none");
         write!(f, "number {number} until {until}, {} {entries} ({})", self.entries, self.place)

@@ -99,7 +99,7 @@ fn cases() -> Vec<Case> {
         case("token removed", "* removed".to_owned(), 4000, Out),
         killed(case("token removed at the start", "* removed".to_owned(), 4000, Out)),
         killed(case("one session less than configured", "C_OpenSession sessions=2".to_owned(), 3000, Recovers)),
-        killed(case("no session but the login's", "C_OpenSession sessions=1".to_owned(), 4000, Out)),
+        killed(case("no session but the login's", "C_OpenSession sessions=1".to_owned(), 4000, Recovers)),
         killed(case("no session", "C_OpenSession sessions=0".to_owned(), 4000, Out)),
         killed(case("host killed", String::new(), 1500, Recovers)),
         Case { besides: Besides::Stop, ..case("host stopped", String::new(), 4000, Recovers) },

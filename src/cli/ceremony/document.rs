@@ -284,7 +284,8 @@ impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let time = parse_time(&text).filter(|time| whole_seconds(*time).is_ok_and(|whole| whole == *time));
-        time.map(Self).ok_or_else(|| D::Error::custom(format!("{text:?} is not a time; write \"2027-01-31T00:00:00Z\"")))
+        time.map(Self)
+            .ok_or_else(|| D::Error::custom(format!("{text:?} is not a time; write \"2027-01-31T00:00:00Z\"")))
     }
 }
 
