@@ -1,5 +1,5 @@
 //! The two tasks of a connection to a host: one writes the outbox, one reads the answers. A request that is alone is
-//! written without the first ([`Outbox`](super::token::Outbox)).
+//! written without the first (`token::outbox`).
 //!
 //! The socket is registered for reading only. If it were registered for writing as well, the daemon would be woken each
 //! time the host has read something. Writability is awaited only after an incomplete write.

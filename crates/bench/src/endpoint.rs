@@ -64,7 +64,7 @@ pub struct EndpointArguments {
     #[arg(long, value_name = "MICROSECONDS", requires = "ideal_sessions", group = "ideal_source",
           value_parser = positive)]
     ideal_signature: Option<f64>,
-    /// Instead: the daemon's [admin] address, whose metrics say how long the token's signatures took in this run
+    /// Instead: the address of the daemon's admin listener, whose metrics say how long the token's signatures took in this run
     #[arg(long, value_name = "ADDRESS", requires = "ideal_sessions", group = "ideal_source")]
     ideal_metrics: Option<SocketAddr>,
     /// Open a new connection with the workload's client certificate (mTLS) for each certificate
