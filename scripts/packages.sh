@@ -18,6 +18,7 @@ needs=(
   "opensc:pkcs11-tool"         # creates tokens without a PIN on the command line; cross-checks in tests
   "opensc-pkcs11:/usr/lib/$(uname -m)-linux-gnu/pkcs11-spy.so" # counts the calls of a host in tests
   "openssl:openssl"            # sample CA; verifies certificates in tests
+  "openssh-client:ssh-keygen"  # signs and verifies transcripts of ceremonies
   "gcc:cc"                     # aws-lc
   "cmake:cmake"                # aws-lc
   "make:make"
