@@ -136,9 +136,10 @@ impl Mesh {
         let at = Instant::now();
         let path =
             format!("{}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", self.logs.directory().join("bin").display());
-        // Variables that one block of the guide exports are there for the next.
-        let script =
-            format!("set -euo pipefail\n[ ! -e .variables ] || . ./.variables\n{script}\nexport -p > .variables\n");
+        // Variables that one block of the guide exports, and functions that it defines, are there for the next.
+        let script = format!(
+            "set -euo pipefail\n[ ! -e .variables ] || . ./.variables\n{script}\n{{ export -p; declare -f; }} > .variables\n"
+        );
         let output = tokio::process::Command::new("bash")
             .args(["-c", &script])
             .current_dir(&self.checkout)

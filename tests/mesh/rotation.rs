@@ -171,7 +171,7 @@ async fn new_certificates_keys_and_roots_of_the_ca_fail_no_request() {
 
 /// A new CA certificate for the same key, by the guide.
 pub async fn new_certificate(mesh: &Mesh, story: &mut Story<'_>) {
-    mesh.guide("### Renewing the CA certificate", "### Rolling").await;
+    mesh.guide("### Renewing the CA certificate", "### A new root").await;
     renewed_with(mesh, story, "renewed-bundle").await;
     story.step("new CA certificate for the same key (GUIDE)").await;
 }
