@@ -77,7 +77,10 @@ async fn published(mesh: &Mesh, test: &str) {
     tokio::time::sleep(PASSED_ON).await;
 }
 
-/// Failed requests from each workload to each other, as the clients' proxies count them.
+/// Counters of connections that the other side rejected: as a server, and, after the client's handshake, as a client.
+const FAILURES: [&str; 2] = ["cx_connect_fail", "cx_destroy_remote_with_active_rq"];
+
+/// Failed connections from each workload to each other, as the clients' proxies count them.
 async fn failed(mesh: &Mesh) -> BTreeMap<(String, String), u64> {
     let mut all = BTreeMap::new();
     for (pod, live) in mesh.kubelet.pods("demo") {
@@ -86,8 +89,7 @@ async fn failed(mesh: &Mesh) -> BTreeMap<(String, String), u64> {
         let text = reqwest::get(url).await.unwrap().text().await.unwrap();
         for server in WORKLOADS.iter().filter(|server| *server != client) {
             let of_pair = |line: &&str| {
-                line.starts_with("envoy_cluster_upstream_rq_xx{")
-                    && line.contains("response_code_class=\"5\"")
+                FAILURES.iter().any(|name| line.starts_with(&format!("envoy_cluster_upstream_{name}{{")))
                     && line.contains(&format!("|{server}.demo.svc"))
             };
             let lines = text.lines().filter(of_pair).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
