@@ -114,7 +114,7 @@ pub fn start(
     });
 }
 
-/// What is missing is no trouble before the CRLs are enabled.
+/// Until the CRLs are enabled, an incomplete set does not affect readiness.
 fn report(publication: &Publication, handle: &ReadinessHandle) {
     let (trouble, summary) = (publication.trouble(), publication.summary());
     if publication.enabled {

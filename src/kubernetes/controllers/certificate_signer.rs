@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use super::{
     certificate_requests::{NAME, Served, now},
-    request_loop::{self, Progress, RETRY_DELAY, Reconciler, SignerError, name_of},
+    request_loop::{self, Progress, RETRY_DELAY, Reconciler, RequestObject, SignerError, name_of},
     request_signer::{Refusal, chain_pem, is_final, shortened},
 };
 use crate::{
@@ -124,6 +124,8 @@ impl Signer {
         Self { cluster, ca, served, issuers, cluster_issuers, progress }
     }
 }
+
+impl RequestObject for CertificateRequest {}
 
 impl Reconciler for Signer {
     type Object = CertificateRequest;

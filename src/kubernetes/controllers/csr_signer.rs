@@ -22,7 +22,7 @@ use serde::Deserialize;
 
 use super::{
     Controller, Grants, Limits, Mistake, Mistakes,
-    request_loop::SignerError,
+    request_loop::{RequestObject, SignerError},
     request_signer::{self, Refusal, RequestKind, chain_pem, check_signer_name, is_final},
 };
 use crate::{
@@ -121,6 +121,8 @@ impl CsrSigner {
         }
     }
 }
+
+impl RequestObject for CertificateSigningRequest {}
 
 impl RequestKind for CsrSigner {
     type Object = CertificateSigningRequest;

@@ -39,7 +39,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Controller, DAY, Grants, Limits, Mistake, Mistakes,
-    request_loop::SignerError,
+    request_loop::{RequestObject, SignerError},
     request_signer::{self, Refusal, RequestKind, chain_pem, check_signer_name, is_final},
 };
 use crate::{
@@ -263,6 +263,8 @@ struct ServedSigner {
     signer: PodSigner,
     resource: ApiResource,
 }
+
+impl RequestObject for PodCertificateRequest {}
 
 impl RequestKind for ServedSigner {
     type Object = PodCertificateRequest;

@@ -53,18 +53,6 @@ pub(super) trait RequestObject:
 {
 }
 
-impl<T> RequestObject for T where
-    T: Resource<DynamicType: Debug + Clone + Eq + Hash + Unpin>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Serialize
-        + Send
-        + Sync
-        + 'static
-{
-}
-
 /// Answers one kind of requests.
 pub(super) trait Reconciler: Send + Sync + 'static {
     type Object: RequestObject;
