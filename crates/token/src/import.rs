@@ -4,9 +4,8 @@
 //! steps leaves no partial key however it is interrupted: the private key is unwrapped as a session object, proves
 //! itself by a signature, and becomes a token object by one C_CopyObject; a token without C_CopyObject gets it a second
 //! time, as a token object, and one without session objects at once. The helper keys come last, since they are optional
-//! and the token may have no room for them. On failure [`run`] removes what
-//! it created. It deletes other objects only if its marker shows that an interrupted import left them, or if they are
-//! an older certificate of the same key and label.
+//! and the token may have no room for them. On failure [`run`] removes what it created. It deletes other objects only if
+//! its marker shows that an interrupted import left them, or if they are an older certificate of the same key and label.
 
 use cryptoki::{
     error::RvError,
@@ -21,16 +20,13 @@ use super::{
         self, Accepted, Flags, KeyError, Weakness, hex,
         objects::{Made, Placed, await_visible, place_certificate, place_public},
         proof::{self, ProofError},
-        template::{self, Certificate, CertificateError, Name, Omission},
+        template::{self, Certificate, Name, Omission},
     },
-    module::LibraryInfo,
 };
-use pki::{
-    KeyAlgorithm,
-    private_key::{PrivateKey, PrivateKeyError},
-};
+use pki::private_key::PrivateKey;
 
 mod clear;
+mod error;
 mod existing;
 mod marker;
 mod plan;
@@ -39,6 +35,8 @@ mod report;
 mod wrap;
 
 pub use clear::ClearTemplate;
+use error::import_tool;
+pub use error::{ImportError, NotWrapped};
 pub use plan::{Problem, Ready, plan, plan_in_session, reach};
 use rehearsal::Clear;
 pub use report::{Control, How, ImportReport, WrapAttempt};
@@ -56,125 +54,6 @@ pub struct Options {
     pub kwp_mechanism: Option<Number>,
     /// The weaknesses that are accepted of the key in the token.
     pub accepted: Accepted,
-}
-
-/// The token cannot unwrap such a key, or failed before it could be seen.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{}", self.text())]
-pub struct NotWrapped {
-    algorithm: KeyAlgorithm,
-    /// The strictest way's error.
-    source: WrapError,
-    /// How the token takes such a key in the clear, if it may.
-    clear: Option<Clear>,
-    /// Whether the token lacks the ability, and did not fail.
-    inability: bool,
-    /// What imports keys instead.
-    tool: &'static str,
-}
-
-/// What imports keys into a token that takes none through PKCS#11.
-fn import_tool(library: &LibraryInfo) -> &'static str {
-    match library.description.as_str() {
-        "TPM2.0 Cryptoki" => "`tpm2_ptool import` (hsm-config/tpm2-pkcs11.toml)",
-        _ => "the vendor's own tool (hsm-config/VENDORS.md)",
-    }
-}
-
-fn takes_none(algorithm: KeyAlgorithm, tool: &str) -> String {
-    format!(
-        "takes no {algorithm} key through PKCS#11, wrapped or in the clear; import it with {tool} and take it into service \
-         with `istio-hsm-ca adopt`"
-    )
-}
-
-impl NotWrapped {
-    fn text(&self) -> String {
-        let algorithm = self.algorithm;
-        match (self.inability, self.clear) {
-            (false, _) => format!("failed while it was tried out how it takes a {algorithm} key"),
-            (true, Some(Clear::Session(_))) => {
-                format!("cannot unwrap a {algorithm} key; --allow-plaintext-import imports it in the clear")
-            }
-            (true, Some(Clear::Token)) => format!(
-                "cannot unwrap a {algorithm} key; --allow-plaintext-import tries to import it in the clear, which cannot \
-                 be tried out before; if it fails, import the key with {} and take it into service with `istio-hsm-ca adopt`",
-                self.tool
-            ),
-            (true, None) => takes_none(algorithm, self.tool),
-        }
-    }
-}
-
-/// Errors of an import. Everything it created has been removed again, except for [`ImportError::NotUndone`].
-#[derive(Debug, thiserror::Error)]
-pub enum ImportError {
-    /// A call failed.
-    #[error(transparent)]
-    Call(#[from] CallError),
-    /// The certificate is for another key.
-    #[error(transparent)]
-    Certificate(#[from] CertificateError),
-    /// The key in the token is not suitable, or several keys match.
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    /// The token takes such a key in no way; only writing it as a token object has shown that.
-    #[error("the token {}", takes_none(*.algorithm, .tool))]
-    NotTaken {
-        /// The key's type.
-        algorithm: KeyAlgorithm,
-        /// What imports keys instead.
-        tool: &'static str,
-        /// C_CreateObject's error.
-        #[source]
-        source: Pkcs11Error,
-    },
-    /// Some of the created objects could not be removed.
-    #[error("{source}; in addition, {left} of the created objects could not be removed: import again to remove them")]
-    NotUndone {
-        /// Number of objects left.
-        left: usize,
-        /// The original error.
-        source: Box<ImportError>,
-    },
-    /// The software key cannot be decomposed.
-    #[error(transparent)]
-    PrivateKey(#[from] PrivateKeyError),
-    /// The key in the token failed its checks.
-    #[error("the key in the token failed its checks")]
-    Proof(#[from] ProofError),
-    /// An object with the key's CKA_ID does not work and is not from an interrupted import.
-    #[error(
-        "the token holds a private key with {what} that does not work as the CA's key; delete it with the vendor's tool"
-    )]
-    Unproven {
-        /// The search criterion.
-        what: String,
-        /// The failed check.
-        #[source]
-        source: ProofError,
-    },
-    /// Wrapping failed.
-    #[error("the token did not accept the wrapped key")]
-    Wrap(#[from] WrapError),
-}
-
-impl ImportError {
-    /// Whether the token rejects an attribute of a template.
-    fn rejects_template(&self) -> bool {
-        let fault = match self {
-            Self::Call(call) => Some(&call.source),
-            Self::Wrap(wrap) => wrap.fault(),
-            Self::NotTaken { source, .. } => Some(source),
-            Self::Certificate(_)
-            | Self::Key(_)
-            | Self::NotUndone { .. }
-            | Self::PrivateKey(_)
-            | Self::Proof(_)
-            | Self::Unproven { .. } => None,
-        };
-        fault.is_some_and(template::rejects_template)
-    }
 }
 
 /// A private key in the token that has passed its checks.
